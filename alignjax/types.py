@@ -1,0 +1,83 @@
+"""The nouns that every layer shares.
+
+Axis legend, used in every shape comment of the library:
+
+  B  prompts in a batch                 D  width of a hidden state
+  N  responses to one prompt            V  vocabulary
+  P  prompt tokens (right-padded)       L  layers
+  R  response tokens (right-padded)
+
+Response 0 is the preferred one. Log-probabilities are in nats. `*_logp` is per token unless its docstring says otherwise.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+Params = Any  # a nested dict of arrays, as optax, orbax and `jax.tree` see it
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PreferenceBatch:
+  """B prompts with N responses each. A prompt is stored, and encoded, once for all of its responses.
+
+  Lengths, never token ids, say what is padding: a pad token may equal the end token.
+  """
+
+  prompt: Array  # [B, P] int32, right-padded
+  prompt_length: Array  # [B] int32, at least 1
+  response: Array  # [B, N, R] int32, right-padded, the end token included
+  response_length: Array  # [B, N] int32
+  label: Array  # [B] float32, P(response 0 is preferred to response 1); 1 for a hard label
+  weight: Array  # [B] float32, 0 for a padding row
+  score: Array | None = None  # [B, N] float32, a reward for each response
+  behaviour_logp: Array | None = None  # [B, N] float32, nats, log-probability of the whole response under the policy that wrote it
+  cached: Mapping[str, Array] = dataclasses.field(default_factory=dict)  # token statistics by name, [B, N, R], computed earlier
+
+  @property
+  def response_mask(self) -> Array:
+    """[B, N, R] bool: True on the tokens of a response, its end token included."""
+    return jnp.arange(self.response.shape[-1]) < self.response_length[..., None]
+
+
+class Term(NamedTuple):
+  """What an objective returns: one loss per prompt, never reduced."""
+
+  loss: Array  # [B] float32
+  metrics: Mapping[str, Array]  # each [B], without gradient
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class WeightedSum:
+  """A weighted mean that is not yet divided: a monoid, so it adds over microbatches, hosts and evaluation batches."""
+
+  total: Array
+  weight: Array
+
+  @classmethod
+  def of(cls, values: Array, weight: Array) -> 'WeightedSum':
+    """Sums `values` [B] under `weight` [B]. A row of weight 0 is left out even if its value is not finite."""
+    return cls(jnp.sum(jnp.where(weight > 0, weight * values, 0.0)), jnp.sum(weight))
+
+  def __add__(self, other: 'WeightedSum') -> 'WeightedSum':
+    return WeightedSum(self.total + other.total, self.weight + other.weight)
+
+  def mean(self) -> Array:
+    """total / weight, and 0 where nothing was weighed."""
+    return self.total / jnp.where(self.weight > 0, self.weight, 1.0)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Head:
+  """The map from a hidden state to logits: `soft_cap * tanh((h @ kernel + bias) / soft_cap)`."""
+
+  kernel: Array  # [D, V]
+  bias: Array | None = None  # [V]
+  soft_cap: float | None = dataclasses.field(default=None, metadata={'static': True})
