@@ -7,7 +7,7 @@ Axis legend, used in every shape comment of the library:
   P  prompt tokens (right-padded)       L  layers
   R  response tokens (right-padded)
 
-Response 0 is the preferred one. Log-probabilities are in nats. `*_logp` is per token unless its docstring says otherwise.
+Response 0 is the preferred one. Log-probabilities are in nats; `*_logp` is per token unless a comment says otherwise.
 """
 
 from collections.abc import Mapping
@@ -36,13 +36,8 @@ class PreferenceBatch:
   label: Array  # [B] float32, P(response 0 is preferred to response 1); 1 for a hard label
   weight: Array  # [B] float32, 0 for a padding row
   score: Array | None = None  # [B, N] float32, a reward for each response
-  behaviour_logp: Array | None = None  # [B, N] float32, nats, log-probability of the whole response under the policy that wrote it
-  cached: Mapping[str, Array] = dataclasses.field(default_factory=dict)  # token statistics by name, [B, N, R], computed earlier
-
-  @property
-  def response_mask(self) -> Array:
-    """[B, N, R] bool: True on the tokens of a response, its end token included."""
-    return jnp.arange(self.response.shape[-1]) < self.response_length[..., None]
+  behaviour_logp: Array | None = None  # [B, N] float32, nats, of the whole response under the policy that wrote it
+  cached: Mapping[str, Array] = dataclasses.field(default_factory=dict)  # token statistics by name, [B, N, R]
 
 
 class Term(NamedTuple):

@@ -1,0 +1,20 @@
+"""Token statistics: what they are, and how they are computed without holding logits for a whole batch."""
+
+from alignjax.stats.head import HiddenStates, from_logits, log_probs, missing_reference, statistics
+from alignjax.stats.table import StatTable
+from alignjax.stats.token import TokenStat, entropy, forward_kl, logp, reference_logp, reverse_kl
+
+__all__ = [
+  'HiddenStates',
+  'StatTable',
+  'TokenStat',
+  'entropy',
+  'forward_kl',
+  'from_logits',
+  'log_probs',
+  'logp',
+  'missing_reference',
+  'reference_logp',
+  'reverse_kl',
+  'statistics',
+]

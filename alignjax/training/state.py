@@ -1,11 +1,13 @@
 """What a training step carries, and what it only reads."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from alignjax.parallel import rules
 from alignjax.types import Array, Params
 
 
@@ -27,7 +29,28 @@ class TrainState:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Frozen:
-  """Read by the step, never written: neither donated nor saved. Arguments, not closures, so that XLA does not embed them."""
+  """Read by the step, never written: neither donated nor saved. Arguments: XLA would embed closures as constants."""
 
   reference: Params | None = None  # weights of the reference model; None where every reference statistic is cached
   delta: Params | None = None  # reference delta of online merging, theta_SFT - theta_base
+
+
+def shardings(mesh: jax.sharding.Mesh, state: TrainState) -> TrainState:
+  """Where each array of a state lives: moments of the optimizer like their parameters, everything else on every device.
+
+  Args:
+    mesh: the mesh.
+    state: a state of arrays or of shapes.
+  """
+  of_params = rules.param_shardings(mesh, state.params)
+  structure = jax.tree.structure(state.params)
+
+  def like_params(node: Any) -> bool:
+    return jax.tree.structure(node) == structure
+
+  def place(node: Any) -> Any:
+    return of_params if like_params(node) else rules.replicated(mesh)
+
+  opt_state = jax.tree.map(place, state.opt_state, is_leaf=like_params)
+  whole = rules.replicated(mesh)
+  return TrainState(step=whole, params=of_params, opt_state=opt_state, key=whole)

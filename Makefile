@@ -1,0 +1,57 @@
+# One command each: `make quickstart` aligns a real model, `make test` checks everything. Both set themselves up.
+
+VENV := .venv
+PYTHON_IN_VENV := $(VENV)/bin/python
+READY := $(VENV)/ready
+UV_VERSION := 0.13.9
+PYTHONS := $(PYTHON) python3.12 python3.13 python3.14 python3 python
+
+export UV_PYTHON_DOWNLOADS := never
+
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart test lint format lock clean
+
+help: ## show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1|\2/' | column -t -s '|' 2>/dev/null \
+	  || grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST)
+
+setup: $(READY) ## create .venv and install the locked dependencies (done once, redone when the lock changes)
+
+# A candidate is run, not looked up: a version manager's shim may be on the PATH and refuse to start.
+$(READY): requirements.lock setup.py
+	@for candidate in $(PYTHONS); do \
+	  if "$$candidate" -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 12))' > /dev/null 2>&1; \
+	  then python="$$candidate"; break; fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+	  echo 'alignjax needs Python 3.12 or newer (with venv and ensurepip); say which one with: make setup PYTHON=/path/to/python3' >&2; \
+	  exit 1; \
+	fi; \
+	echo "Setting up $(VENV) with $$("$$python" --version)"; \
+	"$$python" -m venv --clear $(VENV)
+	@$(PYTHON_IN_VENV) -m pip install -qq --disable-pip-version-check uv==$(UV_VERSION)
+	@$(VENV)/bin/uv pip install --quiet --python $(PYTHON_IN_VENV) --require-hashes --no-deps -r requirements.lock
+	@$(VENV)/bin/uv pip install --quiet --python $(PYTHON_IN_VENV) --no-deps --editable .
+	@touch $@
+
+quickstart: $(READY) ## align SmolLM2-135M on this machine: OBJECTIVE='simpo(beta=2.0, gamma=0.5)' make quickstart
+	@$(PYTHON_IN_VENV) -m experiments.quickstart $${OBJECTIVE:+"--objective=$$OBJECTIVE"} $(ARGS)
+
+test: lint ## lint, layering and all tests; ARGS='-k dpo' selects
+	@$(PYTHON_IN_VENV) -m pytest $(ARGS)
+
+lint: $(READY) ## ruff, rules and format
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+
+format: $(READY) ## let ruff repair what it can
+	@$(VENV)/bin/ruff check --fix .
+	@$(VENV)/bin/ruff format .
+
+lock: $(READY) ## resolve setup.py anew into requirements.lock; ARGS=--upgrade takes the newest versions
+	@$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.12 --generate-hashes --no-header --no-annotate \
+	  --no-emit-index-url --no-emit-find-links --extra demo --extra test $(ARGS) setup.py --output-file requirements.lock
+
+clean: ## remove the environment, caches and runs
+	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,34 @@
+"""Gold rewards: what a response is worth, from its text alone."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+Reward = Callable[[Sequence[str], Sequence[str]], np.ndarray]
+"""(prompts, responses), aligned one to one -> float64 [len(responses)], higher is better."""
+
+
+def vader() -> Reward:
+  """Sentiment of the response: the compound score of the VADER lexicon, in [-1, 1], 0 where no word carries sentiment.
+
+  Returns:
+    A reward that reads the response and ignores the prompt.
+
+  Raises:
+    ImportError: the package vaderSentiment is not installed.
+
+  References:
+    Hutto and Gilbert, "VADER: A Parsimonious Rule-based Model for Sentiment Analysis of Social Media Text", ICWSM 2014.
+  """
+  try:
+    from vaderSentiment import vaderSentiment
+  except ImportError as error:
+    raise ImportError("rewards.vader() needs the package vaderSentiment: pip install 'alignjax[demo]'") from error
+  analyzer = vaderSentiment.SentimentIntensityAnalyzer()
+
+  def reward(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
+    if len(prompts) != len(responses):
+      raise ValueError(f'a reward needs one prompt for each response, got {len(prompts)} and {len(responses)}')
+    return np.array([analyzer.polarity_scores(response)['compound'] for response in responses], np.float64)
+
+  return reward

@@ -1,0 +1,177 @@
+"""Models in and out as Hugging Face folders: config.json, *.safetensors, and the tokenizer files beside them.
+
+Weights are read and written as safetensors only: nothing here unpickles.
+"""
+
+from collections.abc import Iterator, Mapping
+import contextlib
+import dataclasses
+import os
+import pathlib
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+
+from alignjax.models import families, folders, transformer
+from alignjax.types import Params
+
+TOKEN_IDS = ('bos_token_id', 'eos_token_id', 'pad_token_id')  # of config.json, which other tools generate with
+
+
+def load_config(folder: str | os.PathLike[str], **overrides: Any) -> transformer.TransformerConfig:
+  """Reads config.json.
+
+  Args:
+    folder: a Hugging Face folder.
+    **overrides: fields of `TransformerConfig` to set afterwards, such as `compute_dtype='bfloat16'`.
+
+  Raises:
+    ValueError: the file is absent or malformed, or an entry or an override is unknown or not supported.
+  """
+  path = pathlib.Path(folder) / folders.CONFIG
+  known = {field.name for field in dataclasses.fields(transformer.TransformerConfig)}
+  if unknown := sorted(set(overrides) - known):
+    raise ValueError(f'unknown fields of TransformerConfig: {", ".join(unknown)}; known: {", ".join(sorted(known))}')
+  entries = folders.read_json(path)
+  with folders.naming(path):
+    family = families.by_type(entries.get('model_type'))
+    return transformer.TransformerConfig(**(family.parse(entries) | overrides))
+
+
+def load_params(folder: str | os.PathLike[str], config: transformer.TransformerConfig, shardings: Any = None) -> Params:
+  """Reads the weights tensor by tensor, as float32 whatever their type on disk.
+
+  Holds one leaf on the host at a time, besides what it has placed on devices.
+
+  Args:
+    folder: a Hugging Face folder, its weights in one file or in several with an index.
+    config: of the model; it says which leaves and shapes to expect.
+    shardings: a tree like the parameters, of where to place each leaf. None places all on the default device.
+
+  Returns:
+    A nested dict of float32 arrays.
+
+  Raises:
+    ValueError: a file is absent or malformed, or a tensor is missing, unexpected, mis-shaped, of another type than
+      float32, float16 or bfloat16, or not finite; the message names the tensor and the file.
+  """
+  folder = pathlib.Path(folder)
+  family = _family_of_folder(folder)
+  shapes, treedef = parameter_shapes(config)
+  targets = [None] * len(shapes) if shardings is None else treedef.flatten_up_to(shardings)
+  with contextlib.ExitStack() as stack:
+    tensors = folders.open_tensors(folder, stack)
+    index = folder / folders.INDEX
+    with folders.naming(index if index.exists() else folder / folders.WEIGHTS):
+      family.check(shapes, {name: tensor.shape for name, tensor in tensors.items()})
+    placed = []
+    for (leaf, shape), target in zip(shapes.items(), targets, strict=True):
+      placed.append(_place(_read_leaf(family.tensor(leaf), shape, tensors), target))
+  return jax.tree.unflatten(treedef, placed)
+
+
+def save(
+  folder: str | os.PathLike[str],
+  config: transformer.TransformerConfig,
+  params: Params,
+  assets_from: str | os.PathLike[str] | None = None,
+  dtype: str = 'float32',
+) -> None:
+  """Writes a folder that `load_params`, and other tools that know the Hugging Face layout, can read.
+
+  The folder appears complete or not at all, and takes the place of an earlier model of that name. In a run of several
+  processes all of them call this, and the first writes.
+
+  Args:
+    folder: to write. If it exists, it must hold the files of a model and nothing else.
+    config: of the model.
+    params: its parameters, on any sharding.
+    assets_from: a Hugging Face folder to copy the tokenizer, the chat template and the generation settings from.
+    dtype: of the stored weights: 'float32', 'bfloat16' or 'float16'.
+
+  Raises:
+    ValueError: the parameters do not fit the configuration, a value is not finite in `dtype`, or a folder is unfit.
+  """
+  if dtype not in folders.DTYPES.values():
+    raise ValueError(f'dtype={dtype!r}: must be one of {", ".join(folders.DTYPES.values())}')
+  family = families.of(config)
+  leaves = _check_leaves(config, params)
+  entries = family.render(config) | {'torch_dtype': dtype} | _token_ids(assets_from)
+  tensors = _stored_tensors(family, leaves, np.dtype(dtype))
+  if jax.process_index() == 0:
+    with folders.replacing(folder) as partial:
+      folders.write_json(partial / folders.CONFIG, entries)
+      folders.write_weights(partial, tensors)
+      if assets_from is not None:
+        folders.copy_assets(pathlib.Path(assets_from), partial)
+  else:
+    for _ in tensors:  # gathering a sharded leaf takes all processes
+      pass
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices('alignjax.models.checkpoint_io.save')
+
+
+def _family_of_folder(folder: pathlib.Path) -> families.Family:
+  entries = folders.read_json(folder / folders.CONFIG)
+  with folders.naming(folder / folders.CONFIG):
+    return families.by_type(entries.get('model_type'))
+
+
+def parameter_shapes(config: transformer.TransformerConfig) -> tuple[dict[str, tuple[int, ...]], Any]:
+  """The shape of every parameter by its path ('layers/mlp/up/kernel'), in tree order, and the structure of the tree."""
+  tree = jax.eval_shape(transformer.build(config).init, jax.random.key(0))
+  paths, treedef = jax.tree_util.tree_flatten_with_path(tree)
+  return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf.shape for path, leaf in paths}, treedef
+
+
+def _read_leaf(
+  tensor: families.Tensor, shape: tuple[int, ...], tensors: Mapping[str, folders.StoredTensor]
+) -> np.ndarray:
+  """Reads one leaf as float32, each layer straight into its place."""
+  leaf = np.empty(shape, np.float32)
+  for name, row in zip(tensor.names(shape), leaf if tensor.stacked else leaf[None], strict=True):
+    (row.T if tensor.transposed else row)[...] = tensors[name].read()
+  return leaf
+
+
+def _place(leaf: np.ndarray, sharding: jax.sharding.Sharding | None) -> jax.Array:
+  if sharding is not None and not sharding.is_fully_addressable:
+    return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
+  return jax.device_put(leaf, sharding)
+
+
+def _check_leaves(config: transformer.TransformerConfig, params: Params) -> dict[str, Any]:
+  """The parameters by path, after a comparison with what the model asks for."""
+  expected, _ = parameter_shapes(config)
+  paths, _ = jax.tree_util.tree_flatten_with_path(params)
+  leaves = {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in paths}
+  if different := expected.keys() ^ leaves.keys():
+    raise ValueError(f'parameters do not fit the configuration: missing or unexpected {folders.listed(different)}')
+  for leaf, shape in expected.items():
+    if leaves[leaf].shape != shape:
+      raise ValueError(f'parameter {leaf}: expected shape {shape}, found {leaves[leaf].shape}')
+  return leaves
+
+
+def _stored_tensors(
+  family: families.Family, leaves: Mapping[str, Any], dtype: np.dtype
+) -> Iterator[tuple[str, np.ndarray]]:
+  """Yields stored names and values, leaf after leaf."""
+  for leaf, value in leaves.items():
+    tensor = family.tensor(leaf)
+    addressable = not isinstance(value, jax.Array) or value.is_fully_addressable
+    host = np.asarray(value) if addressable else multihost_utils.process_allgather(value, tiled=True)
+    for name, row in zip(tensor.names(host.shape), host if tensor.stacked else host[None], strict=True):
+      with np.errstate(over='ignore'):  # the writer refuses what overflows, by name
+        stored = (row.T if tensor.transposed else row).astype(dtype)
+      yield name, stored
+
+
+def _token_ids(folder: str | os.PathLike[str] | None) -> dict[str, Any]:
+  """The entries of config.json that name special tokens."""
+  if folder is None:
+    return {}
+  entries = folders.read_json(pathlib.Path(folder) / folders.CONFIG)
+  return {key: entries[key] for key in TOKEN_IDS if key in entries}

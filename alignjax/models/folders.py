@@ -1,0 +1,231 @@
+"""The files of a Hugging Face folder: JSON, safetensors, and a folder that appears complete or not at all.
+
+Weights are safetensors only: nothing here unpickles.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import secrets
+import shutil
+from typing import Any
+
+import numpy as np
+import safetensors
+from safetensors import numpy as safetensors_numpy
+
+CONFIG = 'config.json'
+WEIGHTS = 'model.safetensors'
+INDEX = 'model.safetensors.index.json'
+SHARD = re.compile(r'model-\d{5}-of-\d{5}\.safetensors')
+ASSETS = (
+  'added_tokens.json',
+  'chat_template.jinja',
+  'chat_template.json',
+  'generation_config.json',
+  'merges.txt',
+  'special_tokens_map.json',
+  'tokenizer.json',
+  'tokenizer.model',
+  'tokenizer_config.json',
+  'vocab.json',
+)
+DTYPES = {'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16'}  # that weights may have on disk
+SHARD_BYTES = 5 * 10**9
+
+
+@contextlib.contextmanager
+def replacing(folder: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+  """Yields an empty folder that takes the place of `folder` when the block ends well, and is removed when it fails.
+
+  Raises:
+    ValueError: `folder` is a file, or holds something that is not part of a model and would be lost.
+  """
+  folder = pathlib.Path(folder).resolve()
+  _check_replaceable(folder)
+  token = f'{os.getpid()}-{secrets.token_hex(4)}'
+  partial = folder.with_name(f'.{folder.name}.{token}.partial')
+  previous = folder.with_name(f'.{folder.name}.{token}.previous')
+  partial.mkdir(parents=True)
+  try:
+    yield partial
+    mode = partial.stat().st_mode & 0o666
+    for path in partial.iterdir():
+      path.chmod(mode)  # safetensors writes files that only their owner may read
+      with path.open('rb') as file:
+        os.fsync(file.fileno())  # else a power cut could leave the new name with empty files
+    if folder.exists():
+      folder.rename(previous)
+    partial.rename(folder)
+  except BaseException:
+    if previous.exists() and not folder.exists():
+      previous.rename(folder)
+    shutil.rmtree(partial, ignore_errors=True)
+    raise
+  shutil.rmtree(previous, ignore_errors=True)
+
+
+def write_json(path: pathlib.Path, entries: Mapping[str, Any]) -> None:
+  """Writes `entries` as indented JSON."""
+  path.write_text(json.dumps(entries, indent=2, ensure_ascii=False) + '\n', encoding='utf-8')
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  """Reads a JSON object.
+
+  Raises:
+    ValueError: there is none; the message names the file.
+  """
+  with naming(path):
+    entries = json.loads(path.read_text(encoding='utf-8'))
+    if not isinstance(entries, dict):
+      raise ValueError('must hold a JSON object')
+    return entries
+
+
+def write_weights(
+  folder: pathlib.Path, tensors: Iterable[tuple[str, np.ndarray]], shard_bytes: int = SHARD_BYTES
+) -> None:
+  """Writes model.safetensors or, above `shard_bytes`, numbered files and their index.
+
+  Args:
+    folder: to write to.
+    tensors: stored names and values. They are taken one by one, and at most one file's worth of them is held.
+    shard_bytes: largest size of one file, in bytes, unless one tensor is larger.
+
+  Raises:
+    ValueError: a tensor holds a value that is not finite.
+  """
+  shards: list[list[str]] = []
+  pending: dict[str, np.ndarray] = {}
+  total = held = 0
+
+  def flush():
+    path = folder / f'shard-{len(shards)}'
+    safetensors_numpy.save_file(pending, path, metadata={'format': 'pt'})
+    shards.append(list(pending))
+    pending.clear()
+
+  for name, tensor in tensors:
+    _check_finite(name, tensor)
+    if pending and held + tensor.nbytes > shard_bytes:
+      flush()
+      held = 0
+    pending[name] = np.ascontiguousarray(tensor)  # safetensors would write the memory of a view as it lies
+    held += tensor.nbytes
+    total += tensor.nbytes
+  flush()
+  if len(shards) == 1:
+    (folder / 'shard-0').rename(folder / WEIGHTS)
+    return
+  weight_map = {}
+  for index, names in enumerate(shards):
+    file = f'model-{index + 1:05d}-of-{len(shards):05d}.safetensors'
+    (folder / f'shard-{index}').rename(folder / file)
+    weight_map |= dict.fromkeys(names, file)
+  write_json(folder / INDEX, {'metadata': {'total_size': total}, 'weight_map': weight_map})
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredTensor:
+  """A tensor in an open file."""
+
+  name: str
+  path: pathlib.Path
+  shape: tuple[int, ...]
+  dtype: str  # as safetensors writes it, a key of DTYPES
+  file: Any
+
+  def read(self) -> np.ndarray:
+    """Its values, in the type that they have on disk.
+
+    Raises:
+      ValueError: they can not be read, or are not all finite.
+    """
+    with naming(self.path):
+      value = self.file.get_tensor(self.name)
+      _check_finite(self.name, value)
+      return value
+
+
+def open_tensors(folder: pathlib.Path, stack: contextlib.ExitStack) -> dict[str, StoredTensor]:
+  """Opens the weight files of a folder until `stack` closes, and lists their tensors by name.
+
+  Raises:
+    ValueError: a file is absent, malformed, outside the folder or not as the index says, or a tensor has another type
+      than those in DTYPES.
+  """
+  tensors: dict[str, StoredTensor] = {}
+  for path, indexed in _weight_files(folder).items():
+    with naming(path):
+      file = stack.enter_context(safetensors.safe_open(path, framework='np'))
+      names = set(file.keys())
+      if indexed is not None and names != indexed:
+        raise ValueError(f'tensors differ from those in {INDEX}: {listed(names ^ indexed)}')
+      for name in names:
+        header = file.get_slice(name)
+        tensors[name] = StoredTensor(name, path, tuple(header.get_shape()), header.get_dtype(), file)
+        if tensors[name].dtype not in DTYPES:
+          raise ValueError(f'tensor {name}: type {tensors[name].dtype} is not one of {", ".join(DTYPES)}')
+  return tensors
+
+
+def _weight_files(folder: pathlib.Path) -> dict[pathlib.Path, set[str] | None]:
+  """The weight files of a folder, with the tensors that the index expects in each, or None where there is no index."""
+  single, index = folder / WEIGHTS, folder / INDEX
+  if single.exists() and index.exists():
+    raise ValueError(f'{folder}: holds both {WEIGHTS} and {INDEX}: remove one of them')
+  if single.exists():
+    return {single: None}
+  if not index.exists():
+    raise ValueError(f'{folder}: holds neither {WEIGHTS} nor {INDEX}; weights in other formats are not read')
+  weight_map = read_json(index).get('weight_map')
+  if not isinstance(weight_map, dict) or not weight_map:
+    raise ValueError(f'{index}: weight_map must be an object of tensor names and file names')
+  files: dict[pathlib.Path, set[str] | None] = {}
+  for name, file in weight_map.items():
+    if not isinstance(file, str) or not re.fullmatch(r'[\w-][\w.-]*\.safetensors', file):
+      raise ValueError(f'{index}: weight_map[{name!r}]={file!r} must name a .safetensors file in the same folder')
+    files.setdefault(folder / file, set()).add(name)
+  return files
+
+
+def copy_assets(source: pathlib.Path, target: pathlib.Path) -> None:
+  """Copies the tokenizer, the chat template and the generation settings, as far as `source` has them."""
+  for name in ASSETS:
+    if (source / name).exists():
+      shutil.copyfile(source / name, target / name)
+
+
+@contextlib.contextmanager
+def naming(path: pathlib.Path) -> Iterator[None]:
+  """Turns whatever a malformed file provokes in the block into a ValueError that names the file."""
+  try:
+    yield
+  except Exception as error:
+    raise ValueError(f'{path}: {error}') from error
+
+
+def listed(names: Iterable[str], limit: int = 8) -> str:
+  """The first names, sorted, and how many more there are."""
+  names = sorted(names)
+  return ', '.join(names[:limit]) + (f' and {len(names) - limit} more' if len(names) > limit else '')
+
+
+def _check_finite(name: str, value: np.ndarray) -> None:
+  if not np.isfinite(value).all():
+    raise ValueError(f'tensor {name} ({value.dtype}) holds values that are not finite')
+
+
+def _check_replaceable(folder: pathlib.Path) -> None:
+  if not folder.exists():
+    return
+  if not folder.is_dir():
+    raise ValueError(f'{folder}: is a file, so no model can be written there')
+  ours = (CONFIG, WEIGHTS, INDEX) + ASSETS
+  if foreign := [path.name for path in folder.iterdir() if path.name not in ours and not SHARD.fullmatch(path.name)]:
+    raise ValueError(f'{folder}: holds files that are not part of a model ({listed(foreign)}): choose another folder')

@@ -1,0 +1,297 @@
+"""One configurable Llama-type decoder, handed out as pure functions over a nested dict of arrays.
+
+The network is written in flax.nnx, in tree style: no shared references, no mutation, no state. `build` splits it once;
+afterwards optimizers, checkpoints and sharding rules see an ordinary dict, with the layers stacked on a leading axis:
+
+  embed/embedding [V, D]                              final_norm/scale [D]
+  layers/{attention_norm,mlp_norm}/scale [L, D]       unembed/kernel [D, V], unless embeddings are tied
+  layers/attention/{query,key,value}/kernel [L, D, heads * H]
+  layers/attention/output/kernel [L, heads * H, D]
+  layers/mlp/{gate,up}/kernel [L, D, F]
+  layers/mlp/down/kernel [L, F, D]
+
+Parameters are float32; products run in `compute_dtype`; norms, rotary angles and softmax in float32.
+"""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any, NamedTuple
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from alignjax.models import attention, base, layers
+from alignjax.types import Array, Head, Params
+
+Constrain = Callable[[Array, tuple[str | None, ...]], Array]
+
+_REMAT = {
+  'none': lambda apply, **_: apply,
+  'dots': lambda apply, **options: jax.checkpoint(
+    apply, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable, **options
+  ),
+  'full': jax.checkpoint,
+}
+_CHOICES = {
+  'compute_dtype': ('float32', 'bfloat16'),
+  'remat': tuple(_REMAT),
+  'attention': ('xla', 'cudnn'),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+  """The shape of a decoder, and how it is computed.
+
+  Raises:
+    ValueError: naming the field, for a size that is not positive, for sizes that do not divide, or for an unknown
+      choice.
+  """
+
+  vocab_size: int  # V
+  width: int  # D
+  layers: int  # L
+  heads: int
+  kv_heads: int  # K, divides heads
+  head_width: int  # H, even
+  mlp_width: int  # F
+  norm_epsilon: float
+  rope_theta: float
+  tied_embeddings: bool
+  max_positions: int  # tokens of a prompt and its longest response together
+  compute_dtype: str = 'float32'  # or 'bfloat16'
+  remat: str = 'dots'  # what a layer keeps for the backward pass: everything ('none'), weight products ('dots'), only its input ('full')
+  scan_layers: bool = True  # False unrolls: slower to compile, faster on a CPU
+  attention: str = 'xla'  # or 'cudnn', which needs bfloat16 and an NVIDIA GPU
+
+  def __post_init__(self):
+    for name, choices in _CHOICES.items():
+      if getattr(self, name) not in choices:
+        raise ValueError(f'{name}={getattr(self, name)!r} is not one of {", ".join(map(repr, choices))}')
+    sizes = ('vocab_size', 'width', 'layers', 'heads', 'kv_heads', 'head_width', 'mlp_width', 'max_positions')
+    for name in (*sizes, 'norm_epsilon', 'rope_theta'):
+      if not getattr(self, name) > 0:
+        raise ValueError(f'{name}={getattr(self, name)!r} must be positive')
+    if self.heads % self.kv_heads:
+      raise ValueError(f'heads={self.heads} is not a multiple of kv_heads={self.kv_heads}')
+    if self.head_width % 2:
+      raise ValueError(f'head_width={self.head_width} must be even: rotary positions turn pairs of numbers')
+    if self.attention == 'cudnn' and self.compute_dtype != 'bfloat16':
+      raise ValueError(f"attention='cudnn' needs compute_dtype='bfloat16', not {self.compute_dtype!r}")
+
+
+class Embedding(nnx.Module):
+  """One row of `embedding` for each token id."""
+
+  def __init__(self, vocab_size: int, width: int, key: Array):
+    self.embedding = nnx.Param(jax.random.normal(key, (vocab_size, width)) * width**-0.5)
+
+  def __call__(self, token: Array, dtype: Any) -> Array:
+    return self.embedding[...][token].astype(dtype)
+
+
+class Block(nnx.Module):
+  """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+  def __init__(self, config: TransformerConfig, key: Array):
+    attention_key, mlp_key = jax.random.split(key)
+    self.attention_norm = layers.RMSNorm(config.width, config.norm_epsilon)
+    self.attention = attention.Attention(
+      config.width, config.heads, config.kv_heads, config.head_width, config.attention, attention_key
+    )
+    self.mlp_norm = layers.RMSNorm(config.width, config.norm_epsilon)
+    self.mlp = layers.MLP(config.width, config.mlp_width, mlp_key)
+
+  def finish(self, x: Array, attended: Array) -> Array:
+    """Everything after attention: its output projection, and the MLP."""
+    x = x + self.attention.output(attended)
+    return x + self.mlp(self.mlp_norm(x))
+
+  def prompts(self, x: Array, rotary: tuple[Array, Array]) -> tuple[Array, tuple[Array, Array]]:
+    """Prompts alone, [B, P, D]; also returns their keys and values, [B, P, K, H]."""
+    normed = self.attention_norm(x)
+    query = self.attention.queries(normed, rotary)
+    key, value = self.attention.keys_values(normed, rotary)
+    return self.finish(x, self.attention.over_prompt(query, key, value)), (key, value)
+
+  def joint(
+    self, x: Array, rotary: tuple[Array, Array], prompt_keys: Array, layout: attention.Layout, last: bool
+  ) -> Array:
+    """Prompts and responses, [B, P + N * R, D]. The last layer returns the responses alone, [B, N * R, D]."""
+    prompt = layout.prompt
+    normed = self.attention_norm(x)
+    key, value = self.attention.keys_values(normed, rotary)
+    if last:
+      x, normed, rotary = jax.tree.map(lambda y: y[:, prompt:], (x, normed, rotary))
+    query = self.attention.queries(normed, rotary)
+    attended = self.attention.over_responses(query if last else query[:, prompt:], key, value, prompt_keys, layout)
+    if not last:
+      of_prompt = self.attention.over_prompt(query[:, :prompt], key[:, :prompt], value[:, :prompt])
+      attended = jnp.concatenate([of_prompt, attended], axis=1)
+    return self.finish(x, attended)
+
+  def step(self, x: Array, rotary: tuple[Array, Array], cache: 'LayerCache', index: Array, seen: tuple[Array, Array]) -> tuple[Array, 'LayerCache']:
+    """One token of each sample, [B, N, D]; also returns the cache with its key and value at `index`."""
+    normed = self.attention_norm(x)
+    query = self.attention.queries(normed, rotary)
+    key, value = self.attention.keys_values(normed, rotary)
+    own_key = jax.lax.dynamic_update_slice_in_dim(cache.own_key, key[..., None], index, axis=4)
+    own_value = jax.lax.dynamic_update_slice_in_dim(cache.own_value, value[..., None, :], index, axis=3)
+    cache = cache._replace(own_key=own_key, own_value=own_value)
+    attended = attention.attend_cached(
+      query, (cache.prompt_key, cache.prompt_value), (own_key, own_value), seen
+    )
+    return self.finish(x, attended), cache
+
+
+class LayerCache(NamedTuple):
+  prompt_key: Array  # [B, K, H, P]
+  prompt_value: Array  # [B, K, P, H]
+  own_key: Array  # [B, N, K, H, R]
+  own_value: Array  # [B, N, K, R, H]
+
+class Cache(NamedTuple):
+  weights: list
+  layers: list
+  prompt_length: Array
+  index: Array
+
+
+class Decoder(nnx.Module):
+  """Embedding, L blocks stacked on the leading axis of their parameters, and a final norm."""
+
+  def __init__(self, config: TransformerConfig, constrain: Constrain, key: Array):
+    embed_key, layers_key, unembed_key = jax.random.split(key, 3)
+    self.config = config
+    self.constrain = constrain
+    self.embed = Embedding(config.vocab_size, config.width, embed_key)
+    self.layers = jax.vmap(lambda key: Block(config, key))(jax.random.split(layers_key, config.layers))
+    self.final_norm = layers.RMSNorm(config.width, config.norm_epsilon)
+    if not config.tied_embeddings:
+      self.unembed = layers.Linear(config.width, config.vocab_size, unembed_key)
+
+  def hidden(self, prompt: Array, prompt_length: Array, response: Array, response_length: Array) -> Array:
+    """See `base.LanguageModel.hidden`. Causality keeps padding out of what is read, so `response_length` is not."""
+    del response_length
+    layout = attention.Layout(prompt.shape[1], *response.shape[1:])
+    self._check_positions(layout.prompt, layout.response)
+    last_token = jnp.take_along_axis(prompt, prompt_length[:, None] - 1, axis=1)
+    first = jnp.broadcast_to(last_token[:, None], (*response.shape[:2], 1))
+    inputs = jnp.concatenate([first, response[:, :, :-1]], axis=2)
+    tokens = jnp.concatenate([prompt, inputs.reshape(prompt.shape[0], -1)], axis=1)
+    rotary = self._rotary(_joint_positions(prompt_length, layout))
+    prompt_keys = prompt_length - 1
+    x = self.constrain(self.embed(tokens, self.config.compute_dtype), ('batch', None, None))
+
+    def apply(block: Block, x: Array, last: bool) -> Array:
+      return self.constrain(block.joint(x, rotary, prompt_keys, layout, last), ('batch', None, None))
+
+    remat = _REMAT[self.config.remat]
+    if self.config.scan_layers:
+      # One body serves all layers, so the last one computes its prompt branch in vain: 1 / L of that branch, less than
+      # a copy of all stacked weights but the last would cost.
+      body = remat(lambda block, x: apply(block, x, False), prevent_cse=False)
+      x, _ = jax.lax.scan(lambda x, block: (body(block, x), None), x, self.layers)
+      x = x[:, layout.prompt :]
+    else:
+      for i, block in enumerate(unstack(self.layers, self.config.layers)):
+        x = remat(lambda block, x, last=i == self.config.layers - 1: apply(block, x, last))(block, x)
+    return self.final_norm(x).reshape(*response.shape, -1)
+
+  def prefill(self, prompt: Array, prompt_length: Array, samples: int, max_new_tokens: int) -> Any:
+    """See `base.LanguageModel.prefill`."""
+    config = self.config
+    self._check_positions(prompt.shape[1], max_new_tokens)
+    rotary = self._rotary(jnp.broadcast_to(jnp.arange(prompt.shape[1]), prompt.shape))
+    x = self.constrain(self.embed(prompt, config.compute_dtype), ('batch', None, None))
+
+    def body(x: Array, block: Block) -> tuple[Array, tuple[Array, Array]]:
+      x, keys_values = block.prompts(x, rotary)
+      return self.constrain(x, ('batch', None, None)), keys_values
+
+    _, (keys, values) = jax.lax.scan(body, x, self.layers)
+    own = (prompt.shape[0], samples, config.kv_heads)
+    own_key = jnp.zeros((*own, config.head_width, max_new_tokens), config.compute_dtype)
+    own_value = jnp.zeros((*own, max_new_tokens, config.head_width), config.compute_dtype)
+    caches = [
+      LayerCache(key.transpose(0, 2, 3, 1), value.transpose(0, 2, 1, 3), own_key, own_value)
+      for key, value in zip(unstack(keys, config.layers), unstack(values, config.layers))
+    ]
+    weights = nnx.to_pure_dict(nnx.split(self.layers)[1])
+    weights = unstack(jax.tree.map(lambda x: x.astype(config.compute_dtype), weights), config.layers)
+    return Cache(weights, caches, prompt_length, jnp.zeros((), jnp.int32))
+
+  def decode(self, cache: Cache, token: Array) -> tuple[Cache, Array]:
+    """See `base.LanguageModel.decode`. Layers are unrolled: scanned ones halve the speed of decoding on a CPU."""
+    prompt_keys = cache.prompt_length - 1
+    rotary = self._rotary((prompt_keys + cache.index)[:, None])
+    x = self.constrain(self.embed(token, self.config.compute_dtype), ('batch', None, None))
+    prompt_size, size = cache.layers[0].prompt_value.shape[2], cache.layers[0].own_value.shape[3]
+    seen = (jnp.arange(prompt_size)[None] < prompt_keys[:, None], jnp.arange(size) <= cache.index)
+    structure, _ = nnx.split(self.layers)
+    caches = []
+    for weights, layer in zip(cache.weights, cache.layers):
+      x, layer = nnx.merge(structure, weights).step(x, rotary, layer, cache.index, seen)
+      caches.append(layer)
+      x = self.constrain(x, ('batch', None, None))
+    return cache._replace(layers=caches, index=cache.index + 1), self.final_norm(x)
+
+  def head(self) -> Head:
+    """The embedding transposed where tied, else the kernel of `unembed`."""
+    return Head(self.embed.embedding[...].T if self.config.tied_embeddings else self.unembed.kernel[...])
+
+  def _rotary(self, position: Array) -> tuple[Array, Array]:
+    return layers.rotary_angles(position, self.config.head_width, self.config.rope_theta)
+
+  def _check_positions(self, prompt: int, response: int):
+    if prompt + response - 1 > self.config.max_positions:
+      raise ValueError(
+        f'prompts of {prompt} and responses of {response} tokens do not fit max_positions={self.config.max_positions}: '
+        'shorten one of them'
+      )
+
+
+def _joint_positions(prompt_length: Array, layout: attention.Layout) -> Array:
+  """[B, P + N * R]: prompts count from 0, and each response from its last prompt token, which is its first input."""
+  batch = prompt_length.shape[0]
+  of_prompt = jnp.broadcast_to(jnp.arange(layout.prompt), (batch, layout.prompt))
+  of_response = prompt_length[:, None] - 1 + jnp.arange(layout.response)[None]
+  return jnp.concatenate([of_prompt, jnp.tile(of_response, (1, layout.samples))], axis=1)
+
+
+def unstack(stacked: Any, size: int) -> list[Any]:
+  """Takes the leading axis, of `size`, off every array of a tree.
+
+  `lax.split` is used because its transpose is one concatenation; indexing would add up `size` padded arrays.
+  """
+  leaves, structure = jax.tree.flatten(stacked)
+  parts = [[part[0] for part in jax.lax.split(leaf, (1,) * size)] for leaf in leaves]
+  return [structure.unflatten(layer) for layer in zip(*parts, strict=True)]
+
+
+def build(config: TransformerConfig, constrain: Constrain = lambda x, _: x) -> base.LanguageModel:
+  """Builds the decoder of `config` as pure functions.
+
+  Args:
+    config: shape and settings.
+    constrain: places activations on a mesh: (array, one logical axis name or None for each dimension) -> array. It is
+      called on embeddings and on the output of each block with ('batch', None, None).
+  """
+
+  def create(key: Array) -> Decoder:
+    return Decoder(config, constrain, key)
+
+  structure, _ = nnx.split(nnx.eval_shape(create, jax.random.key(0)))
+
+  def bind(params: Params) -> Decoder:
+    return nnx.merge(structure, params)
+
+  return base.LanguageModel(
+    config=config,
+    init=lambda key: nnx.to_pure_dict(nnx.split(create(key))[1]),
+    hidden=lambda params, *args: bind(params).hidden(*args),
+    head=lambda params: bind(params).head(),
+    prefill=lambda params, *args, **options: bind(params).prefill(*args, **options),
+    decode=lambda params, *args: bind(params).decode(*args),
+  )

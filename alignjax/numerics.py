@@ -1,0 +1,91 @@
+"""Reductions under masks and stable elementary functions, each defined, with a finite gradient, for an empty mask."""
+
+import jax
+import jax.numpy as jnp
+
+from alignjax.types import Array
+
+
+def length_mask(length: Array, size: int) -> Array:
+  """[..., size] bool: True where the index along the last axis is below `length` [...]."""
+  length = jnp.asarray(length)
+  return jax.lax.broadcasted_iota(length.dtype, (*length.shape, size), length.ndim) < length[..., None]
+
+
+def masked_sum(values: Array, mask: Array, axis: int | tuple[int, ...] = -1) -> Array:
+  """Sum of `values` where `mask`; 0 for an empty mask. What is masked out may be NaN."""
+  return jnp.sum(jnp.where(mask, values, 0.0), axis=axis)
+
+
+def masked_mean(values: Array, mask: Array, axis: int | tuple[int, ...] = -1) -> Array:
+  """Mean of `values` where `mask`; 0 for an empty mask. What is masked out may be NaN."""
+  return masked_sum(values, mask, axis) / jnp.maximum(jnp.sum(mask, axis=axis), 1)
+
+
+def masked_logsumexp(values: Array, mask: Array, axis: int | tuple[int, ...] = -1) -> Array:
+  """log sum exp of `values` where `mask`; -inf, with zero gradient, for an empty mask."""
+  return jax.nn.logsumexp(values, axis=axis, where=mask)
+
+
+def log1mexp(x: Array) -> Array:
+  """log(1 - exp(x)) for x < 0, accurate at both ends: log(-expm1(x)) near 0 and log1p(-exp(x)) far from it.
+
+  References:
+    Maechler 2012, Accurately Computing log(1 - exp(-|a|)),
+    https://cran.r-project.org/web/packages/Rmpfr/vignettes/log1mexp-note.pdf, equation 7.
+  """
+  near = x > -jnp.log(2.0)
+  return jnp.where(
+    near,
+    jnp.log(-jnp.expm1(jnp.where(near, x, -1.0))),
+    jnp.log1p(-jnp.exp(jnp.where(near, -1.0, x))),
+  )
+
+
+def select(values: Array, index: Array) -> Array:
+  """`values[..., index]`: takes one entry of the last axis for each leading position.
+
+  It is written as a masked sum, not as a gather: the sum fuses with what makes `values`, its gradient is no scatter,
+  and with the last axis sharded it costs one small all-reduce instead of an all-gather.
+
+  Args:
+    values: [..., V].
+    index: [...] int, in [0, V).
+
+  Returns:
+    [...].
+  """
+  positions = jax.lax.broadcasted_iota(index.dtype, values.shape, values.ndim - 1)
+  return jnp.sum(jnp.where(positions == index[..., None], values, 0.0), axis=-1)
+
+
+@jax.custom_vjp
+def project(hidden: Array, kernel: Array) -> Array:
+  """`hidden @ kernel` in the dtype of `hidden`, accumulated and returned in float32.
+
+  The gradients use the same products: operands in the compute dtype, sums in float32. Plain autodiff would multiply a
+  float32 cotangent with a bfloat16 operand, which few machines have fast.
+
+  Args:
+    hidden: [..., D] in the compute dtype.
+    kernel: [D, V], float32.
+
+  Returns:
+    [..., V] float32.
+  """
+  return jnp.einsum('...d,dv->...v', hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
+
+
+def _project_forward(hidden, kernel):
+  return project(hidden, kernel), (hidden, kernel)
+
+
+def _project_backward(residuals, cotangent):
+  hidden, kernel = residuals
+  cotangent = cotangent.astype(hidden.dtype)
+  d_hidden = jnp.einsum('...v,dv->...d', cotangent, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
+  d_kernel = jnp.einsum('...d,...v->dv', hidden, cotangent, preferred_element_type=jnp.float32)
+  return d_hidden.astype(hidden.dtype), d_kernel.astype(kernel.dtype)
+
+
+project.defvjp(_project_forward, _project_backward)

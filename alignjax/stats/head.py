@@ -1,0 +1,143 @@
+"""From hidden states to token statistics, without ever holding [B, N, R, V].
+
+Logits exist for one chunk of positions at a time, for the policy and the reference side by side, and are computed
+again in the backward pass. Chunks run along positions and never along flattened tokens: prompts are sharded over
+devices, and a scan over a flattened [B * N * R] axis would make every device compute every token.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from alignjax import numerics
+from alignjax.stats import table, token
+from alignjax.types import Array, Head, PreferenceBatch
+
+
+class HiddenStates(NamedTuple):
+  """What a model says of a batch before its vocabulary is looked at."""
+
+  states: Array  # [B, N, R, D]: entry t predicts response token t
+  head: Head
+
+
+def log_probs(hidden: HiddenStates) -> Array:
+  """Log-probabilities of the next token, [B, N, R, V] float32, nats.
+
+  The product runs in the dtype of the hidden states; everything after it is float32.
+  """
+  states, head = hidden
+  logits = numerics.project(states, head.kernel)
+  if head.bias is not None:
+    logits = logits + jnp.expand_dims(head.bias.astype(jnp.float32), range(logits.ndim - 1))
+  if head.soft_cap is not None:
+    logits = head.soft_cap * jnp.tanh(logits / head.soft_cap)
+  return jax.nn.log_softmax(logits)
+
+
+def missing_reference(needs: Iterable[token.TokenStat], cached: Iterable[str]) -> list[str]:
+  """Names of the statistics for which the reference model itself must be run, because no cached value stands in."""
+  return sorted({stat.name for stat in needs if stat.reference} - set(cached))
+
+
+def statistics(
+  needs: Iterable[token.TokenStat],
+  policy: HiddenStates,
+  reference: HiddenStates | None,
+  batch: PreferenceBatch,
+  *,
+  positions: int,
+) -> table.StatTable:
+  """Computes the statistics in `needs` from hidden states, `positions` response positions at a time.
+
+  Args:
+    needs: the statistics; those found in `batch.cached` are taken from there.
+    policy: hidden states and head of the policy.
+    reference: the same of the reference; None if no statistic that has to be computed reads it. No gradient enters it.
+    batch: where the response tokens, lengths and cached statistics come from.
+    positions: response positions whose logits exist at once, B * N * positions * V numbers for each model.
+
+  Returns:
+    The table, each entry [B, N, R].
+
+  Raises:
+    ValueError: if a statistic reads the reference, is not cached, and `reference` is None.
+  """
+  needs = sorted(set(needs), key=lambda stat: stat.name)
+  cached = {stat.name: jax.lax.stop_gradient(batch.cached[stat.name]) for stat in needs if stat.name in batch.cached}
+  live = [stat for stat in needs if stat.name not in cached]
+  if reference is None and (missing := missing_reference(live, ())):
+    raise ValueError(
+      f'the statistics {missing} read the reference model: give its parameters, or cache these statistics in the batch'
+    )
+  if reference is not None:
+    reference = jax.lax.stop_gradient(reference) if any(stat.reference for stat in live) else None
+
+  def compute(states: tuple[Array, Array | None], target: Array) -> Mapping[str, Array]:
+    policy_states, reference_states = states
+    policy_logp = None if policy_states is None else log_probs(HiddenStates(policy_states, policy.head))
+    reference_logp = None if reference_states is None else log_probs(HiddenStates(reference_states, reference.head))
+    return {stat.name: _apply(stat, policy_logp, reference_logp, target) for stat in live}
+
+  states = (
+    policy.states if any(stat.policy for stat in live) else None,
+    reference.states if reference is not None else None,
+  )
+  values = _over_positions(compute, states, jnp.asarray(batch.response), positions) if live else {}
+  return table.StatTable.create({**values, **cached}, jnp.asarray(batch.response_length))
+
+
+def from_logits(
+  needs: Iterable[token.TokenStat],
+  policy_logits: Array,
+  reference_logits: Array | None,
+  batch: PreferenceBatch,
+) -> table.StatTable:
+  """The same table from full logits, [B, N, R, V], that predict each response token; for notebooks and tests.
+
+  Raises:
+    ValueError: if a statistic reads the reference, is not cached, and `reference_logits` is None.
+  """
+  needs = set(needs)
+  missing = missing_reference(needs, batch.cached)
+  if reference_logits is None and missing:
+    raise ValueError(f'the statistics {missing} read the reference model: give `reference_logits`, or cache them')
+  policy = jax.nn.log_softmax(policy_logits.astype(jnp.float32))
+  reference = None
+  if reference_logits is not None:
+    reference = jax.nn.log_softmax(jax.lax.stop_gradient(reference_logits).astype(jnp.float32))
+  values = {
+    stat.name: jax.lax.stop_gradient(batch.cached[stat.name])
+    if stat.name in batch.cached
+    else _apply(stat, policy, reference, jnp.asarray(batch.response))
+    for stat in needs
+  }
+  return table.StatTable.create(values, jnp.asarray(batch.response_length))
+
+
+def _apply(stat: token.TokenStat, policy: Array | None, reference: Array | None, target: Array) -> Array:
+  return stat(policy if stat.policy else None, reference if stat.reference else None, target)
+
+
+def _over_positions(compute, states, target: Array, positions: int) -> Mapping[str, Array]:
+  """Maps `compute` over chunks of the position axis, axis 2, of `states` and `target`; rematerialised in backward."""
+  size = target.shape[2]
+  if positions >= size:
+    return compute(states, target)
+  chunks = -(-size // positions)
+
+  def split(x: Array) -> Array:
+    padding = [(0, 0)] * x.ndim
+    padding[2] = (0, chunks * positions - size)
+    x = jnp.pad(x, padding).reshape(*x.shape[:2], chunks, positions, *x.shape[3:])
+    return jnp.moveaxis(x, 2, 0)
+
+  def join(x: Array) -> Array:
+    x = jnp.moveaxis(x, 0, 2)
+    return x.reshape(*x.shape[:2], chunks * positions)[:, :, :size]
+
+  body = jax.checkpoint(lambda carry, chunk: (carry, compute(*chunk)))
+  _, values = jax.lax.scan(body, None, jax.tree.map(split, (states, target)))
+  return jax.tree.map(join, values)

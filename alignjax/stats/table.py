@@ -1,0 +1,56 @@
+"""The small table of statistics through which an objective sees the models."""
+
+from collections.abc import Mapping
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from alignjax import numerics
+from alignjax.stats import token
+from alignjax.types import Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class StatTable:
+  """Token statistics of a batch, [B, N, R] float32 each and 0 at padding, with the lengths of the responses."""
+
+  values: Mapping[str, Array]  # by TokenStat.name
+  length: Array  # [B, N] int32
+
+  @classmethod
+  def create(cls, values: Mapping[str, Array], length: Array) -> 'StatTable':
+    """Casts the statistics to float32 and puts 0 at padding, whatever stands there, with zero gradient."""
+
+    def clean(value: Array) -> Array:
+      return jnp.where(numerics.length_mask(length, value.shape[-1]), value.astype(jnp.float32), 0.0)
+
+    return cls({name: clean(value) for name, value in values.items()}, length)
+
+  def __getitem__(self, stat: token.TokenStat) -> Array:
+    """[B, N, R]: the statistic of each token."""
+    if stat.name not in self.values:
+      raise ValueError(
+        f'the objective reads the statistic {stat.name!r}, but the table holds only {sorted(self.values)}: '
+        'add it to the objective’s `needs`'
+      )
+    return self.values[stat.name]
+
+  @property
+  def mask(self) -> Array:
+    """[B, N, R] bool: True on response tokens."""
+    size = next(iter(self.values.values())).shape[-1]
+    return numerics.length_mask(self.length, size)
+
+  def sum(self, stat: token.TokenStat) -> Array:
+    """[B, N]: the statistic summed over the tokens of each response."""
+    return numerics.masked_sum(self[stat], self.mask)
+
+  def mean(self, stat: token.TokenStat) -> Array:
+    """[B, N]: the statistic averaged over the tokens of each response; 0 for an empty response."""
+    return numerics.masked_mean(self[stat], self.mask)
+
+  def log_ratio(self) -> Array:
+    """[B, N]: log pi(y|x) - log pi_ref(y|x) of each response, nats."""
+    return self.sum(token.logp) - self.sum(token.reference_logp)

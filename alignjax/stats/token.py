@@ -1,0 +1,71 @@
+"""Token statistics: what an objective may know of a response token, out of the two next-token distributions before it.
+
+A statistic maps log-probabilities over the vocabulary and the token that came to one number per token. An objective
+names the statistics that it needs; the head computes exactly these, a chunk of positions at a time.
+"""
+
+from collections.abc import Callable
+import dataclasses
+
+import jax.numpy as jnp
+
+from alignjax import numerics
+from alignjax.types import Array
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenStat:
+  """A named function of (policy log-probs [..., V], reference log-probs [..., V], token ids [...]) -> [...].
+
+  Two statistics of one name are the same statistic, so sets of them are well defined and cached values can be found by
+  name. A side that the statistic does not read is given as None.
+  """
+
+  name: str
+  function: Callable[[Array | None, Array | None, Array], Array] = dataclasses.field(compare=False, repr=False)
+  policy: bool = dataclasses.field(default=True, compare=False)  # does it read the policy's distribution?
+  reference: bool = dataclasses.field(default=False, compare=False)  # does it read the reference's distribution?
+
+  def __call__(self, policy: Array | None, reference: Array | None, target: Array) -> Array:
+    return self.function(policy, reference, target)
+
+
+def _expectation(log_probs: Array, values: Array) -> Array:
+  # A token of probability 0 has log-probability -inf; it adds nothing, and must not turn 0 * inf into NaN, in the value
+  # or in the gradient: hence the `where` inside the product.
+  return jnp.sum(jnp.exp(log_probs) * jnp.where(jnp.isneginf(log_probs), 0.0, values), axis=-1)
+
+
+logp = TokenStat(
+  'logp',
+  lambda policy, reference, target: numerics.select(policy, target),
+)
+"""log pi(y_t | x, y_<t), nats."""
+
+reference_logp = TokenStat(
+  'reference_logp',
+  lambda policy, reference, target: numerics.select(reference, target),
+  policy=False,
+  reference=True,
+)
+"""log pi_ref(y_t | x, y_<t), nats."""
+
+entropy = TokenStat(
+  'entropy',
+  lambda policy, reference, target: -_expectation(policy, policy),
+)
+"""H(pi(. | x, y_<t)) = -sum_v pi(v) log pi(v), nats."""
+
+forward_kl = TokenStat(
+  'forward_kl',
+  lambda policy, reference, target: _expectation(reference, reference - policy),
+  reference=True,
+)
+"""KL(pi_ref || pi) before token t: sum_v pi_ref(v) (log pi_ref(v) - log pi(v)), nats. TDPO's direction (2404.11999)."""
+
+reverse_kl = TokenStat(
+  'reverse_kl',
+  lambda policy, reference, target: _expectation(policy, policy - reference),
+  reference=True,
+)
+"""KL(pi || pi_ref) before token t: sum_v pi(v) (log pi(v) - log pi_ref(v)), nats."""

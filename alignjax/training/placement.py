@@ -1,0 +1,75 @@
+"""Where the state of a run and its batches live on a mesh."""
+
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from alignjax.parallel import mesh as mesh_lib
+from alignjax.parallel import rules
+from alignjax.training import state as state_lib
+from alignjax.types import Params
+
+
+def create_state(
+  mesh: jax.sharding.Mesh, params: Params, tx: optax.GradientTransformation, key: jax.Array
+) -> state_lib.TrainState:
+  """The state before the first step, each leaf made where it will live.
+
+  Args:
+    params: placed by `rules.param_shardings`. They become part of the state, and are donated with it.
+    key: a typed PRNG key.
+  """
+  shapes = jax.eval_shape(lambda p, k: state_lib.TrainState.create(p, tx, k), params, key)
+  shardings = state_lib.shardings(mesh, shapes)
+  opt_state = jax.jit(tx.init, out_shardings=shardings.opt_state)(params)
+  step, key = jax.device_put((np.zeros((), np.int32), key), (shardings.step, shardings.key))
+  return state_lib.TrainState(step, params, opt_state, key)
+
+
+def abstract_state(
+  mesh: jax.sharding.Mesh, params: Any, tx: optax.GradientTransformation, key: jax.Array
+) -> state_lib.TrainState:
+  """The shapes and shardings of `create_state`, to restore a checkpoint into without making a state first.
+
+  Args:
+    params: arrays or shapes.
+  """
+  shapes = jax.eval_shape(lambda p, k: state_lib.TrainState.create(p, tx, k), params, key)
+  return jax.tree.map(
+    lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+    shapes,
+    state_lib.shardings(mesh, shapes),
+  )
+
+
+def row_group(mesh: jax.sharding.Mesh) -> tuple[int, int]:
+  """(index, count): which of how many equal parts of a batch's rows this process feeds.
+
+  Processes whose devices share rows, because the tensor axis spans them, have the same index.
+
+  Raises:
+    ValueError: if the rows of this process are not one contiguous part.
+  """
+  shards = mesh_lib.batch_shards(mesh)
+  indices = rules.batch_sharding(mesh).addressable_devices_indices_map((shards,)).values()
+  own = sorted({index[0].indices(shards)[0] for index in indices})
+  size = len(own)
+  if own != list(range(own[0], own[0] + size)) or own[0] % size or shards % size:
+    raise ValueError(
+      f'process {jax.process_index()} would feed the batch shards {own} of {shards}, which are not one contiguous '
+      'part: choose mesh axes such that data x fsdp goes from process to process'
+    )
+  return own[0] // size, shards // size
+
+
+def to_global(mesh: jax.sharding.Mesh, rows: Any) -> Any:
+  """Joins the rows that each process holds into global arrays, split over data x fsdp."""
+  sharding = rules.batch_sharding(mesh)
+  _, count = row_group(mesh)
+
+  def join(x: np.ndarray) -> jax.Array:
+    return jax.make_array_from_process_local_data(sharding, x, (x.shape[0] * count, *x.shape[1:]))
+
+  return jax.tree.map(join, rows)

@@ -1,0 +1,92 @@
+"""The training step and the evaluation step: pure functions, to be jitted by whoever knows the shardings."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from alignjax import stats
+from alignjax.models import base as models
+from alignjax.objectives import base as objectives
+from alignjax.training import gradients
+from alignjax.training.state import Frozen, TrainState
+from alignjax.types import Array, Params, PreferenceBatch, WeightedSum
+
+Metrics = dict[str, Array]
+
+
+def build_train_step(
+  model: models.LanguageModel,
+  objective: objectives.Objective,
+  tx: optax.GradientTransformation,
+  *,
+  chunk: int = 1024,
+  microbatches: int = 1,
+  mesh: jax.sharding.Mesh | None = None,
+) -> Callable[[TrainState, Frozen, PreferenceBatch], tuple[TrainState, Metrics]]:
+  """Builds one update: gradient of sum_b weight_b loss_b / sum_b weight_b, then the optimizer.
+
+  Args:
+    model: the policy; the reference has its shape.
+    objective: the loss.
+    tx: an optax transformation. Those that take extra arguments are given `reference_delta`, `Frozen.delta`.
+    chunk: response tokens whose logits exist at once on a device: a few times chunk * V * 4 bytes of memory.
+    microbatches: parts into which the batch is split and whose gradients are summed before the division.
+    mesh: where the batch is split, over (data, fsdp); None for a single device.
+
+  Returns:
+    A pure function (state, frozen, batch) -> (state, metrics). Metrics are float32 scalars: `loss`, `gradient_norm`
+    (before the optimizer's own clipping), `prompts` (the sum of weights), lengths in tokens, log-probabilities of
+    responses in nats, and what the objective reports.
+
+  Raises:
+    ValueError: at build time for a chunk or a number of microbatches below 1; at trace time for a batch that does not
+      divide into microbatches and shards, or a reference that is missing.
+  """
+  _require_positive(chunk=chunk, microbatches=microbatches)
+  gradient = gradients.coupled if objective.couples_rows else gradients.rowwise
+  update = optax.with_extra_args_support(tx).update
+
+  def step(state: TrainState, frozen: Frozen, batch: PreferenceBatch) -> tuple[TrainState, Metrics]:
+    total, sums = gradient(
+      model, objective, state.params, frozen.reference, batch, chunk=chunk, microbatches=microbatches, mesh=mesh
+    )
+    weight = sums['loss'].weight
+    mean = jax.tree.map(lambda g: g / jnp.where(weight > 0, weight, 1.0), total)
+    updates, opt_state = update(mean, state.opt_state, state.params, reference_delta=frozen.delta)
+    params = optax.apply_updates(state.params, updates)
+    metrics = {name: value.mean() for name, value in sums.items()}
+    metrics |= {'gradient_norm': optax.tree.norm(mean), 'prompts': weight}
+    return TrainState(state.step + 1, params, opt_state, state.key), metrics
+
+  return step
+
+
+def build_eval_step(
+  model: models.LanguageModel,
+  objective: objectives.Objective,
+  *,
+  chunk: int = 1024,
+  mesh: jax.sharding.Mesh | None = None,
+) -> Callable[[Params, Frozen, PreferenceBatch], dict[str, WeightedSum]]:
+  """Builds the evaluation of one batch: loss and metrics as weighted sums, to be added over batches and then divided.
+
+  Args and Raises: as for `build_train_step`.
+  """
+  _require_positive(chunk=chunk)
+
+  def evaluate(params: Params, frozen: Frozen, batch: PreferenceBatch) -> dict[str, WeightedSum]:
+    reference = gradients.reference_states(model, objective.needs, frozen.reference, batch)
+    positions = gradients.positions_of(batch, chunk, mesh)
+    policy = gradients.hidden_states(model, params, batch)
+    table = stats.statistics(objective.needs, policy, reference, batch, positions=positions)
+    return dict(gradients.weighted_sums(objective, table, batch))
+
+  return evaluate
+
+
+def _require_positive(**sizes: int) -> None:
+  for name, size in sizes.items():
+    if size < 1:
+      raise ValueError(f'{name} must be at least 1, got {size}')

@@ -1,0 +1,15 @@
+"""Preference training as it is usually run: one pass over the data, a small learning rate that rises and then falls."""
+
+import ml_collections
+
+from experiments import config
+
+
+def get_config() -> ml_collections.ConfigDict:
+  return config.config_dict(
+    objective='dpo(beta=0.1)',
+    batch_size=32,
+    learning_rate=1e-6,
+    schedule='linear',
+    warmup=50,
+  )

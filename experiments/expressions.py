@@ -1,0 +1,196 @@
+"""One expression names an objective, on the command line, in a config and in a notebook.
+
+  dpo(beta=0.1)        simpo(beta=2.0, gamma=0.5) + 0.1 * sft()
+
+A small parser admits the names that `alignjax.objectives` exports, literals, `+` and `*`, and nothing else. Nothing is
+ever evaluated as Python, so an expression from a stranger is harmless.
+"""
+
+import ast
+from collections.abc import Callable, Mapping
+import difflib
+import inspect
+import math
+import re
+from typing import Any
+import warnings
+
+from alignjax import objectives
+
+MAX_LENGTH = 4000  # characters; an expression is typed by a person, and a bound keeps hostile input cheap
+_LITERALS = (int, float, str, bool, type(None))
+
+
+class ExpressionError(ValueError):
+  """An expression that names no objective, shown with a caret under the part at fault."""
+
+
+def parse_objective(text: str) -> objectives.Objective:
+  """Reads an objective from its expression, such as `'simpo(beta=2.0) + 0.1 * sft()'`.
+
+  Args:
+    text: calls of the factories in `alignjax.objectives.OBJECTIVES` with literals (or further calls) as arguments,
+      joined by `+` and scaled by `number *`.
+
+  Raises:
+    ExpressionError: for anything else. The message shows where, says why and lists the known objectives.
+  """
+  return _Parser(text, objectives.OBJECTIVES).objective()
+
+
+def describe_factories(factories: Mapping[str, Callable[..., Any]] | None = None) -> str:
+  """One line a factory, with its arguments and their defaults."""
+  factories = objectives.OBJECTIVES if factories is None else factories
+  return '\n'.join('  ' + _signature(name, factories[name]) for name in sorted(factories))
+
+
+def _signature(name: str, factory: Callable[..., Any]) -> str:
+  parameters = [p.replace(annotation=inspect.Parameter.empty) for p in inspect.signature(factory).parameters.values()]
+  return name + str(inspect.Signature(parameters))
+
+
+def _is_number(value: Any) -> bool:
+  return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+class _Parser:
+  """Walks the syntax tree of one expression: the value of each node, or an ExpressionError that points at it."""
+
+  def __init__(self, text: str, factories: Mapping[str, Callable[..., Any]]):
+    if not isinstance(text, str):
+      raise ExpressionError(f'an objective is given as text, such as "dpo(beta=0.1)", not as {type(text).__name__}')
+    # One line, so that the caret can stand under it; a lone surrogate becomes a '?', which the syntax then refuses.
+    self.text = re.sub(r'\s', ' ', text.strip()).encode('utf-8', 'replace').decode()
+    self.factories = factories
+
+  def objective(self) -> objectives.Objective:
+    if not self.text:
+      raise self.error('the expression is empty')
+    if len(self.text) > MAX_LENGTH:
+      raise ExpressionError(f'the expression has {len(self.text)} characters; at most {MAX_LENGTH} are read')
+    try:
+      with warnings.catch_warnings():
+        warnings.simplefilter('error')  # a doubtful literal such as '\d' is refused rather than guessed
+        tree = ast.parse(self.text, mode='eval').body
+      value = self.visit(tree)
+    except SyntaxError as error:
+      raise self.error(f'this is not an expression: {error.msg}', column=max((error.offset or 1) - 1, 0)) from None
+    except (RecursionError, MemoryError):
+      raise ExpressionError('the expression is nested too deeply') from None
+    if not isinstance(value, objectives.Objective):
+      raise self.error(f'this is {_describe(value)}, not an objective', tree)
+    return value
+
+  def visit(self, node: ast.AST) -> Any:
+    if isinstance(node, ast.Constant):
+      return self.literal(node)
+    if isinstance(node, ast.Call):
+      return self.call(node)
+    if isinstance(node, ast.BinOp):
+      return self.operation(node)
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+      value = self.visit(node.operand)
+      if not _is_number(value):
+        raise self.error(f'only a number can be negated, not {_describe(value)}: write -1.0 * ...', node.operand)
+      return -value
+    if isinstance(node, ast.Name):
+      if node.id in self.factories:
+        raise self.error(f'{node.id} must be called: {_signature(node.id, self.factories[node.id])}', node)
+      raise self.unknown(node.id, node)
+    raise self.error('only calls of known objectives, literals, + and * are understood', node)
+
+  def literal(self, node: ast.Constant) -> Any:
+    if type(node.value) not in _LITERALS:
+      raise self.error(f'a literal must be a number, a string, True, False or None, not {_describe(node.value)}', node)
+    if _is_number(node.value) and not math.isfinite(_as_float(node.value)):
+      raise self.error('this number is too large', node)
+    return node.value
+
+  def operation(self, node: ast.BinOp) -> Any:
+    if not isinstance(node.op, ast.Add | ast.Mult):
+      raise self.error('objectives are joined by + and scaled by *, with no other operator', node)
+    left, right = self.visit(node.left), self.visit(node.right)
+    if isinstance(node.op, ast.Add):
+      for value, side in ((left, node.left), (right, node.right)):
+        if not isinstance(value, objectives.Objective):
+          raise self.error(f'+ joins two objectives, and this is {_describe(value)}', side)
+      return left + right
+    if _is_number(left) and isinstance(right, objectives.Objective):
+      return self.guarded(lambda: left * right, node)
+    if isinstance(left, objectives.Objective) and _is_number(right):
+      return self.guarded(lambda: right * left, node)
+    sides = f'{_describe(left)} and {_describe(right)}'
+    raise self.error(f'* scales an objective by a number, and here stand {sides}', node)
+
+  def call(self, node: ast.Call) -> Any:
+    if not isinstance(node.func, ast.Name):
+      raise self.error('only a known name can be called, without a module in front', node.func)
+    name = node.func.id
+    if name not in self.factories:
+      raise self.unknown(name, node.func)
+    for argument in node.args:
+      if isinstance(argument, ast.Starred):
+        raise self.error('* does not unpack arguments here', argument)
+    for keyword in node.keywords:
+      if keyword.arg is None:
+        raise self.error('** does not unpack arguments here', keyword.value)
+    self.check_names(node)
+    positional = [self.visit(argument) for argument in node.args]
+    named = {keyword.arg: self.visit(keyword.value) for keyword in node.keywords}
+    return self.guarded(lambda: self.factories[name](*positional, **named), node)
+
+  def check_names(self, node: ast.Call) -> None:
+    name = node.func.id
+    factory = self.factories[name]
+    signature = inspect.signature(factory)
+    known = signature.parameters
+    open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
+    for keyword in node.keywords:
+      if keyword.arg not in known and not open_ended:
+        hint = _nearest(keyword.arg, known)
+        raise self.error(f'{name} has no argument {keyword.arg!r}{hint}. It is {_signature(name, factory)}', keyword)
+    try:
+      signature.bind(*node.args, **{keyword.arg: None for keyword in node.keywords})
+    except TypeError as error:
+      raise self.error(f'{name}: {error}. It is {_signature(name, factory)}', node) from None
+
+  def guarded(self, make: Callable[[], Any], node: ast.AST) -> Any:
+    """Runs a factory, and reports the arguments that it refuses."""
+    try:
+      return make()
+    except ExpressionError:
+      raise
+    except (ValueError, TypeError, ArithmeticError) as error:
+      raise self.error(str(error), node) from error
+
+  def unknown(self, name: str, node: ast.AST) -> ExpressionError:
+    return self.error(f'unknown name {name!r}{_nearest(name, self.factories)}', node)
+
+  def error(self, reason: str, node: ast.AST | None = None, column: int = 0) -> ExpressionError:
+    width = 1
+    if node is not None:
+      line = self.text.encode()  # the syntax tree counts bytes
+      column = len(line[: node.col_offset].decode())
+      width = max(len(line[node.col_offset : node.end_col_offset].decode()), 1)
+    caret = ' ' * column + '^' * min(width, max(len(self.text) - column, 1))
+    known = describe_factories(self.factories)
+    return ExpressionError(f'{reason}\n  {self.text}\n  {caret}\nKnown objectives:\n{known}')
+
+
+def _as_float(value: float) -> float:
+  try:
+    return float(value)
+  except OverflowError:
+    return math.inf
+
+
+def _describe(value: Any) -> str:
+  if isinstance(value, objectives.Objective):
+    return 'an objective'
+  text = repr(value)
+  return text if len(text) <= 40 else f'a {type(value).__name__}'
+
+
+def _nearest(name: str, known: Any) -> str:
+  close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+  return f'; did you mean {close[0]!r}?' if close else ''

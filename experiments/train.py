@@ -1,0 +1,329 @@
+"""Aligns a language model with preference pairs.
+
+  python -m experiments.train --model=models/smollm2 --data=train.jsonl --objective='dpo(beta=0.1)' --workdir=runs/first
+
+The work directory gets config.json (the resolved configuration), metrics.jsonl and TensorBoard events, checkpoints, and
+at the end the aligned model in Hugging Face layout, in model/. The same command again resumes an interrupted run, or
+says that it is finished. On SIGTERM the run saves itself and leaves.
+
+Exit codes: 0 done; 1 an error in configuration, data or numerics, for which a restart is no help; 42 told to stop, and
+saved: start again; 134 a crash.
+
+The settings below can be given in a file, --config=path.py, whose get_config() returns what
+`experiments.config.config_dict` makes, and changed one by one, --config.batch_size=16:
+
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import sys
+import traceback
+from typing import Any
+
+from absl import app, flags, logging
+import jax
+from ml_collections import config_flags
+
+from alignjax import stats
+from alignjax.data import batching, pairs, sources, tokenization
+from alignjax.data import report as report_lib
+from alignjax.models import base, checkpoint_io, transformer
+from alignjax.parallel import distributed, rules
+from alignjax.parallel import mesh as mesh_lib
+from alignjax.training import checkpoint, loop, metrics, optimizer, placement
+from alignjax.training import state as state_lib
+from alignjax.training import step as step_lib
+from alignjax.types import Params
+from experiments import config as config_lib
+from experiments import expressions
+
+DONE, REFUSED, PREEMPTED, CRASHED = 0, 1, 42, 134
+
+_CONFIG = config_flags.DEFINE_config_file(
+  'config',
+  str(pathlib.Path(__file__).parent / 'configs' / 'dpo.py'),
+  'A file whose get_config() gives the settings; --config.<name>=<value> changes one of them.',
+)
+# These have flags of their own because nearly every run sets them.
+_OVERRIDES = {
+  'model': flags.DEFINE_string('model', None, 'Short for --config.model.'),
+  'reference': flags.DEFINE_string('reference', None, 'Short for --config.reference.'),
+  'data': flags.DEFINE_multi_string('data', None, 'Short for --config.data; may be repeated.'),
+  'eval_data': flags.DEFINE_multi_string('eval_data', None, 'Short for --config.eval_data; may be repeated.'),
+  'objective': flags.DEFINE_string('objective', None, 'Short for --config.objective.'),
+  'workdir': flags.DEFINE_string('workdir', None, 'Short for --config.workdir.'),
+}
+_COORDINATOR = flags.DEFINE_string('coordinator', None, 'host:port of process 0, where there are several processes.')
+_NUM_PROCESSES = flags.DEFINE_integer('num_processes', 1, 'Processes in the run.')
+_PROCESS_ID = flags.DEFINE_integer('process_id', 0, 'Of this process, from 0.')
+_LOCAL_DEVICES = flags.DEFINE_integer('local_devices', 0, 'Virtual CPU devices of this process; 0: the real devices.')
+
+
+def run(config: config_lib.Config) -> loop.Result:
+  """Trains as configured, or goes on where an earlier run of the same work directory stopped.
+
+  Raises:
+    ValueError: for what is wrong with the configuration, the model or the data.
+    NonFiniteError: if the loss or the gradient is not finite.
+  """
+  for name in ('model', 'data', 'workdir'):
+    if not getattr(config, name):
+      raise ValueError(f'config.{name} is missing: give --{name}=...')
+  objective = expressions.parse_objective(config.objective)
+  model_config = checkpoint_io.load_config(
+    config.model,
+    compute_dtype=config.compute_dtype,
+    remat=config.remat,
+    scan_layers=config.scan_layers,
+    attention=config.attention,
+  )
+  mesh = mesh_lib.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+  data = _read(config.data, config, model_config.vocab_size)
+  batches = _batches(data, config, mesh, shuffle=True)
+  steps = config.steps or (config.epochs or 1) * batches.plan.steps_per_epoch
+  schedule = optimizer.build_schedule(config.schedule, config.learning_rate, steps=steps, warmup=config.warmup)
+  tx = optimizer.build_optimizer(
+    schedule,
+    weight_decay=config.weight_decay,
+    beta1=config.beta1,
+    beta2=config.beta2,
+    gradient_clip=config.gradient_clip,
+  )
+  model = transformer.build(model_config, rules.activation_constraint(mesh))
+  needs_reference = bool(stats.missing_reference(objective.needs, ()))
+  identity = _identity(config, data, batches, needs_reference)
+  workdir = pathlib.Path(config.workdir)
+  key = jax.random.key(config.seed)
+  shapes = jax.eval_shape(model.init, key)
+  iterator = iter(batches)
+  with checkpoint.Checkpoints(
+    workdir / 'checkpoints', config=dataclasses.asdict(config), identity=identity, keep=config.keep
+  ) as checkpoints:
+    restored = checkpoints.restore(placement.abstract_state(mesh, shapes, tx, key), iterator)
+    if restored is None:
+      params = _load(config.model, model_config, mesh, shapes)
+      state = placement.create_state(mesh, params, tx, key)
+      del params
+    else:
+      state = restored.state
+      _announce(f'resuming from step {restored.step} in {workdir}')
+      _warn_of_changes(restored.config, config)
+      if restored.step >= steps:
+        _announce(f'this run is finished: {restored.step} of {steps} steps are done')
+        _export(workdir, model_config, state.params, config)
+        return loop.Result(state, restored.step, False, 0)
+    _write_config(workdir, config)
+    reference = _load(config.reference or config.model, model_config, mesh, shapes) if needs_reference else None
+    _announce(_summary(config, mesh, shapes, batches, steps))
+    resumed_at = None if restored is None else restored.step
+    writers = [
+      metrics.JsonlWriter(workdir / 'metrics.jsonl', resumed_at),
+      metrics.TensorBoardWriter(workdir / 'tensorboard', resumed_at),
+      metrics.ConsoleWriter(steps, config.log_every),
+    ]
+    try:
+      result = loop.train(
+        state,
+        state_lib.Frozen(reference=reference),
+        step_lib.build_train_step(
+          model, objective, tx, chunk=config.chunk, microbatches=config.microbatches, mesh=mesh
+        ),
+        iterator,
+        mesh=mesh,
+        steps=steps,
+        schedule=schedule,
+        writers=writers,
+        evaluation=_evaluation(config, model, objective, model_config, mesh),
+        checkpoints=checkpoints,
+        save_every=config.save_every,
+        origin=data.origin,
+        announce=_announce,
+      )
+    finally:
+      for writer in writers:
+        writer.close()
+  if result.preempted:
+    _announce(f'told to stop: saved at step {result.step} of {steps}. The same command goes on from there')
+  else:
+    _announce(f'{result.step} steps are done, with {result.compilations} compiled programs')
+    _export(workdir, model_config, result.state.params, config)
+  return result
+
+
+def _read(paths: Sequence[str], config: config_lib.Config, vocab_size: int) -> pairs.TokenizedPairs:
+  """Reads and tokenises pairs, and prints what became of them."""
+  report = report_lib.DropReport()
+  data = pairs.tokenize(
+    sources.read_pairs(paths, report, ignore_fields=config.ignore_fields),
+    tokenization.Tokenizer.load(config.model),
+    max_prompt=config.max_prompt,
+    max_response=config.max_response,
+    vocab_size=vocab_size,
+    report=report,
+  )
+  _announce(f'{", ".join(paths)}: {data.report}')
+  return data
+
+
+def _batches(
+  data: pairs.TokenizedPairs, config: config_lib.Config, mesh: jax.sharding.Mesh, *, shuffle: bool
+) -> batching.Batches:
+  index, count = placement.row_group(mesh)
+  return batching.make_batches(
+    data,
+    batch_size=config.batch_size,
+    seed=config.seed,
+    epochs=None if shuffle else 1,
+    process_index=index,
+    process_count=count,
+    buckets=config.buckets or None,
+    shuffle=shuffle,
+  )
+
+
+def _evaluation(
+  config: config_lib.Config,
+  model: base.LanguageModel,
+  objective: Any,
+  model_config: transformer.TransformerConfig,
+  mesh: jax.sharding.Mesh,
+) -> loop.Evaluation | None:
+  if not config.eval_data:
+    return None
+  data = _read(config.eval_data, config, model_config.vocab_size)
+  return loop.Evaluation(
+    step_lib.build_eval_step(model, objective, chunk=config.chunk, mesh=mesh),
+    _batches(data, config, mesh, shuffle=False),
+    config.eval_every,
+  )
+
+
+def _load(folder: str, config: transformer.TransformerConfig, mesh: jax.sharding.Mesh, shapes: Any) -> Params:
+  return checkpoint_io.load_params(folder, config, rules.param_shardings(mesh, shapes))
+
+
+def _identity(
+  config: config_lib.Config, data: pairs.TokenizedPairs, batches: batching.Batches, needs_reference: bool
+) -> dict[str, Any]:
+  """What has to be the same for a run to be resumed."""
+  values = config_lib.flat(config)
+  identity = {name: values[name] for name, kind in config_lib.on_resume().items() if kind == config_lib.IDENTITY}
+  identity['buckets'] = batches.plan.buckets  # those chosen from the data too
+  identity['data_fingerprint'] = data.fingerprint
+  identity['model_fingerprint'] = fingerprint(config.model)
+  if needs_reference:
+    identity['reference_fingerprint'] = fingerprint(config.reference or config.model)
+  return identity
+
+
+def fingerprint(folder: str) -> str:
+  """A hash of a model: its small files in full, and of its weights the sizes and 32 samples of 64 KiB."""
+  digest = hashlib.sha256()
+  files = [pathlib.Path(folder) / name for name in ('config.json', 'tokenizer.json', 'tokenizer_config.json')]
+  for file in [file for file in files if file.exists()]:
+    digest.update(f'{file.name}:{file.stat().st_size}:'.encode() + file.read_bytes())
+  for file in sorted(pathlib.Path(folder).glob('*.safetensors')):
+    size = file.stat().st_size
+    digest.update(f'{file.name}:{size}:'.encode())
+    with file.open('rb') as stream:
+      for sample in range(32):
+        stream.seek(size * sample // 32)
+        digest.update(stream.read(2**16))
+  return digest.hexdigest()
+
+
+def _warn_of_changes(saved: Any, config: config_lib.Config) -> None:
+  before, now = config_lib.flat(config_lib.from_dict(saved)), config_lib.flat(config)
+  for name, kind in config_lib.on_resume().items():
+    if kind == config_lib.WARNS and before[name] != now[name]:
+      logging.warning('config.%s was %r and is now %r: the curve is not that of one run', name, before[name], now[name])
+
+
+def _write_config(workdir: pathlib.Path, config: config_lib.Config) -> None:
+  if jax.process_index() == 0:
+    partial = workdir / 'config.json.partial'
+    partial.write_text(json.dumps(dataclasses.asdict(config), indent=2) + '\n', encoding='utf-8')
+    os.replace(partial, workdir / 'config.json')
+
+
+def _summary(
+  config: config_lib.Config, mesh: jax.sharding.Mesh, shapes: Any, batches: batching.Batches, steps: int
+) -> str:
+  count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+  axes = ', '.join(f'{axis}={size}' for axis, size in mesh.shape.items())
+  plan = batches.plan
+  return '\n'.join(
+    [
+      f'objective  {config.objective}',
+      f'model      {config.model}, {count / 1e6:.1f} M parameters, computed in {config.compute_dtype}',
+      f'devices    {mesh.size} x {mesh.devices.flat[0].device_kind}, {jax.process_count()} processes, mesh {axes}',
+      f'batches    {config.batch_size} prompts in {config.microbatches} microbatches, shapes {list(plan.buckets)}, '
+      f'{plan.steps_per_epoch} an epoch, {plan.padding_rows} padding rows',
+      f'steps      {steps}, learning rate {config.learning_rate:g} {config.schedule}, warm-up {config.warmup}',
+    ]
+  )
+
+
+def _export(
+  workdir: pathlib.Path, model_config: transformer.TransformerConfig, params: Params, config: config_lib.Config
+) -> None:
+  folder = workdir / 'model'
+  if not (folder / 'config.json').exists():
+    checkpoint_io.save(folder, model_config, params, assets_from=config.model)
+  _announce(f'the aligned model is in {folder}')
+
+
+def _announce(text: str) -> None:
+  if jax.process_index() == 0:
+    print(text, flush=True)
+
+
+def resolve() -> config_lib.Config:
+  """The configuration that the flags describe."""
+  values = _CONFIG.value.to_dict()
+  values |= {name: flag.value for name, flag in _OVERRIDES.items() if flag.value is not None}
+  return config_lib.from_dict(values)
+
+
+def main(argv: Sequence[str]) -> None:
+  del argv
+  if flags.FLAGS['verbosity'].using_default_value:
+    logging.set_verbosity(logging.WARNING)  # at INFO, every checkpoint writes 40 lines
+  try:
+    config = resolve()
+    distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _LOCAL_DEVICES.value)
+    code = PREEMPTED if run(config).preempted else DONE
+  except (ValueError, OSError, loop.NonFiniteError) as error:
+    logging.debug('%s', traceback.format_exc())
+    print(f'error: {error}\n(--verbosity=1 shows where)', file=sys.stderr)
+    code = REFUSED
+  except Exception:  # whatever it is, the launcher must see that a restart may help
+    traceback.print_exc()
+    code = CRASHED
+  _leave(code)
+
+
+def _leave(code: int) -> None:
+  """Exits. A failed process of several does not wait for the others: they may be waiting for it."""
+  if code in (REFUSED, CRASHED) and _NUM_PROCESSES.value > 1:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+  sys.exit(code)
+
+
+def _parse_flags(argv: Sequence[str]) -> Sequence[str]:
+  try:
+    return app.parse_flags_with_usage(argv)
+  except (AttributeError, KeyError, TypeError, ValueError) as error:  # --config.<name> of a name that does not exist
+    print(f'error: in the flags: {error}', file=sys.stderr)
+    sys.exit(REFUSED)
+
+
+if __name__ == '__main__':
+  __doc__ += config_lib.describe_fields()
+  app.run(main, flags_parser=_parse_flags)

@@ -1,0 +1,94 @@
+#!/usr/bin/env bash
+# Runs one training as N processes on this machine, each with its own devices or a few virtual CPU devices.
+#
+#   launch/local.sh 2 -- --model=models/smollm2 --data=train.jsonl --workdir=runs/first
+#
+# Environment: DEVICES_PER_PROCESS (virtual CPU devices of each process; unset: the real devices), PYTHON.
+# SIGTERM and Ctrl-C reach every process, which save and leave. Exit code: that of the first process that fails (the
+# others are then stopped), 42 if the run was told to stop and has saved, 0 if it is done.
+set -euo pipefail
+
+PREEMPTED=42
+GRACE_SECONDS=15
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+if [[ $# -lt 1 || ! $1 =~ ^[1-9][0-9]*$ ]]; then
+  sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
+  exit 1
+fi
+processes=$1
+shift
+if [[ ${1:-} == -- ]]; then shift; fi
+
+python=${PYTHON:-}
+if [[ -z $python ]]; then
+  python=python3
+  if [[ -x $root/.venv/bin/python ]]; then python=$root/.venv/bin/python; fi
+fi
+export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
+
+arguments=()
+if [[ -n ${DEVICES_PER_PROCESS:-} ]]; then arguments+=("--local_devices=$DEVICES_PER_PROCESS"); fi
+if ((processes > 1)); then
+  port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("localhost", 0)); print(s.getsockname()[1])')
+  arguments+=("--coordinator=localhost:$port" "--num_processes=$processes")
+fi
+
+pids=()
+loggers=()
+logs=()
+
+signal_all() {
+  local pid
+  for pid in "${pids[@]}"; do
+    if [[ -n $pid ]]; then kill -s "$1" "$pid" 2> /dev/null || true; fi
+  done
+}
+
+finish() {
+  local log
+  trap - EXIT
+  signal_all KILL
+  for log in "${logs[@]}"; do exec {log}>&-; done
+  wait "${loggers[@]}" 2> /dev/null || true
+}
+
+trap finish EXIT
+trap 'signal_all TERM' TERM INT HUP
+
+for ((i = 0; i < processes; i++)); do
+  exec {log}> >(trap '' TERM INT HUP && exec sed -u "s/^/[$i] /")
+  loggers+=("$!")
+  logs+=("$log")
+  "$python" -u -m experiments.train "${arguments[@]}" "--process_id=$i" "$@" >&"$log" 2>&1 &
+  pids+=("$!")
+done
+
+# A loop, not `wait`: a trapped signal interrupts `wait`, which then cannot say which process has ended.
+code=0
+running=$processes
+deadline=0
+while ((running > 0)); do
+  sleep 0.2 || true
+  for i in "${!pids[@]}"; do
+    pid=${pids[i]}
+    if [[ -z $pid ]] || kill -0 "$pid" 2> /dev/null; then continue; fi
+    status=0
+    wait "$pid" || status=$?
+    pids[i]=''
+    running=$((running - 1))
+    if ((status != 0 && (code == 0 || code == PREEMPTED))); then
+      if ((status != PREEMPTED)); then
+        echo "process $i has failed with exit code $status" >&2
+        signal_all TERM
+        deadline=$((SECONDS + GRACE_SECONDS))
+      fi
+      code=$status
+    fi
+  done
+  if ((deadline > 0 && SECONDS >= deadline)); then
+    signal_all KILL
+    deadline=0
+  fi
+done
+exit "$code"

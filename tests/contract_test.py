@@ -1,0 +1,212 @@
+"""The contract that every exported objective keeps, whatever it computes.
+
+An objective that is added to `alignjax.objectives.OBJECTIVES` needs a line in CASES, and one in VALUE_AT_REFERENCE if
+its value at policy == reference is documented; all properties then hold it to account.
+"""
+
+import dataclasses
+import math
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alignjax import objectives, stats
+from alignjax.types import PreferenceBatch
+from experiments import expressions
+from tests import fixtures
+
+CASES = (
+  'dpo()',
+  'dpo(beta=0.5, label_smoothing=0.1)',
+  'ipo(tau=0.2)',
+  'hinge(beta=0.3)',
+  'simpo(beta=2.0, gamma=0.5)',
+  'sft()',
+  'dpo(beta=0.1) + 0.1 * sft()',
+  'simpo() + 2 * (sft() + dpo())',
+)
+# Of a hard label; objectives without a reference have no such value.
+VALUE_AT_REFERENCE = {
+  'dpo()': math.log(2.0),
+  'dpo(beta=0.5, label_smoothing=0.1)': math.log(2.0),
+  'ipo(tau=0.2)': 1.0 / (4 * 0.2**2),
+  'hinge(beta=0.3)': 1.0,
+}
+RESPONSES = 2
+
+
+class RecordingTable:
+  """A table that notes which statistics an objective reads."""
+
+  def __init__(self, table: stats.StatTable):
+    self._table, self.read = table, set()
+
+  def __getitem__(self, stat):
+    self.read.add(stat)
+    return self._table[stat]
+
+  length = property(lambda self: self._table.length)
+  mask = property(lambda self: self._table.mask)
+  sum = stats.StatTable.sum
+  mean = stats.StatTable.mean
+  log_ratio = stats.StatTable.log_ratio
+
+
+def evaluate(objective, policy, reference, batch):
+  return objective.apply(stats.from_logits(objective.needs, policy, reference, batch), batch)
+
+
+def total(objective, policy, reference, batch):
+  return jnp.sum(batch.weight * evaluate(objective, policy, reference, batch).loss)
+
+
+@pytest.fixture(scope='module', params=CASES)
+def case(request):
+  batch = fixtures.preference_batch(seed=3, responses=RESPONSES)
+  return (
+    request.param,
+    expressions.parse_objective(request.param),
+    batch,
+    fixtures.logits(1, batch),
+    fixtures.logits(2, batch),
+  )
+
+
+def test_every_exported_objective_has_a_case():
+  assert [name for name in objectives.OBJECTIVES if not any(f'{name}(' in text for text in CASES)] == []
+  assert set(objectives.OBJECTIVES) <= set(objectives.__all__)
+
+
+def test_reads_exactly_what_it_declares(case):
+  _, objective, batch, policy, reference = case
+  table = RecordingTable(stats.from_logits(objective.needs, policy, reference, batch))
+  objective.apply(table, batch)
+  assert table.read == objective.needs
+
+
+def test_loss_is_float32_and_finite_for_bfloat16_logits(case):
+  _, objective, batch, policy, reference = case
+  term = evaluate(objective, policy.astype(jnp.bfloat16), reference.astype(jnp.bfloat16), batch)
+  chex.assert_shape(term.loss, (batch.prompt.shape[0],))
+  chex.assert_type(term.loss, jnp.float32)
+  for value in term.metrics.values():
+    chex.assert_shape(value, (batch.prompt.shape[0],))
+  chex.assert_tree_all_finite(term)
+
+
+@pytest.mark.parametrize('magnitude', [0.0, 1e-4, 1e4])
+def test_finite_for_extreme_log_ratios(case, magnitude):
+  _, objective, batch, policy, reference = case
+  chex.assert_tree_all_finite(jax.grad(total, 1)(objective, magnitude * policy, -magnitude * reference, batch))
+  chex.assert_tree_all_finite(evaluate(objective, magnitude * policy, -magnitude * reference, batch))
+
+
+def test_padding_content_changes_neither_loss_nor_gradient(case):
+  _, objective, batch, policy, reference = case
+  padding = ~np.asarray(stats.from_logits(objective.needs, policy, reference, batch).mask)
+  junk = dataclasses.replace(batch, response=jnp.where(padding, (batch.response + 3) % 11, batch.response))
+  noisy = jnp.where(padding[..., None], 50.0 * jnp.cos(jnp.arange(policy.size).reshape(policy.shape)), policy)
+  value, gradient = jax.value_and_grad(total, 1)(objective, policy, reference, batch)
+  noisy_value, noisy_gradient = jax.value_and_grad(total, 1)(objective, noisy, reference, junk)
+  assert value == noisy_value
+  np.testing.assert_array_equal(gradient, noisy_gradient)
+  assert not np.any(np.asarray(gradient)[padding])
+  assert np.any(gradient)
+
+
+def test_permuting_prompts_permutes_losses(case):
+  _, objective, batch, policy, reference = case
+  order = np.random.default_rng(0).permutation(batch.prompt.shape[0])
+  permuted = jax.tree.map(lambda x: x[order], (policy, reference, batch))
+  np.testing.assert_allclose(
+    evaluate(objective, *permuted).loss, evaluate(objective, policy, reference, batch).loss[order], rtol=1e-6
+  )
+
+
+def test_weight_zero_is_deletion(case):
+  _, objective, batch, policy, reference = case
+  keep = jnp.asarray([1, 0, 1, 1, 0, 1], jnp.float32)
+  masked = dataclasses.replace(batch, weight=batch.weight * keep)
+  deleted = jax.tree.map(lambda x: x[np.asarray(keep) > 0], (policy, reference, batch))
+  gradient = jax.grad(total, 1)(objective, policy, reference, masked)
+  np.testing.assert_allclose(total(objective, policy, reference, masked), total(objective, *deleted), rtol=1e-6)
+  np.testing.assert_allclose(
+    gradient[np.asarray(keep) > 0], jax.grad(total, 1)(objective, *deleted), rtol=1e-5, atol=1e-7
+  )
+  assert not np.any(gradient[np.asarray(keep) == 0])
+
+
+def test_no_gradient_enters_the_reference(case):
+  _, objective, batch, policy, reference = case
+  assert not np.any(jax.grad(total, 2)(objective, policy, reference, batch))
+
+
+def test_metrics_carry_no_gradient(case):
+  _, objective, batch, policy, reference = case
+
+  def metrics(policy):
+    return sum(jnp.sum(value) for value in evaluate(objective, policy, reference, batch).metrics.values())
+
+  assert not np.any(jax.grad(metrics)(policy))
+
+
+def test_eager_jit_vmap_pmap_agree(case):
+  _, objective, batch, policy, reference = case
+
+  def loss(policy: jax.Array, reference: jax.Array, batch: PreferenceBatch) -> jax.Array:
+    return evaluate(objective, policy, reference, batch).loss
+
+  expected = loss(policy, reference, batch)
+  np.testing.assert_allclose(jax.jit(loss)(policy, reference, batch), expected, rtol=1e-5, atol=1e-6)
+  if objective.couples_rows:
+    return  # one prompt alone is another batch
+  for transform in (jax.vmap, jax.pmap):
+    rows = jax.tree.map(lambda x: x[:, None], (policy, reference, batch))
+    np.testing.assert_allclose(transform(loss)(*rows)[:, 0], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_documented_value_at_the_reference(case):
+  text, objective, batch, policy, _ = case
+  if not any(stat.reference for stat in objective.needs) or ' + ' in text:
+    assert text not in VALUE_AT_REFERENCE
+    return
+  hard = dataclasses.replace(batch, label=jnp.ones_like(batch.label))
+  term = evaluate(objective, policy, policy, hard)
+  np.testing.assert_allclose(term.loss, VALUE_AT_REFERENCE[text], rtol=1e-6)
+  for side in ('reward_chosen', 'reward_rejected', 'reward_margin'):
+    np.testing.assert_array_equal(term.metrics[side], 0.0)
+  np.testing.assert_array_equal(term.metrics['reward_accuracy'], 0.5)
+
+
+def test_algebra(case):
+  _, objective, batch, policy, reference = case
+  other = objectives.dpo(beta=0.7)
+  combined = evaluate(objective + 0.5 * other, policy, reference, batch)
+  one, two = (evaluate(part, policy, reference, batch) for part in (objective, other))
+  np.testing.assert_allclose(combined.loss, one.loss + 0.5 * two.loss, rtol=1e-6)
+  np.testing.assert_allclose(evaluate(2 * objective, policy, reference, batch).loss, 2 * one.loss, rtol=1e-6)
+  assert (objective + other).needs == objective.needs | other.needs
+  for name, value in one.metrics.items():
+    np.testing.assert_array_equal(combined.metrics[name], value)
+
+
+def test_name_builds_the_same_objective(case):
+  _, objective, batch, policy, reference = case
+  again = expressions.parse_objective(objective.name)
+  assert again.name == objective.name
+  assert (again.needs, again.couples_rows) == (objective.needs, objective.couples_rows)
+  np.testing.assert_array_equal(
+    evaluate(again, policy, reference, batch).loss, evaluate(objective, policy, reference, batch).loss
+  )
+
+
+def test_missing_reference_is_named(case):
+  _, objective, batch, policy, _ = case
+  if any(stat.reference for stat in objective.needs):
+    with pytest.raises(ValueError, match='reference_logp'):
+      evaluate(objective, policy, None, batch)
+  else:
+    assert np.all(np.isfinite(evaluate(objective, policy, None, batch).loss))

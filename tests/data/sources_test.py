@@ -1,0 +1,347 @@
+"""Tests of `alignjax.data.sources`: what is accepted, and what each refusal says."""
+
+import gzip
+import json
+import pickle
+import random
+
+import pytest
+
+from alignjax.data import report as report_lib
+from alignjax.data import sources
+
+GOOD = {'prompt': 'Once', 'chosen': ' upon', 'rejected': ' a'}
+USER = {'role': 'user', 'content': 'Hi'}
+HELLO = {'role': 'assistant', 'content': 'Hello'}
+GO = {'role': 'assistant', 'content': 'Go away'}
+
+
+def write(tmp_path, *lines, name='train.jsonl'):
+  """Writes lines: bytes as they stand, objects as JSON with a line end."""
+  content = b''.join(line if isinstance(line, bytes) else json.dumps(line).encode() + b'\n' for line in lines)
+  path = tmp_path / name
+  path.write_bytes(gzip.compress(content) if name.endswith('.gz') else content)
+  return path
+
+
+def read(path, **options):
+  report = report_lib.DropReport()
+  return list(sources.read_pairs(path, report, **options)), report
+
+
+# --- what is accepted
+
+
+@pytest.mark.parametrize('name', ['train.jsonl', 'train.jsonl.gz'])
+def test_plain_row(tmp_path, name):
+  path = write(tmp_path, GOOD | {'label': 0.25, 'weight': 2, 'score': [1, -0.5]}, name=name)
+  (pair,), report = read(path)
+  assert pair == sources.Pair('Once', (' upon', ' a'), 0.25, 2.0, (1.0, -0.5), str(path), 1)
+  assert pair.origin == f'{path}:1'
+  assert (report.read, report.kept) == (1, 1)
+
+
+@pytest.mark.parametrize(
+  'row',
+  [
+    {'prompt': [USER], 'chosen': 'Hello', 'rejected': 'Go away'},
+    {'prompt': [USER], 'chosen': [HELLO], 'rejected': [GO]},
+    {'prompt': [USER], 'chosen': [HELLO], 'rejected': 'Go away'},
+    {'chosen': [USER, HELLO], 'rejected': [USER, GO]},
+  ],
+)
+def test_forms_of_a_chat_row_give_the_same_pair(tmp_path, row):
+  (pair,), _ = read(write(tmp_path, row))
+  assert pair.prompt == [USER]
+  assert pair.responses == ('Hello', 'Go away')
+  assert (pair.label, pair.weight, pair.score) == (1.0, 1.0, None)
+
+
+def test_implicit_prompt_keeps_all_but_the_last_message(tmp_path):
+  shared = [{'role': 'system', 'content': 'Be kind'}, USER, HELLO, {'role': 'user', 'content': 'And?'}]
+  (pair,), _ = read(write(tmp_path, {'chosen': [*shared, HELLO], 'rejected': [*shared, GO]}))
+  assert pair.prompt == shared
+
+
+def test_line_ends_blank_lines_and_no_last_line_end_are_accepted(tmp_path):
+  row = json.dumps(GOOD, ensure_ascii=False).encode()
+  pairs, report = read(write(tmp_path, row + b'\r\n', b'\n', b' \r\n', row))
+  assert [pair.line for pair in pairs] == [1, 4]
+  assert report.read == 2
+
+
+def test_several_files_are_read_in_order(tmp_path):
+  first, second = write(tmp_path, GOOD, name='a.jsonl'), write(tmp_path, GOOD, GOOD, name='b.jsonl.gz')
+  pairs, _ = read([second, str(first)])
+  assert [pair.origin for pair in pairs] == [f'{second}:1', f'{second}:2', f'{first}:1']
+
+
+def test_text_passes_unchanged(tmp_path):
+  text = 'nul \0 tab \t é \u2028 \U0001f600 \\n "quoted" <|im_end|>  '
+  (pair,), _ = read(write(tmp_path, GOOD | {'chosen': text}))
+  assert pair.responses[0] == text
+
+
+def test_identical_texts_are_dropped_and_counted_under_either_policy(tmp_path):
+  same = GOOD | {'chosen': ' a'}
+  for policy in ('raise', 'skip'):
+    pairs, report = read(write(tmp_path, GOOD, same, same), on_error=policy)
+    assert [pair.line for pair in pairs] == [1]
+    assert (report.read, report.kept, report.dropped['identical_text'].count) == (3, 1, 2)
+    assert report.dropped['identical_text'].examples[0].startswith(f'{tmp_path}/train.jsonl:2: ')
+
+
+def test_ignore_fields_leaves_fields_of_rows_and_messages_unused(tmp_path):
+  row = {'id': 7, 'prompt': [USER | {'id': 8}], 'chosen': 'Hello', 'rejected': 'Go away'}
+  (pair,), _ = read(write(tmp_path, row), ignore_fields=['id'])
+  assert pair.prompt == [USER]
+  row = {'prompt': 'Hi', 'chosen': [USER, HELLO], 'rejected': [USER, GO]}
+  (pair,), _ = read(write(tmp_path, row), ignore_fields=['prompt'])
+  assert pair.prompt == [USER]
+
+
+def test_reading_streams(tmp_path):
+  stream = sources.read_pairs(write(tmp_path, GOOD, b'not JSON\n'), report_lib.DropReport())
+  assert next(stream).line == 1
+  with pytest.raises(sources.DataError):
+    next(stream)
+
+
+# --- what is refused
+
+
+def conversation(*messages, **fields):
+  return {'prompt': list(messages), 'chosen': 'Hello', 'rejected': 'Go away'} | fields
+
+
+def without(row, name):
+  return {key: value for key, value in row.items() if key != name}
+
+
+MALFORMED = {
+  # reason: (row, parts of the message)
+  'not_json': (b'{"prompt": }\n', ['column 12', 'one JSON object']),
+  'not_json: two objects': (json.dumps(GOOD).encode() + b' {}\n', ['Extra data']),
+  'not_json: nested': (b'[' * 100_000 + b'\n', ['nested']),
+  'not_json: text, not cut off': (b'hello', ['column 1']),
+  'cut_off': (json.dumps(GOOD).encode()[:-1], ['half written', 'restore']),
+  'cut_off: in a string': (json.dumps(GOOD).encode()[:-3], ['half written']),
+  'not_an_object': (b'[1, 2]\n', ['a list', 'JSON object']),
+  'not_an_object: null': (b'null\n', ['null']),
+  'not_utf8': (b'{"prompt": "\xff"}\n', ['byte 13', 'UTF-8']),
+  'not_utf8: gzip': (gzip.compress(b'{}\n'), ['.jsonl.gz']),
+  'byte_order_mark': (b'\xef\xbb\xbf' + json.dumps(GOOD).encode() + b'\n', ['byte order mark', 'without']),
+  'byte_order_mark: UTF-16': (json.dumps(GOOD).encode('utf-16'), ['byte order mark']),
+  'duplicate_key': (b'{"prompt": "a", "prompt": "b"}\n', ["'prompt'", 'twice']),
+  'duplicate_key: in a message': (b'{"prompt": [{"role": "user", "role": "user"}]}\n', ["'role'", 'twice']),
+  'not_finite': (b'{"weight": NaN}\n', ['NaN', 'finite']),
+  'not_finite: infinity': (b'{"weight": -Infinity}\n', ['-Infinity']),
+  'not_finite: overflows a double': (GOOD | {'weight': float('1e400')}, ['Infinity']),
+  'not_finite: 1e999': (json.dumps(GOOD)[:-1].encode() + b', "weight": 1e999}\n', ["field 'weight'", 'float32']),
+  'not_finite: overflows float32': (GOOD | {'weight': 1e39}, ["field 'weight'", 'float32']),
+  'not_finite: large integer': (GOOD | {'score': [10**400, 0]}, ["field 'score[0]'", 'float32']),
+  'not_finite: many digits': (b'{"weight": ' + b'9' * 5000 + b'}\n', ['digits']),
+  'missing_field': (without(GOOD, 'chosen'), ["field 'chosen' is missing"]),
+  'missing_field: rejected': (without(GOOD, 'rejected'), ["field 'rejected' is missing"]),
+  'missing_field: prompt': (without(GOOD, 'prompt'), ["field 'prompt' is missing", 'conversation']),
+  'missing_field: role': (conversation({'content': 'Hi'}), ["field 'prompt[0].role' is missing"]),
+  'missing_field: content': (conversation({'role': 'user'}), ["field 'prompt[0].content' is missing"]),
+  'wrong_type': (GOOD | {'prompt': 3}, ["field 'prompt'", 'a number']),
+  'wrong_type: null': (GOOD | {'chosen': None}, ["field 'chosen'", 'null']),
+  'wrong_type: message': (conversation('Hi'), ["field 'prompt[0]'", 'a string', 'role']),
+  'wrong_type: content': (conversation({'role': 'user', 'content': ['Hi']}), ["field 'prompt[0].content'", 'a list']),
+  'wrong_type: label': (GOOD | {'label': '1'}, ["field 'label'", 'a string']),
+  'wrong_type: boolean': (GOOD | {'label': True}, ["field 'label'", 'a boolean']),
+  'wrong_type: null weight': (GOOD | {'weight': None}, ["field 'weight'", 'null', 'leave it out']),
+  'wrong_type: score': (GOOD | {'score': 1.0}, ["field 'score'", 'two numbers']),
+  'wrong_type: scores': (GOOD | {'score': [1.0, 2.0, 3.0]}, ["field 'score'", 'two numbers']),
+  'out_of_range': (GOOD | {'label': 1.5}, ["field 'label'", '1.5', '[0, 1]']),
+  'out_of_range: weight': (GOOD | {'weight': -1}, ["field 'weight'", '-1', 'at least 0']),
+  'unknown_field': (GOOD | {'id': 7}, ["'id'", 'ignore_fields', 'prompt, chosen']),
+  'unknown_field: in a message': (conversation(USER | {'name': 'x'}), ["field 'prompt[0]'", "'name'"]),
+  'unknown_role': (conversation({'role': 'human', 'content': 'Hi'}), ["field 'prompt[0].role'", "'human'", 'user']),
+  'wrong_role': (conversation(USER, HELLO), ["field 'prompt[1].role'", 'user message']),
+  'wrong_role: response': (conversation(USER, chosen=[USER]), ["field 'chosen'", 'one assistant message']),
+  'wrong_role: long response': (conversation(USER, chosen=[HELLO, GO]), ["field 'chosen'", "into 'prompt'"]),
+  'wrong_role: implicit': ({'chosen': [USER], 'rejected': [USER, GO]}, ["field 'chosen'", 'user, then assistant']),
+  'prompts_differ': ({'chosen': [USER, HELLO], 'rejected': [USER, HELLO, USER, GO]}, ["field 'rejected[2]'", 'before']),
+  'prompts_differ: first message': (
+    {'chosen': [USER, HELLO], 'rejected': [USER | {'content': 'x'}, HELLO]},
+    ["field 'rejected[0]'"],
+  ),
+  'mixed_forms': (GOOD | {'rejected': [HELLO]}, ["field 'rejected'", "'prompt' is a string"]),
+  'empty_prompt': (GOOD | {'prompt': ''}, ["field 'prompt'", 'empty']),
+  'empty_prompt: no messages': (conversation(), ["field 'prompt'", 'empty']),
+  'empty_response': (GOOD | {'chosen': ''}, ["field 'chosen'", 'empty']),
+  'empty_response: white space': (GOOD | {'rejected': ' \n\u00a0'}, ["field 'rejected'", 'empty']),
+  'empty_response: message': (conversation(USER, chosen=[HELLO | {'content': ''}]), ["field 'chosen'", 'empty']),
+  'lone_surrogate': (GOOD | {'chosen': 'ab\ud800'}, ["field 'chosen'", 'character 3', 'surrogate']),
+  'lone_surrogate: message': (conversation(USER | {'content': '\udfff'}), ["field 'prompt[0].content'"]),
+}
+
+
+@pytest.mark.parametrize('name', MALFORMED)
+def test_malformed_row_is_refused_with_place_field_and_reason(tmp_path, name):
+  row, parts = MALFORMED[name]
+  path = write(tmp_path, GOOD, row)
+  with pytest.raises(sources.DataError) as caught:
+    read(path)
+  message = str(caught.value)
+  assert message.startswith(f'{path}:2: ')
+  assert caught.value.origin == f'{path}:2'
+  assert caught.value.reason == name.split(':')[0]
+  for part in parts:
+    assert part in message
+  assert len(message.removeprefix(str(path))) < 250
+
+
+def test_skip_counts_by_reason_and_keeps_the_first_examples(tmp_path):
+  bad = [row if isinstance(row, bytes) else json.dumps(row).encode() + b'\n' for row, _ in MALFORMED.values()]
+  whole = [row for row in bad if row.endswith(b'\n')]
+  pairs, report = read(write(tmp_path, *whole, *whole, GOOD), on_error='skip')
+  assert len(pairs) == report.kept == 1
+  assert report.read == 2 * len(whole) + 1
+  assert report.dropped['out_of_range'].count == 4
+  assert len(report.dropped['out_of_range'].examples) == report_lib.EXAMPLES_KEPT
+  assert "field 'label': 1.5" in report.dropped['out_of_range'].examples[0]
+  assert f'{report.read} rows read, 1 kept, {report.read - 1} dropped' in str(report)
+  assert all(reason in str(report) for reason in report.dropped)
+
+
+def test_score_must_be_in_every_row_or_in_none(tmp_path):
+  scored = GOOD | {'score': [1.0, 0.0]}
+  with pytest.raises(sources.DataError, match=r":2: field 'score': this row's is missing"):
+    read(write(tmp_path, scored, GOOD))
+  with pytest.raises(sources.DataError, match=r":2: field 'score': this row's has it but earlier rows do not"):
+    read(write(tmp_path, GOOD, scored))
+
+
+@pytest.mark.parametrize('content', [b'', b'\n \r\n'])
+@pytest.mark.parametrize('policy', ['raise', 'skip'])
+def test_empty_file_is_refused_by_name(tmp_path, content, policy):
+  good, empty = write(tmp_path, GOOD), write(tmp_path, content, name='empty.jsonl')
+  with pytest.raises(sources.DataError, match=r'empty\.jsonl:1: the file is empty'):
+    read([good, empty], on_error=policy)
+
+
+@pytest.mark.parametrize('policy', ['raise', 'skip'])
+def test_damaged_gzip_is_refused_under_either_policy(tmp_path, policy):
+  path = write(tmp_path, GOOD, name='train.jsonl.gz')
+  whole = path.read_bytes()
+  flipped = bytearray(whole)
+  flipped[-6] ^= 1  # in the checksum
+  for content in (whole[:-9], bytes(flipped), json.dumps(GOOD).encode()):
+    path.write_bytes(content)
+    with pytest.raises(sources.DataError, match=r'train\.jsonl\.gz:\d+: the gzip stream is damaged'):
+      read(path, on_error=policy)
+
+
+def test_long_line_is_refused_without_being_held(tmp_path, monkeypatch):
+  monkeypatch.setattr(sources, 'LINE_LIMIT', 100)
+  path = write(tmp_path, GOOD, b'x' * 1000 + b'\n', GOOD)
+  with pytest.raises(sources.DataError, match=r':2: the line is longer than 100 bytes'):
+    read(path)
+  pairs, report = read(path, on_error='skip')
+  assert [pair.line for pair in pairs] == [1, 3]
+  assert report.read == 3
+
+
+def test_arguments_are_checked(tmp_path):
+  path = write(tmp_path, GOOD)
+  with pytest.raises(ValueError, match="on_error='ignore'"):
+    read(path, on_error='ignore')
+  with pytest.raises(ValueError, match=r'train\.csv: expected a name'):
+    read(tmp_path / 'train.csv')
+
+
+def test_error_survives_pickling(tmp_path):
+  error = sources.DataError('train.jsonl:3', 'not_json', 'no')
+  copy = pickle.loads(pickle.dumps(error))
+  assert (str(copy), copy.reason) == ('train.jsonl:3: no', 'not_json')
+
+
+# --- fuzzing
+
+
+def random_value(draw, depth=0):
+  kind = draw.randrange(9 if depth < 3 else 6)
+  if kind < 6:
+    return draw.choice([None, True, 0, -1, 0.5, 1e39, float('nan'), '', ' ', 'text', 'é\ud800', '<|im_end|>', 'user'])
+  if kind < 8:
+    return [random_value(draw, depth + 1) for _ in range(draw.randrange(3))]
+  return {
+    draw.choice(['role', 'content', 'prompt', '']): random_value(draw, depth + 1) for _ in range(draw.randrange(3))
+  }
+
+
+def fuzzed_row(draw):
+  """A valid row, and after it, each with some probability: a changed field, lost or added ones, and damaged bytes."""
+  row = dict(draw.choice([GOOD, conversation(USER), conversation(USER, HELLO, USER, chosen=[HELLO])]))
+  if draw.random() < 0.3:
+    row = {'chosen': [USER, HELLO], 'rejected': [USER, GO]}
+  if draw.random() < 0.3:
+    row |= {'label': draw.choice([0, 0.5, 1]), 'weight': draw.choice([0, 1, 2.5]), 'score': [draw.gauss(0, 1), 0]}
+  if draw.random() < 0.35:
+    row[draw.choice([*sources.FIELDS, 'extra'])] = random_value(draw)
+  if draw.random() < 0.1:
+    del row[draw.choice(list(row))]
+  line = bytearray(json.dumps(row, ensure_ascii=draw.random() < 0.5).encode('utf-8', 'surrogatepass') + b'\n')
+  for _ in range(draw.choice([0, 0, 0, 1, 2, 5])):
+    position = draw.randrange(len(line))
+    action = draw.randrange(4)
+    if action == 0:
+      line[position] = draw.randrange(256)
+    elif action == 1:
+      line.insert(position, draw.choice(b'{}[]",:\\\n\r\0\xff\xef0'))
+    elif action == 2:
+      del line[position]
+    else:
+      del line[position:]
+    if not line:
+      break
+  return bytes(line)
+
+
+def test_every_fuzzed_row_is_accepted_or_refused_with_its_place(tmp_path):
+  draw = random.Random(0)
+  lines = [fuzzed_row(draw) for _ in range(1000)]
+  accepted, refused = 0, []
+  for number, line in enumerate(lines):
+    path = write(tmp_path, line, name=f'{number}.jsonl')
+    try:
+      pairs, report = read(path)
+    except sources.DataError as error:
+      refused.append((path, error))
+    else:
+      accepted += 1
+      assert len(pairs) == report.kept
+      for pair in pairs:
+        assert all(text.strip() for text in pair.responses)
+        assert pair.prompt
+        assert 0 <= pair.label <= 1
+  assert 250 < accepted < 750
+  for path, error in refused:
+    assert str(error).startswith((f'{path}:1: ', f'{path}:2: ', f'{path}:3: '))
+    assert str(error).isprintable()
+  assert len({error.reason for _, error in refused}) >= 15
+
+  whole = [line for line in lines if line.endswith(b'\n') and b'score' not in line]
+  pairs, report = read(write(tmp_path, *whole), on_error='skip')
+  assert report.kept == len(pairs) > 200
+  assert report.read - report.kept > 150
+
+
+def test_fuzzed_gzip_streams_are_accepted_or_refused_with_their_place(tmp_path):
+  draw = random.Random(1)
+  path = write(tmp_path, *[GOOD | {'prompt': f'{i} {draw.random()}'} for i in range(50)], name='train.jsonl.gz')
+  whole, refused = path.read_bytes(), []
+  for _ in range(200):
+    content = bytearray(whole)
+    content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+    path.write_bytes(content)
+    try:
+      assert len(read(path)[0]) == 50
+    except sources.DataError as error:
+      refused.append(str(error))
+  assert len(refused) > 150
+  assert all(message.startswith(f'{path}:') for message in refused)

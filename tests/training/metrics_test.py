@@ -1,0 +1,147 @@
+"""Records are written once, and read back bit for bit."""
+
+import io
+import json
+import pathlib
+import struct
+
+import numpy as np
+import pytest
+from tensorboardX.proto import event_pb2
+
+from alignjax.training import metrics
+
+
+def test_floats_round_trip_bit_exactly(tmp_path):
+  generator = np.random.default_rng(0)
+  values = generator.integers(0, 2**32, 3000, dtype=np.uint64).astype(np.uint32).view(np.float32)
+  values = [float(x) for x in values[np.isfinite(values)]] + [0.0, -0.0, 1e-45, 3.4028234663852886e38]
+  writer = metrics.JsonlWriter(tmp_path / 'm.jsonl')
+  for step, value in enumerate(values):
+    writer.write(step, {'loss': value, 'batch_hash': 4294967295})
+  writer.close()
+  records = metrics.read_jsonl(tmp_path / 'm.jsonl')
+  read = np.array([record['loss'] for record in records], np.float64)
+  assert read.tobytes() == np.array(values, np.float64).tobytes()
+  assert {record['batch_hash'] for record in records} == {4294967295}
+
+
+def test_not_finite_is_valid_json_and_reads_back(tmp_path):
+  writer = metrics.JsonlWriter(tmp_path / 'm.jsonl')
+  writer.write(0, {'a': float('nan'), 'b': float('inf'), 'c': -float('inf')})
+  writer.close()
+  line = (tmp_path / 'm.jsonl').read_text()
+  assert json.loads(line, parse_constant=pytest.fail) == {'step': 0, 'a': 'nan', 'b': 'inf', 'c': '-inf'}
+  record = metrics.read_jsonl(tmp_path / 'm.jsonl')[0]
+  assert np.isnan(record['a'])
+  assert (record['b'], record['c']) == (np.inf, -np.inf)
+
+
+def test_each_line_is_on_disk_at_once(tmp_path):
+  writer = metrics.JsonlWriter(tmp_path / 'm.jsonl')
+  writer.write(1, {'loss': 0.5})
+  assert [r['step'] for r in metrics.read_jsonl(tmp_path / 'm.jsonl')] == [1]
+  writer.close()
+
+
+def test_resume_removes_what_was_undone_and_a_half_written_line(tmp_path):
+  file = tmp_path / 'm.jsonl'
+  first = metrics.JsonlWriter(file)
+  for step in range(1, 8):
+    first.write(step, {'loss': float(step)})
+  first.close()
+  kept = file.read_text().splitlines()[:5]
+  with file.open('a') as stream:
+    stream.write('{"step": 8, "lo')
+  assert [r['step'] for r in metrics.read_jsonl(file)] == list(range(1, 8))
+  second = metrics.JsonlWriter(file, resumed_at=5)
+  assert file.read_text().splitlines() == kept
+  second.write(6, {'loss': 60.0})
+  second.close()
+  assert [(r['step'], r['loss']) for r in metrics.read_jsonl(file)] == [(s, s) for s in range(1, 6)] + [(6, 60.0)]
+  metrics.JsonlWriter(file).close()  # a fresh start
+  assert metrics.read_jsonl(file) == []
+
+
+def test_only_process_0_writes(tmp_path, monkeypatch):
+  monkeypatch.setattr('jax.process_index', lambda: 1)
+  stream = io.StringIO()
+  writers = [
+    metrics.JsonlWriter(tmp_path / 'a' / 'm.jsonl'),
+    metrics.TensorBoardWriter(tmp_path / 'b'),
+    metrics.ConsoleWriter(10, stream=stream),
+  ]
+  for writer in writers:
+    writer.write(1, {'loss': 1.0})
+    writer.close()
+  assert list(tmp_path.iterdir()) == []
+  assert stream.getvalue() == ''
+
+
+def read_events(file: pathlib.Path) -> list[event_pb2.Event]:
+  """A TFRecord file: length, its checksum, bytes, their checksum."""
+  data, position, events = file.read_bytes(), 0, []
+  while position < len(data):
+    (length,) = struct.unpack_from('<Q', data, position)
+    events.append(event_pb2.Event.FromString(data[position + 12 : position + 12 + length]))
+    position += 16 + length
+  return events
+
+
+def test_tensorboard_reads_back(tmp_path):
+  writer = metrics.TensorBoardWriter(tmp_path)
+  for step in (1, 2, 3):
+    writer.write(step, {'loss': 0.5**step, 'eval/loss': 2.0})
+  writer.close()
+  (file,) = tmp_path.iterdir()
+  scalars = [(event.step, v.tag, v.simple_value) for event in read_events(file) for v in event.summary.value]
+  assert scalars == [(s, tag, v) for s in (1, 2, 3) for tag, v in (('loss', 0.5**s), ('eval/loss', 2.0))]
+
+
+def test_tensorboard_hides_what_was_undone(tmp_path):
+  metrics.TensorBoardWriter(tmp_path, resumed_at=5).close()
+  (file,) = tmp_path.iterdir()
+  starts = [event.step for event in read_events(file) if event.session_log.status == event_pb2.SessionLog.START]
+  assert starts == [6]
+
+
+def test_console_prints_plain_lines_when_nobody_looks_on():
+  stream = io.StringIO()
+  writer = metrics.ConsoleWriter(20, every=5, stream=stream)
+  writer.write(0, {'eval/loss': 0.7})
+  for step in range(1, 21):
+    values = {'loss': 0.5, 'reward_accuracy': 0.75, 'reward_margin': 0.1, 'gradient_norm': 2.0}
+    writer.write(step, values | {'time/tokens_per_second': 12345.6} | ({'eval/loss': 0.25} if step == 10 else {}))
+  writer.close()
+  lines = stream.getvalue().splitlines()
+  assert [line.split('  ')[0] for line in lines] == [
+    'held out, step 0/20',
+    'step 5/20',
+    'step 10/20',
+    'held out, step 10/20',
+    'step 15/20',
+    'step 20/20',
+  ]
+  expected = 'step 10/20  loss 0.5000  accuracy 0.750  margin +0.1000  grad norm 2  tok/s 12,346  left 0:00:00'
+  assert lines[2] == expected
+  assert lines[3] == 'held out, step 10/20  loss 0.2500'
+
+
+def test_console_shows_a_bar_to_a_person():
+  class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+      return True
+
+  stream = Terminal()
+  writer = metrics.ConsoleWriter(3, stream=stream)
+  for step in (1, 2, 3):
+    writer.write(step, {'loss': 0.125, 'eval/loss': 0.5})
+  writer.close()
+  assert '3/3' in stream.getvalue()
+  assert 'loss 0.1250' in stream.getvalue()
+  assert 'held out, step 2/3  loss 0.5000' in stream.getvalue()
+
+
+def test_console_interval_must_be_positive():
+  with pytest.raises(ValueError, match='every=0'):
+    metrics.ConsoleWriter(3, every=0)
