@@ -85,6 +85,10 @@ def _project_backward(residuals, cotangent):
   cotangent = cotangent.astype(hidden.dtype)
   d_hidden = jnp.einsum('...v,dv->...d', cotangent, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
   d_kernel = jnp.einsum('...d,...v->dv', hidden, cotangent, preferred_element_type=jnp.float32)
+  if hidden.dtype != jnp.float32:
+    # A tied head transposes d_kernel, and XLA for CPU has no mixed-precision product with a transposed result: the
+    # barrier keeps the transposition out of the product.
+    d_kernel = jax.lax.optimization_barrier(d_kernel)
   return d_hidden.astype(hidden.dtype), d_kernel.astype(kernel.dtype)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import ml_collections
 
 # What a change of a field does to a run that is resumed: `identity` refuses it (another training would silently go on
-# under the old name), `warns` says so in the log (legitimate, but the curve is not the one of a single run), `free` does
+# under the old name), `warns` says so in the log (legitimate, but the curve is not that of a single run), `free` does
 # not touch the result. Paths are free because what stands in the files is compared, not where they are.
 IDENTITY, WARNS, FREE = 'identity', 'warns', 'free'
 
@@ -48,9 +48,7 @@ class Config:
   chunk: int = _field(1024, WARNS, 'response tokens whose logits exist at once on a device')
   max_prompt: int = _field(512, IDENTITY, 'tokens; longer prompts are cut on the left')
   max_response: int = _field(512, IDENTITY, 'tokens; pairs with a longer response are dropped and counted')
-  buckets: tuple[tuple[int, int], ...] = _field(
-    (), IDENTITY, 'shapes (prompt, response) in tokens; empty: from the data'
-  )
+  buckets: tuple[tuple[int, int], ...] = _field((), IDENTITY, 'shapes (prompt, response) of batches; empty: chosen')
   learning_rate: float = _field(1e-6, WARNS, 'the highest of the schedule')
   schedule: str = _field('linear', WARNS, 'of the learning rate after the warm-up', ('constant', 'cosine', 'linear'))
   warmup: int = _field(0, WARNS, 'steps over which the learning rate rises from 0')
@@ -109,7 +107,7 @@ def _build(kind: type, values: Mapping[str, Any], prefix: str) -> Any:
   for name, value in values.items():
     if name not in fields:
       close = difflib.get_close_matches(name, fields, n=1)
-      hint = f'; did you mean {prefix}{close[0]}?' if close else ''
+      hint = f'; did you mean {prefix}{close[0]}?' if close else '.'
       raise ValueError(f'config.{prefix}{name} is no field of a training run{hint} Known: {", ".join(fields)}')
     arguments[name] = _convert(fields[name].type, value, prefix + name)
   return kind(**arguments)

@@ -147,8 +147,8 @@ class _Parser:
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
     for keyword in node.keywords:
       if keyword.arg not in known and not open_ended:
-        hint = _nearest(keyword.arg, known)
-        raise self.error(f'{name} has no argument {keyword.arg!r}{hint}. It is {_signature(name, factory)}', keyword)
+        hint = _nearest(keyword.arg, known) or '.'
+        raise self.error(f'{name} has no argument {keyword.arg!r}{hint} It is {_signature(name, factory)}', keyword)
     try:
       signature.bind(*node.args, **{keyword.arg: None for keyword in node.keywords})
     except TypeError as error:

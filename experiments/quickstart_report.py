@@ -13,6 +13,7 @@ from rich import console as rich_console
 from rich import table as rich_table
 
 from alignjax.evaluation import frontier
+from experiments import quickstart_policy
 
 STYLE = {
   'axes.spines.top': False,
@@ -29,23 +30,24 @@ BEFORE, AFTER = 'tab:gray', 'tab:blue'
 def print_summary(console: rich_console.Console, summary: Mapping[str, Any]) -> None:
   """Prints the results, which two runs share, and then what they cost, which varies."""
   results = summary['results']
-  title = f'{summary["objective"]} on held-out prompts'
-  table = rich_table.Table(title=title, box=box.SIMPLE_HEAVY, title_justify='left')
+  table = rich_table.Table(title=f'{summary["objective"]}, on held-out prompts', box=box.SIMPLE, title_justify='left')
   table.add_column('')
   table.add_column('before', justify='right')
   table.add_column('after', justify='right')
   before, after, gain = (_estimate(results[name]) for name in ('gold_reward_before', 'gold_reward_after', 'gain'))
-  table.add_row('gold reward (VADER)', before, after)
-  table.add_row('gain, paired by prompt', '', f'{gain}  ({results["gain_in_standard_errors"]:.1f} standard errors)')
-  table.add_row('win rate against the reference', '0.500', _estimate(results['win_rate']))
-  table.add_row('KL to the reference, nats a response', '0', _estimate(results['kl']))
-  table.add_row('reward accuracy on held-out pairs', '', f'{results["reward_accuracy"]:.3f}')
-  table.add_row('response tokens', f'{results["length_before"]:.1f}', f'{results["length_after"]:.1f}')
+  table.add_row('gold reward', before, after)
+  table.add_row('gain, paired by prompt', '', gain)
+  table.add_row('gain in standard errors', '', f'{results["gain_in_standard_errors"]:.1f}')
+  table.add_row('win rate against the reference', '', _estimate(results['win_rate']))
+  table.add_row('KL to the reference, nats', '', _estimate(results['kl']))
+  if results['reward_accuracy'] is not None:  # not every objective has a reward
+    table.add_row('reward accuracy, held-out pairs', '', f'{results["reward_accuracy"]:.3f}')
+  table.add_row('response tokens', *(f'{results[f"response_tokens_{when}"]:.1f}' for when in ('before', 'after')))
   console.print(table)
   costs = summary['costs']
   stages = ', '.join(f'{stage} {seconds:.0f}' for stage, seconds in costs['seconds'].items() if stage != 'total')
   total, memory = costs['seconds']['total'], costs['peak_memory_gib']
-  console.print(f'{total:.0f} s ({stages}), peak memory {memory:.1f} GiB', highlight=False)
+  console.print(f'{total:.0f} s ({stages}), peak memory {memory:.1f} GiB', highlight=False, soft_wrap=True)
 
 
 def _estimate(entry: Mapping[str, float]) -> str:
@@ -66,16 +68,12 @@ def _finite(value: Any) -> Any:
 
 
 def write_samples(
-  path: pathlib.Path,
-  title: str,
-  prompts: Sequence[str],
-  before: Sequence[tuple[str, float]],
-  after: Sequence[tuple[str, float]],
+  path: pathlib.Path, title: str, before: quickstart_policy.Drawn, after: quickstart_policy.Drawn, count: int = 16
 ) -> None:
-  """Writes a Markdown table with one (response, gold reward) before and one after for each prompt."""
+  """Writes a Markdown table of the first response to each of `count` prompts, before and after, and its gold reward."""
   lines = [f'# {title}', '', '| prompt | before | after |', '| --- | --- | --- |']
-  for prompt, *sides in zip(prompts, before, after, strict=True):
-    cells = [prompt, *(f'{response} **({reward:+.2f})**' for response, reward in sides)]
+  for row, prompt in enumerate(before.prompts[:count]):
+    cells = [prompt, *(f'{side.texts[row][0]} **({side.rewards[row, 0]:+.2f})**' for side in (before, after))]
     lines.append('| ' + ' | '.join(' '.join(cell.replace('|', '\\|').split()) for cell in cells) + ' |')
   path.write_text('\n'.join(lines) + '\n', encoding='utf-8')
 
@@ -83,7 +81,7 @@ def write_samples(
 def draw_figure(
   path: pathlib.Path,
   title: str,
-  curves: Sequence[Mapping[str, float]],
+  records: Sequence[Mapping[str, float]],
   points: Sequence[frontier.Point],
   before: np.ndarray,
   after: np.ndarray,
@@ -93,7 +91,7 @@ def draw_figure(
   Args:
     path: of the PNG.
     title: of the whole figure.
-    curves: metrics of each training step, in order.
+    records: of the metrics, in order.
     points: evaluated checkpoints.
     before: gold rewards of all held-out samples of the reference.
     after: the same of the aligned model.
@@ -102,8 +100,9 @@ def draw_figure(
     figure = matplotlib_figure.Figure(figsize=(10, 7), layout='constrained')
     figure.suptitle(title)
     (loss, log_probs), (tradeoff, histogram) = figure.subplots(2, 2)
-    _draw_loss(loss, curves)
-    _draw_log_probs(log_probs, curves)
+    steps = [record for record in records if 'loss' in record]  # the others hold evaluations alone
+    _draw_loss(loss, steps)
+    _draw_log_probs(log_probs, steps)
     tradeoff.set_title('Gold reward against distance from the reference (number: step)')
     frontier.draw(tradeoff, points)
     _draw_histogram(histogram, before, after)
@@ -111,26 +110,28 @@ def draw_figure(
   figure.clear()
 
 
-def _draw_loss(axes: Any, curves: Sequence[Mapping[str, float]]) -> None:
-  steps = [row['step'] for row in curves]
+def _draw_loss(axes: Any, records: Sequence[Mapping[str, float]]) -> None:
+  steps = [record['step'] for record in records]
   axes.set_title('Training: loss and reward accuracy')
-  (loss,) = axes.plot(steps, [row['loss'] for row in curves], color=AFTER, label='loss')
+  lines = axes.plot(steps, [record['loss'] for record in records], color=AFTER, label='loss')
   axes.set_xlabel('step')
   axes.set_ylabel('loss')
-  right = axes.twinx()
-  right.spines['right'].set_visible(True)
-  right.grid(False)
-  (accuracy,) = right.plot(steps, [row['accuracy'] for row in curves], color='tab:orange', label='reward accuracy')
-  right.set_ylim(0, 1.02)
-  right.set_ylabel('reward accuracy')
-  axes.legend(handles=[loss, accuracy], loc='lower left')
+  if 'reward_accuracy' in records[0]:
+    right = axes.twinx()
+    right.spines['right'].set_visible(True)
+    right.grid(False)
+    accuracy = [record['reward_accuracy'] for record in records]
+    lines += right.plot(steps, accuracy, color='tab:orange', label='reward accuracy')
+    right.set_ylim(0, 1.02)
+    right.set_ylabel('reward accuracy')
+  axes.legend(handles=lines, loc='lower left')
 
 
-def _draw_log_probs(axes: Any, curves: Sequence[Mapping[str, float]]) -> None:
-  steps = [row['step'] for row in curves]
+def _draw_log_probs(axes: Any, records: Sequence[Mapping[str, float]]) -> None:
+  steps = [record['step'] for record in records]
   axes.set_title('Training: log-probability of the responses')
-  axes.plot(steps, [row['logp_chosen'] for row in curves], color='tab:green', label='chosen')
-  axes.plot(steps, [row['logp_rejected'] for row in curves], color='tab:red', label='rejected')
+  axes.plot(steps, [record['logp_chosen'] for record in records], color='tab:green', label='chosen')
+  axes.plot(steps, [record['logp_rejected'] for record in records], color='tab:red', label='rejected')
   axes.set_xlabel('step')
   axes.set_ylabel('nats a response')
   axes.legend(loc='lower left')

@@ -23,6 +23,7 @@ import pathlib
 import sys
 import traceback
 from typing import Any
+import warnings
 
 from absl import app, flags, logging
 import jax
@@ -43,11 +44,13 @@ from experiments import expressions
 
 DONE, REFUSED, PREEMPTED, CRASHED = 0, 1, 42, 134
 
-_CONFIG = config_flags.DEFINE_config_file(
-  'config',
-  str(pathlib.Path(__file__).parent / 'configs' / 'dpo.py'),
-  'A file whose get_config() gives the settings; --config.<name>=<value> changes one of them.',
-)
+with warnings.catch_warnings():
+  warnings.simplefilter('ignore', DeprecationWarning)  # ml_collections loads the file in a deprecated way
+  _CONFIG = config_flags.DEFINE_config_file(
+    'config',
+    str(pathlib.Path(__file__).parent / 'configs' / 'dpo.py'),
+    'A file whose get_config() gives the settings; --config.<name>=<value> changes one of them.',
+  )
 # These have flags of their own because nearly every run sets them.
 _OVERRIDES = {
   'model': flags.DEFINE_string('model', None, 'Short for --config.model.'),
@@ -259,8 +262,8 @@ def _summary(
   return '\n'.join(
     [
       f'objective  {config.objective}',
-      f'model      {config.model}, {count / 1e6:.1f} M parameters, computed in {config.compute_dtype}',
-      f'devices    {mesh.size} x {mesh.devices.flat[0].device_kind}, {jax.process_count()} processes, mesh {axes}',
+      f'model      {config.model}, {count:,} parameters, computed in {config.compute_dtype}',
+      f'devices    {mesh.size} x {mesh.devices.flat[0].device_kind}, mesh {axes}, processes {jax.process_count()}',
       f'batches    {config.batch_size} prompts in {config.microbatches} microbatches, shapes {list(plan.buckets)}, '
       f'{plan.steps_per_epoch} an epoch, {plan.padding_rows} padding rows',
       f'steps      {steps}, learning rate {config.learning_rate:g} {config.schedule}, warm-up {config.warmup}',
@@ -290,8 +293,9 @@ def resolve() -> config_lib.Config:
 
 
 def main(argv: Sequence[str]) -> None:
-  del argv
-  if flags.FLAGS['verbosity'].using_default_value:
+  if argv[1:]:
+    raise app.UsageError(f'what is {argv[1]!r}? Settings are given as --config.<name>=<value>')
+  if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.WARNING)  # at INFO, every checkpoint writes 40 lines
   try:
     config = resolve()

@@ -45,6 +45,7 @@ signal_all() {
   done
 }
 
+# shellcheck disable=SC2329  # called by a trap
 finish() {
   local log
   trap - EXIT

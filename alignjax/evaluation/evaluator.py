@@ -4,9 +4,14 @@ Samples of one prompt are alike, so every standard error here is clustered by pr
 Estimates of the KL need samples drawn from the policy itself, at temperature 1 and without top-k or nucleus truncation.
 """
 
+from collections.abc import Callable
 import dataclasses
 
 import numpy as np
+
+from alignjax import stats
+from alignjax.models import base as models
+from alignjax.types import Params, PreferenceBatch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +64,37 @@ def win_rate(policy: np.ndarray, reference: np.ndarray) -> Estimate:
   difference = np.asarray(policy, np.float64)[:, :, None] - np.asarray(reference, np.float64)[:, None, :]
   wins = (difference > 0) + 0.5 * (difference == 0)
   return clustered_mean(wins.reshape(len(wins), -1))
+
+
+def build_kl_step(
+  model: models.LanguageModel, *, chunk: int = 1024
+) -> Callable[[Params, Params, PreferenceBatch], stats.StatTable]:
+  """Builds what `kl` needs of a batch of samples, by the same forward pass and the same expressions as in training.
+
+  The log-probabilities that a sampler reports differ from these by rounding, which an estimate of a small KL would see.
+
+  Args:
+    model: shared by policy and reference.
+    chunk: tokens whose logits exist at once.
+
+  Returns:
+    A pure function (policy parameters, reference parameters, samples as a batch) -> table of `stats.logp`,
+    `stats.reference_logp` and `stats.reverse_kl`.
+
+  Raises:
+    ValueError: for a chunk below 1.
+  """
+  if chunk < 1:
+    raise ValueError(f'chunk must be at least 1, got {chunk}')
+  needs = frozenset({stats.logp, stats.reference_logp, stats.reverse_kl})
+
+  def step(params: Params, reference: Params, batch: PreferenceBatch) -> stats.StatTable:
+    inputs = (batch.prompt, batch.prompt_length, batch.response, batch.response_length)
+    sides = [stats.HiddenStates(model.hidden(side, *inputs), model.head(side)) for side in (params, reference)]
+    prompts, samples = batch.response.shape[:2]
+    return stats.statistics(needs, *sides, batch, positions=max(1, chunk // (prompts * samples)))
+
+  return step
 
 
 def kl(token_values: np.ndarray, mask: np.ndarray) -> Estimate:

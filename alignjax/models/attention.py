@@ -121,12 +121,45 @@ def _response_mask(prompt_keys: Array, layout: Layout) -> Array:
   return mask.reshape(batch * samples, 1, response, prompt + response)
 
 
-def attend_cached(
-  query: Array,
-  prompt: tuple[Array, Array],
-  own: tuple[Array, Array],
-  seen: tuple[Array, Array],
-) -> Array:
+class LayerCache(NamedTuple):
+  """What decoding keeps of one layer: the prompt once, and each of its N responses up to R tokens.
+
+  Keys lie with tokens last and values with tokens next to last, which is how the products of a decoding step read them.
+  """
+
+  prompt_key: Array  # [B, K, H, P]
+  prompt_value: Array  # [B, K, P, H]
+  own_key: Array  # [B, N, K, H, R]
+  own_value: Array  # [B, N, K, R, H]
+
+  @classmethod
+  def create(cls, key: Array, value: Array, samples: int, response: int) -> 'LayerCache':
+    """Holds keys and values of prompts, [B, P, K, H], and room for `samples` responses of `response` tokens."""
+    batch, _, kv_heads, head_width = key.shape
+    own = (batch, samples, kv_heads)
+    return cls(
+      prompt_key=key.transpose(0, 2, 3, 1),
+      prompt_value=value.transpose(0, 2, 1, 3),
+      own_key=jnp.zeros((*own, head_width, response), key.dtype),
+      own_value=jnp.zeros((*own, response, head_width), value.dtype),
+    )
+
+  def write(self, index: Array, key: Array, value: Array) -> 'LayerCache':
+    """Stores the key and value, [B, N, K, H], of response token `index`."""
+    return self._replace(
+      own_key=jax.lax.dynamic_update_slice_in_dim(self.own_key, key[..., None], index, axis=4),
+      own_value=jax.lax.dynamic_update_slice_in_dim(self.own_value, value[..., None, :], index, axis=3),
+    )
+
+
+class Seen(NamedTuple):
+  """Which keys of a `LayerCache` count. Of the response keys, at least one must."""
+
+  prompt: Array  # [B, P] bool
+  own: Array  # [R] bool
+
+
+def attend_cached(query: Array, cache: LayerCache, seen: Seen) -> Array:
   """One decoding step: N queries against the keys of their common prompt, and each against its own response keys.
 
   One softmax runs over both sets of scores, so that nothing of the prompt is copied per sample. Own keys and values
@@ -134,29 +167,23 @@ def attend_cached(
 
   Args:
     query: [B, N, heads, H].
-    prompt: keys [B, K, H, P] and values [B, K, P, H] of the prompt.
-    own: keys [B, N, K, H, R] and values [B, N, K, R, H] of each response.
-    seen: which prompt keys count [B, P] bool, and which response keys count [R] bool; at least one of these does.
+    cache: keys and values.
+    seen: which of them count.
 
   Returns:
-    [B, N, heads * H].
+    [B, N, heads * H]; computed in float32, which at this size costs nothing.
   """
-  batch, samples, heads, head_width = query.shape
-  kv_heads, prompt_size = prompt[1].shape[1:3]
   dtype = query.dtype
-  query, prompt, own = jax.tree.map(lambda x: x.astype(jnp.float32), (query, prompt, own))
+  query, cache = jax.tree.map(lambda x: x.astype(jnp.float32), (query, cache))
+  batch, samples, heads, head_width = query.shape
+  _, kv_heads, prompt, _ = cache.prompt_value.shape
   query = query.reshape(batch, samples, kv_heads, heads // kv_heads, head_width)
-  of_prompt = jnp.einsum('bnkgh,bkhp->bnkgp', query, prompt[0])
-  of_own = jnp.sum(query[..., None] * own[0][:, :, :, None], axis=-2)
   lowest = jnp.finfo(jnp.float32).min
-  scores = jnp.concatenate(
-    [
-      jnp.where(seen[0][:, None, None, None], of_prompt, lowest),
-      jnp.where(seen[1][None, None, None, None], of_own, lowest),
-    ],
-    axis=-1,
-  )
-  weights = jax.nn.softmax(scores * head_width**-0.5)
-  out = jnp.einsum('bnkgp,bkph->bnkgh', weights[..., :prompt_size], prompt[1])
-  out += jnp.sum(weights[..., prompt_size:, None] * own[1][:, :, :, None], axis=-2)
+  of_prompt = jnp.einsum('bnkgh,bkhp->bnkgp', query, cache.prompt_key)
+  of_prompt = jnp.where(seen.prompt[:, None, None, None], of_prompt, lowest)
+  of_own = jnp.sum(query[..., None] * cache.own_key[:, :, :, None], axis=-2)
+  of_own = jnp.where(seen.own[None, None, None, None], of_own, lowest)
+  weights = jax.nn.softmax(jnp.concatenate([of_prompt, of_own], axis=-1) * head_width**-0.5)
+  out = jnp.einsum('bnkgp,bkph->bnkgh', weights[..., :prompt], cache.prompt_value)
+  out += jnp.sum(weights[..., prompt:, None] * cache.own_value[:, :, :, None], axis=-2)
   return out.astype(dtype).reshape(batch, samples, -1)

@@ -59,10 +59,10 @@ def load_params(folder: str | os.PathLike[str], config: transformer.TransformerC
   """
   folder = pathlib.Path(folder)
   family = _family_of_folder(folder)
-  shapes, treedef = parameter_shapes(config)
-  targets = [None] * len(shapes) if shardings is None else treedef.flatten_up_to(shardings)
   with contextlib.ExitStack() as stack:
     tensors = folders.open_tensors(folder, stack)
+    shapes, treedef = parameter_shapes(config)
+    targets = [None] * len(shapes) if shardings is None else treedef.flatten_up_to(shardings)
     index = folder / folders.INDEX
     with folders.naming(index if index.exists() else folder / folders.WEIGHTS):
       family.check(shapes, {name: tensor.shape for name, tensor in tensors.items()})

@@ -111,7 +111,7 @@ def write_weights(
     pending.clear()
 
   for name, tensor in tensors:
-    _check_finite(name, tensor)
+    check_finite(name, tensor)
     if pending and held + tensor.nbytes > shard_bytes:
       flush()
       held = 0
@@ -148,7 +148,7 @@ class StoredTensor:
     """
     with naming(self.path):
       value = self.file.get_tensor(self.name)
-      _check_finite(self.name, value)
+      check_finite(self.name, value)
       return value
 
 
@@ -216,7 +216,8 @@ def listed(names: Iterable[str], limit: int = 8) -> str:
   return ', '.join(names[:limit]) + (f' and {len(names) - limit} more' if len(names) > limit else '')
 
 
-def _check_finite(name: str, value: np.ndarray) -> None:
+def check_finite(name: str, value: np.ndarray) -> None:
+  """Refuses a tensor with values that are not finite, which no model works with, by name."""
   if not np.isfinite(value).all():
     raise ValueError(f'tensor {name} ({value.dtype}) holds values that are not finite')
 

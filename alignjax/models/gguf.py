@@ -165,6 +165,7 @@ def _dequantise(file: _File, name: str) -> np.ndarray:
       value = _import_gguf().quants.dequantize(tensor.data, tensor.tensor_type)
     except NotImplementedError as error:
       raise ValueError(f'tensor {name}: type {tensor.tensor_type.name} is not supported') from error
+    folders.check_finite(name, value)
     return np.asarray(value, np.float32)
 
 
@@ -183,6 +184,8 @@ def _tokenizer(metadata: Mapping[str, Any]) -> tokenizers.Tokenizer:
   if metadata.get('tokenizer.ggml.add_space_prefix', False):
     raise ValueError('tokenizer.ggml.add_space_prefix=True is not supported')
   tokens, types = _get(metadata, 'tokenizer.ggml.tokens'), _get(metadata, 'tokenizer.ggml.token_type')
+  if len(types) != len(tokens):
+    raise ValueError(f'tokenizer.ggml.token_type has {len(types)} entries for {len(tokens)} tokens')
   ids = {token: index for index, token in enumerate(tokens)}
   if len(ids) != len(tokens):
     raise ValueError('tokenizer.ggml.tokens repeats a token')

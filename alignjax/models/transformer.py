@@ -13,9 +13,9 @@ afterwards optimizers, checkpoints and sharding rules see an ordinary dict, with
 Parameters are float32; products run in `compute_dtype`; norms, rotary angles and softmax in float32.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 from flax import nnx
 import jax
@@ -61,7 +61,7 @@ class TransformerConfig:
   tied_embeddings: bool
   max_positions: int  # tokens of a prompt and its longest response together
   compute_dtype: str = 'float32'  # or 'bfloat16'
-  remat: str = 'dots'  # what a layer keeps for the backward pass: everything ('none'), weight products ('dots'), only its input ('full')
+  remat: str = 'dots'  # what a layer keeps for the backward pass: 'none' all, 'dots' weight products, 'full' its input
   scan_layers: bool = True  # False unrolls: slower to compile, faster on a CPU
   attention: str = 'xla'  # or 'cudnn', which needs bfloat16 and an NVIDIA GPU
 
@@ -87,8 +87,8 @@ class Embedding(nnx.Module):
   def __init__(self, vocab_size: int, width: int, key: Array):
     self.embedding = nnx.Param(jax.random.normal(key, (vocab_size, width)) * width**-0.5)
 
-  def __call__(self, token: Array, dtype: Any) -> Array:
-    return self.embedding[...][token].astype(dtype)
+  def __call__(self, token: Array) -> Array:
+    return self.embedding[...][token]
 
 
 class Block(nnx.Module):
@@ -131,31 +131,28 @@ class Block(nnx.Module):
       attended = jnp.concatenate([of_prompt, attended], axis=1)
     return self.finish(x, attended)
 
-  def step(self, x: Array, rotary: tuple[Array, Array], cache: 'LayerCache', index: Array, seen: tuple[Array, Array]) -> tuple[Array, 'LayerCache']:
-    """One token of each sample, [B, N, D]; also returns the cache with its key and value at `index`."""
+  def step(
+    self, x: Array, rotary: tuple[Array, Array], cache: attention.LayerCache, index: Array, seen: attention.Seen
+  ) -> tuple[Array, attention.LayerCache]:
+    """Response token `index` of each sample, [B, N, D]."""
     normed = self.attention_norm(x)
     query = self.attention.queries(normed, rotary)
-    key, value = self.attention.keys_values(normed, rotary)
-    own_key = jax.lax.dynamic_update_slice_in_dim(cache.own_key, key[..., None], index, axis=4)
-    own_value = jax.lax.dynamic_update_slice_in_dim(cache.own_value, value[..., None, :], index, axis=3)
-    cache = cache._replace(own_key=own_key, own_value=own_value)
-    attended = attention.attend_cached(
-      query, (cache.prompt_key, cache.prompt_value), (own_key, own_value), seen
-    )
-    return self.finish(x, attended), cache
+    cache = cache.write(index, *self.attention.keys_values(normed, rotary))
+    return self.finish(x, attention.attend_cached(query, cache, seen)), cache
 
 
-class LayerCache(NamedTuple):
-  prompt_key: Array  # [B, K, H, P]
-  prompt_value: Array  # [B, K, P, H]
-  own_key: Array  # [B, N, K, H, R]
-  own_value: Array  # [B, N, K, R, H]
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cache:
+  """What `prefill` hands to `decode`.
 
-class Cache(NamedTuple):
-  weights: list
-  layers: list
-  prompt_length: Array
-  index: Array
+  The weights are those of `prefill`, sliced by layer and cast once: XLA would not move that out of a sampling loop.
+  """
+
+  weights: Sequence[Params]  # of each layer, in the compute dtype
+  layers: Sequence[attention.LayerCache]
+  prompt_length: Array  # [B] int32
+  index: Array  # [] int32, tokens decoded so far
 
 
 class Decoder(nnx.Module):
@@ -182,7 +179,7 @@ class Decoder(nnx.Module):
     tokens = jnp.concatenate([prompt, inputs.reshape(prompt.shape[0], -1)], axis=1)
     rotary = self._rotary(_joint_positions(prompt_length, layout))
     prompt_keys = prompt_length - 1
-    x = self.constrain(self.embed(tokens, self.config.compute_dtype), ('batch', None, None))
+    x = self._embed(tokens)
 
     def apply(block: Block, x: Array, last: bool) -> Array:
       return self.constrain(block.joint(x, rotary, prompt_keys, layout, last), ('batch', None, None))
@@ -199,47 +196,50 @@ class Decoder(nnx.Module):
         x = remat(lambda block, x, last=i == self.config.layers - 1: apply(block, x, last))(block, x)
     return self.final_norm(x).reshape(*response.shape, -1)
 
-  def prefill(self, prompt: Array, prompt_length: Array, samples: int, max_new_tokens: int) -> Any:
+  def prefill(self, prompt: Array, prompt_length: Array, samples: int, max_new_tokens: int) -> Cache:
     """See `base.LanguageModel.prefill`."""
     config = self.config
     self._check_positions(prompt.shape[1], max_new_tokens)
     rotary = self._rotary(jnp.broadcast_to(jnp.arange(prompt.shape[1]), prompt.shape))
-    x = self.constrain(self.embed(prompt, config.compute_dtype), ('batch', None, None))
+    x = self._embed(prompt)
 
     def body(x: Array, block: Block) -> tuple[Array, tuple[Array, Array]]:
       x, keys_values = block.prompts(x, rotary)
       return self.constrain(x, ('batch', None, None)), keys_values
 
-    _, (keys, values) = jax.lax.scan(body, x, self.layers)
-    own = (prompt.shape[0], samples, config.kv_heads)
-    own_key = jnp.zeros((*own, config.head_width, max_new_tokens), config.compute_dtype)
-    own_value = jnp.zeros((*own, max_new_tokens, config.head_width), config.compute_dtype)
-    caches = [
-      LayerCache(key.transpose(0, 2, 3, 1), value.transpose(0, 2, 1, 3), own_key, own_value)
-      for key, value in zip(unstack(keys, config.layers), unstack(values, config.layers))
-    ]
+    _, keys_values = jax.lax.scan(body, x, self.layers)
     weights = nnx.to_pure_dict(nnx.split(self.layers)[1])
-    weights = unstack(jax.tree.map(lambda x: x.astype(config.compute_dtype), weights), config.layers)
-    return Cache(weights, caches, prompt_length, jnp.zeros((), jnp.int32))
+    return Cache(
+      weights=unstack(jax.tree.map(lambda x: x.astype(config.compute_dtype), weights), config.layers),
+      layers=[
+        attention.LayerCache.create(*layer, samples, max_new_tokens) for layer in unstack(keys_values, config.layers)
+      ],
+      prompt_length=jnp.asarray(prompt_length),
+      index=jnp.zeros((), jnp.int32),
+    )
 
   def decode(self, cache: Cache, token: Array) -> tuple[Cache, Array]:
     """See `base.LanguageModel.decode`. Layers are unrolled: scanned ones halve the speed of decoding on a CPU."""
+    _, _, prompt, _ = cache.layers[0].prompt_value.shape
+    _, _, _, response, _ = cache.layers[0].own_value.shape
     prompt_keys = cache.prompt_length - 1
+    seen = attention.Seen(jnp.arange(prompt)[None] < prompt_keys[:, None], jnp.arange(response) <= cache.index)
     rotary = self._rotary((prompt_keys + cache.index)[:, None])
-    x = self.constrain(self.embed(token, self.config.compute_dtype), ('batch', None, None))
-    prompt_size, size = cache.layers[0].prompt_value.shape[2], cache.layers[0].own_value.shape[3]
-    seen = (jnp.arange(prompt_size)[None] < prompt_keys[:, None], jnp.arange(size) <= cache.index)
     structure, _ = nnx.split(self.layers)
-    caches = []
-    for weights, layer in zip(cache.weights, cache.layers):
+    x = self._embed(token)
+    updated = []
+    for weights, layer in zip(cache.weights, cache.layers, strict=True):
       x, layer = nnx.merge(structure, weights).step(x, rotary, layer, cache.index, seen)
-      caches.append(layer)
       x = self.constrain(x, ('batch', None, None))
-    return cache._replace(layers=caches, index=cache.index + 1), self.final_norm(x)
+      updated.append(layer)
+    return dataclasses.replace(cache, layers=updated, index=cache.index + 1), self.final_norm(x)
 
   def head(self) -> Head:
     """The embedding transposed where tied, else the kernel of `unembed`."""
     return Head(self.embed.embedding[...].T if self.config.tied_embeddings else self.unembed.kernel[...])
+
+  def _embed(self, token: Array) -> Array:
+    return self.constrain(self.embed(token).astype(self.config.compute_dtype), ('batch', None, None))
 
   def _rotary(self, position: Array) -> tuple[Array, Array]:
     return layers.rotary_angles(position, self.config.head_width, self.config.rope_theta)

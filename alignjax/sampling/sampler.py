@@ -1,7 +1,8 @@
 """Draws responses from a language model, all samples of a prompt from one prefill."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+import dataclasses
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +14,13 @@ from alignjax.types import Array, Head, Params
 
 
 class Samples(NamedTuple):
-  """Responses drawn from a model, right-padded with 0."""
+  """N responses to each of B prompts, of at most R tokens; everything is 0 at padding."""
 
-  response: Array  # [B, N, R] int32, the end token included
+  response: Array  # [B, N, R] int32, right-padded, the end token included
   response_length: Array  # [B, N] int32
-  finished: Array  # [B, N] bool, False where a response ran into R tokens without an end token
-  logp: Array  # [B, N, R] float32, nats, under the model's own distribution: temperature 1, nothing excluded; 0 at padding
-  strategy_logp: Array  # [B, N, R] float32, nats, under the distribution drawn from; 0 at padding
+  finished: Array  # [B, N] bool, False where a response was cut after R tokens without an end token
+  logp: Array  # [B, N, R] float32, nats, under the model's own distribution: temperature 1, no token excluded
+  strategy_logp: Array  # [B, N, R] float32, nats, under the distribution that was drawn from
 
 
 def sample(
@@ -35,49 +36,90 @@ def sample(
   end_ids: Sequence[int],
   row_ids: Array | None = None,
 ) -> Samples:
-  rows, max_tokens = prompt.shape[0], max_new_tokens
-  row_ids = jnp.arange(rows) if row_ids is None else row_ids
-  keys = _row_keys(key, row_ids, samples)
-  last = jnp.take_along_axis(prompt, prompt_length[:, None] - 1, axis=1)
-  head = model.head(params)
-  import dataclasses
-  head = dataclasses.replace(head, kernel=head.kernel.astype(model.config.compute_dtype))
+  """Draws `samples` responses to each prompt, token by token, until all have ended.
+
+  Call it under `jax.jit`: outside, the loop is compiled anew by every call.
+
+  Args:
+    model: the model to draw from.
+    params: its parameters.
+    prompt: [B, P] int32, right-padded.
+    prompt_length: [B] int32, at least 1.
+    key: a typed PRNG key.
+    samples: N, responses to each prompt.
+    max_new_tokens: R, tokens after which a response is cut.
+    strategy: what to draw from; `strategies.chain()` is the model's own distribution.
+    end_ids: tokens that end a response; with none, every response takes R tokens.
+    row_ids: [B] int32, numbers that tell prompts apart, by default 0 .. B - 1. The random numbers of a response depend
+      on the key, on its row id and on its place among the samples, and on nothing else in the batch.
+
+  Raises:
+    ValueError: if `samples` or `max_new_tokens` is below 1, or an end id is negative.
+  """
+  if samples < 1 or max_new_tokens < 1:
+    raise ValueError(f'samples={samples} and max_new_tokens={max_new_tokens} must both be at least 1')
+  if any(end < 0 for end in end_ids):
+    raise ValueError(f'end_ids={tuple(end_ids)} must be token ids, at least 0')
+  prompt, prompt_length = jnp.asarray(prompt), jnp.asarray(prompt_length)
+  shape = (prompt.shape[0], samples)
+  keys = _row_keys(key, jnp.arange(shape[0]) if row_ids is None else row_ids, samples)
+  ends = jnp.asarray(end_ids, jnp.int32).reshape(1, 1, -1)
   state = _State(
     cache=model.prefill(params, prompt, prompt_length, samples=samples, max_new_tokens=max_new_tokens),
     index=jnp.zeros((), jnp.int32),
-    token=jnp.broadcast_to(last, (rows, samples)),
-    done=jnp.zeros((rows, samples), bool),
-    length=jnp.zeros((rows, samples), jnp.int32),
-    response=jnp.zeros((rows, samples, max_tokens), jnp.int32),
-    logp=jnp.zeros((rows, samples, max_tokens)),
-    strategy_logp=jnp.zeros((rows, samples, max_tokens)),
+    token=jnp.broadcast_to(jnp.take_along_axis(prompt, prompt_length[:, None] - 1, axis=1), shape).astype(jnp.int32),
+    samples=Samples(
+      response=jnp.zeros((*shape, max_new_tokens), jnp.int32),
+      response_length=jnp.zeros(shape, jnp.int32),
+      finished=jnp.zeros(shape, bool),
+      logp=jnp.zeros((*shape, max_new_tokens)),
+      strategy_logp=jnp.zeros((*shape, max_new_tokens)),
+    ),
   )
-  ends = jnp.asarray(end_ids, jnp.int32)
+  head = _head_of_dtype(model.head(params), jax.eval_shape(model.decode, params, state.cache, state.token)[1].dtype)
 
-  def body(state):
+  def unfinished(state: _State) -> Array:
+    return (state.index < max_new_tokens) & ~jnp.all(state.samples.finished)
+
+  def step(state: _State) -> _State:
     cache, hidden = model.decode(params, state.cache, state.token)
     logits = _logits(hidden, head)
-    token, strategy_logp = strategies.draw(strategy(logits), _uniform(keys, state.index))
-    logp = numerics.select(logits, token) - jax.nn.logsumexp(logits, axis=-1)
-    live = ~state.done
-    def put(x, y): return jax.lax.dynamic_update_index_in_dim(x, jnp.where(live, y, 0).astype(x.dtype), state.index, axis=2)
-    return _State(cache, state.index + 1, token, state.done | jnp.any(token[..., None] == ends[None, None], axis=-1), state.length + live,
-      put(state.response, token), put(state.logp, logp), put(state.strategy_logp, strategy_logp))
-  state = jax.lax.while_loop(lambda s: (s.index < max_tokens) & ~jnp.all(s.done), body, state)
-  return Samples(state.response, state.length, state.done, state.logp, state.strategy_logp)
+    drawn_from = strategy(logits)
+    token, strategy_logp = strategies.draw(drawn_from, _uniform(keys, state.index))
+    # A strategy that changes nothing spares two passes over the vocabulary.
+    logp = strategy_logp if drawn_from is logits else numerics.select(jax.nn.log_softmax(logits), token)
+    drawn = state.samples
+    live = ~drawn.finished
+
+    def put(values: Array, new: Array) -> Array:
+      return jax.lax.dynamic_update_index_in_dim(values, jnp.where(live, new, 0), state.index, axis=2)
+
+    drawn = Samples(
+      response=put(drawn.response, token),
+      response_length=drawn.response_length + live,
+      finished=drawn.finished | jnp.any(token[..., None] == ends, axis=-1),
+      logp=put(drawn.logp, logp),
+      strategy_logp=put(drawn.strategy_logp, strategy_logp),
+    )
+    return _State(cache, state.index + 1, token, drawn)
+
+  return jax.lax.while_loop(unfinished, step, state).samples
 
 
 class _State(NamedTuple):
-  cache: object
-  index: Array
-  token: Array
-  done: Array
-  length: Array
-  response: Array
-  logp: Array
-  strategy_logp: Array
+  cache: Any
+  index: Array  # [] int32, tokens drawn so far
+  token: Array  # [B, N] int32, the last one of each response
+  samples: Samples
 
-def _logits(states, head):
+
+def _head_of_dtype(head: Head, dtype: jnp.dtype) -> Head:
+  """Casts the kernel before the loop, where the product would cast it in every step."""
+  return dataclasses.replace(head, kernel=head.kernel.astype(dtype))
+
+
+def _logits(states: Array, head: Head) -> Array:
+  """[..., D] to [..., V] float32, by the expression with which training computes log-probabilities."""
   logits = numerics.project(states, head.kernel)
   if head.bias is not None:
     logits = logits + jnp.expand_dims(head.bias.astype(jnp.float32), range(logits.ndim - 1))
@@ -85,9 +127,13 @@ def _logits(states, head):
     logits = head.soft_cap * jnp.tanh(logits / head.soft_cap)
   return logits
 
-def _row_keys(key, row_ids, samples):
-  of_row = jax.vmap(lambda row: jax.random.fold_in(key, row))(row_ids)
-  return jax.vmap(lambda k: jax.vmap(lambda s: jax.random.fold_in(k, s))(jnp.arange(samples)))(of_row)
 
-def _uniform(keys, index):
-  return jax.vmap(jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, index), (2,))))(keys)
+def _row_keys(key: Array, row_ids: Array, samples: int) -> Array:
+  """[B, N] keys: one for each row id and place among the samples."""
+  fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
+  return jax.vmap(fold, in_axes=(0, None))(fold(key, jnp.asarray(row_ids)), jnp.arange(samples))
+
+
+def _uniform(keys: Array, index: Array) -> Array:
+  """[B, N, 2]: the random numbers of token `index`, whatever the number of tokens asked for."""
+  return jax.vmap(jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, index), (2,))))(keys)

@@ -132,9 +132,7 @@ def train(
     NonFiniteError: naming the step and its examples. Nothing has been saved since the step went wrong.
   """
   with preemption.Preemption() as notice:
-    run = _Run(
-      state, frozen, step, iterator, mesh, steps, schedule, writers, evaluation, checkpoints, origin, announce
-    )
+    run = _Run(state, frozen, step, iterator, mesh, steps, schedule, writers, evaluation, checkpoints, origin, announce)
     return run.go(save_every, notice)
 
 

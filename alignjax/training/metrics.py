@@ -4,13 +4,14 @@ A record is a step and a flat mapping of names to numbers. Names under `time/` (
 run to run; everything else is the same whenever a run is repeated or resumed on the same mesh.
 """
 
+import collections
 from collections.abc import Mapping
 import json
 import math
 import os
 import pathlib
+import statistics
 import sys
-import time
 from typing import Protocol, TextIO
 
 import jax
@@ -132,7 +133,8 @@ class ConsoleWriter:
     self._total, self._every = total, every
     self._stream = sys.stdout if stream is None else stream
     self._quiet = jax.process_index() != 0
-    self._clock: tuple[float, int] | None = None  # time and step of the first record: the speed is measured from there
+    self._seconds: collections.deque[float] = collections.deque(maxlen=21)  # of the last steps
+    self._started = False
     self._bar: progress.Progress | None = None
     if not self._quiet and self._stream.isatty():
       self._bar = _progress_bar(self._stream)
@@ -142,12 +144,12 @@ class ConsoleWriter:
   def write(self, step: int, values: Values) -> None:
     if self._quiet:
       return
-    left = self._time_left(step)
-    first = self._clock[1] == step
+    left = self._time_left(step, values)
     if self._bar is not None:
       self._bar.update(self._task, completed=step, shown=_shown(values), left=left)
-    elif _shown(values) and (first or step % self._every == 0 or step == self._total):
+    elif _shown(values) and (not self._started or step % self._every == 0 or step == self._total):
       self._print(f'step {step}/{self._total}  {_shown(values)}' + (f'  left {left}' if left else ''))
+      self._started = True
     evaluation = _shown({name.removeprefix('eval/'): v for name, v in values.items() if name.startswith('eval/')})
     if evaluation:
       self._print(f'held out, step {step}/{self._total}  {evaluation}')
@@ -162,14 +164,13 @@ class ConsoleWriter:
     else:
       print(line, file=self._stream, flush=True)
 
-  def _time_left(self, step: int) -> str:
-    now = time.monotonic()
-    if self._clock is None:
-      self._clock = (now, step)
-    start, first = self._clock
-    if step == first:
+  def _time_left(self, step: int, values: Values) -> str:
+    """Of the median of the last steps, for some of them have waited for a compilation or a checkpoint."""
+    if 'time/seconds' in values:
+      self._seconds.append(values['time/seconds'])
+    if len(self._seconds) < 2:
       return ''
-    seconds = round((now - start) / (step - first) * (self._total - step))
+    seconds = round(statistics.median(self._seconds) * (self._total - step))
     return f'{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}'
 
 

@@ -1,8 +1,10 @@
 """Where the state of a run and its batches live on a mesh."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -23,8 +25,13 @@ def create_state(
   """
   shapes = jax.eval_shape(lambda p, k: state_lib.TrainState.create(p, tx, k), params, key)
   shardings = state_lib.shardings(mesh, shapes)
-  opt_state = jax.jit(tx.init, out_shardings=shardings.opt_state)(params)
-  step, key = jax.device_put((np.zeros((), np.int32), key), (shardings.step, shardings.key))
+  data, implementation = np.asarray(jax.random.key_data(key)), jax.random.key_impl(key)
+
+  def rest(params: Params) -> tuple[Any, jax.Array, jax.Array]:
+    return tx.init(params), jnp.zeros((), jnp.int32), jax.random.wrap_key_data(data, impl=implementation)
+
+  # Compiled, for only so can several processes make one array.
+  opt_state, step, key = jax.jit(rest, out_shardings=(shardings.opt_state, shardings.step, shardings.key))(params)
   return state_lib.TrainState(step, params, opt_state, key)
 
 
@@ -54,12 +61,16 @@ def row_group(mesh: jax.sharding.Mesh) -> tuple[int, int]:
   """
   shards = mesh_lib.batch_shards(mesh)
   indices = rules.batch_sharding(mesh).addressable_devices_indices_map((shards,)).values()
-  own = sorted({index[0].indices(shards)[0] for index in indices})
+  return group_of(sorted({index[0].indices(shards)[0] for index in indices}), shards)
+
+
+def group_of(own: Sequence[int], shards: int) -> tuple[int, int]:
+  """`row_group` for a process that holds the shards `own` of a batch."""
   size = len(own)
-  if own != list(range(own[0], own[0] + size)) or own[0] % size or shards % size:
+  if list(own) != list(range(own[0], own[0] + size)) or own[0] % size or shards % size:
     raise ValueError(
-      f'process {jax.process_index()} would feed the batch shards {own} of {shards}, which are not one contiguous '
-      'part: choose mesh axes such that data x fsdp goes from process to process'
+      f'process {jax.process_index()} would feed the batch shards {list(own)} of {shards}, which are not one '
+      'contiguous part: choose mesh axes such that data x fsdp goes from process to process'
     )
   return own[0] // size, shards // size
 

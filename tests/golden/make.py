@@ -62,7 +62,7 @@ def tokens(seed: int) -> dict[str, np.ndarray]:
 
 @torch.no_grad()
 def logits(model: transformers.LlamaForCausalLM, batch: dict[str, np.ndarray]) -> np.ndarray:
-  """[B, N, R, V]: the logits that predict each response token, from one unpadded forward for each pair; 0 at padding."""
+  """[B, N, R, V]: the logits that predict each response token, from an unpadded forward for each pair; 0 at padding."""
   result = np.zeros((*batch['response'].shape, VOCAB), np.float32)
   for row, length in enumerate(batch['prompt_length']):
     for sample, response_length in enumerate(batch['response_length'][row]):

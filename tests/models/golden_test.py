@@ -94,7 +94,7 @@ def test_decoding_equals_transformers(loaded):
 
 
 def test_exported_weights_are_those_of_transformers(loaded, tmp_path):
-  model, params, golden = loaded
+  model, params, _ = loaded
   name = 'llama_tied' if model.config.tied_embeddings else 'llama_untied'
   checkpoint_io.save(tmp_path / 'out', model.config, params)
   ours = safetensors_numpy.load_file(tmp_path / 'out' / 'model.safetensors')

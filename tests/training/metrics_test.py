@@ -111,20 +111,23 @@ def test_console_prints_plain_lines_when_nobody_looks_on():
   writer.write(0, {'eval/loss': 0.7})
   for step in range(1, 21):
     values = {'loss': 0.5, 'reward_accuracy': 0.75, 'reward_margin': 0.1, 'gradient_norm': 2.0}
-    writer.write(step, values | {'time/tokens_per_second': 12345.6} | ({'eval/loss': 0.25} if step == 10 else {}))
+    # One step in five waits for something else; the time left is that of the others.
+    times = {'time/seconds': 500.0 if step % 5 == 0 else 240.0, 'time/tokens_per_second': 12345.6}
+    writer.write(step, values | times | ({'eval/loss': 0.25} if step == 10 else {}))
   writer.close()
   lines = stream.getvalue().splitlines()
   assert [line.split('  ')[0] for line in lines] == [
     'held out, step 0/20',
+    'step 1/20',
     'step 5/20',
     'step 10/20',
     'held out, step 10/20',
     'step 15/20',
     'step 20/20',
   ]
-  expected = 'step 10/20  loss 0.5000  accuracy 0.750  margin +0.1000  grad norm 2  tok/s 12,346  left 0:00:00'
-  assert lines[2] == expected
-  assert lines[3] == 'held out, step 10/20  loss 0.2500'
+  expected = 'step 10/20  loss 0.5000  accuracy 0.750  margin +0.1000  grad norm 2  tok/s 12,346  left 0:40:00'
+  assert lines[3] == expected
+  assert lines[4] == 'held out, step 10/20  loss 0.2500'
 
 
 def test_console_shows_a_bar_to_a_person():

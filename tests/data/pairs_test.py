@@ -1,0 +1,266 @@
+"""Tests of `alignjax.data.pairs`: limits, drops and their counts, and how pairs are stored."""
+
+import dataclasses
+import json
+import pickle
+
+import numpy as np
+import pytest
+from tokenizers import normalizers
+
+from alignjax.data import pairs as pairs_lib
+from alignjax.data import report as report_lib
+from alignjax.data import sources, tokenization
+from tests.data import variants
+
+END = 2  # <|im_end|>, also the pad token
+
+
+@pytest.fixture
+def tokenizer(tmp_path):
+  return tokenization.Tokenizer.load(variants.byte_level(tmp_path / 'model'))
+
+
+def tokenize(pairs, tokenizer, **options):
+  return pairs_lib.tokenize(pairs, tokenizer, **{'max_prompt': 64, 'max_response': 32, 'vocab_size': 384} | options)
+
+
+def pair(prompt='The film', chosen=' was good', rejected=' was bad', **fields):
+  return sources.Pair(prompt, (chosen, rejected), **fields)
+
+
+def rows(count=6, responses=2, seed=0, score=False):
+  """Random token pairs of many lengths."""
+  draw = np.random.default_rng(seed)
+
+  def ids():
+    return draw.integers(3, 300, draw.integers(1, 9)).tolist()
+
+  for i in range(count):
+    scores = draw.normal(size=responses).tolist() if score else None
+    yield pairs_lib.TokenPair(
+      ids(), [ids() for _ in range(responses)], draw.random(), 1 + i, scores, f'{i % 2}.jsonl', i
+    )
+
+
+# --- storage
+
+
+@pytest.mark.parametrize(('responses', 'score'), [(2, False), (2, True), (1, False), (5, True)])
+def test_packed_rows_come_back(responses, score):
+  given = list(rows(7, responses, score=score))
+  packed = pairs_lib.pack(given)
+  assert len(packed) == 7
+  assert packed.responses == responses
+  for i, (row, got) in enumerate(zip(given, packed, strict=True)):
+    assert got.prompt.tolist() == row.prompt
+    assert [ids.tolist() for ids in got.responses] == row.responses
+    assert (got.label, got.weight) == (np.float32(row.label), row.weight)
+    assert (got.score is None) == (row.score is None)
+    if score:
+      np.testing.assert_array_equal(got.score, np.float32(row.score))
+    assert (got.path, got.line) == (row.path, row.line)
+    assert packed.origin(i) == f'{row.path}:{row.line}'
+    assert packed.prompt_length[i] == len(row.prompt)
+    assert packed.response_length[i].tolist() == [len(ids) for ids in row.responses]
+  assert packed[-1].prompt.tolist() == given[-1].prompt
+  with pytest.raises(IndexError):
+    packed[7]
+  assert packed.prompt_tokens.dtype == packed.response_tokens.dtype == np.int32
+  assert packed.report == report_lib.DropReport(read=7)
+
+
+def test_pairs_pickle():
+  packed = pairs_lib.pack(rows(score=True))
+  copy = pickle.loads(pickle.dumps(packed))
+  assert copy.fingerprint == packed.fingerprint
+  assert copy.origin(3) == packed.origin(3)
+
+
+def test_fingerprint_is_of_contents_only():
+  given = list(rows())
+  fingerprint = pairs_lib.pack(given).fingerprint
+  assert len(fingerprint) == 64
+  assert pairs_lib.pack([row._replace(path='elsewhere', line=row.line + 1) for row in given]).fingerprint == fingerprint
+  first = given[0]
+  changes = [
+    [first._replace(prompt=[*first.prompt[:-1], 301]), *given[1:]],
+    [first._replace(responses=first.responses[::-1]), *given[1:]],
+    [first._replace(label=0.125), *given[1:]],
+    [first._replace(weight=9.0), *given[1:]],
+    [row._replace(score=(0.0, 0.0)) for row in given],
+    given[1:],
+    given[::-1],
+    # the same tokens in a row, with another boundary
+    [
+      first._replace(prompt=[*first.prompt, given[1].prompt[0]]),
+      given[1]._replace(prompt=given[1].prompt[1:]),
+      *given[2:],
+    ],
+  ]
+  assert len({fingerprint, *[pairs_lib.pack(changed).fingerprint for changed in changes]}) == len(changes) + 1
+
+
+@pytest.mark.parametrize(
+  ('bad', 'message'),
+  [
+    ([], 'no pairs are left'),
+    ([pairs_lib.TokenPair([], [[3], [4]])], 'has no tokens'),
+    ([pairs_lib.TokenPair([3], [[3], []])], 'has no tokens'),
+    (
+      [pairs_lib.TokenPair([3], [[3], [4]]), pairs_lib.TokenPair([3], [[3]])],
+      r'different numbers of responses \[1, 2\]',
+    ),
+    ([pairs_lib.TokenPair([3], [[3], [4]], score=[1.0])], '1 scores for 2 responses'),
+    ([pairs_lib.TokenPair([3], [[3]], score=[1.0]), pairs_lib.TokenPair([3], [[3]])], 'some have none'),
+  ],
+)
+def test_rows_that_do_not_fit_together_are_refused(bad, message):
+  with pytest.raises(ValueError, match=message):
+    pairs_lib.pack(bad)
+
+
+# --- limits and drops
+
+
+def test_tokenized_pairs_are_those_of_the_tokenizer(tokenizer):
+  given = [pair(label=0.5, weight=2.0, path='a.jsonl', line=3), pair([{'role': 'user', 'content': 'Hi'}], 'Yes', 'No')]
+  packed = tokenize(given, tokenizer)
+  for i, one in enumerate(given):
+    encoded = tokenizer.encode_pair(one.prompt, one.responses)
+    assert packed[i].prompt.tolist() == encoded.prompt
+    assert [ids.tolist() for ids in packed[i].responses] == encoded.responses
+    assert packed[i].responses[0][-1] == END  # counted and kept, although it is also the pad token
+  assert (packed[0].label, packed[0].weight, packed.origin(0)) == (0.5, 2.0, 'a.jsonl:3')
+  assert (packed.report.read, packed.report.kept, packed.report.noted) == (2, 2, {})
+
+
+def test_more_pairs_than_a_chunk_keep_their_order(tokenizer):
+  count = pairs_lib.CHUNK + 3
+  packed = tokenize((pair(f'{i} is', line=i + 1) for i in range(count)), tokenizer)
+  assert packed.line.tolist() == list(range(1, count + 1))
+  assert [tokenizer.decode(row.prompt) for row in packed] == [f'{i} is' for i in range(count)]
+
+
+def test_prompts_are_cut_on_the_left_and_noted(tokenizer):
+  packed = tokenize([pair(line=1), pair('one two three four five', line=2)], tokenizer, max_prompt=4)
+  assert packed[1].prompt.tolist() == tokenizer.encode_prompt('one two three four five')[-4:]
+  assert packed.report.noted['prompt_truncated'].count == 1
+  assert packed.report.noted['prompt_truncated'].examples[0].startswith('<memory>:2: ')
+
+
+def test_long_response_drops_its_pair(tokenizer):
+  long = pair(chosen=' was good and long', line=2)
+  limit = max(map(len, tokenizer.encode_pair(long.prompt, long.responses).responses)) - 1
+  packed = tokenize([pair(line=1), long], tokenizer, max_response=limit)
+  assert packed.line.tolist() == [1]
+  assert packed.report.dropped['response_too_long'].count == 1
+  assert packed.report.dropped['response_too_long'].examples == [f'<memory>:2: {limit + 1} tokens, limit {limit}']
+  assert tokenize([long], tokenizer, max_response=limit + 1).report.kept == 1
+
+
+def test_long_response_is_cut_only_on_demand_and_then_has_no_end(tokenizer):
+  given = pair(chosen=' was good and long', rejected=' no')
+  whole = tokenizer.encode_pair(given.prompt, given.responses).responses
+  packed = tokenize([given], tokenizer, max_response=3, truncate_response=True)
+  assert packed[0].responses[0].tolist() == whole[0][:3]
+  assert END not in packed[0].responses[0]
+  assert packed[0].responses[1].tolist() == whole[1][:3]
+  assert packed.report.noted['response_truncated'].count == 1
+
+
+def test_responses_that_are_the_same_once_cut_are_dropped(tokenizer):
+  packed = tokenize(
+    [pair(chosen=' a', rejected=' b', line=1), pair(chosen=' was good and long', rejected=' was good and short')],
+    tokenizer,
+    max_response=3,
+    truncate_response=True,
+  )
+  assert packed.line.tolist() == [1]
+  assert packed.report.dropped['identical_responses'].count == 1
+  assert packed.report.noted == {}  # of pairs that are kept only
+
+
+def test_responses_that_are_the_same_once_normalised_or_empty_are_dropped(tmp_path):
+  def normalise(backend):
+    backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.Replace('\u200b', '')])
+
+  tokenizer = tokenization.Tokenizer.load(variants.byte_level(tmp_path, edit=normalise))
+  packed = tokenize(
+    [pair(line=1), pair(chosen=' was BAD', line=2), pair(chosen='\u200b', line=3), pair(rejected=' \u200b \n', line=4)],
+    tokenizer,
+  )
+  assert packed.line.tolist() == [1]
+  dropped = packed.report.dropped
+  assert {reason: tally.count for reason, tally in dropped.items()} == {'identical_responses': 1, 'empty_response': 2}
+  assert (packed.report.read, packed.report.kept) == (4, 1)
+
+
+def test_notes_on_kept_pairs(tokenizer, tmp_path):
+  packed = tokenize([pair('The film ', 'was', '9'), pair(chosen='a<|im_end|>b')], tokenizer)
+  assert {reason: tally.count for reason, tally in packed.report.noted.items()} == {
+    'boundary_merge': 1,
+    'end_token_inside': 1,
+  }
+  bare = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+  tokenizer = tokenization.Tokenizer.load(variants.byte_level(tmp_path / 'bare', template=bare))
+  packed = tokenize([pair([{'role': 'user', 'content': 'Hi:'}], ' Yes', ' No'), pair()], tokenizer)
+  assert {reason: tally.count for reason, tally in packed.report.noted.items()} == {'end_token_added': 1}
+
+
+def test_read_and_tokenised_rows_share_one_report(tokenizer, tmp_path):
+  lines = [
+    {'prompt': 'The film', 'chosen': ' was good', 'rejected': ' was bad', 'score': [1, 0]},
+    {'prompt': 'The film', 'chosen': ' was bad', 'rejected': ' was bad', 'score': [1, 0]},
+    {'prompt': 'The film', 'chosen': ' was bad', 'rejected': 3},
+    {'prompt': 'The film', 'chosen': ' was good' * 40, 'rejected': ' was bad', 'score': [1, 0]},
+  ]
+  path = tmp_path / 'train.jsonl'
+  path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+  report = report_lib.DropReport()
+  packed = tokenize(sources.read_pairs(path, report, on_error='skip'), tokenizer, report=report)
+  assert packed.report is report
+  assert (report.read, report.kept, len(packed)) == (4, 1, 1)
+  assert packed[0].score.tolist() == [1.0, 0.0]
+  assert packed.origin(0) == f'{path}:1'
+  assert {reason: tally.examples[0].split(': ')[0] for reason, tally in report.dropped.items()} == {
+    'identical_text': f'{path}:2',
+    'wrong_type': f'{path}:3',
+    'response_too_long': f'{path}:4',
+  }
+  json.dumps(dataclasses.asdict(report))  # goes into a summary as it is
+
+
+def test_pairs_that_the_template_refuses_follow_the_policy(tmp_path):
+  refusing = (
+    "{% if messages | length > 1 and messages[1]['role'] == 'user' %}{{ raise_exception('two users') }}{% endif %}"
+  )
+  folder = variants.byte_level(tmp_path, template=refusing + variants.TURNS + variants.GENERATION)
+  tokenizer = tokenization.Tokenizer.load(folder)
+  user = {'role': 'user', 'content': 'Hi'}
+  given = [pair([user], 'Yes', 'No', line=1), pair([user, user], 'Yes', 'No', path='b.jsonl', line=2)]
+  with pytest.raises(sources.DataError, match=r"^b\.jsonl:2: field 'prompt': the chat template refuses.*two users"):
+    tokenize(given, tokenizer)
+  packed = tokenize(given, tokenizer, on_error='skip')
+  assert packed.line.tolist() == [1]
+  assert packed.report.dropped['template_refused'].count == 1
+
+
+def test_token_outside_the_models_vocabulary_is_refused(tokenizer):
+  given = [pair(line=1), pair(' was', ' good', ' the', line=2)]
+  ids = [list(row.prompt) + [i for response in row.responses for i in response] for row in tokenize(given, tokenizer)]
+  highest = max(map(max, ids))
+  row = 1 + [highest in each for each in ids].index(True)
+  assert len(tokenize(given, tokenizer, vocab_size=highest + 1)) == 2
+  with pytest.raises(ValueError, match=rf'<memory>:{row}: the \w+ has token id {highest} .*has {highest} embeddings'):
+    tokenize(given, tokenizer, vocab_size=highest)
+
+
+def test_arguments_are_checked(tokenizer):
+  for name in ('max_prompt', 'max_response'):
+    with pytest.raises(ValueError, match=f'{name}=1: must be at least 2'):
+      tokenize([pair()], tokenizer, **{name: 1})
+  with pytest.raises(ValueError, match='on_error'):
+    tokenize([pair()], tokenizer, on_error='')
+  with pytest.raises(ValueError, match='no pairs are left: 1 rows read, 0 kept'):
+    tokenize([pair(chosen='long' * 99)], tokenizer)

@@ -1,0 +1,121 @@
+"""Every field of the configuration is read, checked, and has a say in what resuming means."""
+
+import ast
+import dataclasses
+import json
+import pathlib
+
+from absl import flags
+from ml_collections import config_flags
+import pytest
+
+from experiments import config as config_lib
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def field_names() -> list[str]:
+  fields = dataclasses.fields(config_lib.Config)
+  mesh = [f'mesh.{field.name}' for field in dataclasses.fields(config_lib.MeshConfig)]
+  return [field.name for field in fields if field.name != 'mesh'] + mesh
+
+
+def attributes_read(source: str) -> set[str]:
+  """What is read as `config.<name>` or `config.mesh.<name>`."""
+  found = set()
+  for node in ast.walk(ast.parse(source)):
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == 'config':
+      found.add(node.attr)
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Attribute) and node.value.attr == 'mesh':
+      found.add(f'mesh.{node.attr}')
+  return found
+
+
+@pytest.mark.parametrize('name', field_names())
+def test_every_field_is_read_by_the_trainer(name):
+  assert name in attributes_read((ROOT / 'experiments' / 'train.py').read_text(encoding='utf-8'))
+
+
+@pytest.mark.parametrize('name', field_names())
+def test_every_field_is_documented_and_has_one_meaning_on_resume(name):
+  assert config_lib.on_resume()[name] in (config_lib.IDENTITY, config_lib.WARNS, config_lib.FREE)
+  assert f'--config.{name} ' in config_lib.describe_fields()
+  assert name in config_lib.flat(config_lib.Config())
+
+
+def test_nothing_else_has_a_meaning_on_resume():
+  assert sorted(config_lib.on_resume()) == sorted(field_names()) == sorted(config_lib.flat(config_lib.Config()))
+
+
+@pytest.mark.parametrize('name', ['seed', 'objective', 'batch_size', 'max_prompt', 'max_response', 'buckets'])
+def test_what_makes_another_training_is_part_of_the_identity(name):
+  assert config_lib.on_resume()[name] == config_lib.IDENTITY
+
+
+@pytest.mark.parametrize('name', ['steps', 'log_every', 'save_every', 'workdir'])
+def test_what_only_makes_a_run_longer_or_louder_may_change(name):
+  assert config_lib.on_resume()[name] != config_lib.IDENTITY
+
+
+# ml_collections loads the file in a way that Python has deprecated.
+@pytest.mark.filterwarnings('ignore::DeprecationWarning')
+@pytest.mark.parametrize(
+  'file', sorted((ROOT / 'experiments' / 'configs').glob('[!_]*.py')), ids=lambda file: file.name
+)
+def test_config_files_load_and_flags_change_them(file, monkeypatch):
+  arguments = [
+    'train',
+    f'--config={file}',
+    '--config.batch_size=16',
+    '--config.mesh.tensor=2',
+    '--config.learning_rate=1',
+    '--config.buckets=((64, 32), (128, 64))',
+    '--config.data=("a.jsonl", "b.jsonl")',
+    '--config.scan_layers=false',
+  ]
+  monkeypatch.setattr('sys.argv', arguments)  # where config_flags looks for the fields to define
+  values = flags.FlagValues()
+  holder = config_flags.DEFINE_config_file('config', flag_values=values)
+  values(arguments)
+  config = config_lib.from_dict(holder.value.to_dict())
+  assert (config.batch_size, config.mesh.tensor, config.mesh.fsdp) == (16, 2, -1)
+  assert isinstance(config.learning_rate, float)
+  assert config.buckets == ((64, 32), (128, 64))
+  assert config.data == ('a.jsonl', 'b.jsonl')
+  assert config.scan_layers is False
+
+
+def test_json_of_a_run_gives_its_config_back():
+  config = config_lib.Config(model='m', data=('a',), buckets=((64, 32),), mesh=config_lib.MeshConfig(tensor=2))
+  assert config_lib.from_dict(json.loads(json.dumps(dataclasses.asdict(config)))) == config
+
+
+@pytest.mark.parametrize(
+  ('values', 'message'),
+  [
+    ({'batchsize': 8}, r'config\.batchsize is no field of a training run; did you mean batch_size\? Known: model, '),
+    ({'mesh': {'fsdb': 8}}, r'config\.mesh\.fsdb is no field .* did you mean mesh\.fsdp\?'),
+    ({'zzz': 8}, r'config\.zzz is no field of a training run\. Known: '),
+    ({'batch_size': 0}, r'config\.batch_size = 0: must be at least 1'),
+    ({'batch_size': 2.0}, r'config\.batch_size = 2\.0: must be of type int'),
+    ({'batch_size': True}, r'config\.batch_size = True: must be of type int'),
+    ({'learning_rate': 0}, r'config\.learning_rate = 0\.0: must be positive'),
+    ({'learning_rate': float('nan')}, r'config\.learning_rate = nan: must be positive'),
+    ({'learning_rate': '1e-3'}, r"config\.learning_rate = '1e-3': must be of type float"),
+    ({'beta2': 1.0}, r'config\.beta2 = 1\.0: must be in \[0, 1\)'),
+    ({'steps': 5, 'epochs': 1}, r'config\.epochs = 1: must be 0 where steps=5 is given'),
+    ({'schedule': 'cosin'}, r"config\.schedule = 'cosin': must be constant or cosine or linear"),
+    ({'compute_dtype': 'float16'}, r"config\.compute_dtype = 'float16': must be float32 or bfloat16"),
+    ({'data': 3}, r'config\.data = 3: must be a list of strings'),
+    ({'buckets': [[64]]}, r'config\.buckets = \[\[64\]\]: must be a list of pairs'),
+    ({'buckets': [['a', 'b']]}, r'config\.buckets = .*: must be a list of pairs'),
+    ({'save_every': -1}, r'config\.save_every = -1: must be at least 0'),
+  ],
+)
+def test_bad_values_are_refused_naming_the_field(values, message):
+  with pytest.raises(ValueError, match=message):
+    config_lib.from_dict(values)
+
+
+def test_one_path_stands_for_a_list_of_one():
+  assert config_lib.from_dict({'data': 'a.jsonl'}).data == ('a.jsonl',)

@@ -1,0 +1,194 @@
+"""Tests of the declared families: config.json in, config.json out, and names."""
+
+import dataclasses
+
+import pytest
+
+from alignjax.models import families, transformer
+from tests import assets
+
+REMOVED = object()
+OLD = {  # as transformers 4 writes it, with entries of well-known checkpoints
+  '_name_or_path': 'someone/model',
+  'architectures': ['LlamaForCausalLM'],
+  'attention_bias': False,
+  'attention_dropout': 0.0,
+  'bos_token_id': 1,
+  'eos_token_id': [2, 3],
+  'hidden_act': 'silu',
+  'hidden_size': 576,
+  'initializer_range': 0.04,
+  'intermediate_size': 1536,
+  'is_llama_config': True,
+  'max_position_embeddings': 8192,
+  'mlp_bias': False,
+  'model_type': 'llama',
+  'num_attention_heads': 9,
+  'num_hidden_layers': 30,
+  'num_key_value_heads': 3,
+  'pad_token_id': 2,
+  'pretraining_tp': 1,
+  'rms_norm_eps': 1e-05,
+  'rope_interleaved': False,
+  'rope_scaling': None,
+  'rope_theta': 100000,
+  'tie_word_embeddings': True,
+  'torch_dtype': 'bfloat16',
+  'transformers.js_config': {'kv_cache_dtype': {'q4f16': 'float16'}},
+  'transformers_version': '4.42.3',
+  'use_cache': True,
+  'vocab_size': 49152,
+}
+FIELDS = {
+  'vocab_size': 49152,
+  'width': 576,
+  'layers': 30,
+  'heads': 9,
+  'kv_heads': 3,
+  'head_width': 64,
+  'mlp_width': 1536,
+  'norm_epsilon': 1e-5,
+  'rope_theta': 100000.0,
+  'tied_embeddings': True,
+  'max_positions': 8192,
+}
+
+
+def _changed(**changes):
+  return {key: value for key, value in (OLD | changes).items() if value is not REMOVED}
+
+
+def test_reads_the_entries_of_transformers_4():
+  assert families.LLAMA.parse(OLD) == FIELDS
+
+
+def test_reads_the_entries_of_transformers_5():
+  rope = {'rope_theta': 100000.0, 'rope_type': 'default'}
+  new = _changed(
+    rope_theta=REMOVED, rope_scaling=REMOVED, torch_dtype=REMOVED, rope_parameters=rope, dtype='bfloat16', head_dim=64
+  )
+  assert families.LLAMA.parse(new) == FIELDS
+
+
+def test_absent_and_null_entries_take_the_defaults_of_the_family():
+  keys = ('num_key_value_heads', 'rms_norm_eps', 'rope_theta', 'tie_word_embeddings', 'max_position_embeddings')
+  expected = FIELDS | {
+    'kv_heads': 9, 'norm_epsilon': 1e-6, 'rope_theta': 10000.0, 'tied_embeddings': False, 'max_positions': 2048
+  }  # fmt: skip
+  assert families.LLAMA.parse(_changed(**dict.fromkeys(keys, REMOVED))) == expected
+  assert families.LLAMA.parse(_changed(**dict.fromkeys(keys), head_dim=None)) == expected
+
+
+def test_head_width_may_differ_from_width_over_heads():
+  assert families.LLAMA.parse(_changed(head_dim=128))['head_width'] == 128
+
+
+@pytest.mark.parametrize(
+  ('changes', 'named'),
+  [
+    ({'rope_scaling': {'type': 'linear', 'factor': 2.0}}, "rope_scaling.type='linear'"),
+    ({'rope_scaling': {'rope_type': 'llama3', 'factor': 8.0}}, 'rope_scaling.factor=8.0'),
+    ({'rope_scaling': {}}, 'rope_scaling={}'),
+    ({'rope_parameters': {'rope_type': 'llama3', 'rope_theta': 1e5}}, "rope_parameters.rope_type='llama3'"),
+    ({'rope_parameters': {'rope_type': 'default', 'rope_theta': 5e5}}, 'rope_theta=100000, rope_parameters.rope_theta'),
+    ({'rope_parameters': {'partial_rotary_factor': 0.5}}, 'rope_parameters.partial_rotary_factor=0.5'),
+    ({'rope_interleaved': True}, 'rope_interleaved=True'),
+    ({'attention_bias': True}, 'attention_bias=True'),
+    ({'mlp_bias': True}, 'mlp_bias=True'),
+    ({'hidden_act': 'gelu'}, "hidden_act='gelu'"),
+    ({'architectures': ['LlamaForSequenceClassification']}, 'LlamaForSequenceClassification'),
+    ({'quantization_config': {'bits': 4}}, 'quantization_config.bits=4'),
+    ({'sliding_window': 4096}, 'sliding_window=4096'),
+    ({'hidden_size': REMOVED}, 'hidden_size is missing'),
+    ({'vocab_size': None}, 'vocab_size is missing'),
+    ({'hidden_size': '576'}, "hidden_size='576'"),
+    ({'hidden_size': 576.0}, 'hidden_size=576.0'),
+    ({'hidden_size': True}, 'hidden_size=True'),
+    ({'num_hidden_layers': 0}, 'num_hidden_layers=0'),
+    ({'num_hidden_layers': 10**400}, 'num_hidden_layers=1000'),
+    ({'rms_norm_eps': -1e-5}, 'rms_norm_eps=-1e-05'),
+    ({'rms_norm_eps': float('nan')}, 'rms_norm_eps=nan'),
+    ({'rope_theta': float('inf')}, 'rope_theta=inf'),
+    ({'tie_word_embeddings': 1}, 'tie_word_embeddings=1'),
+    ({'tie_word_embeddings': 'true'}, "tie_word_embeddings='true'"),
+  ],
+)
+def test_what_is_not_supported_is_refused_by_name(changes, named):
+  with pytest.raises(ValueError) as caught:  # noqa: PT011, the name is compared below
+    families.LLAMA.parse(_changed(**changes))
+  assert named in str(caught.value)
+
+
+def test_every_unsupported_entry_is_named_at_once():
+  with pytest.raises(ValueError, match=r'attention_bias=True.*hidden_act=.relu.*strange=1'):
+    families.LLAMA.parse(_changed(attention_bias=True, hidden_act='relu', strange=1))
+
+
+def test_ignored_entries_change_nothing():
+  for key in families.LLAMA.ignored:
+    assert families.LLAMA.parse(_changed(**{key: 'anything'})) == FIELDS
+
+
+def test_what_is_written_is_read_back():
+  for untied in ({}, {'tied_embeddings': False, 'head_width': 32, 'norm_epsilon': 0.1 + 0.2}):
+    config = transformer.TransformerConfig(**(FIELDS | untied))
+    assert transformer.TransformerConfig(**families.LLAMA.parse(families.LLAMA.render(config))) == config
+
+
+def test_written_entries_say_what_other_tools_need():
+  entries = families.LLAMA.render(transformer.TransformerConfig(**FIELDS))
+  expected = {key: OLD[key] for key in entries if key in OLD}
+  assert {key: entries[key] for key in expected} == expected
+  assert entries.keys() - OLD.keys() == {'head_dim'}
+  assert entries['head_dim'] == 64
+
+
+def test_the_family_of_a_configuration_does_not_depend_on_how_it_is_computed():
+  config = transformer.TransformerConfig(**FIELDS, compute_dtype='bfloat16', remat='none', scan_layers=False)
+  assert families.of(config) is families.LLAMA
+
+
+def test_every_field_of_a_configuration_is_stored_or_says_how_to_compute():
+  fields = {field.name for field in dataclasses.fields(transformer.TransformerConfig)}
+  for family in families.FAMILIES.values():
+    stored = [setting.field for setting in family.settings]
+    assert sorted([*stored, *families.EXECUTION]) == sorted(fields)
+
+
+def test_a_configuration_that_no_family_can_store_is_refused(monkeypatch):
+  @dataclasses.dataclass(frozen=True)
+  class Wider(transformer.TransformerConfig):
+    sliding_window: int = 0
+
+  monkeypatch.setattr(transformer, 'TransformerConfig', Wider)
+  assert families.of(Wider(**FIELDS)) is families.LLAMA
+  with pytest.raises(ValueError, match=r'none of the families llama can store .*sliding_window=8'):
+    families.of(Wider(**FIELDS, sliding_window=8))
+
+
+@pytest.mark.parametrize('model_type', ['gpt9', None, ['llama']])
+def test_unknown_model_types_are_refused_with_the_known_ones(model_type):
+  with pytest.raises(ValueError, match=r'model_type .* is not supported; known: llama'):
+    families.by_type(model_type)
+
+
+def test_names_number_the_layers_of_a_stacked_leaf():
+  assert families.LLAMA.tensor('layers/mlp/up/kernel').names((3, 2, 2)) == [
+    f'model.layers.{layer}.mlp.up_proj.weight' for layer in range(3)
+  ]
+  assert families.LLAMA.tensor('embed/embedding').names((3, 2)) == ['model.embed_tokens.weight']
+  with pytest.raises(ValueError, match='declares no tensor for the parameter layers/bias'):
+    families.LLAMA.tensor('layers/bias')
+
+
+def test_declared_tensors_are_those_of_a_checkpoint():
+  for tied in (True, False):
+    config = assets.tiny_llama_config(tied=tied, layers=1)
+    weights = assets.tiny_llama_weights(config)
+    names = {tensor.name.format(layer=0) for tensor in families.LLAMA.tensors}
+    assert names - weights.keys() == ({'lm_head.weight'} if tied else set())
+    assert weights.keys() <= names
+
+
+def test_kernels_are_stored_transposed_and_nothing_else_is():
+  assert all(tensor.transposed is tensor.leaf.endswith('kernel') for tensor in families.LLAMA.tensors)

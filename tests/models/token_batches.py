@@ -1,0 +1,100 @@
+"""Small batches of token ids, a small decoder, and parameters at which nothing is degenerate."""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from alignjax.models import transformer
+from alignjax.types import PreferenceBatch
+
+CONFIG = transformer.TransformerConfig(
+  vocab_size=31,
+  width=16,
+  layers=2,
+  heads=4,
+  kv_heads=2,
+  head_width=6,
+  mlp_width=24,
+  norm_epsilon=1e-5,
+  rope_theta=100.0,
+  tied_embeddings=True,
+  max_positions=128,
+)
+
+
+def spread(params):
+  """Takes the scales away from 1, so that none of them can be forgotten."""
+  rng = np.random.default_rng(11)
+  return jax.tree.map(lambda x: x * rng.uniform(0.7, 1.4, x.shape).astype(np.float32), params)
+
+
+def batch(seed, prompt, samples, response, prompts=4):
+  """Uneven lengths, among them a prompt of one token, a full prompt and a full response."""
+  rng = np.random.default_rng(seed)
+  prompt_length = rng.integers(2, prompt, prompts)
+  response_length = rng.integers(1, response, (prompts, samples))
+  prompt_length[0], prompt_length[1], response_length[1, 0] = 1, prompt, response
+  return PreferenceBatch(
+    prompt=rng.integers(0, CONFIG.vocab_size, (prompts, prompt)).astype(np.int32),
+    prompt_length=prompt_length.astype(np.int32),
+    response=rng.integers(0, CONFIG.vocab_size, (prompts, samples, response)).astype(np.int32),
+    response_length=response_length.astype(np.int32),
+    label=np.ones(prompts, np.float32),
+    weight=np.ones(prompts, np.float32),
+  )
+
+
+def valid(batch):
+  """[B, N, R] bool, False at padding."""
+  return np.arange(batch.response.shape[2]) < batch.response_length[..., None]
+
+
+def distinct(prompts, prompt, samples, response):
+  """No token occurs twice; the prompts of odd rows are one token shorter."""
+  ids = np.random.default_rng(0).permutation(CONFIG.vocab_size).astype(np.int32)
+  split = prompts * prompt
+  return dataclasses.replace(
+    batch(0, prompt, samples, response, prompts),
+    prompt=ids[:split].reshape(prompts, prompt),
+    prompt_length=(prompt - np.arange(prompts) % 2).astype(np.int32),
+    response=ids[split : split + prompts * samples * response].reshape(prompts, samples, response),
+    response_length=np.full((prompts, samples), response, np.int32),
+  )
+
+
+def with_other_padding(original):
+  """Changes every token that stands at padding, and no other."""
+  prompt_padding = np.arange(original.prompt.shape[1]) >= original.prompt_length[:, None]
+  response_padding = ~valid(original)
+  return dataclasses.replace(
+    original,
+    prompt=np.where(prompt_padding, (original.prompt + 7) % CONFIG.vocab_size, original.prompt),
+    response=np.where(response_padding, (original.response + 9) % CONFIG.vocab_size, original.response),
+  )
+
+
+def concatenated(original):
+  """The same sequences without sharing: the first token as the prompt, all others as its one response.
+
+  Returns:
+    The batch, and the index into its [B * N, 1, T] entries of the original's valid response entries, in their order.
+  """
+  sequences, where = [], ([], [], [])
+  for b, prompt_length in enumerate(original.prompt_length):
+    for n, length in enumerate(original.response_length[b]):
+      for t in range(length):
+        for axis, position in zip(where, (len(sequences), 0, prompt_length - 1 + t), strict=True):
+          axis.append(position)
+      sequences.append(np.concatenate([original.prompt[b, :prompt_length], original.response[b, n, :length]]))
+  size = max(map(len, sequences)) - 1
+  rows = len(sequences)
+  plain = PreferenceBatch(
+    prompt=np.array([[sequence[0]] for sequence in sequences], np.int32),
+    prompt_length=np.ones(rows, np.int32),
+    response=np.array([[np.pad(sequence[1:], (0, size + 1 - len(sequence)))] for sequence in sequences], np.int32),
+    response_length=np.array([[len(sequence) - 1] for sequence in sequences], np.int32),
+    label=np.ones(rows, np.float32),
+    weight=np.ones(rows, np.float32),
+  )
+  return plain, tuple(map(np.array, where))

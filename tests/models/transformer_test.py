@@ -1,0 +1,297 @@
+"""The decoder against a float64 oracle, against itself on plain sequences, and under changes that must not matter."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alignjax import numerics
+from alignjax.models import transformer
+from alignjax.parallel import mesh as mesh_lib
+from alignjax.parallel import rules
+from tests.models import llama_oracle, token_batches
+
+CONFIG = token_batches.CONFIG
+P, N, R = 6, 2, 5
+
+
+@functools.cache
+def _model(**changes):
+  return transformer.build(dataclasses.replace(CONFIG, **changes))
+
+
+@functools.cache
+def _params(**changes):
+  return token_batches.spread(jax.jit(_model(**changes).init)(jax.random.key(0)))
+
+
+def _fields(batch):
+  return batch.prompt, batch.prompt_length, batch.response, batch.response_length
+
+
+def _loss_and_states(hidden, params, batch, cotangent):
+  """sum(cotangent * hidden) over valid entries, and the states themselves."""
+  states = hidden(params, *_fields(batch))
+  valid = numerics.length_mask(batch.response_length, batch.response.shape[2])[..., None]
+  return jnp.sum(jnp.where(valid, cotangent * states.astype(jnp.float32), 0.0)), states
+
+
+@functools.cache
+def _compiled(**changes):
+  return jax.jit(jax.grad(functools.partial(_loss_and_states, _model(**changes).hidden), has_aux=True))
+
+
+def _compute(params, batch, cotangent=None, **changes):
+  """Valid hidden states in float32, and the gradient of `_loss_and_states`, as numpy arrays."""
+  cotangent = _cotangent(batch) if cotangent is None else cotangent
+  gradient, states = jax.device_get(_compiled(**changes)(params, batch, cotangent))
+  assert states.dtype == jnp.dtype(changes.get('compute_dtype', 'float32'))
+  assert np.all(np.isfinite(states.astype(np.float32))), 'padding entries must be finite'
+  return states.astype(np.float32)[token_batches.valid(batch)], gradient
+
+
+def _cotangent(batch):
+  return np.random.default_rng(7).standard_normal((*batch.response.shape, CONFIG.width)).astype(np.float32)
+
+
+def _relative_difference(a, b):
+  """Of two trees as vectors."""
+  return _norm(jax.tree.map(lambda x, y: np.asarray(x) - np.asarray(y), a, b)) / _norm(b)
+
+
+def _norm(tree):
+  return np.sqrt(sum(np.sum(np.square(np.asarray(x, np.float64))) for x in jax.tree.leaves(tree)))
+
+
+def test_parameters_have_the_documented_layout():
+  shapes = jax.tree.map(lambda x: x.shape, jax.eval_shape(_model(tied_embeddings=False).init, jax.random.key(0)))
+  c, layers = CONFIG, CONFIG.layers
+  query, keys = c.heads * c.head_width, c.kv_heads * c.head_width
+  assert shapes == {
+    'embed': {'embedding': (c.vocab_size, c.width)},
+    'layers': {
+      'attention_norm': {'scale': (layers, c.width)},
+      'mlp_norm': {'scale': (layers, c.width)},
+      'attention': {
+        'query': {'kernel': (layers, c.width, query)},
+        'key': {'kernel': (layers, c.width, keys)},
+        'value': {'kernel': (layers, c.width, keys)},
+        'output': {'kernel': (layers, query, c.width)},
+      },
+      'mlp': {
+        'gate': {'kernel': (layers, c.width, c.mlp_width)},
+        'up': {'kernel': (layers, c.width, c.mlp_width)},
+        'down': {'kernel': (layers, c.mlp_width, c.width)},
+      },
+    },
+    'final_norm': {'scale': (c.width,)},
+    'unembed': {'kernel': (c.width, c.vocab_size)},
+  }
+  tied = jax.jit(_model(compute_dtype='bfloat16').init)(jax.random.key(0))
+  assert 'unembed' not in tied
+  assert {x.dtype for x in jax.tree.leaves(tied)} == {np.dtype('float32')}
+  kernel = tied['layers']['mlp']['gate']['kernel']
+  assert np.abs(kernel[0] - kernel[1]).max() > 0.01, 'layers must not be initialised alike'
+
+
+@pytest.mark.parametrize('tied_embeddings', [True, False])
+def test_hidden_and_head_are_those_of_the_float64_oracle(tied_embeddings):
+  config, params = (
+    dataclasses.replace(CONFIG, tied_embeddings=tied_embeddings),
+    _params(tied_embeddings=tied_embeddings),
+  )
+  model = _model(tied_embeddings=tied_embeddings)
+  batch = token_batches.batch(0, P, N, R)
+  states = jax.jit(model.hidden)(params, *_fields(batch))
+  expected = llama_oracle.response_states(params, config, batch)
+  valid = token_batches.valid(batch)
+  np.testing.assert_allclose(np.asarray(states)[valid], expected[valid], atol=1e-5)
+  logits = states[1, 0, 0] @ model.head(params).kernel
+  prompt = batch.prompt[1, : batch.prompt_length[1]]
+  np.testing.assert_allclose(logits, llama_oracle.logits(params, config, prompt)[-1], atol=1e-4)
+
+
+def test_gradient_is_that_of_finite_differences_of_the_oracle():
+  params, batch = _params(), token_batches.batch(1, P, N, R)
+  cotangent = _cotangent(batch) * token_batches.valid(batch)[..., None]
+  _, gradient = _compute(params, batch, cotangent)
+  rng = np.random.default_rng(3)
+  for _ in range(2):
+    direction = jax.tree.map(lambda x: rng.standard_normal(x.shape), params)
+    losses = []
+    for step in (1e-5, -1e-5):
+      moved = jax.tree.map(lambda x, d, step=step: np.asarray(x, np.float64) + step * d, params, direction)
+      losses.append(np.sum(cotangent * llama_oracle.response_states(moved, CONFIG, batch)))
+    along = sum(jax.tree.leaves(jax.tree.map(lambda g, d: np.sum(g.astype(np.float64) * d), gradient, direction)))
+    tolerance = 1e-6 * _norm(gradient) * _norm(direction)
+    np.testing.assert_allclose(along, (losses[0] - losses[1]) / 2e-5, rtol=0, atol=tolerance)
+
+
+def test_sharing_the_prompt_changes_neither_value_nor_gradient():
+  """With one token as the prompt and all others as one response, `hidden` is a plain causal forward."""
+  params, batch = _params(), token_batches.batch(2, P, N, R)
+  plain, where = token_batches.concatenated(batch)
+  states, gradient = _compute(params, batch)
+  cotangent = np.zeros((*plain.response.shape, CONFIG.width), np.float32)
+  cotangent[where] = _cotangent(batch)[token_batches.valid(batch)]
+  plain_gradient, plain_states = _compiled()(params, plain, cotangent)
+  np.testing.assert_allclose(states, np.asarray(plain_states)[where], atol=1e-5)
+  assert _relative_difference(gradient, plain_gradient) < 1e-6
+
+
+def test_what_stands_at_padding_changes_no_bit():
+  params, batch = _params(), token_batches.batch(3, P, N, R)
+  other = token_batches.with_other_padding(batch)
+  assert (other.prompt != batch.prompt).any()
+  assert (other.response != batch.response).any()
+  jax.tree.map(np.testing.assert_array_equal, _compute(params, batch), _compute(params, other))
+
+
+def test_more_padding_changes_nothing():
+  params, batch = _params(), token_batches.batch(4, P, N, R)
+  more = [(0, 0), (0, 0), (0, 4)]
+  wide = dataclasses.replace(
+    batch,
+    prompt=np.pad(batch.prompt, [(0, 0), (0, 3)]),
+    response=np.pad(batch.response, more, constant_values=5),
+  )
+  states, gradient = _compute(params, batch)
+  wide_states, wide_gradient = _compute(params, wide, np.pad(_cotangent(batch), [*more, (0, 0)]))
+  np.testing.assert_allclose(wide_states, states, atol=1e-5)
+  assert _relative_difference(wide_gradient, gradient) < 1e-6
+
+
+def test_an_entry_depends_on_exactly_the_tokens_before_it():
+  """All tokens differ, so the rows of the embedding's gradient say which tokens an entry has seen."""
+  params, batch = _params(), token_batches.distinct(prompts=2, prompt=4, samples=2, response=3)
+  for row, sample, entry in [(0, 0, 0), (0, 1, 2), (1, 0, 1)]:
+    cotangent = np.zeros((*batch.response.shape, CONFIG.width), np.float32)
+    cotangent[row, sample, entry] = 1 + np.arange(CONFIG.width)
+    _, gradient = _compute(params, batch, cotangent)
+    seen = set(np.flatnonzero(np.abs(gradient['embed']['embedding']).sum(axis=1) > 0))
+    prompt = batch.prompt[row, : batch.prompt_length[row]]
+    assert seen == {*prompt, *batch.response[row, sample, :entry]}
+
+
+@pytest.mark.parametrize(
+  ('remat', 'scan_layers'),
+  [('none', True), ('full', True), ('none', False), ('dots', False), ('full', False)],
+)
+def test_settings_of_computation_change_nothing(remat, scan_layers):
+  params, batch = _params(), token_batches.batch(5, P, N, R)
+  states, gradient = _compute(params, batch)
+  other_states, other_gradient = _compute(params, batch, scan_layers=scan_layers, remat=remat)
+  np.testing.assert_allclose(other_states, states, atol=1e-5)
+  assert _relative_difference(other_gradient, gradient) < 1e-6
+
+
+@pytest.mark.parametrize('scan_layers', [True, False])
+def test_remat_keeps_less_for_the_backward_pass(scan_layers):
+  params, batch = _params(), token_batches.batch(5, P, N, R)
+  kept = []
+  for remat in ('none', 'dots', 'full'):
+    hidden = _model(remat=remat, scan_layers=scan_layers).hidden
+    backward = jax.eval_shape(lambda p, hidden=hidden: jax.vjp(lambda p: hidden(p, *_fields(batch)), p)[1], params)
+    kept.append(sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(backward)))
+  assert kept[0] > 1.3 * kept[1] > 1.3 * 1.3 * kept[2]
+
+
+def test_bfloat16_is_close_to_float32():
+  params, batch = _params(), token_batches.batch(6, P, N, R)
+  states, gradient = _compute(params, batch)
+  rounded_states, rounded_gradient = _compute(params, batch, compute_dtype='bfloat16')
+  assert 1e-4 < _relative_difference(rounded_states, states) < 0.02
+  assert {x.dtype for x in jax.tree.leaves(rounded_gradient)} == {np.dtype('float32')}
+  assert 1e-4 < _relative_difference(rounded_gradient, gradient) < 0.03
+
+
+@pytest.mark.parametrize(('compute_dtype', 'tolerance'), [('float32', 1e-5), ('bfloat16', 0.1)])
+def test_decode_mirrors_hidden_entry_by_entry(compute_dtype, tolerance):
+  params, batch = _params(), token_batches.batch(8, P, N, R)
+  model = _model(compute_dtype=compute_dtype)
+  states = np.asarray(jax.jit(model.hidden)(params, *_fields(batch)), np.float32)
+  prefill = jax.jit(functools.partial(model.prefill, samples=N, max_new_tokens=R))
+  cache, decode = prefill(params, batch.prompt, batch.prompt_length), jax.jit(model.decode)
+  last = batch.prompt[np.arange(len(batch.prompt)), batch.prompt_length - 1]
+  token = np.broadcast_to(last[:, None], batch.response.shape[:2])
+  for t in range(R):
+    cache, state = decode(params, cache, token)
+    assert state.dtype == compute_dtype
+    valid = t < batch.response_length
+    np.testing.assert_allclose(np.asarray(state, np.float32)[valid], states[:, :, t][valid], atol=tolerance)
+    token = batch.response[:, :, t]
+
+
+def test_eight_devices_compute_what_one_does():
+  mesh = mesh_lib.make_mesh(data=4, fsdp=1, tensor=2)
+  batch, params = token_batches.batch(9, P, N, R, prompts=8), _params()
+  model = transformer.build(CONFIG, rules.activation_constraint(mesh))
+  sharded_batch = jax.device_put(batch, rules.batch_sharding(mesh))
+  sharded_params = jax.device_put(params, rules.param_shardings(mesh, params))
+  compute = jax.jit(jax.grad(functools.partial(_loss_and_states, model.hidden), has_aux=True))
+  gradient, states = compute(sharded_params, sharded_batch, _cotangent(batch))
+  assert states.sharding.shard_shape(states.shape)[0] == 2, 'prompts must stay split over the data axis'
+  expected_states, expected_gradient = _compute(params, batch)
+  np.testing.assert_allclose(np.asarray(states)[token_batches.valid(batch)], expected_states, atol=1e-5)
+  assert _relative_difference(gradient, expected_gradient) < 1e-6
+
+
+def test_constrain_sees_the_embeddings_and_every_block():
+  calls = []
+
+  def constrain(x, axes):
+    calls.append((x.shape, axes))
+    return x
+
+  batch = token_batches.batch(0, P, N, R)
+  model = transformer.build(dataclasses.replace(CONFIG, scan_layers=False, remat='none'), constrain)
+  jax.eval_shape(model.hidden, _params(), *_fields(batch))
+  rows, axes = len(batch.prompt), ('batch', None, None)
+  joint = ((rows, P + N * R, CONFIG.width), axes)
+  assert calls == [joint] * CONFIG.layers + [((rows, N * R, CONFIG.width), axes)]
+
+
+def test_the_trunk_computes_each_prompt_once_and_no_prompt_in_the_last_layer():
+  prompt, samples, response, rows = 64, 4, 8, 2
+  batch = token_batches.batch(0, prompt, samples, response, prompts=rows)
+  cost = jax.jit(_model(scan_layers=False).hidden).lower(_params(), *_fields(batch)).cost_analysis()
+  c, own = CONFIG, samples * response
+  query = c.heads * c.head_width
+  to_keys = 2 * c.width * c.kv_heads * c.head_width
+  other = 2 * c.width * query + 3 * c.width * c.mlp_width
+  of_weights = c.layers * (prompt + own) * to_keys + ((c.layers - 1) * prompt + c.layers * own) * other
+  of_attention = 2 * query * ((c.layers - 1) * prompt**2 + c.layers * own * (prompt + response))
+  expected = 2 * rows * (of_weights + of_attention)
+  assert 1 < cost['flops'] / expected < 1.25  # the rest: norms, softmax, rotary positions
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'kv_heads': 3}, 'heads=4 is not a multiple of kv_heads=3'),
+    ({'remat': 'some'}, "remat='some' is not one of 'none', 'dots', 'full'"),
+    ({'attention': 'flash'}, "attention='flash' is not one of 'xla', 'cudnn'"),
+    ({'compute_dtype': 'float16'}, "compute_dtype='float16' is not one of 'float32', 'bfloat16'"),
+    ({'attention': 'cudnn'}, "attention='cudnn' needs compute_dtype='bfloat16'"),
+    ({'head_width': 5}, 'head_width=5 must be even'),
+    ({'layers': 0}, 'layers=0 must be positive'),
+    ({'rope_theta': -1.0}, 'rope_theta=-1.0 must be positive'),
+    ({'norm_epsilon': float('nan')}, 'norm_epsilon=nan must be positive'),
+  ],
+)
+def test_a_wrong_field_is_named(changes, message):
+  with pytest.raises(ValueError, match=message):
+    dataclasses.replace(CONFIG, **changes)
+
+
+def test_sequences_beyond_the_positions_are_refused():
+  batch = token_batches.batch(0, P, N, R)
+  _model(max_positions=P + R - 1).hidden(_params(), *_fields(batch))
+  model = _model(max_positions=P + R - 2)
+  with pytest.raises(ValueError, match='prompts of 6 and responses of 5 tokens do not fit max_positions=9'):
+    model.hidden(_params(), *_fields(batch))
+  with pytest.raises(ValueError, match='max_positions=9'):
+    model.prefill(_params(), batch.prompt, batch.prompt_length, samples=N, max_new_tokens=R)

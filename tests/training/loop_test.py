@@ -1,0 +1,260 @@
+"""The loop, around a step that is small enough to see through."""
+
+import os
+import pathlib
+import signal
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from alignjax.data import batching
+from alignjax.parallel import mesh as mesh_lib
+from alignjax.parallel import rules
+from alignjax.training import checkpoint, loop, metrics, placement
+from alignjax.training import state as state_lib
+from alignjax.types import PreferenceBatch, WeightedSum
+
+MESH = mesh_lib.make_mesh(1, 2, 1, devices=jax.devices()[:2])
+TX = optax.adam(1e-1)
+ROWS = 8
+POISON = 13  # the batch with this number makes the loss infinite
+OVERFLOW = 17  # ... and this one only the new parameters
+
+
+def make_batch(index: int) -> batching.Batch:
+  """A batch of one of two shapes, whose first token is its number."""
+  tokens = 6 if index % 10 == 7 else 4
+  prompt = np.full((ROWS, tokens), index, np.int32)
+  response = np.zeros((ROWS, 2, tokens), np.int32)
+  data = PreferenceBatch(
+    prompt=prompt,
+    prompt_length=np.full(ROWS, 3, np.int32),
+    response=response,
+    response_length=np.full((ROWS, 2), 2, np.int32),
+    label=np.ones(ROWS, np.float32),
+    weight=np.r_[np.ones(ROWS - 1), 0].astype(np.float32),
+  )
+  return batching.Batch(data, np.r_[np.arange(ROWS - 1) + 100 * index, batching.PADDING_ID])
+
+
+def make_iterator(first: int = 1, count: int = 10**6) -> grain.DatasetIterator:
+  options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+  return iter(grain.MapDataset.range(first, first + count).map(make_batch).to_iter_dataset(options))
+
+
+def make_state() -> state_lib.TrainState:
+  params = {'embed': {'embedding': np.linspace(-1, 1, 128, dtype=np.float32).reshape(16, 8)}}
+  params = jax.device_put(params, rules.param_shardings(MESH, params))
+  return placement.create_state(MESH, params, TX, jax.random.key(0))
+
+
+def step(state: state_lib.TrainState, frozen: state_lib.Frozen, batch: PreferenceBatch):
+  """Pulls the parameters towards a random target that the batch and the key choose."""
+  del frozen
+  key = jax.random.fold_in(state.key, state.step)
+  index = batch.prompt[0, 0]
+  target = jax.random.key_data(key)[0].astype(jnp.float32) * 2.0**-32 + index
+
+  def loss_of(params):
+    loss = jnp.mean((params['embed']['embedding'] - target) ** 2)
+    return jnp.where(index == POISON, jnp.inf, 1.0) * loss
+
+  loss, gradient = jax.value_and_grad(loss_of)(state.params)
+  updates, opt_state = TX.update(gradient, state.opt_state, state.params)
+  updates = jax.tree.map(lambda u: jnp.where(index == OVERFLOW, jnp.inf, u), updates)
+  params = optax.apply_updates(state.params, updates)
+  values = {'loss': loss, 'gradient_norm': optax.tree.norm(gradient)}
+  return state_lib.TrainState(state.step + 1, params, opt_state, key), values
+
+
+def eval_step(params, frozen, batch):
+  del frozen
+  values = batch.prompt[:, 0] + jnp.mean(params['embed']['embedding'])
+  return {'loss': WeightedSum.of(values, batch.weight)}
+
+
+class Recorder:
+  """A writer that remembers, and may act when a step is written."""
+
+  def __init__(self, act=lambda step: None):
+    self.records: list[tuple[int, dict[str, float]]] = []
+    self._act = act
+
+  def write(self, step: int, values) -> None:
+    self.records.append((step, dict(values)))
+    self._act(step)
+
+  def close(self) -> None:
+    pass
+
+
+def open_checkpoints(folder: pathlib.Path) -> checkpoint.Checkpoints:
+  return checkpoint.Checkpoints(folder, config={}, identity={}, keep=3)
+
+
+def run(steps: int, *, state=None, iterator=None, **options) -> tuple[loop.Result, Recorder]:
+  recorder = options.pop('recorder', None) or Recorder()
+  iterator = make_iterator() if iterator is None else iterator
+  result = loop.train(
+    make_state() if state is None else state,
+    state_lib.Frozen(),
+    options.pop('step', step),
+    iterator,
+    mesh=MESH,
+    steps=steps,
+    schedule=lambda count: 0.5 ** jnp.asarray(count, jnp.float32),
+    writers=[recorder],
+    **options,
+  )
+  return result, recorder
+
+
+def deterministic(records) -> list[tuple[int, dict[str, float]]]:
+  return [(s, {k: v for k, v in values.items() if not k.startswith(metrics.TIME_PREFIX)}) for s, values in records]
+
+
+def params_of(state: state_lib.TrainState) -> bytes:
+  return np.asarray(state.params['embed']['embedding']).tobytes()
+
+
+def test_every_step_is_recorded_once_with_what_the_loop_knows():
+  result, recorder = run(6)
+  assert (result.step, int(result.state.step), result.preempted) == (6, 6, False)
+  assert [s for s, _ in recorder.records] == [1, 2, 3, 4, 5, 6]
+  for s, values in recorder.records:
+    assert values['learning_rate'] == 0.5 ** (s - 1)
+    assert values['tokens'] == (ROWS - 1) * (3 + 2 + 2)  # a padding row has no tokens
+    assert values['time/tokens_per_second'] == pytest.approx(values['tokens'] / values['time/seconds'])
+  hashes = [values['batch_hash'] for _, values in recorder.records]
+  assert len(set(hashes)) == 6
+  assert all(isinstance(h, int) for h in hashes)
+
+
+def test_matches_a_plain_python_loop():
+  state, losses = make_state(), []
+  iterator = make_iterator()
+  for _ in range(5):
+    state, values = jax.jit(step)(state, state_lib.Frozen(), placement.to_global(MESH, next(iterator).data))
+    losses.append(float(values['loss']))
+  result, recorder = run(5)
+  np.testing.assert_allclose([values['loss'] for _, values in recorder.records], losses, rtol=1e-6)
+  np.testing.assert_allclose(
+    result.state.params['embed']['embedding'], state.params['embed']['embedding'], rtol=1e-5, atol=1e-6
+  )
+
+
+def test_compiles_once_for_each_shape_and_keeps_shardings():
+  announced = []
+  state = make_state()
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+  result, _ = run(9, state=state, announce=announced.append)
+  assert result.compilations == 2
+  assert sum('training step, responses 8 x 2 x 4' in line for line in announced) == 1
+  assert jax.tree.map(lambda leaf: leaf.sharding, result.state) == shardings
+  assert state.params['embed']['embedding'].is_deleted()  # donated
+
+
+def test_evaluates_before_in_between_and_after():
+  evaluation = loop.Evaluation(eval_step, [make_batch(1), make_batch(2), make_batch(6)], every=2)
+  start = float(jnp.mean(make_state().params['embed']['embedding']))
+  result, recorder = run(5, evaluation=evaluation)
+  assert [s for s, values in recorder.records if 'eval/loss' in values] == [0, 2, 4, 5]
+  assert [s for s, _ in recorder.records] == [0, 1, 2, 3, 4, 5]
+  assert recorder.records[0][1] == {'eval/loss': pytest.approx(3.0 + start, rel=1e-6)}
+  end = float(jnp.mean(result.state.params['embed']['embedding']))
+  assert recorder.records[-1][1]['eval/loss'] == pytest.approx(3.0 + end, rel=1e-6)
+  assert 'loss' in recorder.records[-1][1]
+
+
+def test_evaluation_does_not_touch_training():
+  plain = run(5)[1]
+  evaluated = run(5, evaluation=loop.Evaluation(eval_step, [make_batch(1)], every=1))[1]
+  losses = [[values['loss'] for _, values in r.records if 'loss' in values] for r in (plain, evaluated)]
+  assert losses[0] == losses[1]
+
+
+def test_saves_on_schedule_and_at_the_end(tmp_path):
+  with open_checkpoints(tmp_path / 'c') as checkpoints:
+    run(5, checkpoints=checkpoints, save_every=2)
+    checkpoints.wait()
+    assert checkpoints.steps() == [2, 4, 5]
+
+
+@pytest.mark.parametrize('bad_step', [3, 5])
+def test_infinite_loss_stops_and_nothing_is_saved_after(tmp_path, bad_step):
+  """Step 4 saves: step 3 is bad when step 4 is already running, step 5 after it."""
+  recorder = Recorder()
+  iterator = make_iterator(POISON - bad_step + 1)
+  with open_checkpoints(tmp_path / 'c') as checkpoints:
+    with pytest.raises(loop.NonFiniteError) as caught:
+      run(
+        8, iterator=iterator, checkpoints=checkpoints, save_every=2, recorder=recorder, origin=lambda i: f'd.jsonl:{i}'
+      )
+    checkpoints.wait()
+    assert checkpoints.steps() == ([2] if bad_step == 3 else [2, 4])
+    restored = checkpoints.restore(make_state(), make_iterator())
+    assert np.isfinite(np.asarray(restored.state.params['embed']['embedding'])).all()
+  message = str(caught.value)
+  assert message.startswith(f'step {bad_step}: loss is inf, gradient_norm is inf')
+  for i in range(ROWS - 1):
+    assert f'd.jsonl:{100 * POISON + i}' in message
+  assert 'd.jsonl:-1' not in message
+  assert [s for s, _ in recorder.records] == list(range(1, bad_step))
+
+
+def test_parameters_that_are_not_finite_are_not_saved(tmp_path):
+  """The update overflows although loss and gradient are finite, just before a save."""
+  with open_checkpoints(tmp_path / 'c') as checkpoints:
+    with pytest.raises(loop.NonFiniteError, match=r'step 4: parameters embed\.embedding are not finite'):
+      run(8, iterator=make_iterator(OVERFLOW - 3), checkpoints=checkpoints, save_every=2)
+    checkpoints.wait()
+    assert checkpoints.steps() == [2]
+
+
+def test_data_that_end_early_are_an_error():
+  with pytest.raises(ValueError, match='the data end after 3 of 5 steps'):
+    run(5, iterator=make_iterator(count=3))
+
+
+def test_sigterm_saves_and_the_resumed_run_is_bit_identical(tmp_path):
+  whole, expected = run(9, evaluation=loop.Evaluation(eval_step, [make_batch(1)], every=4))
+  recorders = []
+  for stop_at in (0, 4, None):  # before the first step, in between, not at all
+
+    def act(step: int, stop_at: int | None = stop_at) -> None:
+      if step == stop_at:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    recorders.append(Recorder(act))
+    iterator = make_iterator()
+    with open_checkpoints(tmp_path / 'c') as checkpoints:
+      restored = checkpoints.restore(make_state(), iterator)
+      result, _ = run(
+        9,
+        state=None if restored is None else restored.state,
+        iterator=iterator,
+        evaluation=loop.Evaluation(eval_step, [make_batch(1)], every=4),
+        checkpoints=checkpoints,
+        save_every=3,
+        recorder=recorders[-1],
+      )
+    assert result.preempted == (stop_at is not None)
+  assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # the old handler is back
+  records = [record for recorder in recorders for record in recorder.records]
+  assert deterministic(records) == deterministic(expected.records)
+  assert params_of(result.state) == params_of(whole.state)
+  assert (jax.random.key_data(result.state.key) == jax.random.key_data(whole.state.key)).all()
+
+
+def test_a_finished_run_has_nothing_to_do(tmp_path):
+  with open_checkpoints(tmp_path / 'c') as checkpoints:
+    run(3, checkpoints=checkpoints)
+    checkpoints.wait()
+    iterator = make_iterator()
+    restored = checkpoints.restore(make_state(), iterator)
+    result, recorder = run(3, state=restored.state, iterator=iterator, checkpoints=checkpoints)
+  assert (result.step, recorder.records) == (3, [])

@@ -1,0 +1,63 @@
+"""Where states and batches live."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from alignjax.parallel import mesh as mesh_lib
+from alignjax.parallel import rules
+from alignjax.training import placement
+
+PARAMS = {'embed': {'embedding': np.ones((16, 8), np.float32)}, 'final_norm': {'scale': np.ones(8, np.float32)}}
+TX = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
+
+
+def test_state_is_made_in_place_and_abstractly_alike():
+  mesh = mesh_lib.make_mesh(2, 2, 2)
+  params = jax.device_put(PARAMS, rules.param_shardings(mesh, PARAMS))
+  key = jax.random.key(3, impl='rbg')
+  state = placement.create_state(mesh, params, TX, key)
+  abstract = placement.abstract_state(mesh, PARAMS, TX, key)
+  assert jax.tree.structure(state) == jax.tree.structure(abstract)
+  for leaf, shape in zip(jax.tree.leaves(state), jax.tree.leaves(abstract), strict=True):
+    assert (leaf.shape, leaf.dtype, leaf.sharding) == (shape.shape, shape.dtype, shape.sharding)
+  moments = state.opt_state[1][0].mu['embed']['embedding']
+  assert moments.sharding == params['embed']['embedding'].sharding
+  assert moments.addressable_shards[0].data.shape == (8, 4)
+  assert state.key.sharding.is_fully_replicated
+  assert (jax.random.key_data(state.key) == jax.random.key_data(key)).all()
+  assert int(state.step) == 0
+
+
+@pytest.mark.parametrize(
+  ('own', 'shards', 'expected'),
+  [
+    ([0], 1, (0, 1)),  # every process has all rows: the tensor axis spans them
+    ([0, 1, 2, 3], 8, (0, 2)),
+    ([4, 5, 6, 7], 8, (1, 2)),
+    ([6, 7], 8, (3, 4)),
+    (list(range(8)), 8, (0, 1)),
+  ],
+)
+def test_rows_of_a_process(own, shards, expected):
+  assert placement.group_of(own, shards) == expected
+
+
+@pytest.mark.parametrize(('own', 'shards'), [([0, 2], 4), ([1, 2], 4), ([0, 1, 2], 8)])
+def test_rows_that_are_not_one_part(own, shards):
+  with pytest.raises(ValueError, match='are not one contiguous part'):
+    placement.group_of(own, shards)
+
+
+@pytest.mark.parametrize('shape', [(8, 1, 1), (2, 2, 2), (1, 1, 8)])
+def test_global_arrays_keep_the_order_of_rows(shape):
+  mesh = mesh_lib.make_mesh(*shape)
+  assert placement.row_group(mesh) == (0, 1)
+  rows = {'tokens': np.arange(48).reshape(16, 3), 'none': None}
+  joined = placement.to_global(mesh, rows)
+  assert joined['none'] is None
+  np.testing.assert_array_equal(joined['tokens'], rows['tokens'])
+  assert joined['tokens'].sharding == rules.batch_sharding(mesh)
+  assert isinstance(joined['tokens'], jnp.ndarray)
