@@ -1,0 +1,103 @@
+"""How far loss and gradient move when nothing but the arrangement of the computation changes; largest relative errors.
+
+  python -m bench.invariance
+
+A small random model on 8 virtual CPU devices, uneven lengths, one padding row, float32. Everything is compared with one
+device, one microbatch and logits all at once.
+"""
+
+from absl import app, logging
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from alignjax.models import transformer
+from alignjax.parallel import mesh as mesh_lib
+from alignjax.parallel import rules
+from alignjax.training import state as state_lib
+from alignjax.training import step as step_lib
+from alignjax.types import PreferenceBatch
+from experiments import expressions
+
+CONFIG = transformer.TransformerConfig(
+  vocab_size=512,
+  width=64,
+  layers=3,
+  heads=4,
+  kv_heads=2,
+  head_width=16,
+  mlp_width=128,
+  norm_epsilon=1e-5,
+  rope_theta=1e4,
+  tied_embeddings=True,
+  max_positions=1024,
+)
+PROMPTS, PROMPT, RESPONSE = 32, 24, 40
+OBJECTIVES = ('dpo(beta=0.1)', 'simpo(beta=2.0, gamma=0.5) + 0.1 * sft()')
+ARRANGEMENTS = {
+  'mesh (8, 1, 1)': {'mesh': (8, 1, 1)},
+  'mesh (2, 2, 2)': {'mesh': (2, 2, 2)},
+  'mesh (1, 4, 2)': {'mesh': (1, 4, 2)},
+  '2 microbatches': {'microbatches': 2},
+  '4 microbatches': {'microbatches': 4},
+  'chunk 16': {'chunk': 16},
+  'chunk 256': {'chunk': 256},
+  'extra padding': {'padding': 24},
+  'all of them': {'mesh': (2, 2, 2), 'microbatches': 4, 'chunk': 16, 'padding': 24},
+}
+
+
+def make_batch(padding: int) -> PreferenceBatch:
+  rng = np.random.default_rng(0)
+  response_length = rng.integers(1, RESPONSE + 1, (PROMPTS, 2))
+  weight = np.ones(PROMPTS)
+  weight[5] = 0.0
+  prompt = rng.integers(0, CONFIG.vocab_size, (PROMPTS, PROMPT))
+  response = rng.integers(0, CONFIG.vocab_size, (PROMPTS, 2, RESPONSE))
+  return PreferenceBatch(
+    prompt=jnp.asarray(np.pad(prompt, ((0, 0), (0, padding))), jnp.int32),
+    prompt_length=jnp.asarray(rng.integers(1, PROMPT + 1, PROMPTS), jnp.int32),
+    response=jnp.asarray(np.pad(response, ((0, 0), (0, 0), (0, padding))), jnp.int32),
+    response_length=jnp.asarray(response_length, jnp.int32),
+    label=jnp.ones(PROMPTS),
+    weight=jnp.asarray(weight, jnp.float32),
+  )
+
+
+def loss_and_gradient(objective: str, *, mesh=(1, 1, 1), microbatches=1, chunk=100_000, padding=0):
+  """Loss and gradient of a step; the gradient is read off an update with learning rate 1."""
+  devices = jax.devices()[: int(np.prod(mesh))]
+  mesh = mesh_lib.make_mesh(*mesh, devices=devices)
+  model = transformer.build(CONFIG, rules.activation_constraint(mesh))
+  params = model.init(jax.random.key(0))
+  reference = jax.tree.map(lambda x, y: x + 0.1 * y, params, model.init(jax.random.key(1)))
+  tx = optax.sgd(1.0)
+  state = state_lib.TrainState.create(params, tx, jax.random.key(0))
+  shardings = state_lib.shardings(mesh, state)
+  step = step_lib.build_train_step(
+    model, expressions.parse_objective(objective), tx, chunk=chunk, microbatches=microbatches, mesh=mesh
+  )
+  after, metrics = jax.jit(step, out_shardings=(shardings, rules.replicated(mesh)))(
+    jax.device_put(state, shardings),
+    jax.device_put(state_lib.Frozen(reference), state_lib.Frozen(shardings.params)),
+    jax.device_put(make_batch(padding), rules.batch_sharding(mesh)),
+  )
+  return float(metrics['loss']), jax.tree.map(lambda x, y: np.asarray(x) - np.asarray(y), params, after.params)
+
+
+def main(_):
+  logging.set_verbosity(logging.WARNING)
+  jax.config.update('jax_num_cpu_devices', 8)
+  print(f'{"objective":<42} {"arrangement":<16} {"loss":>9} {"gradient":>9}')
+  for objective in OBJECTIVES:
+    loss, gradient = loss_and_gradient(objective)
+    for name, options in ARRANGEMENTS.items():
+      other_loss, other = loss_and_gradient(objective, **options)
+      difference = jax.tree.map(np.subtract, other, gradient)
+      relative = float(optax.tree.norm(difference) / optax.tree.norm(gradient))
+      print(f'{objective:<42} {name:<16} {abs(other_loss / loss - 1):9.1e} {relative:9.1e}', flush=True)
+
+
+if __name__ == '__main__':
+  app.run(main)
