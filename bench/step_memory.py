@@ -76,8 +76,8 @@ def main(_):
       memory = compile_step(vocabulary, chunk).memory_analysis()
       arguments, temporaries = memory.argument_size_in_bytes / 2**20, memory.temp_size_in_bytes / 2**20
       logits = tokens * vocabulary * 4 / 2**20
-      row = f'{vocabulary:>10} {logits:8.0f} {chunk:>6} {arguments:10.0f} {temporaries:12.0f} {arguments + temporaries:8.0f}'
-      print(row, flush=True)
+      sizes = f'{arguments:10.0f} {temporaries:12.0f} {arguments + temporaries:8.0f}'
+      print(f'{vocabulary:>10} {logits:8.0f} {chunk:>6} {sizes}', flush=True)
 
 
 if __name__ == '__main__':

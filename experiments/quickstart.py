@@ -27,7 +27,7 @@ import sys
 import time
 from typing import Any, NamedTuple
 
-from absl import app, flags
+from absl import app, flags, logging
 import jax
 import jax.numpy as jnp
 from rich import console as rich_console
@@ -381,6 +381,8 @@ def define_flags() -> None:
 def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments: {argv[1:]}')
+  if not flags.FLAGS['verbosity'].present:
+    logging.set_verbosity(logging.WARNING)
   try:
     values = {field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(Settings)}
     run(Settings(**values), rewards.vader())

@@ -14,7 +14,8 @@ The settings below can be given in a file, --config=path.py, whose get_config() 
 
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -44,8 +45,20 @@ from experiments import expressions
 
 DONE, REFUSED, PREEMPTED, CRASHED = 0, 1, 42, 134
 
-with warnings.catch_warnings():
-  warnings.simplefilter('ignore', DeprecationWarning)  # ml_collections loads the file in a deprecated way
+
+@contextlib.contextmanager
+def _refusing_unknown_settings() -> Iterator[None]:
+  """ml_collections reports --config.<name> of a name that does not exist by exceptions, with a good message."""
+  try:
+    yield
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
+    print(f'error: in the flags: {error.args[0] if error.args else error}', file=sys.stderr)
+    sys.exit(REFUSED)
+
+
+# It reads the command line as soon as the flag is defined, and loads the file in a way that Python has deprecated.
+with _refusing_unknown_settings(), warnings.catch_warnings():
+  warnings.simplefilter('ignore', DeprecationWarning)
   _CONFIG = config_flags.DEFINE_config_file(
     'config',
     str(pathlib.Path(__file__).parent / 'configs' / 'dpo.py'),
@@ -321,11 +334,8 @@ def _leave(code: int) -> None:
 
 
 def _parse_flags(argv: Sequence[str]) -> Sequence[str]:
-  try:
+  with _refusing_unknown_settings():
     return app.parse_flags_with_usage(argv)
-  except (AttributeError, KeyError, TypeError, ValueError) as error:  # --config.<name> of a name that does not exist
-    print(f'error: in the flags: {error}', file=sys.stderr)
-    sys.exit(REFUSED)
 
 
 if __name__ == '__main__':

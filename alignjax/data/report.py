@@ -43,5 +43,5 @@ class DropReport:
     lines = [f'{self.read} rows read, {self.kept} kept, {self.read - self.kept} dropped']
     for verb, tallies in (('dropped', self.dropped), ('noted', self.noted)):
       for reason, tally in sorted(tallies.items(), key=lambda item: (-item[1].count, item[0])):
-        lines.append(f'  {verb:7}  {tally.count:8}  {reason:20}  first: {tally.examples[0]}')
+        lines.append(f'  {verb:7}  {tally.count:8}  {reason:23}  first: {tally.examples[0]}')
     return '\n'.join(lines)

