@@ -1,4 +1,4 @@
-"""A module imports only from lower layers, and those of L1 never from each other: docs/architecture.md, read by machine."""
+"""A module imports only from lower layers, and those of L1 never from each other: docs/architecture.md, by machine."""
 
 import ast
 import pathlib

@@ -36,7 +36,8 @@ class LanguageModel(NamedTuple):
   prefill(params, prompt [B, P], prompt_length [B], samples=N, max_new_tokens=R) -> cache
       Encodes all but the last prompt token of each row, once for its N samples.
   decode(params, cache, token [B, N]) -> (cache, hidden [B, N, D])
-      Feeds one token to each sample. The first token fed is the last prompt token, so `decode` mirrors `hidden` entry by entry.
+      Feeds one token to each sample. The first token fed is the last prompt token, so that `decode` mirrors `hidden`
+      entry by entry.
   """
 
   config: Any
