@@ -51,7 +51,7 @@ class Config:
   buckets: tuple[tuple[int, int], ...] = _field((), IDENTITY, 'shapes (prompt, response) of batches; empty: chosen')
   learning_rate: float = _field(1e-6, WARNS, 'the highest of the schedule')
   schedule: str = _field('linear', WARNS, 'of the learning rate after the warm-up', ('constant', 'cosine', 'linear'))
-  warmup: int = _field(0, WARNS, 'steps over which the learning rate rises from 0')
+  warmup: float = _field(0.0, WARNS, 'part of the steps over which the learning rate rises from 0')
   weight_decay: float = _field(0.0, WARNS, 'decoupled, times the learning rate')
   beta1: float = _field(0.9, WARNS, 'decay of the mean of gradients in Adam')
   beta2: float = _field(0.999, WARNS, 'decay of the mean of squared gradients in Adam')
@@ -68,12 +68,12 @@ class Config:
   workdir: str = _field('', FREE, 'folder for checkpoints, metrics and the aligned model')
 
   def __post_init__(self):
-    for name in ('steps', 'epochs', 'warmup', 'weight_decay', 'gradient_clip', 'eval_every', 'save_every', 'seed'):
+    for name in ('steps', 'epochs', 'weight_decay', 'gradient_clip', 'eval_every', 'save_every', 'seed'):
       _require(getattr(self, name) >= 0, name, getattr(self, name), 'at least 0')
     for name in ('batch_size', 'microbatches', 'chunk', 'log_every', 'keep'):
       _require(getattr(self, name) >= 1, name, getattr(self, name), 'at least 1')
     _require(self.learning_rate > 0, 'learning_rate', self.learning_rate, 'positive')
-    for name in ('beta1', 'beta2'):
+    for name in ('beta1', 'beta2', 'warmup'):
       _require(0 <= getattr(self, name) < 1, name, getattr(self, name), 'in [0, 1)')
     _require(not (self.steps and self.epochs), 'epochs', self.epochs, f'0 where steps={self.steps} is given')
     for field in dataclasses.fields(self):

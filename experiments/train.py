@@ -101,7 +101,9 @@ def run(config: config_lib.Config) -> loop.Result:
   data = _read(config.data, config, model_config.vocab_size)
   batches = _batches(data, config, mesh, shuffle=True)
   steps = config.steps or (config.epochs or 1) * batches.plan.steps_per_epoch
-  schedule = optimizer.build_schedule(config.schedule, config.learning_rate, steps=steps, warmup=config.warmup)
+  schedule = optimizer.build_schedule(
+    config.schedule, config.learning_rate, steps=steps, warmup=round(config.warmup * steps)
+  )
   tx = optimizer.build_optimizer(
     schedule,
     weight_decay=config.weight_decay,
@@ -279,7 +281,7 @@ def _summary(
       f'devices    {mesh.size} x {mesh.devices.flat[0].device_kind}, mesh {axes}, processes {jax.process_count()}',
       f'batches    {config.batch_size} prompts in {config.microbatches} microbatches, shapes {list(plan.buckets)}, '
       f'{plan.steps_per_epoch} an epoch, {plan.padding_rows} padding rows',
-      f'steps      {steps}, learning rate {config.learning_rate:g} {config.schedule}, warm-up {config.warmup}',
+      f'steps      {steps}, learning rate {config.learning_rate:g} {config.schedule}, warm-up {config.warmup:.0%}',
     ]
   )
 

@@ -87,8 +87,10 @@ class Embedding(nnx.Module):
   def __init__(self, vocab_size: int, width: int, key: Array):
     self.embedding = nnx.Param(jax.random.normal(key, (vocab_size, width)) * width**-0.5)
 
-  def __call__(self, token: Array) -> Array:
-    return self.embedding[...][token]
+  def __call__(self, token: Array, constrain: Constrain) -> Array:
+    # The table is gathered whole in width before rows are taken. Otherwise its gradient, a scatter into rows that are
+    # split by width, would have the compiler gather the activations of all devices instead.
+    return constrain(self.embedding[...], ('vocab', None))[token]
 
 
 class Block(nnx.Module):
@@ -239,7 +241,7 @@ class Decoder(nnx.Module):
     return Head(self.embed.embedding[...].T if self.config.tied_embeddings else self.unembed.kernel[...])
 
   def _embed(self, token: Array) -> Array:
-    return self.constrain(self.embed(token).astype(self.config.compute_dtype), ('batch', None, None))
+    return self.constrain(self.embed(token, self.constrain).astype(self.config.compute_dtype), ('batch', None, None))
 
   def _rotary(self, position: Array) -> tuple[Array, Array]:
     return layers.rotary_angles(position, self.config.head_width, self.config.rope_theta)
@@ -275,8 +277,9 @@ def build(config: TransformerConfig, constrain: Constrain = lambda x, _: x) -> b
 
   Args:
     config: shape and settings.
-    constrain: places activations on a mesh: (array, one logical axis name or None for each dimension) -> array. It is
-      called on embeddings and on the output of each block with ('batch', None, None).
+    constrain: places arrays on a mesh: (array, one logical axis name or None for each dimension) -> array. It is called
+      on embeddings and on the output of each block with ('batch', None, None), and on the table from which embeddings
+      are taken with ('vocab', None).
   """
 
   def create(key: Array) -> Decoder:

@@ -1,6 +1,7 @@
 """Which array lives where: shardings of parameters, batches and activations from a few rules."""
 
 from collections.abc import Callable
+import math
 import re
 from typing import Any
 
@@ -19,6 +20,10 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
   (r'(scale|bias)$', (None,)),
   (r'(^|/)logits$', (None, None)),
 )
+
+
+# Axes of activations, by the name that models give them.
+LOGICAL_AXES: dict[str | None, tuple[str, ...]] = {'batch': mesh_lib.BATCH_AXES, 'vocab': ('tensor',), None: ()}
 
 
 def partition_spec(path: str, shape: tuple[int, ...], mesh: jax.sharding.Mesh) -> PartitionSpec:
@@ -56,14 +61,16 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
 
 
 def activation_constraint(mesh: jax.sharding.Mesh) -> Callable[[Array, tuple[str | None, ...]], Array]:
-  """A function (activation, logical axes) -> activation that pins the axis 'batch' to data x fsdp.
+  """A function (array, logical axes) -> array that pins 'batch' to data x fsdp and 'vocab' to tensor; None is whole.
 
-  The other axes are left to the compiler. Without the pin it may follow a weight and split activations by width.
+  An axis that its mesh axes do not divide stays whole. Without the pin the compiler may follow a weight and split
+  activations by width.
   """
 
   def constrain(x: Array, axes: tuple[str | None, ...]) -> Array:
-    split = x.shape[0] % mesh_lib.batch_shards(mesh) == 0
-    spec = [mesh_lib.BATCH_AXES if axis == 'batch' and split else None for axis in axes]
+    wanted = [LOGICAL_AXES[axis] for axis in axes]
+    sizes = [math.prod(mesh.shape[name] for name in names) for names in wanted]
+    spec = [names or None if dim % size == 0 else None for dim, names, size in zip(x.shape, wanted, sizes, strict=True)]
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*spec)))
 
   return constrain

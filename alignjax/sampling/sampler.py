@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from alignjax import numerics
+from alignjax import numerics, stats
 from alignjax.models import base
 from alignjax.sampling import strategies
 from alignjax.types import Array, Head, Params
@@ -83,7 +83,7 @@ def sample(
 
   def step(state: _State) -> _State:
     cache, hidden = model.decode(params, state.cache, state.token)
-    logits = _logits(hidden, head)
+    logits = stats.logits(stats.HiddenStates(hidden, head))
     drawn_from = strategy(logits)
     token, strategy_logp = strategies.draw(drawn_from, _uniform(keys, state.index))
     # A strategy that changes nothing spares two passes over the vocabulary.
@@ -116,16 +116,6 @@ class _State(NamedTuple):
 def _head_of_dtype(head: Head, dtype: jnp.dtype) -> Head:
   """Casts the kernel before the loop, where the product would cast it in every step."""
   return dataclasses.replace(head, kernel=head.kernel.astype(dtype))
-
-
-def _logits(states: Array, head: Head) -> Array:
-  """[..., D] to [..., V] float32, by the expression with which training computes log-probabilities."""
-  logits = numerics.project(states, head.kernel)
-  if head.bias is not None:
-    logits = logits + jnp.expand_dims(head.bias.astype(jnp.float32), range(logits.ndim - 1))
-  if head.soft_cap is not None:
-    logits = head.soft_cap * jnp.tanh(logits / head.soft_cap)
-  return logits
 
 
 def _row_keys(key: Array, row_ids: Array, samples: int) -> Array:

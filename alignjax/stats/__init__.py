@@ -1,6 +1,6 @@
 """Token statistics: what they are, and how they are computed without holding logits for a whole batch."""
 
-from alignjax.stats.head import HiddenStates, from_logits, log_probs, missing_reference, statistics
+from alignjax.stats.head import HiddenStates, from_logits, log_probs, logits, missing_reference, statistics
 from alignjax.stats.table import StatTable
 from alignjax.stats.token import TokenStat, entropy, forward_kl, logp, reference_logp, reverse_kl
 
@@ -12,6 +12,7 @@ __all__ = [
   'forward_kl',
   'from_logits',
   'log_probs',
+  'logits',
   'logp',
   'missing_reference',
   'reference_logp',

@@ -19,22 +19,27 @@ from alignjax.types import Array, Head, PreferenceBatch
 class HiddenStates(NamedTuple):
   """What a model says of a batch before its vocabulary is looked at."""
 
-  states: Array  # [B, N, R, D]: entry t predicts response token t
+  states: Array  # [B, N, R, D], entry t predicts response token t; any leading dimensions where no batch is involved
   head: Head
 
 
-def log_probs(hidden: HiddenStates) -> Array:
-  """Log-probabilities of the next token, [B, N, R, V] float32, nats.
+def logits(hidden: HiddenStates) -> Array:
+  """Logits of the next token, [..., V] float32; training and sampling both get them here.
 
   The product runs in the dtype of the hidden states; everything after it is float32.
   """
   states, head = hidden
-  logits = numerics.project(states, head.kernel)
+  out = numerics.project(states, head.kernel)
   if head.bias is not None:
-    logits = logits + jnp.expand_dims(head.bias.astype(jnp.float32), range(logits.ndim - 1))
+    out = out + jnp.expand_dims(head.bias.astype(jnp.float32), range(out.ndim - 1))
   if head.soft_cap is not None:
-    logits = head.soft_cap * jnp.tanh(logits / head.soft_cap)
-  return jax.nn.log_softmax(logits)
+    out = head.soft_cap * jnp.tanh(out / head.soft_cap)
+  return out
+
+
+def log_probs(hidden: HiddenStates) -> Array:
+  """Log-probabilities of the next token, [..., V] float32, nats."""
+  return jax.nn.log_softmax(logits(hidden))
 
 
 def missing_reference(needs: Iterable[token.TokenStat], cached: Iterable[str]) -> list[str]:

@@ -11,5 +11,5 @@ def get_config() -> ml_collections.ConfigDict:
     batch_size=32,
     learning_rate=1e-6,
     schedule='linear',
-    warmup=50,
+    warmup=0.1,
   )

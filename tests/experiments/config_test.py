@@ -102,6 +102,7 @@ def test_json_of_a_run_gives_its_config_back():
     ({'learning_rate': 0}, r'config\.learning_rate = 0\.0: must be positive'),
     ({'learning_rate': float('nan')}, r'config\.learning_rate = nan: must be positive'),
     ({'learning_rate': '1e-3'}, r"config\.learning_rate = '1e-3': must be of type float"),
+    ({'warmup': 50}, r'config\.warmup = 50\.0: must be in \[0, 1\)'),
     ({'beta2': 1.0}, r'config\.beta2 = 1\.0: must be in \[0, 1\)'),
     ({'steps': 5, 'epochs': 1}, r'config\.epochs = 1: must be 0 where steps=5 is given'),
     ({'schedule': 'cosin'}, r"config\.schedule = 'cosin': must be constant or cosine or linear"),

@@ -13,7 +13,6 @@ import sys
 import time
 
 from absl import flags
-import assets
 import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
@@ -21,6 +20,7 @@ from safetensors import numpy as safetensors_numpy
 from alignjax.training import loop, metrics
 from experiments import config as config_lib
 from experiments import train
+from tests import assets
 
 ROOT = pathlib.Path(__file__).parents[2]
 STEPS = 32
@@ -67,7 +67,6 @@ def make_config(folder: pathlib.Path, workdir: str, **overrides) -> config_lib.C
     'buckets': ((16, 24),),
     'learning_rate': 1e-3,
     'schedule': 'constant',
-    'warmup': 4,
     'remat': 'none',
     'eval_every': 8,
     'save_every': 5,
@@ -88,18 +87,24 @@ def default_values() -> dict:
   return dpo.get_config().to_dict()
 
 
-def environment() -> dict[str, str]:
-  """Of a process whose virtual devices are given by a flag, not by what this test process itself was started with."""
-  return {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'} | {'PYTHONPATH': str(ROOT), 'PYTHON': sys.executable}
+@pytest.fixture(scope='module')
+def environment(tmp_path_factory) -> dict[str, str]:
+  """Of a process whose virtual devices are given by a flag, not by what this test process itself was started with.
+
+  Compiled programs are shared by the processes of this module, to save time.
+  """
+  inherited = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
+  cache = {'JAX_COMPILATION_CACHE_DIR': str(tmp_path_factory.mktemp('programs'))}
+  return inherited | cache | {'PYTHONPATH': str(ROOT), 'PYTHON': sys.executable}
 
 
 class Run:
   """A training process, whose output goes to a file so that it never waits for a reader."""
 
-  def __init__(self, command: list[str], output: pathlib.Path):
+  def __init__(self, command: list[str], environment: dict[str, str], output: pathlib.Path):
     self._output = output
     with output.open('w') as stream:
-      self.process = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=stream, stderr=subprocess.STDOUT)
+      self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=stream, stderr=subprocess.STDOUT)
 
   def wait_for_records(self, workdir: pathlib.Path, count: int, checkpoint: int | None = None) -> None:
     """Until so many records are written and, if given, the checkpoint of that step is committed."""
@@ -120,8 +125,8 @@ class Run:
 
 
 @contextlib.contextmanager
-def started(command: list[str], output: pathlib.Path) -> Iterator[Run]:
-  run = Run(command, output)
+def started(command: list[str], environment: dict[str, str], output: pathlib.Path) -> Iterator[Run]:
+  run = Run(command, environment, output)
   try:
     yield run
   finally:
@@ -170,39 +175,38 @@ def test_a_whole_run(whole, capsys):
   assert deterministic(workdir) == records
 
 
-def test_killed_and_told_to_stop_it_resumes_bit_identically(folder, whole, tmp_path):
+def test_killed_and_told_to_stop_it_resumes_bit_identically(folder, whole, environment, tmp_path, capsys):
   config = make_config(folder, 'interrupted')
   workdir = pathlib.Path(config.workdir)
-  with started(single(config), tmp_path / 'log') as run:
+  with started(single(config), environment, tmp_path / 'log') as run:
     run.wait_for_records(workdir, 9, checkpoint=5)
     run.process.kill()
     run.leave(-signal.SIGKILL)
   assert not (workdir / 'model').exists()
-  with started(single(config), tmp_path / 'log') as run:
+  with started(single(config), environment, tmp_path / 'log') as run:
     run.wait_for_records(workdir, 17)
     run.process.terminate()
     output = run.leave(train.PREEMPTED)
   assert 'resuming from step' in output
   assert 'told to stop: saved at step' in output
   assert 'Traceback' not in output
-  with started(single(config), tmp_path / 'log') as run:
-    output = run.leave(train.DONE)
   # It was saved where it stopped, which need not be a multiple of save_every.
-  assert int(output.split('resuming from step ')[1].split()[0]) >= 16
+  train.run(config)
+  assert int(capsys.readouterr().out.split('resuming from step ')[1].split()[0]) >= 16
   assert deterministic(workdir) == deterministic(whole.workdir)
   resumed, expected = ({name: w.tobytes() for name, w in weights(path).items()} for path in (workdir, whole.workdir))
   assert resumed == expected
 
 
-def test_two_processes_do_what_one_does(folder, whole, tmp_path):
+def test_two_processes_do_what_one_does(folder, whole, environment, tmp_path):
   """2 processes x 4 devices against 1 x 8, with a stop and a resumption in between; shorter, for gloo is slow."""
   config = make_config(folder, 'processes', steps=12)
   command = [str(ROOT / 'launch' / 'local.sh'), '2', '--', '--local_devices=4', *arguments(config)]
-  with started(command, tmp_path / 'log') as run:
+  with started(command, environment, tmp_path / 'log') as run:
     run.wait_for_records(pathlib.Path(config.workdir), 5)
     run.process.terminate()
     run.leave(train.PREEMPTED)
-  with started(command, tmp_path / 'log') as run:
+  with started(command, environment, tmp_path / 'log') as run:
     output = run.leave(train.DONE)
   assert '[0] resuming from step' in output
   records, expected = deterministic(config.workdir), deterministic(whole.workdir)[:13]
@@ -227,7 +231,6 @@ def test_two_processes_do_what_one_does(folder, whole, tmp_path):
     ({'microbatches': 3}, ['3 microbatches']),
     ({'mesh': config_lib.MeshConfig(fsdp=3)}, ['a mesh of data=1, fsdp=3, tensor=1 does not fit 8 devices']),
     ({'buckets': ((4, 4),)}, ['train.jsonl:1', 'no bucket']),
-    ({'warmup': 99}, ['warmup=99 must be from 0 to the number of steps, 32']),
   ],
 )
 def test_errors_of_the_user_are_one_message_and_exit_code_1(folder, monkeypatch, capsys, overrides, says):
@@ -285,7 +288,7 @@ def test_harmless_changes_go_on_and_questionable_ones_are_reported(whole, caplog
 
 
 def test_an_infinite_loss_ends_the_run_with_exit_code_1(folder, monkeypatch, capsys):
-  config = make_config(folder, 'diverged', learning_rate=1e38, warmup=0, gradient_clip=0.0, eval_data=(), save_every=1)
+  config = make_config(folder, 'diverged', learning_rate=1e38, gradient_clip=0.0, eval_data=(), save_every=1)
   monkeypatch.setattr(train, 'resolve', lambda: config)
   with pytest.raises(SystemExit) as caught:
     train.main(['train'])
@@ -320,12 +323,12 @@ def test_exit_codes(monkeypatch, capsys, outcome, code):
   assert ('Traceback' in capsys.readouterr().err) == (code == train.CRASHED)
 
 
-def test_unknown_flags_are_refused_and_help_explains(folder):
+def test_unknown_flags_are_refused_and_help_explains(environment):
   command = [sys.executable, '-m', 'experiments.train']
   unknown = subprocess.Popen(
-    [*command, '--config.batchsize=4'], cwd=ROOT, env=environment(), stdout=-1, stderr=-1, text=True
+    [*command, '--config.batchsize=4'], cwd=ROOT, env=environment, stdout=-1, stderr=-1, text=True
   )
-  shown = subprocess.run([*command, '--help'], cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
+  shown = subprocess.run([*command, '--help'], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
   _, error = unknown.communicate()
   assert unknown.returncode == train.REFUSED
   assert 'Did you mean "batch_size" instead of "batchsize"?' in error

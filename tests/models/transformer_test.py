@@ -247,7 +247,7 @@ def test_eight_devices_compute_what_one_does():
   assert _relative_difference(gradient, expected_gradient) < 1e-6
 
 
-def test_constrain_sees_the_embeddings_and_every_block():
+def test_constrain_sees_the_embedding_table_the_embeddings_and_every_block():
   calls = []
 
   def constrain(x, axes):
@@ -259,7 +259,8 @@ def test_constrain_sees_the_embeddings_and_every_block():
   jax.eval_shape(model.hidden, _params(), *_fields(batch))
   rows, axes = len(batch.prompt), ('batch', None, None)
   joint = ((rows, P + N * R, CONFIG.width), axes)
-  assert calls == [joint] * CONFIG.layers + [((rows, N * R, CONFIG.width), axes)]
+  table = ((CONFIG.vocab_size, CONFIG.width), ('vocab', None))
+  assert calls == [table] + [joint] * CONFIG.layers + [((rows, N * R, CONFIG.width), axes)]
 
 
 def test_the_trunk_computes_each_prompt_once_and_no_prompt_in_the_last_layer():
