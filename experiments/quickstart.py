@@ -15,16 +15,13 @@ are answered before, during and after. --workdir gets
   model/         the aligned model, in Hugging Face layout
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-import contextlib
+from collections.abc import Mapping, Sequence
 import dataclasses
 import importlib.metadata
 import importlib.util
 import pathlib
 import platform
-import resource
 import sys
-import time
 from typing import Any, NamedTuple
 
 from absl import app, flags, logging
@@ -40,12 +37,14 @@ from alignjax.models import base as models
 from alignjax.models import checkpoint_io, gguf, transformer
 from alignjax.parallel import mesh as mesh_lib
 from alignjax.parallel import rules
+from alignjax.sampling import strategies
 from alignjax.training import loop, metrics, optimizer, placement
 from alignjax.training import state as state_lib
 from alignjax.training import step as step_lib
 from alignjax.types import Params
-from experiments import expressions, quickstart_policy, quickstart_prompts, quickstart_report, xla_flags
+from experiments import costs, expressions, quickstart_policy, quickstart_prompts, quickstart_report, xla_flags
 
+SHOWN = 16  # prompts in samples.md
 VERSIONED = ('flax', 'grain', 'jax', 'jaxlib', 'numpy', 'optax', 'tokenizers', 'vaderSentiment')
 
 
@@ -67,33 +66,12 @@ class Settings:
   samples: int = _setting(4, 'Responses to a prompt that are drawn together.')
   draws: int = _setting(2, 'Times that responses to a training prompt are drawn.')
   max_new_tokens: int = _setting(32, 'Tokens after which a response is cut off.')
-  pairs_per_prompt: int = _setting(3, 'Most preference pairs from one prompt.')
+  pairs_per_prompt: int = _setting(2, 'Most preference pairs from one prompt.')
   batch_size: int = _setting(8, 'Pairs in an update.')
-  learning_rate: float = _setting(1e-5, 'The highest of the schedule.')
+  learning_rate: float = _setting(2e-5, 'The highest of the schedule.')
   gradient_clip: float = _setting(1.0, 'Largest global norm of a gradient.')
   evaluations: int = _setting(3, 'Checkpoints that are evaluated, the last one included.')
   compute_dtype: str = _setting('auto', 'float32, bfloat16, or auto: the faster of the two here.')
-
-
-class Clock:
-  """Seconds by stage. A stage within another counts for itself alone, so that the seconds add up."""
-
-  def __init__(self):
-    self.start = time.monotonic()
-    self.seconds: dict[str, float] = {}
-    self._within = [0.0]
-
-  @contextlib.contextmanager
-  def __call__(self, stage: str) -> Iterator[None]:
-    start = time.monotonic()
-    self._within.append(0.0)
-    yield
-    elapsed = time.monotonic() - start
-    self.seconds[stage] = self.seconds.get(stage, 0.0) + elapsed - self._within.pop()
-    self._within[-1] += elapsed
-
-  def report(self) -> dict[str, float]:
-    return self.seconds | {'total': time.monotonic() - self.start}
 
 
 class Evaluations:
@@ -114,7 +92,7 @@ class Evaluations:
     reference: Params,
     before: quickstart_policy.Drawn,
     key: jax.Array,
-    clock: Clock,
+    clock: costs.Clock,
     console: rich_console.Console,
   ):
     self.before = self.after = before
@@ -146,6 +124,7 @@ class Setup(NamedTuple):
   """What the stages share."""
 
   settings: Settings
+  reward: rewards.Reward
   workdir: pathlib.Path
   folder: pathlib.Path  # of the model before training
   config: transformer.TransformerConfig
@@ -154,7 +133,12 @@ class Setup(NamedTuple):
   tokenizer: tokenization.Tokenizer
   reference: Params
   shape: batching.Bucket  # tokens of a prompt and of a response
-  policy: quickstart_policy.Policy
+
+  def policy(self, **options: Any) -> quickstart_policy.Policy:
+    prompt_size, max_new_tokens = self.shape
+    return quickstart_policy.Policy(
+      self.model, self.tokenizer, self.reward, prompt_size=prompt_size, max_new_tokens=max_new_tokens, **options
+    )
 
 
 def run(settings: Settings, reward: rewards.Reward) -> dict[str, Any]:
@@ -169,31 +153,33 @@ def run(settings: Settings, reward: rewards.Reward) -> dict[str, Any]:
   """
   objective = expressions.parse_objective(settings.objective)
   prompts, held_out = quickstart_prompts.prompts(settings.train_prompts, settings.held_out_prompts)
-  console, clock = rich_console.Console(), Clock()
+  console, clock = rich_console.Console(), costs.Clock()
   with clock('load'):
     setup = _set_up(settings, reward, prompts + held_out)
+    policy = setup.policy(group=settings.group, samples=settings.samples)
   console.print(
     f'objective  {objective.name}\nmodel      {setup.folder}, computed in {setup.config.compute_dtype}', soft_wrap=True
   )
   draw_key, evaluation_key, state_key = jax.random.split(jax.random.key(settings.seed), 3)
   with clock('sample'), console.status('answering the training prompts'):
-    drawn = setup.policy.draw(setup.reference, prompts, draw_key, settings.draws)
+    drawn = policy.draw(setup.reference, prompts, draw_key, settings.draws)
   with clock('evaluate'), console.status('answering the held-out prompts'):
-    before = setup.policy.draw(setup.reference, held_out, evaluation_key)
+    before = policy.draw(setup.reference, held_out, evaluation_key)
   data = {
     'train': _make_pairs(setup, console, 'pairs', drawn, settings.pairs_per_prompt),
     'held_out': _make_pairs(setup, console, 'pairs_held_out', before, 1),
   }
-  evaluations = Evaluations(setup.policy, setup.reference, before, evaluation_key, clock, console)
+  evaluations = Evaluations(policy, setup.reference, before, evaluation_key, clock, console)
   with clock('train'):
     params = _train(setup, objective, data, state_key, evaluations)
   with clock('report'):
     checkpoint_io.save(setup.workdir / 'model', setup.config, params, assets_from=setup.folder)
-    results = _report(setup, objective, drawn, evaluations)
+    results = _results(setup, drawn, evaluations)
+    _show(setup, objective, params, evaluations)
   summary = {
     'objective': objective.name,
     'results': results,
-    'costs': {'seconds': clock.report(), 'peak_memory_gib': _peak_memory_gib()},
+    'costs': {'seconds': clock.seconds(), 'peak_memory_gib': costs.peak_memory_gib()},
     'settings': dataclasses.asdict(settings) | {'compute_dtype': setup.config.compute_dtype},
     'versions': {'python': platform.python_version()} | {name: importlib.metadata.version(name) for name in VERSIONED},
   }
@@ -208,10 +194,7 @@ def run(settings: Settings, reward: rewards.Reward) -> dict[str, Any]:
 
 
 def _set_up(settings: Settings, reward: rewards.Reward, prompts: Sequence[str]) -> Setup:
-  fast_bfloat16 = xla_flags.enable_fast_bfloat16()  # first: what computes anything fixes the flags
-  dtype = settings.compute_dtype
-  if dtype == 'auto':
-    dtype = 'bfloat16' if fast_bfloat16 or jax.default_backend() != 'cpu' else 'float32'
+  dtype = _compute_dtype(settings.compute_dtype)
   workdir = pathlib.Path(settings.workdir)
   workdir.mkdir(parents=True, exist_ok=True)
   folder = pathlib.Path(settings.model) if settings.model else _smollm2(workdir / 'base')
@@ -220,9 +203,9 @@ def _set_up(settings: Settings, reward: rewards.Reward, prompts: Sequence[str]) 
   model = transformer.build(config, rules.activation_constraint(mesh))
   shapes = jax.eval_shape(model.init, jax.random.key(0))
   tokenizer = tokenization.Tokenizer.load(folder)
-  prompt_size = quickstart_policy.longest_prompt(tokenizer, prompts)
   return Setup(
     settings=settings,
+    reward=reward,
     workdir=workdir,
     folder=folder,
     config=config,
@@ -230,17 +213,18 @@ def _set_up(settings: Settings, reward: rewards.Reward, prompts: Sequence[str]) 
     mesh=mesh,
     tokenizer=tokenizer,
     reference=checkpoint_io.load_params(folder, config, rules.param_shardings(mesh, shapes)),
-    shape=(prompt_size, settings.max_new_tokens),
-    policy=quickstart_policy.Policy(
-      model,
-      tokenizer,
-      reward,
-      group=settings.group,
-      samples=settings.samples,
-      prompt_size=prompt_size,
-      max_new_tokens=settings.max_new_tokens,
-    ),
+    shape=(quickstart_policy.longest_prompt(tokenizer, prompts), settings.max_new_tokens),
   )
+
+
+def _compute_dtype(wanted: str) -> str:
+  """Resolves 'auto', and prepares XLA; nothing may have been computed yet."""
+  if wanted == 'float32':
+    return wanted
+  fast = xla_flags.enable_fast_bfloat16()
+  if wanted != 'auto':
+    return wanted
+  return 'bfloat16' if fast or jax.default_backend() != 'cpu' else 'float32'
 
 
 def _smollm2(folder: pathlib.Path) -> pathlib.Path:
@@ -335,19 +319,13 @@ def _train(
   return result.state.params
 
 
-def _report(
-  setup: Setup, objective: objectives.Objective, drawn: quickstart_policy.Drawn, evaluations: Evaluations
-) -> dict[str, Any]:
-  """Draws the figure, writes the samples, and returns the results, the same in every run of these settings."""
+def _results(setup: Setup, drawn: quickstart_policy.Drawn, evaluations: Evaluations) -> dict[str, Any]:
+  """Everything that comes out the same in every run of the same settings."""
   before, after = evaluations.before, evaluations.after
   records = metrics.read_jsonl(setup.workdir / 'metrics.jsonl')
   rise = evaluator.gain(after.rewards, before.rewards)
-  title = f'{objective.name}: gold reward {before.rewards.mean():.2f} → {after.rewards.mean():.2f}'
-  quickstart_report.write_samples(setup.workdir / 'samples.md', title, before, after)
-  quickstart_report.draw_figure(
-    setup.workdir / 'figure.png', title, records, evaluations.points, before.rewards, after.rewards
-  )
   estimates = {
+    'gold_reward_of_training_samples': evaluator.clustered_mean(drawn.rewards),
     'gold_reward_before': evaluator.clustered_mean(before.rewards),
     'gold_reward_after': evaluator.clustered_mean(after.rewards),
     'gain': rise,
@@ -360,15 +338,23 @@ def _report(
     'reward_accuracy': records[-1].get('eval/reward_accuracy'),
     'response_tokens_before': float(before.batch.response_length.mean()),
     'response_tokens_after': float(after.batch.response_length.mean()),
-    'gold_reward_of_training_samples': dataclasses.asdict(evaluator.clustered_mean(drawn.rewards)),
     'steps': records[-1]['step'],
     'frontier': [dataclasses.asdict(point) for point in evaluations.points],
   }
 
 
-def _peak_memory_gib() -> float:
-  kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-  return kibibytes / (2**30 if sys.platform == 'darwin' else 2**20)  # macOS counts bytes
+def _show(setup: Setup, objective: objectives.Objective, params: Params, evaluations: Evaluations) -> None:
+  """Draws the figure, and writes the most probable answers before and after, side by side."""
+  before, after = evaluations.before, evaluations.after
+  title = f'{objective.name}: gold reward {before.rewards.mean():.2f} → {after.rewards.mean():.2f}'
+  records = metrics.read_jsonl(setup.workdir / 'metrics.jsonl')
+  quickstart_report.draw_figure(
+    setup.workdir / 'figure.png', title, records, evaluations.points, before.rewards, after.rewards
+  )
+  prompts = before.prompts[:SHOWN]
+  policy = setup.policy(group=len(prompts), samples=1, strategy=strategies.greedy())
+  sides = [policy.draw(side, prompts, jax.random.key(0)) for side in (setup.reference, params)]
+  quickstart_report.write_samples(setup.workdir / 'samples.md', title, *sides)
 
 
 def define_flags() -> None:

@@ -30,8 +30,6 @@ class Drawn(NamedTuple):
 class Policy:
   """Draws, scores and measures responses in groups of one shape, so that each program is compiled once.
 
-  Responses are drawn from the model's own distribution, as estimates of the KL require.
-
   Args:
     model: run with whatever parameters the methods are given.
     tokenizer: of the model.
@@ -40,6 +38,7 @@ class Policy:
     samples: responses to each prompt.
     prompt_size: tokens to which prompts are padded.
     max_new_tokens: tokens after which a response is cut off.
+    strategy: what to draw from. Estimates of the KL require the model's own distribution, which is the default.
   """
 
   def __init__(
@@ -52,6 +51,7 @@ class Policy:
     samples: int,
     prompt_size: int,
     max_new_tokens: int,
+    strategy: strategies.Strategy | None = None,
   ):
     self.tokenizer, self.reward = tokenizer, reward
     self.group, self.samples, self.prompt_size = group, samples, prompt_size
@@ -66,7 +66,7 @@ class Policy:
         key,
         samples=samples,
         max_new_tokens=max_new_tokens,
-        strategy=strategies.temperature(1.0),
+        strategy=strategies.chain() if strategy is None else strategy,
         end_ids=end_ids,
         row_ids=row_ids,
       )

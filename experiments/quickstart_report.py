@@ -25,6 +25,7 @@ STYLE = {
   'legend.frameon': False,
 }
 BEFORE, AFTER = 'tab:gray', 'tab:blue'
+SMOOTHED = 8  # steps
 
 
 def print_summary(console: rich_console.Console, summary: Mapping[str, Any]) -> None:
@@ -68,11 +69,17 @@ def _finite(value: Any) -> Any:
 
 
 def write_samples(
-  path: pathlib.Path, title: str, before: quickstart_policy.Drawn, after: quickstart_policy.Drawn, count: int = 16
+  path: pathlib.Path, title: str, before: quickstart_policy.Drawn, after: quickstart_policy.Drawn
 ) -> None:
-  """Writes a Markdown table of the first response to each of `count` prompts, before and after, and its gold reward."""
-  lines = [f'# {title}', '', '| prompt | before | after |', '| --- | --- | --- |']
-  for row, prompt in enumerate(before.prompts[:count]):
+  """Writes a Markdown table of the first response to each prompt, before and after, with its gold reward."""
+  lines = [
+    f'# {title}',
+    '',
+    'Greedy answers to held-out prompts, cut off at the limit, with their gold reward.',
+    '',
+  ]
+  lines += ['| prompt | before | after |', '| --- | --- | --- |']
+  for row, prompt in enumerate(before.prompts):
     cells = [prompt, *(f'{side.texts[row][0]} **({side.rewards[row, 0]:+.2f})**' for side in (before, after))]
     lines.append('| ' + ' | '.join(' '.join(cell.replace('|', '\\|').split()) for cell in cells) + ' |')
   path.write_text('\n'.join(lines) + '\n', encoding='utf-8')
@@ -99,10 +106,10 @@ def draw_figure(
   with matplotlib.rc_context(STYLE):
     figure = matplotlib_figure.Figure(figsize=(10, 7), layout='constrained')
     figure.suptitle(title)
-    (loss, log_probs), (tradeoff, histogram) = figure.subplots(2, 2)
+    (loss, responses), (tradeoff, histogram) = figure.subplots(2, 2)
     steps = [record for record in records if 'loss' in record]  # the others hold evaluations alone
     _draw_loss(loss, steps)
-    _draw_log_probs(log_probs, steps)
+    _draw_responses(responses, steps)
     tradeoff.set_title('Gold reward against distance from the reference (number: step)')
     frontier.draw(tradeoff, points)
     _draw_histogram(histogram, before, after)
@@ -111,30 +118,37 @@ def draw_figure(
 
 
 def _draw_loss(axes: Any, records: Sequence[Mapping[str, float]]) -> None:
-  steps = [record['step'] for record in records]
   axes.set_title('Training: loss and reward accuracy')
-  lines = axes.plot(steps, [record['loss'] for record in records], color=AFTER, label='loss')
   axes.set_xlabel('step')
   axes.set_ylabel('loss')
+  lines = [_curve(axes, records, 'loss', AFTER, 'loss')]
   if 'reward_accuracy' in records[0]:
     right = axes.twinx()
     right.spines['right'].set_visible(True)
     right.grid(False)
-    accuracy = [record['reward_accuracy'] for record in records]
-    lines += right.plot(steps, accuracy, color='tab:orange', label='reward accuracy')
     right.set_ylim(0, 1.02)
     right.set_ylabel('reward accuracy')
+    lines.append(_curve(right, records, 'reward_accuracy', 'tab:orange', 'reward accuracy'))
   axes.legend(handles=lines, loc='lower left')
 
 
-def _draw_log_probs(axes: Any, records: Sequence[Mapping[str, float]]) -> None:
-  steps = [record['step'] for record in records]
-  axes.set_title('Training: log-probability of the responses')
-  axes.plot(steps, [record['logp_chosen'] for record in records], color='tab:green', label='chosen')
-  axes.plot(steps, [record['logp_rejected'] for record in records], color='tab:red', label='rejected')
+def _draw_responses(axes: Any, records: Sequence[Mapping[str, float]]) -> None:
+  """The implicit rewards of both responses; their log-probabilities where the objective has no reward."""
+  name, what = ('reward', 'implicit reward') if 'reward_chosen' in records[0] else ('logp', 'log-probability, nats')
+  axes.set_title(f'Training: {what} of the responses')
   axes.set_xlabel('step')
-  axes.set_ylabel('nats a response')
+  axes.set_ylabel(what)
+  for side, color in (('chosen', 'tab:green'), ('rejected', 'tab:red')):
+    _curve(axes, records, f'{name}_{side}', color, side)
   axes.legend(loc='lower left')
+
+
+def _curve(axes: Any, records: Sequence[Mapping[str, float]], name: str, color: str, label: str) -> Any:
+  """Draws a metric faintly, and boldly its mean over the last steps; returns the latter."""
+  steps, values = ([record[key] for record in records] for key in ('step', name))
+  smooth = [np.mean(values[max(0, i + 1 - SMOOTHED) : i + 1]) for i in range(len(values))]
+  axes.plot(steps, values, color=color, alpha=0.25)
+  return axes.plot(steps, smooth, color=color, label=f'{label} (mean of {SMOOTHED} steps)')[0]
 
 
 def _draw_histogram(axes: Any, before: np.ndarray, after: np.ndarray) -> None:

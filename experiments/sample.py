@@ -34,21 +34,6 @@ from alignjax.training import placement
 
 PROMPT_MULTIPLE = 64  # prompts are padded to multiples of this many tokens, so that few shapes are compiled
 
-_MODEL = flags.DEFINE_string('model', None, 'Folder of the model, in Hugging Face layout.', required=True)
-_PROMPT = flags.DEFINE_string('prompt', None, 'One prompt.')
-_PROMPTS = flags.DEFINE_string('prompts', None, 'A file of prompts, .jsonl or .jsonl.gz.')
-_OUTPUT = flags.DEFINE_string('output', None, 'A .jsonl file to write; without it, responses are printed.')
-_SAMPLES = flags.DEFINE_integer('samples', 1, 'Responses to each prompt.', lower_bound=1)
-_MAX_PROMPT = flags.DEFINE_integer('max_prompt', 1024, 'Tokens; longer prompts are cut on the left.', lower_bound=2)
-_MAX_NEW_TOKENS = flags.DEFINE_integer('max_new_tokens', 128, 'Tokens after which a response is cut.', lower_bound=1)
-_GREEDY = flags.DEFINE_bool('greedy', False, 'Always the most probable token, instead of drawing.')
-_TEMPERATURE = flags.DEFINE_float('temperature', 1.0, 'Below 1 sharper, above 1 flatter than the model.')
-_TOP_K = flags.DEFINE_integer('top_k', 0, 'Draw from the k most probable tokens; 0: from all.', lower_bound=0)
-_TOP_P = flags.DEFINE_float('top_p', 1.0, 'Draw from the most probable tokens that have this probability together.')
-_SEED = flags.DEFINE_integer('seed', 0, 'Of all draws.', lower_bound=0)
-_BATCH_SIZE = flags.DEFINE_integer('batch_size', 8, 'Prompts at a time.', lower_bound=1)
-_DTYPE = flags.DEFINE_enum('compute_dtype', 'float32', ['float32', 'bfloat16'], 'Of activations.')
-
 
 class Response(NamedTuple):
   """One drawn response."""
@@ -172,14 +157,14 @@ def _prompt_of_row(fields: dict[str, Any], path: str, line: int) -> sources.Prom
   return prompt
 
 
-def _prompts() -> list[sources.Prompt]:
-  if (_PROMPT.value is None) == (_PROMPTS.value is None):
+def _given_prompts(given: flags.FlagValues) -> list[sources.Prompt]:
+  if (given.prompt is None) == (given.prompts is None):
     raise ValueError('give either --prompt or --prompts')
-  if _PROMPTS.value is not None:
-    return read_prompts(_PROMPTS.value)
-  if tokenization.Tokenizer.load(_MODEL.value).template is None:
-    return [_PROMPT.value]
-  return [[{'role': 'user', 'content': _PROMPT.value}]]
+  if given.prompts is not None:
+    return read_prompts(given.prompts)
+  if tokenization.Tokenizer.load(given.model).template is None:
+    return [given.prompt]
+  return [[{'role': 'user', 'content': given.prompt}]]
 
 
 def write(responses: Iterator[Response], stream: TextIO) -> None:
@@ -195,33 +180,69 @@ def _print(responses: Iterator[Response]) -> None:
     print(f'--- {prompt}\n{response.response}\n    [{length}, log-probability {response.logp:.2f}]')
 
 
-def run() -> None:
+def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
+  """The flags of the program. Not on import: flags are global, and other programs have flags of the same names."""
+
+  def text(name: str, meaning: str) -> None:
+    flags.DEFINE_string(name, None, meaning, flag_values=values)
+
+  def whole(name: str, default: int, lower_bound: int, meaning: str) -> None:
+    flags.DEFINE_integer(name, default, meaning, lower_bound=lower_bound, flag_values=values)
+
+  text('model', 'Folder of the model, in Hugging Face layout.')
+  text('prompt', 'One prompt.')
+  text('prompts', 'A file of prompts, .jsonl or .jsonl.gz.')
+  text('output', 'A .jsonl file to write; without it, responses are printed.')
+  whole('samples', 1, 1, 'Responses to each prompt.')
+  whole('max_prompt', 1024, 2, 'Tokens; longer prompts are cut on the left.')
+  whole('max_new_tokens', 128, 1, 'Tokens after which a response is cut.')
+  whole('top_k', 0, 0, 'Draw from the k most probable tokens; 0: from all.')
+  whole('seed', 0, 0, 'Of all draws.')
+  whole('batch_size', 8, 1, 'Prompts at a time.')
+  flags.DEFINE_bool('greedy', False, 'Always the most probable token, instead of drawing.', flag_values=values)
+  flags.DEFINE_float('temperature', 1.0, 'Below 1 sharper, above 1 flatter than the model.', flag_values=values)
+  flags.DEFINE_float('top_p', 1.0, 'Draw from the most probable tokens that sum to this.', flag_values=values)
+  flags.DEFINE_enum(
+    'compute_dtype', 'float32', ['float32', 'bfloat16'], 'Of activations; parameters are float32.', flag_values=values
+  )
+  flags.mark_flag_as_required('model', flag_values=values)
+
+
+def run(given: flags.FlagValues) -> None:
   """Does what the flags say.
 
   Raises:
     ValueError: for flags, a model or prompts that are unfit.
   """
-  strategy = build_strategy(
-    greedy=_GREEDY.value, temperature=_TEMPERATURE.value, top_k=_TOP_K.value, top_p=_TOP_P.value
-  )
   responses = sample(
-    _MODEL.value,
-    _prompts(),
-    strategy,
-    samples=_SAMPLES.value,
-    max_prompt=_MAX_PROMPT.value,
-    max_new_tokens=_MAX_NEW_TOKENS.value,
-    seed=_SEED.value,
-    batch_size=_BATCH_SIZE.value,
-    compute_dtype=_DTYPE.value,
+    given.model,
+    _given_prompts(given),
+    build_strategy(greedy=given.greedy, temperature=given.temperature, top_k=given.top_k, top_p=given.top_p),
+    samples=given.samples,
+    max_prompt=given.max_prompt,
+    max_new_tokens=given.max_new_tokens,
+    seed=given.seed,
+    batch_size=given.batch_size,
+    compute_dtype=given.compute_dtype,
   )
-  if _OUTPUT.value is None:
+  if given.output is None:
     _print(responses)
     return
-  partial = pathlib.Path(_OUTPUT.value + '.partial')
+  partial = pathlib.Path(given.output + '.partial')
   with partial.open('w', encoding='utf-8') as stream:
     write(responses, stream)
-  os.replace(partial, _OUTPUT.value)
+  os.replace(partial, given.output)
+
+
+def attempt(given: flags.FlagValues) -> int:
+  """Runs, tells what went wrong, and returns the exit code."""
+  try:
+    run(given)
+  except (ValueError, OSError) as error:
+    logging.debug('%s', traceback.format_exc())
+    print(f'error: {error}\n(--verbosity=1 shows where)', file=sys.stderr)
+    return 1
+  return 0
 
 
 def main(argv: Sequence[str]) -> None:
@@ -229,13 +250,9 @@ def main(argv: Sequence[str]) -> None:
     raise app.UsageError(f'what is {argv[1]!r}? Prompts are given by --prompt')
   if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.WARNING)
-  try:
-    run()
-  except (ValueError, OSError) as error:
-    logging.debug('%s', traceback.format_exc())
-    print(f'error: {error}\n(--verbosity=1 shows where)', file=sys.stderr)
-    sys.exit(1)
+  sys.exit(attempt(flags.FLAGS))
 
 
 if __name__ == '__main__':
+  define_flags()
   app.run(main)

@@ -14,7 +14,7 @@ The settings below can be given in a file, --config=path.py, whose get_config() 
 
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import dataclasses
 import hashlib
@@ -24,7 +24,6 @@ import pathlib
 import sys
 import traceback
 from typing import Any
-import warnings
 
 from absl import app, flags, logging
 import jax
@@ -45,38 +44,8 @@ from experiments import expressions
 
 DONE, REFUSED, PREEMPTED, CRASHED = 0, 1, 42, 134
 
-
-@contextlib.contextmanager
-def _refusing_unknown_settings() -> Iterator[None]:
-  """ml_collections reports --config.<name> of a name that does not exist by exceptions, with a good message."""
-  try:
-    yield
-  except (AttributeError, KeyError, TypeError, ValueError) as error:
-    print(f'error: in the flags: {error.args[0] if error.args else error}', file=sys.stderr)
-    sys.exit(REFUSED)
-
-
-# It reads the command line as soon as the flag is defined, and loads the file in a way that Python has deprecated.
-with _refusing_unknown_settings(), warnings.catch_warnings():
-  warnings.simplefilter('ignore', DeprecationWarning)
-  _CONFIG = config_flags.DEFINE_config_file(
-    'config',
-    str(pathlib.Path(__file__).parent / 'configs' / 'dpo.py'),
-    'A file whose get_config() gives the settings; --config.<name>=<value> changes one of them.',
-  )
-# These have flags of their own because nearly every run sets them.
-_OVERRIDES = {
-  'model': flags.DEFINE_string('model', None, 'Short for --config.model.'),
-  'reference': flags.DEFINE_string('reference', None, 'Short for --config.reference.'),
-  'data': flags.DEFINE_multi_string('data', None, 'Short for --config.data; may be repeated.'),
-  'eval_data': flags.DEFINE_multi_string('eval_data', None, 'Short for --config.eval_data; may be repeated.'),
-  'objective': flags.DEFINE_string('objective', None, 'Short for --config.objective.'),
-  'workdir': flags.DEFINE_string('workdir', None, 'Short for --config.workdir.'),
-}
-_COORDINATOR = flags.DEFINE_string('coordinator', None, 'host:port of process 0, where there are several processes.')
-_NUM_PROCESSES = flags.DEFINE_integer('num_processes', 1, 'Processes in the run.')
-_PROCESS_ID = flags.DEFINE_integer('process_id', 0, 'Of this process, from 0.')
-_LOCAL_DEVICES = flags.DEFINE_integer('local_devices', 0, 'Virtual CPU devices of this process; 0: the real devices.')
+# Settings with a flag of their own, because nearly every run gives them.
+SHORT = ('model', 'reference', 'data', 'eval_data', 'objective', 'workdir')
 
 
 def run(config: config_lib.Config) -> loop.Result:
@@ -300,39 +269,33 @@ def _announce(text: str) -> None:
     print(text, flush=True)
 
 
-def resolve() -> config_lib.Config:
-  """The configuration that the flags describe."""
-  values = _CONFIG.value.to_dict()
-  values |= {name: flag.value for name, flag in _OVERRIDES.items() if flag.value is not None}
-  return config_lib.from_dict(values)
+def define_flags() -> None:
+  """The flags of the program. Not on import: flags are global, and other programs have flags of the same names."""
+  with _refusing_unknown_settings():
+    config_flags.DEFINE_config_file(
+      'config',
+      str(pathlib.Path(__file__).parent / 'configs' / 'dpo.py'),
+      'A file whose get_config() gives the settings; --config.<name>=<value> changes one of them.',
+    )
+  for name in SHORT:
+    if name in ('data', 'eval_data'):
+      flags.DEFINE_multi_string(name, None, f'Short for --config.{name}; may be repeated.')
+    else:
+      flags.DEFINE_string(name, None, f'Short for --config.{name}.')
+  flags.DEFINE_string('coordinator', None, 'host:port of process 0, where there are several processes.')
+  flags.DEFINE_integer('num_processes', 1, 'Processes in the run.')
+  flags.DEFINE_integer('process_id', 0, 'Of this process, from 0.')
+  flags.DEFINE_integer('local_devices', 0, 'Virtual CPU devices of this process; 0: the real devices.')
 
 
-def main(argv: Sequence[str]) -> None:
-  if argv[1:]:
-    raise app.UsageError(f'what is {argv[1]!r}? Settings are given as --config.<name>=<value>')
-  if not flags.FLAGS['verbosity'].present:
-    logging.set_verbosity(logging.WARNING)  # at INFO, every checkpoint writes 40 lines
+@contextlib.contextmanager
+def _refusing_unknown_settings() -> Iterator[None]:
+  """ml_collections reports --config.<name> of a name that does not exist by exceptions, with a good message."""
   try:
-    config = resolve()
-    distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _LOCAL_DEVICES.value)
-    code = PREEMPTED if run(config).preempted else DONE
-  except (ValueError, OSError, loop.NonFiniteError) as error:
-    logging.debug('%s', traceback.format_exc())
-    print(f'error: {error}\n(--verbosity=1 shows where)', file=sys.stderr)
-    code = REFUSED
-  except Exception:  # whatever it is, the launcher must see that a restart may help
-    traceback.print_exc()
-    code = CRASHED
-  _leave(code)
-
-
-def _leave(code: int) -> None:
-  """Exits. A failed process of several does not wait for the others: they may be waiting for it."""
-  if code in (REFUSED, CRASHED) and _NUM_PROCESSES.value > 1:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-  sys.exit(code)
+    yield
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
+    print(f'error: in the flags: {error.args[0] if error.args else error}', file=sys.stderr)
+    sys.exit(REFUSED)
 
 
 def _parse_flags(argv: Sequence[str]) -> Sequence[str]:
@@ -340,6 +303,47 @@ def _parse_flags(argv: Sequence[str]) -> Sequence[str]:
     return app.parse_flags_with_usage(argv)
 
 
+def resolve() -> config_lib.Config:
+  """The configuration that the flags describe."""
+  values = flags.FLAGS.config.to_dict()
+  given = {name: flags.FLAGS[name].value for name in SHORT}
+  return config_lib.from_dict(values | {name: value for name, value in given.items() if value is not None})
+
+
+def attempt(start: Callable[[], loop.Result]) -> int:
+  """Runs, tells what went wrong, and returns the exit code."""
+  try:
+    return PREEMPTED if start().preempted else DONE
+  except (ValueError, OSError, loop.NonFiniteError) as error:
+    logging.debug('%s', traceback.format_exc())
+    print(f'error: {error}\n(--verbosity=1 shows where)', file=sys.stderr)
+    return REFUSED
+  except Exception:  # whatever it is, the launcher must see that a restart may help
+    traceback.print_exc()
+    return CRASHED
+
+
+def main(argv: Sequence[str]) -> None:
+  if argv[1:]:
+    raise app.UsageError(f'what is {argv[1]!r}? Settings are given as --config.<name>=<value>')
+  if not flags.FLAGS['verbosity'].present:
+    logging.set_verbosity(logging.WARNING)  # at INFO, every checkpoint writes 40 lines
+  given = flags.FLAGS
+
+  def start() -> loop.Result:
+    config = resolve()
+    distributed.initialize(given.coordinator, given.num_processes, given.process_id, given.local_devices)
+    return run(config)
+
+  code = attempt(start)
+  if code in (REFUSED, CRASHED) and given.num_processes > 1:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # an orderly exit would wait for the others, which may be waiting for this process
+  sys.exit(code)
+
+
 if __name__ == '__main__':
   __doc__ += config_lib.describe_fields()
+  define_flags()
   app.run(main, flags_parser=_parse_flags)

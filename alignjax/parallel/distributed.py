@@ -32,13 +32,13 @@ def initialize(
     raise ValueError(f'num_processes={num_processes} needs the address of process 0: coordinator=host:port')
   if num_processes == 1 and coordinator:
     raise ValueError(f'coordinator={coordinator} is given, but num_processes=1: say how many processes there are')
+  if num_processes > 1 and not coordinator.rpartition(':')[2].isdigit():
+    raise ValueError(f'coordinator={coordinator!r} must be host:port')
   if local_devices:
     jax.config.update('jax_platforms', 'cpu')
     jax.config.update('jax_num_cpu_devices', local_devices)
   if num_processes == 1:
     return
-  if ':' not in coordinator:
-    raise ValueError(f'coordinator={coordinator!r} must be host:port')
   try:
     jax.distributed.initialize(
       coordinator, num_processes, process_id, initialization_timeout=timeout_seconds, heartbeat_timeout_seconds=30

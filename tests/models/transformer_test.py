@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from alignjax import numerics
-from alignjax.models import transformer
+from alignjax.models import layers, transformer
 from alignjax.parallel import mesh as mesh_lib
 from alignjax.parallel import rules
 from tests.models import llama_oracle, token_batches
@@ -68,23 +68,23 @@ def _norm(tree):
 
 def test_parameters_have_the_documented_layout():
   shapes = jax.tree.map(lambda x: x.shape, jax.eval_shape(_model(tied_embeddings=False).init, jax.random.key(0)))
-  c, layers = CONFIG, CONFIG.layers
+  c, depth = CONFIG, CONFIG.layers
   query, keys = c.heads * c.head_width, c.kv_heads * c.head_width
   assert shapes == {
     'embed': {'embedding': (c.vocab_size, c.width)},
     'layers': {
-      'attention_norm': {'scale': (layers, c.width)},
-      'mlp_norm': {'scale': (layers, c.width)},
+      'attention_norm': {'scale': (depth, c.width)},
+      'mlp_norm': {'scale': (depth, c.width)},
       'attention': {
-        'query': {'kernel': (layers, c.width, query)},
-        'key': {'kernel': (layers, c.width, keys)},
-        'value': {'kernel': (layers, c.width, keys)},
-        'output': {'kernel': (layers, query, c.width)},
+        'query': {'kernel': (depth, c.width, query)},
+        'key': {'kernel': (depth, c.width, keys)},
+        'value': {'kernel': (depth, c.width, keys)},
+        'output': {'kernel': (depth, query, c.width)},
       },
       'mlp': {
-        'gate': {'kernel': (layers, c.width, c.mlp_width)},
-        'up': {'kernel': (layers, c.width, c.mlp_width)},
-        'down': {'kernel': (layers, c.mlp_width, c.width)},
+        'gate': {'kernel': (depth, c.width, c.mlp_width)},
+        'up': {'kernel': (depth, c.width, c.mlp_width)},
+        'down': {'kernel': (depth, c.mlp_width, c.width)},
       },
     },
     'final_norm': {'scale': (c.width,)},
@@ -214,6 +214,14 @@ def test_bfloat16_is_close_to_float32():
   assert 1e-4 < _relative_difference(rounded_states, states) < 0.02
   assert {x.dtype for x in jax.tree.leaves(rounded_gradient)} == {np.dtype('float32')}
   assert 1e-4 < _relative_difference(rounded_gradient, gradient) < 0.03
+
+
+def test_rotary_angles_tell_far_positions_apart():
+  """bfloat16 would take position 257 for 256."""
+  cosine, sine = layers.rotary_angles(jnp.asarray([[256, 257]]), head_width=6, theta=100.0)
+  angles = np.array([256.0, 257.0])[:, None] * 100.0 ** (-np.arange(3) / 3)
+  np.testing.assert_allclose(cosine[0], np.cos(angles), atol=1e-4)
+  np.testing.assert_allclose(sine[0], np.sin(angles), atol=1e-4)
 
 
 @pytest.mark.parametrize(('compute_dtype', 'tolerance'), [('float32', 1e-5), ('bfloat16', 0.1)])

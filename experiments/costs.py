@@ -1,0 +1,35 @@
+"""What a run costs: seconds by stage, and memory."""
+
+from collections.abc import Iterator
+import contextlib
+import resource
+import sys
+import time
+
+
+class Clock:
+  """Seconds by stage, `with clock('train'): ...`. A stage within another counts for itself, so that they add up."""
+
+  def __init__(self):
+    self._start = time.monotonic()
+    self._seconds: dict[str, float] = {}
+    self._within = [0.0]
+
+  @contextlib.contextmanager
+  def __call__(self, stage: str) -> Iterator[None]:
+    start = time.monotonic()
+    self._within.append(0.0)
+    yield
+    elapsed = time.monotonic() - start
+    self._seconds[stage] = self._seconds.get(stage, 0.0) + elapsed - self._within.pop()
+    self._within[-1] += elapsed
+
+  def seconds(self) -> dict[str, float]:
+    """By stage, and in total since the clock was made."""
+    return self._seconds | {'total': time.monotonic() - self._start}
+
+
+def peak_memory_gib() -> float:
+  """The most memory that this process has held."""
+  size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return size / (2**30 if sys.platform == 'darwin' else 2**20)  # macOS counts bytes, Linux kibibytes

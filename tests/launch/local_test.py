@@ -1,0 +1,127 @@
+"""launch/local.sh, around a stand-in for Python that does what the test says."""
+
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+
+SCRIPT = pathlib.Path(__file__).parents[2] / 'launch' / 'local.sh'
+
+# Given `-u -m experiments.train ...` it runs the body of the test with $id; given `-c`, it invents a port.
+STAND_IN = """#!/usr/bin/env bash
+if [[ $1 == -c ]]; then echo 12345; exit 0; fi
+id=0
+for argument in "$@"; do if [[ $argument == --process_id=* ]]; then id=${{argument#*=}}; fi; done
+{body}
+"""
+
+
+@pytest.fixture
+def start(tmp_path):
+  """A function that starts the launcher with a stand-in of the given body."""
+  started = []
+
+  def start(body: str, *arguments: str, **environment: str) -> subprocess.Popen:
+    stand_in = tmp_path / 'python'
+    stand_in.write_text(STAND_IN.format(body=body))
+    stand_in.chmod(0o755)
+    process = subprocess.Popen(
+      [str(SCRIPT), *arguments],
+      env=os.environ | {'PYTHON': str(stand_in)} | environment,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    started.append(process)
+    return process
+
+  yield start
+  for process in started:
+    process.kill()
+    process.communicate()
+
+
+def alive(pid: int) -> bool:
+  status = pathlib.Path(f'/proc/{pid}/stat')
+  return status.exists() and status.read_text().split()[2] != 'Z'
+
+
+def test_passes_arguments_on_and_prefixes_the_output(start):
+  process = start('printf "%s\\n" "$@"; echo oops >&2', '2', '--', '--config.seed=1', 'a b', DEVICES_PER_PROCESS='4')
+  output, _ = process.communicate(timeout=20)
+  assert process.returncode == 0
+  for i in (0, 1):
+    lines = [line.removeprefix(f'[{i}] ') for line in output.splitlines() if line.startswith(f'[{i}] ')]
+    common = [
+      '-u',
+      '-m',
+      'experiments.train',
+      '--local_devices=4',
+      '--coordinator=localhost:12345',
+      '--num_processes=2',
+    ]
+    assert lines == [*common, f'--process_id={i}', '--config.seed=1', 'a b', 'oops']
+
+
+def test_one_process_needs_no_coordinator(start):
+  output, _ = start('printf "%s\\n" "$@"', '1', '--', '--x').communicate(timeout=20)
+  assert output.splitlines() == [f'[0] {x}' for x in ('-u', '-m', 'experiments.train', '--process_id=0', '--x')]
+
+
+def test_the_package_is_found_from_anywhere(start):
+  output, _ = start('echo "$PYTHONPATH"', '1', PYTHONPATH='/elsewhere').communicate(timeout=20)
+  assert output.strip() == f'[0] {SCRIPT.parents[1]}:/elsewhere'
+
+
+def test_first_failure_ends_the_others_and_gives_the_exit_code(start, tmp_path):
+  body = f'echo $$ > {tmp_path}/pid$id; if [[ $id == 1 ]]; then sleep 0.5; exit 7; fi; exec sleep 60'
+  process = start(body, '3', '--')
+  _, error = process.communicate(timeout=20)
+  assert process.returncode == 7
+  assert 'process 1 has failed with exit code 7' in error
+  for i in range(3):
+    assert not alive(int((tmp_path / f'pid{i}').read_text()))
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_signals_reach_every_process_and_42_means_saved(start, tmp_path, number):
+  body = f"""
+trap 'echo saving; touch {tmp_path}/saved$id; exit 42' TERM
+touch {tmp_path}/ready$id
+while true; do sleep 0.1; done"""
+  process = start(body, '2', '--')
+  deadline = time.monotonic() + 20
+  while len(list(tmp_path.glob('ready*'))) < 2 and time.monotonic() < deadline:
+    time.sleep(0.02)
+  process.send_signal(number)
+  output, _ = process.communicate(timeout=20)
+  assert process.returncode == 42
+  assert sorted(output.splitlines()) == ['[0] saving', '[1] saving']
+  assert len(list(tmp_path.glob('saved*'))) == 2
+
+
+def test_a_failure_counts_more_than_a_stop(start):
+  process = start('if [[ $id == 0 ]]; then exit 42; fi; sleep 0.6; exit 3', '2', '--')
+  process.communicate(timeout=20)
+  assert process.returncode == 3
+
+
+@pytest.mark.parametrize('arguments', [(), ('zero',), ('0',), ('--', '--config.seed=1')])
+def test_explains_itself_when_misused(start, arguments):
+  process = start('true', *arguments)
+  _, error = process.communicate(timeout=20)
+  assert process.returncode == 1
+  assert 'launch/local.sh 2 -- --model=' in error
+
+
+def test_is_valid_bash():
+  subprocess.run(['bash', '-n', str(SCRIPT)], check=True)
+
+
+@pytest.mark.skipif(shutil.which('shellcheck') is None, reason='shellcheck is not installed')
+def test_shellcheck():
+  subprocess.run(['shellcheck', str(SCRIPT)], check=True)
