@@ -68,6 +68,10 @@ def test_nucleus_of_equal_tokens_keeps_them_all_and_mass_one_everything():
   assert strategies.nucleus(1.0)(LOGITS) is LOGITS
 
 
+def test_nucleus_tells_neighbouring_floats_apart():
+  np.testing.assert_array_equal(_kept(strategies.nucleus(0.4)(jnp.asarray([[-1e-6, 0.0]]))), [[False, True]])
+
+
 def test_strategies_apply_from_left_to_right():
   """Of (0.5, 0.3, 0.1, 0.1), top 2 leaves (5/8, 3/8): mass 0.6 is then the first alone. The other order keeps two."""
   logits = jnp.log(jnp.asarray([[0.5, 0.3, 0.11, 0.09]]))
@@ -128,3 +132,25 @@ def test_draw_never_takes_an_excluded_token():
       token, logp = strategies.draw(logits, np.full((3, 2), end, np.float32))
       assert set(np.asarray(token)) <= set(kept)
       assert np.all(np.isfinite(logp))
+
+
+def test_draw_gives_each_of_four_equal_tokens_a_half_open_quarter():
+  uniform = np.array([[0, 0], [0, 0.25 - 2**-24], [0, 0.25], [0, 0.5], [0, 0.75], [0, 1 - 2**-24]], np.float32)
+  token, _ = strategies.draw(np.zeros((6, 4), np.float32), uniform)
+  np.testing.assert_array_equal(token, [0, 0, 1, 2, 3, 3])
+
+
+def test_draw_never_takes_an_excluded_token_where_cumulative_sums_are_rounded():
+  """A parallel cumulative sum may rise at a weight of 0; uniform numbers are put at every such edge."""
+  rng = np.random.default_rng(4)
+  weights = (rng.uniform(size=(200, 128)) * (rng.uniform(size=(200, 128)) < 0.5)).astype(np.float32)
+  with np.errstate(divide='ignore'):
+    logits = np.log(weights)
+  relative = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
+  cumulative = jnp.cumsum(relative, axis=-1)
+  for step in (0.0, 1.0, -1.0):
+    edges = np.clip(np.asarray(cumulative / cumulative[:, -1:]) * (1 + step * 2**-24), 0, 1 - 2**-24)
+    uniform = np.stack([np.zeros_like(edges), edges], axis=-1).astype(np.float32)
+    repeated = np.broadcast_to(logits[:, None], (200, 128, 128))
+    token, _ = jax.jit(strategies.draw)(repeated, uniform)
+    assert np.all(np.take_along_axis(weights, np.asarray(token), axis=-1) > 0)
