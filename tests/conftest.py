@@ -2,7 +2,14 @@
 
 import os
 
-os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+# Compiling takes most of the time of these tests, so the backend does not optimise.
+os.environ['XLA_FLAGS'] = ' '.join(
+  [
+    os.environ.get('XLA_FLAGS', ''),
+    '--xla_force_host_platform_device_count=8',
+    '--xla_backend_optimization_level=0',
+  ]
+)
 os.environ['JAX_PLATFORMS'] = 'cpu'
 
 import jax

@@ -1,28 +1,9 @@
 """The only interface through which the rest of the library sees a language model."""
 
 from collections.abc import Callable
-import dataclasses
 from typing import Any, NamedTuple
 
-import jax
-
 from alignjax.types import Array, Head, Params
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Cache:
-  """Keys and values of a prompt, stored once, and of the N responses under it, K key-value heads of width H.
-
-  `index` is the number of tokens decoded so far.
-  """
-
-  prompt_key: Array  # [L, B, P, K, H]
-  prompt_value: Array  # [L, B, P, K, H]
-  prompt_length: Array  # [B] int32
-  response_key: Array  # [L, B, N, R, K, H]
-  response_value: Array  # [L, B, N, R, K, H]
-  index: Array  # [] int32
 
 
 class LanguageModel(NamedTuple):

@@ -80,6 +80,7 @@ def test_state_key_and_iterator_come_back(tmp_path):
   assert restored.config == CONFIG
   assert raw(restored.state) == raw(state)
   assert jax.tree.structure(restored.state) == jax.tree.structure(state)
+  assert jax.tree.map(lambda x: x.dtype, restored.state) == jax.tree.map(lambda x: x.dtype, state)
   assert jax.random.uniform(restored.state.key) == jax.random.uniform(state.key)
   assert next(iterator).tolist() == following
 
