@@ -61,6 +61,7 @@ def caret_of(text: str, error: expressions.ExpressionError) -> str:
     ('dpo(beta=-1)', 'dpo(beta=-1)', 'beta'),
     ("dpo(beta='x')", "dpo(beta='x')", 'str'),
     ('dpo', 'dpo', 'dpo must be called: dpo(beta=0.1, label_smoothing=0.0)'),
+    ("'é' + dop()", 'dop', "unknown name 'dop'"),
     ('é * sft()', 'é', "unknown name 'é'"),
     ('0.5', '0.5', 'this is 0.5, not an objective'),
     ("'dpo()'", "'dpo()'", 'not an objective'),
@@ -135,6 +136,11 @@ def test_hostile_input_is_refused_by_the_one_kind_of_error(text):
     return
   with pytest.raises(expressions.ExpressionError):
     parse(text)
+
+
+def test_doubtful_literals_are_refused_rather_than_guessed():
+  with pytest.raises(expressions.ExpressionError, match='invalid escape sequence'):
+    parse("dpo(beta='\\d')")
 
 
 @pytest.mark.parametrize('text', [None, 1, b'dpo()', ['dpo()']])

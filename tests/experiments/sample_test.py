@@ -65,8 +65,10 @@ def test_draws_depend_on_the_seed_and_the_place_but_not_on_the_batch(folder, dra
     return [response.response for response in responses]
 
   expected = [response.response for response in drawn]
-  # A second batch, and a prompt in the first that is longer than those before.
-  assert texts([*PROMPTS, *['padding ' * 9] * 9], seed=3)[: len(expected)] == expected
+  # Longer prompts in the first batch, and a second batch, in which the first prompt stands again.
+  more = texts([*PROMPTS, *['padding ' * 9] * 4, PROMPTS[0]], seed=3)
+  assert more[: len(expected)] == expected
+  assert more[-2:] != expected[:2]
   assert texts(PROMPTS, seed=4) != expected
 
 

@@ -85,13 +85,17 @@ def default_values() -> dict:
 
 @pytest.fixture(scope='module')
 def environment(tmp_path_factory) -> dict[str, str]:
-  """Of a process whose virtual devices are given by a flag, not by what this test process itself was started with.
+  """Of a process that compiles as this one does, but is given its virtual devices by a flag of its own.
 
   Compiled programs are shared by the processes of this module, to save time.
   """
-  inherited = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
-  cache = {'JAX_COMPILATION_CACHE_DIR': str(tmp_path_factory.mktemp('programs'))}
-  return inherited | cache | {'PYTHONPATH': str(ROOT), 'PYTHON': sys.executable}
+  xla_flags = [flag for flag in os.environ['XLA_FLAGS'].split() if 'device_count' not in flag]
+  return os.environ | {
+    'JAX_COMPILATION_CACHE_DIR': str(tmp_path_factory.mktemp('programs')),
+    'PYTHON': sys.executable,
+    'PYTHONPATH': os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]),
+    'XLA_FLAGS': ' '.join(xla_flags),
+  }
 
 
 class Run:
@@ -100,7 +104,9 @@ class Run:
   def __init__(self, command: list[str], environment: dict[str, str], output: pathlib.Path):
     self._output = output
     with output.open('w') as stream:
-      self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=stream, stderr=subprocess.STDOUT)
+      self.process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
+      )
 
   def wait_for_records(self, workdir: pathlib.Path, count: int, checkpoint: int | None = None) -> None:
     """Until so many records are written and, if given, the checkpoint of that step is committed."""
@@ -126,7 +132,8 @@ def started(command: list[str], environment: dict[str, str], output: pathlib.Pat
   try:
     yield run
   finally:
-    run.process.kill()
+    with contextlib.suppress(ProcessLookupError):
+      os.killpg(run.process.pid, signal.SIGKILL)  # and what a launcher that fails its test leaves behind
     run.process.wait()
 
 

@@ -1,5 +1,6 @@
 """launch/local.sh, around a stand-in for Python that does what the test says."""
 
+import contextlib
 import os
 import pathlib
 import shutil
@@ -35,13 +36,15 @@ def start(tmp_path):
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,
+      start_new_session=True,
     )
     started.append(process)
     return process
 
   yield start
   for process in started:
-    process.kill()
+    with contextlib.suppress(ProcessLookupError):
+      os.killpg(process.pid, signal.SIGKILL)  # and what a launcher that fails its test leaves behind
     process.communicate()
 
 
@@ -80,7 +83,7 @@ def test_the_package_is_found_from_anywhere(start):
 def test_first_failure_ends_the_others_and_gives_the_exit_code(start, tmp_path):
   body = f'echo $$ > {tmp_path}/pid$id; if [[ $id == 1 ]]; then sleep 0.5; exit 7; fi; exec sleep 60'
   process = start(body, '3', '--')
-  _, error = process.communicate(timeout=20)
+  _, error = process.communicate(timeout=10)  # they are asked to leave, long before they would be killed
   assert process.returncode == 7
   assert 'process 1 has failed with exit code 7' in error
   for i in range(3):
