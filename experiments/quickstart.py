@@ -15,7 +15,7 @@ are answered before, during and after. --workdir gets
   model/         the aligned model, in Hugging Face layout
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 import dataclasses
 import importlib.metadata
 import importlib.util
@@ -95,6 +95,7 @@ class Evaluations:
     clock: costs.Clock,
     console: rich_console.Console,
   ):
+    self.due: Collection[int] = ()  # steps to evaluate; the loop also saves where it is told to stop
     self.before = self.after = before
     self.kl = dict.fromkeys(('kl', 'kl_of_tokens'), evaluator.Estimate(0.0, 0.0))
     self.points = [self._point(0)]
@@ -108,6 +109,8 @@ class Evaluations:
   def save(self, step: int, state: state_lib.TrainState, iterator: Any) -> None:
     """Draws responses from the state, scores them and measures how far they are from the reference."""
     del iterator  # only resuming would need it
+    if step not in self.due:
+      return
     with self._clock('evaluate'):
       self.after = self._policy.draw(state.params, self.before.prompts, self._key)
       self.kl = self._policy.kl(state.params, self._reference, self.after)
@@ -289,6 +292,8 @@ def _train(
 
   train = batches('train', None)
   steps = train.plan.steps_per_epoch
+  every = -(-steps // settings.evaluations)
+  evaluations.due = {*range(every, steps, every), steps}
   schedule = optimizer.build_schedule('linear', settings.learning_rate, steps=steps, warmup=min(4, steps))
   tx = optimizer.build_optimizer(schedule, gradient_clip=settings.gradient_clip)
   needs_reference = bool(stats.missing_reference(objective.needs, ()))
@@ -308,7 +313,7 @@ def _train(
         batches('held_out', 1),
       ),
       checkpoints=evaluations,
-      save_every=-(-steps // settings.evaluations),
+      save_every=every,
       origin=data['train'].origin,
     )
   finally:
