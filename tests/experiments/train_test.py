@@ -60,7 +60,7 @@ def make_config(folder: pathlib.Path, workdir: str, **overrides) -> config_lib.C
     'steps': STEPS,
     'batch_size': 8,
     'buckets': ((16, 24),),
-    'learning_rate': 1e-3,
+    'learning_rate': 5e-4,
     'schedule': 'constant',
     'remat': 'none',
     'eval_every': 8,
@@ -203,29 +203,25 @@ def test_killed_and_told_to_stop_it_resumes_bit_identically(folder, whole, envir
 
 def test_two_processes_do_what_one_does(folder, whole, environment, tmp_path):
   """2 processes x 4 devices take over from 1 x 8, are told to stop, and hand the run back."""
-  config = make_config(folder, 'processes', steps=12)
+  config = make_config(folder, 'processes')
   workdir, source = pathlib.Path(config.workdir), pathlib.Path(whole.workdir)
   shutil.copytree(source / 'checkpoints' / '5', workdir / 'checkpoints' / '5')
   first = (source / 'metrics.jsonl').read_text(encoding='utf-8').splitlines(keepends=True)[:6]
   (workdir / 'metrics.jsonl').write_text(''.join(first), encoding='utf-8')
   command = [str(ROOT / 'launch' / 'local.sh'), '2', '--', '--local_devices=4', *arguments(config)]
   with started(command, environment, tmp_path / 'log') as run:
-    run.wait_for_records(workdir, 9)
-    run.process.terminate()
+    run.wait_for_records(workdir, 7)
+    run.process.terminate()  # it takes them a second or two to agree on a step
     output = run.leave(train.PREEMPTED)
   assert '[0] resuming from step 5' in output
   stopped = int(output.split('told to stop: saved at step ')[1].split()[0])
   assert len(deterministic(workdir)) == stopped + 1
-  assert train.run(config).step == 12
-  records, expected = deterministic(config.workdir), deterministic(whole.workdir)[:13]
-  assert [r['step'] for r in records] == list(range(13))
+  assert train.run(config).step == STEPS
+  records, expected = deterministic(workdir), deterministic(source)
+  assert [r['step'] for r in records] == [r['step'] for r in expected]
   assert [r.get('batch_hash') for r in records] == [r.get('batch_hash') for r in expected]
   for name in ('loss', 'eval/loss', 'gradient_norm', 'logp_chosen'):
-    steps = [
-      i for i, (record, other) in enumerate(zip(records, expected, strict=True)) if name in record and name in other
-    ]
-    assert len(steps) == (2 if name == 'eval/loss' else 12)
-    values, wanted = ([run[i][name] for i in steps] for run in (records, expected))
+    values, wanted = ([record[name] for record in run if name in record] for run in (records, expected))
     np.testing.assert_allclose(values, wanted, rtol=1e-6 if 'loss' in name else 1e-5, err_msg=name)
 
 
@@ -285,7 +281,7 @@ def test_other_data_or_models_in_the_same_folder_are_refused(folder, whole):
 def test_harmless_changes_go_on_and_questionable_ones_are_reported(whole, caplog):
   with caplog.at_level('WARNING', 'absl'):
     train.run(dataclasses.replace(whole, log_every=3, learning_rate=2e-3))
-  assert 'config.learning_rate was 0.001 and is now 0.002' in caplog.text
+  assert 'config.learning_rate was 0.0005 and is now 0.002' in caplog.text
   assert 'log_every' not in caplog.text
   train.run(whole)  # gives the folder its configuration back
 
