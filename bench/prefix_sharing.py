@@ -9,6 +9,7 @@ The differences are those of a small decoder with random weights, float32 and un
 """
 
 from collections.abc import Callable
+import dataclasses
 from typing import NamedTuple
 
 from absl import app, flags
@@ -19,6 +20,7 @@ import numpy as np
 from alignjax import numerics
 from alignjax.models import base, transformer
 from alignjax.types import Array, Params
+from bench import shapes
 
 _CASES = flags.DEFINE_multi_string(
   'case', ['384/2x64', '128/2x384'], 'Prompt tokens / responses x response tokens; may be repeated.'
@@ -46,8 +48,8 @@ def parse_case(text: str) -> tuple[int, int, int]:
 
 
 def abstract_tokens(prompts: int, prompt: int, samples: int, response: int) -> Tokens:
-  shapes = ((prompts, prompt), (prompts,), (prompts, samples, response), (prompts, samples))
-  return Tokens(*(jax.ShapeDtypeStruct(shape, jnp.int32) for shape in shapes))
+  sizes = ((prompts, prompt), (prompts,), (prompts, samples, response), (prompts, samples))
+  return Tokens(*(jax.ShapeDtypeStruct(shape, jnp.int32) for shape in sizes))
 
 
 def flops(function: Callable[[Params, Tokens], Array], params: Params, tokens: Tokens) -> float:
@@ -66,21 +68,7 @@ def trunk(model: base.LanguageModel) -> tuple[Callable, Callable]:
 
 
 def print_flops():
-  config = transformer.TransformerConfig(
-    vocab_size=49_152,
-    width=576,
-    layers=30,
-    heads=9,
-    kv_heads=3,
-    head_width=64,
-    mlp_width=1536,
-    norm_epsilon=1e-5,
-    rope_theta=1e5,
-    tied_embeddings=True,
-    max_positions=8192,
-    remat='none',
-    scan_layers=False,
-  )
+  config = dataclasses.replace(shapes.SMOLLM2_135M, remat='none', scan_layers=False)
   model = transformer.build(config)
   params = jax.eval_shape(model.init, jax.random.key(0))
   print(f'{"GFLOP for one prompt":24}{"":10}{"shared":>10}{"concatenated":>14}{"ratio":>8}')

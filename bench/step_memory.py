@@ -8,6 +8,8 @@ account; state and gradients are updated in place of the arguments. `logits` is 
 for the whole batch.
 """
 
+import dataclasses
+
 from absl import app, flags, logging
 import jax
 import jax.numpy as jnp
@@ -18,6 +20,7 @@ from alignjax.models import transformer
 from alignjax.training import state as state_lib
 from alignjax.training import step as step_lib
 from alignjax.types import PreferenceBatch
+from bench import shapes
 
 _PROMPTS = flags.DEFINE_integer('prompts', 8, 'Prompts in the batch, two responses each.')
 _PROMPT = flags.DEFINE_integer('prompt', 128, 'Tokens of a prompt.')
@@ -44,20 +47,7 @@ def abstract_batch(prompts: int, prompt: int, response: int) -> PreferenceBatch:
 
 def compile_step(vocabulary: int, chunk: int) -> jax.stages.Compiled:
   """Compiles the DPO step with AdamW and a live reference."""
-  config = transformer.TransformerConfig(
-    vocab_size=vocabulary,
-    width=576,
-    layers=30,
-    heads=9,
-    kv_heads=3,
-    head_width=64,
-    mlp_width=1536,
-    norm_epsilon=1e-5,
-    rope_theta=1e5,
-    tied_embeddings=True,
-    max_positions=8192,
-    remat='full',
-  )
+  config = dataclasses.replace(shapes.SMOLLM2_135M, vocab_size=vocabulary, remat='full')
   model, tx = transformer.build(config), optax.adamw(1e-6)
   params = jax.eval_shape(model.init, jax.random.key(0))
   state = jax.eval_shape(lambda p: state_lib.TrainState.create(p, tx, jax.random.key(0)), params)

@@ -1,0 +1,17 @@
+"""The shapes of models that benchmarks measure, without their weights."""
+
+from alignjax.models import transformer
+
+SMOLLM2_135M = transformer.TransformerConfig(
+  vocab_size=49_152,
+  width=576,
+  layers=30,
+  heads=9,
+  kv_heads=3,
+  head_width=64,
+  mlp_width=1536,
+  norm_epsilon=1e-5,
+  rope_theta=1e5,
+  tied_embeddings=True,
+  max_positions=8192,
+)
