@@ -6,6 +6,7 @@ import pathlib
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -20,6 +21,13 @@ for argument in "$@"; do if [[ $argument == --process_id=* ]]; then id=${{argume
 {body}
 """
 
+# Tests that run in the background of a script inherit an ignored SIGINT, which bash cannot trap.
+INTERRUPTIBLE = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
 
 @pytest.fixture
 def start(tmp_path):
@@ -31,7 +39,7 @@ def start(tmp_path):
     stand_in.write_text(STAND_IN.format(body=body))
     stand_in.chmod(0o755)
     process = subprocess.Popen(
-      [str(SCRIPT), *arguments],
+      [sys.executable, '-c', INTERRUPTIBLE, str(SCRIPT), *arguments],
       env=os.environ | {'PYTHON': str(stand_in)} | environment,
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
