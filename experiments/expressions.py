@@ -2,8 +2,10 @@
 
   dpo(beta=0.1)        simpo(beta=2.0, gamma=0.5) + 0.1 * sft()
 
-A small parser admits the names that `alignjax.objectives` exports, literals, `+` and `*`, and nothing else. Nothing is
-ever evaluated as Python, so an expression from a stranger is harmless.
+Arguments are literals, other objectives and risk measures: ra_dpo(risk=cvar(0.97)), importance_weighted(dpo()).
+
+A small parser admits the names that `alignjax.objectives` and `alignjax.risk` export, literals, `+` and `*`, and nothing
+else. Nothing is ever evaluated as Python, so an expression from a stranger is harmless.
 """
 
 import ast
@@ -12,10 +14,11 @@ import difflib
 import inspect
 import math
 import re
+import textwrap
 from typing import Any
 import warnings
 
-from alignjax import objectives
+from alignjax import objectives, risk
 
 MAX_LENGTH = 4000  # characters; an expression is typed by a person, and a bound keeps hostile input cheap
 _LITERALS = (int, float, str, bool, type(None))
@@ -29,19 +32,21 @@ def parse_objective(text: str) -> objectives.Objective:
   """Reads an objective from its expression, such as `'simpo(beta=2.0) + 0.1 * sft()'`.
 
   Args:
-    text: calls of the factories in `alignjax.objectives.OBJECTIVES` with literals (or further calls) as arguments,
-      joined by `+` and scaled by `number *`.
+    text: calls of the factories in `alignjax.objectives.OBJECTIVES` with literals, objectives and calls of those in
+      `alignjax.risk.MEASURES` as arguments, joined by `+` and scaled by `number *`.
 
   Raises:
     ExpressionError: for anything else. The message shows where, says why and lists the known objectives.
   """
-  return _Parser(text, objectives.OBJECTIVES).objective()
+  return _Parser(text, {**objectives.OBJECTIVES, **risk.MEASURES}).objective()
 
 
-def describe_factories(factories: Mapping[str, Callable[..., Any]] | None = None) -> str:
-  """One line a factory, with its arguments and their defaults."""
-  factories = objectives.OBJECTIVES if factories is None else factories
-  return '\n'.join('  ' + _signature(name, factories[name]) for name in sorted(factories))
+def describe_names() -> str:
+  """The names that an expression may use."""
+  kinds = (('objectives', objectives.OBJECTIVES), ('risk measures', risk.MEASURES))
+  return '\n'.join(
+    textwrap.fill(f'Known {kind}: {", ".join(sorted(names))}', 110, subsequent_indent='  ') for kind, names in kinds
+  )
 
 
 def _signature(name: str, factory: Callable[..., Any]) -> str:
@@ -97,7 +102,7 @@ class _Parser:
       if node.id in self.factories:
         raise self.error(f'{node.id} must be called: {_signature(node.id, self.factories[node.id])}', node)
       raise self.unknown(node.id, node)
-    raise self.error('only calls of known objectives, literals, + and * are understood', node)
+    raise self.error('only calls of known names, literals, + and * are understood', node)
 
   def literal(self, node: ast.Constant) -> Any:
     if type(node.value) not in _LITERALS:
@@ -164,7 +169,9 @@ class _Parser:
       raise self.error(str(error), node) from error
 
   def unknown(self, name: str, node: ast.AST) -> ExpressionError:
-    return self.error(f'unknown name {name!r}{_nearest(name, self.factories)}', node)
+    close = difflib.get_close_matches(name, list(self.factories), n=1, cutoff=0.5)
+    hint = f'; did you mean {close[0]!r}? It is {_signature(close[0], self.factories[close[0]])}' if close else ''
+    return self.error(f'unknown name {name!r}{hint}', node)
 
   def error(self, reason: str, node: ast.AST | None = None, column: int = 0) -> ExpressionError:
     width = 1
@@ -173,8 +180,7 @@ class _Parser:
       column = len(line[: node.col_offset].decode())
       width = max(len(line[node.col_offset : node.end_col_offset].decode()), 1)
     caret = ' ' * column + '^' * min(width, max(len(self.text) - column, 1))
-    known = describe_factories(self.factories)
-    return ExpressionError(f'{reason}\n  {self.text}\n  {caret}\nKnown objectives:\n{known}')
+    return ExpressionError(f'{reason}\n  {self.text}\n  {caret}\n{describe_names()}')
 
 
 def _as_float(value: float) -> float:
@@ -187,6 +193,8 @@ def _as_float(value: float) -> float:
 def _describe(value: Any) -> str:
   if isinstance(value, objectives.Objective):
     return 'an objective'
+  if isinstance(value, risk.RiskMeasure):
+    return 'a risk measure'
   text = repr(value)
   return text if len(text) <= 40 else f'a {type(value).__name__}'
 

@@ -300,7 +300,7 @@ def _train(
   writers = [metrics.JsonlWriter(setup.workdir / 'metrics.jsonl'), metrics.ConsoleWriter(steps, every=4)]
   try:
     result = loop.train(
-      placement.create_state(mesh, jax.tree.map(jnp.copy, setup.reference), tx, key),
+      placement.create_state(mesh, jax.tree.map(jnp.copy, setup.reference), tx, key, objective.memory.initial),
       state_lib.Frozen(setup.reference if needs_reference else None),
       step_lib.build_train_step(setup.model, objective, tx, chunk=quickstart_policy.CHUNK, mesh=mesh),
       iter(train),
@@ -311,6 +311,7 @@ def _train(
       evaluation=loop.Evaluation(
         step_lib.build_eval_step(setup.model, objective, chunk=quickstart_policy.CHUNK, mesh=mesh),
         batches('held_out', 1),
+        summary=objective.summary,
       ),
       checkpoints=evaluations,
       save_every=every,

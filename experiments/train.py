@@ -90,10 +90,10 @@ def run(config: config_lib.Config) -> loop.Result:
   with checkpoint.Checkpoints(
     workdir / 'checkpoints', config=dataclasses.asdict(config), identity=identity, keep=config.keep
   ) as checkpoints:
-    restored = checkpoints.restore(placement.abstract_state(mesh, shapes, tx, key), iterator)
+    restored = checkpoints.restore(placement.abstract_state(mesh, shapes, tx, key, objective.memory.initial), iterator)
     if restored is None:
       params = _load(config.model, model_config, mesh, shapes)
-      state = placement.create_state(mesh, params, tx, key)
+      state = placement.create_state(mesh, params, tx, key, objective.memory.initial)
       del params
     else:
       state = restored.state
@@ -186,6 +186,7 @@ def _evaluation(
     step_lib.build_eval_step(model, objective, chunk=config.chunk, mesh=mesh),
     _batches(data, config, mesh, shuffle=False),
     config.eval_every,
+    objective.summary,
   )
 
 

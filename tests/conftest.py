@@ -15,3 +15,16 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 import jax
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+from alignjax import objectives, risk, stats
+from tests.oracles import tally
+
+
+def pytest_terminal_summary(terminalreporter):
+  """Says how many names there are, and how far the objectives are from their oracles."""
+  if tally.summary():
+    names = {'objectives': len(objectives.OBJECTIVES), 'risk': len(risk.__all__), 'stats': len(stats.__all__)}
+    terminalreporter.section('oracles')
+    terminalreporter.write_line('names: ' + ', '.join(f'{count} in {package}' for package, count in names.items()))
+    for line in tally.summary():
+      terminalreporter.write_line(line)

@@ -10,7 +10,7 @@ from alignjax.types import PreferenceBatch
 def preference_batch(
   seed: int = 0, prompts: int = 6, responses: int = 2, prompt_size: int = 5, response_size: int = 7, vocab: int = 11
 ) -> PreferenceBatch:
-  """A batch with uneven lengths, soft and hard labels, and uneven weights."""
+  """A batch with uneven lengths, soft and hard labels, uneven weights, scores and behaviour log-probabilities."""
   rng = np.random.default_rng(seed)
   return PreferenceBatch(
     prompt=jnp.asarray(rng.integers(0, vocab, (prompts, prompt_size)), jnp.int32),
@@ -19,6 +19,8 @@ def preference_batch(
     response_length=jnp.asarray(rng.integers(1, response_size + 1, (prompts, responses)), jnp.int32),
     label=jnp.asarray(rng.choice([1.0, 1.0, 0.8, 0.3], prompts), jnp.float32),
     weight=jnp.asarray(rng.choice([1.0, 0.5, 2.0], prompts), jnp.float32),
+    score=jnp.asarray(rng.normal(size=(prompts, responses)), jnp.float32),
+    behaviour_logp=jnp.asarray(-3.0 * rng.exponential(size=(prompts, responses)), jnp.float32),
   )
 
 

@@ -8,6 +8,7 @@ LEVEL = {
   'types': 0,
   'numerics': 0,
   'models': 1,
+  'risk': 1,
   'data': 1,
   'parallel': 1,
   'stats': 2,

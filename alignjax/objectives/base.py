@@ -8,9 +8,36 @@ import math
 import re
 
 import jax
+import jax.numpy as jnp
 
 from alignjax import stats
 from alignjax.types import Array, PreferenceBatch, Term
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+  """What an objective keeps of the batches that it has seen, such as a running mean: named arrays without gradient.
+
+  The training step calls `update` once for each batch, before `apply`, carries the result and saves it in checkpoints.
+  In evaluation it is only read. `apply` finds it in `table.memory`, which is empty in a notebook.
+  """
+
+  initial: Mapping[str, float]
+  update: Callable[[stats.StatTable, PreferenceBatch], Mapping[str, Array]]  # from `table.memory` to the next one
+
+  def __add__(self, other: 'Memory') -> 'Memory':
+    def update(table: stats.StatTable, batch: PreferenceBatch) -> Mapping[str, Array]:
+      return {**self.update(table, batch), **other.update(table, batch)}
+
+    return Memory({**self.initial, **other.initial}, update)
+
+
+NO_MEMORY = Memory({}, lambda table, batch: {})
+
+
+def _no_summary(means: Mapping[str, Array]) -> Mapping[str, Array]:
+  del means
+  return {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +52,14 @@ class Objective:
   apply: Callable[[stats.StatTable, PreferenceBatch], Term]
   couples_rows: bool = False  # does the loss of one prompt depend on other prompts of the batch?
   name: str = 'objective'  # an expression that builds it again
+  memory: Memory = NO_MEMORY  # only with couples_rows, so that a batch is seen as a whole, once
+  summary: Callable[[Mapping[str, Array]], Mapping[str, Array]] = (
+    _no_summary  # further metrics, of the means of metrics
+  )
+
+  def __post_init__(self):
+    if self.memory.initial and not self.couples_rows:
+      raise ValueError(f'{self.name}: an objective that remembers batches must say couples_rows=True')
 
   @property
   def label(self) -> str:
@@ -45,6 +80,8 @@ class Objective:
       apply=apply,
       couples_rows=self.couples_rows or other.couples_rows,
       name=f'{self.name} + {other.name}',
+      memory=self.memory + other.memory,
+      summary=lambda means: {**other.summary(means), **self.summary(means)},
     )
 
   def __rmul__(self, scale: float) -> 'Objective':
@@ -115,3 +152,10 @@ def require_pair(objective: str, table: stats.StatTable) -> None:
       f'{objective} compares a preferred with a dispreferred response: '
       f'it needs N = 2 responses to a prompt, got N = {responses}'
     )
+
+
+def require_score(objective: str, batch: PreferenceBatch) -> Array:
+  """[B, N] float32: the scores of the responses; raises a ValueError, at trace time, where the batch has none."""
+  if batch.score is None:
+    raise ValueError(f'{objective} reads batch.score, a reward for each response, and this batch has none')
+  return jax.lax.stop_gradient(jnp.asarray(batch.score, jnp.float32))

@@ -2,7 +2,16 @@
 
 from alignjax.stats.head import HiddenStates, from_logits, log_probs, logits, missing_reference, statistics
 from alignjax.stats.table import StatTable
-from alignjax.stats.token import TokenStat, entropy, forward_kl, logp, reference_logp, reverse_kl
+from alignjax.stats.token import (
+  TokenStat,
+  entropy,
+  forward_kl,
+  log_collision,
+  logp,
+  reference_logp,
+  reverse_kl,
+  risk_ratio,
+)
 
 __all__ = [
   'HiddenStates',
@@ -11,11 +20,13 @@ __all__ = [
   'entropy',
   'forward_kl',
   'from_logits',
+  'log_collision',
   'log_probs',
   'logits',
   'logp',
   'missing_reference',
   'reference_logp',
   'reverse_kl',
+  'risk_ratio',
   'statistics',
 ]

@@ -18,6 +18,7 @@ class StatTable:
 
   values: Mapping[str, Array]  # by TokenStat.name
   length: Array  # [B, N] int32
+  memory: Mapping[str, Array] = dataclasses.field(default_factory=dict)  # what an objective kept of earlier batches
 
   @classmethod
   def create(cls, values: Mapping[str, Array], length: Array) -> 'StatTable':

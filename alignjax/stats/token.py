@@ -7,9 +7,10 @@ names the statistics that it needs; the head computes exactly these, a chunk of 
 from collections.abc import Callable
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 
-from alignjax import numerics
+from alignjax import numerics, risk
 from alignjax.types import Array
 
 
@@ -56,6 +57,12 @@ entropy = TokenStat(
 )
 """H(pi(. | x, y_<t)) = -sum_v pi(v) log pi(v), nats."""
 
+log_collision = TokenStat(
+  'log_collision',
+  lambda policy, reference, target: jax.nn.logsumexp(2.0 * policy, axis=-1),
+)
+"""log sum_v pi(v | x, y_<t)^2, nats: how probable a token of the policy's own is on average, minus its Renyi-2 entropy."""
+
 forward_kl = TokenStat(
   'forward_kl',
   lambda policy, reference, target: _expectation(reference, reference - policy),
@@ -69,3 +76,18 @@ reverse_kl = TokenStat(
   reference=True,
 )
 """KL(pi || pi_ref) before token t: sum_v pi(v) (log pi(v) - log pi_ref(v)), nats."""
+
+
+def risk_ratio(measure: risk.RiskMeasure) -> TokenStat:
+  """The risk of the drift before token t, nats: what the policy has lost against the reference, for who fears the tail.
+
+  measure_{v ~ pi_ref}[ log pi_ref(v | x, y_<t) - log pi(v | x, y_<t) ]
+
+  With the expectation it is the forward KL; with a measure of the upper tail it is at least that, and 0 only where both
+  distributions agree (2505.20359, with the tail that its derivation implies: see `objectives.ra_dpo`).
+  """
+  return TokenStat(
+    f'risk_ratio({measure.name})',
+    lambda policy, reference, target: measure(reference - policy, reference),
+    reference=True,
+  )

@@ -11,6 +11,7 @@ The loss sees the model only through a small table of token statistics. So there
 """
 
 from collections.abc import Mapping
+import dataclasses
 from typing import Any
 
 import jax
@@ -159,11 +160,12 @@ def coupled(
   reference: Params | None,
   batch: PreferenceBatch,
   *,
+  memory: Mapping[str, Array],
   chunk: int,
   microbatches: int,
   mesh: jax.sharding.Mesh | None,
-) -> tuple[Params, Sums]:
-  """Gradient of sum_b weight_b loss_b, and the sums, for an objective in which rows see each other."""
+) -> tuple[Params, Sums, Mapping[str, Array]]:
+  """Gradient of sum_b weight_b loss_b, the sums and the next memory, for an objective in which rows see each other."""
 
   def table_of(needs: frozenset[stats.TokenStat], params: Params, part: PreferenceBatch) -> stats.StatTable:
     frozen = reference_states(model, needs, reference, part)
@@ -172,10 +174,11 @@ def coupled(
 
   parts = rows.split(batch, microbatches, mesh)
   tables = jax.lax.map(lambda part: table_of(objective.needs, params, part), parts)
-  table = rows.join(tables)
+  table = dataclasses.replace(rows.join(tables), memory=memory)
+  memory = jax.lax.stop_gradient(dict(objective.memory.update(table, batch)))
 
   def loss(values: Mapping[str, Array]) -> tuple[Array, Sums]:
-    sums = weighted_sums(objective, stats.StatTable(values, table.length), batch)
+    sums = weighted_sums(objective, dataclasses.replace(table, values=values, memory=memory), batch)
     return sums['loss'].total, sums
 
   d_values, sums = jax.grad(loss, has_aux=True)(table.values)
@@ -186,7 +189,7 @@ def coupled(
     _, vjp = jax.vjp(lambda params: table_of(live, params, part[0]).values, params)
     return vjp(part[1])[0]
 
-  return rows.accumulate(one, (parts, d_values)), sums
+  return rows.accumulate(one, (parts, d_values)), sums, memory
 
 
 def positions_of(batch: PreferenceBatch, chunk: int, mesh: jax.sharding.Mesh | None) -> int:

@@ -77,11 +77,13 @@ class Evaluation:
     step: as `build_eval_step` makes it.
     batches: of this process's rows; iterated anew each time, with the same number of batches in every process.
     every: steps between evaluations; 0 for before and after training alone.
+    summary: further metrics from the means of metrics, the objective's `summary`.
   """
 
   step: EvalStep
   batches: Iterable[batching.Batch]
   every: int = 0
+  summary: Callable[[Mapping[str, Array]], Mapping[str, Array]] = lambda means: {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,10 +236,12 @@ class _Run:
   def evaluate(self) -> dict[str, float]:
     """Means over the held-out pairs, under names that start with `eval/`."""
     total: dict[str, WeightedSum] = {}
+    frozen = dataclasses.replace(self.frozen, memory=self.state.memory)
     for batch in self.evaluation.batches:
-      sums = self.eval_program(self.state.params, self.frozen, placement.to_global(self.mesh, batch.data))
+      sums = self.eval_program(self.state.params, frozen, placement.to_global(self.mesh, batch.data))
       total = {name: total[name] + value if total else value for name, value in sums.items()}
-    means = jax.device_get({name: value.mean() for name, value in total.items()})
+    means = {name: value.mean() for name, value in total.items()}
+    means = jax.device_get({**means, **self.evaluation.summary(means)})
     self.clock = time.monotonic()  # evaluation is not part of the next step's time
     return {f'eval/{name}': value.item() for name, value in sorted(means.items())}
 

@@ -1,10 +1,10 @@
 """Where the state of a run and its batches live on a mesh."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -15,35 +15,45 @@ from alignjax.types import Params
 
 
 def create_state(
-  mesh: jax.sharding.Mesh, params: Params, tx: optax.GradientTransformation, key: jax.Array
+  mesh: jax.sharding.Mesh,
+  params: Params,
+  tx: optax.GradientTransformation,
+  key: jax.Array,
+  memory: Mapping[str, float] | None = None,
 ) -> state_lib.TrainState:
   """The state before the first step, each leaf made where it will live.
 
   Args:
     params: placed by `rules.param_shardings`. They become part of the state, and are donated with it.
     key: a typed PRNG key.
+    memory: the objective's `memory.initial`.
   """
-  shapes = jax.eval_shape(lambda p, k: state_lib.TrainState.create(p, tx, k), params, key)
+  shapes = abstract_state(mesh, params, tx, key, memory)
   shardings = state_lib.shardings(mesh, shapes)
   data, implementation = np.asarray(jax.random.key_data(key)), jax.random.key_impl(key)
 
-  def rest(params: Params) -> tuple[Any, jax.Array, jax.Array]:
-    return tx.init(params), jnp.zeros((), jnp.int32), jax.random.wrap_key_data(data, impl=implementation)
+  def rest(params: Params) -> state_lib.TrainState:
+    key = jax.random.wrap_key_data(data, impl=implementation)
+    return dataclasses.replace(state_lib.TrainState.create(params, tx, key, memory), params=None)
 
   # Compiled, for only so can several processes make one array.
-  opt_state, step, key = jax.jit(rest, out_shardings=(shardings.opt_state, shardings.step, shardings.key))(params)
-  return state_lib.TrainState(step, params, opt_state, key)
+  made = jax.jit(rest, out_shardings=dataclasses.replace(shardings, params=None))(params)
+  return dataclasses.replace(made, params=params)
 
 
 def abstract_state(
-  mesh: jax.sharding.Mesh, params: Any, tx: optax.GradientTransformation, key: jax.Array
+  mesh: jax.sharding.Mesh,
+  params: Any,
+  tx: optax.GradientTransformation,
+  key: jax.Array,
+  memory: Mapping[str, float] | None = None,
 ) -> state_lib.TrainState:
   """The shapes and shardings of `create_state`, to restore a checkpoint into without making a state first.
 
   Args:
     params: arrays or shapes.
   """
-  shapes = jax.eval_shape(lambda p, k: state_lib.TrainState.create(p, tx, k), params, key)
+  shapes = jax.eval_shape(lambda p, k: state_lib.TrainState.create(p, tx, k, memory), params, key)
   return jax.tree.map(
     lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
     shapes,

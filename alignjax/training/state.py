@@ -1,5 +1,6 @@
 """What a training step carries, and what it only reads."""
 
+from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
@@ -20,10 +21,15 @@ class TrainState:
   params: Params
   opt_state: optax.OptState
   key: Array  # a typed PRNG key, for objectives and optimizers that draw
+  memory: Mapping[str, Array] = dataclasses.field(default_factory=dict)  # what the objective keeps of earlier batches
 
   @classmethod
-  def create(cls, params: Params, tx: optax.GradientTransformation, key: Array) -> 'TrainState':
-    return cls(jnp.zeros((), jnp.int32), params, tx.init(params), key)
+  def create(
+    cls, params: Params, tx: optax.GradientTransformation, key: Array, memory: Mapping[str, float] | None = None
+  ) -> 'TrainState':
+    """The state before the first step; `memory` is the objective's `memory.initial`."""
+    memory = {name: jnp.asarray(value, jnp.float32) for name, value in (memory or {}).items()}
+    return cls(jnp.zeros((), jnp.int32), params, tx.init(params), key, memory)
 
 
 @jax.tree_util.register_dataclass
@@ -33,6 +39,7 @@ class Frozen:
 
   reference: Params | None = None  # weights of the reference model; None where every reference statistic is cached
   delta: Params | None = None  # reference delta of online merging, theta_SFT - theta_base
+  memory: Mapping[str, Array] = dataclasses.field(default_factory=dict)  # the state's, while it is evaluated
 
 
 def shardings(mesh: jax.sharding.Mesh, state: TrainState) -> TrainState:
@@ -53,4 +60,5 @@ def shardings(mesh: jax.sharding.Mesh, state: TrainState) -> TrainState:
 
   opt_state = jax.tree.map(place, state.opt_state, is_leaf=like_params)
   whole = rules.replicated(mesh)
-  return TrainState(step=whole, params=of_params, opt_state=opt_state, key=whole)
+  memory = dict.fromkeys(state.memory, whole)
+  return TrainState(step=whole, params=of_params, opt_state=opt_state, key=whole, memory=memory)

@@ -1,6 +1,7 @@
 """The training step and the evaluation step: pure functions, to be jitted by whoever knows the shardings."""
 
 from collections.abc import Callable
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -45,20 +46,23 @@ def build_train_step(
       divide into microbatches and shards, or a reference that is missing.
   """
   _require_positive(chunk=chunk, microbatches=microbatches)
-  gradient = gradients.coupled if objective.couples_rows else gradients.rowwise
+  options = {'chunk': chunk, 'microbatches': microbatches, 'mesh': mesh}
   update = optax.with_extra_args_support(tx).update
 
   def step(state: TrainState, frozen: Frozen, batch: PreferenceBatch) -> tuple[TrainState, Metrics]:
-    total, sums = gradient(
-      model, objective, state.params, frozen.reference, batch, chunk=chunk, microbatches=microbatches, mesh=mesh
-    )
+    inputs = (model, objective, state.params, frozen.reference, batch)
+    memory = state.memory
+    if objective.couples_rows:
+      total, sums, memory = gradients.coupled(*inputs, memory=memory, **options)
+    else:
+      total, sums = gradients.rowwise(*inputs, **options)
     weight = sums['loss'].weight
     mean = jax.tree.map(lambda g: g / jnp.where(weight > 0, weight, 1.0), total)
     updates, opt_state = update(mean, state.opt_state, state.params, reference_delta=frozen.delta)
     params = optax.apply_updates(state.params, updates)
     metrics = {name: value.mean() for name, value in sums.items()}
-    metrics |= {'gradient_norm': optax.tree.norm(mean), 'prompts': weight}
-    return TrainState(state.step + 1, params, opt_state, state.key), metrics
+    metrics |= {'gradient_norm': optax.tree.norm(mean), 'prompts': weight, **objective.summary(metrics)}
+    return TrainState(state.step + 1, params, opt_state, state.key, memory), metrics
 
   return step
 
@@ -81,6 +85,7 @@ def build_eval_step(
     positions = gradients.positions_of(batch, chunk, mesh)
     policy = gradients.hidden_states(model, params, batch)
     table = stats.statistics(objective.needs, policy, reference, batch, positions=positions)
+    table = dataclasses.replace(table, memory=frozen.memory)
     return dict(gradients.weighted_sums(objective, table, batch))
 
   return evaluate

@@ -10,9 +10,10 @@ import pytest
 
 from alignjax import stats
 from alignjax.types import Head
-from tests import fixtures, oracles
+from tests import fixtures
+from tests.oracles import data as oracles
 
-ALL = (stats.logp, stats.reference_logp, stats.entropy, stats.forward_kl, stats.reverse_kl)
+ALL = (stats.logp, stats.reference_logp, stats.entropy, stats.forward_kl, stats.reverse_kl, stats.log_collision)
 WIDTH, VOCAB = 8, 11
 
 

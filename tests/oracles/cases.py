@@ -1,0 +1,16 @@
+"""Every case of every family: what the oracle tests and the contract run over."""
+
+from tests.oracles import pairwise, reference_free
+from tests.oracles.data import Case
+
+FAMILIES = (pairwise, reference_free)
+
+COMPOSED = (
+  Case('dpo(beta=0.1) + 0.1 * sft()', lambda d, _: pairwise.dpo(d, 0.1) + 0.1 * reference_free.sft(d)),
+  Case(
+    'simpo(beta=2.0, gamma=1.0) + 2 * (sft() + dpo())',
+    lambda d, _: reference_free.simpo(d, 2.0, 1.0) + 2 * (reference_free.sft(d) + pairwise.dpo(d, 0.1)),
+  ),
+)
+
+CASES = (*(case for family in FAMILIES for case in family.CASES), *COMPOSED)
