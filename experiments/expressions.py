@@ -4,8 +4,8 @@
 
 Arguments are literals, other objectives and risk measures: ra_dpo(risk=cvar(0.97)), importance_weighted(dpo()).
 
-A small parser admits the names that `alignjax.objectives` and `alignjax.risk` export, literals, `+` and `*`, and nothing
-else. Nothing is ever evaluated as Python, so an expression from a stranger is harmless.
+A small parser admits the names that `alignjax.objectives` and `alignjax.risk` export, literals, `+` and `*`, and
+nothing else. Nothing is ever evaluated as Python, so an expression from a stranger is harmless.
 """
 
 import ast

@@ -14,10 +14,10 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 
 import jax
 
-jax.config.update('jax_numpy_rank_promotion', 'raise')
-
 from alignjax import objectives, risk, stats
 from tests.oracles import tally
+
+jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -53,9 +53,7 @@ class Objective:
   couples_rows: bool = False  # does the loss of one prompt depend on other prompts of the batch?
   name: str = 'objective'  # an expression that builds it again
   memory: Memory = NO_MEMORY  # only with couples_rows, so that a batch is seen as a whole, once
-  summary: Callable[[Mapping[str, Array]], Mapping[str, Array]] = (
-    _no_summary  # further metrics, of the means of metrics
-  )
+  summary: Callable[[Mapping[str, Array]], Mapping[str, Array]] = _no_summary  # more metrics, from the metrics' means
 
   def __post_init__(self):
     if self.memory.initial and not self.couples_rows:

@@ -1,8 +1,8 @@
 """Objectives of a preference pair: functions of one margin between the preferred and the dispreferred response.
 
 Notation as in `preference`: h = rho(y_w) - rho(y_l), the difference of summed log-ratios, nats. Every loss f(h) is
-taken in expectation over the label: with q = P(y_w is preferred) from `batch.label`, it is q f(h) + (1 - q) f(-h); a hard
-label gives f(h).
+taken in expectation over the label: with q = P(y_w is preferred) from `batch.label`, it is q f(h) + (1 - q) f(-h); a
+hard label gives f(h).
 """
 
 import jax

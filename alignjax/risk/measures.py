@@ -147,7 +147,7 @@ def _upper_cvar(values: Array, log_probs: Array, level: float) -> _Evaluation:
 
 
 def _quantile_bracket(values: Array, probs: Array, tail_mass: Array) -> tuple[Array, Array]:
-  """Two values [...] around the quantile: more than `tail_mass` lies above the first (or at it), no more above the second."""
+  """Two values [...] around the quantile: no more than `tail_mass` lies above the second, but at or above the first."""
 
   def halve(_: int, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
     low, high = bracket
@@ -186,8 +186,8 @@ def entropic(kappa: float) -> RiskMeasure:
 def _entropic(values: Array, log_probs: Array, kappa: float) -> _Evaluation:
   exponent = kappa * values
   largest = jnp.max(jnp.where(jnp.isneginf(log_probs), -jnp.inf, exponent), axis=-1)
-  # E[exp] - 1 without the rounding of "1 +": small kappa would divide that by kappa. Where it cannot be used, because it
-  # overflows or cancels, log E[exp] is far from 0 and its plain form is accurate.
+  # E[exp] - 1 without the rounding of "1 +", which small kappa would magnify. Where it overflows or cancels, log E[exp]
+  # is far from 0 and its plain form is accurate.
   growth = jnp.sum(jnp.exp(log_probs) * jnp.expm1(jnp.minimum(exponent, 30.0)), axis=-1)
   near = (growth > -0.5) & (largest < 30.0)
   tilted = log_probs + exponent

@@ -1,7 +1,7 @@
 """Nested (Markov) risk: a one-step measure applied token by token, from the last token back to the first.
 
-Tokens are the only randomness of a response: what follows a prefix s and a token z is the prefix s + z. A nested measure
-is time-consistent; a static one, of the whole return at once, is not (but for the entropic ones, without discount).
+Tokens are the only randomness of a response: what follows a prefix s and a token z is the prefix s + z. A nested
+measure is time-consistent; a static one, of the whole return at once, is not (but for the entropic ones, undiscounted).
 
 References:
   Ruszczynski 2010, Risk-averse dynamic programming for Markov decision processes, Mathematical Programming 125,

@@ -61,7 +61,7 @@ log_collision = TokenStat(
   'log_collision',
   lambda policy, reference, target: jax.nn.logsumexp(2.0 * policy, axis=-1),
 )
-"""log sum_v pi(v | x, y_<t)^2, nats: how probable a token of the policy's own is on average, minus its Renyi-2 entropy."""
+"""log sum_v pi(v | x, y_<t)^2, nats: how probable a token that the policy draws is on average."""
 
 forward_kl = TokenStat(
   'forward_kl',
