@@ -165,8 +165,8 @@ def test_documented_value_at_the_reference(case):
 
 
 def test_algebra(case):
-  _, objective, batch, policy, reference = case
-  other = objectives.dpo(beta=0.7)
+  known, objective, batch, policy, reference = case
+  other = objectives.dpo(beta=0.7) if known.responses == 2 else objectives.sft()
   combined = evaluate(objective + 0.5 * other, policy, reference, batch)
   one, two = (evaluate(part, policy, reference, batch) for part in (objective, other))
   np.testing.assert_allclose(combined.loss, one.loss + 0.5 * two.loss, rtol=1e-6)

@@ -5,10 +5,15 @@ taken in expectation over the label: with q = P(y_w is preferred) from `batch.la
 hard label gives f(h).
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 
 from alignjax.objectives import base, preference
+from alignjax.types import Array
+
+MAX_EXPONENT = 30.0  # exp(30) = 1e13: the square of a gradient of this size is still far from the largest float32
 
 
 @base.factory
@@ -88,3 +93,149 @@ def hinge(beta: float = 0.1) -> base.Objective:
   """
   base.require(beta > 0, 'hinge', 'beta must be positive', beta)
   return preference.of_log_ratio('hinge', beta, lambda margin: jax.nn.relu(1.0 - beta * margin))
+
+
+@base.factory
+def robust_dpo(beta: float = 0.1, label_smoothing: float = 0.1) -> base.Objective:
+  """Robust DPO, an unbiased estimate of the DPO loss on clean labels from labels that are flipped at a known rate.
+
+  loss = (-(1 - e) log sigmoid(beta h) + e log sigmoid(-beta h)) / (1 - 2 e),   e = label_smoothing
+
+  With labels flipped with probability e, its expectation is the DPO loss of the unflipped pair. It equals the DPO loss
+  minus e beta h / (1 - 2 e), so it has no lower bound.
+
+  Args:
+    beta: strength of the KL constraint to the reference, > 0, 1/nats.
+    label_smoothing: probability e in [0, 0.5) that a label is flipped.
+
+  Returns:
+    An objective; [B] nats. At policy == reference every loss is log 2 and every reward 0.
+
+  Raises:
+    ValueError: for beta <= 0 or a label_smoothing outside [0, 0.5).
+
+  Defaults:
+    beta as for DPO; label_smoothing as in the paper's experiments.
+
+  References:
+    Chowdhury et al. 2024, Provably Robust DPO: Aligning Language Models with Noisy Feedback,
+    https://arxiv.org/abs/2403.00409, the loss in its section 3.1.
+  """
+  base.require(beta > 0, 'robust_dpo', 'beta must be positive', beta)
+  base.require(0 <= label_smoothing < 0.5, 'robust_dpo', 'label_smoothing must lie in [0, 0.5)', label_smoothing)
+
+  def loss(margin: Array) -> Array:
+    right, flipped = -jax.nn.log_sigmoid(beta * margin), -jax.nn.log_sigmoid(-beta * margin)
+    return ((1.0 - label_smoothing) * right - label_smoothing * flipped) / (1.0 - 2.0 * label_smoothing)
+
+  return preference.of_log_ratio('robust_dpo', beta, loss)
+
+
+@base.factory
+def exo(beta: float = 0.1, label_smoothing: float = 1e-3) -> base.Objective:
+  """Efficient exact optimisation of a pair: the reverse KL divergence from the policy's preference to the label's.
+
+  loss = p log(p / (1 - e)) + (1 - p) log((1 - p) / e),   p = sigmoid(beta h),   e = label_smoothing
+
+  The loss is 0 exactly at beta h = log((1 - e) / e). It needs a smoothed label: it diverges as e goes to 0.
+
+  Args:
+    beta: strength of the KL constraint to the reference, > 0, 1/nats.
+    label_smoothing: probability e in (0, 0.5) that a label is flipped.
+
+  Returns:
+    An objective; [B] nats. At policy == reference every loss is -log(2) - log(e (1 - e)) / 2 and every reward 0.
+
+  Raises:
+    ValueError: for beta <= 0 or a label_smoothing outside (0, 0.5).
+
+  Defaults:
+    beta as for DPO; label_smoothing as TRL's where none is given.
+
+  References:
+    Ji et al. 2024, Towards Efficient Exact Optimization of Language Model Alignment,
+    https://arxiv.org/abs/2402.00856, the loss for preference pairs.
+  """
+  base.require(beta > 0, 'exo', 'beta must be positive', beta)
+  base.require(0 < label_smoothing < 0.5, 'exo', 'label_smoothing must lie in (0, 0.5)', label_smoothing)
+  log_right, log_flipped = math.log1p(-label_smoothing), math.log(label_smoothing)
+
+  def loss(margin: Array) -> Array:
+    logit = beta * margin
+    right = jax.nn.sigmoid(logit) * (jax.nn.log_sigmoid(logit) - log_right)
+    return right + jax.nn.sigmoid(-logit) * (jax.nn.log_sigmoid(-logit) - log_flipped)
+
+  return preference.of_log_ratio('exo', beta, loss)
+
+
+@base.factory
+def discopop(beta: float = 0.05, temperature: float = 0.05) -> base.Objective:
+  """DiscoPOP, the log-ratio modulated loss: logistic where the pair is ranked wrongly, exponential where rightly.
+
+  loss = -(1 - m) log sigmoid(beta h) + m exp(-beta h),   m = sigmoid(beta h / temperature)
+
+  The loss is not convex. m exp(-beta h) is formed as one exponential, whose exponent is clipped at 30: this matters
+  only for a temperature above 1, where the product grows for wrongly ranked pairs.
+
+  Args:
+    beta: strength of the KL constraint to the reference, > 0, 1/nats.
+    temperature: width of the transition between the two losses, > 0.
+
+  Returns:
+    An objective; [B] nats. At policy == reference every loss is (log(2) + 1) / 2 and every reward 0.
+
+  Raises:
+    ValueError: for beta <= 0 or temperature <= 0.
+
+  Defaults:
+    beta and temperature as in the paper's experiments and TRL.
+
+  References:
+    Lu et al. 2024, Discovering Preference Optimization Algorithms with and for Large Language Models,
+    https://arxiv.org/abs/2406.08414, the loss LRML.
+  """
+  base.require(beta > 0, 'discopop', 'beta must be positive', beta)
+  base.require(temperature > 0, 'discopop', 'temperature must be positive', temperature)
+
+  def loss(margin: Array) -> Array:
+    logit = beta * margin
+    exponential = jnp.exp(jnp.minimum(jax.nn.log_sigmoid(logit / temperature) - logit, MAX_EXPONENT))
+    return -jax.nn.sigmoid(-logit / temperature) * jax.nn.log_sigmoid(logit) + exponential
+
+  return preference.of_log_ratio('discopop', beta, loss)
+
+
+@base.factory
+def focal_po(beta: float = 0.1, gamma: float = 0.05) -> base.Objective:
+  """FocalPO: the DPO loss with less weight on the pairs that the policy ranks wrongly.
+
+  loss = -sigmoid(beta h)^gamma log sigmoid(beta h)
+
+  The factor carries gradient. For gamma > 0 the loss falls again where log sigmoid(beta h) < -1 / gamma: pairs that are
+  ranked that wrongly are given up.
+
+  Args:
+    beta: strength of the KL constraint to the reference, > 0, 1/nats.
+    gamma: strength of the modulation, >= 0; 0 is DPO.
+
+  Returns:
+    An objective; [B] nats. At policy == reference every loss is 2^-gamma log 2 and every reward 0.
+
+  Raises:
+    ValueError: for beta <= 0 or gamma < 0.
+
+  Defaults:
+    beta as for DPO; gamma ours, small enough to reverse only the gradient of hopeless pairs.
+
+  References:
+    Liu et al. 2025, FocalPO: Enhancing Preference Optimizing by Focusing on Correct Preference Rankings,
+    https://arxiv.org/abs/2501.06645.
+  """
+  base.require(beta > 0, 'focal_po', 'beta must be positive', beta)
+  base.require(gamma >= 0, 'focal_po', 'gamma must not be negative', gamma)
+
+  def loss(margin: Array) -> Array:
+    log_probability = jax.nn.log_sigmoid(beta * margin)
+    return -jnp.exp(gamma * log_probability) * log_probability
+
+  return preference.of_log_ratio('focal_po', beta, loss)

@@ -1,15 +1,49 @@
 """Preference objectives without a reference model: functions of the policy's own likelihoods.
 
-Notation: log pi(y|x) is summed over the tokens of y, and divided by |y| where an equation says so. Soft labels enter as
-in `pairwise`.
+Notation: log pi(y|x) is summed over the tokens of y, and divided by |y| where an equation says so; m_w and m_l are such
+means, nats/token. Soft labels enter by expectation over which of the two responses is preferred.
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from alignjax import stats
+from alignjax import numerics, stats
 from alignjax.objectives import base, preference
-from alignjax.types import PreferenceBatch, Term
+from alignjax.types import Array, PreferenceBatch, Term
+
+# A response of probability 1 has infinite odds. No mean of float32 log-probabilities but 0 itself is above this one.
+_LARGEST_MEAN_LOGP = -1e-12
+_LARGEST_EXPONENT = 30.0
+
+
+def _mean_logp(table: stats.StatTable) -> Array:
+  return table.mean(stats.logp)
+
+
+def _of_reward(
+  name: str,
+  reward: Callable[[stats.StatTable], Array],
+  loss: Callable[[Array], Array],
+  imitation: Callable[[stats.StatTable], Array] | None = None,
+) -> base.Objective:
+  """The objective E_q[f(reward_w - reward_l) - imitation_w] of two functions of the policy's likelihoods, [B, N]."""
+
+  def apply(table: stats.StatTable, batch: PreferenceBatch) -> Term:
+    base.require_pair(name, table)
+    preferred = jnp.asarray(batch.label)
+    value = reward(table)
+    total = preference.expected(loss, value[:, 0] - value[:, 1], preferred)
+    metrics = preference.reward_metrics(value)
+    if imitation is not None:
+      likelihood = imitation(table)
+      regulariser = -(preferred * likelihood[:, 0] + (1.0 - preferred) * likelihood[:, 1])
+      total = total + regulariser
+      metrics['imitation_loss'] = jax.lax.stop_gradient(regulariser)
+    return Term(total, metrics)
+
+  return base.Objective(frozenset({stats.logp}), apply)
 
 
 @base.factory
@@ -36,12 +70,224 @@ def simpo(beta: float = 2.0, gamma: float = 1.0) -> base.Objective:
   """
   base.require(beta > 0, 'simpo', 'beta must be positive', beta)
   base.require(gamma >= 0, 'simpo', 'gamma must not be negative', gamma)
+  return _of_reward('simpo', lambda table: beta * _mean_logp(table), lambda margin: -jax.nn.log_sigmoid(margin - gamma))
 
-  def apply(table: stats.StatTable, batch: PreferenceBatch) -> Term:
-    base.require_pair('simpo', table)
-    reward = beta * table.mean(stats.logp)
-    margin = reward[:, 0] - reward[:, 1]
-    loss = preference.expected(lambda m: -jax.nn.log_sigmoid(m - gamma), margin, jnp.asarray(batch.label))
-    return Term(loss, preference.reward_metrics(reward))
 
-  return base.Objective(frozenset({stats.logp}), apply)
+@base.factory
+def alpha_po(beta: float = 2.5, gamma: float = 0.1, alpha: float = 0.25) -> base.Objective:
+  """AlphaPO, NOT alpha-DPO: SimPO with the shape of the reward bent by alpha.
+
+  loss = -log sigmoid(beta (R_w - R_l) - gamma),   R = (1 - p^-alpha) / alpha,   p = exp(log pi(y|x) / |y|)
+
+  alpha = 0 is its limit, R = log p, which is SimPO. A positive alpha raises the reward's slope where a response is
+  improbable, a negative one lowers it. The exponent -alpha log p is cut at 30: beyond it, for means below -30 / alpha
+  nats/token, a response has no gradient. alpha-DPO (2410.10148), of similar name, bends SimPO's margin by the reference
+  instead: another method altogether.
+
+  Args:
+    beta: scale of the reward, > 0, tokens/nat.
+    gamma: target reward margin, >= 0.
+    alpha: bend of the reward, any finite number.
+
+  Returns:
+    An objective; [B] nats. Where both responses have the same mean log-probability, the loss is log(1 + exp(gamma)).
+
+  Raises:
+    ValueError: for beta <= 0, gamma < 0 or an alpha that is not finite.
+
+  Defaults:
+    those of the paper for Mistral-Instruct, as TRL's recipe quotes them.
+
+  References:
+    Gupta et al. 2025, AlphaPO: Reward Shape Matters for LLM Alignment, https://arxiv.org/abs/2501.03884, its loss.
+  """
+  base.require(beta > 0, 'alpha_po', 'beta must be positive', beta)
+  base.require(gamma >= 0, 'alpha_po', 'gamma must not be negative', gamma)
+  base.require(abs(alpha) < float('inf'), 'alpha_po', 'alpha must be finite', alpha)
+
+  def reward(table: stats.StatTable) -> Array:
+    mean = _mean_logp(table)
+    if alpha == 0:
+      return beta * mean
+    return -beta * jnp.expm1(jnp.minimum(-alpha * mean, _LARGEST_EXPONENT)) / alpha
+
+  return _of_reward('alpha_po', reward, lambda margin: -jax.nn.log_sigmoid(margin - gamma))
+
+
+@base.factory
+def repo(gamma: float = 0.6) -> base.Objective:
+  """ReLU-based preference optimisation: SimPO's margin under a hinge, with no scale beta to choose.
+
+  loss = max(0, gamma - (m_w - m_l))
+
+  It is the limit of SimPO's loss divided by beta, for the target margin beta gamma, as beta -> infinity: pairs beyond
+  the margin have no gradient, all others the same.
+
+  Args:
+    gamma: target margin, >= 0, nats/token. The paper tunes it in [0, 1].
+
+  Returns:
+    An objective; [B] nats/token. Where both responses have the same mean log-probability, the loss is gamma.
+
+  Raises:
+    ValueError: for gamma < 0.
+
+  Defaults:
+    gamma of the released configuration for Llama-3-8B-Instruct.
+
+  References:
+    Wu et al. 2025, RePO: ReLU-based Preference Optimization, https://arxiv.org/abs/2503.07426, the RePO loss.
+  """
+  base.require(gamma >= 0, 'repo', 'gamma must not be negative', gamma)
+  return _of_reward('repo', _mean_logp, lambda margin: jax.nn.relu(gamma - margin))
+
+
+@base.factory
+def simper() -> base.Objective:
+  """SimPER: raises the inverse perplexity of the preferred response and lowers that of the dispreferred one.
+
+  loss = -exp(m_w) + exp(m_l)
+
+  No hyper-parameters, and no logarithm that would let an ever less probable y_l dominate.
+
+  Returns:
+    An objective; [B], in [-1, 1]. Where both responses have the same mean log-probability, the loss is 0.
+
+  References:
+    Xiao et al. 2025, SimPER: A Minimalist Approach to Preference Alignment without Hyperparameters,
+    https://arxiv.org/abs/2502.00883, its loss.
+  """
+  return _of_reward('simper', lambda table: jnp.exp(_mean_logp(table)), lambda margin: -margin)
+
+
+@base.factory
+def cpo(beta: float = 0.1, weight: float = 1.0) -> base.Objective:
+  """Contrastive preference optimisation: DPO under a uniform reference, plus imitation of the preferred response.
+
+  loss = -log sigmoid(beta (log pi(y_w|x) - log pi(y_l|x))) - weight log pi(y_w|x)
+
+  The likelihood is summed over tokens, as in the paper; several trainers average it over tokens.
+
+  Args:
+    beta: scale of the reward, > 0, 1/nats.
+    weight: of the negative log-likelihood, >= 0.
+
+  Returns:
+    An objective; [B] nats.
+
+  Raises:
+    ValueError: for beta <= 0 or a negative weight.
+
+  Defaults:
+    beta as for DPO; weight 1, the plain sum of the paper.
+
+  References:
+    Xu et al. 2024, Contrastive Preference Optimization, https://arxiv.org/abs/2401.08417, the sum of the preference
+    and the negative log-likelihood loss.
+  """
+  base.require(beta > 0, 'cpo', 'beta must be positive', beta)
+  base.require(weight >= 0, 'cpo', 'weight must not be negative', weight)
+  return _of_reward(
+    'cpo',
+    lambda table: beta * table.sum(stats.logp),
+    lambda margin: -jax.nn.log_sigmoid(margin),
+    lambda table: weight * table.sum(stats.logp),
+  )
+
+
+@base.factory
+def orpo(weight: float = 0.1) -> base.Objective:
+  """Odds ratio preference optimisation: fine-tuning on y_w, plus a contrast of the log-odds of both responses.
+
+  loss = -m_w - weight log sigmoid(o(m_w) - o(m_l)),   o(m) = m - log(1 - exp(m)) = log odds of exp(m)
+
+  The implicit reward is o(m). Means above -1e-12 nats/token, probabilities of 1 in float32, are taken as -1e-12.
+
+  Args:
+    weight: of the odds ratio, the paper's lambda, >= 0.
+
+  Returns:
+    An objective; [B] nats. Where both responses have the mean log-probability m, the loss is -m + weight log 2.
+
+  Raises:
+    ValueError: for a negative weight.
+
+  Defaults:
+    weight as TRL's, which calls it beta.
+
+  References:
+    Hong et al. 2024, ORPO: Monolithic Preference Optimization without Reference Model,
+    https://arxiv.org/abs/2403.07691, the sum of its fine-tuning and odds ratio losses.
+  """
+  base.require(weight >= 0, 'orpo', 'weight must not be negative', weight)
+
+  def log_odds(table: stats.StatTable) -> Array:
+    mean = jnp.minimum(_mean_logp(table), _LARGEST_MEAN_LOGP)
+    return mean - numerics.log1mexp(mean)
+
+  return _of_reward('orpo', log_odds, lambda margin: -weight * jax.nn.log_sigmoid(margin), _mean_logp)
+
+
+@base.factory
+def rrhf(weight: float = 1.0) -> base.Objective:
+  """Rank responses to align human feedback, on a pair: a ranking hinge without margin, plus imitation of y_w.
+
+  loss = max(0, m_l - m_w) - weight log pi(y_w|x)
+
+  Responses are ranked by mean log-probability, and imitated by its sum over tokens, as in the paper.
+
+  Args:
+    weight: of the negative log-likelihood, >= 0.
+
+  Returns:
+    An objective; [B] nats.
+
+  Raises:
+    ValueError: for a negative weight.
+
+  Defaults:
+    weight 1, the plain sum of the paper.
+
+  References:
+    Yuan et al. 2023, RRHF: Rank Responses to Align Language Models with Human Feedback without tears,
+    https://arxiv.org/abs/2304.05302, the sum of its ranking and fine-tuning losses, for two responses.
+  """
+  base.require(weight >= 0, 'rrhf', 'weight must not be negative', weight)
+  return _of_reward(
+    'rrhf', _mean_logp, lambda margin: jax.nn.relu(-margin), lambda table: weight * table.sum(stats.logp)
+  )
+
+
+@base.factory
+def slic_hf(margin: float = 1.0, weight: float = 0.1) -> base.Objective:
+  """Sequence likelihood calibration: a hinge on the difference of log-likelihoods, plus imitation of y_w.
+
+  loss = max(0, margin - log pi(y_w|x) + log pi(y_l|x)) - weight log pi(y_w|x)
+
+  The paper imitates the targets of supervised fine-tuning; with pairs alone, these are the preferred responses.
+
+  Args:
+    margin: difference beyond which a pair no longer counts, the paper's delta, >= 0, nats.
+    weight: of the negative log-likelihood, >= 0.
+
+  Returns:
+    An objective; [B] nats.
+
+  Raises:
+    ValueError: for a negative margin or weight.
+
+  Defaults:
+    ours, of the order that comparisons of the method tune in.
+
+  References:
+    Zhao et al. 2023, SLiC-HF: Sequence Likelihood Calibration with Human Feedback, https://arxiv.org/abs/2305.10425,
+    its calibration loss with the likelihood as regulariser.
+  """
+  base.require(margin >= 0, 'slic_hf', 'margin must not be negative', margin)
+  base.require(weight >= 0, 'slic_hf', 'weight must not be negative', weight)
+  return _of_reward(
+    'slic_hf',
+    lambda table: table.sum(stats.logp),
+    lambda difference: jax.nn.relu(margin - difference),
+    lambda table: weight * table.sum(stats.logp),
+  )

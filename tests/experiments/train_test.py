@@ -201,6 +201,32 @@ def test_killed_and_told_to_stop_it_resumes_bit_identically(folder, whole, envir
   assert resumed == expected
 
 
+def test_an_objective_that_remembers_batches_resumes_with_its_memory(folder, capsys):
+  config = make_config(
+    folder,
+    'remembers',
+    objective="alpha_dpo(normaliser='ema')",
+    steps=6,
+    save_every=3,
+    eval_every=3,
+    learning_rate=1e-2,
+  )
+  train.run(config)
+  source, workdir = pathlib.Path(config.workdir), folder / 'remembers_again'
+  shutil.copytree(source / 'checkpoints' / '3', workdir / 'checkpoints' / '3')
+  first = (source / 'metrics.jsonl').read_text(encoding='utf-8').splitlines(keepends=True)[:4]
+  (workdir / 'metrics.jsonl').write_text(''.join(first), encoding='utf-8')
+  train.run(dataclasses.replace(config, workdir=str(workdir)))
+  assert 'resuming from step 3' in capsys.readouterr().out
+  records = deterministic(workdir)
+  assert records == deterministic(source)
+  targets = [record['target_margin'] for record in records if 'target_margin' in record]
+  assert targets[0] == pytest.approx(1.5, rel=1e-6)  # the policy is the reference: gamma alone
+  assert len(set(targets[1:])) == len(targets) - 1  # with a memory the mean target is not gamma
+  resumed, expected = ({name: w.tobytes() for name, w in weights(path).items()} for path in (workdir, source))
+  assert resumed == expected
+
+
 def test_two_processes_do_what_one_does(folder, whole, environment, tmp_path):
   """2 processes x 4 devices take over from 1 x 8, are told to stop, and hand the run back."""
   config = make_config(folder, 'processes')

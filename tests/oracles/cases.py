@@ -1,9 +1,37 @@
 """Every case of every family: what the oracle tests and the contract run over."""
 
-from tests.oracles import pairwise, reference_free
+from tests.oracles import (
+  adaptive,
+  batchwise,
+  calibrated,
+  distribution,
+  divergences,
+  lengths,
+  margins,
+  on_policy,
+  pairwise,
+  reference_free,
+  token_level,
+  unpaired,
+  weighting,
+)
 from tests.oracles.data import Case
 
-FAMILIES = (pairwise, reference_free)
+FAMILIES = (
+  adaptive,
+  batchwise,
+  calibrated,
+  distribution,
+  divergences,
+  lengths,
+  margins,
+  on_policy,
+  pairwise,
+  reference_free,
+  token_level,
+  unpaired,
+  weighting,
+)
 
 COMPOSED = (
   Case('dpo(beta=0.1) + 0.1 * sft()', lambda d, _: pairwise.dpo(d, 0.1) + 0.1 * reference_free.sft(d)),

@@ -26,6 +26,8 @@ class Data:
   weight: np.ndarray  # [B]
   score: np.ndarray | None  # [B, N]
   behaviour_logp: np.ndarray | None  # [B, N]
+  prompt: np.ndarray  # [B, P] token ids
+  prompt_length: np.ndarray  # [B]
 
   @classmethod
   def of(cls, batch: PreferenceBatch, policy_logits: np.ndarray, reference_logits: np.ndarray) -> 'Data':
@@ -41,6 +43,8 @@ class Data:
       weight=float64(batch.weight),
       score=float64(batch.score),
       behaviour_logp=float64(batch.behaviour_logp),
+      prompt=np.asarray(batch.prompt),
+      prompt_length=np.asarray(batch.prompt_length),
     )
 
   def with_logits(self, policy_logits: np.ndarray) -> 'Data':

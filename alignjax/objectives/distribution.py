@@ -1,0 +1,157 @@
+"""Objectives that learn a distribution, or a reward, from pairs: the policy's own likelihood is the preference model.
+
+Notation: target policy pi*, and the model of preferences P(y_0 is preferred to y_1) = sigmoid(gamma (log pi*(y_0|x) -
+log pi*(y_1|x))), in which log pi(y|x) is summed over the tokens of y. Read the other way, gamma log pi is the reward
+that a policy stands for, up to a constant for each prompt. No reference stands inside the margin: what is learnt is pi*
+itself, where DPO with coefficient gamma on the same pairs learns pi_ref pi*, normalised. A penalty against a reference
+is a term of its own: `pmle(gamma=0.01) + kl_penalty(beta=1e-05)` (see `on_policy.kl_penalty` for whose responses that
+takes).
+"""
+
+import jax
+import jax.numpy as jnp
+
+from alignjax import stats
+from alignjax.objectives import base, preference
+from alignjax.types import Array, PreferenceBatch, Term
+
+
+def _induced_reward(name: str, gamma: float, table: stats.StatTable) -> Array:
+  """[B, 2]: gamma log pi(y|x)."""
+  base.require_pair(name, table)
+  return gamma * table.sum(stats.logp)
+
+
+@base.factory
+def pmle(gamma: float = 0.01) -> base.Objective:
+  """Preference maximum likelihood: the policy itself is the preference model, without a reference.
+
+  loss = -log sigmoid(gamma (log pi(y_w|x) - log pi(y_l|x)))
+
+  The population optimum is pi*, for any distribution of the pairs that compares all responses; a wrong gamma' finds
+  pi*^(gamma / gamma'), normalised. Log-likelihoods are sums over tokens, without length normalisation: a small gamma
+  does the scaling. The paper adds beta KL(pi || pi_ref), estimated on the policy's own samples: `+ kl_penalty(beta)`.
+
+  Args:
+    gamma: how much of log pi* shows in the preferences, > 0, 1/nats.
+
+  Returns:
+    An objective; [B] nats. Where both responses are equally likely, as under a uniform policy, every loss is log 2.
+
+  Raises:
+    ValueError: for gamma <= 0.
+
+  Defaults:
+    gamma as in the paper's summarisation (TL;DR) experiments; its chat experiments use 0.005.
+
+  References:
+    Yun et al. 2025, Alignment as Distribution Learning, https://arxiv.org/abs/2506.01523, preference maximum
+    likelihood estimation.
+  """
+  base.require(gamma > 0, 'pmle', 'gamma must be positive', gamma)
+
+  def apply(table: stats.StatTable, batch: PreferenceBatch) -> Term:
+    reward = _induced_reward('pmle', gamma, table)
+    margin = reward[:, 0] - reward[:, 1]
+    loss = preference.expected(lambda m: -jax.nn.log_sigmoid(m), margin, jnp.asarray(batch.label))
+    return Term(loss, preference.reward_metrics(reward))
+
+  return base.Objective(frozenset({stats.logp}), apply)
+
+
+@base.factory
+def preference_distillation(gamma: float = 0.1) -> base.Objective:
+  """Preference distillation: the policy's preferences imitate those of a reward model.
+
+  loss = KL(Bernoulli(q) || Bernoulli(p)),   q = sigmoid(score_0 - score_1),
+  p = sigmoid(gamma (log pi(y_0|x) - log pi(y_1|x)))
+
+  Its gradient is that of `pmle` in expectation over a label drawn from Bernoulli(q); the two losses differ by the
+  entropy of q, so that here 0 is a perfect fit. Labels are not read, the order of the two responses is arbitrary, and a
+  constant added to all scores of a prompt changes nothing. All logarithms are log-sigmoids: q may round to 0 or 1.
+
+  Args:
+    gamma: how much of log pi shows in the preferences, > 0, 1/nats. The scores are on the scale of gamma log pi.
+
+  Returns:
+    An objective; [B] nats. Every loss is 0 where gamma log pi and the score differ by a constant of the prompt.
+
+  Raises:
+    ValueError: for gamma <= 0.
+
+  Defaults:
+    gamma as in the paper's summarisation (TL;DR) experiments, on pairs drawn from the current policy.
+
+  References:
+    Yun et al. 2025, Alignment as Distribution Learning, https://arxiv.org/abs/2506.01523, preference distillation.
+  """
+  base.require(gamma > 0, 'preference_distillation', 'gamma must be positive', gamma)
+
+  def apply(table: stats.StatTable, batch: PreferenceBatch) -> Term:
+    reward = _induced_reward('preference_distillation', gamma, table)
+    score_margin = _score_margin('preference_distillation', batch)
+    margin = reward[:, 0] - reward[:, 1]
+
+    def excess(sign: float) -> Array:
+      log_taught = jax.nn.log_sigmoid(sign * score_margin)
+      return jnp.exp(log_taught) * (log_taught - jax.nn.log_sigmoid(sign * margin))
+
+    return Term(excess(1.0) + excess(-1.0), _metrics(reward, score_margin))
+
+  return base.Objective(frozenset({stats.logp}), apply)
+
+
+@base.factory
+def rebel(eta: float = 1.0) -> base.Objective:
+  """Regression of relative rewards: the log-ratio margin is fitted to the difference of two scores.
+
+  loss = (h / eta - (score_0 - score_1))^2,   h = rho(y_0) - rho(y_1),   rho(y) = log pi(y|x) - log pi_ref(y|x)
+
+  In the paper the reference is the policy of the last round; with a reference that stays, this is one round. The
+  released code multiplies the loss by eta^2, (h - eta (score_0 - score_1))^2, which has the same optimum. Labels are
+  not read, and the order of the two responses is arbitrary.
+
+  Args:
+    eta: step size, > 0, nats per unit of score: at the optimum pi is proportional to pi_ref exp(eta score).
+
+  Returns:
+    An objective; [B] units of score squared. At policy == reference every loss is (score_0 - score_1)^2 and every
+    reward 0.
+
+  Raises:
+    ValueError: for eta <= 0.
+
+  Defaults:
+    eta as in the summarisation (TL;DR) experiments of Yun et al. 2025 (2506.01523); the authors' released code for a
+    chat model (UltraFeedback) sets 1e6. It has to be tuned to the scale of the score.
+
+  References:
+    Gao et al. 2024, REBEL: Reinforcement Learning via Regressing Relative Rewards,
+    https://arxiv.org/abs/2404.16767, the square loss of its algorithm 1.
+  """
+  base.require(eta > 0, 'rebel', 'eta must be positive', eta)
+
+  def apply(table: stats.StatTable, batch: PreferenceBatch) -> Term:
+    base.require_pair('rebel', table)
+    score_margin = _score_margin('rebel', batch)
+    reward = table.log_ratio() / eta
+    loss = jnp.square(reward[:, 0] - reward[:, 1] - score_margin)
+    return Term(loss, _metrics(reward, score_margin))
+
+  return base.Objective(preference.LOG_RATIO_NEEDS, apply)
+
+
+def _score_margin(name: str, batch: PreferenceBatch) -> Array:
+  """[B]: score_0 - score_1."""
+  score = base.require_score(name, batch)
+  return score[:, 0] - score[:, 1]
+
+
+def _metrics(reward: Array, score_margin: Array) -> dict[str, Array]:
+  """Metrics of an implicit reward [B, 2] that imitates a score: does it order the pair as the score does?"""
+  agreement = preference.accuracy((reward[:, 0] - reward[:, 1]) * jnp.sign(score_margin))
+  return {
+    **preference.reward_metrics(reward),
+    'score_margin': score_margin,
+    'score_agreement': jax.lax.stop_gradient(agreement),
+  }

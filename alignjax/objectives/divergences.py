@@ -1,0 +1,163 @@
+"""DPO under another divergence than the reverse KL: its logarithm gives way to the derivative f' of the divergence.
+
+For the constraint D_f(pi || pi_ref) = E_{pi_ref}[f(pi / pi_ref)] the implicit reward is beta f'(u) with
+u = pi(y|x) / pi_ref(y|x) = exp(rho(y)), and DPO is f'(u) = log(u). Rewards are given relative to the one of the
+reference, beta (f'(u) - f'(1)), which leaves their differences as they are. Notation as in `preference`.
+"""
+
+from collections.abc import Callable
+import math
+
+import jax
+import jax.numpy as jnp
+
+from alignjax import stats
+from alignjax.objectives import base, pairwise, preference
+from alignjax.types import Array, PreferenceBatch, Term
+
+MAX_CHI_EXPONENT = 20.0
+
+
+def _of_divergence(
+  name: str, beta: float, derivative: Callable[[Array], Array], max_margin: float = math.inf
+) -> base.Objective:
+  """The objective -log sigmoid(clip(beta (f'(u_w) - f'(u_l)))), for the derivative as a function of rho = log(u)."""
+
+  def apply(table: stats.StatTable, batch: PreferenceBatch) -> Term:
+    base.require_pair(name, table)
+    reward = beta * derivative(table.log_ratio())
+    margin = jnp.clip(reward[:, 0] - reward[:, 1], -max_margin, max_margin)
+    loss = preference.expected(lambda m: -jax.nn.log_sigmoid(m), margin, jnp.asarray(batch.label))
+    return Term(loss, preference.reward_metrics(reward))
+
+  return base.Objective(preference.LOG_RATIO_NEEDS, apply)
+
+
+def _alpha_derivative(alpha: float) -> Callable[[Array], Array]:
+  """(1 - u^-alpha) / alpha as a function of log(u), accurate for small alpha."""
+  return lambda log_ratio: -jnp.expm1(jnp.minimum(-alpha * log_ratio, pairwise.MAX_EXPONENT)) / alpha
+
+
+@base.factory
+def forward_kl_dpo(beta: float = 0.1) -> base.Objective:
+  """f-DPO with the forward KL divergence KL(pi_ref || pi), which keeps the policy from forgetting.
+
+  loss = -log sigmoid(beta (f'(u_w) - f'(u_l))),   f'(u) = 1 - 1/u,   u = exp(rho(y))
+
+  The exponent -rho is clipped at 30: beyond, a response has a constant reward and no gradient.
+
+  Args:
+    beta: strength of the constraint to the reference, > 0.
+
+  Returns:
+    An objective; [B] nats. At policy == reference every loss is log 2 and every reward 0.
+
+  Raises:
+    ValueError: for beta <= 0.
+
+  Defaults:
+    beta as for DPO.
+
+  References:
+    Wang et al. 2023, Beyond Reverse KL: Generalizing Direct Preference Optimization with Diverse Divergence
+    Constraints, https://arxiv.org/abs/2309.16240, the forward KL row of its table of divergences.
+  """
+  base.require(beta > 0, 'forward_kl_dpo', 'beta must be positive', beta)
+  return _of_divergence('forward_kl_dpo', beta, _alpha_derivative(1.0))
+
+
+@base.factory
+def jensen_shannon_dpo(beta: float = 0.1) -> base.Objective:
+  """f-DPO with the Jensen-Shannon divergence, between the two directions of the KL divergence.
+
+  loss = -log sigmoid(beta (f'(u_w) - f'(u_l))),   f'(u) = log(2 u / (1 + u)),   u = exp(rho(y))
+
+  The reward cannot exceed beta log 2.
+
+  Args:
+    beta: strength of the constraint to the reference, > 0.
+
+  Returns:
+    An objective; [B] nats. At policy == reference every loss is log 2 and every reward 0.
+
+  Raises:
+    ValueError: for beta <= 0.
+
+  Defaults:
+    beta as for DPO.
+
+  References:
+    Wang et al. 2023, Beyond Reverse KL: Generalizing Direct Preference Optimization with Diverse Divergence
+    Constraints, https://arxiv.org/abs/2309.16240, the Jensen-Shannon row of its table of divergences.
+  """
+  base.require(beta > 0, 'jensen_shannon_dpo', 'beta must be positive', beta)
+  return _of_divergence(
+    'jensen_shannon_dpo', beta, lambda log_ratio: jax.nn.log_sigmoid(log_ratio) - jax.nn.log_sigmoid(0.0)
+  )
+
+
+@base.factory
+def alpha_divergence_dpo(beta: float = 0.1, alpha: float = 0.5) -> base.Objective:
+  """f-DPO with an alpha divergence, which leads from the reverse KL of DPO (alpha to 0) to the forward KL (alpha 1).
+
+  loss = -log sigmoid(beta (f'(u_w) - f'(u_l))),   f'(u) = (1 - u^-alpha) / alpha,   u = exp(rho(y))
+
+  TRL's coefficient is 1 - alpha. The exponent -alpha rho is clipped at 30: beyond, a response has a constant reward and
+  no gradient.
+
+  Args:
+    beta: strength of the constraint to the reference, > 0.
+    alpha: in (0, 1].
+
+  Returns:
+    An objective; [B] nats. At policy == reference every loss is log 2 and every reward 0.
+
+  Raises:
+    ValueError: for beta <= 0 or an alpha outside (0, 1].
+
+  Defaults:
+    beta as for DPO; alpha in the middle, as TRL's.
+
+  References:
+    Wang et al. 2023, Beyond Reverse KL: Generalizing Direct Preference Optimization with Diverse Divergence
+    Constraints, https://arxiv.org/abs/2309.16240, the alpha divergence row of its table of divergences.
+  """
+  base.require(beta > 0, 'alpha_divergence_dpo', 'beta must be positive', beta)
+  base.require(0 < alpha <= 1, 'alpha_divergence_dpo', 'alpha must lie in (0, 1]', alpha)
+  return _of_divergence('alpha_divergence_dpo', beta, _alpha_derivative(alpha))
+
+
+@base.factory
+def chi_po(beta: float = 0.1, r_max: float = 5.0) -> base.Objective:
+  """Chi-squared preference optimisation: DPO with the chi-squared divergence added to the KL, against over-optimising.
+
+  loss = -log sigmoid(clip(beta (phi(u_w) - phi(u_l)), -2 r_max, 2 r_max)),   phi(u) = u + log(u),   u = exp(rho(y))
+
+  A pair whose clipped difference is at either end has no gradient. The exponent rho is clipped at 20 in u, not in
+  log(u).
+
+  Args:
+    beta: strength of the constraint to the reference, > 0.
+    r_max: bound on the rewards, > 0 and finite.
+
+  Returns:
+    An objective; [B] nats. At policy == reference every loss is log 2 and every reward 0; the gradient there is twice
+    that of DPO.
+
+  Raises:
+    ValueError: for beta <= 0 or an r_max that is not positive and finite.
+
+  Defaults:
+    beta as for DPO; r_max ours, so large that a pair is left alone only once it is ranked beyond doubt.
+
+  References:
+    Huang et al. 2024, Correcting the Mythos of KL-Regularization: Direct Alignment without Overoptimization via
+    Chi-Squared Preference Optimization, https://arxiv.org/abs/2407.13399, its algorithm 1.
+  """
+  base.require(beta > 0, 'chi_po', 'beta must be positive', beta)
+  base.require(0 < r_max < math.inf, 'chi_po', 'r_max must be positive and finite', r_max)
+
+  def derivative(log_ratio: Array) -> Array:
+    return jnp.expm1(jnp.minimum(log_ratio, MAX_CHI_EXPONENT)) + log_ratio
+
+  return _of_divergence('chi_po', beta, derivative, 2.0 * r_max)

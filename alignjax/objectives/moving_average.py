@@ -1,0 +1,128 @@
+"""Mean and deviation of a preference pair's margin: over one batch, and as moving averages over batches.
+
+The margin is G = rho(y_w) - rho(y_l), of log-ratios that are summed over tokens, or averaged over them. With weights w
+of the rows of a batch, W their sum, and q the probability that the label is right:
+
+  mean      = sum_b w_b (2 q_b - 1) G_b / W
+  deviation = sqrt( sum_b w_b (q_b (G_b - mean)^2 + (1 - q_b) (-G_b - mean)^2) / (W - 1) )
+
+Weights are frequencies: a row of weight 2 counts as two rows, one of weight 0 as none, and W - 1 is the `n - 1` of an
+unbiased variance. A soft label is two pairs, one in each order, with weights q and 1 - q. Where W <= 1 there is no
+deviation, and it is given as infinite, for then a standardised margin is 0; such a batch does not enter the averages.
+
+All batches of a step are one batch here: nothing depends on microbatches or on the mesh.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from alignjax import stats
+from alignjax.objectives import base
+from alignjax.types import Array, PreferenceBatch
+
+_SMALLEST_DEVIATION = 1e-6  # nats: below it lies the rounding of float32 log-probabilities
+
+
+class Moments(NamedTuple):
+  """Mean and deviation of a margin, [] each, without gradient."""
+
+  mean: Array
+  deviation: Array
+
+  def standardise(self, margin: Array) -> Array:
+    """(G - mean) / deviation of [B]; exactly 0 for a margin of 0 whose mean is 0.
+
+    The deviation is floored at 1e-6 of the mean's size, or of 1 nat: policy == reference gives 0, and not 0 / 0.
+    """
+    floor = _SMALLEST_DEVIATION * jnp.maximum(1.0, jnp.abs(self.mean))
+    return (margin - self.mean) / jnp.maximum(self.deviation, floor)
+
+
+def of_batch(margin: Array, batch: PreferenceBatch) -> Moments:
+  """The moments of margins [B] over a batch; 0 and infinite where nothing is weighed."""
+  margin, weight = jax.lax.stop_gradient(margin), jnp.asarray(batch.weight, jnp.float32)
+  margin = jnp.where(weight > 0, margin, 0.0)
+  label, total = jnp.asarray(batch.label), jnp.sum(weight)
+  mean = jnp.sum(weight * (2.0 * label - 1.0) * margin) / jnp.where(total > 0, total, 1.0)
+  squares = label * jnp.square(margin - mean) + (1.0 - label) * jnp.square(-margin - mean)
+  variance = jnp.sum(weight * squares) / jnp.where(total > 1, total - 1.0, 1.0)
+  return Moments(mean, jnp.where(total > 1, jnp.sqrt(variance), jnp.inf))
+
+
+@dataclasses.dataclass(frozen=True)
+class MarginAverage:
+  """Exponential moving averages of the moments of a margin, m <- decay m + (1 - decay) m_batch, from zero.
+
+  They live in an objective's memory under names that say what they are, so that two objectives of a sum share them. The
+  average is of the deviation, not of the variance.
+
+  Where no batch has been seen (in a notebook, or before the first step), reading gives what it would give after one
+  update by the batch at hand.
+
+  Args:
+    decay: in [0, 1).
+    length_normalised: are log-ratios averaged over the tokens of a response, or summed?
+  """
+
+  decay: float
+  length_normalised: bool
+
+  def margin(self, table: stats.StatTable) -> Array:
+    """[B], without gradient."""
+    reduce = table.mean if self.length_normalised else table.sum
+    log_ratio = reduce(stats.logp) - reduce(stats.reference_logp)
+    return jax.lax.stop_gradient(log_ratio[:, 0] - log_ratio[:, 1])
+
+  @property
+  def memory(self) -> base.Memory:
+    """The averages as an objective carries them: {count, mean, deviation}, not corrected for their start at zero."""
+    return base.Memory({self._key(name): 0.0 for name in ('count', 'mean', 'deviation')}, self._update)
+
+  def present(self, table: stats.StatTable, batch: PreferenceBatch) -> Moments:
+    """The moments of the batch at hand, whatever is remembered."""
+    return of_batch(self.margin(table), batch)
+
+  def count(self, table: stats.StatTable) -> Array:
+    """[] float32: how many batches have entered."""
+    return self._stored(table, 'count')
+
+  def uncorrected(self, table: stats.StatTable, batch: PreferenceBatch) -> Moments:
+    """The averages as they are: after t equal batches, 1 - decay^t of what they tend to."""
+    return self._read(table, batch, 1.0, 1.0 - self.decay)
+
+  def corrected(self, table: stats.StatTable, batch: PreferenceBatch) -> Moments:
+    """The averages divided by 1 - decay^t: weighted means of the t batches seen."""
+    return self._read(table, batch, 1.0 / (1.0 - self.decay ** jnp.maximum(self.count(table), 1.0)), 1.0)
+
+  def _read(self, table: stats.StatTable, batch: PreferenceBatch, of_stored: Array | float, of_now: float) -> Moments:
+    now, seen = self.present(table, batch), self.count(table) > 0
+
+    def read(name: str) -> Array:
+      return jnp.where(seen, of_stored * self._stored(table, name), of_now * getattr(now, name))
+
+    return Moments(read('mean'), read('deviation'))
+
+  def _update(self, table: stats.StatTable, batch: PreferenceBatch) -> Mapping[str, Array]:
+    now = self.present(table, batch)
+    counts = jnp.sum(jnp.asarray(batch.weight)) > 1
+
+    def averaged(name: str) -> Array:
+      old = self._stored(table, name)
+      return jnp.where(counts, self.decay * old + (1.0 - self.decay) * getattr(now, name), old)
+
+    values = {
+      'count': self.count(table) + counts.astype(jnp.float32),
+      'mean': averaged('mean'),
+      'deviation': averaged('deviation'),
+    }
+    return {self._key(name): value for name, value in values.items()}
+
+  def _stored(self, table: stats.StatTable, name: str) -> Array:
+    return jnp.asarray(table.memory.get(self._key(name), 0.0), jnp.float32)
+
+  def _key(self, name: str) -> str:
+    return f'margin_average(decay={self.decay!r}, length_normalised={self.length_normalised!r})/{name}'

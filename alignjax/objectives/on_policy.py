@@ -1,0 +1,174 @@
+"""Objectives over the policy's own samples: score-function surrogates, whose value and gradient are both meant.
+
+The N responses y_1, ..., y_N to a prompt x are independent samples of the current policy, at temperature 1 and without
+truncation. With the return R_n = score_n - gamma log pi(y_n|x) - beta rho(y_n), rho = log pi - log pi_ref, summed over
+tokens, the objective is
+
+  J = -E_{y ~ pi}[score(y)] - gamma H(pi(.|x)) + beta KL(pi(.|x) || pi_ref(.|x)) = -E_{y ~ pi}[R]
+
+and the loss of a prompt is, with sg for stop-gradient and the mean b_n of the returns of the other N - 1 responses,
+
+  -(1/N) sum_n [ sg(R_n - b_n) (log pi(y_n|x) - sg(log pi(y_n|x))) + sg(R_n) ]
+
+Its value is an unbiased estimate of J, and its gradient one of the gradient of J: b_n does not depend on y_n, so it
+takes away variance and no more, and the terms in which log pi itself is differentiated have expectation 0. Entropy and
+KL enter through one sample each, -log pi(y_n|x) and rho(y_n): exact in expectation, also where several responses
+happen to be the same, which must all stay. With N = 1 there is no baseline.
+
+Responses of another policy (yesterday's parameters, a data set, a low temperature) are not reweighted here. The value
+is then a mean over that policy, and for N >= 2 the gradient is that of the sample variance of the returns among the
+N responses, over 2 (beta + gamma): a regression (VarGrad, 2010.10436) which the same optimum solves if the returns of
+all responses can be made equal, but no longer the gradient of J. With N = 1 it has no such meaning.
+"""
+
+from collections.abc import Callable
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from alignjax import stats
+from alignjax.objectives import base
+from alignjax.types import Array, PreferenceBatch, Term
+
+
+@base.factory
+def reverse_kl(gamma: float = 0.01, beta: float = 0.05) -> base.Objective:
+  """Reverse KL minimisation: reward maximisation with an entropy bonus, the reverse KL to the reward's distribution.
+
+  loss = -(1/N) sum_n [ sg(R_n - b_n) (log pi(y_n|x) - sg(log pi(y_n|x))) + sg(R_n) ],
+  R_n = score_n - gamma log pi(y_n|x) - beta rho(y_n),   b_n = mean of R_m over m != n, or 0 for N = 1
+
+  In expectation over y_n ~ pi this is -E[score] - gamma H(pi) + beta KL(pi || pi_ref), value and gradient. With
+  beta = 0 it is gamma KL(pi || pi*) but for a constant, pi* proportional to exp(score / gamma); in general its optimum
+  is proportional to pi_ref^(beta / (beta + gamma)) exp(score / (beta + gamma)). The responses must be the current
+  policy's own samples; the module's docstring says what others mean.
+
+  The per-response metric `kl` estimates KL(pi || pi_ref) and `entropy` that of the whole response, both from one
+  sample each; `return_spread` is the standard deviation of the returns among the responses of a prompt.
+
+  Args:
+    gamma: temperature, the weight of the entropy of whole responses, >= 0, units of score per nat; 0 makes it `rlhf`.
+    beta: strength of the KL penalty to the reference, >= 0, units of score per nat; with 0 no reference is read.
+
+  Returns:
+    An objective for any N >= 1; [B] units of score. At policy == reference the KL adds 0.
+
+  Raises:
+    ValueError: for gamma < 0 or beta < 0.
+
+  Defaults:
+    gamma and beta as in the paper's summarisation (TL;DR) experiments, which use PPO.
+
+  References:
+    Yun et al. 2025, Alignment as Distribution Learning, https://arxiv.org/abs/2506.01523, reverse KL minimisation.
+    Ahmadian et al. 2024, Back to Basics: Revisiting REINFORCE Style Optimization for Learning from Human Feedback in
+    LLMs, https://arxiv.org/abs/2402.14740 (the leave-one-out baseline).
+  """
+  return _score_function('reverse_kl', gamma, beta, functools.partial(base.require_score, 'reverse_kl'))
+
+
+@base.factory
+def rlhf(beta: float = 0.05) -> base.Objective:
+  """Reward maximisation under a KL penalty to the reference, by policy gradient with a leave-one-out baseline (RLOO).
+
+  loss = -(1/N) sum_n [ sg(R_n - b_n) (log pi(y_n|x) - sg(log pi(y_n|x))) + sg(R_n) ],
+  R_n = score_n - beta rho(y_n),   b_n = mean of R_m over m != n, or 0 for N = 1
+
+  In expectation over y_n ~ pi this is -E[score] + beta KL(pi || pi_ref), value and gradient; the optimum is
+  proportional to pi_ref exp(score / beta), and collapses to the best response as beta -> 0. For N = 2 the gradient is
+  that of `rebel(eta=1/beta)` over 4 beta. The responses must be the current policy's own samples; the module's
+  docstring says what others mean.
+
+  Args:
+    beta: strength of the KL penalty to the reference, >= 0, units of score per nat; with 0 no reference is read.
+
+  Returns:
+    An objective for any N >= 1; [B] units of score. At policy == reference every loss is minus the mean score.
+
+  Raises:
+    ValueError: for beta < 0.
+
+  Defaults:
+    beta as in the summarisation (TL;DR) experiments of Yun et al. 2025, which use PPO.
+
+  References:
+    Ahmadian et al. 2024, Back to Basics: Revisiting REINFORCE Style Optimization for Learning from Human Feedback in
+    LLMs, https://arxiv.org/abs/2402.14740 (REINFORCE leave-one-out).
+    Yun et al. 2025, Alignment as Distribution Learning, https://arxiv.org/abs/2506.01523 (the comparison).
+  """
+  return _score_function('rlhf', 0.0, beta, functools.partial(base.require_score, 'rlhf'))
+
+
+@base.factory
+def kl_penalty(beta: float = 1e-5) -> base.Objective:
+  """KL penalty to the reference, estimated on the policy's own samples: a term to be added to another objective.
+
+  loss = (1/N) sum_n [ beta sg(rho(y_n) - b_n) (log pi(y_n|x) - sg(log pi(y_n|x))) + beta sg(rho(y_n)) ],
+  b_n = mean of rho(y_m) over m != n, or 0 for N = 1
+
+  In expectation over y_n ~ pi this is beta KL(pi || pi_ref), value and gradient; no score is read. Without the
+  surrogate, differentiating the mean of rho itself would give a gradient of expectation 0.
+
+  `pmle(gamma=0.01) + kl_penalty(beta=1e-05)` is the whole objective of the paper. Both terms see the same responses,
+  so the labelled pairs must then be samples of the current policy. On pairs from a data set the penalty is the
+  regression that the module's docstring describes, with the gradient of beta h^2 / 4 for N = 2: it keeps the margins of
+  these pairs near the reference's, and says nothing of responses that the data do not hold.
+
+  Args:
+    beta: strength of the penalty, > 0, in units of the other terms per nat.
+
+  Returns:
+    An objective for any N >= 1; [B] nats. At policy == reference every loss is 0, and so is every gradient.
+
+  Raises:
+    ValueError: for beta <= 0.
+
+  Defaults:
+    beta as for maximum likelihood in the summarisation (TL;DR) experiments of Yun et al. 2025.
+
+  References:
+    Yun et al. 2025, Alignment as Distribution Learning, https://arxiv.org/abs/2506.01523, the penalty of its
+    objectives.
+    Song et al. 2024, The Importance of Online Data: Understanding Preference Fine-tuning via Coverage (HyPO),
+    https://arxiv.org/abs/2406.01462 (an offline preference loss with an on-policy KL).
+  """
+  base.require(beta > 0, 'kl_penalty', 'beta must be positive', beta)
+  return _score_function('kl_penalty', 0.0, beta)
+
+
+def _score_function(
+  name: str, gamma: float, beta: float, read_score: Callable[[PreferenceBatch], Array] | None = None
+) -> base.Objective:
+  """The surrogate of the module's docstring; without scores, a return is what entropy and KL alone make it."""
+  base.require(gamma >= 0, name, 'gamma must not be negative', gamma)
+  base.require(beta >= 0, name, 'beta must not be negative', beta)
+  # With beta = 0 no reference model has to be held, and none is asked for.
+  needs = frozenset({stats.logp, stats.reference_logp} if beta > 0 else {stats.logp})
+
+  def apply(table: stats.StatTable, batch: PreferenceBatch) -> Term:
+    logp = table.sum(stats.logp)
+    fixed = jax.lax.stop_gradient(logp)
+    returns = -gamma * fixed
+    metrics = {'entropy': -jnp.mean(fixed, axis=1)}
+    if read_score is not None:
+      score = read_score(batch)
+      returns += score
+      metrics['score'] = jnp.mean(score, axis=1)
+    if beta > 0:
+      log_ratio = jax.lax.stop_gradient(table.log_ratio())
+      returns -= beta * log_ratio
+      metrics['kl'] = jnp.mean(log_ratio, axis=1)
+    metrics['return_spread'] = jnp.std(returns, axis=1)
+    surrogate = (returns - _leave_one_out(returns)) * (logp - fixed)
+    return Term(-jnp.mean(surrogate + returns, axis=1), metrics)
+
+  return base.Objective(needs, apply)
+
+
+def _leave_one_out(returns: Array) -> Array:
+  """[B, N]: the mean return of the other responses to the prompt; 0 if there are none."""
+  others = returns.shape[1] - 1
+  if others == 0:
+    return jnp.zeros_like(returns)
+  return (jnp.sum(returns, axis=1, keepdims=True) - returns) / others

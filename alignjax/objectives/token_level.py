@@ -1,0 +1,230 @@
+"""Token-level DPO and its risk-aware form: the DPO margin, corrected by how far each prefix's distribution has drifted.
+
+Notation as in `preference`, and for response y of prompt x:
+
+  D_t(v) = log pi_ref(v|x, y_<t) - log pi(v|x, y_<t)     drift: positive where the policy has lost mass, nats
+  K(y)   = sum_t measure_{v ~ pi_ref}[ D_t(v) ]          sequential risk ratio; for the mean, the sequential forward KL
+  sg                                                     stop-gradient
+
+  variant 1:  l = h - (K(y_l) - K(y_w))
+  variant 2:  l = h - alpha (K(y_l) - sg[K(y_w)])
+  loss = -log sigmoid(beta l),   reward(y) = beta (rho(y) + K(y)),   in both variants
+
+Variant 1 rewards drift along the preferred response; variant 2 only penalises it along the other. A soft label takes
+the expectation over swapping the two responses.
+
+The reward is each method's own, so accuracies by it do not compare methods; `log_ratio_accuracy`, by rho alone, does.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from alignjax import numerics, stats
+from alignjax.objectives import base, preference
+from alignjax.risk import measures
+from alignjax.types import Array, PreferenceBatch, Term
+
+_AGGREGATES = ('sum', 'mean', 'max')
+_CVAR_97 = measures.cvar(0.97)
+
+
+@base.factory
+def tdpo(beta: float = 0.1, alpha: float = 0.5, variant: int = 2) -> base.Objective:
+  """Token-level direct preference optimisation (TDPO), with the sequential forward KL of both responses.
+
+  loss = -log sigmoid(beta (h - alpha (K(y_l) - sg[K(y_w)]))),   K(y) = sum_t KL(pi_ref || pi)(x, y_<t)
+         variant 1: -log sigmoid(beta (h - (K(y_l) - K(y_w))))
+
+  The released configuration trains variant 1 unless told otherwise; the paper recommends variant 2.
+
+  Args:
+    beta: strength of the KL constraint to the reference, > 0, 1/nats.
+    alpha: weight of the correction in variant 2, >= 0; variant 1 has none and does not read it.
+    variant: 1 or 2.
+
+  Returns:
+    An objective; [B] nats. At policy == reference every loss is log 2 and every reward 0.
+
+  Raises:
+    ValueError: for beta <= 0, alpha < 0 or another variant.
+
+  Defaults:
+    beta, alpha and variant of the paper's Anthropic HH experiments.
+
+  References:
+    Zeng et al. 2024, Token-level Direct Preference Optimization, https://arxiv.org/abs/2404.11999.
+  """
+  return _sequential('tdpo', stats.forward_kl, beta, alpha, variant, 'sum')
+
+
+@base.factory
+def ra_dpo(
+  risk: measures.RiskMeasure = _CVAR_97,
+  beta: float = 0.1,
+  alpha: float = 0.5,
+  variant: int = 2,
+  aggregate: str = 'sum',
+) -> base.Objective:
+  """Risk-aware DPO (Ra-DPO), in the form that its derivation implies: TDPO with a risk measure of the drift.
+
+  loss = -log sigmoid(beta (h - alpha (K(y_l) - sg[K(y_w)]))),   K(y) = sum_t risk_{v ~ pi_ref}[ D_t(v) ]
+         variant 1: -log sigmoid(beta (h - (K(y_l) - K(y_w))))
+
+  The risk measure is one of the upper tail of the drift: `cvar(0.97)` leaves out the 3 % of the reference's mass where
+  the policy has gained most. The paper's formula averages the lower tail instead, by a sign that flips where -Phi(X) is
+  replaced by Phi(-X); that quantity can be negative at a drift and is no divergence (`cvar(level, tail='lower')` gives
+  it). For the entropic measure, which is not positively homogeneous, the paper's parameter mu corresponds to
+  kappa = mu beta. What the authors' code computes is `ra_dpo_released`.
+
+  To first order in a small drift a measure with aversion kappa is TDPO with alpha (1 + kappa): compare methods at
+  matched strength.
+
+  Args:
+    risk: a measure of `alignjax.risk`; `expectation()` gives `tdpo`.
+    beta: strength of the KL constraint to the reference, > 0, 1/nats.
+    alpha: weight of the correction in variant 2, >= 0; variant 1 has none and does not read it.
+    variant: 1 or 2.
+    aggregate: over the tokens of a response: 'sum' (the paper), 'mean' or 'max' (ours).
+
+  Returns:
+    An objective; [B] nats. At policy == reference every loss is log 2 and every reward 0.
+
+  Raises:
+    ValueError: for a risk that is no measure, beta <= 0, alpha < 0, or another variant or aggregate.
+
+  Defaults:
+    risk, beta and alpha of the paper's comparison on Anthropic HH; variant as for `tdpo`.
+
+  References:
+    Zhang et al. 2025, Risk-aware Direct Preference Optimization under Nested Risk Measure,
+    https://arxiv.org/abs/2505.20359, theorem 3.6 with the upper tail.
+  """
+  base.require(
+    isinstance(risk, measures.RiskMeasure), 'ra_dpo', 'risk must be a risk measure, such as cvar(0.97)', risk
+  )
+  return _sequential('ra_dpo', stats.risk_ratio(risk), beta, alpha, variant, aggregate)
+
+
+@base.factory
+def ra_dpo_released(
+  confidence: float = 0.95,
+  split_vocabulary: bool = True,
+  beta: float = 0.1,
+  alpha: float = 0.5,
+  variant: int = 1,
+) -> base.Objective:
+  """Risk-aware DPO as the authors' released code computes it, to reproduce published runs.
+
+  loss = -log sigmoid(beta (h - (K(y_l) - K(y_w)))),   K(y) = sum_t sum_{v : D_t(v) > tau} pi_ref(v) D_t(v)
+         variant 2: -log sigmoid(beta (h - alpha (K(y_l) - sg[K(y_w)])))
+         tau: the quantile of level 1 - confidence of D_t over token ids, each id counting once
+
+  This is no CVaR: the quantile counts ids and not probability, the sum is not divided by the mass of the tail, and ids
+  at the quantile are dropped. With `split_vocabulary` (their default) the first half of the ids and the rest have a
+  quantile each, so that the result depends on the order of the ids. They sum the loss over a batch; here, as in all
+  objectives, it is averaged. `ra_dpo` is the consistent form.
+
+  Args:
+    confidence: c in [0, 1]; at 0 nothing is kept, which is DPO.
+    split_vocabulary: a quantile for each half of the vocabulary.
+    beta: strength of the KL constraint to the reference, > 0, 1/nats.
+    alpha: weight of the correction in variant 2, >= 0; variant 1 has none and does not read it.
+    variant: 1 or 2.
+
+  Returns:
+    An objective; [B] nats. At policy == reference every loss is log 2 and every reward 0.
+
+  Raises:
+    ValueError: for a confidence outside [0, 1], beta <= 0, alpha < 0 or another variant.
+
+  Defaults:
+    those of the released configuration.
+
+  References:
+    Zhang et al. 2025, Risk-aware Direct Preference Optimization under Nested Risk Measure,
+    https://arxiv.org/abs/2505.20359, released code (zlj123-max/Ra-DPO).
+  """
+  base.require(0 <= confidence <= 1, 'ra_dpo_released', 'confidence must lie in [0, 1]', confidence)
+  drift = stats.TokenStat(
+    f'released_risk_ratio(confidence={confidence!r}, split_vocabulary={split_vocabulary!r})',
+    lambda policy, reference, target: _partial_expectation(reference - policy, reference, confidence, split_vocabulary),
+    reference=True,
+  )
+  return _sequential('ra_dpo_released', drift, beta, alpha, variant, 'sum')
+
+
+def _partial_expectation(drift: Array, reference: Array, confidence: float, split_vocabulary: bool) -> Array:
+  """[...] of [..., V]: sum of p D over the ids whose drift exceeds the quantile of their part of the vocabulary."""
+  drift = jnp.where(jnp.isneginf(reference), 0.0, drift)
+  half = drift.shape[-1] // 2
+  parts = (slice(0, half), slice(half, None)) if split_vocabulary else (slice(None),)
+  total = jnp.zeros(drift.shape[:-1])
+  for part in parts:
+    values = drift[..., part]
+    quantile = jnp.quantile(jax.lax.stop_gradient(values), 1.0 - confidence, axis=-1, keepdims=True)
+    total += jnp.sum(jnp.where(values > quantile, jnp.exp(reference[..., part]) * values, 0.0), axis=-1)
+  return total
+
+
+def _sequential(
+  name: str, drift: stats.TokenStat, beta: float, alpha: float, variant: int, aggregate: str
+) -> base.Objective:
+  """The family: `drift` of each token, aggregated over a response, corrects the margin."""
+  base.require(beta > 0, name, 'beta must be positive', beta)
+  base.require(0 <= alpha < float('inf'), name, 'alpha must not be negative', alpha)
+  base.require(variant in (1, 2), name, 'variant must be 1 or 2', variant)
+  base.require(aggregate in _AGGREGATES, name, f'aggregate must be one of {", ".join(_AGGREGATES)}', aggregate)
+
+  def logit(log_ratio: Array, risk: Array, chosen: int, rejected: int) -> Array:
+    margin = log_ratio[:, chosen] - log_ratio[:, rejected]
+    if variant == 1:
+      return margin - (risk[:, rejected] - risk[:, chosen])
+    return margin - alpha * (risk[:, rejected] - jax.lax.stop_gradient(risk[:, chosen]))
+
+  def apply(table: stats.StatTable, batch: PreferenceBatch) -> Term:
+    base.require_pair(name, table)
+    log_ratio, risk = table.log_ratio(), _aggregate(table, drift, aggregate)
+    label = jnp.asarray(batch.label)
+    loss = -label * jax.nn.log_sigmoid(beta * logit(log_ratio, risk, 0, 1))
+    loss -= (1.0 - label) * jax.nn.log_sigmoid(beta * logit(log_ratio, risk, 1, 0))
+    metrics = preference.reward_metrics(beta * (log_ratio + risk)) | _drift_metrics(table, log_ratio, risk)
+    return Term(loss, jax.lax.stop_gradient(metrics))
+
+  needs = preference.LOG_RATIO_NEEDS | {drift, stats.forward_kl, stats.reverse_kl}
+  return base.Objective(needs, apply)
+
+
+def _aggregate(table: stats.StatTable, stat: stats.TokenStat, aggregate: str) -> Array:
+  """[B, N]"""
+  if aggregate == 'sum':
+    return table.sum(stat)
+  if aggregate == 'mean':
+    return table.mean(stat)
+  return jnp.max(jnp.where(table.mask, table[stat], -jnp.inf), axis=-1, initial=0.0)
+
+
+def _drift_metrics(table: stats.StatTable, log_ratio: Array, risk: Array) -> dict[str, Array]:
+  """What the method claims to control, each [B]: sequential divergences, and the tail of the tokens' forward KL."""
+  metrics = {'log_ratio_accuracy': preference.accuracy(log_ratio[:, 0] - log_ratio[:, 1])}
+  sides = {
+    'forward_kl': table.sum(stats.forward_kl),
+    'reverse_kl': table.sum(stats.reverse_kl),
+    'risk_ratio': risk,
+  }
+  for name, value in sides.items():
+    metrics |= {f'{name}_chosen': value[:, 0], f'{name}_rejected': value[:, 1]}
+  prompts = table.length.shape[0]
+  tokens, mask = table[stats.forward_kl].reshape(prompts, -1), table.mask.reshape(prompts, -1)
+  return metrics | {
+    'token_kl_mean': numerics.masked_mean(tokens, mask),
+    'token_kl_p95': _quantile(tokens, mask, 0.95),
+    'token_kl_max': jnp.max(jnp.where(mask, tokens, -jnp.inf), axis=-1, initial=0.0),
+  }
+
+
+def _quantile(values: Array, mask: Array, level: float) -> Array:
+  """[B] of [B, T]: the smallest value that a share `level` of those where `mask` does not exceed; 0 for none."""
+  count = jnp.sum(mask, axis=-1, keepdims=True)
+  rank = jnp.clip(jnp.ceil(level * count).astype(jnp.int32) - 1, 0, values.shape[-1] - 1)
+  ordered = jnp.sort(jnp.where(mask, values, jnp.inf), axis=-1)
+  return jnp.where(count > 0, jnp.take_along_axis(ordered, rank, axis=-1), 0.0)[:, 0]

@@ -1,0 +1,172 @@
+"""Objectives for single responses that are labelled desirable or undesirable.
+
+A batch has N = 1 response to a prompt, with `batch.label` = P(it is desirable), or pairs, N = 2, with response 0
+desirable with probability `batch.label` and response 1 with 1 - `batch.label`. The loss of a prompt is the mean over
+its responses, each in expectation over its label.
+
+Notation: r(y) = beta rho(y), rho(y) = log pi(y|x) - log pi_ref(y|x), summed over the tokens of y, nats. Both objectives
+compare r with a detached statistic of the batch, in which rows count by `batch.weight`; so they couple rows.
+"""
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+
+from alignjax import stats
+from alignjax.objectives import base, preference
+from alignjax.types import Array, PreferenceBatch, Term, WeightedSum
+
+
+def _desirable(name: str, table: stats.StatTable, batch: PreferenceBatch) -> Array:
+  """[B, N]: the probability that each response is desirable; a ValueError at trace time unless N is 1 or 2."""
+  responses = table.length.shape[-1]
+  if responses not in (1, 2):
+    raise ValueError(
+      f'{name} takes single responses with a label, or pairs: it needs N = 1 or 2 responses to a prompt, '
+      f'got N = {responses}'
+    )
+  label = jnp.asarray(batch.label)
+  return jnp.stack([label, 1.0 - label][:responses], axis=-1)
+
+
+def _term(reward: Array, desirable: Array, good: Callable[[Array], Array], bad: Callable[[Array], Array]) -> Term:
+  """The mean over responses of P(desirable) good(r) + P(undesirable) bad(r), with the metrics of the rewards."""
+  loss = jnp.mean(desirable * good(reward) + (1.0 - desirable) * bad(reward), axis=-1)
+  if reward.shape[-1] == 2:
+    return Term(loss, preference.reward_metrics(reward))
+  return Term(loss, {'reward': jax.lax.stop_gradient(reward[:, 0])})
+
+
+def _row_weight(batch: PreferenceBatch) -> Array:
+  return jnp.asarray(batch.weight)[:, None]
+
+
+@base.factory
+def kto(beta: float = 0.1, desirable_weight: float = 1.0, undesirable_weight: float = 1.0) -> base.Objective:
+  """Kahneman-Tversky optimisation: a saturating value of gains and losses against a reference point.
+
+  loss = desirable_weight (1 - sigmoid(r(y) - z)) for a desirable y, undesirable_weight (1 - sigmoid(z - r(y))) for an
+  undesirable one,   z = sg[max(0, mean over the batch of r)]
+
+  The paper's z is beta KL(pi || pi_ref), which it estimates from prompts paired with responses to other prompts: extra
+  forward passes. Here z is the mean reward of the batch's own responses, the estimate that several released trainers
+  fall back to; it is biased, since desirable responses gain reward and undesirable ones lose it. Trainers that take
+  pairs often use the mean of the opposite half for each response instead.
+
+  Args:
+    beta: strength of the KL constraint to the reference, > 0, 1/nats.
+    desirable_weight: weight of desirable responses, > 0.
+    undesirable_weight: weight of undesirable responses, > 0. The paper balances both with the numbers of responses.
+
+  Returns:
+    An objective; [B], in [0, max(desirable_weight, undesirable_weight)]. At policy == reference every loss of a pair is
+    (desirable_weight + undesirable_weight) / 4, which is 0.5 for unit weights, and every reward 0.
+
+  Raises:
+    ValueError: for beta or a weight that is not positive; at trace time unless N = 1 or N = 2.
+
+  Defaults:
+    beta and unit weights as TRL's.
+
+  References:
+    Ethayarajh et al. 2024, KTO: Model Alignment as Prospect Theoretic Optimization, https://arxiv.org/abs/2402.01306,
+    the KTO loss, with the batch estimate of the reference point.
+  """
+  base.require(beta > 0, 'kto', 'beta must be positive', beta)
+  base.require(desirable_weight > 0, 'kto', 'desirable_weight must be positive', desirable_weight)
+  base.require(undesirable_weight > 0, 'kto', 'undesirable_weight must be positive', undesirable_weight)
+
+  def apply(table: stats.StatTable, batch: PreferenceBatch) -> Term:
+    desirable = _desirable('kto', table, batch)
+    reward = beta * table.log_ratio()
+    mean = WeightedSum.of(reward, jnp.broadcast_to(_row_weight(batch), reward.shape)).mean()
+    point = jax.lax.stop_gradient(jax.nn.relu(mean))
+    term = _term(
+      reward,
+      desirable,
+      lambda r: desirable_weight * jax.nn.sigmoid(point - r),
+      lambda r: undesirable_weight * jax.nn.sigmoid(r - point),
+    )
+    return term._replace(metrics={**term.metrics, 'reference_point': jnp.broadcast_to(point, term.loss.shape)})
+
+  return base.Objective(preference.LOG_RATIO_NEEDS, apply, couples_rows=True)
+
+
+@base.factory
+def bco(beta: float = 0.1, momentum: float = 0.0) -> base.Objective:
+  """Binary classifier optimisation with reward shift: classifies responses as desirable by their shifted reward.
+
+  loss = -log sigmoid(r(y) - d) for a desirable y, -log sigmoid(d - r(y)) for an undesirable one,
+  d = sg[1/2 mean of r over the desirable + 1/2 mean of r over the undesirable responses]
+
+  Where one kind is missing, d is the mean over the other. On pairs d is simply the mean reward. The importance weights
+  by which the paper corrects for prompts of one kind being unlike those of the other are left out.
+
+  The means are those of the batch, or with a momentum running ones: sums over all batches so far, those of k batches
+  ago scaled by momentum^k, divided by the sums of weights that are scaled alike. They need no correction for their
+  start at zero. Running means live in the training state; in evaluation they are only read. Where no batch has been
+  seen, as in a notebook, the batch at hand stands alone.
+
+  Args:
+    beta: strength of the KL constraint to the reference, > 0, 1/nats.
+    momentum: factor in [0, 1) by which each batch discounts what was seen before it; 0 for the batch alone.
+
+  Returns:
+    An objective; [B] nats. At policy == reference every loss is log 2 and every reward 0.
+
+  Raises:
+    ValueError: for beta <= 0 or a momentum outside [0, 1); at trace time unless N = 1 or N = 2.
+
+  Defaults:
+    beta as TRL's; no momentum: ours, so that a loss depends on its batch alone. TRL averages over all batches.
+
+  References:
+    Jung et al. 2024, Binary Classifier Optimization for Large Language Model Alignment,
+    https://arxiv.org/abs/2404.04656, the loss with the reward shift.
+  """
+  base.require(beta > 0, 'bco', 'beta must be positive', beta)
+  base.require(0 <= momentum < 1, 'bco', 'momentum must lie in [0, 1)', momentum)
+  kinds = ('desirable', 'undesirable')
+  # Sums of log-ratios, not of rewards: objectives that differ in beta alone may share them, others may not.
+  names = {kind: tuple(f'bco(momentum={momentum!r})/{kind}_{part}' for part in ('total', 'weight')) for kind in kinds}
+
+  def batch_sums(table: stats.StatTable, batch: PreferenceBatch) -> dict[str, Array]:
+    log_ratio = jax.lax.stop_gradient(table.log_ratio())
+    desirable = _desirable('bco', table, batch)
+    sums = {}
+    for kind, share in zip(kinds, (desirable, 1.0 - desirable), strict=True):
+      found = WeightedSum.of(log_ratio, _row_weight(batch) * share)
+      sums |= dict(zip(names[kind], (found.total, found.weight), strict=True))
+    return sums
+
+  def stored(table: stats.StatTable) -> dict[str, Array]:
+    return {name: jnp.asarray(table.memory.get(name, 0.0), jnp.float32) for pair in names.values() for name in pair}
+
+  def update(table: stats.StatTable, batch: PreferenceBatch) -> Mapping[str, Array]:
+    now = batch_sums(table, batch)
+    return {name: momentum * value + now[name] for name, value in stored(table).items()}
+
+  def shift(table: stats.StatTable, batch: PreferenceBatch) -> Array:
+    past, now = stored(table), batch_sums(table, batch)
+    seen = sum(past[weight] for _, weight in names.values()) > 0
+    sums = {name: jnp.where(seen, past[name], value) for name, value in now.items()}
+    found = [WeightedSum(sums[total], sums[weight]) for total, weight in names.values()]
+    present = sum((side.weight > 0).astype(jnp.float32) for side in found)
+    return beta * sum(side.mean() for side in found) / jnp.maximum(present, 1.0)
+
+  def apply(table: stats.StatTable, batch: PreferenceBatch) -> Term:
+    desirable = _desirable('bco', table, batch)
+    middle = shift(table, batch)
+    term = _term(
+      beta * table.log_ratio(),
+      desirable,
+      lambda r: -jax.nn.log_sigmoid(r - middle),
+      lambda r: -jax.nn.log_sigmoid(middle - r),
+    )
+    return term._replace(metrics={**term.metrics, 'reward_shift': jnp.broadcast_to(middle, term.loss.shape)})
+
+  memory = base.NO_MEMORY
+  if momentum > 0:
+    memory = base.Memory({name: 0.0 for pair in names.values() for name in pair}, update)
+  return base.Objective(preference.LOG_RATIO_NEEDS, apply, couples_rows=True, memory=memory)

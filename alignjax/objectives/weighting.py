@@ -1,0 +1,148 @@
+"""Objectives that weigh the pairs of another one by how probable the current policy finds them.
+
+Both take any objective, with any number N of responses to a prompt, and multiply its loss by a detached weight.
+"""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from alignjax import stats
+from alignjax.objectives import base
+from alignjax.types import Array, PreferenceBatch, Term, WeightedSum
+
+# Without a clip a weight is at most e^60: far beyond any use, and still finite in float32 when it multiplies a loss.
+_LARGEST_LOG_WEIGHT = 60.0
+
+
+@base.factory
+def importance_weighted(
+  objective: base.Objective,
+  clip: float | None = 0.25,
+  self_normalised: bool = False,
+  per_length: bool = False,
+) -> base.Objective:
+  """Importance-sampled direct alignment (IS-DAA): any objective under clipped sequence-level importance weights.
+
+  loss = sg[w] objective,   w = exp(min(s, N clip)),   s = sum_n log pi(y_n|x) - log pi_data(y_n|x)
+
+  Offline pairs come from the policy that wrote them and not from the one that is trained; the weight turns the
+  expectation over the former into one over the latter, so that the objective's regularisation holds where the policy
+  now puts its mass, against reward over-optimisation. pi_data is `batch.behaviour_logp` where the batch carries it,
+  else the reference. The margin inside the objective is always taken to the reference. For a pair (N = 2) the cap on s
+  is 2 clip, on the sum and not on each response; there is no lower clip and no gradient through w.
+
+  Args:
+    objective: any.
+    clip: cap of a response's share of the log-weight, > 0, nats; None for raw importance weights.
+    self_normalised: divide the weights by their mean over the batch, which couples its rows.
+    per_length: the smoothed weights of AIS: each response's log-ratio is divided by its length in tokens.
+
+  Returns:
+    An objective in the unit of `objective`; at policy == reference == pi_data it is `objective`.
+
+  Raises:
+    ValueError: for something that is no objective, or a clip that is not positive.
+
+  Defaults:
+    clip of the released configuration; the released launch script sets 1.
+
+  References:
+    Nguyen et al. 2025, Mitigating Reward Over-optimization in Direct Alignment Algorithms with Importance Sampling,
+    https://arxiv.org/abs/2506.08681 (weights as in the released code, mail-research/AIS-Sampling4DAAs; AIS is the
+    exponent 1/|y| of its first version).
+  """
+  name = 'importance_weighted'
+  _require_objective(name, objective)
+  base.require(clip is None or clip > 0, name, 'clip must be positive, or None for unclipped weights', clip)
+
+  def apply(table: stats.StatTable, batch: PreferenceBatch) -> Term:
+    log_ratio = table.log_ratio()
+    if batch.behaviour_logp is not None:
+      log_ratio = table.sum(stats.logp) - jnp.asarray(batch.behaviour_logp, jnp.float32)
+    if per_length:
+      log_ratio = log_ratio / jnp.maximum(table.length, 1)
+    log_weight = jax.lax.stop_gradient(jnp.sum(log_ratio, axis=-1))
+    cap = _LARGEST_LOG_WEIGHT if clip is None else log_ratio.shape[-1] * clip
+    weight = jnp.exp(jnp.minimum(log_weight, cap))
+    if self_normalised:
+      mean = WeightedSum.of(weight, jnp.asarray(batch.weight)).mean()
+      weight = weight / jnp.maximum(mean, jnp.finfo(jnp.float32).tiny)
+    loss, metrics = objective.apply(table, batch)
+    own = {
+      'importance/weight': weight,
+      'importance/weight_squared': jnp.square(weight),
+      'importance/clipped': (log_weight >= cap).astype(jnp.float32),
+      'importance/log_weight': log_weight,
+      'importance/log_weight_squared': jnp.square(log_weight),
+    }
+    return Term(weight * loss, {**metrics, **own})
+
+  return base.Objective(
+    needs=objective.needs | {stats.logp, stats.reference_logp},
+    apply=apply,
+    couples_rows=objective.couples_rows or self_normalised,
+    memory=objective.memory,
+    summary=lambda means: {**objective.summary(means), **_spread(means)},
+  )
+
+
+def _spread(means: Mapping[str, Array]) -> dict[str, Array]:
+  """Effective sample size, (E w)^2 / E w^2, as a share of the batch, and the standard deviation of the log-weight."""
+  weight, square = means['importance/weight'], means['importance/weight_squared']
+  variance = means['importance/log_weight_squared'] - jnp.square(means['importance/log_weight'])
+  return {
+    'importance/effective_sample_share': jnp.square(weight) / jnp.maximum(square, jnp.finfo(jnp.float32).tiny),
+    'importance/log_weight_deviation': jnp.sqrt(jnp.maximum(variance, 0.0)),
+  }
+
+
+@base.factory
+def wpo_weighted(objective: base.Objective, cap: float | None = 1.0) -> base.Objective:
+  """Weighted preference optimisation (WPO): any objective, weighted by how on-policy its responses are.
+
+  loss = sg[w] objective,   w = min(cap, prod_n exp(1/|y_n| sum_t log pi(y_t) - log sum_v pi(v)^2))
+
+  A token's probability is compared with the average probability of a token that the policy would draw itself, so that a
+  response of its own has a weight near 1 whatever its entropy. No reference and no stored log-probability is needed.
+
+  Args:
+    objective: any.
+    cap: largest weight, > 0; None for no cap, as some trainers have it.
+
+  Returns:
+    An objective in the unit of `objective`.
+
+  Raises:
+    ValueError: for something that is no objective, or a cap that is not positive.
+
+  Defaults:
+    cap of the released code.
+
+  References:
+    Zhou et al. 2024, WPO: Enhancing RLHF with Weighted Preference Optimization, https://arxiv.org/abs/2406.11827 (the
+    weight alignment by sampled tokens).
+  """
+  name = 'wpo_weighted'
+  _require_objective(name, objective)
+  base.require(cap is None or cap > 0, name, 'cap must be positive, or None', cap)
+
+  def apply(table: stats.StatTable, batch: PreferenceBatch) -> Term:
+    log_weight = jax.lax.stop_gradient(jnp.sum(table.mean(stats.logp) - table.mean(stats.log_collision), axis=-1))
+    weight = jnp.exp(jnp.minimum(log_weight, _LARGEST_LOG_WEIGHT))
+    weight = weight if cap is None else jnp.minimum(weight, cap)
+    loss, metrics = objective.apply(table, batch)
+    return Term(weight * loss, {**metrics, 'wpo/weight': weight})
+
+  return base.Objective(
+    needs=objective.needs | {stats.logp, stats.log_collision},
+    apply=apply,
+    couples_rows=objective.couples_rows,
+    memory=objective.memory,
+    summary=objective.summary,
+  )
+
+
+def _require_objective(name: str, objective: object) -> None:
+  base.require(isinstance(objective, base.Objective), name, 'the first argument must be an objective', objective)

@@ -1,0 +1,139 @@
+"""Time and memory of a training step with each objective, relative to `dpo` with a live reference.
+
+  python -m bench.objectives                                  a few of every kind, for V = 49,152 and 151,936
+  python -m bench.objectives --vocabulary=49152 --every       all that are exported
+  python -m bench.objectives --objective='ra_dpo(risk=cvar(0.9))'
+
+The model has the shape of SmolLM2-135M. All steps are compiled first; then each round runs every step once, right after
+a `dpo` step of its own, in an order that changes from round to round: a machine that is slow for a while is so for both. A ratio is the median over rounds, with its quartiles; `temporaries` is what the compiled program needs beyond
+its arguments, by the compiler's own account. The first row has `dpo` against itself, as a measure of the noise.
+"""
+
+import dataclasses
+import random
+import statistics
+import time
+
+from absl import app, flags, logging
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from alignjax import objectives
+from alignjax.models import transformer
+from alignjax.training import state as state_lib
+from alignjax.training import step as step_lib
+from alignjax.types import PreferenceBatch
+from bench import shapes
+from experiments import expressions, xla_flags
+
+_OBJECTIVES = flags.DEFINE_multi_string(
+  'objective', None, 'Expressions to compare with dpo() instead of the usual ones.'
+)
+_EVERY = flags.DEFINE_bool('every', False, 'Compare every exported objective, with its defaults.')
+_VOCABULARIES = flags.DEFINE_multi_integer('vocabulary', [49_152, 151_936], 'Vocabulary sizes.')
+_LAYERS = flags.DEFINE_integer('layers', 30, 'Layers of the trunk.')
+_PROMPTS = flags.DEFINE_integer('prompts', 2, 'Prompts in the batch.')
+_PROMPT = flags.DEFINE_integer('prompt', 64, 'Tokens of a prompt.')
+_RESPONSE = flags.DEFINE_integer('response', 64, 'Tokens of a response.')
+_CHUNK = flags.DEFINE_integer('chunk', 256, 'Response tokens whose logits exist at once.')
+_ROUNDS = flags.DEFINE_integer('rounds', 7, 'Rounds, after one to warm up.')
+_COMPUTE_DTYPE = flags.DEFINE_enum('compute_dtype', 'float32', ['float32', 'bfloat16'], 'Of the trunk.')
+
+USUAL = (
+  'dpo()',  # once more: the noise
+  'ipo()',
+  'simpo()',
+  'importance_weighted(dpo())',
+  'wpo_weighted(dpo())',
+  'tdpo()',
+  'ra_dpo(risk=entropic(0.5))',
+  'ra_dpo(risk=cvar(0.97))',
+  'ra_dpo_released()',
+  'alpha_dpo()',
+)
+
+
+def batch_of(vocabulary: int) -> PreferenceBatch:
+  """Random tokens, all responses of full length; with scores, for those who read them."""
+  rng = np.random.default_rng(0)
+  prompts, shape = _PROMPTS.value, (_PROMPTS.value, 2, _RESPONSE.value)
+  return PreferenceBatch(
+    prompt=jnp.asarray(rng.integers(0, vocabulary, (prompts, _PROMPT.value)), jnp.int32),
+    prompt_length=jnp.full(prompts, _PROMPT.value, jnp.int32),
+    response=jnp.asarray(rng.integers(0, vocabulary, shape), jnp.int32),
+    response_length=jnp.full(shape[:2], _RESPONSE.value, jnp.int32),
+    label=jnp.ones(prompts),
+    weight=jnp.ones(prompts),
+    score=jnp.asarray(rng.standard_normal(shape[:2]), jnp.float32),
+  )
+
+
+class Contender:
+  """The compiled training step of one objective."""
+
+  def __init__(self, expression: str, model, params, reference, batch: PreferenceBatch):
+    objective, tx = expressions.parse_objective(expression), optax.sgd(1e-6)
+    self.couples_rows = objective.couples_rows
+    self.inputs = (
+      state_lib.TrainState.create(params, tx, jax.random.key(0), objective.memory.initial),
+      state_lib.Frozen(reference),
+      batch,
+    )
+    step = step_lib.build_train_step(model, objective, tx, chunk=_CHUNK.value)
+    self.program = jax.jit(step).lower(*self.inputs).compile()
+    self.temporaries = self.program.memory_analysis().temp_size_in_bytes
+    self.seconds: list[float] = []
+
+  def run(self) -> float:
+    """Seconds of one step."""
+    start = time.perf_counter()
+    jax.block_until_ready(self.program(*self.inputs))
+    self.seconds.append(time.perf_counter() - start)
+    return self.seconds[-1]
+
+
+def compare(vocabulary: int, names: list[str]) -> None:
+  config = dataclasses.replace(
+    shapes.SMOLLM2_135M, vocab_size=vocabulary, layers=_LAYERS.value, compute_dtype=_COMPUTE_DTYPE.value
+  )
+  model = transformer.build(config)
+  params = model.init(jax.random.key(0))
+  reference = jax.tree.map(lambda x: x + 1e-3 * jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape), params)
+  batch = batch_of(vocabulary)
+  base = Contender('dpo()', model, params, reference, batch)
+  print(f'\nV = {vocabulary:,}: dpo() has {base.temporaries / 2**20:.0f} MiB of temporaries', flush=True)
+  contenders = {}
+  for name in names:
+    contenders[name] = Contender(name, model, params, reference, batch)
+    logging.info('compiled %s', name)
+  ratios, shuffle, order = {name: [] for name in contenders}, random.Random(0), list(contenders)
+  for _ in range(_ROUNDS.value + 1):
+    shuffle.shuffle(order)
+    for name in order:
+      seconds = base.run()
+      ratios[name].append(contenders[name].run() / seconds)
+  print(f'dpo(): {statistics.median(base.seconds[1:]):.2f} s a step, {_ROUNDS.value} rounds')
+  print('| objective | time / dpo | quartiles | temporaries / dpo | couples rows |\n|---|---|---|---|---|')
+  for name, contender in contenders.items():
+    low, middle, high = statistics.quantiles(ratios[name][1:], n=4)  # the first round warms up
+    memory = contender.temporaries / base.temporaries
+    couples = 'yes' if contender.couples_rows else ''
+    print(f'| `{name}` | {middle:.3f} | {low:.3f} to {high:.3f} | {memory:.3f} | {couples} |', flush=True)
+
+
+def main(_):
+  names = list(USUAL)
+  if _OBJECTIVES.value:
+    names = _OBJECTIVES.value
+  elif _EVERY.value:
+    names = [f'{name}({"dpo()" if name.endswith("_weighted") else ""})' for name in sorted(objectives.OBJECTIVES)]
+  if _COMPUTE_DTYPE.value == 'bfloat16':
+    xla_flags.enable_fast_bfloat16()
+  for vocabulary in _VOCABULARIES.value:
+    compare(vocabulary, names)
+
+
+if __name__ == '__main__':
+  app.run(main)

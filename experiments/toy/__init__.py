@@ -1,0 +1,1 @@
+"""Small studies of objectives, exact or nearly so, that run in seconds."""

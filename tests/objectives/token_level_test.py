@@ -1,0 +1,297 @@
+"""The properties of token-level and risk-aware DPO: limits, gradients, invariances, stop-gradients and precision."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alignjax import objectives, risk, stats
+from alignjax.objectives import token_level
+from tests import fixtures
+from tests.oracles import risk as oracles
+
+BATCH = fixtures.preference_batch(seed=1)
+POLICY, REFERENCE = fixtures.logits(1, BATCH), fixtures.logits(2, BATCH)
+
+
+def losses(objective, policy=POLICY, reference=REFERENCE, batch=BATCH):
+  return objective.apply(stats.from_logits(objective.needs, policy, reference, batch), batch).loss
+
+
+def gradient(objective, policy=POLICY, reference=REFERENCE, batch=BATCH):
+  return jax.grad(lambda x: jnp.sum(losses(objective, x, reference, batch)))(policy)
+
+
+def statistic(stat, policy, reference, batch=BATCH):
+  return stats.from_logits([stat], policy, reference, batch)[stat]
+
+
+def assert_same(one, two, rtol=1e-5, atol=1e-6):
+  np.testing.assert_allclose(losses(one), losses(two), rtol=rtol)
+  np.testing.assert_allclose(gradient(one), gradient(two), rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize('variant', [1, 2])
+@pytest.mark.parametrize('measure', [risk.expectation(), risk.cvar(1.0), risk.entropic(0.0)])
+def test_a_neutral_measure_is_tdpo_in_loss_and_gradient(measure, variant):
+  assert_same(objectives.ra_dpo(measure, 0.3, 0.7, variant), objectives.tdpo(0.3, 0.7, variant))
+
+
+def test_small_aversion_tends_to_tdpo():
+  exact = losses(objectives.tdpo(0.3))
+  errors = [
+    np.abs(losses(objectives.ra_dpo(measure, 0.3)) - exact).max()
+    for measure in (risk.entropic(1e-1), risk.entropic(1e-3), risk.cvar(0.9), risk.cvar(0.999))
+  ]
+  assert errors[1] < 0.02 * errors[0]
+  assert errors[3] < 0.02 * errors[2]
+
+
+@pytest.mark.parametrize(
+  'objective',
+  [
+    objectives.tdpo(0.2, alpha=0.0),
+    objectives.ra_dpo(risk.cvar(0.5), 0.2, alpha=0.0),
+    objectives.ra_dpo_released(confidence=0.0, beta=0.2, variant=1),
+    objectives.ra_dpo_released(confidence=0.0, beta=0.2, variant=2, split_vocabulary=False),
+  ],
+)
+def test_without_correction_it_is_dpo(objective):
+  assert_same(objective, objectives.dpo(0.2))
+
+
+@pytest.mark.parametrize('split', [True, False])
+def test_the_released_form_at_full_confidence_is_the_kl_without_the_smallest_atom_of_each_part(split):
+  objective = objectives.ra_dpo_released(confidence=1.0, split_vocabulary=split)
+  (stat,) = (stat for stat in objective.needs if stat.name.startswith('released'))
+  logp, logq = (np.asarray(jax.nn.log_softmax(x), np.float64) for x in (REFERENCE, POLICY))
+  drift = logp - logq
+  expected = np.sum(np.exp(logp) * drift, -1)
+  for part in np.split(np.arange(11), [5]) if split else (np.arange(11),):
+    smallest = drift[..., part].argmin(-1)[..., None]
+    p, d = (np.take_along_axis(x[..., part], smallest, -1)[..., 0] for x in (np.exp(logp), drift))
+    expected -= p * d
+  found = statistic(stat, POLICY, REFERENCE)
+  mask = np.arange(7) < np.asarray(BATCH.response_length)[..., None]
+  np.testing.assert_allclose(found, np.where(mask, expected, 0), rtol=1e-5, atol=1e-6)
+
+
+def test_the_gradient_of_a_risk_ratio_in_the_logits_is_the_policy_minus_the_dual_weights():
+  logits, reference = POLICY[0, 0, 0], REFERENCE[0, 0, 0]
+  q, logp = jax.nn.softmax(logits), jax.nn.log_softmax(reference)
+  drift = logp - jax.nn.log_softmax(logits)
+
+  def ratio(measure, logits):
+    return stats.risk_ratio(measure)(jax.nn.log_softmax(logits), logp, jnp.zeros((), jnp.int32))
+
+  cases = (
+    (risk.expectation(), jnp.exp(logp)),
+    (risk.entropic(0.8), jax.nn.softmax(logp + 0.8 * drift)),
+    (risk.cvar(0.6), oracles.upper_cvar_weights(*(np.asarray(x, np.float64) for x in (drift, jnp.exp(logp))), 0.6)),
+  )
+  for measure, weights in cases:
+    found = jax.grad(lambda x, measure=measure: ratio(measure, x))(logits)
+    np.testing.assert_allclose(found, q - weights, atol=1e-6)
+    np.testing.assert_allclose(found.sum(), 0.0, atol=1e-6)
+
+
+def test_a_constant_added_to_the_logits_changes_nothing():
+  shift = jnp.linspace(-3, 3, POLICY[..., 0].size).reshape(*POLICY.shape[:-1], 1)
+  for objective in (objectives.tdpo(), objectives.ra_dpo(risk.entropic(2.0)), objectives.ra_dpo(risk.cvar(0.4))):
+    np.testing.assert_allclose(losses(objective, POLICY + shift, REFERENCE - 2 * shift), losses(objective), rtol=1e-5)
+
+
+def test_the_released_risk_is_neither_translation_equivariant_nor_independent_of_the_order_of_ids():
+  drift, logp = jnp.linspace(-1, 1, 10), jnp.log(jnp.full(10, 0.1))
+  plain = token_level._partial_expectation(drift, logp, 0.7, True)
+  assert abs(token_level._partial_expectation(drift + 1.0, logp, 0.7, True) - plain - 1.0) > 0.1
+  assert abs(token_level._partial_expectation(drift[::2].repeat(2) * 0 + drift, logp, 0.7, False) - plain) > 1e-3
+  order = np.random.default_rng(0).permutation(10)
+  assert abs(token_level._partial_expectation(drift[order], logp[order], 0.7, True) - plain) > 1e-3
+
+
+def test_risk_ratios_are_ordered_and_zero_only_at_the_reference():
+  kl = statistic(stats.forward_kl, POLICY, REFERENCE)
+  measures = [risk.expectation(), risk.cvar(0.9), risk.cvar(0.5), risk.cvar(0.05), risk.worst_case()]
+  ratios = np.stack([statistic(stats.risk_ratio(measure), POLICY, REFERENCE) for measure in measures])
+  assert np.all(np.diff(ratios, axis=0) >= -1e-5)
+  np.testing.assert_allclose(ratios[0], kl, rtol=1e-5, atol=1e-6)
+  mask = np.arange(7) < np.asarray(BATCH.response_length)[..., None]
+  assert np.all(ratios[:, mask] > 0)
+  for measure in measures:
+    assert not np.any(statistic(stats.risk_ratio(measure), REFERENCE, REFERENCE))
+  lower = statistic(stats.risk_ratio(risk.cvar(0.9, tail='lower')), POLICY, REFERENCE)
+  assert np.all((lower <= kl)[mask])
+  near = REFERENCE + 1e-2 * POLICY
+  assert np.any(statistic(stats.risk_ratio(risk.cvar(0.9, tail='lower')), near, REFERENCE) < -1e-3)  # no divergence
+
+
+@pytest.mark.parametrize('kappa', [0.5, 3.0])
+def test_for_small_drift_the_entropic_ratio_is_one_plus_kappa_times_the_kl(kappa):
+  near = REFERENCE + 1e-2 * POLICY
+  kl = statistic(stats.forward_kl, near, REFERENCE).sum()
+  ratio = statistic(stats.risk_ratio(risk.entropic(kappa)), near, REFERENCE).sum()
+  assert float(ratio / kl) == pytest.approx(1 + kappa, rel=2e-2)
+
+
+@pytest.mark.parametrize('measure', [risk.cvar(0.7), risk.entropic(1.5), risk.mean_semideviation(0.5)])
+def test_a_risk_ratio_is_convex_in_the_logits_of_the_policy(measure):
+  other = fixtures.logits(7, BATCH)
+  stat = stats.risk_ratio(measure)
+  middle = statistic(stat, 0.4 * POLICY + 0.6 * other, REFERENCE)
+  chord = 0.4 * statistic(stat, POLICY, REFERENCE) + 0.6 * statistic(stat, other, REFERENCE)
+  assert np.all(middle <= chord + 1e-5)
+
+
+@pytest.mark.parametrize('measure', [risk.cvar(0.7), risk.entropic(1.5), risk.expectation()])
+def test_an_id_that_the_reference_never_uses_is_only_pushed_down(measure):
+  banned = REFERENCE.at[..., 4].set(-jnp.inf)
+  stat = stats.risk_ratio(measure)
+
+  def total(policy):
+    return jnp.sum(statistic(stat, policy, banned))
+
+  value, found = jax.value_and_grad(total)(POLICY)
+  assert np.isfinite(value)
+  mask = np.arange(7) < np.asarray(BATCH.response_length)[..., None]
+  np.testing.assert_allclose(found[..., 4], np.where(mask, jax.nn.softmax(POLICY)[..., 4], 0.0), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize('measure', [risk.cvar(0.3), risk.entropic(4.0), risk.expectation(), risk.worst_case()])
+def test_a_certain_reference_token_costs_its_negative_log_probability(measure):
+  certain = jnp.full_like(REFERENCE, -jnp.inf).at[..., 2].set(0.0)
+  found = statistic(stats.risk_ratio(measure), POLICY, certain)
+  mask = np.arange(7) < np.asarray(BATCH.response_length)[..., None]
+  np.testing.assert_allclose(found, np.where(mask, -jax.nn.log_softmax(POLICY)[..., 2], 0.0), rtol=1e-5)
+
+
+CONSISTENT = (objectives.tdpo(0.3), objectives.ra_dpo(risk.cvar(0.6), 0.3), objectives.ra_dpo(risk.entropic(2.0), 0.3))
+
+
+def test_permuting_the_vocabulary_changes_nothing_but_the_released_form_with_split():
+  order = np.random.default_rng(3).permutation(11)
+  moved = dataclasses.replace(BATCH, response=jnp.asarray(np.argsort(order))[BATCH.response])
+
+  def permuted(objective):
+    return losses(objective, POLICY[..., order], REFERENCE[..., order], moved)
+
+  for objective in CONSISTENT:
+    np.testing.assert_allclose(permuted(objective), losses(objective), rtol=1e-5)
+  released = objectives.ra_dpo_released(confidence=0.6, beta=0.3)
+  assert np.abs(permuted(released) - losses(released)).max() > 1e-3
+
+
+def test_masked_vocabulary_rows_change_nothing():
+  def padded(logits):
+    return jnp.pad(logits, ((0, 0),) * 3 + ((0, 5),), constant_values=-jnp.inf)
+
+  for objective in CONSISTENT:
+    np.testing.assert_allclose(losses(objective, padded(POLICY), padded(REFERENCE)), losses(objective), rtol=1e-5)
+    np.testing.assert_allclose(
+      gradient(objective, padded(POLICY), padded(REFERENCE))[..., :11], gradient(objective), rtol=1e-4, atol=1e-6
+    )
+
+
+def swapped(tree):
+  """Exchanges both responses of every prompt."""
+  return jax.tree.map(lambda x: x[:, ::-1] if x.ndim > 1 and x.shape[1] == 2 else x, tree)
+
+
+def test_exchanging_the_responses_flips_the_logit_of_variant_one():
+  batch = dataclasses.replace(BATCH, label=jnp.ones(6))
+  other = dataclasses.replace(swapped(batch), prompt=batch.prompt)
+  for measure in (risk.cvar(0.6), risk.entropic(2.0)):
+    objective = objectives.ra_dpo(measure, 0.3, variant=1)
+    one, two = losses(objective, batch=batch), losses(objective, POLICY[:, ::-1], REFERENCE[:, ::-1], other)
+    # -log sigmoid(x) and -log sigmoid(-x)
+    np.testing.assert_allclose(jnp.exp(-one) + jnp.exp(-two), 1.0, rtol=1e-5)
+
+
+def test_both_variants_have_one_value_and_different_gradients():
+  one, two = (objectives.ra_dpo(risk.cvar(0.6), 0.3, alpha=1.0, variant=variant) for variant in (1, 2))
+  np.testing.assert_allclose(losses(one), losses(two), rtol=1e-6)
+  assert np.abs(gradient(one) - gradient(two)).max() > 1e-3
+
+
+def test_variant_two_has_no_gradient_through_the_drift_of_the_preferred_response():
+  batch = dataclasses.replace(BATCH, label=jnp.ones(6))
+  objective = objectives.ra_dpo(risk.cvar(0.6), 0.3, alpha=0.8)
+  found = gradient(objective, batch=batch)
+  (drift,) = (stat for stat in objective.needs if stat.name.startswith('risk_ratio'))
+
+  def parts(policy):
+    table = stats.from_logits(objective.needs, policy, REFERENCE, batch)
+    return table.log_ratio(), table.sum(drift)
+
+  log_ratio, ratio = parts(POLICY)
+  logit = log_ratio[:, 0] - log_ratio[:, 1] - 0.8 * (ratio[:, 1] - ratio[:, 0])
+  slope = -0.3 * jax.nn.sigmoid(-0.3 * logit)
+
+  def linear(policy):
+    log_ratio, ratio = parts(policy)
+    return jnp.sum(slope * (log_ratio[:, 0] - log_ratio[:, 1] - 0.8 * ratio[:, 1]))  # the preferred one's is left out
+
+  np.testing.assert_allclose(found, jax.grad(linear)(POLICY), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize('objective', [*CONSISTENT, objectives.ra_dpo(risk.cvar(0.6), 0.3, variant=1)])
+def test_at_the_reference_loss_and_gradient_are_those_of_dpo(objective):
+  np.testing.assert_allclose(losses(objective, REFERENCE), math.log(2), rtol=1e-6)
+  expected = gradient(objectives.dpo(0.3), REFERENCE)
+  np.testing.assert_allclose(gradient(objective, REFERENCE), expected, rtol=1e-5, atol=2e-6)
+
+
+def test_rounding_noise_at_the_reference_gives_no_gradient_of_first_order():
+  noise = 1e-7 * jnp.asarray(np.random.default_rng(0).standard_normal(POLICY.shape), jnp.float32)
+  stat = stats.risk_ratio(risk.cvar(0.6))
+  found = jax.grad(lambda x: jnp.sum(statistic(stat, x, REFERENCE)))(REFERENCE + noise)
+  assert np.abs(found).max() < 2e-6
+  far = jax.grad(lambda x: jnp.sum(statistic(stat, x, REFERENCE)))(REFERENCE + 1e5 * noise)
+  assert np.abs(far).max() > 1e-3  # a true drift is not taken for noise
+
+
+def test_bfloat16_logits_are_cast_up_before_anything_is_computed():
+  policy, reference = POLICY.astype(jnp.bfloat16), REFERENCE.astype(jnp.bfloat16)
+  for objective in CONSISTENT:
+    exact = losses(objective, policy.astype(jnp.float32), reference.astype(jnp.float32))
+    np.testing.assert_array_equal(losses(objective, policy, reference), exact)
+
+
+def test_metrics_report_the_drift_of_both_responses_its_tail_and_a_common_accuracy():
+  objective = objectives.ra_dpo(risk.cvar(0.6), beta=0.3)
+  table = stats.from_logits(objective.needs, POLICY, REFERENCE, BATCH)
+  metrics = objective.apply(table, BATCH).metrics
+  kl = np.asarray(table[stats.forward_kl])
+  for row in range(6):
+    tokens = np.concatenate([kl[row, n, : BATCH.response_length[row, n]] for n in range(2)])
+    np.testing.assert_allclose(metrics['token_kl_mean'][row], tokens.mean(), rtol=1e-5)
+    np.testing.assert_allclose(metrics['token_kl_max'][row], tokens.max(), rtol=1e-6)
+    np.testing.assert_allclose(
+      metrics['token_kl_p95'][row], np.quantile(tokens, 0.95, method='inverted_cdf'), rtol=1e-6
+    )
+  for side, column in (('chosen', 0), ('rejected', 1)):
+    np.testing.assert_allclose(metrics[f'forward_kl_{side}'], table.sum(stats.forward_kl)[:, column])
+    np.testing.assert_allclose(metrics[f'reverse_kl_{side}'], table.sum(stats.reverse_kl)[:, column])
+  dpo = objectives.dpo().apply(table, BATCH).metrics
+  np.testing.assert_array_equal(metrics['log_ratio_accuracy'], dpo['reward_accuracy'])
+  own = 0.3 * (table.log_ratio() + table.sum(stats.risk_ratio(risk.cvar(0.6))))
+  np.testing.assert_allclose(metrics['reward_chosen'], own[:, 0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ('build', 'message'),
+  [
+    (lambda: objectives.tdpo(beta=0), 'tdpo: beta must be positive'),
+    (lambda: objectives.tdpo(alpha=-1), 'tdpo: alpha must not be negative'),
+    (lambda: objectives.tdpo(variant=3), 'tdpo: variant must be 1 or 2, got 3'),
+    (lambda: objectives.ra_dpo(risk=0.97), 'ra_dpo: risk must be a risk measure'),
+    (lambda: objectives.ra_dpo(aggregate='median'), 'aggregate must be one of sum, mean, max'),
+    (lambda: objectives.ra_dpo_released(confidence=1.5), r'confidence must lie in \[0, 1\]'),
+  ],
+)
+def test_what_cannot_be_is_named(build, message):
+  with pytest.raises(ValueError, match=message):
+    build()

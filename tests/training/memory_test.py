@@ -1,0 +1,230 @@
+"""What an objective remembers of batches is carried by the step, saved and restored, and only read in evaluation."""
+
+import dataclasses
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from alignjax import objectives, stats
+from alignjax.data import batching
+from alignjax.models import transformer
+from alignjax.parallel import mesh as mesh_lib
+from alignjax.parallel import rules
+from alignjax.training import checkpoint, loop, placement
+from alignjax.training import state as state_lib
+from alignjax.training import step as step_lib
+from tests import fixtures
+
+CONFIG = transformer.TransformerConfig(
+  vocab_size=24,
+  width=16,
+  layers=1,
+  heads=4,
+  kv_heads=2,
+  head_width=4,
+  mlp_width=32,
+  norm_epsilon=1e-5,
+  rope_theta=1e4,
+  tied_embeddings=True,
+  max_positions=64,
+)
+# Two statistics, per token and per response, and a random choice of pairs that is to be fresh at every step.
+OBJECTIVE = objectives.alpha_dpo(beta=1.0, normaliser='ema') + 0.5 * objectives.beta_dpo(beta=0.2, ratio=0.5)
+TX = optax.sgd(0.5)
+MESH = mesh_lib.make_mesh(1, 2, 1, devices=jax.devices()[:2])
+ROWS = 16
+
+
+def make_batch(index):
+  batch = fixtures.preference_batch(seed=index, prompts=ROWS, vocab=CONFIG.vocab_size)
+  return dataclasses.replace(batch, weight=batch.weight.at[3].set(0.0))  # a padding row
+
+
+@pytest.fixture(scope='module')
+def params():
+  model = transformer.build(CONFIG)
+  return model.init(jax.random.key(0)), model.init(jax.random.key(1))
+
+
+def copies(tree):
+  return jax.tree.map(jnp.copy, tree)
+
+
+def plain_steps(params, reference, count):
+  """Gradient descent through full logits, with the memory updated by hand before each step."""
+  model = transformer.build(CONFIG)
+
+  def table(params, batch, memory):
+    def logits(params):
+      states = model.hidden(params, batch.prompt, batch.prompt_length, batch.response, batch.response_length)
+      return jnp.einsum('bnrd,dv->bnrv', states, model.head(params).kernel)
+
+    found = stats.from_logits(OBJECTIVE.needs, logits(params), logits(reference), batch)
+    return dataclasses.replace(found, memory=memory)
+
+  @jax.jit
+  def step(params, batch, memory):
+    memory = OBJECTIVE.memory.update(table(params, batch, memory), batch)
+
+    def loss(params):
+      losses = OBJECTIVE.apply(table(params, batch, memory), batch).loss
+      return jnp.sum(batch.weight * losses) / jnp.sum(batch.weight)
+
+    return jax.tree.map(lambda p, g: p - 0.5 * g, params, jax.grad(loss)(params)), memory
+
+  memory = {name: jnp.float32(0) for name in OBJECTIVE.memory.initial}
+  for index in range(count):
+    params, memory = step(params, make_batch(index), memory)
+  return params, memory
+
+
+@pytest.fixture(scope='module')
+def expected(params):
+  return plain_steps(*params, count=3)
+
+
+@pytest.mark.parametrize(('microbatches', 'shape'), [(1, None), (2, None), (4, None), (1, (8, 1, 1)), (2, (2, 2, 2))])
+def test_it_is_that_of_whole_batches_for_any_number_of_microbatches_and_any_mesh(params, expected, microbatches, shape):
+  mesh = None if shape is None else mesh_lib.make_mesh(*shape, devices=jax.devices()[: np.prod(shape)])
+  model = transformer.build(CONFIG) if mesh is None else transformer.build(CONFIG, rules.activation_constraint(mesh))
+  step = jax.jit(step_lib.build_train_step(model, OBJECTIVE, TX, chunk=64, microbatches=microbatches, mesh=mesh))
+  state = state_lib.TrainState.create(copies(params[0]), TX, jax.random.key(0), OBJECTIVE.memory.initial)
+  frozen = state_lib.Frozen(params[1])
+  if mesh is not None:
+    state = jax.device_put(state, state_lib.shardings(mesh, state))
+  for index in range(3):
+    batch = make_batch(index)
+    state, _ = step(state, frozen, batch if mesh is None else jax.device_put(batch, rules.batch_sharding(mesh)))
+  wanted, memory = expected
+  assert set(state.memory) == set(OBJECTIVE.memory.initial)
+  for name, value in memory.items():
+    np.testing.assert_allclose(state.memory[name], value, rtol=2e-5, atol=1e-6, err_msg=name)
+    assert value == 3 if name.endswith('count') else value != 0
+  for found, value in zip(jax.tree.leaves(state.params), jax.tree.leaves(wanted), strict=True):
+    np.testing.assert_allclose(found, value, rtol=1e-4, atol=1e-5)
+
+
+# Around the loop
+
+
+def make_iterator():
+  options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+
+  def batch(index):
+    return batching.Batch(jax.device_get(make_batch(index)), np.arange(ROWS))
+
+  return iter(grain.MapDataset.range(10**6).map(batch).to_iter_dataset(options))
+
+
+@pytest.fixture(scope='module')
+def programs():
+  model = transformer.build(CONFIG, rules.activation_constraint(MESH))
+  step = step_lib.build_train_step(model, OBJECTIVE, TX, chunk=64, microbatches=2, mesh=MESH)
+  return step, step_lib.build_eval_step(model, OBJECTIVE, chunk=64, mesh=MESH)
+
+
+def make_state(params):
+  placed = jax.device_put(copies(params[0]), rules.param_shardings(MESH, params[0]))
+  return placement.create_state(MESH, placed, TX, jax.random.key(0), OBJECTIVE.memory.initial)
+
+
+class Recorder:
+  """A writer that remembers."""
+
+  def __init__(self):
+    self.records = []
+
+  def write(self, step, values):
+    self.records.append((step, {name: value for name, value in values.items() if not name.startswith('time/')}))
+
+  def close(self):
+    pass
+
+
+def run(params, programs, steps, *, evaluated=False, state=None, iterator=None, checkpoints=None):
+  recorder = Recorder()
+  evaluation = loop.Evaluation(programs[1], [batching.Batch(jax.device_get(make_batch(99)), np.arange(ROWS))], every=1)
+  frozen = state_lib.Frozen(jax.device_put(params[1], rules.param_shardings(MESH, params[1])))
+  result = loop.train(
+    make_state(params) if state is None else state,
+    frozen,
+    programs[0],
+    make_iterator() if iterator is None else iterator,
+    mesh=MESH,
+    steps=steps,
+    schedule=lambda count: 0.5,
+    writers=[recorder],
+    evaluation=evaluation if evaluated else None,
+    checkpoints=checkpoints,
+  )
+  return result.state, recorder.records
+
+
+@pytest.fixture(scope='module')
+def whole(params, programs):
+  """A run of five steps with evaluation after each."""
+  return run(params, programs, 5, evaluated=True)
+
+
+def bits(state):
+  return {
+    jax.tree_util.keystr(path): np.asarray(leaf).tobytes()
+    for path, leaf in jax.tree_util.tree_leaves_with_path((state.params, dict(state.memory)))
+  }
+
+
+def test_a_resumed_run_remembers_what_the_uninterrupted_one_does(tmp_path, params, programs, whole):
+  folder = {'folder': tmp_path / 'c', 'config': {}, 'identity': {}, 'keep': 3}
+  with checkpoint.Checkpoints(**folder) as checkpoints:
+    stopped, first = run(params, programs, 2, evaluated=True, checkpoints=checkpoints)
+    saved = bits(stopped)
+  iterator = make_iterator()
+  with checkpoint.Checkpoints(**folder) as checkpoints:
+    abstract = placement.abstract_state(MESH, params[0], TX, jax.random.key(0), OBJECTIVE.memory.initial)
+    restored = checkpoints.restore(abstract, iterator)
+    assert restored.step == 2
+    assert bits(restored.state) == saved
+    assert all(float(v) == 2 for name, v in restored.state.memory.items() if name.endswith('count'))
+    resumed, second = run(params, programs, 5, evaluated=True, state=restored.state, iterator=iterator)
+  assert bits(resumed) == bits(whole[0])
+  assert first + second == whole[1]
+
+
+def test_a_checkpoint_of_another_memory_is_not_restored(tmp_path, params):
+  folder = {'folder': tmp_path / 'c', 'config': {}, 'identity': {}, 'keep': 3}
+  with checkpoint.Checkpoints(**folder) as checkpoints:
+    checkpoints.save(1, make_state(params), make_iterator())
+  with checkpoint.Checkpoints(**folder) as checkpoints:
+    abstract = placement.abstract_state(MESH, params[0], TX, jax.random.key(0), {'another': 0.0})
+    with pytest.raises(ValueError, match='another'):
+      checkpoints.restore(abstract, make_iterator())
+
+
+def test_evaluation_does_not_change_it(params, programs, whole):
+  plain, records = run(params, programs, 5)
+  assert bits(plain) == bits(whole[0])
+  trained = [
+    (step, {name: value for name, value in values.items() if not name.startswith('eval/')})
+    for step, values in whole[1]
+    if step > 0
+  ]
+  assert trained == records
+
+
+def test_evaluation_reads_what_training_remembers(params, programs, whole):
+  state, records = whole
+  frozen = state_lib.Frozen(params[1], memory=state.memory)
+  evaluate = jax.jit(programs[1])
+  batch = placement.to_global(MESH, jax.device_get(make_batch(99)))
+  held_out = evaluate(state.params, frozen, batch)
+  assert float(held_out['loss'].mean()) == pytest.approx(records[-1][1]['eval/loss'], rel=1e-5)
+  assert float(held_out['target_margin'].mean()) == pytest.approx(records[-1][1]['eval/target_margin'], rel=1e-5)
+  forgetful = evaluate(state.params, dataclasses.replace(frozen, memory={}), batch)
+  assert abs(float(forgetful['target_margin'].mean() - held_out['target_margin'].mean())) > 1e-3
+  # The same pairs are drawn each time that the same memory is read.
+  again = evaluate(state.params, frozen, batch)
+  assert float(again['beta'].mean()) == float(held_out['beta'].mean())
