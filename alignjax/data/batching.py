@@ -249,7 +249,7 @@ def _assemble(pairs: pairs_lib.TokenizedPairs, bucket: Bucket, ids: np.ndarray) 
   response_length = np.ones((rows, count), np.int32)
   label = np.ones(rows, np.float32)
   weight = np.zeros(rows, np.float32)
-  score = None if pairs.score is None else np.zeros((rows, count), np.float32)
+  per_response = {name: np.zeros((rows, count), np.float32) for name in pairs.per_response}
   for row in np.flatnonzero(ids != PADDING_ID):
     pair = pairs[int(ids[row])]
     prompt_length[row] = len(pair.prompt)
@@ -258,6 +258,7 @@ def _assemble(pairs: pairs_lib.TokenizedPairs, bucket: Bucket, ids: np.ndarray) 
       response_length[row, i] = len(tokens)
       response[row, i, : len(tokens)] = tokens
     label[row], weight[row] = pair.label, pair.weight
-    if score is not None:
-      score[row] = pair.score
-  return Batch(PreferenceBatch(prompt, prompt_length, response, response_length, label, weight, score), ids)
+    for name, values in per_response.items():
+      values[row] = getattr(pair, name)
+  data = PreferenceBatch(prompt, prompt_length, response, response_length, label, weight, **per_response)
+  return Batch(data, ids)

@@ -24,6 +24,7 @@ class TokenPair(NamedTuple):
   label: float = 1.0
   weight: float = 1.0
   score: Sequence[float] | None = None  # N of them
+  behaviour_logp: Sequence[float] | None = None  # N of them, nats
   path: str = '<memory>'  # where the pair comes from
   line: int = 0
 
@@ -43,6 +44,7 @@ class TokenizedPairs:
   label: np.ndarray  # [n] float32
   weight: np.ndarray  # [n] float32
   score: np.ndarray | None  # [n, N] float32
+  behaviour_logp: np.ndarray | None  # [n, N] float32
   paths: tuple[str, ...]
   path_index: np.ndarray  # [n] int32, into `paths`
   line: np.ndarray  # [n] int64, counted from 1
@@ -63,10 +65,16 @@ class TokenizedPairs:
       ),
       label=float(self.label[index]),
       weight=float(self.weight[index]),
-      score=None if self.score is None else self.score[index],
+      **{name: values[index] for name, values in self.per_response.items()},
       path=self.paths[self.path_index[index]],
       line=int(self.line[index]),
     )
+
+  @property
+  def per_response(self) -> dict[str, np.ndarray]:
+    """The columns of one number a response that these pairs have, by name."""
+    columns = {name: getattr(self, name) for name in sources.PER_RESPONSE}
+    return {name: column for name, column in columns.items() if column is not None}
 
   @functools.cached_property
   def prompt_length(self) -> np.ndarray:
@@ -84,11 +92,13 @@ class TokenizedPairs:
 
   @functools.cached_property
   def fingerprint(self) -> str:
-    """sha256 of tokens, labels, weights and scores in hexadecimal: the data's identity, wherever it was read."""
+    """sha256 of all columns in hexadecimal: the data's identity, wherever it was read."""
     digest = hashlib.sha256(f'alignjax pairs 1, {len(self)} x {self.responses}'.encode())
     columns = [self.prompt_offsets, self.prompt_tokens, self.response_offsets, self.response_tokens]
-    for column in columns + [self.label, self.weight] + ([] if self.score is None else [self.score]):
+    for column in (*columns, self.label, self.weight):
       digest.update(column.astype(column.dtype.newbyteorder('<'), copy=False))
+    for name, column in self.per_response.items():
+      digest.update(name.encode() + column.astype('<f4', copy=False).tobytes())
     return digest.hexdigest()
 
 
@@ -96,7 +106,7 @@ def pack(rows: Iterable[TokenPair], report: report_lib.DropReport | None = None)
   """Packs pairs of token ids, such as responses that a model has just drawn.
 
   Args:
-    rows: all with the same number of responses, and either all with scores or none.
+    rows: all with the same number of responses; scores and behaviour log-probabilities in all of them or in none.
     report: travels along; None makes one that counts the rows.
 
   Raises:
@@ -104,7 +114,7 @@ def pack(rows: Iterable[TokenPair], report: report_lib.DropReport | None = None)
   """
   prompts, responses = _Ragged(), _Ragged()
   labels, weights, lines, path_indices = array.array('f'), array.array('f'), array.array('q'), array.array('i')
-  scores: list[Sequence[float] | None] = []
+  per_response: dict[str, list[Sequence[float] | None]] = {name: [] for name in sources.PER_RESPONSE}
   paths: dict[str, int] = {}
   counts = set()
   for row in rows:
@@ -113,20 +123,23 @@ def pack(rows: Iterable[TokenPair], report: report_lib.DropReport | None = None)
     prompts.append(row.prompt)
     for response in row.responses:
       responses.append(response)
-    if row.score is not None and len(row.score) != len(row.responses):
-      raise ValueError(f'{row.path}:{row.line}: {len(row.score)} scores for {len(row.responses)} responses')
+    for name, column in per_response.items():
+      values = getattr(row, name)
+      if values is not None and len(values) != len(row.responses):
+        raise ValueError(f'{row.path}:{row.line}: {len(values)} values of {name} for {len(row.responses)} responses')
+      column.append(values)
     counts.add(len(row.responses))
     labels.append(row.label)
     weights.append(row.weight)
-    scores.append(row.score)
     path_indices.append(paths.setdefault(row.path, len(paths)))
     lines.append(row.line)
-  if not scores:
+  if not labels:
     raise ValueError(f'no pairs are left: {report or "none were given"}')
   if len(counts) > 1:
     raise ValueError(f'pairs have different numbers of responses {sorted(counts)}; give every prompt the same number')
-  if len({score is None for score in scores}) > 1:
-    raise ValueError('some pairs have a score and some have none; give every pair a score, or none')
+  for name, column in per_response.items():
+    if len({values is None for values in column}) > 1:
+      raise ValueError(f'some pairs have a {name} and some have none; give every pair a {name}, or none')
   return TokenizedPairs(
     prompt_tokens=_array(prompts.tokens, np.int32),
     prompt_offsets=_array(prompts.offsets, np.int64),
@@ -135,11 +148,11 @@ def pack(rows: Iterable[TokenPair], report: report_lib.DropReport | None = None)
     responses=counts.pop(),
     label=_array(labels, np.float32),
     weight=_array(weights, np.float32),
-    score=None if scores[0] is None else np.asarray(scores, np.float32),
+    **{name: None if column[0] is None else np.asarray(column, np.float32) for name, column in per_response.items()},
     paths=tuple(paths),
     path_index=_array(path_indices, np.int32),
     line=_array(lines, np.int64),
-    report=report or report_lib.DropReport(read=len(scores)),
+    report=report or report_lib.DropReport(read=len(labels)),
   )
 
 
@@ -228,6 +241,8 @@ def _fit(
   responses = [ids[:max_response] for ids in encoded.responses]
   if all(ids == responses[0] for ids in responses):
     return drop('identical_responses', detail='the responses have the same tokens')
+  if longest > max_response and pair.behaviour_logp is not None:
+    return drop('behaviour_logp_truncated', detail='behaviour_logp is that of the whole response, which is too long')
   if longest > max_response:
     note('response_truncated', detail=f'{longest} tokens, limit {max_response}: trained without an end token')
   if len(encoded.prompt) > max_prompt:
@@ -244,6 +259,7 @@ def _fit(
     label=pair.label,
     weight=pair.weight,
     score=pair.score,
+    behaviour_logp=pair.behaviour_logp,
     path=pair.path,
     line=pair.line,
   )

@@ -8,7 +8,9 @@ A row is one JSON object on one line, in one of three forms:
   implicit  {"chosen": [...], "rejected": [...]}: two conversations, equal up to their last, assistant, message
 
 Optional fields: `label` in [0, 1] (the probability that `chosen` is preferred, 1 by default), `weight` >= 0 (1 by
-default), `score` ([float, float]: a reward for `chosen` and for `rejected`; in every row or in none).
+default), `score` ([float, float]: a reward for `chosen` and for `rejected`) and `behaviour_logp` ([float, float]: the
+log-probability of each whole response, end token included, under the policy that wrote it, nats). The last two stand in
+every row or in none.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,11 +26,12 @@ from alignjax.data import report as report_lib
 Message = dict[str, str]  # {'role': ..., 'content': ...}
 Prompt = str | list[Message]
 
-FIELDS = ('prompt', 'chosen', 'rejected', 'label', 'weight', 'score')
 ROLES = ('system', 'user', 'assistant')
 LINE_LIMIT = 64 * 2**20  # bytes: a file without line ends, or a gzip bomb, must not fill the memory
 BYTE_ORDER_MARKS = (b'\xef\xbb\xbf', b'\xff\xfe', b'\xfe\xff')
 FLOAT32_MAX = 3.4028234e38
+PER_RESPONSE = {'score': FLOAT32_MAX, 'behaviour_logp': 0.0}  # fields of one number a response, and the largest allowed
+FIELDS = ('prompt', 'chosen', 'rejected', 'label', 'weight', *PER_RESPONSE)
 
 
 class Pair(NamedTuple):
@@ -39,6 +42,7 @@ class Pair(NamedTuple):
   label: float = 1.0
   weight: float = 1.0
   score: tuple[float, ...] | None = None
+  behaviour_logp: tuple[float, ...] | None = None
   path: str = '<memory>'
   line: int = 0  # counted from 1
 
@@ -207,11 +211,11 @@ def _unique_keys(items: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class _PairParser:
-  """Turns a JSON object into a Pair. Remembers whether rows have scores: a batch has them for all rows or none."""
+  """Turns a JSON object into a Pair. Remembers which per-response fields rows have: all rows have one, or none."""
 
   def __init__(self, ignore_fields: frozenset[str]):
     self._ignore_fields = ignore_fields
-    self._scored: bool | None = None
+    self._present: dict[str, bool] = {}
 
   def __call__(self, fields: dict[str, Any], path: str, line: int) -> Pair:
     fields = self._known(fields, FIELDS, 'field')
@@ -227,16 +231,15 @@ class _PairParser:
       responses,
       label=_number(fields.get('label', 1.0), 'label', 0.0, 1.0),
       weight=_number(fields.get('weight', 1.0), 'weight', 0.0, FLOAT32_MAX),
-      score=_score(fields['score']) if 'score' in fields else None,
+      **{name: _per_response(name, fields[name], most) for name, most in PER_RESPONSE.items() if name in fields},
       path=path,
       line=line,
     )
-    scored = pair.score is not None
-    if self._scored is None:
-      self._scored = scored
-    elif scored != self._scored:
-      seen = 'has it but earlier rows do not' if scored else 'is missing but earlier rows have it'
-      raise Refused('mixed_score', f"field 'score': this row's {seen}; give every row a score, or none")
+    for name in PER_RESPONSE:
+      present = name in fields
+      if self._present.setdefault(name, present) != present:
+        seen = 'has it but earlier rows do not' if present else 'is missing but earlier rows have it'
+        raise Refused(f'mixed_{name}', f"field '{name}': this row's {seen}; give it in every row, or in none")
     if responses[0] == responses[1]:
       raise Dropped('identical_text', 'chosen and rejected are the same text')
     return pair
@@ -328,10 +331,10 @@ class _PairParser:
     return {name: value for name, value in fields.items() if name not in ignored}
 
 
-def _score(value: Any) -> tuple[float, float]:
+def _per_response(name: str, value: Any, most: float) -> tuple[float, float]:
   if not isinstance(value, list) or len(value) != 2:
-    raise Refused('wrong_type', "field 'score': must be a list of two numbers, for chosen and for rejected")
-  chosen, rejected = (_number(number, f'score[{i}]', -FLOAT32_MAX, FLOAT32_MAX) for i, number in enumerate(value))
+    raise Refused('wrong_type', f"field '{name}': must be a list of two numbers, for chosen and for rejected")
+  chosen, rejected = (_number(number, f'{name}[{i}]', -FLOAT32_MAX, most) for i, number in enumerate(value))
   return chosen, rejected
 
 
@@ -342,7 +345,7 @@ def _number(value: Any, name: str, low: float, high: float) -> float:
   if (isinstance(value, float) and not math.isfinite(value)) or not -FLOAT32_MAX <= value <= FLOAT32_MAX:
     raise Refused('not_finite', f"field '{name}': must be a number that is finite in float32")
   if not low <= value <= high:
-    wanted = 'at least 0' if high == FLOAT32_MAX else f'in [{low:g}, {high:g}]'
+    wanted = 'at least 0' if high == FLOAT32_MAX else f'in [{low:g}, {high:g}]' if low > -FLOAT32_MAX else 'at most 0'
     raise Refused('out_of_range', f"field '{name}': {value:g} is out of range; it must be {wanted}")
   return float(value)
 

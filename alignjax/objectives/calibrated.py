@@ -11,23 +11,14 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from alignjax import stats
 from alignjax.objectives import base, preference
-from alignjax.types import Array, PreferenceBatch, Term
+from alignjax.types import Array
 
 
 def _of_log_ratios(name: str, beta: float, loss: Callable[[Array, Array], Array]) -> base.Objective:
   """The objective E_q[L(rho_w, rho_l)], with implicit reward beta * rho(y)."""
   base.require(beta > 0, name, 'beta must be positive', beta)
-
-  def apply(table: stats.StatTable, batch: PreferenceBatch) -> Term:
-    base.require_pair(name, table)
-    log_ratio, preferred = table.log_ratio(), jnp.asarray(batch.label)
-    first, second = log_ratio[:, 0], log_ratio[:, 1]
-    expected = preferred * loss(first, second) + (1.0 - preferred) * loss(second, first)
-    return Term(expected, preference.reward_metrics(beta * log_ratio))
-
-  return base.Objective(preference.LOG_RATIO_NEEDS, apply)
+  return preference.of_two_log_ratios(name, beta, loss)
 
 
 def _distance_to_targets(chosen: Array, rejected: Array, target: float) -> Array:

@@ -16,12 +16,6 @@ from alignjax.objectives import base, preference
 from alignjax.types import Array, PreferenceBatch, Term
 
 
-def _induced_reward(name: str, gamma: float, table: stats.StatTable) -> Array:
-  """[B, 2]: gamma log pi(y|x)."""
-  base.require_pair(name, table)
-  return gamma * table.sum(stats.logp)
-
-
 @base.factory
 def pmle(gamma: float = 0.01) -> base.Objective:
   """Preference maximum likelihood: the policy itself is the preference model, without a reference.
@@ -50,13 +44,7 @@ def pmle(gamma: float = 0.01) -> base.Objective:
   """
   base.require(gamma > 0, 'pmle', 'gamma must be positive', gamma)
 
-  def apply(table: stats.StatTable, batch: PreferenceBatch) -> Term:
-    reward = _induced_reward('pmle', gamma, table)
-    margin = reward[:, 0] - reward[:, 1]
-    loss = preference.expected(lambda m: -jax.nn.log_sigmoid(m), margin, jnp.asarray(batch.label))
-    return Term(loss, preference.reward_metrics(reward))
-
-  return base.Objective(frozenset({stats.logp}), apply)
+  return preference.of_reward('pmle', frozenset({stats.logp}), lambda table, batch: gamma * table.sum(stats.logp))
 
 
 @base.factory
@@ -88,7 +76,8 @@ def preference_distillation(gamma: float = 0.1) -> base.Objective:
   base.require(gamma > 0, 'preference_distillation', 'gamma must be positive', gamma)
 
   def apply(table: stats.StatTable, batch: PreferenceBatch) -> Term:
-    reward = _induced_reward('preference_distillation', gamma, table)
+    base.require_pair('preference_distillation', table)
+    reward = gamma * table.sum(stats.logp)
     score_margin = _score_margin('preference_distillation', batch)
     margin = reward[:, 0] - reward[:, 1]
 

@@ -11,9 +11,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-from alignjax import stats
 from alignjax.objectives import base, pairwise, preference
-from alignjax.types import Array, PreferenceBatch, Term
+from alignjax.types import Array
 
 MAX_CHI_EXPONENT = 20.0
 
@@ -23,14 +22,12 @@ def _of_divergence(
 ) -> base.Objective:
   """The objective -log sigmoid(clip(beta (f'(u_w) - f'(u_l)))), for the derivative as a function of rho = log(u)."""
 
-  def apply(table: stats.StatTable, batch: PreferenceBatch) -> Term:
-    base.require_pair(name, table)
-    reward = beta * derivative(table.log_ratio())
-    margin = jnp.clip(reward[:, 0] - reward[:, 1], -max_margin, max_margin)
-    loss = preference.expected(lambda m: -jax.nn.log_sigmoid(m), margin, jnp.asarray(batch.label))
-    return Term(loss, preference.reward_metrics(reward))
-
-  return base.Objective(preference.LOG_RATIO_NEEDS, apply)
+  return preference.of_reward(
+    name,
+    preference.LOG_RATIO_NEEDS,
+    lambda table, batch: beta * derivative(table.log_ratio()),
+    lambda margin: preference.logistic(jnp.clip(margin, -max_margin, max_margin)),
+  )
 
 
 def _alpha_derivative(alpha: float) -> Callable[[Array], Array]:

@@ -3,27 +3,11 @@
 Notation as in `preference`; |y| is the number of tokens of y, and rho_t(y) the log-ratio of its token t.
 """
 
-from collections.abc import Callable
-
-import jax
 import jax.numpy as jnp
 
 from alignjax import numerics, stats
 from alignjax.objectives import base, draws, preference
-from alignjax.types import Array, PreferenceBatch, Term
-
-
-def _of_reward(name: str, reward: Callable[[stats.StatTable, PreferenceBatch], Array]) -> base.Objective:
-  """The objective -log sigmoid(r(y_w) - r(y_l)) of a reward, [B, 2] from the table and the batch."""
-
-  def apply(table: stats.StatTable, batch: PreferenceBatch) -> Term:
-    base.require_pair(name, table)
-    rewards = reward(table, batch)
-    margin = rewards[:, 0] - rewards[:, 1]
-    loss = preference.expected(lambda m: -jax.nn.log_sigmoid(m), margin, jnp.asarray(batch.label))
-    return Term(loss, preference.reward_metrics(rewards))
-
-  return base.Objective(preference.LOG_RATIO_NEEDS, apply)
+from alignjax.types import Array, PreferenceBatch
 
 
 def _token_log_ratio(table: stats.StatTable) -> Array:
@@ -64,7 +48,7 @@ def r_dpo(beta: float = 0.1, alpha: float = 0.01) -> base.Objective:
     del batch
     return beta * table.log_ratio() + alpha * table.length.astype(jnp.float32)
 
-  return _of_reward('r_dpo', reward)
+  return preference.of_reward('r_dpo', preference.LOG_RATIO_NEEDS, reward)
 
 
 @base.factory
@@ -95,7 +79,7 @@ def dpo_norm(beta: float = 5.0) -> base.Objective:
     del batch
     return beta * (table.mean(stats.logp) - table.mean(stats.reference_logp))
 
-  return _of_reward('dpo_norm', reward)
+  return preference.of_reward('dpo_norm', preference.LOG_RATIO_NEEDS, reward)
 
 
 @base.factory
@@ -133,7 +117,7 @@ def ld_dpo(beta: float = 0.1, alpha: float = 0.5) -> base.Objective:
     weight = jnp.where(numerics.length_mask(shared, log_ratio.shape[-1]), 1.0, alpha)
     return beta * numerics.masked_sum(weight * log_ratio, table.mask)
 
-  return _of_reward('ld_dpo', reward)
+  return preference.of_reward('ld_dpo', preference.LOG_RATIO_NEEDS, reward)
 
 
 def sampled_tokens(batch: PreferenceBatch) -> Array:
@@ -182,4 +166,4 @@ def sampo(beta: float = 0.1) -> base.Objective:
   def reward(table: stats.StatTable, batch: PreferenceBatch) -> Array:
     return beta * numerics.masked_sum(_token_log_ratio(table), sampled_tokens(batch))
 
-  return _of_reward('sampo', reward)
+  return preference.of_reward('sampo', preference.LOG_RATIO_NEEDS, reward)

@@ -16,23 +16,11 @@ from alignjax.types import Array, PreferenceBatch, Term
 MIN_SCORE_GAP = 1e-6
 
 
-def _logistic(margin: Array) -> Array:
-  return -jax.nn.log_sigmoid(margin)
-
-
-def _of_two_log_ratios(name: str, beta: float, margin: Callable[[Array, Array], Array]) -> base.Objective:
-  """The objective of a margin(rho(y_w), rho(y_l)) in nats, in expectation over which response is preferred."""
-
-  def apply(table: stats.StatTable, batch: PreferenceBatch) -> Term:
-    base.require_pair(name, table)
-    log_ratio = table.log_ratio()
-    first, second = log_ratio[:, 0], log_ratio[:, 1]
-    label = jnp.asarray(batch.label)
-    as_given = _logistic(beta * margin(first, second))
-    swapped = _logistic(beta * margin(second, first))
-    return Term(label * as_given + (1.0 - label) * swapped, preference.reward_metrics(beta * log_ratio))
-
-  return base.Objective(preference.LOG_RATIO_NEEDS, apply)
+def _logistic_of(name: str, beta: float, margin: Callable[[Array, Array], Array]) -> base.Objective:
+  """The objective -log sigmoid(beta margin(rho(y_w), rho(y_l))), in expectation over which response is preferred."""
+  return preference.of_two_log_ratios(
+    name, beta, lambda chosen, rejected: preference.logistic(beta * margin(chosen, rejected))
+  )
 
 
 @base.factory
@@ -75,7 +63,7 @@ def odpo(beta: float = 0.1, alpha: float = 1.0) -> base.Objective:
     gap = score[:, 0] - score[:, 1]
     label = jnp.asarray(batch.label)
     as_given, swapped = (alpha * jnp.log(jnp.maximum(side, MIN_SCORE_GAP)) for side in (gap, -gap))
-    loss = label * _logistic(logit - as_given) + (1.0 - label) * _logistic(-logit - swapped)
+    loss = label * preference.logistic(logit - as_given) + (1.0 - label) * preference.logistic(-logit - swapped)
     metrics = {'offset': as_given, 'score_agreement': preference.accuracy(gap)}
     return Term(loss, {**preference.reward_metrics(beta * log_ratio), **jax.lax.stop_gradient(metrics)})
 
@@ -115,7 +103,7 @@ def mmpo(beta: float = 0.1, gamma: float = 1.0) -> base.Objective:
     score = base.require_score('mmpo', batch)
     log_ratio = table.log_ratio()
     target = jax.nn.sigmoid(gamma * (score[:, 0] - score[:, 1]))
-    loss = preference.expected(_logistic, beta * (log_ratio[:, 0] - log_ratio[:, 1]), target)
+    loss = preference.expected(preference.logistic, beta * (log_ratio[:, 0] - log_ratio[:, 1]), target)
     return Term(loss, {**preference.reward_metrics(beta * log_ratio), 'target': target})
 
   return base.Objective(preference.LOG_RATIO_NEEDS, apply)
@@ -146,7 +134,7 @@ def dpop(beta: float = 0.3, penalty: float = 50.0) -> base.Objective:
   """
   base.require(beta > 0, 'dpop', 'beta must be positive', beta)
   base.require(penalty >= 0, 'dpop', 'penalty must not be negative', penalty)
-  return _of_two_log_ratios('dpop', beta, lambda chosen, rejected: chosen - rejected - penalty * jax.nn.relu(-chosen))
+  return _logistic_of('dpop', beta, lambda chosen, rejected: chosen - rejected - penalty * jax.nn.relu(-chosen))
 
 
 @base.factory
@@ -176,7 +164,7 @@ def dpo_shift(beta: float = 0.1, shift: float = 0.75) -> base.Objective:
   """
   base.require(beta > 0, 'dpo_shift', 'beta must be positive', beta)
   base.require(0 < shift <= 1, 'dpo_shift', 'shift must lie in (0, 1]', shift)
-  return _of_two_log_ratios('dpo_shift', beta, lambda chosen, rejected: chosen - shift * rejected)
+  return _logistic_of('dpo_shift', beta, lambda chosen, rejected: chosen - shift * rejected)
 
 
 @base.factory
@@ -207,13 +195,11 @@ def h_dpo(beta: float = 0.1, alpha: float = 0.9) -> base.Objective:
   base.require(beta > 0, 'h_dpo', 'beta must be positive', beta)
   base.require(alpha > 0, 'h_dpo', 'alpha must be positive', alpha)
 
-  def apply(table: stats.StatTable, batch: PreferenceBatch) -> Term:
-    base.require_pair('h_dpo', table)
-    reward = beta * (alpha * table.sum(stats.logp) - table.sum(stats.reference_logp))
-    loss = preference.expected(_logistic, reward[:, 0] - reward[:, 1], jnp.asarray(batch.label))
-    return Term(loss, preference.reward_metrics(reward))
+  def reward(table: stats.StatTable, batch: PreferenceBatch) -> Array:
+    del batch
+    return beta * (alpha * table.sum(stats.logp) - table.sum(stats.reference_logp))
 
-  return base.Objective(preference.LOG_RATIO_NEEDS, apply)
+  return preference.of_reward('h_dpo', preference.LOG_RATIO_NEEDS, reward)
 
 
 @base.factory
@@ -245,7 +231,7 @@ def bpo(beta: float = 0.1, factor: float = 0.3) -> base.Objective:
   """
   base.require(beta > 0, 'bpo', 'beta must be positive', beta)
   base.require(factor > 0, 'bpo', 'factor must be positive', factor)
-  return _of_two_log_ratios('bpo', beta, lambda chosen, rejected: jnp.minimum(chosen, -factor * rejected))
+  return _logistic_of('bpo', beta, lambda chosen, rejected: jnp.minimum(chosen, -factor * rejected))
 
 
 @base.factory
@@ -270,4 +256,4 @@ def minor_dpo(beta: float = 0.1) -> base.Objective:
     Xie et al. 2024, Minor DPO reject penalty to increase training robustness, https://arxiv.org/abs/2408.09834.
   """
   base.require(beta > 0, 'minor_dpo', 'beta must be positive', beta)
-  return _of_two_log_ratios('minor_dpo', beta, lambda chosen, rejected: chosen - jax.nn.relu(rejected))
+  return _logistic_of('minor_dpo', beta, lambda chosen, rejected: chosen - jax.nn.relu(rejected))

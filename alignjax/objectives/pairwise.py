@@ -18,7 +18,7 @@ MAX_EXPONENT = 30.0  # exp(30) = 1e13: the square of a gradient of this size is 
 
 @base.factory
 def dpo(beta: float = 0.1, label_smoothing: float = 0.0) -> base.Objective:
-  """Direct preference optimisation, -log sigmoid(beta h); with label smoothing, conservative DPO.
+  """Direct preference optimisation; with label smoothing, conservative DPO.
 
   loss = -(1 - e) log sigmoid(beta h) - e log sigmoid(-beta h),   e = label_smoothing
 
@@ -47,7 +47,9 @@ def dpo(beta: float = 0.1, label_smoothing: float = 0.0) -> base.Objective:
 
 @base.factory
 def ipo(tau: float = 0.1) -> base.Objective:
-  """Identity preference optimisation, (h - 1 / (2 tau))^2.
+  """Identity preference optimisation, a regression of the margin to a finite target.
+
+  loss = (h - 1 / (2 tau))^2
 
   h is made of log-probabilities summed over tokens, as in the paper; several trainers average them over tokens instead.
 
@@ -61,7 +63,7 @@ def ipo(tau: float = 0.1) -> base.Objective:
     ValueError: for tau <= 0.
 
   Defaults:
-    tau within the range {0.01, 0.1, 0.5, 1} of SimPO's comparison (2405.14734, table 7).
+    tau within the range {0.01, 0.1, 0.5, 1} that SimPO's comparison (2405.14734) searches.
 
   References:
     Azar et al. 2023, A General Theoretical Paradigm to Understand Learning from Human Preferences,
@@ -73,7 +75,9 @@ def ipo(tau: float = 0.1) -> base.Objective:
 
 @base.factory
 def hinge(beta: float = 0.1) -> base.Objective:
-  """Hinge loss on the log-ratio margin, max(0, 1 - beta h).
+  """Hinge loss on the log-ratio margin.
+
+  loss = max(0, 1 - beta h)
 
   Args:
     beta: inverse of the margin, in nats, beyond which a pair no longer counts; > 0.

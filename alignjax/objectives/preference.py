@@ -41,6 +41,41 @@ def accuracy(margin: Array) -> Array:
   return 0.5 * (1.0 + jnp.sign(margin))
 
 
+def logistic(margin: Array) -> Array:
+  """-log sigmoid(margin): how surprising a preference is under the Bradley-Terry model, nats."""
+  return -jax.nn.log_sigmoid(margin)
+
+
+def of_reward(
+  name: str,
+  needs: frozenset[stats.TokenStat],
+  reward: Callable[[stats.StatTable, PreferenceBatch], Array],
+  loss: Callable[[Array], Array] = logistic,
+) -> base.Objective:
+  """The objective E_q[f(r(y_w) - r(y_l))] of a reward, [B, 2] from the table and the batch."""
+
+  def apply(table: stats.StatTable, batch: PreferenceBatch) -> Term:
+    base.require_pair(name, table)
+    rewards = reward(table, batch)
+    margin = rewards[:, 0] - rewards[:, 1]
+    return Term(expected(loss, margin, jnp.asarray(batch.label)), reward_metrics(rewards))
+
+  return base.Objective(needs, apply)
+
+
+def of_two_log_ratios(name: str, beta: float, loss: Callable[[Array, Array], Array]) -> base.Objective:
+  """The objective E_q[L(rho(y_w), rho(y_l))] of a loss that is no function of the margin, with reward beta * rho(y)."""
+
+  def apply(table: stats.StatTable, batch: PreferenceBatch) -> Term:
+    base.require_pair(name, table)
+    log_ratio, label = table.log_ratio(), jnp.asarray(batch.label)
+    first, second = log_ratio[:, 0], log_ratio[:, 1]
+    total = label * loss(first, second) + (1.0 - label) * loss(second, first)
+    return Term(total, reward_metrics(beta * log_ratio))
+
+  return base.Objective(LOG_RATIO_NEEDS, apply)
+
+
 def of_log_ratio(name: str, beta: float, loss: Callable[[Array], Array], smoothing: float = 0.0) -> base.Objective:
   """The objective E_q[f(h)] of the log-ratio margin h, with implicit reward beta * rho(y)."""
 

@@ -70,7 +70,7 @@ def simpo(beta: float = 2.0, gamma: float = 1.0) -> base.Objective:
   """
   base.require(beta > 0, 'simpo', 'beta must be positive', beta)
   base.require(gamma >= 0, 'simpo', 'gamma must not be negative', gamma)
-  return _of_reward('simpo', lambda table: beta * _mean_logp(table), lambda margin: -jax.nn.log_sigmoid(margin - gamma))
+  return _of_reward('simpo', lambda table: beta * _mean_logp(table), lambda margin: preference.logistic(margin - gamma))
 
 
 @base.factory
@@ -111,7 +111,7 @@ def alpha_po(beta: float = 2.5, gamma: float = 0.1, alpha: float = 0.25) -> base
       return beta * mean
     return -beta * jnp.expm1(jnp.minimum(-alpha * mean, _LARGEST_EXPONENT)) / alpha
 
-  return _of_reward('alpha_po', reward, lambda margin: -jax.nn.log_sigmoid(margin - gamma))
+  return _of_reward('alpha_po', reward, lambda margin: preference.logistic(margin - gamma))
 
 
 @base.factory
@@ -190,7 +190,7 @@ def cpo(beta: float = 0.1, weight: float = 1.0) -> base.Objective:
   return _of_reward(
     'cpo',
     lambda table: beta * table.sum(stats.logp),
-    lambda margin: -jax.nn.log_sigmoid(margin),
+    preference.logistic,
     lambda table: weight * table.sum(stats.logp),
   )
 
@@ -225,7 +225,7 @@ def orpo(weight: float = 0.1) -> base.Objective:
     mean = jnp.minimum(_mean_logp(table), _LARGEST_MEAN_LOGP)
     return mean - numerics.log1mexp(mean)
 
-  return _of_reward('orpo', log_odds, lambda margin: -weight * jax.nn.log_sigmoid(margin), _mean_logp)
+  return _of_reward('orpo', log_odds, lambda margin: weight * preference.logistic(margin), _mean_logp)
 
 
 @base.factory

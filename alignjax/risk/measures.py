@@ -94,7 +94,9 @@ def _mean(values: Array, log_probs: Array) -> _Evaluation:
 
 
 def expectation() -> RiskMeasure:
-  """The mean, sum_v p_v d_v: the measure of one who is neutral to risk.
+  """The mean: the measure of one who is neutral to risk.
+
+  value = sum_v p_v d_v
 
   Returns:
     A measure; its gradient in the values is p.
@@ -105,8 +107,8 @@ def expectation() -> RiskMeasure:
 def cvar(level: float, tail: str = 'upper') -> RiskMeasure:
   """Conditional value at risk: the mean of the worst `level` of the probability mass.
 
-  upper:  min_eta eta + E[(d - eta)^+] / level  =  max { sum_v w_v d_v : 0 <= w <= p / level, sum_v w_v = 1 }
-  lower:  the mean of the lowest `level` of the mass, -upper(-d) = (1 / level) int_0^level F^-1(u) du
+  value = min_eta eta + E[(d - eta)^+] / level = max { sum_v w_v d_v : 0 <= w <= p / level, sum_v w_v = 1 }
+  lower:  the mean of the lowest `level` of the mass, -value(-d) = (1 / level) int_0^level F^-1(u) du
 
   The dual weights are w* = p / level above the quantile, 0 below it, and at the quantile itself what is left, shared
   in proportion to p. The quantile is found by bisection: no sort, and for a vocabulary that is split over devices one
@@ -117,7 +119,7 @@ def cvar(level: float, tail: str = 'upper') -> RiskMeasure:
     tail: 'upper' for a cost, 'lower' for a reward.
 
   Returns:
-    A measure; its gradient in the values is w*.
+    A measure; its gradient in the values is w*: p / level above the quantile, 0 below it, what is left at it.
 
   Raises:
     ValueError: for a level outside (0, 1] or an unknown tail.
@@ -147,6 +149,7 @@ def _upper_cvar(values: Array, log_probs: Array, level: float) -> _Evaluation:
   return _Evaluation(jnp.sum(weights * values, axis=-1), weights, excess)
 
 
+@jax.jit  # so that the loop is not compiled anew by every call outside of a jitted function
 def _quantile_bracket(values: Array, probs: Array, tail_mass: Array) -> tuple[Array, Array]:
   """Two values [...] around the quantile: no more than `tail_mass` lies above the second, but at or above the first."""
 
@@ -160,7 +163,9 @@ def _quantile_bracket(values: Array, probs: Array, tail_mass: Array) -> tuple[Ar
 
 
 def entropic(kappa: float) -> RiskMeasure:
-  """The entropic risk measure, (1 / kappa) log E[exp(kappa d)].
+  """The entropic risk measure.
+
+  value = (1 / kappa) log E[exp(kappa d)]
 
   Of a drift d = log p - log q it is the Renyi divergence of order 1 + kappa of p from q. For small kappa it is
   E[d] + (kappa / 2) Var[d]; kappa = 0 is the expectation; for kappa -> infinity it is the largest value.
@@ -204,6 +209,8 @@ def _entropic(values: Array, log_probs: Array, kappa: float) -> _Evaluation:
 def worst_case(tail: str = 'upper') -> RiskMeasure:
   """The largest value that has positive probability (or, of the lower tail, the smallest).
 
+  value = max { d_v : p_v > 0 }
+
   Args:
     tail: 'upper' for a cost, 'lower' for a reward.
 
@@ -225,7 +232,9 @@ def _maximum(values: Array, log_probs: Array) -> _Evaluation:
 
 
 def mean_semideviation(weight: float) -> RiskMeasure:
-  """The mean and a share of the mean excess over it, E[d] + weight E[(d - E[d])^+].
+  """The mean and a share of the mean excess over it.
+
+  value = E[d] + weight E[(d - E[d])^+]
 
   Args:
     weight: in [0, 1], for beyond 1 the measure is not monotone; 0 is the expectation.

@@ -26,6 +26,7 @@ def make_pairs(count=30, *, responses=2, score=False, seed=0):
       label=float(draw.random()),
       weight=float(1 + draw.random()),
       score=draw.normal(size=responses).tolist() if score else None,
+      behaviour_logp=(-draw.exponential(size=responses)).tolist() if score else None,
       path='train.jsonl',
       line=i + 1,
     )
@@ -76,6 +77,7 @@ def test_every_example_comes_once_and_whole(responses, score, shuffle):
       assert (data.score is None) == (pair.score is None)
       if score:
         np.testing.assert_array_equal(data.score[row], pair.score)
+        np.testing.assert_array_equal(data.behaviour_logp[row], pair.behaviour_logp)
   assert sorted(seen) == list(range(len(pairs)))
 
 
@@ -107,9 +109,10 @@ def test_shapes_and_types():
     'label': ((BATCH,), np.float32),
     'weight': ((BATCH,), np.float32),
     'score': ((BATCH, 3), np.float32),
+    'behaviour_logp': ((BATCH, 3), np.float32),
   }
   assert {name: (getattr(data, name).shape, getattr(data, name).dtype) for name in expected} == expected
-  assert data.behaviour_logp is None
+  assert not data.cached
   assert data.cached == {}
 
 

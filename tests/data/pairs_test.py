@@ -38,8 +38,9 @@ def rows(count=6, responses=2, seed=0, score=False):
 
   for i in range(count):
     scores = draw.normal(size=responses).tolist() if score else None
+    written = (-draw.exponential(size=responses)).tolist() if score else None
     yield pairs_lib.TokenPair(
-      ids(), [ids() for _ in range(responses)], draw.random(), 1 + i, scores, f'{i % 2}.jsonl', i
+      ids(), [ids() for _ in range(responses)], draw.random(), 1 + i, scores, written, f'{i % 2}.jsonl', i
     )
 
 
@@ -59,6 +60,7 @@ def test_packed_rows_come_back(responses, score):
     assert (got.score is None) == (row.score is None)
     if score:
       np.testing.assert_array_equal(got.score, np.float32(row.score))
+      np.testing.assert_array_equal(got.behaviour_logp, np.float32(row.behaviour_logp))
     assert (got.path, got.line) == (row.path, row.line)
     assert packed.origin(i) == f'{row.path}:{row.line}'
     assert packed.prompt_length[i] == len(row.prompt)
@@ -111,8 +113,9 @@ def test_fingerprint_is_of_contents_only():
       [pairs_lib.TokenPair([3], [[3], [4]]), pairs_lib.TokenPair([3], [[3]])],
       r'different numbers of responses \[1, 2\]',
     ),
-    ([pairs_lib.TokenPair([3], [[3], [4]], score=[1.0])], '1 scores for 2 responses'),
+    ([pairs_lib.TokenPair([3], [[3], [4]], score=[1.0])], '1 values of score for 2 responses'),
     ([pairs_lib.TokenPair([3], [[3]], score=[1.0]), pairs_lib.TokenPair([3], [[3]])], 'some have none'),
+    ([pairs_lib.TokenPair([3], [[3]], behaviour_logp=[-1.0, -2.0])], '2 values of behaviour_logp for 1 responses'),
   ],
 )
 def test_rows_that_do_not_fit_together_are_refused(bad, message):
@@ -206,6 +209,13 @@ def test_notes_on_kept_pairs(tokenizer, tmp_path):
   tokenizer = tokenization.Tokenizer.load(variants.byte_level(tmp_path / 'bare', template=bare))
   packed = tokenize([pair([{'role': 'user', 'content': 'Hi:'}], ' Yes', ' No'), pair()], tokenizer)
   assert {reason: tally.count for reason, tally in packed.report.noted.items()} == {'end_token_added': 1}
+
+
+def test_a_cut_response_has_no_behaviour_log_probability(tokenizer):
+  logged = pair(chosen=' was good' * 40, behaviour_logp=(-1.0, -2.0))
+  packed = tokenize([logged, pair(behaviour_logp=(-3.0, -4.0))], tokenizer, truncate_response=True)
+  assert {reason: tally.count for reason, tally in packed.report.dropped.items()} == {'behaviour_logp_truncated': 1}
+  np.testing.assert_array_equal(packed.behaviour_logp, [[-3.0, -4.0]])
 
 
 def test_read_and_tokenised_rows_share_one_report(tokenizer, tmp_path):

@@ -36,7 +36,7 @@ def read(path, **options):
 def test_plain_row(tmp_path, name):
   path = write(tmp_path, GOOD | {'label': 0.25, 'weight': 2, 'score': [1, -0.5]}, name=name)
   (pair,), report = read(path)
-  assert pair == sources.Pair('Once', (' upon', ' a'), 0.25, 2.0, (1.0, -0.5), str(path), 1)
+  assert pair == sources.Pair('Once', (' upon', ' a'), 0.25, 2.0, (1.0, -0.5), path=str(path), line=1)
   assert pair.origin == f'{path}:1'
   assert (report.read, report.kept) == (1, 1)
 
@@ -206,6 +206,18 @@ def test_skip_counts_by_reason_and_keeps_the_first_examples(tmp_path):
   assert "field 'label': 1.5" in report.dropped['out_of_range'].examples[0]
   assert f'{report.read} rows read, 1 kept, {report.read - 1} dropped' in str(report)
   assert all(reason in str(report) for reason in report.dropped)
+
+
+def test_behaviour_log_probabilities_come_through_and_must_not_be_positive(tmp_path):
+  logged = GOOD | {'behaviour_logp': [-1.5, 0]}
+  (pair,), _ = read(write(tmp_path, logged))
+  assert pair.behaviour_logp == (-1.5, 0.0)
+  with pytest.raises(
+    sources.DataError, match=r"field 'behaviour_logp\[1\]': 0.5 is out of range; it must be at most 0"
+  ):
+    read(write(tmp_path, GOOD | {'behaviour_logp': [-1.5, 0.5]}))
+  with pytest.raises(sources.DataError, match=r":2: field 'behaviour_logp': this row's is missing"):
+    read(write(tmp_path, logged, GOOD))
 
 
 def test_score_must_be_in_every_row_or_in_none(tmp_path):
