@@ -13,6 +13,7 @@ arguments, by the compiler's own account. The first row has `dpo` against itself
 import dataclasses
 import random
 import statistics
+import sys
 import time
 
 from absl import app, flags, logging
@@ -108,7 +109,7 @@ def compare(vocabulary: int, names: list[str]) -> None:
   contenders = {}
   for name in names:
     contenders[name] = Contender(name, model, params, reference, batch)
-    logging.info('compiled %s', name)
+    print(f'compiled {name}', file=sys.stderr, flush=True)
   ratios, shuffle, order = {name: [] for name in contenders}, random.Random(0), list(contenders)
   for _ in range(_ROUNDS.value + 1):
     shuffle.shuffle(order)
@@ -125,6 +126,7 @@ def compare(vocabulary: int, names: list[str]) -> None:
 
 
 def main(_):
+  logging.set_verbosity(logging.WARNING)
   names = list(USUAL)
   if _OBJECTIVES.value:
     names = _OBJECTIVES.value

@@ -169,8 +169,9 @@ class _Parser:
       raise self.error(str(error), node) from error
 
   def unknown(self, name: str, node: ast.AST) -> ExpressionError:
-    close = difflib.get_close_matches(name, list(self.factories), n=1, cutoff=0.5)
-    hint = f'; did you mean {close[0]!r}? It is {_signature(close[0], self.factories[close[0]])}' if close else ''
+    close = difflib.get_close_matches(name, list(self.factories), n=2, cutoff=0.5)
+    known = ' or '.join(_signature(found, self.factories[found]) for found in close)
+    hint = f'; did you mean {known}?' if close else ''
     return self.error(f'unknown name {name!r}{hint}', node)
 
   def error(self, reason: str, node: ast.AST | None = None, column: int = 0) -> ExpressionError:

@@ -13,11 +13,23 @@ os.environ['XLA_FLAGS'] = ' '.join(
 os.environ['JAX_PLATFORMS'] = 'cpu'
 
 import jax
+import pytest
 
 from alignjax import objectives, risk, stats
 from tests.oracles import tally
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+
+def pytest_sessionfinish(session):
+  """In a worker of pytest-xdist: hands over what it has recorded."""
+  if hasattr(session.config, 'workeroutput'):
+    session.config.workeroutput['tally'] = tally.recorded()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+  tally.merge(getattr(node, 'workeroutput', {}).get('tally', {}))
 
 
 def pytest_terminal_summary(terminalreporter):

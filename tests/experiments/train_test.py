@@ -254,7 +254,7 @@ def test_two_processes_do_what_one_does(folder, whole, environment, tmp_path):
 @pytest.mark.parametrize(
   ('overrides', 'says'),
   [
-    ({'objective': 'dop()'}, ["unknown name 'dop'; did you mean 'dpo'?", '  dop()\n  ^^^', 'sft']),
+    ({'objective': 'dop()'}, ["unknown name 'dop'; did you mean dpop(", '  dop()\n  ^^^', 'sft']),
     ({'data': ()}, ['config.data is missing: give --data=...']),
     ({'data': ('nowhere.jsonl',)}, ['nowhere.jsonl']),
     ({'model': 'nowhere'}, ['nowhere']),

