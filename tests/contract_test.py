@@ -5,6 +5,8 @@ An objective that is added to `alignjax.objectives.OBJECTIVES` needs a case in `
 """
 
 import dataclasses
+import inspect
+import math
 import re
 
 import chex
@@ -194,3 +196,36 @@ def test_missing_reference_is_named(case):
       evaluate(objective, policy, None, batch)
   else:
     assert np.all(np.isfinite(evaluate(objective, policy, None, batch).loss))
+
+
+@pytest.mark.parametrize('responses', [1, 2, 3])
+@pytest.mark.parametrize('scored', [True, False], ids=['scored', 'unscored'])
+def test_a_batch_is_taken_or_refused_by_name_when_it_is_traced(case, responses, scored):
+  _, objective, *_ = case
+  batch = fixtures.preference_batch(seed=4, prompts=2, responses=responses)
+  batch = batch if scored else dataclasses.replace(batch, score=None)
+  values = jax.ShapeDtypeStruct(batch.response.shape, jnp.float32)
+  table = stats.StatTable({stat.name: values for stat in objective.needs}, batch.response_length)
+  refusal = ''
+  try:
+    assert jax.eval_shape(objective.apply, table, batch).loss.shape == (2,)
+  except ValueError as error:
+    refusal = str(error)
+  if refusal:
+    assert re.match(r'\w+', refusal)[0] in re.findall(r'(\w+)\(', objective.name)
+    assert 'N = ' in refusal or 'batch.score' in refusal
+
+
+def hyper_parameters():
+  for name, build in objectives.OBJECTIVES.items():
+    for parameter in inspect.signature(build).parameters.values():
+      if isinstance(parameter.default, int | float) and not isinstance(parameter.default, bool):
+        yield pytest.param(name, parameter.name, id=f'{name}({parameter.name}=nan)')
+
+
+@pytest.mark.parametrize(('name', 'parameter'), list(hyper_parameters()))
+def test_a_hyper_parameter_that_is_no_number_is_refused_by_name(name, parameter):
+  build = objectives.OBJECTIVES[name]
+  inner = [objectives.dpo()] if next(iter(inspect.signature(build).parameters)) == 'objective' else []
+  with pytest.raises(ValueError, match=rf'{name}: '):
+    build(*inner, **{parameter: math.nan})
