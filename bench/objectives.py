@@ -6,8 +6,9 @@
 
 The model has the shape of SmolLM2-135M. All steps are compiled first. Then a round runs every step once, right after a
 `dpo` step of its own, in an order that changes from round to round: a machine that is slow for a while is so for both.
-A ratio is the median over rounds, with its quartiles; `temporaries` is what the compiled program needs beyond its
-arguments, by the compiler's own account. The first row has `dpo` against itself, as a measure of the noise.
+A ratio is the median over rounds, with its quartiles. `operations` and `temporaries`, what the compiled program needs
+beyond its arguments, are the compiler's own account, without noise; it counts the body of a loop once. The first row has
+`dpo` against itself, as a measure of the noise.
 """
 
 import dataclasses
@@ -23,10 +24,11 @@ import numpy as np
 import optax
 
 from alignjax import objectives
+from alignjax.models import base as models
 from alignjax.models import transformer
 from alignjax.training import state as state_lib
 from alignjax.training import step as step_lib
-from alignjax.types import PreferenceBatch
+from alignjax.types import Params, PreferenceBatch
 from bench import shapes
 from experiments import expressions, xla_flags
 
@@ -40,9 +42,10 @@ _PROMPTS = flags.DEFINE_integer('prompts', 2, 'Prompts in the batch.')
 _PROMPT = flags.DEFINE_integer('prompt', 64, 'Tokens of a prompt.')
 _RESPONSE = flags.DEFINE_integer('response', 64, 'Tokens of a response.')
 _CHUNK = flags.DEFINE_integer('chunk', 256, 'Response tokens whose logits exist at once.')
-_ROUNDS = flags.DEFINE_integer('rounds', 7, 'Rounds, after one to warm up.')
+_ROUNDS = flags.DEFINE_integer('rounds', 7, 'Rounds, after one to warm up.', lower_bound=2)
 _COMPUTE_DTYPE = flags.DEFINE_enum('compute_dtype', 'float32', ['float32', 'bfloat16'], 'Of the trunk.')
 
+TX = optax.sgd(1e-6)
 USUAL = (
   'dpo()',  # once more: the noise
   'ipo()',
@@ -75,25 +78,34 @@ def batch_of(vocabulary: int) -> PreferenceBatch:
 class Contender:
   """The compiled training step of one objective."""
 
-  def __init__(self, expression: str, model, params, reference, batch: PreferenceBatch):
-    objective, tx = expressions.parse_objective(expression), optax.sgd(1e-6)
+  def __init__(self, expression: str, model: models.LanguageModel, bench: 'Bench'):
+    objective, self.bench = expressions.parse_objective(expression), bench
     self.couples_rows = objective.couples_rows
-    self.inputs = (
-      state_lib.TrainState.create(params, tx, jax.random.key(0), objective.memory.initial),
-      state_lib.Frozen(reference),
-      batch,
-    )
-    step = step_lib.build_train_step(model, objective, tx, chunk=_CHUNK.value)
-    self.program = jax.jit(step).lower(*self.inputs).compile()
+    self.memory = {name: jnp.asarray(value, jnp.float32) for name, value in objective.memory.initial.items()}
+    step = step_lib.build_train_step(model, objective, TX, chunk=_CHUNK.value)
+    state = dataclasses.replace(bench.state, memory=self.memory)
+    # Donated, as in training: else new parameters, and much scratch space with them, would have arrays of their own.
+    self.program = jax.jit(step, donate_argnums=0).lower(state, bench.frozen, bench.batch).compile()
     self.temporaries = self.program.memory_analysis().temp_size_in_bytes
-    self.seconds: list[float] = []
+    self.operations = self.program.cost_analysis()['flops']
 
   def run(self) -> float:
-    """Seconds of one step."""
+    """Seconds of one step, which all contenders take in turn from one state."""
+    state = dataclasses.replace(self.bench.state, memory=self.memory)
     start = time.perf_counter()
-    jax.block_until_ready(self.program(*self.inputs))
-    self.seconds.append(time.perf_counter() - start)
-    return self.seconds[-1]
+    state, _ = jax.block_until_ready(self.program(state, self.bench.frozen, self.bench.batch))
+    seconds = time.perf_counter() - start
+    self.memory, self.bench.state = state.memory, dataclasses.replace(state, memory={})
+    return seconds
+
+
+class Bench:
+  """What the contenders share: one state, one reference, one batch."""
+
+  def __init__(self, params: Params, batch: PreferenceBatch):
+    reference = jax.tree.map(lambda x: x + 1e-3 * jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape), params)
+    self.state = state_lib.TrainState.create(params, TX, jax.random.key(0))
+    self.frozen, self.batch = state_lib.Frozen(reference), batch
 
 
 def compare(vocabulary: int, names: list[str]) -> None:
@@ -101,28 +113,28 @@ def compare(vocabulary: int, names: list[str]) -> None:
     shapes.SMOLLM2_135M, vocab_size=vocabulary, layers=_LAYERS.value, compute_dtype=_COMPUTE_DTYPE.value
   )
   model = transformer.build(config)
-  params = model.init(jax.random.key(0))
-  reference = jax.tree.map(lambda x: x + 1e-3 * jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape), params)
-  batch = batch_of(vocabulary)
-  base = Contender('dpo()', model, params, reference, batch)
+  bench = Bench(model.init(jax.random.key(0)), batch_of(vocabulary))
+  base = Contender('dpo()', model, bench)
   print(f'\nV = {vocabulary:,}: dpo() has {base.temporaries / 2**20:.0f} MiB of temporaries', flush=True)
   contenders = {}
   for name in names:
-    contenders[name] = Contender(name, model, params, reference, batch)
+    contenders[name] = Contender(name, model, bench)
     print(f'compiled {name}', file=sys.stderr, flush=True)
-  ratios, shuffle, order = {name: [] for name in contenders}, random.Random(0), list(contenders)
+  ratios, seconds, shuffle, order = {name: [] for name in contenders}, [], random.Random(0), list(contenders)
   for _ in range(_ROUNDS.value + 1):
     shuffle.shuffle(order)
     for name in order:
-      seconds = base.run()
-      ratios[name].append(contenders[name].run() / seconds)
-  print(f'dpo(): {statistics.median(base.seconds[1:]):.2f} s a step, {_ROUNDS.value} rounds')
-  print('| objective | time / dpo | quartiles | temporaries / dpo | couples rows |\n|---|---|---|---|---|')
+      seconds.append(base.run())
+      ratios[name].append(contenders[name].run() / seconds[-1])
+  print(f'dpo(): {statistics.median(seconds):.2f} s a step, {_ROUNDS.value} rounds')
+  print('| objective | time / dpo | quartiles | operations / dpo | temporaries / dpo | couples rows |')
+  print('|---|---|---|---|---|---|')
   for name, contender in contenders.items():
     low, middle, high = statistics.quantiles(ratios[name][1:], n=4)  # the first round warms up
-    memory = contender.temporaries / base.temporaries
+    memory, operations = contender.temporaries / base.temporaries, contender.operations / base.operations
     couples = 'yes' if contender.couples_rows else ''
-    print(f'| `{name}` | {middle:.3f} | {low:.3f} to {high:.3f} | {memory:.3f} | {couples} |', flush=True)
+    times = f'{middle:.3f} | {low:.3f} to {high:.3f}'
+    print(f'| `{name}` | {times} | {operations:.3f} | {memory:.3f} | {couples} |', flush=True)
 
 
 def main(_):
