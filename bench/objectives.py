@@ -7,8 +7,8 @@
 The model has the shape of SmolLM2-135M. All steps are compiled first. Then a round runs every step once, right after a
 `dpo` step of its own, in an order that changes from round to round: a machine that is slow for a while is so for both.
 A ratio is the median over rounds, with its quartiles. `operations` and `temporaries`, what the compiled program needs
-beyond its arguments, are the compiler's own account, without noise; it counts the body of a loop once. The first row has
-`dpo` against itself, as a measure of the noise.
+beyond its arguments, are the compiler's own account, without noise; it counts the body of a loop once. The first row
+has `dpo` against itself, as a measure of the noise.
 """
 
 import dataclasses
