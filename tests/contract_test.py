@@ -50,21 +50,15 @@ def total(objective, policy, reference, batch):
 
 FIRST = list({case.expression.split('(')[0]: case for case in reversed(cases.CASES)}.values())  # of each objective
 COUPLED = [case for case in cases.CASES if expressions.parse_objective(case.expression).couples_rows]
-FEWER = FIRST + [case for case in COUPLED if case not in FIRST]
+# For properties that take long to compile, and depend on hyper-parameters only where these couple rows.
+ON_FEWER = pytest.mark.parametrize(
+  'case', FIRST + [case for case in COUPLED if case not in FIRST], indirect=True, ids=lambda case: case.expression
+)
 
 
 @pytest.fixture(scope='module', params=cases.CASES, ids=lambda case: case.expression)
 def case(request):
-  return built(request.param)
-
-
-@pytest.fixture(scope='module', params=FEWER, ids=lambda case: case.expression)
-def one_of_fewer(request):
-  """For properties that take long to compile, and depend on hyper-parameters only where these couple rows."""
-  return built(request.param)
-
-
-def built(known):
+  known = request.param
   batch = fixtures.preference_batch(seed=3, responses=known.responses)
   return (
     known,
@@ -127,8 +121,9 @@ def test_permuting_prompts_permutes_losses(case):
   )
 
 
-def test_weight_zero_is_deletion(one_of_fewer):
-  _, objective, batch, policy, reference = one_of_fewer
+@ON_FEWER
+def test_weight_zero_is_deletion(case):
+  _, objective, batch, policy, reference = case
   keep = jnp.asarray([1, 0, 1, 1, 0, 1], jnp.float32)
   masked = dataclasses.replace(batch, weight=batch.weight * keep)
   deleted = jax.tree.map(lambda x: x[np.asarray(keep) > 0], (policy, reference, batch))
@@ -154,8 +149,9 @@ def test_metrics_carry_no_gradient(case):
   assert not np.any(jax.grad(metrics)(policy))
 
 
-def test_eager_jit_vmap_pmap_agree(one_of_fewer):
-  _, objective, batch, policy, reference = one_of_fewer
+@ON_FEWER
+def test_eager_jit_vmap_pmap_agree(case):
+  _, objective, batch, policy, reference = case
 
   def loss(policy: jax.Array, reference: jax.Array, batch: PreferenceBatch) -> jax.Array:
     return evaluate(objective, policy, reference, batch).loss
