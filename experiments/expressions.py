@@ -5,7 +5,8 @@
 Arguments are literals, other objectives and risk measures: ra_dpo(risk=cvar(0.97)), importance_weighted(dpo()).
 
 A small parser admits the names that `alignjax.objectives` and `alignjax.risk` export, literals, `+` and `*`, and
-nothing else. Nothing is ever evaluated as Python, so an expression from a stranger is harmless.
+nothing else. Nothing is ever evaluated as Python, so an expression from a stranger is harmless. `parse` reads other
+values in the same way, such as merge methods: ties(density=0.5).
 """
 
 import ast
@@ -38,15 +39,23 @@ def parse_objective(text: str) -> objectives.Objective:
   Raises:
     ExpressionError: for anything else. The message shows where, says why and lists the known objectives.
   """
-  return _Parser(text, {**objectives.OBJECTIVES, **risk.MEASURES}).objective()
+  known = {'objectives': objectives.OBJECTIVES, 'risk measures': risk.MEASURES}
+  return parse(text, objectives.Objective, 'an objective', known)
 
 
-def describe_names() -> str:
-  """The names that an expression may use."""
-  kinds = (('objectives', objectives.OBJECTIVES), ('risk measures', risk.MEASURES))
-  return '\n'.join(
-    textwrap.fill(f'Known {kind}: {", ".join(sorted(names))}', 110, subsequent_indent='  ') for kind, names in kinds
-  )
+def parse[T](text: str, kind: type[T], noun: str, known: Mapping[str, Mapping[str, Callable[..., Any]]]) -> T:
+  """Reads a value from its expression: calls of known factories, with literals and such calls as arguments.
+
+  Args:
+    text: the expression, such as `'ties(density=0.5)'`.
+    kind: of the value that is wanted.
+    noun: what messages call such a value: 'an objective'.
+    known: the factories by name, by what messages call a group of them: {'objectives': OBJECTIVES}.
+
+  Raises:
+    ExpressionError: for anything else. The message shows where, says why and lists the known names.
+  """
+  return _Parser(text, kind, noun, known).parse()
 
 
 def _signature(name: str, factory: Callable[..., Any]) -> str:
@@ -61,14 +70,15 @@ def _is_number(value: Any) -> bool:
 class _Parser:
   """Walks the syntax tree of one expression: the value of each node, or an ExpressionError that points at it."""
 
-  def __init__(self, text: str, factories: Mapping[str, Callable[..., Any]]):
+  def __init__(self, text: str, kind: type, noun: str, known: Mapping[str, Mapping[str, Callable[..., Any]]]):
     if not isinstance(text, str):
-      raise ExpressionError(f'an objective is given as text, such as "dpo(beta=0.1)", not as {type(text).__name__}')
+      raise ExpressionError(f'{noun} is given as text, not as {type(text).__name__}')
     # One line, so that the caret can stand under it; a lone surrogate becomes a '?', which the syntax then refuses.
     self.text = re.sub(r'\s', ' ', text.strip()).encode('utf-8', 'replace').decode()
-    self.factories = factories
+    self.kind, self.noun, self.known = kind, noun, known
+    self.factories = {name: factory for group in known.values() for name, factory in group.items()}
 
-  def objective(self) -> objectives.Objective:
+  def parse(self) -> Any:
     if not self.text:
       raise self.error('the expression is empty')
     if len(self.text) > MAX_LENGTH:
@@ -82,8 +92,8 @@ class _Parser:
       raise self.error(f'this is not an expression: {error.msg}', column=max((error.offset or 1) - 1, 0)) from None
     except (RecursionError, MemoryError):
       raise ExpressionError('the expression is nested too deeply') from None
-    if not isinstance(value, objectives.Objective):
-      raise self.error(f'this is {_describe(value)}, not an objective', tree)
+    if not isinstance(value, self.kind):
+      raise self.error(f'this is {_describe(value)}, not {self.noun}', tree)
     return value
 
   def visit(self, node: ast.AST) -> Any:
@@ -91,7 +101,7 @@ class _Parser:
       return self.literal(node)
     if isinstance(node, ast.Call):
       return self.call(node)
-    if isinstance(node, ast.BinOp):
+    if isinstance(node, ast.BinOp) and self.kind is objectives.Objective:
       return self.operation(node)
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
       value = self.visit(node.operand)
@@ -102,7 +112,8 @@ class _Parser:
       if node.id in self.factories:
         raise self.error(f'{node.id} must be called: {_signature(node.id, self.factories[node.id])}', node)
       raise self.unknown(node.id, node)
-    raise self.error('only calls of known names, literals, + and * are understood', node)
+    operators = ', literals, + and *' if self.kind is objectives.Objective else ' and literals'
+    raise self.error(f'only calls of known names{operators} are understood', node)
 
   def literal(self, node: ast.Constant) -> Any:
     if type(node.value) not in _LITERALS:
@@ -181,7 +192,13 @@ class _Parser:
       column = len(line[: node.col_offset].decode())
       width = max(len(line[node.col_offset : node.end_col_offset].decode()), 1)
     caret = ' ' * column + '^' * min(width, max(len(self.text) - column, 1))
-    return ExpressionError(f'{reason}\n  {self.text}\n  {caret}\n{describe_names()}')
+    return ExpressionError(f'{reason}\n  {self.text}\n  {caret}\n{_describe_names(self.known)}')
+
+
+def _describe_names(known: Mapping[str, Mapping[str, Any]]) -> str:
+  """The names that an expression may use."""
+  lists = (f'Known {kind}: {", ".join(sorted(names))}' for kind, names in known.items())
+  return '\n'.join(textwrap.fill(line, 110, subsequent_indent='  ') for line in lists)
 
 
 def _as_float(value: float) -> float:

@@ -1,0 +1,220 @@
+"""What a merge method is, and how one runs over a tensor that may be too large to hold.
+
+A tensor is read in blocks of rows, as often as the method needs: first for its statistics (a threshold, a norm, an
+angle), which add up over blocks, then for the merged values, which need only their own rows. A tree of parameters is
+the case of one block for each leaf; a command that streams files gives many small ones. Both give the same values.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import dataclasses
+import functools
+import hashlib
+import inspect
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from alignjax.merging import settings as settings_lib
+from alignjax.merging import task_vectors
+from alignjax.types import Array, Params
+
+State = Mapping[str, Any]  # arrays by name: what a method knows of a tensor so far
+MAX_ENTRIES = 2**32  # statistics count entries in 32 bits
+
+
+class Block(NamedTuple):
+  """Consecutive rows of one tensor, in every model: arrays [rows, columns] of any floating type."""
+
+  base: Array | None
+  models: tuple[Array, ...]
+  row: Any = 0  # index of the first one, so that draws do not depend on how a tensor is cut
+
+  def deltas(self) -> Array:
+    """[models, rows, columns] float32: the task vectors."""
+    base = jnp.asarray(self.base, jnp.float32)
+    return jnp.stack([jnp.asarray(model, jnp.float32) - base for model in self.models])
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+  """One tensor of all models, to be read as often as needed.
+
+  Attributes:
+    name: it selects values of settings, and the draws of random methods.
+    rows: product of all axes but the last; 1 for a vector.
+    columns: the last axis.
+    blocks: reads all rows once, in order.
+  """
+
+  name: str
+  rows: int
+  columns: int
+  blocks: Callable[[], Iterable[Block]]
+
+  def __post_init__(self):
+    if not 0 < self.rows * self.columns < MAX_ENTRIES:
+      raise ValueError(f'tensor {self.name}: {self.rows} x {self.columns} entries cannot be merged')
+
+
+class Pass(NamedTuple):
+  """One reading of a tensor for a statistic."""
+
+  reduce: Callable[[Block, State], Any]  # a tree of arrays that add up over blocks
+  finish: Callable[[Any, State], State]  # from their sums
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """A rule that merges models.
+
+  Attributes:
+    name: an expression that builds it again.
+    start: what is known of a tensor before it is read, from its name, its size and its settings.
+    passes: readings for statistics, in order.
+    merge: from a block and the statistics to [rows, columns] float32.
+    needs_base: whether it works on differences to a base model.
+    takes_weights: whether models have weights.
+    settings: what may differ from tensor to tensor, by name.
+    verify: raises a ValueError for values that cannot be, from the name of a tensor and its settings.
+    fewest: models that it needs.
+    most: models that it can merge, or None.
+  """
+
+  name: str
+  start: Callable[[Tensor, Mapping[str, tuple[float, ...]]], State]
+  merge: Callable[[Block, State], Array]
+  passes: tuple[Pass, ...] = ()
+  needs_base: bool = True
+  takes_weights: bool = True
+  settings: Mapping[str, settings_lib.Setting] = dataclasses.field(default_factory=dict)
+  verify: Callable[[str, Mapping[str, tuple[float, ...]]], None] = lambda name, values: None
+  fewest: int = 1
+  most: int | None = None
+
+  def __str__(self) -> str:
+    return self.name
+
+  def check(self, names: Iterable[str], models: int, has_base: bool, weights: settings_lib.Given | None) -> None:
+    """Compares the method with what it is to merge.
+
+    Raises:
+      ValueError: too few or too many models, a base that is missing or not used, weights that are not used or cannot
+        be, or a pattern at fault.
+    """
+    wanted = f'{self.fewest}' if self.most == self.fewest else f'at least {self.fewest}'
+    if models < self.fewest or (self.most is not None and models > self.most):
+      raise ValueError(f'{self.name} merges {wanted} models, got {models}')
+    if has_base != self.needs_base:
+      problem = 'needs a base model' if self.needs_base else 'takes no base model; list it among the models instead'
+      raise ValueError(f'{self.name} {problem}')
+    if weights is not None and not self.takes_weights:
+      raise ValueError(f'{self.name} takes no weights')
+    names = list(names)
+    for setting in self._all_settings(weights).values():
+      setting.check(names, models)
+    for name in names:
+      self._resolve(name, models, weights)
+
+  def run(self, tensor: Tensor, models: int, weights: settings_lib.Given | None = None) -> Iterator[Array]:
+    """Yields the merged blocks of one tensor, [rows, columns] float32."""
+    state = self.start(tensor, self._resolve(tensor.name, models, weights))
+    for reading in self.passes:
+      # Waiting keeps blocks that are read from piling up before a busy device.
+      parts = (jax.block_until_ready(reading.reduce(block, state)) for block in tensor.blocks())
+      state = reading.finish(functools.reduce(functools.partial(jax.tree.map, jnp.add), parts), state)
+    for block in tensor.blocks():
+      yield self.merge(block, state)
+
+  def _all_settings(self, weights: settings_lib.Given | None) -> dict[str, settings_lib.Setting]:
+    if not self.takes_weights:
+      return dict(self.settings)
+    return {**self.settings, 'weight': settings_lib.setting('weights', 1.0 if weights is None else weights)}
+
+  def _resolve(self, name: str, models: int, weights: settings_lib.Given | None) -> dict[str, tuple[float, ...]]:
+    values = {key: setting.resolve(name, models) for key, setting in self._all_settings(weights).items()}
+    self.verify(name, values)
+    return values
+
+
+def factory[**P](build: Callable[P, Method]) -> Callable[P, Method]:
+  """Names what a factory builds by the expression that builds it: `ties(density=0.5, normalize=True, scale=1.0)`."""
+  signature = inspect.signature(build)
+
+  @functools.wraps(build)
+  def named(*args: P.args, **kwargs: P.kwargs) -> Method:
+    bound = signature.bind(*args, **kwargs)
+    bound.apply_defaults()
+    method = build(*args, **kwargs)
+    written = {key: setting.argument() for key, setting in method.settings.items()}
+    arguments = ', '.join(f'{key}={written.get(key) or repr(value)}' for key, value in bound.arguments.items())
+    return dataclasses.replace(method, name=f'{build.__name__}({arguments})')
+
+  return named
+
+
+def draw_key(seed: int, name: str) -> Array:
+  """The key of a tensor's draws: it depends on the name, not on the order of tensors or on where they lie."""
+  digest = hashlib.sha256(name.encode()).digest()
+  return jax.random.fold_in(jax.random.key(seed), int.from_bytes(digest[:4], 'little'))
+
+
+def merge(
+  method: Method,
+  models: Sequence[Params],
+  base: Params | None = None,
+  *,
+  weights: settings_lib.Given | None = None,
+  dtype: Any = None,
+) -> Params:
+  """Merges trees of parameters, leaf by leaf, in float32.
+
+  A leaf is one tensor: where it stacks the layers of a model, shares of a tensor (densities) are shares of the stack.
+
+  Args:
+    method: what to do, such as `ties(density=0.5)`.
+    models: trees of the same names and shapes, on any sharding.
+    base: the tree that they were trained from, for methods that need it.
+    weights: one for all models or one for each, or a mapping from patterns of names to these; 1 by default.
+    dtype: of the result; None leaves each leaf the type that it has in the first model.
+
+  Returns:
+    A tree like the first model.
+
+  Raises:
+    ValueError: models that differ or do not suit the method, a leaf that is not of a floating type, or settings at
+      fault; the message names it.
+  """
+  if not models:
+    raise ValueError(f'{method.name}: there is no model to merge')
+  for i, other in enumerate([*models[1:], *([] if base is None else [base])]):
+    task_vectors.check_alike(models[0], other, f'model {i + 1}' if i + 1 < len(models) else 'base')
+  leaves, treedef = task_vectors.named_leaves(models[0])
+  method.check(leaves, len(models), base is not None, weights)
+  others = [task_vectors.named_leaves(model)[0] for model in models]
+  bases = None if base is None else task_vectors.named_leaves(base)[0]
+  merged = []
+  for name, leaf in leaves.items():
+    tensor = _whole(name, None if bases is None else bases[name], [other[name] for other in others])
+    (rows,) = method.run(tensor, len(models), weights)
+    merged.append(rows.reshape(jnp.shape(leaf)).astype(jnp.asarray(leaf).dtype if dtype is None else dtype))
+  return jax.tree.unflatten(treedef, merged)
+
+
+def _whole(name: str, base: Array | None, models: Sequence[Array]) -> Tensor:
+  """A tensor in memory, as one block."""
+
+  def as_rows(leaf: Array) -> Array:
+    leaf = jnp.asarray(leaf)
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+      raise ValueError(f'parameter {name}: only floating types are merged, got {leaf.dtype}')
+    return leaf.reshape(rows_and_columns(leaf.shape))
+
+  block = Block(None if base is None else as_rows(base), tuple(map(as_rows, models)))
+  return Tensor(name, *block.models[0].shape, lambda: [block])
+
+
+def rows_and_columns(shape: Sequence[int]) -> tuple[int, int]:
+  """Sizes of a tensor as a matrix: its last axis is kept, and the others become one; a vector is one row."""
+  return (math.prod(shape[:-1]), shape[-1]) if shape else (1, 1)

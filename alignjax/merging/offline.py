@@ -1,0 +1,344 @@
+"""Merge methods: factories of `Method`, named as expressions know them.
+
+Theta_i are the models, theta_0 the base, tau_i = theta_i - theta_0 the task vectors and w_i the weights. Every formula
+holds for each tensor on its own: a share of the entries is a share of a tensor, as in mergekit, where the original TIES
+ranks the entries of the whole model together.
+
+References:
+  Goddard et al. 2024, Arcee's MergeKit: A Toolkit for Merging Large Language Models, https://arxiv.org/abs/2403.13257:
+  the meaning of weights, densities, consensus and normalization is that of its published merge methods.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from alignjax.merging import base, combine, settings, sparsify
+from alignjax.types import Array
+
+COLINEAR = 0.9995  # |cosine| above which slerp takes the straight line
+
+
+@base.factory
+def linear(normalize: bool = True) -> base.Method:
+  """Weighted average of models, also called a model soup.
+
+  theta = sum_i w_i theta_i / sum_i w_i
+
+  Args:
+    normalize: whether to divide by the sum of weights. Negative weights extrapolate.
+
+  Returns:
+    A method for 1 or more models, without a base.
+
+  References:
+    Wortsman et al. 2022, Model soups: averaging weights of multiple fine-tuned models improves accuracy without
+    increasing inference time, https://arxiv.org/abs/2203.05482.
+  """
+
+  def merge(block: base.Block, state: base.State) -> Array:
+    return combine.weighted_sum(tuple(jnp.asarray(model, jnp.float32) for model in block.models), state)
+
+  if not normalize:
+    return base.Method('linear', combine.weights_state, jax.jit(merge), needs_base=False)
+  return base.Method('linear', combine.shares_state, jax.jit(merge), needs_base=False, verify=combine.check_total)
+
+
+@base.factory
+def slerp(t: settings.Given = 0.5) -> base.Method:
+  """Interpolation of two models along the arc between them, each tensor as one vector.
+
+  theta = [sin((1 - t) phi) theta_1 + sin(t phi) theta_2] / sin(phi)
+  cos(phi) = <theta_1, theta_2> / (|theta_1| |theta_2|)
+
+  Tensors of nearly the same or the opposite direction, |cos(phi)| > 0.9995, are interpolated along the straight line,
+  (1 - t) theta_1 + t theta_2. A tensor of zeros has no direction, and counts as orthogonal.
+
+  Args:
+    t: in [0, 1], 0 for the first model and 1 for the second; a number, or patterns of tensor names with one each.
+
+  Returns:
+    A method for 2 models, without a base or weights.
+
+  Raises:
+    ValueError: t is out of range.
+
+  References:
+    Shoemake 1985, Animating Rotation with Quaternion Curves, https://doi.org/10.1145/325334.325242.
+  """
+  ratio = settings.setting('slerp: t', t, '[0, 1]')
+  combine.require(all(len(values) == 1 for _, values in ratio.rules), 'slerp', 't is one number for both models', t)
+
+  def start(tensor: base.Tensor, values: combine.Values) -> base.State:
+    del tensor
+    return {'t': jnp.float32(values['t'][0])}
+
+  def products(block: base.Block, state: base.State) -> Array:
+    del state
+    first, second = (jnp.asarray(model, jnp.float32) for model in block.models)
+    return jnp.stack([jnp.sum(first * second), jnp.sum(first * first), jnp.sum(second * second)])
+
+  def finish(sums: Array, state: base.State) -> base.State:
+    length = jnp.sqrt(sums[1]) * jnp.sqrt(sums[2])
+    cosine = jnp.where(length > 0, sums[0] / jnp.where(length > 0, length, 1.0), 0.0)
+    straight = jnp.abs(cosine) > COLINEAR
+    angle = jnp.arccos(jnp.where(straight, 0.0, cosine))
+    arc = jnp.sin(jnp.stack([1.0 - state['t'], state['t']]) * angle) / jnp.sin(angle)
+    return {'weight': jnp.where(straight, jnp.stack([1.0 - state['t'], state['t']]), arc)}
+
+  def merge(block: base.Block, state: base.State) -> Array:
+    return combine.weighted_sum(tuple(jnp.asarray(model, jnp.float32) for model in block.models), state)
+
+  reading = base.Pass(jax.jit(products), finish)
+  return base.Method(
+    'slerp', start, jax.jit(merge), (reading,), False, takes_weights=False, settings={'t': ratio}, fewest=2, most=2
+  )
+
+
+@base.factory
+def task_arithmetic(normalize: bool = False, scale: float = 1.0) -> base.Method:
+  """Adds task vectors to the base.
+
+  theta = theta_0 + scale * sum_i w_i tau_i
+
+  Args:
+    normalize: whether to divide by the sum of weights.
+    scale: the coefficient lambda; negative to move away.
+
+  Returns:
+    A method for 1 or more models and their base.
+
+  Raises:
+    ValueError: scale is not finite.
+
+  References:
+    Ilharco et al. 2023, Editing Models with Task Arithmetic, https://arxiv.org/abs/2212.04089.
+  """
+  return combine.added('task_arithmetic', sparsify.dense(), {}, 'linear', normalize, scale)
+
+
+@base.factory
+def ties(density: settings.Given = 0.2, normalize: bool = True, scale: float = 1.0) -> base.Method:
+  """Trims task vectors, elects a sign for every entry, and averages those that have it.
+
+  tau~_i = tau_i where |tau_i| is among the largest, else 0
+  s = sign(sum_i w_i tau~_i), and + for 0;  A = {i: sign(w_i tau~_i) = s}
+  theta = theta_0 + scale * sum_A w_i tau~_i / sum_A w_i
+
+  Entries that tie with the smallest one kept are kept too. The original trims over the whole model, not over each
+  tensor as here and in mergekit, and has equal weights.
+
+  Args:
+    density: share of entries that is kept, in (0, 1]; one, one for each model, or by patterns of tensor names.
+    normalize: whether to divide by the weights that agree; False gives their weighted sum. With it, weights must not be
+      negative.
+    scale: the coefficient lambda.
+
+  Returns:
+    A method for 1 or more models and their base.
+
+  Raises:
+    ValueError: an argument is out of range.
+
+  Defaults:
+    density of the paper, which keeps the top 20 %.
+
+  References:
+    Yadav et al. 2023, TIES-Merging: Resolving Interference When Merging Models, https://arxiv.org/abs/2306.01708.
+  """
+  return combine.added('ties', sparsify.largest(), _density('ties', density), 'ties', normalize, scale)
+
+
+@base.factory
+def dare(
+  density: settings.Given = 0.5,
+  consensus: str = 'linear',
+  rescale: str = 'inverse',
+  normalize: bool = False,
+  scale: float = 1.0,
+  seed: int = 0,
+) -> base.Method:
+  """Drops entries of task vectors at random, and rescales the others.
+
+  theta = theta_0 + scale * sum_i w_i m_i tau_i / density,  m_i ~ Bernoulli(density)
+
+  Draws depend on the seed, the name of the tensor, the model's place and the row, so that the result is the same on any
+  mesh, in any order and from any file.
+
+  Args:
+    density: probability of being kept, in (0, 1]; one, one for each model, or by patterns of tensor names.
+    consensus: 'linear' adds what is left; 'ties' elects a sign and adds what agrees with it, as in `ties`.
+    rescale: 'inverse' divides by the density, as in the paper; 'l1' scales each tensor to the L1 norm that it had
+      before, as mergekit does; 'none'.
+    normalize: whether to divide by the sum of the weights that are added.
+    scale: the coefficient lambda.
+    seed: of the draws.
+
+  Returns:
+    A method for 1 or more models and their base.
+
+  Raises:
+    ValueError: an argument is out of range.
+
+  References:
+    Yu et al. 2024, Language Models are Super Mario: Absorbing Abilities from Homologous Models as a Free Lunch,
+    https://arxiv.org/abs/2311.03099.
+  """
+  _check_random('dare', rescale, seed)
+  return combine.added(
+    'dare', sparsify.bernoulli(seed, rescale), _density('dare', density), consensus, normalize, scale
+  )
+
+
+@base.factory
+def breadcrumbs(
+  density: settings.Given = 0.9,
+  gamma: settings.Given = 0.01,
+  consensus: str = 'linear',
+  normalize: bool = False,
+  scale: float = 1.0,
+) -> base.Method:
+  """Adds the entries of task vectors of middling magnitude: without outliers, and without the smallest.
+
+  theta = theta_0 + scale * sum_i w_i b_i tau_i, where b_i drops the share gamma of largest |tau_i|, and so many of the
+  smallest that the share `density` is left.
+
+  Args:
+    density: share of entries that is kept, in (0, 1]; one, one for each model, or by patterns of tensor names.
+    gamma: share of largest entries that is dropped, in [0, 1); at most 1 - density are.
+    consensus: 'linear' adds what is left; 'ties' elects a sign and adds what agrees with it, as in `ties`.
+    normalize: whether to divide by the sum of the weights that are added.
+    scale: the coefficient lambda.
+
+  Returns:
+    A method for 1 or more models and their base.
+
+  Raises:
+    ValueError: an argument is out of range.
+
+  Defaults:
+    gamma of mergekit.
+
+  References:
+    Davari and Belilovsky 2024, Model Breadcrumbs: Scaling Multi-Task Model Merging with Sparse Masks,
+    https://arxiv.org/abs/2312.06795.
+  """
+  shares = _density('breadcrumbs', density) | {'gamma': settings.setting('breadcrumbs: gamma', gamma, '[0, 1)')}
+  return combine.added('breadcrumbs', sparsify.band(), shares, consensus, normalize, scale)
+
+
+@base.factory
+def della(
+  density: settings.Given = 0.5,
+  epsilon: settings.Given = 0.15,
+  consensus: str = 'ties',
+  rescale: str = 'inverse',
+  normalize: bool = True,
+  scale: float = 1.0,
+  seed: int = 0,
+) -> base.Method:
+  """As DARE, but large entries are more likely to be kept.
+
+  p_i = density + epsilon (2 rank_i / (columns - 1) - 1),  m_i ~ Bernoulli(p_i)
+  theta = theta_0 + scale * the average of those m_i tau_i / p_i that agree in sign, as in `ties`
+
+  The rank is that of |tau_i| in its row (the last axis), from 0 for the smallest; the mean of p is the density.
+
+  Args:
+    density: mean probability of being kept, in (0, 1]; one, one for each model, or by patterns of tensor names. 1 keeps
+      everything.
+    epsilon: half the range of probabilities, in [0, 0.5); density - epsilon must be positive and density + epsilon at
+      most 1, at least where they are used. The window of the paper is the whole range, twice this one.
+    consensus: 'ties' elects a sign and averages what agrees with it, as in `ties`; 'linear' adds everything.
+    rescale: 'inverse' divides by the probability of each entry, as in the paper; 'l1' scales each tensor to the L1 norm
+      that it had before, as mergekit does; 'none'.
+    normalize: whether to divide by the sum of the weights that are added.
+    scale: the coefficient lambda.
+    seed: of the draws.
+
+  Returns:
+    A method for 1 or more models and their base.
+
+  Raises:
+    ValueError: an argument is out of range.
+
+  Defaults:
+    epsilon of mergekit.
+
+  References:
+    Deep et al. 2024, DELLA-Merging: Reducing Interference in Model Merging through Magnitude-Based Sampling,
+    https://arxiv.org/abs/2406.11617.
+  """
+  _check_random('della', rescale, seed)
+  shares = _density('della', density) | {'epsilon': settings.setting('della: epsilon', epsilon, '[0, 0.5)')}
+  thinned = sparsify.by_rank(seed, rescale)
+
+  method = combine.added('della', thinned, shares, consensus, normalize, scale)
+
+  def verify(name: str, values: combine.Values) -> None:
+    method.verify(name, values)
+    for share, half in zip(values['density'], values['epsilon'], strict=True):
+      possible = share == 1.0 or (share - half > 0.0 and share + half <= 1.0)
+      combine.require(possible, f'della, tensor {name}', 'density -+ epsilon must lie in (0, 1]', (share, half))
+
+  return dataclasses.replace(method, verify=verify)
+
+
+@base.factory
+def model_stock() -> base.Method:
+  """Moves from the base towards the average of models, the further the more their task vectors point the same way.
+
+  theta = t mean_i(theta_i) + (1 - t) theta_0,  t = N cos(phi) / (1 + (N - 1) cos(phi))
+
+  cos(phi) is the mean cosine of pairs of task vectors, each tensor as one vector (the paper has one angle for all
+  pairs; the mean is mergekit's choice). Where it is negative, t is 0: the formula would extrapolate, without bound
+  towards cos(phi) = -1 / (N - 1). A task vector of zeros is orthogonal to all.
+
+  Returns:
+    A method for 2 or more models and their base, without weights.
+
+  References:
+    Jang et al. 2024, Model Stock: All we need is just a few fine-tuned models, https://arxiv.org/abs/2403.19522.
+  """
+
+  def start(tensor: base.Tensor, values: combine.Values) -> base.State:
+    del tensor, values
+    return {}
+
+  return base.Method(
+    'model_stock', start, _towards_mean, (base.Pass(_products, _stock_ratio),), takes_weights=False, fewest=2
+  )
+
+
+@jax.jit
+def _products(block: base.Block, state: base.State) -> Array:
+  del state
+  deltas = block.deltas()
+  return jnp.stack([jnp.sum(deltas * delta[None], axis=(1, 2)) for delta in deltas])
+
+
+def _stock_ratio(products: Array, state: base.State) -> base.State:
+  del state
+  count = products.shape[0]
+  lengths = jnp.sqrt(jnp.diagonal(products))
+  norms = lengths[:, None] * lengths[None, :]
+  cosines = jnp.where(norms > 0, products / jnp.where(norms > 0, norms, 1.0), 0.0)
+  cosine = jnp.clip(jnp.mean(cosines[jnp.triu_indices(count, 1)]), 0.0, 1.0)
+  return {'ratio': count * cosine / (1.0 + (count - 1) * cosine)}
+
+
+@jax.jit
+def _towards_mean(block: base.Block, state: base.State) -> Array:
+  return jnp.asarray(block.base, jnp.float32) + state['ratio'] * jnp.mean(block.deltas(), axis=0)
+
+
+def _density(method: str, density: settings.Given) -> dict[str, settings.Setting]:
+  return {'density': settings.setting(f'{method}: density', density, '(0, 1]')}
+
+
+def _check_random(method: str, rescale: str, seed: int) -> None:
+  combine.require(
+    rescale in sparsify.RESCALES, method, f'rescale must be one of {", ".join(sparsify.RESCALES)}', rescale
+  )
+  combine.require(type(seed) is int and 0 <= seed < 2**32, method, 'seed must be a whole number in [0, 2**32)', seed)

@@ -1,0 +1,129 @@
+"""Numbers that a merge takes for each model and, where wanted, for each tensor: weights, densities, ratios."""
+
+from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
+import fnmatch
+import math
+import numbers
+
+Values = float | Sequence[float]
+Given = Values | Mapping[str, Values] | str
+_RESERVED = frozenset('=;,')  # they separate the parts of the written form
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+  """Rules, of which the first whose pattern matches a tensor's name holds: one value for all models or one for each.
+
+  Attributes:
+    label: what it is, for messages: 'density'.
+    rules: pairs of a shell pattern (`*` stands for anything, dots and slashes included) and values.
+  """
+
+  label: str
+  rules: tuple[tuple[str, tuple[float, ...]], ...]
+
+  def __str__(self) -> str:
+    """The written form, which `setting` reads again."""
+    written = [(pattern, ','.join(map(repr, values))) for pattern, values in self.rules]
+    if len(written) == 1 and written[0][0] == '*':
+      return written[0][1]
+    return '; '.join(f'{pattern}={values}' for pattern, values in written)
+
+  def argument(self) -> str:
+    """As an argument of an expression: a number where it is one, and otherwise a quoted text."""
+    text = str(self)
+    return text if self.rules == (('*', self.rules[0][1][:1]),) else repr(text)
+
+  def check(self, names: Iterable[str], models: int) -> None:
+    """Compares the rules with the tensors and the number of models that they are for.
+
+    Raises:
+      ValueError: a tensor that no pattern matches, a pattern that holds for no tensor, or another number of values
+        than models; the message names it.
+    """
+    for _, values in self.rules:
+      if len(values) not in (1, models):
+        raise ValueError(f'{self.label}: {len(values)} values for {models} models ({self}): give one, or one for each')
+    idle = dict(self.rules)
+    for name in names:
+      idle.pop(self._rule(name)[0], None)
+    if idle:
+      raise ValueError(
+        f'{self.label}: no tensor is left for the pattern {next(iter(idle))!r} ({self}): '
+        'the first pattern that matches holds, so general ones stand last'
+      )
+
+  def resolve(self, name: str, models: int) -> tuple[float, ...]:
+    """The values for one tensor, one for each model.
+
+    Raises:
+      ValueError: no pattern matches `name`.
+    """
+    values = self._rule(name)[1]
+    return values * models if len(values) == 1 else values
+
+  def _rule(self, name: str) -> tuple[str, tuple[float, ...]]:
+    for pattern, values in self.rules:
+      if fnmatch.fnmatchcase(name, pattern):
+        return pattern, values
+    raise ValueError(f'{self.label}: no pattern matches the tensor {name} ({self}): add one, such as *=...')
+
+
+def setting(label: str, given: Given, interval: str = '(-inf, inf)') -> Setting:
+  """Reads a setting.
+
+  Args:
+    label: what it is, for messages.
+    given: a number for all models; a sequence with one for each model; a mapping from patterns of tensor names to
+      either, first match first; or the written form of these: '0.5', '0.3,0.7' or '*.mlp.*=0.3,0.7; *=0.5'.
+    interval: that values must lie in, such as '(0, 1]', without 0.
+
+  Raises:
+    ValueError: something else, or a value out of range; the message names the setting.
+  """
+  rules = _parse(label, given) if isinstance(given, str) else _rules(given)
+  read = []
+  for pattern, values in rules:
+    if not pattern or _RESERVED & set(pattern) or pattern != pattern.strip():
+      raise ValueError(f'{label}: {pattern!r} is not a pattern of tensor names')
+    if any(pattern == earlier for earlier, _ in read):
+      raise ValueError(f'{label}: the pattern {pattern!r} stands twice')
+    read.append((pattern, tuple(_number(label, value, interval) for value in values)))
+    if not values:
+      raise ValueError(f'{label}: no value for the pattern {pattern!r}')
+  if not read:
+    raise ValueError(f'{label}: no value is given')
+  return Setting(label, tuple(read))
+
+
+def _rules(given: Values | Mapping[str, Values]) -> list[tuple[str, tuple[float, ...]]]:
+  mapping = given if isinstance(given, Mapping) else {'*': given}
+  return [(pattern, _sequence(values)) for pattern, values in mapping.items()]
+
+
+def _sequence(values: Values) -> tuple[float, ...]:
+  return tuple(values) if isinstance(values, Sequence) and not isinstance(values, str) else (values,)
+
+
+def _parse(label: str, text: str) -> list[tuple[str, tuple[float, ...]]]:
+  rules = []
+  for part in text.split(';'):
+    pattern, equals, values = part.rpartition('=')
+    try:
+      numbers = tuple(map(float, values.split(',')))
+    except ValueError:
+      raise ValueError(
+        f"{label}: {text!r} is not read: write 0.5, or 0.3,0.7 for two models, or '*.mlp.*=0.3,0.7; *=0.5'"
+      ) from None
+    rules.append((pattern.strip() if equals else '*', numbers))
+  return rules
+
+
+def _number(label: str, value: float, interval: str) -> float:
+  if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+    raise ValueError(f'{label}: {value!r} is not a finite number')
+  low, high = map(float, interval[1:-1].split(','))
+  if not low <= value <= high or (value == low and interval[0] == '(') or (value == high and interval[-1] == ')'):
+    raise ValueError(f'{label}: must lie in {interval}, got {value!r}')
+  return float(value)

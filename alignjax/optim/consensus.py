@@ -1,0 +1,79 @@
+"""How two reserved updates become one, and what is reported of it."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from alignjax.optim import counting
+from alignjax.types import Array
+
+ELECTIONS = ('none', 'weighted', 'raw')
+METRICS = ('update_norm', 'merged_norm', 'kept', 'vetoed', 'cosine_with_update', 'cosine_with_delta')
+
+
+class Summands(NamedTuple):
+  """The terms of (1 - alpha) update (+) alpha delta, 0 where an entry is not reserved or lost its election."""
+
+  part: Array  # of the update
+  drift: Array  # of tau
+  reserved: Array  # bool: entries of the update that the reservation kept, zeros aside
+  dropped: Array | None  # bool: those of them that lost; None where there is no election
+
+
+def elected(update: Array, delta: Array, alpha: Array | float, elect: str) -> Summands:
+  """Elects between a reserved update and a reserved tau."""
+  part, drift = (1.0 - alpha) * update, alpha * delta
+  if elect == 'none':
+    return Summands(part, drift, update != 0, None)
+  if elect == 'raw':
+    positive = update + delta >= 0
+    drop_part, drop_drift = positive != (update > 0), positive != (delta > 0)
+  else:
+    opposed = ((part > 0) & (drift < 0)) | ((part < 0) & (drift > 0))
+    drop_part = opposed & (jnp.abs(part) <= jnp.abs(drift))
+    drop_drift = opposed & (jnp.abs(drift) <= jnp.abs(part))
+  kept = update != 0
+  return Summands(jnp.where(drop_part, 0.0, part), jnp.where(drop_drift, 0.0, drift), kept, kept & drop_part)
+
+
+def sums(update: Array, terms: Summands, delta: Array) -> dict[str, Array]:
+  """What the metrics need to know of one tensor, [] each."""
+  axes, merged = tuple(range(update.ndim)), terms.part + terms.drift
+  conditions = [terms.reserved] + ([] if terms.dropped is None else [terms.dropped])
+  counted = [jnp.squeeze(count).astype(jnp.float32) for count in counting.counts(conditions, axes)]
+  # In memory, for sums of what is computed on the way are slow on a CPU.
+  update, merged = jax.lax.optimization_barrier((update, merged))
+
+  def dot(x: Array, y: Array) -> Array:
+    return jnp.squeeze(counting.total(x * y, axes))
+
+  return {
+    'size': jnp.float32(update.size),
+    'reserved': counted[0],
+    'vetoed': jnp.zeros(()) if terms.dropped is None else counted[1],
+    'update': dot(update, update),
+    'merged': dot(merged, merged),
+    'delta': dot(delta, delta),
+    'merged_update': dot(merged, update),
+    'merged_delta': dot(merged, delta),
+  }
+
+
+def metrics(of_tensors: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
+  """`METRICS` of the whole tree."""
+  total = {name: sum(one[name] for one in of_tensors) for name in of_tensors[0]}
+  norm = {name: jnp.sqrt(total[name]) for name in ('update', 'merged', 'delta')}
+
+  def ratio(numerator: Array, denominator: Array) -> Array:
+    return jnp.where(denominator > 0, numerator / jnp.where(denominator > 0, denominator, 1.0), 0.0)
+
+  return {
+    'update_norm': norm['update'],
+    'merged_norm': norm['merged'],
+    'kept': ratio(total['reserved'], total['size']),
+    'vetoed': ratio(total['vetoed'], total['reserved']),
+    'cosine_with_update': ratio(total['merged_update'], norm['merged'] * norm['update']),
+    'cosine_with_delta': ratio(total['merged_delta'], norm['merged'] * norm['delta']),
+  }

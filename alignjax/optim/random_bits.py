@@ -1,0 +1,81 @@
+"""Masks whose bits are a function of key and position alone, so that they do not depend on the mesh.
+
+Threefry-2x32 with 20 rounds, the same numbers as `jax.random.split` of a threefry key gives. It is spelt out, because
+JAX's own is, on a CPU, a loop over whole arrays, which costs several times an optimizer's update; as plain elementwise
+operations it fuses with whatever reads the mask, and nothing is stored. Both words of a position are handed out.
+
+References:
+  Salmon, Moraes, Dror, Shaw 2011, Parallel Random Numbers: As Easy as 1, 2, 3,
+  https://www.thesalmons.org/john/random123/papers/random123sc11.pdf.
+"""
+
+from collections.abc import Sequence
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from alignjax.types import Array
+
+_IMPLEMENTATION = 'threefry2x32'
+_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+_PARITY = np.uint32(0x1BD11BDA)
+_RESOLUTION = 24  # bits of a draw that decide: as many as a float32 holds exactly
+
+
+def key_words(seed: Array | int) -> Array:
+  """[2] uint32: the key of a seed as plain numbers, which every wrapper of optax can select and every folder save."""
+  return jax.random.key_data(jax.random.key(seed, impl=_IMPLEMENTATION))
+
+
+def fold(words: Array, *data: Array | int) -> Array:
+  """[2] uint32: `jax.random.fold_in` of each number in turn."""
+  key = jax.random.wrap_key_data(words, impl=_IMPLEMENTATION)
+  for number in data:
+    key = jax.random.fold_in(key, number)
+  return jax.random.key_data(key)
+
+
+def bits(words: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
+  """Two independent uint32 arrays of random bits.
+
+  Args:
+    words: [2] uint32.
+    shape: of fewer than 2^32 entries.
+  """
+  keys = (words[0], words[1], words[0] ^ words[1] ^ _PARITY)
+  strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+  position = jnp.zeros(shape, jnp.uint32)
+  for axis, stride in enumerate(strides):
+    position += np.uint32(stride) * jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+  first, second = jnp.broadcast_to(keys[0], shape), position + keys[1]
+  for group in range(5):
+    for rotation in _ROTATIONS[group % 2]:
+      first += second
+      second = first ^ ((second << np.uint32(rotation)) | (second >> np.uint32(32 - rotation)))
+    first += keys[(group + 1) % 3]
+    second += keys[(group + 2) % 3] + np.uint32(group + 1)
+  return first, second
+
+
+def bernoulli(word: Array, probability: Array | float) -> Array:
+  """bool: True with the given probability, to 2^-24.
+
+  Args:
+    word: one of the two arrays of `bits`.
+    probability: in (0, 1]; 1 is always True.
+  """
+  draw = (word >> np.uint32(32 - _RESOLUTION)).astype(jnp.float32)
+  return draw < jnp.asarray(probability, jnp.float32) * 2.0**_RESOLUTION
+
+
+def packed(masks: Sequence[Array]) -> Array:
+  """uint8: the masks, drawn once and kept in memory, for whatever reads one on the way would draw it again."""
+  together = sum(mask.astype(jnp.uint8) << np.uint8(place) for place, mask in enumerate(masks))
+  return jax.lax.optimization_barrier(together)
+
+
+def unpacked(together: Array, count: int) -> tuple[Array, ...]:
+  """The masks in `packed`."""
+  return tuple((together >> np.uint8(place)) & np.uint8(1) != 0 for place in range(count))

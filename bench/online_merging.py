@@ -1,0 +1,168 @@
+"""What online merging costs: time of an optimizer's update, its share of a training step, and bytes of state.
+
+  python -m bench.online_merging                           an update of all parameters of SmolLM2-135M
+  python -m bench.online_merging --step                    and a whole DPO step, of 2 prompts
+  python -m bench.online_merging --layers=4 --rounds=5     a smaller tree
+
+All programs are compiled first. Then a round runs every contender once, right after plain Adam, in an order that
+changes from round to round: a machine that is slow for a while is so for both. A ratio is the median over rounds, with
+its quartiles; the first row has Adam against itself, as a measure of the noise. Gradients change from round to round,
+so that thresholds move as they do in training; tau is bfloat16.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import random
+import statistics
+import time
+from typing import Any
+
+from absl import app, flags, logging
+import jax
+import jax.numpy as jnp
+import optax
+
+from alignjax import objectives, optim
+from alignjax.models import transformer
+from alignjax.training import state as state_lib
+from alignjax.training import step as step_lib
+from alignjax.types import Params, PreferenceBatch
+from bench import shapes
+
+_LAYERS = flags.DEFINE_integer('layers', 30, 'Layers of the trunk.')
+_ROUNDS = flags.DEFINE_integer('rounds', 7, 'Rounds, after one to warm up.', lower_bound=2)
+_STEP = flags.DEFINE_bool('step', False, 'Time whole training steps, too.')
+_PROMPTS = flags.DEFINE_integer('prompts', 2, 'Prompts in the batch of a training step.')
+_TOKENS = flags.DEFINE_integer('tokens', 64, 'Tokens of a prompt, and of each of its two responses.')
+
+RATE, ALPHA = 1e-6, 1e-7
+ADAM = 'adam'
+MERGES = {
+  'adam again': optax.identity,
+  'online_dare(0.1)': lambda: optim.online_dare(0.1, ALPHA),
+  'online_dare(0.1, carry=False)': lambda: optim.online_dare(0.1, ALPHA, carry=False),
+  'online_ties(0.01)': lambda: optim.online_ties(0.01, ALPHA),
+}
+
+
+def noise(params: Params, seed: int, scale: float, dtype: Any = jnp.float32) -> Params:
+  """A tree like `params` of normal numbers."""
+  leaves, structure = jax.tree.flatten(params)
+
+  @jax.jit
+  def draw() -> list[jax.Array]:
+    key = jax.random.key(seed, impl='unsafe_rbg')
+    keys = [jax.random.fold_in(key, index) for index in range(len(leaves))]
+    return [scale * jax.random.normal(k, x.shape, dtype) for k, x in zip(keys, leaves, strict=True)]
+
+  return structure.unflatten(draw())
+
+
+class Update:
+  """A jitted update of all parameters by one optimizer, from gradients."""
+
+  def __init__(self, tx: optax.GradientTransformation, bench: 'Updates'):
+    self.bench, self.state = bench, tx.init(bench.params)
+    self.bytes = sum(x.nbytes for x in jax.tree.leaves(self.state))
+
+    def update(params: Params, state: Any, gradients: Params, delta: Params) -> tuple[Params, Any]:
+      updates, state = tx.update(gradients, state, params, reference_delta=delta)
+      return optax.apply_updates(params, updates), state
+
+    lowered = jax.jit(update, donate_argnums=(0, 1)).lower(bench.params, self.state, bench.gradients[0], bench.delta)
+    self.program = lowered.compile()
+
+  def run(self, round_: int) -> float:
+    gradients = self.bench.gradients[round_ % len(self.bench.gradients)]
+    start = time.perf_counter()
+    updated = self.program(self.bench.params, self.state, gradients, self.bench.delta)
+    self.bench.params, self.state = jax.block_until_ready(updated)
+    return time.perf_counter() - start
+
+
+class Updates:
+  """What the updates share. Two sets of gradients, so that neither thresholds nor moments stand still."""
+
+  contender = Update
+
+  def __init__(self, model: Any):
+    self.params = jax.jit(model.init)(jax.random.key(0))
+    self.delta = noise(self.params, 1, 1e-3, jnp.bfloat16)
+    self.gradients = [noise(self.params, seed, 1e-3) for seed in (2, 3)]
+
+
+class Step:
+  """A compiled training step with one optimizer."""
+
+  def __init__(self, tx: optax.GradientTransformation, bench: 'Steps'):
+    self.bench, self.opt_state = bench, tx.init(bench.params)
+    self.bytes = sum(x.nbytes for x in jax.tree.leaves(self.opt_state))
+    step = step_lib.build_train_step(bench.model, objectives.dpo(), tx, chunk=256)
+    self.program = jax.jit(step, donate_argnums=0).lower(self._state(), bench.frozen, bench.batch).compile()
+
+  def _state(self) -> state_lib.TrainState:
+    zero = jnp.zeros((), jnp.int32)
+    return state_lib.TrainState(zero, self.bench.params, self.opt_state, jax.random.key(0))
+
+  def run(self, round_: int) -> float:
+    del round_
+    state = self._state()
+    start = time.perf_counter()
+    state, _ = jax.block_until_ready(self.program(state, self.bench.frozen, self.bench.batch))
+    seconds = time.perf_counter() - start
+    self.bench.params, self.opt_state = state.params, state.opt_state
+    return seconds
+
+
+class Steps:
+  """What the training steps share."""
+
+  contender = Step
+
+  def __init__(self, model: Any, vocabulary: int):
+    self.model, self.params = model, jax.jit(model.init)(jax.random.key(0))
+    delta = noise(self.params, 1, 1e-3, jnp.bfloat16)
+    self.frozen = state_lib.Frozen(jax.tree.map(jnp.add, self.params, noise(self.params, 2, 1e-3)), delta)
+    prompts, tokens = _PROMPTS.value, _TOKENS.value
+    keys = jax.random.split(jax.random.key(4))
+    self.batch = PreferenceBatch(
+      prompt=jax.random.randint(keys[0], (prompts, tokens), 0, vocabulary),
+      prompt_length=jnp.full(prompts, tokens, jnp.int32),
+      response=jax.random.randint(keys[1], (prompts, 2, tokens), 0, vocabulary),
+      response_length=jnp.full((prompts, 2), tokens, jnp.int32),
+      label=jnp.ones(prompts),
+      weight=jnp.ones(prompts),
+    )
+
+
+def compare(title: str, bench: Updates | Steps) -> None:
+  def build(merge: Callable[[], optax.GradientTransformation]) -> Update | Step:
+    return bench.contender(optax.chain(optax.adam(RATE), merge()), bench)
+
+  base = build(optax.identity)
+  contenders = {name: build(merge) for name, merge in MERGES.items()}
+  ratios, seconds, shuffle, order = {name: [] for name in contenders}, [], random.Random(0), list(contenders)
+  for round_ in range(_ROUNDS.value + 1):
+    shuffle.shuffle(order)
+    for name in order:
+      seconds.append(base.run(round_))
+      ratios[name].append(contenders[name].run(round_) / seconds[-1])
+  size = sum(x.size for x in jax.tree.leaves(bench.params))
+  print(f'\n{title}: {size / 1e6:.1f} million parameters, {ADAM}: {statistics.median(seconds):.3f} s')
+  print('| optimizer | time / adam | quartiles | state, bytes a parameter |\n|---|---|---|---|')
+  for name, contender in contenders.items():
+    low, middle, high = statistics.quantiles(ratios[name][1:], n=4)  # the first round warms up
+    print(f'| `{name}` | {middle:.3f} | {low:.3f} to {high:.3f} | {contender.bytes / size:.1f} |', flush=True)
+
+
+def main(_):
+  logging.set_verbosity(logging.WARNING)
+  config = dataclasses.replace(shapes.SMOLLM2_135M, layers=_LAYERS.value)
+  model = transformer.build(config)
+  compare('an update', Updates(model))
+  if _STEP.value:
+    compare('a DPO step', Steps(model, config.vocab_size))
+
+
+if __name__ == '__main__':
+  app.run(main)

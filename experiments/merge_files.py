@@ -1,0 +1,151 @@
+"""Tensors of Hugging Face folders, read and written by rows, so that models of any size pass through little memory.
+
+Weights are safetensors only. The library that opens them checks their headers; values are then read from the places
+that the headers name, without mapping a file into memory, where what has been read would stay.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import contextlib
+import dataclasses
+import json
+import math
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+
+from alignjax import merging
+from alignjax.models import folders
+
+BLOCK_ENTRIES = 2**20  # of a tensor that are held at a time, unless one row has more
+_STORED = {dtype: stored for stored, dtype in folders.DTYPES.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+  """Where the values of a tensor lie."""
+
+  name: str
+  path: pathlib.Path
+  shape: tuple[int, ...]
+  dtype: str  # one of the values of folders.DTYPES
+  offset: int  # bytes from the start of the file
+
+  def blocks(self) -> Iterator[np.ndarray]:
+    """Its rows in order, in arrays [rows, columns] of the type on disk.
+
+    Raises:
+      ValueError: the file is shorter than it was, or a value is not finite.
+    """
+    rows, columns = merging.rows_and_columns(self.shape)
+    step = max(1, BLOCK_ENTRIES // columns)
+    with self.path.open('rb') as file:
+      file.seek(self.offset)
+      for first in range(0, rows, step):
+        count = min(step, rows - first) * columns
+        values = np.fromfile(file, np.dtype(self.dtype), count)
+        with folders.naming(self.path):
+          if values.size != count:
+            raise ValueError(f'tensor {self.name}: the file ended while it was read')
+          folders.check_finite(self.name, values)
+        yield values.reshape(-1, columns)
+
+
+def places(folder: pathlib.Path) -> dict[str, Place]:
+  """The tensors of a folder by name, sorted.
+
+  Raises:
+    ValueError: a weight file is absent or malformed, or a tensor is of another type than those in folders.DTYPES.
+  """
+  with contextlib.ExitStack() as stack:
+    tensors = folders.open_tensors(folder, stack)  # which checks the headers
+    headers = {path: _read_header(path) for path in {tensor.path for tensor in tensors.values()}}
+  found = {}
+  for name in sorted(tensors):
+    tensor = tensors[name]
+    header, start = headers[tensor.path]
+    offset = start + header[name]['data_offsets'][0]
+    found[name] = Place(name, tensor.path, tensor.shape, folders.DTYPES[tensor.dtype], offset)
+  return found
+
+
+def _read_header(path: pathlib.Path) -> tuple[Mapping[str, Mapping[str, list[int]]], int]:
+  """The header of a safetensors file, and where the values begin."""
+  with path.open('rb') as file:
+    size = int.from_bytes(file.read(8), 'little')
+    return json.loads(file.read(size)), 8 + size
+
+
+class Planned(NamedTuple):
+  """A tensor that is to be written."""
+
+  name: str
+  shape: tuple[int, ...]
+  dtype: str
+
+  @property
+  def nbytes(self) -> int:
+    return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+def write(
+  folder: pathlib.Path,
+  tensors: Sequence[Planned],
+  blocks: Callable[[str], Iterable[np.ndarray]],
+  metadata: Mapping[str, str],
+  shard_bytes: int = folders.SHARD_BYTES,
+) -> None:
+  """Writes model.safetensors or, above `shard_bytes`, numbered files and their index, block by block.
+
+  Args:
+    folder: to write to.
+    tensors: what is written, in this order.
+    blocks: the rows of a tensor by its name, in order; they are rounded to the type that is planned.
+    metadata: texts for the headers.
+    shard_bytes: largest size of one file, in bytes, unless one tensor is larger.
+
+  Raises:
+    ValueError: a value is not finite in the type that is planned.
+  """
+  shards = _shards(tensors, shard_bytes)
+  single = len(shards) == 1
+  weight_map = {}
+  for index, shard in enumerate(shards):
+    file = folders.WEIGHTS if single else f'model-{index + 1:05d}-of-{len(shards):05d}.safetensors'
+    with (folder / file).open('wb') as stream:
+      stream.write(_header(shard, metadata))
+      for tensor in shard:
+        for block in blocks(tensor.name):
+          with np.errstate(over='ignore'):  # what overflows is refused, by name
+            stored = np.ascontiguousarray(block.astype(np.dtype(tensor.dtype)))
+          folders.check_finite(tensor.name, stored)
+          stream.write(stored.view(np.uint8))
+    weight_map |= {tensor.name: file for tensor in shard}
+  if not single:
+    total = sum(tensor.nbytes for tensor in tensors)
+    folders.write_json(folder / folders.INDEX, {'metadata': {'total_size': total}, 'weight_map': weight_map})
+
+
+def _shards(tensors: Sequence[Planned], shard_bytes: int) -> list[list[Planned]]:
+  shards: list[list[Planned]] = [[]]
+  held = 0
+  for tensor in tensors:
+    if shards[-1] and held + tensor.nbytes > shard_bytes:
+      shards.append([])
+      held = 0
+    shards[-1].append(tensor)
+    held += tensor.nbytes
+  return shards
+
+
+def _header(tensors: Sequence[Planned], metadata: Mapping[str, str]) -> bytes:
+  """The header of a safetensors file, padded so that the values are aligned."""
+  entries: dict[str, object] = {'__metadata__': {'format': 'pt', **metadata}}
+  offset = 0
+  for tensor in tensors:
+    end = offset + tensor.nbytes
+    entries[tensor.name] = {'dtype': _STORED[tensor.dtype], 'shape': tensor.shape, 'data_offsets': [offset, end]}
+    offset = end
+  text = json.dumps(entries).encode()
+  text += b' ' * (-len(text) % 8)
+  return len(text).to_bytes(8, 'little') + text

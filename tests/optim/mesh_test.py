@@ -1,0 +1,84 @@
+"""The same parameters on 1 and 8 devices, and no tensor that is gathered for it."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from alignjax import optim
+from alignjax.parallel import mesh as mesh_lib
+from alignjax.training import state as state_lib
+from tests.optim import runs
+
+MERGES = {
+  'dare': optim.online_dare(0.3, 0.25, measure=1),
+  'fixed': optim.online_dare(0.3, 0.25, mask='fixed', rescale='inverse'),
+  'ties': optim.online_ties(0.1, 0.25, measure=1),
+  'ties every 2': optim.online_ties(0.1, 0.25, elect='raw', every=2),
+  'l1': optim.online_ties(0.1, 0.25, rescale='l1'),
+}
+GATHER = re.compile(r'= .*?(all-gather|all-to-all|collective-permute|sort|gather)(?:-start)?\(')
+
+
+def program(tx, mesh):
+  """A jitted update on a mesh, with everything placed as the training step has it; and its placed arguments."""
+  state = state_lib.TrainState.create(runs.PARAMS, tx, jax.random.key(0))
+  places = state_lib.shardings(mesh, state)
+
+  def update(gradient, state, params, tau):
+    updates, state = tx.update(gradient, state, params, reference_delta=tau)
+    return optax.apply_updates(params, updates), state
+
+  step = jax.jit(update, out_shardings=(places.params, places.opt_state))
+
+  def place(tree):
+    return jax.device_put(tree, places.params)
+
+  return step, place, jax.device_put(state.opt_state, places.opt_state)
+
+
+def steps_on(tx, shape):
+  step, place, state = program(tx, mesh_lib.make_mesh(*shape, devices=jax.devices()[: np.prod(shape)]))
+  params, tau = place(runs.PARAMS), place(runs.TAU)
+  for gradient in runs.STREAM[:4]:
+    params, state = step(place(gradient), state, params, tau)
+  return params, state
+
+
+@pytest.mark.parametrize('name', MERGES)
+def test_one_and_eight_devices_agree(name):
+  """Bit for bit, but for the sums of rescale='l1' and of the metrics."""
+  tx = optax.chain(optax.adam(1e-2), MERGES[name])
+  params, state = steps_on(tx, (1, 1, 1))
+  for shape in ((8, 1, 1), (2, 2, 2), (1, 8, 1)):
+    others, other_state = steps_on(tx, shape)
+    if shape != (8, 1, 1):
+      assert not jax.tree.leaves(others)[0].sharding.is_fully_replicated
+    if name == 'l1':
+      runs.assert_close(others, params, rtol=0, atol=1e-7)
+    else:
+      runs.assert_equal(others, params)
+      runs.assert_equal(other_state[1]._replace(metrics={}), state[1]._replace(metrics={}))
+    runs.assert_close(other_state[1].metrics, state[1].metrics, rtol=1e-5)
+
+
+@pytest.mark.parametrize('name', ['dare', 'ties', 'l1'])
+@pytest.mark.parametrize('shape', [(1, 8, 1), (2, 2, 2), (1, 1, 8)])
+def test_no_tensor_is_gathered_or_sorted(name, shape):
+  tx = optax.chain(optax.adam(1e-2), MERGES[name])
+  step, place, state = program(tx, mesh_lib.make_mesh(*shape))
+  text = step.lower(place(runs.STREAM[0]), state, place(runs.PARAMS), place(runs.TAU)).compile().as_text()
+  assert [line.strip()[:150] for line in text.splitlines() if GATHER.search(line)] == []
+  assert 'all-reduce' in text  # of counts, and of sums
+
+
+def test_a_sort_would_be_seen():
+  mesh = mesh_lib.make_mesh(1, 8, 1)
+  rows = jax.ShapeDtypeStruct((64, 8), jnp.float32, sharding=jax.sharding.NamedSharding(mesh, jax.P('fsdp')))
+  text = jax.jit(lambda x: jnp.sort(jnp.abs(x).ravel())[-3]).lower(rows).compile().as_text()
+  found = {match.group(1) for match in map(GATHER.search, text.splitlines()) if match}
+  assert 'sort' in found
+  assert found & {'all-gather', 'all-to-all', 'collective-permute'}

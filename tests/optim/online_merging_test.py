@@ -1,0 +1,391 @@
+"""What the algorithms promise, each promise a test; the drift of small alpha; refusals."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from alignjax import optim
+from tests.optim import runs
+from tests.oracles import online_merging as oracle
+
+RATE, ALPHA = 1e-2, 0.25
+ADAM = optax.adam(RATE)
+# In the stacked leaf, each layer is a tensor: the oracle sees tensors.
+TENSORS = [
+  ('embed', 'embedding', ...),
+  ('layers', 'up', 'kernel', 0),
+  ('layers', 'up', 'kernel', 1),
+  ('final_norm', 'scale', ...),
+]
+
+
+def tensor(tree, path):
+  *keys, index = path
+  for key in keys:
+    tree = tree[key]
+  return np.asarray(tree, np.float64)[index]
+
+
+def against_oracle(tx, *, reserve=None, merge=oracle.sum_, every=1, rtol=1e-5):
+  # With the usual epsilon all entries of the first update are of one magnitude, and which are largest is chance.
+  path, _ = runs.run(optax.chain(optax.adam(RATE, eps=0.1), tx))
+  for place in TENSORS:
+    gradients = [tensor(gradient, place) for gradient in runs.STREAM]
+    theta, tau = tensor(runs.PARAMS, place), tensor(runs.TAU, place)
+    settings = {'rate': RATE, 'epsilon': 0.1, 'reserve': reserve, 'merge': merge, 'every': every}
+    expected = oracle.trajectory(theta, gradients, tau, ALPHA, **settings)
+    for params, values in zip(path, expected, strict=True):
+      np.testing.assert_allclose(tensor(params, place), values, rtol=rtol, atol=3e-7)
+
+
+@pytest.mark.parametrize('elect', ['weighted', 'raw'])
+@pytest.mark.parametrize('reserve', [1.0, 0.3])
+@pytest.mark.parametrize('every', [1, 3])
+def test_ties_follows_the_algorithms(elect, reserve, every):
+  against_oracle(
+    optim.online_ties(reserve, ALPHA, elect=elect, every=every),
+    reserve=lambda x: oracle.top(x, reserve),
+    merge=oracle.CONSENSUS[elect],
+    every=every,
+  )
+
+
+@pytest.mark.parametrize('every', [1, 3])
+def test_dare_without_masks_follows_the_algorithms(every):
+  against_oracle(optim.online_dare(1.0, ALPHA, every=every), every=every)
+
+
+def test_01_dare_of_everything_without_tau_is_adamw_bit_for_bit():
+  plain, _ = runs.run(optax.adamw(RATE))
+  merged, state = runs.run(
+    optax.chain(
+      optax.scale_by_adam(),
+      optim.online_dare(1.0, 0.0),
+      optax.add_decayed_weights(1e-4),
+      optax.scale_by_learning_rate(RATE),
+    )
+  )
+  runs.assert_equal(merged, plain)
+  assert not any(x.any() for x in runs.leaves(state[1].residual))
+  after_rate, _ = runs.run(optax.chain(ADAM, optim.online_dare(1.0, 0.0)))
+  runs.assert_equal(after_rate, runs.run(ADAM)[0])
+
+
+def test_02_weighted_ties_of_everything_without_tau_is_adam_and_raw_is_not():
+  plain, _ = runs.run(ADAM)
+  runs.assert_equal(runs.run(optax.chain(ADAM, optim.online_ties(1.0, 0.0)))[0], plain)
+  raw = optax.chain(ADAM, optim.online_ties(1.0, 0.0, elect='raw'))
+  assert runs.differs(runs.run(raw)[0], plain)
+  nothing = jax.tree.map(jnp.zeros_like, runs.TAU)
+  runs.assert_equal(runs.run(raw, tau=nothing)[0], plain)
+
+
+def test_03_dare_of_everything_adds_up():
+  """theta_N - theta_0 = (1 - alpha) sum D + N alpha tau, on a fixed stream of gradients."""
+  plain, _ = runs.run(ADAM)
+  merged, _ = runs.run(optax.chain(ADAM, optim.online_dare(1.0, ALPHA)))
+  expected = jax.tree.map(
+    lambda start, end, tau: start + (1 - ALPHA) * (end - start) + len(runs.STREAM) * ALPHA * tau,
+    *(jax.tree.map(lambda x: np.asarray(x, np.float64), tree) for tree in (runs.PARAMS, plain[-1], runs.TAU)),
+  )
+  runs.assert_close(merged[-1], expected, rtol=0, atol=4e-7)
+
+
+def test_04_without_tau_alpha_shrinks_the_learning_rate():
+  nothing = jax.tree.map(jnp.zeros_like, runs.TAU)
+  merged, _ = runs.run(optax.chain(ADAM, optim.online_dare(1.0, ALPHA)), tau=nothing)
+  runs.assert_close(merged, runs.run(optax.adam(RATE * (1 - ALPHA)))[0], rtol=0, atol=3e-7)
+
+
+@pytest.mark.parametrize('merge', [optim.online_dare(1.0, 1.0), optim.online_dare(0.5, 1.0, mask='fixed')])
+def test_05_alpha_of_one_does_not_see_gradients(merge):
+  tx = optax.chain(ADAM, merge)
+  path, _ = runs.run(tx)
+  runs.assert_equal(runs.run(tx, runs.STREAM[::-1])[0], path)
+  first = jax.tree.map(lambda x, y: (x - y).astype(jnp.float32), path[0], runs.PARAMS)
+  assert runs.differs(first, jax.tree.map(jnp.zeros_like, first))
+  steps = len(runs.STREAM)
+  expected = jax.tree.map(
+    lambda x, d: np.asarray(x, np.float64) + steps * np.asarray(d, np.float64), runs.PARAMS, first
+  )
+  runs.assert_close(path[-1], expected, rtol=0, atol=1e-6)
+
+
+def test_06_a_learning_rate_of_zero_still_moves_by_tau():
+  dare, _ = runs.moved(optax.chain(optax.adam(0.0), optim.online_dare(1.0, ALPHA)), runs.STREAM[0])
+  runs.assert_close(dare[0], jax.tree.map(lambda t: ALPHA * t, runs.TAU))
+  ties, _ = runs.moved(optax.chain(optax.adam(0.0), optim.online_ties(0.3, ALPHA)), runs.STREAM[0])
+  for place in TENSORS:
+    np.testing.assert_allclose(tensor(ties[0], place), ALPHA * oracle.top(tensor(runs.TAU, place), 0.3), rtol=1e-6)
+
+
+@pytest.mark.parametrize(('rescale', 'mean', 'variance'), [('none', 0.25, 0.1875), ('inverse', 1.0, 3.0)])
+def test_07_mean_and_variance_of_dare(rescale, mean, variance):
+  """Of B x: p x and p (1 - p) x^2; of B x / p: x and (1 / p - 1) x^2. The values are all 1, so entries are samples."""
+  ones = {'w': jnp.ones((400, 500))}
+  for alpha in (0.0, 1.0):
+    (out,), _ = runs.moved(optim.online_dare(0.25, alpha, rescale=rescale), ones, ones)
+    values = np.asarray(out['w'])
+    assert set(np.unique(values)) == {0.0, 4.0 if rescale == 'inverse' else 1.0}
+    assert abs(values.mean() - mean) < 5 * (variance / values.size) ** 0.5
+    assert abs(values.var() - variance) < 0.01 * variance + 5e-3 * variance
+
+
+@pytest.mark.parametrize('reserve', [1e-9, 0.01, 0.29, 0.999])
+def test_08_ties_keeps_the_largest_exactly(reserve):
+  tx, update = optim.online_ties(reserve, 0.0), runs.tree(11, 1e-6)
+  zero, merge = jax.tree.map(jnp.zeros_like, update), runs.jitted(tx)
+  out, state = merge(update, tx.init(update), zero, runs.TAU)
+  for place in TENSORS:
+    kept, values = tensor(out, place), tensor(update, place)
+    assert np.count_nonzero(kept) == max(1, int(reserve * values.size))
+    np.testing.assert_array_equal(kept, oracle.top(values, reserve))
+  larger, state = merge(jax.tree.map(lambda x: 4 * x, update), state, zero, runs.TAU)
+  runs.assert_equal(larger, jax.tree.map(lambda x: 4 * x, out))
+  runs.assert_equal(merge(out, state, zero, runs.TAU)[0], out)
+
+
+def test_09_raw_election_goes_with_tau_where_tau_is_larger():
+  update, tau = runs.tree(12, 1e-3), runs.tree(13, 1e-2)
+  (out,), _ = runs.moved(optim.online_ties(1.0, ALPHA, elect='raw'), update, tau)
+  for x, d, t in zip(*map(runs.leaves, (out, update, tau)), strict=True):
+    larger, agree = np.abs(t) > np.abs(d), np.sign(t) == np.sign(d)
+    assert larger.any()
+    assert (np.sign(x) == np.sign(t))[larger].all()
+    np.testing.assert_allclose(x[larger], (ALPHA * t + (1 - ALPHA) * d * agree)[larger], rtol=1e-6)
+
+
+def test_10_election_of_the_weighted_is_never_smaller_than_either_and_ties_are_ruled():
+  update, tau = runs.tree(14, 1e-2), runs.tree(15, 1e-2)
+  (out,), _ = runs.moved(optim.online_ties(1.0, ALPHA), update, tau)
+  (swapped,), _ = runs.moved(optim.online_ties(1.0, 1 - ALPHA), tau, update)
+  runs.assert_close(out, swapped)
+  for x, d, t in zip(*map(runs.leaves, (out, update, tau)), strict=True):
+    assert (np.abs(x) >= np.maximum((1 - ALPHA) * np.abs(d), ALPHA * np.abs(t)) * (1 - 1e-6)).all()
+  half = {'w': jnp.asarray([1.0, -1.0, 1.0, 0.0])}, {'w': jnp.asarray([-1.0, 1.0, 1.0, -1.0])}
+  for elect, expected in (('weighted', [0.0, 0.0, 1.0, -0.5]), ('raw', [0.5, 0.5, 1.0, -0.5])):
+    (out,), _ = runs.moved(optim.online_ties(1.0, 0.5, elect=elect), *half)
+    np.testing.assert_array_equal(out['w'], expected)
+
+
+def test_11_step_k():
+  """K = 1 is online; between merges it is Adam; back exactly; K = N is offline linear merging plus alpha tau."""
+  online, _ = runs.run(optax.chain(ADAM, optim.online_dare(0.5, ALPHA)))
+  runs.assert_equal(runs.run(optax.chain(ADAM, optim.online_dare(0.5, ALPHA, every=1)))[0], online)
+  plain, _ = runs.run(ADAM)
+  merged, state = runs.run(optax.chain(ADAM, optim.online_dare(1.0, ALPHA, every=3)))
+  runs.assert_equal(merged[:2], plain[:2])
+  assert (int(state[1].count), int(state[1].step)) == (2, 0)
+  # A merge that keeps nothing of D and tau (alpha = 1, tau = 0) shows where it starts from.
+  nothing = jax.tree.map(jnp.zeros_like, runs.TAU)
+  back, _ = runs.run(optax.chain(ADAM, optim.online_dare(1.0, 1.0, every=3)), tau=nothing)
+  for start, away, *returned in zip(*map(runs.leaves, (runs.PARAMS, back[1], back[2], back[5])), strict=True):
+    exact = np.abs(start) > 0.1  # several times what it moves by
+    assert exact.any()
+    assert (away != start).all()
+    for end in returned:
+      np.testing.assert_array_equal(end[exact], start[exact])
+      np.testing.assert_allclose(end, start, rtol=0, atol=1e-8)
+  whole, _ = runs.run(optax.chain(ADAM, optim.online_dare(1.0, ALPHA, every=len(runs.STREAM))))
+  for start, tau, aligned, end in zip(*map(runs.leaves, (runs.PARAMS, runs.TAU, plain[-1], whole[-1])), strict=True):
+    offline = (start - tau) + (1 - ALPHA) * (aligned - (start - tau)) + ALPHA * tau
+    np.testing.assert_allclose(end - offline, ALPHA * tau, rtol=0, atol=2e-7)
+
+
+def test_11_the_merge_of_a_cache_is_that_of_the_displacement():
+  merged, _ = runs.run(optax.chain(ADAM, optim.online_ties(0.3, ALPHA, every=3)), runs.STREAM[:3])
+  plain, _ = runs.run(ADAM, runs.STREAM[:3])
+  displacement = jax.tree.map(lambda end, start: end - start, plain[-1], runs.PARAMS)
+  (expected,), _ = runs.moved(optim.online_ties(0.3, ALPHA), displacement)
+  runs.assert_close(merged[-1], optax.apply_updates(runs.PARAMS, expected), rtol=0, atol=2e-7)
+
+
+def test_12_decay_falls_on_the_weights_before_the_merge():
+  """theta' = theta + u - eta decay theta, as in `optax.adamw`."""
+  merge, decay = optim.online_dare(1.0, ALPHA), 0.1
+  plain, _ = runs.run(optax.chain(ADAM, merge), runs.STREAM[:1])
+  decayed, _ = runs.run(optax.chain(ADAM, merge, optax.add_decayed_weights(-RATE * decay)), runs.STREAM[:1])
+  expected = jax.tree.map(lambda end, start: end - RATE * decay * start, plain[0], runs.PARAMS)
+  runs.assert_close(decayed[0], expected, rtol=0, atol=2e-7)
+
+
+def test_13_masks_are_fresh_or_fixed_and_seeds_reproduce():
+  ones = {'w': jnp.ones((40, 50)), 'v': jnp.ones((40, 50))}
+  for mask in ('fresh', 'fixed'):
+    of_tau, _ = runs.moved(optim.online_dare(0.5, 1.0, mask=mask), ones, ones, steps=3)
+    assert runs.differs(of_tau[0], of_tau[1]) is (mask == 'fresh')
+    assert runs.differs(of_tau[0]['w'], of_tau[0]['v'])
+    of_update, _ = runs.moved(optim.online_dare(0.5, 0.0, mask=mask), ones, ones, steps=3)
+    assert runs.differs(of_update[0], of_update[1])
+    assert abs(np.corrcoef(np.ravel(of_tau[0]['w']), np.ravel(of_update[0]['w']))[0, 1]) < 0.1
+    runs.assert_equal(runs.moved(optim.online_dare(0.5, 1.0, mask=mask), ones, ones, steps=3)[0], of_tau)
+    assert runs.differs(runs.moved(optim.online_dare(0.5, 1.0, mask=mask, seed=1), ones, ones)[0][0], of_tau[0])
+
+
+def test_14_multi_steps_adds_tau_once_for_each_accumulated_step():
+  tx = optax.MultiSteps(optax.chain(ADAM, optim.online_dare(1.0, ALPHA)), 3).gradient_transformation()
+  path, state = runs.run(tx)
+  runs.assert_equal(path[1], runs.PARAMS)
+  means = [jax.tree.map(lambda *x: sum(x) / 3, *runs.STREAM[i : i + 3]) for i in (0, 3)]
+  expected, _ = runs.run(optax.chain(ADAM, optim.online_dare(1.0, ALPHA)), means)
+  runs.assert_close(path[5], expected[1], rtol=0, atol=1e-5)
+  assert int(state.inner_opt_state[1].count) == 2
+
+
+@pytest.mark.parametrize(
+  'merge',
+  [optim.online_dare(0.3, ALPHA), optim.online_ties(0.1, 0.9, elect='raw'), optim.online_dare(1.0, ALPHA, every=4)],
+)
+def test_15_moments_do_not_see_the_merge(merge):
+  _, plain = runs.run(ADAM)
+  _, state = runs.run(optax.chain(ADAM, merge))
+  runs.assert_equal(state[0], plain)
+
+
+def drift(dtype, alpha, steps, *, carry=True, reserve=1.0, tau_dtype=jnp.float32):
+  """Parameters before, after, residual, and tau, of `steps` merges with an update of zero."""
+  rng = np.random.default_rng(0)
+  params = {'w': jnp.asarray(0.02 * rng.choice([-1, 1], (100, 100)) * rng.uniform(0.6, 1.5, (100, 100)), dtype)}
+  tau = {'w': jnp.asarray(1e-3 * rng.standard_normal((100, 100)), tau_dtype)}
+  zero = jax.tree.map(jnp.zeros_like, params)
+  tx = optim.online_dare(reserve, alpha, carry=carry)
+
+  @jax.jit
+  def run(params, state):
+    def body(_, carried):
+      params, state = carried
+      updates, state = tx.update(zero, state, params, reference_delta=tau)
+      return optax.apply_updates(params, updates), state
+
+    return jax.lax.fori_loop(0, steps, body, (params, state))
+
+  after, state = run(params, tx.init(params))
+  before, after, delta = (np.asarray(x['w'], np.float64) for x in (params, after, tau))
+  return before, after, np.asarray(state.residual['w'], np.float64) if carry else 0.0, delta
+
+
+@pytest.mark.parametrize('tau_dtype', [jnp.float32, jnp.bfloat16])
+def test_drift_below_half_an_ulp_moves_float32_parameters(tau_dtype):
+  steps, alpha = 2000, 1e-7
+  before, after, residual, tau = drift(jnp.float32, alpha, steps, tau_dtype=tau_dtype)
+  expected = steps * alpha * tau
+  assert np.linalg.norm(after - before - expected) < 0.01 * np.linalg.norm(expected)
+  assert np.linalg.norm(after + residual - before - expected) < 1e-3 * np.linalg.norm(expected)
+  before, after, _, _ = drift(jnp.float32, alpha, steps, carry=False)
+  assert np.linalg.norm(after - before) < 0.3 * np.linalg.norm(expected)
+
+
+def test_drift_of_fresh_masks_is_as_large_on_average():
+  steps, alpha, reserve = 2000, 1e-7, 0.25
+  before, after, _, tau = drift(jnp.float32, alpha, steps, reserve=reserve)
+  slope = np.vdot(after - before, tau) / np.vdot(tau, tau)
+  assert abs(slope / (steps * alpha * reserve) - 1) < 0.01
+
+
+def test_drift_below_half_an_ulp_is_owed_to_bfloat16_parameters_and_moves_them_in_the_end():
+  steps, alpha = 2000, 1e-7  # in all 2e-7, a thousandth of an ulp
+  before, after, residual, tau = drift(jnp.bfloat16, alpha, steps)
+  expected = steps * alpha * tau
+  assert np.linalg.norm(after + residual - before - expected) < 0.01 * np.linalg.norm(expected)
+  alpha = 1e-3  # in all 2e-3, 16 ulps; one merge is a hundredth of an ulp
+  before, after, _, tau = drift(jnp.bfloat16, alpha, steps)
+  slope = np.vdot(after - before, tau) / np.vdot(tau, tau)
+  assert abs(slope / (steps * alpha) - 1) < 0.01
+  before, after, _, _ = drift(jnp.bfloat16, alpha, steps, carry=False)
+  np.testing.assert_array_equal(after, before)
+
+
+def test_what_rounding_lands_is_what_the_residual_says():
+  """In one step: parameter + residual is the exact sum, for bfloat16 parameters and large updates too."""
+  for dtype, tolerance in ((jnp.float32, 3e-7), (jnp.bfloat16, 3e-7)):
+    params = runs.tree(20, 0.5, dtype)
+    update = runs.tree(21, 1e-2)
+    tx = optim.online_dare(1.0, 0.5)
+    updates, state = runs.jitted(tx)(update, tx.init(params), params, runs.TAU)
+    after = optax.apply_updates(params, updates)
+    for p, u, t, a, r in zip(*map(runs.leaves, (params, update, runs.TAU, after, state.residual)), strict=True):
+      alone = np.asarray(jnp.asarray(p + 0.5 * u, dtype), np.float64)  # the update's own rounding is not owed
+      np.testing.assert_allclose(a + r, alone + 0.5 * t, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize('build', [optim.online_dare, optim.online_ties])
+def test_l1_keeps_the_sum_of_magnitudes_of_each_tensor(build):
+  for alpha in (0.0, 1.0):
+    (out,), _ = runs.moved(build(0.3, alpha, rescale='l1'), runs.STREAM[0])
+    for place in TENSORS:
+      values = tensor(runs.TAU if alpha else runs.STREAM[0], place)
+      assert np.count_nonzero(tensor(out, place)) < values.size
+      np.testing.assert_allclose(np.abs(tensor(out, place)).sum(), np.abs(values).sum(), rtol=1e-5)
+
+
+def test_released_form_of_dare():
+  """Both terms are divided by p, tau's mask is drawn once, and its entries are bounded by 1."""
+  ones, tau = {'w': jnp.ones((40, 50))}, {'w': jnp.full((40, 50), -0.4)}
+  tx = optim.online_dare(0.25, 0.5, mask='fixed', rescale='inverse', clip=1.0)
+  out, _ = runs.moved(tx, ones, tau, steps=2)
+  assert set(np.unique(out[0]['w'])) == {-0.5, 0.0, 1.5, 2.0}
+  np.testing.assert_array_equal(np.isin(out[0]['w'], [-0.5, 1.5]), np.isin(out[1]['w'], [-0.5, 1.5]))
+
+
+def test_metrics():
+  update, tau = runs.tree(14, 1e-2), runs.tree(15, 1e-2)
+  tx = optax.chain(optax.identity(), optim.online_ties(0.5, ALPHA, elect='raw', measure=2))
+  assert set(map(float, optim.merge_metrics(tx.init(update)).values())) == {0.0}
+  (out, _), state = runs.moved(tx, update, tau, steps=2)
+  metrics = {name: float(value) for name, value in optim.merge_metrics(state).items()}
+  d, x, t = (np.concatenate([leaf.ravel() for leaf in runs.leaves(tree)]) for tree in (update, out, tau))
+  reserved, rival = (
+    np.concatenate([oracle.top(tensor(tree, place), 0.5).ravel() for place in TENSORS]) for tree in (update, tau)
+  )
+  vetoed = (reserved != 0) & (np.sign(reserved) != np.where(reserved + rival >= 0, 1, -1))
+  expected = {
+    'update_norm': np.linalg.norm(d),
+    'merged_norm': np.linalg.norm(x),
+    'kept': np.count_nonzero(reserved) / d.size,
+    'vetoed': vetoed.sum() / np.count_nonzero(reserved),
+    'cosine_with_update': np.vdot(x, d) / np.linalg.norm(x) / np.linalg.norm(d),
+    'cosine_with_delta': np.vdot(x, t) / np.linalg.norm(x) / np.linalg.norm(t),
+  }
+  assert metrics == pytest.approx(expected, rel=1e-5)
+  assert 0.1 < metrics['vetoed'] < 0.5
+  assert optim.merge_metrics(ADAM.init(update)) == {}
+  _, never = runs.moved(optim.online_dare(0.5, ALPHA, measure=0), update, tau)
+  assert set(map(float, never.metrics.values())) == {0.0}
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    ({'reserve': 0.0}, r'reserve=0\.0 must be in \(0, 1\]'),
+    ({'reserve': 1.5}, r'reserve=1\.5 must be'),
+    ({'alpha': -0.1}, r'alpha=-0\.1 must be in \[0, 1\]'),
+    ({'every': 0}, 'every=0 must be an int of at least 1'),
+    ({'every': 1.5}, 'every=1.5 must be an int'),
+    ({'measure': -1}, 'measure=-1 must be an int of at least 0'),
+    ({'clip': 0.0}, 'clip=0.0 must be positive'),
+    ({'keep': 'some'}, "keep='some' is not one of 'random', 'largest'"),
+    ({'elect': 'mean'}, "elect='mean' is not one of"),
+    ({'keep': 'largest', 'mask': 'fixed'}, "mask='fixed' is for keep='random'"),
+    ({'keep': 'largest', 'rescale': 'inverse'}, "rescale='inverse' is for keep='random'"),
+  ],
+)
+def test_bad_arguments_are_named(arguments, message):
+  with pytest.raises(ValueError, match=message):
+    optim.online_merge(**{'reserve': 0.5, 'alpha': 0.1, **arguments})
+
+
+def test_a_reference_delta_that_does_not_fit_is_refused_when_traced():
+  tx = optim.online_dare(0.5, 0.1)
+  state, update = tx.init(runs.PARAMS), runs.jitted(tx)
+  wrong = {**runs.TAU, 'embed': {'embedding': jnp.zeros((8, 48))}}
+  for tau, message in (
+    (None, r'needs the reference delta: give the training step Frozen\(delta='),
+    ({'embed': runs.TAU['embed']}, r'structure of the parameters: .*Frozen\(delta='),
+    (wrong, r'embed/embedding has shape \(8, 48\), the parameter \(48, 8\)'),
+  ):
+    with pytest.raises(ValueError, match=message):
+      update(runs.STREAM[0], state, runs.PARAMS, tau)
+  with pytest.raises(ValueError, match='needs the parameters'):
+    tx.update(runs.STREAM[0], state)

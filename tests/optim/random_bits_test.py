@@ -1,0 +1,35 @@
+"""Threefry, against JAX's own, and masks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alignjax.optim import random_bits
+
+
+@pytest.mark.parametrize('shape', [(), (7,), (5, 3), (2, 3, 4)])
+def test_bits_are_those_of_jax(shape):
+  with jax.threefry_partitionable(True):
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(3, impl='threefry2x32'), 5), 2)
+    expected = jax.random.key_data(jax.random.split(key, shape))
+  words = random_bits.bits(random_bits.fold(random_bits.key_words(3), 5, jnp.int32(2)), shape)
+  for place in (0, 1):
+    np.testing.assert_array_equal(words[place], expected[..., place])
+
+
+def test_bernoulli():
+  first, second = random_bits.bits(random_bits.key_words(0), (300, 400))
+  for probability in (0.01, 0.5, 0.9):
+    masks = [np.asarray(random_bits.bernoulli(word, probability)) for word in (first, second)]
+    deviation = (probability * (1 - probability) / first.size) ** 0.5
+    assert all(abs(mask.mean() - probability) < 5 * deviation for mask in masks)
+    assert abs((masks[0] & masks[1]).mean() - probability**2) < 5 * probability / first.size**0.5
+  assert random_bits.bernoulli(jnp.uint32(2**32 - 1), 1.0)
+  assert not random_bits.bernoulli(jnp.uint32(2**32 - 1), 1.0 - 2.0**-24)
+
+
+def test_masks_survive_packing():
+  masks = [jnp.asarray([True, False, True, False]), jnp.asarray([True, True, False, False])]
+  for mask, again in zip(masks, random_bits.unpacked(random_bits.packed(masks), 2), strict=True):
+    np.testing.assert_array_equal(mask, again)
