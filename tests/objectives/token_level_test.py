@@ -108,7 +108,7 @@ def test_the_released_risk_is_neither_translation_equivariant_nor_independent_of
   drift, logp = jnp.linspace(-1, 1, 10), jnp.log(jnp.full(10, 0.1))
   plain = token_level._partial_expectation(drift, logp, 0.7, True)
   assert abs(token_level._partial_expectation(drift + 1.0, logp, 0.7, True) - plain - 1.0) > 0.1
-  assert abs(token_level._partial_expectation(drift[::2].repeat(2) * 0 + drift, logp, 0.7, False) - plain) > 1e-3
+  assert abs(token_level._partial_expectation(drift, logp, 0.7, False) - plain) > 1e-3
   order = np.random.default_rng(0).permutation(10)
   assert abs(token_level._partial_expectation(drift[order], logp[order], 0.7, True) - plain) > 1e-3
 
