@@ -44,7 +44,7 @@ def start(folder: pathlib.Path, workdir: pathlib.Path, steps: int) -> subprocess
     'steps': steps,
     'batch_size': 8,
     'buckets': '((16, 24),)',
-    'learning_rate': 1e-3,
+    'optimizer': 'adamw(1e-3)',
     'save_every': 3,
     'eval_every': 10,
   }

@@ -6,12 +6,14 @@
 
 All programs are compiled first. Then a round runs every contender once, right after plain Adam, in an order that
 changes from round to round: a machine that is slow for a while is so for both. A ratio is the median over rounds, with
-its quartiles; the first row has Adam against itself, as a measure of the noise. Gradients change from round to round,
-so that thresholds move as they do in training; tau is bfloat16.
+its quartiles; the first row has Adam against itself, as a measure of the noise. Gradients, or batches, are fresh in
+every round, and the first rounds are not counted: the first updates of Adam are all nearly equal in magnitude, which
+makes their thresholds hard to find, and repeated gradients would keep them so. tau is bfloat16.
 """
 
 from collections.abc import Callable
 import dataclasses
+import functools
 import random
 import statistics
 import time
@@ -30,7 +32,8 @@ from alignjax.types import Params, PreferenceBatch
 from bench import shapes
 
 _LAYERS = flags.DEFINE_integer('layers', 30, 'Layers of the trunk.')
-_ROUNDS = flags.DEFINE_integer('rounds', 7, 'Rounds, after one to warm up.', lower_bound=2)
+_ROUNDS = flags.DEFINE_integer('rounds', 7, 'Rounds that are counted.', lower_bound=2)
+_WARMUP = flags.DEFINE_integer('warmup', 8, 'Rounds before them.', lower_bound=1)
 _STEP = flags.DEFINE_bool('step', False, 'Time whole training steps, too.')
 _PROMPTS = flags.DEFINE_integer('prompts', 2, 'Prompts in the batch of a training step.')
 _TOKENS = flags.DEFINE_integer('tokens', 64, 'Tokens of a prompt, and of each of its two responses.')
@@ -45,17 +48,14 @@ MERGES = {
 }
 
 
-def noise(params: Params, seed: int, scale: float, dtype: Any = jnp.float32) -> Params:
-  """A tree like `params` of normal numbers."""
+@functools.partial(jax.jit, static_argnames='dtype')
+def noise(params: Params, seed: int, dtype: Any = jnp.float32) -> Params:
+  """A tree like `params` of normal numbers, as large as tau or a gradient may be."""
   leaves, structure = jax.tree.flatten(params)
-
-  @jax.jit
-  def draw() -> list[jax.Array]:
-    key = jax.random.key(seed, impl='unsafe_rbg')
-    keys = [jax.random.fold_in(key, index) for index in range(len(leaves))]
-    return [scale * jax.random.normal(k, x.shape, dtype) for k, x in zip(keys, leaves, strict=True)]
-
-  return structure.unflatten(draw())
+  keys = jax.random.split(jax.random.key(seed, impl='unsafe_rbg'), len(leaves))
+  return structure.unflatten(
+    [1e-3 * jax.random.normal(key, x.shape, dtype) for key, x in zip(keys, leaves, strict=True)]
+  )
 
 
 class Update:
@@ -69,11 +69,11 @@ class Update:
       updates, state = tx.update(gradients, state, params, reference_delta=delta)
       return optax.apply_updates(params, updates), state
 
-    lowered = jax.jit(update, donate_argnums=(0, 1)).lower(bench.params, self.state, bench.gradients[0], bench.delta)
+    lowered = jax.jit(update, donate_argnums=(0, 1)).lower(bench.params, self.state, bench.params, bench.delta)
     self.program = lowered.compile()
 
   def run(self, round_: int) -> float:
-    gradients = self.bench.gradients[round_ % len(self.bench.gradients)]
+    gradients = jax.block_until_ready(noise(self.bench.params, round_ + 2))
     start = time.perf_counter()
     updated = self.program(self.bench.params, self.state, gradients, self.bench.delta)
     self.bench.params, self.state = jax.block_until_ready(updated)
@@ -81,14 +81,13 @@ class Update:
 
 
 class Updates:
-  """What the updates share. Two sets of gradients, so that neither thresholds nor moments stand still."""
+  """What the updates share."""
 
   contender = Update
 
   def __init__(self, model: Any):
     self.params = jax.jit(model.init)(jax.random.key(0))
-    self.delta = noise(self.params, 1, 1e-3, jnp.bfloat16)
-    self.gradients = [noise(self.params, seed, 1e-3) for seed in (2, 3)]
+    self.delta = noise(self.params, 1, jnp.bfloat16)
 
 
 class Step:
@@ -98,17 +97,16 @@ class Step:
     self.bench, self.opt_state = bench, tx.init(bench.params)
     self.bytes = sum(x.nbytes for x in jax.tree.leaves(self.opt_state))
     step = step_lib.build_train_step(bench.model, objectives.dpo(), tx, chunk=256)
-    self.program = jax.jit(step, donate_argnums=0).lower(self._state(), bench.frozen, bench.batch).compile()
+    self.program = jax.jit(step, donate_argnums=0).lower(self._state(), bench.frozen, bench.batch(0)).compile()
 
   def _state(self) -> state_lib.TrainState:
     zero = jnp.zeros((), jnp.int32)
     return state_lib.TrainState(zero, self.bench.params, self.opt_state, jax.random.key(0))
 
   def run(self, round_: int) -> float:
-    del round_
-    state = self._state()
+    state, batch = self._state(), jax.block_until_ready(self.bench.batch(round_))
     start = time.perf_counter()
-    state, _ = jax.block_until_ready(self.program(state, self.bench.frozen, self.bench.batch))
+    state, _ = jax.block_until_ready(self.program(state, self.bench.frozen, batch))
     seconds = time.perf_counter() - start
     self.bench.params, self.opt_state = state.params, state.opt_state
     return seconds
@@ -121,14 +119,17 @@ class Steps:
 
   def __init__(self, model: Any, vocabulary: int):
     self.model, self.params = model, jax.jit(model.init)(jax.random.key(0))
-    delta = noise(self.params, 1, 1e-3, jnp.bfloat16)
-    self.frozen = state_lib.Frozen(jax.tree.map(jnp.add, self.params, noise(self.params, 2, 1e-3)), delta)
+    self.vocabulary = vocabulary
+    delta = noise(self.params, 1, jnp.bfloat16)
+    self.frozen = state_lib.Frozen(jax.tree.map(jnp.add, self.params, noise(self.params, 2)), delta)
+
+  def batch(self, round_: int) -> PreferenceBatch:
     prompts, tokens = _PROMPTS.value, _TOKENS.value
-    keys = jax.random.split(jax.random.key(4))
-    self.batch = PreferenceBatch(
-      prompt=jax.random.randint(keys[0], (prompts, tokens), 0, vocabulary),
+    keys = jax.random.split(jax.random.key(round_))
+    return PreferenceBatch(
+      prompt=jax.random.randint(keys[0], (prompts, tokens), 0, self.vocabulary),
       prompt_length=jnp.full(prompts, tokens, jnp.int32),
-      response=jax.random.randint(keys[1], (prompts, 2, tokens), 0, vocabulary),
+      response=jax.random.randint(keys[1], (prompts, 2, tokens), 0, self.vocabulary),
       response_length=jnp.full((prompts, 2), tokens, jnp.int32),
       label=jnp.ones(prompts),
       weight=jnp.ones(prompts),
@@ -142,7 +143,7 @@ def compare(title: str, bench: Updates | Steps) -> None:
   base = build(optax.identity)
   contenders = {name: build(merge) for name, merge in MERGES.items()}
   ratios, seconds, shuffle, order = {name: [] for name in contenders}, [], random.Random(0), list(contenders)
-  for round_ in range(_ROUNDS.value + 1):
+  for round_ in range(_WARMUP.value + _ROUNDS.value):
     shuffle.shuffle(order)
     for name in order:
       seconds.append(base.run(round_))
@@ -151,7 +152,7 @@ def compare(title: str, bench: Updates | Steps) -> None:
   print(f'\n{title}: {size / 1e6:.1f} million parameters, {ADAM}: {statistics.median(seconds):.3f} s')
   print('| optimizer | time / adam | quartiles | state, bytes a parameter |\n|---|---|---|---|')
   for name, contender in contenders.items():
-    low, middle, high = statistics.quantiles(ratios[name][1:], n=4)  # the first round warms up
+    low, middle, high = statistics.quantiles(ratios[name][_WARMUP.value :], n=4)
     print(f'| `{name}` | {middle:.3f} | {low:.3f} to {high:.3f} | {contender.bytes / size:.1f} |', flush=True)
 
 

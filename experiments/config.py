@@ -36,11 +36,12 @@ class Config:
 
   model: str = _field('', FREE, 'folder of the model to align, in Hugging Face layout')
   reference: str = _field('', FREE, 'folder of the reference model; empty: the model before training')
+  base_model: str = _field('', FREE, 'folder of the model from which `model` was fine-tuned, for online merging')
   data: tuple[str, ...] = _field((), FREE, 'files of preference pairs to train on, .jsonl or .jsonl.gz')
   eval_data: tuple[str, ...] = _field((), WARNS, 'files of held-out pairs; empty: no evaluation')
   ignore_fields: tuple[str, ...] = _field((), WARNS, 'fields of the data files that are not used; others must be known')
   objective: str = _field('dpo(beta=0.1)', IDENTITY, 'expression of objectives, such as simpo(beta=2.0) + 0.1 * sft()')
-  seed: int = _field(0, IDENTITY, 'of the order of the data and of all else that is drawn')
+  seed: int = _field(0, IDENTITY, 'of the order of the data; an optimizer that draws has one of its own')
   steps: int = _field(0, WARNS, 'updates in all; 0: as many as `epochs` takes')
   epochs: int = _field(0, WARNS, 'passes over the data; 0: one, unless `steps` is set')
   batch_size: int = _field(8, IDENTITY, 'prompts in an update, over all devices and processes')
@@ -49,14 +50,14 @@ class Config:
   max_prompt: int = _field(512, IDENTITY, 'tokens; longer prompts are cut on the left')
   max_response: int = _field(512, IDENTITY, 'tokens; pairs with a longer response are dropped and counted')
   buckets: tuple[tuple[int, int], ...] = _field((), IDENTITY, 'shapes (prompt, response) of batches; empty: chosen')
-  learning_rate: float = _field(1e-6, WARNS, 'the highest of the schedule')
+  optimizer: str = _field(
+    'adamw(1e-6)', WARNS, 'expression of experiments/optimizers.py, such as chain(sgd(0.1), weight_decay(0.01))'
+  )
   schedule: str = _field('linear', WARNS, 'of the learning rate after the warm-up', ('constant', 'cosine', 'linear'))
   warmup: float = _field(0.0, WARNS, 'part of the steps over which the learning rate rises from 0')
-  weight_decay: float = _field(0.0, WARNS, 'decoupled, times the learning rate')
-  beta1: float = _field(0.9, WARNS, 'decay of the mean of gradients in Adam')
-  beta2: float = _field(0.999, WARNS, 'decay of the mean of squared gradients in Adam')
   gradient_clip: float = _field(1.0, WARNS, 'largest global norm of a gradient; 0: not clipped')
   mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+  delta_dtype: str = _field('bfloat16', WARNS, 'of the difference model - base_model', ('bfloat16', 'float32'))
   compute_dtype: str = _field('float32', WARNS, 'of activations; parameters are float32', ('float32', 'bfloat16'))
   remat: str = _field('dots', WARNS, 'what a layer keeps for its backward pass', ('none', 'dots', 'full'))
   scan_layers: bool = _field(True, WARNS, 'one compiled layer for all; False unrolls: slow to compile, faster on a CPU')
@@ -68,13 +69,11 @@ class Config:
   workdir: str = _field('', FREE, 'folder for checkpoints, metrics and the aligned model')
 
   def __post_init__(self):
-    for name in ('steps', 'epochs', 'weight_decay', 'gradient_clip', 'eval_every', 'save_every', 'seed'):
+    for name in ('steps', 'epochs', 'gradient_clip', 'eval_every', 'save_every', 'seed'):
       _require(getattr(self, name) >= 0, name, getattr(self, name), 'at least 0')
     for name in ('batch_size', 'microbatches', 'chunk', 'log_every', 'keep'):
       _require(getattr(self, name) >= 1, name, getattr(self, name), 'at least 1')
-    _require(self.learning_rate > 0, 'learning_rate', self.learning_rate, 'positive')
-    for name in ('beta1', 'beta2', 'warmup'):
-      _require(0 <= getattr(self, name) < 1, name, getattr(self, name), 'in [0, 1)')
+    _require(0 <= self.warmup < 1, 'warmup', self.warmup, 'in [0, 1)')
     _require(not (self.steps and self.epochs), 'epochs', self.epochs, f'0 where steps={self.steps} is given')
     for field in dataclasses.fields(self):
       choices = field.metadata.get('choices')

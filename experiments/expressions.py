@@ -6,7 +6,7 @@ Arguments are literals, other objectives and risk measures: ra_dpo(risk=cvar(0.9
 
 A small parser admits the names that `alignjax.objectives` and `alignjax.risk` export, literals, `+` and `*`, and
 nothing else. Nothing is ever evaluated as Python, so an expression from a stranger is harmless. `parse` reads other
-values in the same way, such as merge methods: ties(density=0.5).
+values in the same way, such as merge methods and optimizers: ties(density=0.5), chain(adamw(1e-6), weight_decay(0.1)).
 """
 
 import ast
@@ -93,7 +93,7 @@ class _Parser:
     except (RecursionError, MemoryError):
       raise ExpressionError('the expression is nested too deeply') from None
     if not isinstance(value, self.kind):
-      raise self.error(f'this is {_describe(value)}, not {self.noun}', tree)
+      raise self.error(f'this is {self.describe(value)}, not {self.noun}', tree)
     return value
 
   def visit(self, node: ast.AST) -> Any:
@@ -106,7 +106,8 @@ class _Parser:
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
       value = self.visit(node.operand)
       if not _is_number(value):
-        raise self.error(f'only a number can be negated, not {_describe(value)}: write -1.0 * ...', node.operand)
+        hint = ': write -1.0 * ...' if self.kind is objectives.Objective else ''
+        raise self.error(f'only a number can be negated, not {self.describe(value)}{hint}', node.operand)
       return -value
     if isinstance(node, ast.Name):
       if node.id in self.factories:
@@ -117,7 +118,9 @@ class _Parser:
 
   def literal(self, node: ast.Constant) -> Any:
     if type(node.value) not in _LITERALS:
-      raise self.error(f'a literal must be a number, a string, True, False or None, not {_describe(node.value)}', node)
+      raise self.error(
+        f'a literal must be a number, a string, True, False or None, not {self.describe(node.value)}', node
+      )
     if _is_number(node.value) and not math.isfinite(_as_float(node.value)):
       raise self.error('this number is too large', node)
     return node.value
@@ -129,13 +132,13 @@ class _Parser:
     if isinstance(node.op, ast.Add):
       for value, side in ((left, node.left), (right, node.right)):
         if not isinstance(value, objectives.Objective):
-          raise self.error(f'+ joins two objectives, and this is {_describe(value)}', side)
+          raise self.error(f'+ joins two objectives, and this is {self.describe(value)}', side)
       return left + right
     if _is_number(left) and isinstance(right, objectives.Objective):
       return self.guarded(lambda: left * right, node)
     if isinstance(left, objectives.Objective) and _is_number(right):
       return self.guarded(lambda: right * left, node)
-    sides = f'{_describe(left)} and {_describe(right)}'
+    sides = f'{self.describe(left)} and {self.describe(right)}'
     raise self.error(f'* scales an objective by a number, and here stand {sides}', node)
 
   def call(self, node: ast.Call) -> Any:
@@ -185,6 +188,14 @@ class _Parser:
     hint = f'; did you mean {known}?' if close else ''
     return self.error(f'unknown name {name!r}{hint}', node)
 
+  def describe(self, value: Any) -> str:
+    if isinstance(value, self.kind):
+      return self.noun
+    if isinstance(value, risk.RiskMeasure):
+      return 'a risk measure'
+    text = repr(value)
+    return text if len(text) <= 40 else f'a {type(value).__name__}'
+
   def error(self, reason: str, node: ast.AST | None = None, column: int = 0) -> ExpressionError:
     width = 1
     if node is not None:
@@ -206,15 +217,6 @@ def _as_float(value: float) -> float:
     return float(value)
   except OverflowError:
     return math.inf
-
-
-def _describe(value: Any) -> str:
-  if isinstance(value, objectives.Objective):
-    return 'an objective'
-  if isinstance(value, risk.RiskMeasure):
-    return 'a risk measure'
-  text = repr(value)
-  return text if len(text) <= 40 else f'a {type(value).__name__}'
 
 
 def _nearest(name: str, known: Any) -> str:

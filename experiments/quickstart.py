@@ -41,7 +41,16 @@ from alignjax.training import loop, metrics, optimizer, placement
 from alignjax.training import state as state_lib
 from alignjax.training import step as step_lib
 from alignjax.types import Params
-from experiments import costs, expressions, quickstart_policy, quickstart_prompts, quickstart_report, smollm2, xla_flags
+from experiments import (
+  costs,
+  expressions,
+  optimizers,
+  quickstart_policy,
+  quickstart_prompts,
+  quickstart_report,
+  smollm2,
+  xla_flags,
+)
 
 SHOWN = 16  # prompts in samples.md
 VERSIONED = ('flax', 'grain', 'jax', 'jaxlib', 'numpy', 'optax', 'tokenizers', 'vaderSentiment')
@@ -67,7 +76,7 @@ class Settings:
   max_new_tokens: int = _setting(32, 'Tokens after which a response is cut off.')
   pairs_per_prompt: int = _setting(2, 'Most preference pairs from one prompt.')
   batch_size: int = _setting(8, 'Pairs in an update.')
-  learning_rate: float = _setting(2e-5, 'The highest of the schedule.')
+  optimizer: str = _setting('adamw(2e-5)', 'Expression of the optimizer.')
   gradient_clip: float = _setting(1.0, 'Largest global norm of a gradient.')
   evaluations: int = _setting(3, 'Checkpoints that are evaluated, the last one included.')
   compute_dtype: str = _setting('auto', 'float32, bfloat16, or auto: the faster of the two here.')
@@ -154,6 +163,9 @@ def run(settings: Settings, reward: rewards.Reward) -> dict[str, Any]:
     ValueError: an objective or a setting that cannot be, before anything expensive is done.
   """
   objective = expressions.parse_objective(settings.objective)
+  recipe = optimizers.parse_optimizer(settings.optimizer)
+  if recipe.needs_delta or recipe.averages:
+    raise ValueError(f'--optimizer={settings.optimizer}: only experiments.train merges and averages')
   prompts, held_out = quickstart_prompts.prompts(settings.train_prompts, settings.held_out_prompts)
   console, clock = rich_console.Console(), costs.Clock()
   with clock('load'):
@@ -173,7 +185,7 @@ def run(settings: Settings, reward: rewards.Reward) -> dict[str, Any]:
   }
   evaluations = Evaluations(policy, setup.reference, before, evaluation_key, clock, console)
   with clock('train'):
-    params = _train(setup, objective, data, state_key, evaluations)
+    params = _train(setup, objective, recipe, data, state_key, evaluations)
   with clock('report'):
     checkpoint_io.save(setup.workdir / 'model', setup.config, params, assets_from=setup.folder)
     results = _results(setup, drawn, evaluations)
@@ -254,6 +266,7 @@ def _make_pairs(
 def _train(
   setup: Setup,
   objective: objectives.Objective,
+  recipe: optimizers.Recipe,
   data: Mapping[str, pairs.TokenizedPairs],
   key: jax.Array,
   evaluations: Evaluations,
@@ -277,8 +290,8 @@ def _train(
   steps = train.plan.steps_per_epoch
   every = -(-steps // settings.evaluations)
   evaluations.due = {*range(every, steps, every), steps}
-  schedule = optimizer.build_schedule('linear', settings.learning_rate, steps=steps, warmup=min(4, steps))
-  tx = optimizer.build_optimizer(schedule, gradient_clip=settings.gradient_clip)
+  schedule = optimizer.build_schedule('linear', recipe.learning_rate, steps=steps, warmup=min(4, steps))
+  tx = optimizers.build_optimizer(recipe, schedule, settings.gradient_clip)
   needs_reference = bool(stats.missing_reference(objective.needs, ()))
   writers = [metrics.JsonlWriter(setup.workdir / 'metrics.jsonl'), metrics.ConsoleWriter(steps, every=4)]
   try:

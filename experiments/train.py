@@ -3,8 +3,9 @@
   python -m experiments.train --model=models/smollm2 --data=train.jsonl --objective='dpo(beta=0.1)' --workdir=runs/first
 
 The work directory gets config.json (the resolved configuration), metrics.jsonl and TensorBoard events, checkpoints, and
-at the end the aligned model in Hugging Face layout, in model/. The same command again resumes an interrupted run, or
-says that it is finished. On SIGTERM the run saves itself and leaves.
+at the end the aligned model in Hugging Face layout, in model/, and its average in model_average/ if the optimizer keeps
+one. The same command again resumes an interrupted run, or says that it is finished. On SIGTERM the run saves itself and
+leaves.
 
 Exit codes: 0 done; 1 an error in configuration, data or numerics, for which a restart is no help; 42 told to stop, and
 saved: start again; 134 a crash.
@@ -14,7 +15,7 @@ The settings below can be given in a file, --config=path.py, whose get_config() 
 
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import hashlib
@@ -29,7 +30,7 @@ from absl import app, flags, logging
 import jax
 from ml_collections import config_flags
 
-from alignjax import stats
+from alignjax import optim, stats
 from alignjax.data import batching, pairs, sources, tokenization
 from alignjax.data import report as report_lib
 from alignjax.models import base, checkpoint_io, transformer
@@ -40,12 +41,12 @@ from alignjax.training import state as state_lib
 from alignjax.training import step as step_lib
 from alignjax.types import Params
 from experiments import config as config_lib
-from experiments import expressions
+from experiments import expressions, optimizers
 
 DONE, REFUSED, PREEMPTED, CRASHED = 0, 1, 42, 134
 
 # Settings with a flag of their own, because nearly every run gives them.
-SHORT = ('model', 'reference', 'data', 'eval_data', 'objective', 'workdir')
+SHORT = ('model', 'reference', 'base_model', 'data', 'eval_data', 'objective', 'optimizer', 'workdir')
 
 
 def run(config: config_lib.Config) -> loop.Result:
@@ -59,6 +60,7 @@ def run(config: config_lib.Config) -> loop.Result:
     if not getattr(config, name):
       raise ValueError(f'config.{name} is missing: give --{name}=...')
   objective = expressions.parse_objective(config.objective)
+  recipe = _recipe(config)
   model_config = checkpoint_io.load_config(
     config.model,
     compute_dtype=config.compute_dtype,
@@ -71,28 +73,28 @@ def run(config: config_lib.Config) -> loop.Result:
   batches = _batches(data, config, mesh, shuffle=True)
   steps = config.steps or (config.epochs or 1) * batches.plan.steps_per_epoch
   schedule = optimizer.build_schedule(
-    config.schedule, config.learning_rate, steps=steps, warmup=round(config.warmup * steps)
+    config.schedule, recipe.learning_rate, steps=steps, warmup=round(config.warmup * steps)
   )
-  tx = optimizer.build_optimizer(
-    schedule,
-    weight_decay=config.weight_decay,
-    beta1=config.beta1,
-    beta2=config.beta2,
-    gradient_clip=config.gradient_clip,
-  )
+  tx = optimizers.build_optimizer(recipe, schedule, config.gradient_clip)
   model = transformer.build(model_config, rules.activation_constraint(mesh))
-  needs_reference = bool(stats.missing_reference(objective.needs, ()))
-  identity = _identity(config, data, batches, needs_reference)
+  folders = {'model': config.model}
+  if stats.missing_reference(objective.needs, ()):
+    folders['reference'] = config.reference or config.model
+  if recipe.needs_delta:
+    folders['base_model'] = config.base_model
+  identity = _identity(config, data, batches, folders)
   workdir = pathlib.Path(config.workdir)
   key = jax.random.key(config.seed)
   shapes = jax.eval_shape(model.init, key)
+  shardings = rules.param_shardings(mesh, shapes)
   iterator = iter(batches)
   with checkpoint.Checkpoints(
     workdir / 'checkpoints', config=dataclasses.asdict(config), identity=identity, keep=config.keep
   ) as checkpoints:
-    restored = checkpoints.restore(placement.abstract_state(mesh, shapes, tx, key, objective.memory.initial), iterator)
+    like = placement.abstract_state(mesh, shapes, tx, key, objective.memory.initial)
+    restored = _restore(checkpoints, like, iterator, config)
     if restored is None:
-      params = _load(config.model, model_config, mesh, shapes)
+      params = checkpoint_io.load_params(config.model, model_config, shardings)
       state = placement.create_state(mesh, params, tx, key, objective.memory.initial)
       del params
     else:
@@ -101,11 +103,15 @@ def run(config: config_lib.Config) -> loop.Result:
       _warn_of_changes(restored.config, config)
       if restored.step >= steps:
         _announce(f'this run is finished: {restored.step} of {steps} steps are done')
-        _export(workdir, model_config, state.params, config)
+        _export(workdir, model_config, state, config, recipe)
         return loop.Result(state, restored.step, False, 0)
     _write_config(workdir, config)
-    reference = _load(config.reference or config.model, model_config, mesh, shapes) if needs_reference else None
-    _announce(_summary(config, mesh, shapes, batches, steps))
+    reference = delta = None
+    if 'reference' in folders:
+      reference = checkpoint_io.load_params(folders['reference'], model_config, shardings)
+    if recipe.needs_delta:
+      delta = checkpoint_io.delta_from(config.model, config.base_model, model_config, shardings, config.delta_dtype)
+    _announce(_summary(config, recipe, mesh, shapes, batches, steps))
     resumed_at = None if restored is None else restored.step
     writers = [
       metrics.JsonlWriter(workdir / 'metrics.jsonl', resumed_at),
@@ -115,7 +121,7 @@ def run(config: config_lib.Config) -> loop.Result:
     try:
       result = loop.train(
         state,
-        state_lib.Frozen(reference=reference),
+        state_lib.Frozen(reference=reference, delta=delta),
         step_lib.build_train_step(
           model, objective, tx, chunk=config.chunk, microbatches=config.microbatches, mesh=mesh
         ),
@@ -137,8 +143,24 @@ def run(config: config_lib.Config) -> loop.Result:
     _announce(f'told to stop: saved at step {result.step} of {steps}. The same command goes on from there')
   else:
     _announce(f'{result.step} steps are done, with {result.compilations} compiled programs')
-    _export(workdir, model_config, result.state.params, config)
+    _export(workdir, model_config, result.state, config, recipe)
   return result
+
+
+def _recipe(config: config_lib.Config) -> optimizers.Recipe:
+  """The optimizer, after a look at whether it has the base model that it needs."""
+  recipe = optimizers.parse_optimizer(config.optimizer)
+  if recipe.needs_delta and not config.base_model:
+    raise ValueError(
+      f'config.optimizer = {config.optimizer!r} merges with model - base_model: say with --base_model=... which folder '
+      'the model was fine-tuned from'
+    )
+  if config.base_model and not recipe.needs_delta:
+    raise ValueError(
+      f'config.base_model = {config.base_model!r} has no use: nothing in config.optimizer = {config.optimizer!r} '
+      'merges with model - base_model, as online_dare and online_ties do'
+    )
+  return recipe
 
 
 def _read(paths: Sequence[str], config: config_lib.Config, vocab_size: int) -> pairs.TokenizedPairs:
@@ -190,22 +212,31 @@ def _evaluation(
   )
 
 
-def _load(folder: str, config: transformer.TransformerConfig, mesh: jax.sharding.Mesh, shapes: Any) -> Params:
-  return checkpoint_io.load_params(folder, config, rules.param_shardings(mesh, shapes))
+def _restore(
+  checkpoints: checkpoint.Checkpoints, like: state_lib.TrainState, iterator: Any, config: config_lib.Config
+) -> checkpoint.Restored | None:
+  """Reads the newest checkpoint. If it does not fit, and the optimizer is another, that is likely to be why."""
+  try:
+    return checkpoints.restore(like, iterator)
+  except checkpoint.MismatchError as error:
+    before = error.config.get('optimizer')
+    if before == config.optimizer:
+      raise
+    raise ValueError(
+      f'config.optimizer was {before!r} and is now {config.optimizer!r}. Numbers in it may change when a run '
+      f'resumes, but not what it keeps from step to step: {error}'
+    ) from error
 
 
 def _identity(
-  config: config_lib.Config, data: pairs.TokenizedPairs, batches: batching.Batches, needs_reference: bool
+  config: config_lib.Config, data: pairs.TokenizedPairs, batches: batching.Batches, folders: Mapping[str, str]
 ) -> dict[str, Any]:
   """What has to be the same for a run to be resumed."""
   values = config_lib.flat(config)
   identity = {name: values[name] for name, kind in config_lib.on_resume().items() if kind == config_lib.IDENTITY}
   identity['buckets'] = batches.plan.buckets  # those chosen from the data too
   identity['data_fingerprint'] = data.fingerprint
-  identity['model_fingerprint'] = fingerprint(config.model)
-  if needs_reference:
-    identity['reference_fingerprint'] = fingerprint(config.reference or config.model)
-  return identity
+  return identity | {f'{name}_fingerprint': fingerprint(folder) for name, folder in folders.items()}
 
 
 def fingerprint(folder: str) -> str:
@@ -239,30 +270,46 @@ def _write_config(workdir: pathlib.Path, config: config_lib.Config) -> None:
 
 
 def _summary(
-  config: config_lib.Config, mesh: jax.sharding.Mesh, shapes: Any, batches: batching.Batches, steps: int
+  config: config_lib.Config,
+  recipe: optimizers.Recipe,
+  mesh: jax.sharding.Mesh,
+  shapes: Any,
+  batches: batching.Batches,
+  steps: int,
 ) -> str:
   count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
   axes = ', '.join(f'{axis}={size}' for axis, size in mesh.shape.items())
   plan = batches.plan
+  delta = f', delta to {config.base_model} in {config.delta_dtype}' if recipe.needs_delta else ''
   return '\n'.join(
     [
       f'objective  {config.objective}',
       f'model      {config.model}, {count:,} parameters, computed in {config.compute_dtype}',
+      f'optimizer  {config.optimizer}{delta}',
       f'devices    {mesh.size} x {mesh.devices.flat[0].device_kind}, mesh {axes}, processes {jax.process_count()}',
       f'batches    {config.batch_size} prompts in {config.microbatches} microbatches, shapes {list(plan.buckets)}, '
       f'{plan.steps_per_epoch} an epoch, {plan.padding_rows} padding rows',
-      f'steps      {steps}, learning rate {config.learning_rate:g} {config.schedule}, warm-up {config.warmup:.0%}',
+      f'steps      {steps}, learning rate {recipe.learning_rate:g} {config.schedule}, warm-up {config.warmup:.0%}',
     ]
   )
 
 
 def _export(
-  workdir: pathlib.Path, model_config: transformer.TransformerConfig, params: Params, config: config_lib.Config
+  workdir: pathlib.Path,
+  model_config: transformer.TransformerConfig,
+  state: state_lib.TrainState,
+  config: config_lib.Config,
+  recipe: optimizers.Recipe,
 ) -> None:
-  folder = workdir / 'model'
-  if not (folder / 'config.json').exists():
-    checkpoint_io.save(folder, model_config, params, assets_from=config.model)
-  _announce(f'the aligned model is in {folder}')
+  def export(name: str, what: str, params: Params) -> None:
+    folder = workdir / name
+    if not (folder / 'config.json').exists():
+      checkpoint_io.save(folder, model_config, params, assets_from=config.model)
+    _announce(f'{what} is in {folder}')
+
+  export('model', 'the aligned model', state.params)
+  if recipe.averages:
+    export('model_average', 'its moving average', optim.averaged(state.opt_state, state.params))
 
 
 def _announce(text: str) -> None:

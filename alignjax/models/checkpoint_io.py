@@ -3,7 +3,7 @@
 Weights are read and written as safetensors only: nothing here unpickles.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import dataclasses
 import os
@@ -17,6 +17,7 @@ import numpy as np
 from alignjax.models import families, folders, transformer
 from alignjax.types import Params
 
+Read = Callable[[str, tuple[int, ...]], np.ndarray]  # a leaf by its path and shape, in float32
 TOKEN_IDS = ('bos_token_id', 'eos_token_id', 'pad_token_id')  # of config.json, which other tools generate with
 
 
@@ -57,19 +58,58 @@ def load_params(folder: str | os.PathLike[str], config: transformer.TransformerC
     ValueError: a file is absent or malformed, or a tensor is missing, unexpected, mis-shaped, of another type than
       float32, float16 or bfloat16, or not finite; the message names the tensor and the file.
   """
-  folder = pathlib.Path(folder)
-  family = _family_of_folder(folder)
   with contextlib.ExitStack() as stack:
-    tensors = folders.open_tensors(folder, stack)
-    shapes, treedef = parameter_shapes(config)
-    targets = [None] * len(shapes) if shardings is None else treedef.flatten_up_to(shardings)
-    index = folder / folders.INDEX
-    with folders.naming(index if index.exists() else folder / folders.WEIGHTS):
-      family.check(shapes, {name: tensor.shape for name, tensor in tensors.items()})
-    placed = []
-    for (leaf, shape), target in zip(shapes.items(), targets, strict=True):
-      placed.append(_place(_read_leaf(family.tensor(leaf), shape, tensors), target))
-  return jax.tree.unflatten(treedef, placed)
+    return _placed(config, _open_leaves(pathlib.Path(folder), config, stack), shardings)
+
+
+def delta_from(
+  model: str | os.PathLike[str],
+  base: str | os.PathLike[str],
+  config: transformer.TransformerConfig,
+  shardings: Any = None,
+  dtype: str = 'bfloat16',
+) -> Params:
+  """Reads the reference delta of online merging, tau = theta_model - theta_base, tensor by tensor.
+
+  Subtracts in float32. Holds one leaf of each model on the host at a time, besides what it has placed on devices.
+
+  Args:
+    model: a Hugging Face folder.
+    base: the folder of the model that it was fine-tuned from.
+    config: of the model.
+    shardings: a tree like the parameters, of where to place each leaf. None places all on the default device.
+    dtype: of tau, 'bfloat16' or 'float32'.
+
+  Returns:
+    A tree like the parameters.
+
+  Raises:
+    ValueError: as for `load_params`, of either folder; another vocabulary; two models with the same weights; another
+      `dtype`.
+  """
+  if dtype not in ('bfloat16', 'float32'):
+    raise ValueError(f'dtype={dtype!r}: must be bfloat16 or float32')
+  model, base = pathlib.Path(model), pathlib.Path(base)
+  sizes = [config.vocab_size, load_config(base).vocab_size]
+  if sizes[0] != sizes[1]:
+    raise ValueError(
+      f'{base}: has a vocabulary of {sizes[1]} tokens, and {model} one of {sizes[0]}: they cannot be compared'
+    )
+  changed = False
+  with contextlib.ExitStack() as stack:
+    of_model, of_base = (_open_leaves(folder, config, stack) for folder in (model, base))
+
+    def read(leaf: str, shape: tuple[int, ...]) -> np.ndarray:
+      nonlocal changed
+      delta = of_model(leaf, shape)
+      delta -= of_base(leaf, shape)
+      changed = changed or bool(delta.any())
+      return delta.astype(dtype)
+
+    delta = _placed(config, read, shardings)
+  if not changed:
+    raise ValueError(f'{base}: has the same weights as {model}, so their difference is 0 everywhere')
+  return delta
 
 
 def save(
@@ -124,6 +164,24 @@ def parameter_shapes(config: transformer.TransformerConfig) -> tuple[dict[str, t
   tree = jax.eval_shape(transformer.build(config).init, jax.random.key(0))
   paths, treedef = jax.tree_util.tree_flatten_with_path(tree)
   return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf.shape for path, leaf in paths}, treedef
+
+
+def _open_leaves(folder: pathlib.Path, config: transformer.TransformerConfig, stack: contextlib.ExitStack) -> Read:
+  """Checks the tensors of a folder, and returns what reads leaves from it until `stack` closes."""
+  family = _family_of_folder(folder)
+  tensors = folders.open_tensors(folder, stack)
+  index = folder / folders.INDEX
+  with folders.naming(index if index.exists() else folder / folders.WEIGHTS):
+    family.check(parameter_shapes(config)[0], {name: tensor.shape for name, tensor in tensors.items()})
+  return lambda leaf, shape: _read_leaf(family.tensor(leaf), shape, tensors)
+
+
+def _placed(config: transformer.TransformerConfig, read: Read, shardings: Any) -> Params:
+  """Reads and places the leaves one by one."""
+  shapes, treedef = parameter_shapes(config)
+  targets = [None] * len(shapes) if shardings is None else treedef.flatten_up_to(shardings)
+  placed = [_place(read(*leaf), target) for leaf, target in zip(shapes.items(), targets, strict=True)]
+  return jax.tree.unflatten(treedef, placed)
 
 
 def _read_leaf(

@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from alignjax.optim import counting
 from alignjax.types import Array
 
 ELECTIONS = ('none', 'weighted', 'raw')
+SUMS = ('reserved', 'vetoed', 'update', 'merged', 'delta', 'merged_update', 'merged_delta')
 METRICS = ('update_norm', 'merged_norm', 'kept', 'vetoed', 'cosine_with_update', 'cosine_with_delta')
 
 
@@ -38,27 +38,17 @@ def elected(update: Array, delta: Array, alpha: Array | float, elect: str) -> Su
   return Summands(jnp.where(drop_part, 0.0, part), jnp.where(drop_drift, 0.0, drift), kept, kept & drop_part)
 
 
-def sums(update: Array, terms: Summands, delta: Array) -> dict[str, Array]:
-  """What the metrics need to know of one tensor, [] each."""
-  axes, merged = tuple(range(update.ndim)), terms.part + terms.drift
-  conditions = [terms.reserved] + ([] if terms.dropped is None else [terms.dropped])
-  counted = [jnp.squeeze(count).astype(jnp.float32) for count in counting.counts(conditions, axes)]
-  # In memory, for sums of what is computed on the way are slow on a CPU.
-  update, merged = jax.lax.optimization_barrier((update, merged))
+def terms(update: Array, summands: Summands, delta: Array) -> counting.Terms:
+  """What the metrics sum over the entries of a tensor: conditions and values, in the order of `SUMS`."""
+  merged = summands.part + summands.drift
+  dropped = jnp.zeros_like(summands.reserved) if summands.dropped is None else summands.dropped
+  products = [update * update, merged * merged, delta * delta, merged * update, merged * delta]
+  return [summands.reserved, dropped], products
 
-  def dot(x: Array, y: Array) -> Array:
-    return jnp.squeeze(counting.total(x * y, axes))
 
-  return {
-    'size': jnp.float32(update.size),
-    'reserved': counted[0],
-    'vetoed': jnp.zeros(()) if terms.dropped is None else counted[1],
-    'update': dot(update, update),
-    'merged': dot(merged, merged),
-    'delta': dot(delta, delta),
-    'merged_update': dot(merged, update),
-    'merged_delta': dot(merged, delta),
-  }
+def named(size: int, sums: Sequence[Array]) -> dict[str, Array]:
+  """The sums of `terms` over a tensor, with its size, for `metrics`."""
+  return {'size': jnp.float32(size)} | {name: x.astype(jnp.float32) for name, x in zip(SUMS, sums, strict=True)}
 
 
 def metrics(of_tensors: Sequence[Mapping[str, Array]]) -> dict[str, Array]:

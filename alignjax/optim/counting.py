@@ -1,53 +1,96 @@
-"""Counts and sums over large tensors: exact or accurate, fast on every backend, and without moving the tensor.
+"""Sums over large tensors of what is worked out entry by entry: in one pass over memory, and without moving the tensor.
 
-Sums run along one axis first, so that no running float32 sum meets millions of summands. Truth values are packed
-several to an integer before they are added: a reduction of what lies in memory is fast everywhere, but XLA for CPU adds
-values that are computed on the way one by one. The barriers keep those two apart.
+XLA for GPU and TPU fuses a sum with whatever computes its summands. XLA for CPU does so too, but then adds one by one.
+There, an axis is divided and a loop goes through its parts, adding whole blocks to an accumulator that stays in the
+cache. Each part takes its entries from everywhere along the axis, so a tensor that is split over devices along it is
+looped over where it lies. Truth values are packed several to an integer before they are added.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+import math
 
 import jax
 import jax.numpy as jnp
 
 from alignjax.types import Array
 
+Terms = tuple[Sequence[Array], Sequence[Array]]
+
 _BITS = 31  # of a packed integer: the sign stays clear
-_SHORTEST = 64  # an axis below this length would leave much to be added afterwards
+_CACHED = 2**19  # entries of an accumulator
+_SLACK = 4  # how many times smaller an accumulator may be, for a better division
 
 
-def counts(conditions: Sequence[Array], axes: Sequence[int]) -> list[Array]:
-  """How many entries of each condition hold, int32, with the `axes` kept at length 1.
+def sums(function: Callable[..., Terms], arrays: Sequence[Array], axes: Sequence[int]) -> tuple[list[Array], ...]:
+  """Counts of conditions and sums of values, with the `axes` kept at length 1.
 
   Args:
-    conditions: bool arrays of one shape, of fewer than 2^31 entries.
-    axes: over which to count.
+    function: from the arrays, or from equal parts of all of them, to (conditions, values): bool and float32 arrays of
+      the shape of its arguments, each made entry by entry. It may use other arrays, of length 1 along `axes`.
+    arrays: of one shape, of fewer than 2^31 entries.
+    axes: over which to add.
+
+  Returns:
+    (counts, totals): exact int32 for each condition, float32 for each value.
   """
-  shape, conditions = conditions[0].shape, list(conditions)
-  if not axes:
-    return [condition.astype(jnp.int32) for condition in conditions]
-  along = _axis(shape, axes)
-  field = max(shape[along].bit_length(), 1)
-  together, found = max(_BITS // field, 1), []
-  for start in range(0, len(conditions), together):
-    part = conditions[start : start + together]
-    packed = sum(condition.astype(jnp.int32) << (field * place) for place, condition in enumerate(part))
-    packed = jnp.sum(jax.lax.optimization_barrier(packed), axis=along, keepdims=True)
-    for place in range(len(part)):
-      one = (packed >> (field * place)) & (2**field - 1)
-      found.append(jnp.sum(one, axis=tuple(axes), keepdims=True))
-  return found
+  axes = tuple(axes)
+
+  def at_once(*arrays: Array) -> tuple[list[Array], ...]:
+    return tuple([_sum(x, axes) for x in terms] for terms in function(*arrays))
+
+  division = _division(arrays[0].shape, axes)
+  if division is None:
+    return at_once(*arrays)
+  return jax.lax.platform_dependent(
+    *arrays, cpu=lambda *arrays: _in_parts(function, arrays, axes, *division), default=at_once
+  )
 
 
-def total(x: Array, axes: Sequence[int]) -> Array:
-  """The sum over `axes`, kept at length 1."""
-  if not axes:
-    return x
-  rows = jnp.sum(x, axis=_axis(x.shape, axes), keepdims=True)
-  return jnp.sum(jax.lax.optimization_barrier(rows), axis=tuple(axes), keepdims=True)
+def _division(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, int] | None:
+  """An axis and the number of its parts; None where there is no need, or no good way.
+
+  The last axis stays whole, for its entries lie side by side. What is left of a divided axis has as many factors of 2
+  as possible: it is to be divisible by the number of devices that hold it.
+  """
+  need = math.prod(shape) / _CACHED
+  if need <= 1:
+    return None
+  ways = [
+    (axis, parts)
+    for axis in axes
+    if axis != len(shape) - 1
+    for parts in range(math.ceil(need), min(shape[axis], int(_SLACK * need)) + 1)
+    if shape[axis] % parts == 0
+  ]
+
+  def worth(way: tuple[int, int]) -> tuple[int, int]:
+    rest = shape[way[0]] // way[1]
+    return rest & -rest, -way[1]
+
+  return max(ways, key=worth, default=None)
 
 
-def _axis(shape: tuple[int, ...], axes: Sequence[int]) -> int:
-  """The shortest axis that is long enough, or else the longest."""
-  long_enough = [axis for axis in axes if shape[axis] >= _SHORTEST]
-  return min(long_enough, key=lambda axis: shape[axis]) if long_enough else max(axes, key=lambda axis: shape[axis])
+def _in_parts(
+  function: Callable[..., Terms], arrays: Sequence[Array], axes: tuple[int, ...], axis: int, parts: int
+) -> tuple[list[Array], ...]:
+  shape = arrays[0].shape
+  divided = [x.reshape(*shape[:axis], shape[axis] // parts, parts, *shape[axis + 1 :]) for x in arrays]
+  field = parts.bit_length()  # a count along the parts fits
+  together = max(_BITS // field, 1)
+
+  def part(index: Array | int) -> Terms:
+    blocks = [jax.lax.dynamic_index_in_dim(x, index, axis + 1, keepdims=False) for x in divided]
+    conditions, values = function(*blocks)
+    groups = [conditions[start : start + together] for start in range(0, len(conditions), together)]
+    packed = [sum(x.astype(jnp.int32) << (field * place) for place, x in enumerate(group)) for group in groups]
+    return packed, list(values)
+
+  start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(part, 0))
+  packed, values = jax.lax.fori_loop(0, parts, lambda i, total: jax.tree.map(jnp.add, total, part(i)), start)
+  unpacked = [(x >> (field * place)) & (2**field - 1) for x in packed for place in range(together)]
+  conditions, _ = jax.eval_shape(function, *arrays)
+  return [_sum(x, axes) for x in unpacked[: len(conditions)]], [_sum(x, axes) for x in values]
+
+
+def _sum(x: Array, axes: tuple[int, ...]) -> Array:
+  return jnp.sum(x, axis=axes, keepdims=True, dtype=jnp.int32 if x.dtype == bool else None)

@@ -60,7 +60,7 @@ class OnlineMergeState(NamedTuple):
   residual: Params | None  # float32: drift that rounding has not let in yet
   cache: Params | None  # float32: displacement since the last merge, with every > 1
   thresholds: tuple[tuple[Array, Array], ...]  # bits of the thresholds of D and of tau, with keep='largest'
-  metrics: Mapping[str, Array]  # [] float32 each, of the last merge
+  metrics: Mapping[str, Array]  # [] float32 each, of the last merge, for `merge_metrics`
 
 
 def online_merge(
@@ -75,7 +75,6 @@ def online_merge(
   every: int = 1,
   seed: int = 0,
   carry: bool = True,
-  measure: int = 10,
   stacked: str = STACKED,
 ) -> optax.GradientTransformationExtraArgs:
   """Merges finished updates with the reference delta: any reservation with any election.
@@ -104,8 +103,6 @@ def online_merge(
     every: K, steps from merge to merge.
     seed: of the masks.
     carry: keep what rounding loses of tau. False adds plainly: less memory, but no drift at small alpha.
-    measure: merges from one measurement of `merge_metrics` to the next; 0 for none. A measurement costs more than
-      Adam's own update.
     stacked: a regular expression; where it is found in a parameter's path, the leading axis counts separate tensors.
 
   Returns:
@@ -115,7 +112,7 @@ def online_merge(
   Raises:
     ValueError: for an argument out of range; at trace time if `reference_delta` is missing or does not fit.
   """
-  rule = rules.Rule(reserve, alpha, keep, elect, mask, rescale, clip, every, measure)
+  rule = rules.Rule(reserve, alpha, keep, elect, mask, rescale, clip, every)
 
   def init(params: Params) -> OnlineMergeState:
     def zeros(wanted: bool) -> Params | None:
@@ -133,27 +130,22 @@ def online_merge(
     )
 
   def merged(updates: Params, state: OnlineMergeState, params: Params, delta: Params) -> tuple[Any, OnlineMergeState]:
-    # Stored: several kernels read it, and each would do the base optimizer's work again.
-    leaves = _leaves(jax.lax.optimization_barrier(updates), state, params, delta, stacked)
-    marks = [rule.marks(leaf, state.key, state.count) for leaf in leaves]
-    terms = [rule.summands(leaf, mark) for leaf, mark in zip(leaves, marks, strict=True)]
-    done = [rules.landed(leaf, term.part, term.drift) for leaf, term in zip(leaves, terms, strict=True)]
-
-    def measured() -> Mapping[str, Array]:
-      return consensus.metrics([rule.sums(leaf, mark) for leaf, mark in zip(leaves, marks, strict=True)])
-
+    # Stored, for several kernels read it, and each would do the base optimizer's work again. Tensor by tensor: behind a
+    # single barrier, all of them would be in memory at once.
+    leaves = _leaves(jax.tree.map(jax.lax.optimization_barrier, updates), state, params, delta, stacked)
+    reserved = [rule.reserve_of(leaf, state.key, state.count) for leaf in leaves]
+    summands = [rule.summands(leaf, kept) for leaf, kept in zip(leaves, reserved, strict=True)]
+    done = [rules.landed(leaf, term.part, term.drift) for leaf, term in zip(leaves, summands, strict=True)]
+    sums = [rule.sums(leaf, kept) for leaf, kept in zip(leaves, reserved, strict=True)]
     rebuild = jax.tree.structure(updates).unflatten
-    metrics = state.metrics
-    if measure and leaves:
-      metrics = jax.lax.cond(state.count % measure == 0, measured, lambda: state.metrics)
     state = OnlineMergeState(
       count=optax.safe_increment(state.count),
       step=jnp.zeros((), jnp.int32),
       key=state.key,
       residual=None if state.residual is None else rebuild([residual for _, residual in done]),
       cache=None if state.cache is None else optax.tree.zeros_like(state.cache),
-      thresholds=tuple(marks) if state.thresholds else (),
-      metrics=metrics,
+      thresholds=tuple(kept.thresholds for kept in reserved) if state.thresholds else (),
+      metrics=consensus.metrics(sums) if sums else state.metrics,
     )
     return rebuild([applied for applied, _ in done]), state
 
@@ -174,7 +166,7 @@ def online_merge(
     if every == 1:
       return merged(updates, state, params, reference_delta)
     return jax.lax.cond(
-      state.step == every - 1,
+      state.step >= every - 1,  # a resumed run may have lowered `every`
       lambda: merged(updates, state, params, reference_delta),
       lambda: displaced(updates, state, params),
     )
@@ -191,7 +183,6 @@ def online_dare(
   seed: int = 0,
   clip: float | None = None,
   carry: bool = True,
-  measure: int = 10,
 ) -> optax.GradientTransformationExtraArgs:
   """OnDARE: random entries of the update plus random entries of the reference delta.
 
@@ -210,9 +201,7 @@ def online_dare(
     https://github.com/QwenLM/online_merging_optimizers.
     Yu et al. 2023, Language Models are Super Mario, https://arxiv.org/abs/2311.03099.
   """
-  return online_merge(
-    reserve, alpha, mask=mask, rescale=rescale, clip=clip, every=every, seed=seed, carry=carry, measure=measure
-  )
+  return online_merge(reserve, alpha, mask=mask, rescale=rescale, clip=clip, every=every, seed=seed, carry=carry)
 
 
 def online_ties(
@@ -222,7 +211,6 @@ def online_ties(
   rescale: str = 'none',
   every: int = 1,
   carry: bool = True,
-  measure: int = 10,
 ) -> optax.GradientTransformationExtraArgs:
   """OnTIES: the largest entries of the update and of the reference delta, with an elected sign for each entry.
 
@@ -243,9 +231,7 @@ def online_ties(
     https://github.com/QwenLM/online_merging_optimizers.
     Yadav et al. 2023, TIES-Merging, https://arxiv.org/abs/2306.01708.
   """
-  return online_merge(
-    reserve, alpha, keep='largest', elect=elect, rescale=rescale, every=every, carry=carry, measure=measure
-  )
+  return online_merge(reserve, alpha, keep='largest', elect=elect, rescale=rescale, every=every, carry=carry)
 
 
 def merge_metrics(opt_state: optax.OptState) -> dict[str, Array]:
@@ -253,8 +239,8 @@ def merge_metrics(opt_state: optax.OptState) -> dict[str, Array]:
 
   `update_norm` and `merged_norm`, of D and of what became of it; `kept`, the share of all entries of D that
   the reservation kept, and that are not 0; `vetoed`, the share of these that the election dropped; cosines of the
-  merged update, `cosine_with_update` and `cosine_with_delta`. They are those of the merge last measured, see `measure`,
-  before rounding; 0 before the first.
+  merged update, `cosine_with_update` and `cosine_with_delta`. They are those of the last merge, before rounding, and 0
+  before the first.
 
   Returns:
     float32 scalars by name; several transforms' are numbered, `1/kept`; {} where there is none.

@@ -1,7 +1,7 @@
 """The merge of one tensor: which entries are reserved, who wins an election, and where rounding takes the parameter."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,14 @@ class Leaf:
     return update if self.cache is None else self.cache + update
 
 
+class Reservation(NamedTuple):
+  """What is kept of D and of tau."""
+
+  masks: Array | None = None  # uint8, a bit for each of the two, with keep='random'; None keeps all
+  thresholds: tuple[Array, Array] | None = None  # bits of magnitudes, with keep='largest'
+  scales: tuple[Array | float, Array | float] = (1.0, 1.0)  # of what is kept
+
+
 @dataclasses.dataclass(frozen=True)
 class Rule:
   """The arguments of `online_merge`, and what they do to one tensor."""
@@ -49,7 +57,6 @@ class Rule:
   rescale: str
   clip: float | None
   every: int
-  measure: int
 
   def __post_init__(self):
     for name, choices in _CHOICES.items():
@@ -60,65 +67,92 @@ class Rule:
       raise ValueError(f'reserve={self.reserve} must be in (0, 1]: the share of entries that are kept')
     if not isinstance(self.alpha, jax.Array) and not 0 <= self.alpha <= 1:
       raise ValueError(f'alpha={self.alpha} must be in [0, 1]: the weight of the reference delta')
-    for name, least in (('every', 1), ('measure', 0)):
-      value = getattr(self, name)
-      if not isinstance(value, int) or value < least:
-        raise ValueError(
-          f'{name}={value!r} must be an int of at least {least}; '
-          "under optax.inject_hyperparams, name it in static_args=('every', 'measure')"
-        )
+    if not isinstance(self.every, int) or self.every < 1:
+      raise ValueError(
+        f'every={self.every!r} must be an int of at least 1; '
+        "where optax.inject_hyperparams makes an array of it, name it: static_args=('every',)"
+      )
     if self.clip is not None and not isinstance(self.clip, jax.Array) and not self.clip > 0:
       raise ValueError(f'clip={self.clip} must be positive, or None for no bound')
     for name, default in (('mask', 'fresh'), ('rescale', 'none')):
       if self.keep == 'largest' and getattr(self, name) in ('fixed', 'inverse'):
         raise ValueError(f"{name}={getattr(self, name)!r} is for keep='random'; with 'largest' leave it {default!r}")
 
-  def marks(self, leaf: Leaf, key: Array, count: Array) -> Any:
-    """What the reservation keeps: None for all, a byte for each entry, or the thresholds of D and tau."""
-    traced = isinstance(self.reserve, jax.Array)
+  def reserve_of(self, leaf: Leaf, key: Array, count: Array) -> Reservation:
+    """Decides what is kept of one tensor at the merge after `count` others."""
     if self.keep == 'random':
-      if not traced and self.reserve >= 1:
-        return None
-      words = random_bits.bits(random_bits.fold(key, leaf.index, count), leaf.param.shape)
-      if self.mask == 'fixed':
-        words = (words[0], random_bits.bits(random_bits.fold(key, leaf.index, 0), leaf.param.shape)[1])
-      return random_bits.packed([random_bits.bernoulli(word, self.reserve) for word in words])
+      reservation = Reservation(masks=self._masks(leaf, key, count))
+    else:
+      reservation = Reservation(thresholds=self._thresholds(leaf, count))
+    if self.rescale == 'inverse':
+      return reservation._replace(scales=(1.0 / self.reserve, 1.0 / self.reserve))
+    return reservation._replace(scales=self._l1(leaf, reservation)) if self.rescale == 'l1' else reservation
+
+  def summands(self, leaf: Leaf, reservation: Reservation) -> consensus.Summands:
+    """The two terms of the merge."""
+    return self._summands(leaf.displacement, leaf.delta, reservation)
+
+  def sums(self, leaf: Leaf, reservation: Reservation) -> dict[str, Array]:
+    """What metrics need to know of this tensor, [] each."""
+
+    def terms(update: Array, delta: Array, *masks: Array) -> counting.Terms:
+      part = reservation._replace(masks=masks[0] if masks else None)
+      return consensus.terms(update, self._summands(update, delta, part), delta.astype(jnp.float32))
+
+    arrays = [leaf.displacement, leaf.delta] + ([] if reservation.masks is None else [reservation.masks])
+    counts, totals = counting.sums(terms, arrays, range(leaf.param.ndim))
+    return consensus.named(leaf.param.size, [jnp.squeeze(x) for x in (*counts, *totals)])
+
+  def _masks(self, leaf: Leaf, key: Array, count: Array) -> Array | None:
+    if not isinstance(self.reserve, jax.Array) and self.reserve >= 1:
+      return None
+    words = random_bits.bits(random_bits.fold(key, leaf.index, count), leaf.param.shape)
+    if self.mask == 'fixed':
+      words = (words[0], random_bits.bits(random_bits.fold(key, leaf.index, 0), leaf.param.shape)[1])
+    return random_bits.packed([random_bits.bernoulli(word, self.reserve) for word in words])
+
+  def _thresholds(self, leaf: Leaf, count: Array) -> tuple[Array, Array]:
     options = {'fraction': self.reserve, 'stacked': leaf.stacked}
     # tau does not change, nor does its threshold, unless the share of entries that it keeps may.
-    known = jnp.asarray(False) if traced else count > 0
+    known = jnp.asarray(False) if isinstance(self.reserve, jax.Array) else count > 0
     return (
       top_fraction.threshold(leaf.displacement, previous=leaf.thresholds[0], **options),
       top_fraction.threshold(leaf.delta, previous=leaf.thresholds[1], known=known, **options),
     )
 
-  def summands(self, leaf: Leaf, marks: Any) -> consensus.Summands:
-    """The two terms of the merge."""
-    update, delta = leaf.displacement, leaf.delta.astype(jnp.float32)
-    if marks is None:
-      masks = (None, None)
-    elif self.keep == 'random':
-      masks = random_bits.unpacked(marks, 2)
-    else:
-      masks = tuple(top_fraction.magnitude_bits(x) >= t for x, t in zip((update, delta), marks, strict=True))
-    axes = top_fraction.tensor_axes(update, leaf.stacked)
-    kept, drawn = self._reserved(update, masks[0], axes), self._reserved(delta, masks[1], axes)
+  def _l1(self, leaf: Leaf, reservation: Reservation) -> tuple[Array, Array]:
+    """What restores the sums of magnitudes of each tensor."""
+
+    def terms(update: Array, delta: Array, *masks: Array) -> counting.Terms:
+      kept = _kept(update, delta, reservation._replace(masks=masks[0] if masks else None))
+      return [], [jnp.abs(x) for x in (update, delta.astype(jnp.float32), *kept)]
+
+    arrays = [leaf.displacement, leaf.delta] + ([] if reservation.masks is None else [reservation.masks])
+    _, (*before, update, delta) = counting.sums(terms, arrays, top_fraction.tensor_axes(leaf.param, leaf.stacked))
+    return tuple(
+      jnp.where(after > 0, all_ / jnp.where(after > 0, after, 1.0), 1.0)
+      for all_, after in zip(before, (update, delta), strict=True)
+    )
+
+  def _summands(self, update: Array, delta: Array, reservation: Reservation) -> consensus.Summands:
+    kept, drawn = _kept(update, delta, reservation)
+    kept, drawn = (
+      x if self.rescale == 'none' else x * s for x, s in zip((kept, drawn), reservation.scales, strict=True)
+    )
     drawn = drawn if self.clip is None else jnp.clip(drawn, -self.clip, self.clip)
     return consensus.elected(kept, drawn, self.alpha, self.elect)
 
-  def sums(self, leaf: Leaf, marks: Any) -> dict[str, Array]:
-    """What metrics need to know of this tensor."""
-    return consensus.sums(leaf.displacement, self.summands(leaf, marks), leaf.delta.astype(jnp.float32))
 
-  def _reserved(self, x: Array, mask: Array | None, axes: tuple[int, ...]) -> Array:
-    if mask is None:
-      return x
-    kept = jnp.where(mask, x, 0.0)
-    if self.rescale == 'inverse':
-      return kept / self.reserve
-    if self.rescale == 'l1':
-      before, after = (counting.total(jnp.abs(values), axes) for values in (x, kept))
-      return kept * jnp.where(after > 0, before / jnp.where(after > 0, after, 1.0), 1.0)
-    return kept
+def _kept(update: Array, delta: Array, reservation: Reservation) -> tuple[Array, Array]:
+  """The reserved entries of D and tau, float32, before any scaling; 0 elsewhere."""
+  both = (update, delta.astype(jnp.float32))
+  if reservation.masks is not None:
+    masks = random_bits.unpacked(reservation.masks, 2)
+  elif reservation.thresholds is not None:
+    masks = [top_fraction.magnitude_bits(x) >= t for x, t in zip(both, reservation.thresholds, strict=True)]
+  else:
+    return both
+  return tuple(jnp.where(mask, x, 0.0) for mask, x in zip(masks, both, strict=True))
 
 
 def rounded(x: Array, dtype: Any) -> Array:

@@ -41,7 +41,11 @@ class CorruptCheckpointError(CheckpointError):
 
 
 class MismatchError(CheckpointError):
-  """A checkpoint of another run: something differs that must not."""
+  """A checkpoint of another run: something differs that must not. `config` is the configuration of that run."""
+
+  def __init__(self, message: str, config: Mapping[str, Any]):
+    super().__init__(message)
+    self.config = config
 
 
 class Restored(NamedTuple):
@@ -243,9 +247,9 @@ class Checkpoints:
   def _restore_step(self, step: int, like: Any, iterator: Any) -> Restored:
     metadata = self._read_metadata(step)
     leaves = _by_path(like)
-    self._check_identity(step, metadata['identity'])
-    self._check_arrays(step, metadata['arrays'], leaves)
-    data_state = self._read_data(step, metadata['data'])
+    self._check_identity(step, metadata)
+    self._check_arrays(step, metadata, leaves)
+    data_state = self._read_data(step, metadata)
     abstract = {name: _abstract(name, leaf) for name, leaf in leaves.items()}
     arguments = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
     arrays = self._guard(step, 'state', lambda: self._manager.restore(step, args=arguments)['state'])
@@ -285,12 +289,14 @@ class Checkpoints:
 
     return self._guard(step, 'metadata', read)
 
-  def _read_data(self, step: int, sums: list[int]) -> Any:
+  def _read_data(self, step: int, metadata: Mapping[str, Any]) -> Any:
     """The state of this process's data iterator; where all states are equal, any number of processes can resume."""
+    sums = metadata['data']
     if len(sums) != jax.process_count() and len(set(sums)) > 1:
       raise MismatchError(
         f'checkpoint {step} was saved by {len(sums)} processes and cannot be resumed by {jax.process_count()}: '
-        'each process had a place of its own in the data'
+        'each process had a place of its own in the data',
+        metadata['config'],
       )
     process = jax.process_index() if len(sums) == jax.process_count() else 0
 
@@ -303,7 +309,8 @@ class Checkpoints:
 
     return self._guard(step, 'data', read)
 
-  def _check_identity(self, step: int, saved: Mapping[str, Any]) -> None:
+  def _check_identity(self, step: int, metadata: Mapping[str, Any]) -> None:
+    saved = metadata['identity']
     changed = [
       f'{name}: was {saved.get(name, "absent")!r}, is now {self._identity.get(name, "absent")!r}'
       for name in sorted(saved.keys() | self._identity.keys())
@@ -312,10 +319,13 @@ class Checkpoints:
     if changed:
       raise MismatchError(
         f'checkpoint {step} in {self.folder} belongs to another run. {"; ".join(changed)}. '
-        'Go back to the old value, or choose another work directory'
+        'Go back to the old value, or choose another work directory',
+        metadata['config'],
       )
 
-  def _check_arrays(self, step: int, saved: Mapping[str, Any], leaves: Mapping[str, Any]) -> None:
+  def _check_arrays(self, step: int, metadata: Mapping[str, Any], leaves: Mapping[str, Any]) -> None:
+    saved = metadata['arrays']
+
     def described(specification: Mapping[str, Any] | None) -> str:
       return 'absent' if specification is None else f'{specification["dtype"]}{specification["shape"]}'
 
@@ -323,7 +333,11 @@ class Checkpoints:
       was = {key: saved[name][key] for key in ('shape', 'dtype')} if name in saved else None
       now = _specification(leaves[name]) if name in leaves else None
       if was != now:
-        raise MismatchError(f'checkpoint {step}: {name} was {described(was)} and is now {described(now)}')
+        raise MismatchError(
+          f'checkpoint {step}: {name} was {described(was)} and is now {described(now)}. '
+          'Go back to the old settings, or choose another work directory',
+          metadata['config'],
+        )
 
   def _warn_of_versions(self, step: int, saved: Mapping[str, str]) -> None:
     for name, now in _versions().items():

@@ -1,11 +1,10 @@
-"""The optimizer of a run: clipping, AdamW and a learning-rate schedule, as an optax chain."""
+"""What the optimizers of all runs share: the schedule of the learning rate, and which weights decay."""
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from alignjax.types import Array, Params
 
@@ -52,25 +51,6 @@ def build_schedule(shape: str, peak: float, *, steps: int, warmup: int = 0) -> S
   return schedule
 
 
-def build_optimizer(
-  schedule: Schedule,
-  *,
-  weight_decay: float = 0.0,
-  beta1: float = 0.9,
-  beta2: float = 0.999,
-  gradient_clip: float = 0.0,
-) -> optax.GradientTransformation:
-  """AdamW behind a clip of the global gradient norm.
-
-  Args:
-    schedule: learning rate by updates done.
-    weight_decay: decoupled, times the learning rate; norm scales and biases do not decay.
-    beta1, beta2: decay rates of the means of gradients and of squared gradients.
-    gradient_clip: the largest global norm; 0 for no clip.
-  """
-  clip = optax.clip_by_global_norm(gradient_clip) if gradient_clip else optax.identity()
-  return optax.chain(clip, optax.adamw(schedule, beta1, beta2, weight_decay=weight_decay, mask=_decays))
-
-
-def _decays(params: Params) -> Any:
+def decays(params: Params) -> Any:
+  """A tree like the parameters: whether each decays. Norm scales and biases do not."""
   return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in ('scale', 'bias'), params)

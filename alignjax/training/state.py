@@ -45,20 +45,22 @@ class Frozen:
 def shardings(mesh: jax.sharding.Mesh, state: TrainState) -> TrainState:
   """Where each array of a state lives: moments of the optimizer like their parameters, everything else on every device.
 
+  An array of the optimizer is a moment of a parameter if its path ends with the parameter's and it has its shape. So it
+  is found in wrappers too that leave out other parameters, as `optax.masked` does.
+
   Args:
     mesh: the mesh.
     state: a state of arrays or of shapes.
   """
   of_params = rules.param_shardings(mesh, state.params)
-  structure = jax.tree.structure(state.params)
-
-  def like_params(node: Any) -> bool:
-    return jax.tree.structure(node) == structure
-
-  def place(node: Any) -> Any:
-    return of_params if like_params(node) else rules.replicated(mesh)
-
-  opt_state = jax.tree.map(place, state.opt_state, is_leaf=like_params)
   whole = rules.replicated(mesh)
+  paths = jax.tree_util.tree_leaves_with_path(state.params)
+  places = {(path, leaf.shape): place for (path, leaf), place in zip(paths, jax.tree.leaves(of_params), strict=True)}
+
+  def place(path: tuple[Any, ...], leaf: Any) -> jax.sharding.NamedSharding:
+    endings = ((path[start:], leaf.shape) for start in range(len(path)))
+    return next((places[ending] for ending in endings if ending in places), whole)
+
+  opt_state = jax.tree_util.tree_map_with_path(place, state.opt_state)
   memory = dict.fromkeys(state.memory, whole)
   return TrainState(step=whole, params=of_params, opt_state=opt_state, key=whole, memory=memory)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from alignjax import stats
+from alignjax import optim, stats
 from alignjax.models import base as models
 from alignjax.objectives import base as objectives
 from alignjax.training import gradients
@@ -39,7 +39,7 @@ def build_train_step(
   Returns:
     A pure function (state, frozen, batch) -> (state, metrics). Metrics are float32 scalars: `loss`, `gradient_norm`
     (before the optimizer's own clipping), `prompts` (the sum of weights), lengths in tokens, log-probabilities of
-    responses in nats, and what the objective reports.
+    responses in nats, what the objective reports, and what online merging does, `merge/...`.
 
   Raises:
     ValueError: at build time for a chunk or a number of microbatches below 1; at trace time for a batch that does not
@@ -62,6 +62,7 @@ def build_train_step(
     params = optax.apply_updates(state.params, updates)
     metrics = {name: value.mean() for name, value in sums.items()}
     metrics |= {'gradient_norm': optax.tree.norm(mean), 'prompts': weight, **objective.summary(metrics)}
+    metrics |= {f'merge/{name}': value for name, value in optim.merge_metrics(opt_state).items()}
     return TrainState(state.step + 1, params, opt_state, state.key, memory), metrics
 
   return step

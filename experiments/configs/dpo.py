@@ -9,7 +9,7 @@ def get_config() -> ml_collections.ConfigDict:
   return config.config_dict(
     objective='dpo(beta=0.1)',
     batch_size=32,
-    learning_rate=1e-6,
+    optimizer='adamw(1e-6)',
     schedule='linear',
     warmup=0.1,
   )

@@ -39,7 +39,7 @@ def settings(tmp_path_factory) -> quickstart.Settings:
     max_new_tokens=12,
     pairs_per_prompt=2,
     batch_size=8,
-    learning_rate=1e-2,
+    optimizer='adamw(1e-2)',
     evaluations=2,
     compute_dtype='float32',
   )
@@ -94,6 +94,12 @@ def test_aligned_model_loads_and_differs(settings, summary):
 def test_same_settings_give_the_same_numbers(settings, summary, tmp_path):
   again = quickstart.run(dataclasses.replace(settings, workdir=str(tmp_path)), _length)
   assert again['results'] == summary['results']
+
+
+@pytest.mark.parametrize('link', ['online_dare(0.1, 1e-6)', 'moving_average()'])
+def test_optimizers_that_need_the_trainer_are_refused(settings, link):
+  with pytest.raises(ValueError, match=r'only experiments\.train merges and averages'):
+    quickstart.run(dataclasses.replace(settings, optimizer=f'chain(adamw(1e-2), {link})'), _length)
 
 
 def test_unknown_objective_ends_at_once_with_the_known_ones(tmp_path):

@@ -7,12 +7,14 @@ import json
 import os
 import pathlib
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
@@ -60,7 +62,7 @@ def make_config(folder: pathlib.Path, workdir: str, **overrides) -> config_lib.C
     'steps': STEPS,
     'batch_size': 8,
     'buckets': ((16, 24),),
-    'learning_rate': 5e-4,
+    'optimizer': 'adamw(5e-4)',
     'schedule': 'constant',
     'remat': 'none',
     'eval_every': 8,
@@ -209,7 +211,7 @@ def test_an_objective_that_remembers_batches_resumes_with_its_memory(folder, cap
     steps=6,
     save_every=3,
     eval_every=3,
-    learning_rate=1e-2,
+    optimizer='adamw(1e-2)',
   )
   train.run(config)
   source, workdir = pathlib.Path(config.workdir), folder / 'remembers_again'
@@ -225,6 +227,76 @@ def test_an_objective_that_remembers_batches_resumes_with_its_memory(folder, cap
   assert len(set(targets[1:])) == len(targets) - 1  # with a memory the mean target is not gamma
   resumed, expected = ({name: w.tobytes() for name, w in weights(path).items()} for path in (workdir, source))
   assert resumed == expected
+
+
+MERGING = 'chain(adamw(1e-3), online_dare(reserve=0.5, alpha=0.01, every=3), weight_decay(0.1))'
+
+
+@pytest.fixture(scope='module')
+def merging(folder) -> config_lib.Config:
+  """A run that merges at steps 3 and 6, and is saved between them."""
+  base = assets.write_tiny_model(folder / 'base', seed=2, layers=1)
+  config = make_config(folder, 'merging', optimizer=MERGING, base_model=str(base), eval_data=(), steps=6, save_every=4)
+  train.run(config)
+  return config
+
+
+def test_online_merging_reports_what_it_does_and_resumes_bit_identically(folder, merging, capsys):
+  source, workdir = pathlib.Path(merging.workdir), folder / 'merging_again'
+  shutil.copytree(source / 'checkpoints' / '4', workdir / 'checkpoints' / '4')
+  first = (source / 'metrics.jsonl').read_text(encoding='utf-8').splitlines(keepends=True)[:4]
+  (workdir / 'metrics.jsonl').write_text(''.join(first), encoding='utf-8')
+  train.run(dataclasses.replace(merging, workdir=str(workdir)))
+  printed = capsys.readouterr().out
+  assert 'resuming from step 4' in printed
+  assert f'optimizer  {MERGING}, delta to {merging.base_model} in bfloat16\n' in printed
+  records = deterministic(workdir)
+  assert records == deterministic(source)
+  assert [record['merge/kept'] == 0 for record in records] == [True] * 2 + [False] * 4
+  for name, value in records[2].items():
+    if name.startswith('merge/cosine'):
+      assert 0 < value < 1, name
+  assert records[2]['merge/kept'] == pytest.approx(0.5, abs=0.02)
+  assert records[2]['merge/update_norm'] > 0
+  resumed, expected = ({name: w.tobytes() for name, w in weights(path).items()} for path in (workdir, source))
+  assert resumed == expected
+
+
+def test_tau_moves_the_parameters_and_their_average(folder, merging, capsys):
+  """With a learning rate that is too small to matter."""
+  optimizer = 'chain(adamw(1e-30), online_dare(reserve=1.0, alpha=0.25), moving_average(0.5))'
+  config = dataclasses.replace(merging, optimizer=optimizer, workdir=str(folder / 'drift'), steps=2, save_every=0)
+  train.run(config)
+  assert f'its moving average is in {folder / "drift" / "model_average"}' in capsys.readouterr().out
+  start, base = (
+    safetensors_numpy.load_file(pathlib.Path(path) / 'model.safetensors') for path in (config.model, config.base_model)
+  )
+  average = safetensors_numpy.load_file(folder / 'drift' / 'model_average' / 'model.safetensors')
+  for name, moved in weights(config.workdir).items():
+    tau = (start[name] - base[name]).astype(ml_dtypes.bfloat16).astype(np.float64)
+    np.testing.assert_allclose(moved, start[name] + 2 * 0.25 * tau, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(average[name], start[name] + (0.25 + 2 * 0.5) / 2 * 0.5 * tau, rtol=1e-6, atol=1e-7)
+
+
+def test_another_optimizer_or_base_model_in_the_same_folder_is_refused(folder, merging, caplog):
+  def refused(says: str, **overrides):
+    with pytest.raises(ValueError, match=re.escape(says)):
+      train.run(dataclasses.replace(merging, **overrides))
+
+  other = MERGING.replace(', every=3', '')
+  refused(f'config.optimizer was {MERGING!r} and is now {other!r}. Numbers in it may change', optimizer=other)
+  refused("and is now 'adamw(1e-3)'. Numbers in it may change", optimizer='adamw(1e-3)', base_model='')
+  refused('base_model_fingerprint: was', base_model=merging.model)
+  with caplog.at_level('WARNING', 'absl'):
+    train.run(dataclasses.replace(merging, optimizer=MERGING.replace('0.01', '0.02'), delta_dtype='float32'))
+  assert 'config.optimizer was' in caplog.text
+  assert "config.delta_dtype was 'bfloat16' and is now 'float32'" in caplog.text
+
+
+def test_the_same_model_as_its_base_is_refused(folder, merging):
+  config = dataclasses.replace(merging, base_model=merging.model, workdir=str(folder / 'nothing'))
+  with pytest.raises(ValueError, match=r'model: has the same weights as .*model, so their difference is 0'):
+    train.run(config)
 
 
 def test_two_processes_do_what_one_does(folder, whole, environment, tmp_path):
@@ -255,6 +327,9 @@ def test_two_processes_do_what_one_does(folder, whole, environment, tmp_path):
   ('overrides', 'says'),
   [
     ({'objective': 'dop()'}, ["unknown name 'dop'; did you mean dpop(", '  dop()\n  ^^^', 'sft']),
+    ({'optimizer': 'chain(adamw(1e-6))', 'base_model': 'b'}, ["config.base_model = 'b' has no use", 'online_dare']),
+    ({'optimizer': 'chain(sgd(1), online_ties(0.1, 0.1))'}, ['merges with model - base_model', '--base_model=']),
+    ({'optimizer': 'chain(sgd(1), lion(1))'}, ['a chain has one learning rate', '^^^', 'Known links of a chain']),
     ({'data': ()}, ['config.data is missing: give --data=...']),
     ({'data': ('nowhere.jsonl',)}, ['nowhere.jsonl']),
     ({'model': 'nowhere'}, ['nowhere']),
@@ -306,14 +381,14 @@ def test_other_data_or_models_in_the_same_folder_are_refused(folder, whole):
 
 def test_harmless_changes_go_on_and_questionable_ones_are_reported(whole, caplog):
   with caplog.at_level('WARNING', 'absl'):
-    train.run(dataclasses.replace(whole, log_every=3, learning_rate=2e-3))
-  assert 'config.learning_rate was 0.0005 and is now 0.002' in caplog.text
+    train.run(dataclasses.replace(whole, log_every=3, optimizer='chain(adamw(2e-3))'))
+  assert "config.optimizer was 'adamw(5e-4)' and is now 'chain(adamw(2e-3))'" in caplog.text
   assert 'log_every' not in caplog.text
   train.run(whole)  # gives the folder its configuration back
 
 
 def test_an_infinite_loss_ends_the_run_with_exit_code_1(folder, capsys):
-  config = make_config(folder, 'diverged', learning_rate=1e38, gradient_clip=0.0, eval_data=(), save_every=1)
+  config = make_config(folder, 'diverged', optimizer='adamw(1e38)', gradient_clip=0.0, eval_data=(), save_every=1)
   assert train.attempt(lambda: train.run(config)) == train.REFUSED
   assert 'error: step ' in capsys.readouterr().err
   assert not (folder / 'diverged' / 'model').exists()

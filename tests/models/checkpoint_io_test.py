@@ -67,6 +67,48 @@ def test_every_tensor_arrives_at_its_place(tmp_path, tied):
   assert ('unembed/kernel' in leaves) is not tied
 
 
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float32'])
+def test_the_delta_is_taken_in_float32_and_lies_as_the_parameters_do(tmp_path, dtype):
+  small = np.float32(2.0**-12)
+  model, base = _write(tmp_path / 'model'), _write(tmp_path / 'base')
+  weights = safetensors_numpy.load_file(base / folders.WEIGHTS)
+  weights[QUERY] = weights[QUERY] - small  # a bfloat16 weight would not notice
+  weights['model.norm.weight'] = weights['model.norm.weight'] * 3
+  safetensors_numpy.save_file(weights, base / folders.WEIGHTS)
+  config = checkpoint_io.load_config(model)
+  shapes, treedef = checkpoint_io.parameter_shapes(config)
+  mesh = jax.make_mesh((2,), ('x',), devices=jax.devices()[:2])
+  specs = [PartitionSpec(None, 'x') if leaf.endswith('query/kernel') else PartitionSpec() for leaf in shapes]
+  shardings = jax.tree.unflatten(treedef, [NamedSharding(mesh, spec) for spec in specs])
+  delta = checkpoint_io.delta_from(model, base, config, shardings, dtype)
+  assert jax.tree.map(lambda leaf: leaf.sharding, delta) == shardings
+  leaves, of_model, of_base = _flat(delta), _flat(_load(model)), _flat(_load(base))
+  for leaf, value in leaves.items():
+    assert value.dtype == dtype
+    np.testing.assert_array_equal(value, (of_model[leaf] - of_base[leaf]).astype(dtype))
+  np.testing.assert_allclose(leaves['layers/attention/query/kernel'][1].astype(np.float32), small, rtol=1e-2)
+  assert not leaves['layers/attention/query/kernel'][0].any()
+
+
+def test_models_without_a_difference_are_refused_by_folder(tmp_path):
+  model = _write(tmp_path / 'model')
+  config = checkpoint_io.load_config(model)
+
+  def refused(base, message, **options):
+    with pytest.raises(ValueError, match=message):
+      checkpoint_io.delta_from(model, base, config, **options)
+
+  refused(model, r'model: has the same weights as .*model, so their difference is 0 everywhere')
+  refused(_write(tmp_path / 'copy'), 'copy: has the same weights as')
+  refused(_write(tmp_path / 'words', vocab_size=260), r'words: has a vocabulary of 260 tokens, and .*model one of 259')
+  refused(_write(tmp_path / 'lacks', _without), f'lacks/model.safetensors: tensors missing: {QUERY}')
+  refused(
+    _write(tmp_path / 'wide', width=16), r'wide/model.safetensors: tensors of another shape: .* found \(259, 16\)'
+  )
+  refused(tmp_path / 'nowhere', 'nowhere/config.json')
+  refused(_write(tmp_path / 'other', seed=1), "dtype='float16': must be bfloat16 or float32", dtype='float16')
+
+
 def test_overrides_change_the_configuration(tmp_path):
   folder = _write(tmp_path / 'model')
   config = checkpoint_io.load_config(folder, compute_dtype='bfloat16', max_positions=64)

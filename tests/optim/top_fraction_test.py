@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alignjax.optim import counting, top_fraction
+from alignjax.optim import top_fraction
 
 
 def kept(x, fraction, **options):
@@ -74,17 +74,3 @@ def test_a_bfloat16_is_the_float32_that_it_is():
 def test_kept_count():
   assert [top_fraction.kept_count(p, 100) for p in (0.001, 0.29, 0.5, 1.0)] == [1, 28, 50, 100]
   assert int(top_fraction.kept_count(jnp.float32(0.25), 100)) == 25
-
-
-@pytest.mark.parametrize('shape', [(7,), (1, 5), (70, 80, 3), (2, 1500), (3, 40000)])
-def test_counts_and_totals(shape):
-  rng = np.random.default_rng(4)
-  conditions = [jnp.asarray(rng.random(shape) < share) for share in (1.0, 0.5, 0.01, 0.0)]
-  axes = tuple(range(len(shape)))
-  for axis_set in (axes, axes[1:]):
-    for found, condition in zip(counting.counts(conditions, axis_set), conditions, strict=True):
-      np.testing.assert_array_equal(found, np.asarray(condition).sum(axis_set, keepdims=True))
-    x = rng.random(shape).astype(np.float32)
-    np.testing.assert_allclose(
-      counting.total(jnp.asarray(x), axis_set), x.sum(axis_set, np.float64, keepdims=True), rtol=1e-5
-    )

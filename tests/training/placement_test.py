@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from alignjax import optim
 from alignjax.parallel import mesh as mesh_lib
 from alignjax.parallel import rules
 from alignjax.training import placement
@@ -29,6 +30,44 @@ def test_state_is_made_in_place_and_abstractly_alike():
   assert state.key.sharding.is_fully_replicated
   assert (jax.random.key_data(state.key) == jax.random.key_data(key)).all()
   assert int(state.step) == 0
+
+
+LABELS = {'embed': {'embedding': 'wide'}, 'final_norm': {'scale': 'narrow'}}
+
+
+@pytest.mark.parametrize(
+  'tx',
+  [
+    optax.adam(1e-3),
+    optax.masked(optax.adam(1e-3), {'embed': True, 'final_norm': False}),
+    optax.multi_transform({'wide': optax.adam(1e-3), 'narrow': optax.sgd(1e-3)}, LABELS),
+    optax.adafactor(1e-3, min_dim_size_to_factor=9),  # too small to be factored: moments of the size of the weights
+    optim.moving_average(),
+    optax.masked(optim.online_ties(0.5, 0.1, every=2), {'embed': True, 'final_norm': False}),
+  ],
+  ids=['whole', 'masked', 'labelled', 'adafactor', 'average', 'masked merge'],
+)
+def test_moments_live_with_their_parameters_and_the_rest_on_every_device(tx):
+  mesh = mesh_lib.make_mesh(2, 2, 2)
+  places = placement.abstract_state(mesh, PARAMS, tx, jax.random.key(0))
+  wide = places.params['embed']['embedding'].sharding
+  found = [leaf.sharding for leaf in jax.tree.leaves(places.opt_state) if leaf.shape == (16, 8)]
+  assert found
+  assert set(found) == {wide}
+  assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(places.opt_state) if leaf.shape != (16, 8))
+  params = jax.device_put(PARAMS, rules.param_shardings(mesh, PARAMS))
+  state = placement.create_state(mesh, params, tx, jax.random.key(0))
+  assert all(
+    leaf.sharding == place.sharding for leaf, place in zip(jax.tree.leaves(state), jax.tree.leaves(places), strict=True)
+  )
+
+
+def test_factored_moments_live_on_every_device():
+  mesh = mesh_lib.make_mesh(2, 2, 2)
+  places = placement.abstract_state(mesh, PARAMS, optax.adafactor(1e-3, min_dim_size_to_factor=8), jax.random.key(0))
+  leaves = jax.tree.leaves(places.opt_state)
+  assert {leaf.shape for leaf in leaves} == {(), (1,), (8,), (16,)}
+  assert all(leaf.sharding.is_fully_replicated for leaf in leaves)
 
 
 @pytest.mark.parametrize(
