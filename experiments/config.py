@@ -58,6 +58,7 @@ class Config:
   gradient_clip: float = _field(1.0, WARNS, 'largest global norm of a gradient; 0: not clipped')
   mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
   delta_dtype: str = _field('bfloat16', WARNS, 'of the difference model - base_model', ('bfloat16', 'float32'))
+  delta_memory: str = _field('device', FREE, 'where this difference lives between steps', ('device', 'host'))
   compute_dtype: str = _field('float32', WARNS, 'of activations; parameters are float32', ('float32', 'bfloat16'))
   remat: str = _field('dots', WARNS, 'what a layer keeps for its backward pass', ('none', 'dots', 'full'))
   scan_layers: bool = _field(True, WARNS, 'one compiled layer for all; False unrolls: slow to compile, faster on a CPU')

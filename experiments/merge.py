@@ -157,13 +157,17 @@ def _record(
 
 
 def _check_configs(paths: Sequence[pathlib.Path]) -> dict[str, Any]:
-  """Compares configurations, as far as they have the same entries, and returns the first."""
+  """Compares configurations, as far as they have the same entries, and returns the first.
+
+  An entry that only one has shows in the tensors or is the default; but without `rope_scaling`, none is meant.
+  """
   entries = [folders.read_json(path / folders.CONFIG) for path in paths]
   for path, other in zip(paths[1:], entries[1:], strict=True):
-    for key in sorted((entries[0].keys() & other.keys()) - _INCIDENTAL):
-      if entries[0][key] != other[key]:
+    for key in sorted((entries[0].keys() & other.keys()) - _INCIDENTAL | {'rope_scaling'}):
+      first, second = entries[0].get(key), other.get(key)
+      if first != second:
         raise ValueError(
-          f'{path / folders.CONFIG}: {key} is {other[key]!r}, and in {paths[0]} it is {entries[0][key]!r}: '
+          f'{path / folders.CONFIG}: {key} is {second!r}, and in {paths[0]} it is {first!r}: '
           'these models cannot be merged'
         )
   return entries[0]

@@ -110,7 +110,8 @@ def run(config: config_lib.Config) -> loop.Result:
     if 'reference' in folders:
       reference = checkpoint_io.load_params(folders['reference'], model_config, shardings)
     if recipe.needs_delta:
-      delta = checkpoint_io.delta_from(config.model, config.base_model, model_config, shardings, config.delta_dtype)
+      places = placement.in_host_memory(shardings) if config.delta_memory == 'host' else shardings
+      delta = checkpoint_io.delta_from(config.model, config.base_model, model_config, places, config.delta_dtype)
     _announce(_summary(config, recipe, mesh, shapes, batches, steps))
     resumed_at = None if restored is None else restored.step
     writers = [

@@ -217,6 +217,9 @@ def breadcrumbs(
   Raises:
     ValueError: an argument is out of range.
 
+  Where gamma or what density leaves of it is less than one entry, no large entry is dropped; in mergekit a slice that
+  ends at -0 keeps nothing of such a tensor.
+
   Defaults:
     gamma of mergekit.
 

@@ -21,7 +21,8 @@ rounding loses of them is the next residual. Only what comes from tau is carried
 passes through bit for bit. What a weight stands for is the sum of itself and its residual.
 
 **Memory.** 4 bytes a parameter for the residual (`carry=False` does without), as much again for `every` > 1, and
-nothing else: tau is an argument, never part of the state. Adam itself has 8.
+nothing else: tau is an argument, never part of the state, of any float dtype, and may live in the memory of the host.
+Adam itself has 8.
 
 **Meshes.** Masks are functions of (seed, tensor, merge, position), thresholds come from counts of integers: both are
 the same for every sharding, and no tensor is gathered.
@@ -274,7 +275,7 @@ def _leaves(updates: Params, state: OnlineMergeState, params: Params, delta: Par
   nothing = [None] * len(paths)
   columns = (
     jax.tree.leaves(updates),
-    jax.tree.leaves(delta),
+    [jax.device_put(leaf, jax.memory.Space.Device) for leaf in jax.tree.leaves(delta)],  # it may live on the host
     nothing if state.residual is None else jax.tree.leaves(state.residual),
     nothing if state.cache is None else jax.tree.leaves(state.cache),
     state.thresholds or nothing,

@@ -61,6 +61,11 @@ def abstract_state(
   )
 
 
+def in_host_memory(shardings: Any) -> Any:
+  """The same shardings, in the memory of each device's host: for what a step reads so seldom that it can be fetched."""
+  return jax.tree.map(lambda sharding: sharding.with_memory_kind('pinned_host'), shardings)
+
+
 def row_group(mesh: jax.sharding.Mesh) -> tuple[int, int]:
   """(index, count): which of how many equal parts of a batch's rows this process feeds.
 

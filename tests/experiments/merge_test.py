@@ -215,6 +215,11 @@ def replaced(name, value):
       r'second/config\.json: rope_theta is 500000.0, and in .*first it is 10000.0',
     ),
     (
+      lambda m: edit_json(m / 'second', folders.CONFIG, rope_scaling={'rope_type': 'linear', 'factor': 2.0}),
+      {},
+      r"second/config\.json: rope_scaling is \{'rope_type': .*first it is None",
+    ),
+    (
       lambda m: assets.write_tiny_tokenizer(m / 'second', 280),
       {},
       r'second: the tokenizer differs from that of .*first \(tokenizer.json\).*--allow_different_tokenizers',

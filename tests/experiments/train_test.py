@@ -242,11 +242,12 @@ def merging(folder) -> config_lib.Config:
 
 
 def test_online_merging_reports_what_it_does_and_resumes_bit_identically(folder, merging, capsys):
+  """Wherever tau lives."""
   source, workdir = pathlib.Path(merging.workdir), folder / 'merging_again'
   shutil.copytree(source / 'checkpoints' / '4', workdir / 'checkpoints' / '4')
   first = (source / 'metrics.jsonl').read_text(encoding='utf-8').splitlines(keepends=True)[:4]
   (workdir / 'metrics.jsonl').write_text(''.join(first), encoding='utf-8')
-  train.run(dataclasses.replace(merging, workdir=str(workdir)))
+  train.run(dataclasses.replace(merging, workdir=str(workdir), delta_memory='host'))
   printed = capsys.readouterr().out
   assert 'resuming from step 4' in printed
   assert f'optimizer  {MERGING}, delta to {merging.base_model} in bfloat16\n' in printed

@@ -100,3 +100,15 @@ def test_global_arrays_keep_the_order_of_rows(shape):
   np.testing.assert_array_equal(joined['tokens'], rows['tokens'])
   assert joined['tokens'].sharding == rules.batch_sharding(mesh)
   assert isinstance(joined['tokens'], jnp.ndarray)
+
+
+def test_online_merging_fetches_tau_from_the_memory_of_the_host():
+  mesh, tx = mesh_lib.make_mesh(2, 2, 2), optim.online_dare(0.5, 0.25)
+  shardings = rules.param_shardings(mesh, PARAMS)
+  params = jax.device_put(PARAMS, shardings)
+  near, far = (jax.device_put(params, places) for places in (shardings, placement.in_host_memory(shardings)))
+  assert {leaf.sharding.memory_kind for leaf in jax.tree.leaves(far)} == {'pinned_host'}
+  assert far['embed']['embedding'].sharding.spec == near['embed']['embedding'].sharding.spec
+  update = jax.jit(lambda tau: tx.update(params, tx.init(params), params, reference_delta=tau)[0])
+  for x, y in zip(jax.tree.leaves(update(far)), jax.tree.leaves(update(near)), strict=True):
+    np.testing.assert_array_equal(x, y)
