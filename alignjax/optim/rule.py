@@ -1,5 +1,6 @@
 """The merge of one tensor: which entries are reserved, who wins an election, and where rounding takes the parameter."""
 
+from collections.abc import Callable, Sequence
 import dataclasses
 from typing import Any, NamedTuple
 
@@ -95,12 +96,10 @@ class Rule:
   def sums(self, leaf: Leaf, reservation: Reservation) -> dict[str, Array]:
     """What metrics need to know of this tensor, [] each."""
 
-    def terms(update: Array, delta: Array, *masks: Array) -> counting.Terms:
-      part = reservation._replace(masks=masks[0] if masks else None)
-      return consensus.terms(update, self._summands(update, delta, part), delta.astype(jnp.float32))
+    def terms(update: Array, delta: Array, part: Reservation) -> counting.Terms:
+      return consensus.terms(update, self._summands(update, delta, part), delta)
 
-    arrays = [leaf.displacement, leaf.delta] + ([] if reservation.masks is None else [reservation.masks])
-    counts, totals = counting.sums(terms, arrays, range(leaf.param.ndim))
+    counts, totals = _sums(terms, leaf, reservation, range(leaf.param.ndim))
     return consensus.named(leaf.param.size, [jnp.squeeze(x) for x in (*counts, *totals)])
 
   def _masks(self, leaf: Leaf, key: Array, count: Array) -> Array | None:
@@ -123,12 +122,11 @@ class Rule:
   def _l1(self, leaf: Leaf, reservation: Reservation) -> tuple[Array, Array]:
     """What restores the sums of magnitudes of each tensor."""
 
-    def terms(update: Array, delta: Array, *masks: Array) -> counting.Terms:
-      kept = _kept(update, delta, reservation._replace(masks=masks[0] if masks else None))
-      return [], [jnp.abs(x) for x in (update, delta.astype(jnp.float32), *kept)]
+    def terms(update: Array, delta: Array, part: Reservation) -> counting.Terms:
+      return [], [jnp.abs(x) for x in (update, delta, *_kept(update, delta, part))]
 
-    arrays = [leaf.displacement, leaf.delta] + ([] if reservation.masks is None else [reservation.masks])
-    _, (*before, update, delta) = counting.sums(terms, arrays, top_fraction.tensor_axes(leaf.param, leaf.stacked))
+    axes = top_fraction.tensor_axes(leaf.param, leaf.stacked)
+    _, (*before, update, delta) = _sums(terms, leaf, reservation, axes)
     return tuple(
       jnp.where(after > 0, all_ / jnp.where(after > 0, after, 1.0), 1.0)
       for all_, after in zip(before, (update, delta), strict=True)
@@ -141,6 +139,22 @@ class Rule:
     )
     drawn = drawn if self.clip is None else jnp.clip(drawn, -self.clip, self.clip)
     return consensus.elected(kept, drawn, self.alpha, self.elect)
+
+
+def _sums(
+  function: Callable[[Array, Array, Reservation], counting.Terms],
+  leaf: Leaf,
+  reservation: Reservation,
+  axes: Sequence[int],
+) -> tuple[list[Array], ...]:
+  """`counting.sums` of a function of D, tau and what is reserved of them."""
+
+  def terms(update: Array, delta: Array, *masks: Array) -> counting.Terms:
+    part = reservation._replace(masks=masks[0]) if masks else reservation
+    return function(update, delta.astype(jnp.float32), part)
+
+  masks = [] if reservation.masks is None else [reservation.masks]
+  return counting.sums(terms, [leaf.displacement, leaf.delta, *masks], axes)
 
 
 def _kept(update: Array, delta: Array, reservation: Reservation) -> tuple[Array, Array]:

@@ -54,10 +54,9 @@ def test_one_and_eight_devices_agree(name):
   """Bit for bit, but for float32 sums, of rescale='l1' and of metrics, and where in a gap a threshold lies."""
   tx = optax.chain(optax.adam(1e-2), MERGES[name])
   params, state = steps_on(tx, (1, 1, 1))
-  for shape in ((8, 1, 1), (2, 2, 2), (1, 8, 1)):
+  for shape in ((2, 2, 2), (1, 8, 1)):
     others, other_state = steps_on(tx, shape)
-    if shape != (8, 1, 1):
-      assert not jax.tree.leaves(others)[0].sharding.is_fully_replicated
+    assert not jax.tree.leaves(others)[0].sharding.is_fully_replicated
     if name == 'l1':
       runs.assert_close(others, params, rtol=0, atol=3e-7)
     else:

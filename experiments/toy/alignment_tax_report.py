@@ -1,0 +1,308 @@
+"""What `alignment_tax` makes of its measurements: choices by a fixed rule, a comparison, a table and a figure."""
+
+from collections.abc import Mapping, Sequence
+import pathlib
+from typing import Any, NamedTuple
+
+import matplotlib
+from matplotlib import axes as matplotlib_axes
+from matplotlib import figure as matplotlib_figure
+import numpy as np
+from rich import box
+from rich import console as rich_console
+from rich import table as rich_table
+
+from experiments.toy import alignment_tax_world as world
+
+LOSSES = {'skill_loss': 'skill loss', 'base_loss': 'base loss'}
+PLAIN, SHIFTED = 'Adam', 'Adam + tau'
+ONLINE = ('OnTIES', 'OnDARE')
+OFFLINE = ('linear', 'TIES', 'DARE')
+COLUMNS = (
+  'contender',
+  'reward',
+  'skill loss',
+  'exact match',
+  'base loss',
+  *(f'{name} - Adam' for name in LOSSES.values()),
+  'setting',
+)
+STYLES = {  # color and marker; offline merging is dashed
+  'Adam': ('black', 'o', '-'),
+  'KL penalty': ('tab:brown', 's', '-'),
+  'EMA': ('tab:olive', '^', '-'),
+  'ChildTuning': ('tab:purple', 'v', '-'),
+  'linear': ('tab:cyan', 'P', '--'),
+  'TIES': ('tab:green', 'X', '--'),
+  'DARE': ('tab:blue', 'D', '--'),
+  SHIFTED: ('tab:pink', 'h', '-'),
+  'OnTIES': ('tab:orange', '<', '-'),
+  'OnDARE': ('tab:red', '>', '-'),
+}
+RC = {'axes.spines.top': False, 'axes.spines.right': False, 'font.size': 9, 'legend.frameon': False}
+
+
+class Outcome(NamedTuple):
+  """One model of one seed. Strength: updates done, or the weight of the aligned model in a merge."""
+
+  contender: str
+  setting: str
+  strength: float
+  measures: world.Measures
+
+
+class Point(NamedTuple):
+  """The same model of every seed; points that differ in strength alone are a curve."""
+
+  contender: str
+  setting: str
+  strength: float
+  measures: Mapping[str, np.ndarray]  # [seeds]
+
+  def mean(self, name: str) -> float:
+    return float(self.measures[name].mean())
+
+
+class Comparison(NamedTuple):
+  """A contender at its chosen setting, beside plain Adam at the same gold reward."""
+
+  point: Point
+  reached: bool  # the reward that was asked for
+  excess: Mapping[str, np.ndarray]  # [seeds]: loss minus plain Adam's, by name of the loss
+
+
+def across_seeds(outcomes: Sequence[Sequence[Outcome]]) -> list[Point]:
+  """Points from the outcomes of each seed, which are in one order."""
+  points = []
+  for same in zip(*outcomes, strict=True):
+    if len({outcome[:3] for outcome in same}) > 1:
+      raise ValueError(f'outcomes of the seeds are not in one order: {[outcome[:3] for outcome in same]}')
+    measures = {name: np.array([outcome.measures[name] for outcome in same]) for name in same[0].measures}
+    points.append(Point(*same[0][:3], measures))
+  return points
+
+
+def estimate(values: np.ndarray) -> tuple[float, float]:
+  """Mean over seeds and its standard error, nan for a single seed."""
+  values = np.asarray(values, np.float64)
+  error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
+  return float(values.mean()), float(error)
+
+
+def choose(points: Sequence[Point], contender: str, target: float) -> tuple[Point, bool]:
+  """The rule: of the points whose validation reward reaches the target, that of the lowest validation skill loss.
+
+  Returns:
+    The point, and True; or, where none reaches the target, that of the highest validation reward, and False.
+  """
+  own = [point for point in points if point.contender == contender]
+  enough = [point for point in own if point.mean('validation/reward') >= target]
+  if enough:
+    return min(enough, key=lambda point: point.mean('validation/skill_loss')), True
+  return max(own, key=lambda point: point.mean('validation/reward')), False
+
+
+def curve(points: Sequence[Point], of: Point) -> list[Point]:
+  """The curve on which a point lies, by strength."""
+  return sorted((point for point in points if point[:2] == of[:2]), key=lambda point: point.strength)
+
+
+def compare(points: Sequence[Point], before: Point, target: float) -> dict[str, Comparison]:
+  """Every contender's choice, and its losses minus those of plain Adam at the same reward, seed by seed.
+
+  Between two of its evaluations, plain Adam's losses are interpolated in the reward. It, too, may choose: its rate is
+  that of the lowest validation skill loss at the contender's validation reward.
+
+  Args:
+    points: of all contenders.
+    before: the fine-tuned model, where Adam's curves begin.
+    target: mean validation reward, see `choose`.
+  """
+  present = {point.contender for point in points}
+  lines = {point[:2]: [before, *curve(points, point)] for point in points if point.contender == PLAIN}
+  comparisons = {}
+  for contender in (name for name in STYLES if name in present):
+    point, reached = choose(points, contender, target)
+    line = _best_line(list(lines.values()), point)
+    excess = {loss: point.measures[loss] - _at_reward(line, point, loss) for loss in LOSSES}
+    comparisons[contender] = Comparison(point, reached, excess)
+  return comparisons
+
+
+def _best_line(lines: Sequence[Sequence[Point]], point: Point) -> Sequence[Point]:
+  """Of the curves that reach, or nearly, the validation reward of a point, that of the lowest skill loss there."""
+  heights = [max(each.mean('validation/reward') for each in line) for line in lines]
+  enough = min(point.mean('validation/reward'), max(heights))
+  reaching = [line for line, height in zip(lines, heights, strict=True) if height >= enough]
+  return min(reaching, key=lambda line: _at_reward(line, point, 'skill_loss', 'validation/').mean())
+
+
+def _at_reward(line: Sequence[Point], point: Point, loss: str, prefix: str = '') -> np.ndarray:
+  """[seeds]: a loss on a curve where it first has the point's reward."""
+  rewards, losses = (np.stack([each.measures[prefix + name] for each in line]) for name in ('reward', loss))
+  rewards = np.maximum.accumulate(rewards)
+  wanted = point.measures[prefix + 'reward']
+  return np.array([np.interp(x, rewards[:, seed], losses[:, seed]) for seed, x in enumerate(wanted)])
+
+
+def conclusion(comparisons: Mapping[str, Comparison]) -> str:
+  """What was found, in a sentence for each online merging optimizer and one for the best of all."""
+  sentences = []
+  for contender in (*ONLINE, SHIFTED):
+    found = ' and '.join(
+      f'a {name} {_difference(comparisons[contender].excess[loss])}' for loss, name in LOSSES.items()
+    )
+    sentences.append(f'At the same gold reward as plain Adam, {contender} has {found}.')
+  others = {name: one.excess['skill_loss'] for name, one in comparisons.items() if name != PLAIN and one.reached}
+  if others:
+    best = min(others, key=lambda name: others[name].mean())
+    sentences.append(f'The lowest skill loss beside plain Adam is that of {best}, {_difference(others[best])}.')
+  return ' '.join(sentences)
+
+
+def _difference(excess: np.ndarray) -> str:
+  mean, error = estimate(excess)
+  ratio = abs(mean) / error if error > 0 else np.nan
+  verdict = 'within two standard errors of no difference' if not ratio > 2 else f'{ratio:.1f} standard errors'
+  return f'{"higher" if mean > 0 else "lower"} by {abs(mean):.3f} ± {error:.3f} nats per byte ({verdict})'
+
+
+def rows(comparisons: Mapping[str, Comparison], stages: Sequence[Point]) -> list[list[str]]:
+  """Cells of the table, under `COLUMNS`."""
+
+  def cells(point: Point) -> list[str]:
+    return [_text(point.measures[name]) for name in ('reward', 'skill_loss', 'exact_match', 'base_loss')]
+
+  table = [[stage.contender, *cells(stage), '', '', ''] for stage in stages]
+  for contender, (point, reached, excess) in comparisons.items():
+    differences = [_text(excess[loss], '+') if contender != PLAIN else '' for loss in LOSSES]
+    at = f'weight {point.strength}' if contender in OFFLINE else f'{point.strength} updates'
+    setting = f'{point.setting}, {at}' + ('' if reached else ' (below the reward asked for)')
+    table.append([contender, *cells(point), *differences, setting])
+  return table
+
+
+def _text(values: np.ndarray, sign: str = '') -> str:
+  mean, error = estimate(values)
+  return f'{mean:{sign}.3f} ± {error:.3f}'
+
+
+def write(
+  workdir: pathlib.Path, console: rich_console.Console, points: Sequence[Point], stages: Sequence[Point], rise: float
+) -> dict[str, Any]:
+  """Chooses and compares; prints the table, and writes table.md and figure.png.
+
+  Args:
+    workdir: a folder.
+    console: where the table is shown, in two parts, for it is wide.
+    points: of all contenders.
+    stages: the base and the fine-tuned model.
+    rise: of the mean validation reward, at which settings are chosen.
+
+  Returns:
+    What belongs into a summary.
+  """
+  _, before = stages
+  target = before.mean('validation/reward') + rise
+  comparisons = compare(points, before, target)
+  title = f'Chosen at a validation reward of at least {target:.3f}, {len(before.measures["reward"])} seeds'
+  table, found = rows(comparisons, stages), conclusion(comparisons)
+  for part in ((0, 1, 2, 3, 4), (0, 5, 6, 7)):
+    shown = rich_table.Table(title=title, box=box.SIMPLE, title_justify='left')
+    for index in part:
+      shown.add_column(COLUMNS[index], justify='left' if index in (0, 7) else 'right')
+    for row in table:
+      shown.add_row(*(row[index] for index in part))
+    console.print(shown)
+  console.print(found, highlight=False)
+  lines = [f'# {title}', '', *('| ' + ' | '.join(row) + ' |' for row in (COLUMNS, ['---'] * len(COLUMNS), *table))]
+  (workdir / 'table.md').write_text('\n'.join([*lines, '', found, '']), encoding='utf-8')
+  draw(workdir / 'figure.png', points, before, comparisons, target)
+  return {
+    'target': target,
+    'conclusion': found,
+    'stages': to_json(stages),
+    'chosen': to_json([comparison.point for comparison in comparisons.values()]),
+    'points': to_json(points),
+  }
+
+
+def to_json(points: Sequence[Point]) -> list[dict[str, Any]]:
+  """All points with the measures of every seed."""
+  return [
+    point._asdict() | {'measures': {name: values.tolist() for name, values in point.measures.items()}}
+    for point in points
+  ]
+
+
+def draw(
+  path: pathlib.Path, points: Sequence[Point], before: Point, comparisons: Mapping[str, Comparison], target: float
+) -> None:
+  """Draws the plane of reward and tax, once for each loss, and the losses beside plain Adam's.
+
+  Args:
+    path: of the PNG.
+    points: of all contenders.
+    before: the fine-tuned model, where every tax is 0.
+    comparisons: of all contenders.
+    target: reward at which settings were chosen.
+  """
+  with matplotlib.rc_context(RC):
+    figure = matplotlib_figure.Figure(figsize=(15, 5.2), layout='constrained')
+    *planes, beside = figure.subplots(1, 3, width_ratios=(1, 1, 0.75))
+    for axes, (loss, name) in zip(planes, LOSSES.items(), strict=True):
+      _draw_plane(axes, points, before, comparisons, loss)
+      axes.axhline(target, color='0.7', linewidth=0.8, linestyle=':')
+      axes.set_xlabel(f'tax: {name} above that of the fine-tuned model, nats per byte')
+      axes.set_ylabel('gold reward: share of vowels')
+      axes.set_title(f'Reward against tax on the {name.removesuffix(" loss")}', loc='left')
+    planes[0].legend(loc='lower right')
+    _draw_beside(beside, comparisons)
+    figure.savefig(path, dpi=130)
+
+
+def _draw_plane(
+  axes: matplotlib_axes.Axes,
+  points: Sequence[Point],
+  before: Point,
+  comparisons: Mapping[str, Comparison],
+  loss: str,
+) -> None:
+  highest = {'tax': 0.0, 'reward': 0.0}
+  for contender, (chosen, _, _) in comparisons.items():
+    color, marker, line = STYLES[contender]
+    own = [point for point in points if point.contender == contender]
+    start = [] if contender in OFFLINE else [before]  # no merge has the weight 0
+    along = [*start, *curve(points, chosen)]
+    axes.plot(
+      [point.mean(loss) - before.mean(loss) for point in own],
+      [point.mean('reward') for point in own],
+      marker, color=color, markersize=3, alpha=0.25, linewidth=0,
+    )  # fmt: skip
+    x, x_error = np.array([estimate(point.measures[loss] - before.measures[loss]) for point in along]).T
+    y, y_error = np.array([estimate(point.measures['reward']) for point in along]).T
+    axes.errorbar(
+      x, y, xerr=x_error, yerr=y_error, color=color, linestyle=line, linewidth=2 if contender == PLAIN else 1,
+      elinewidth=0.7, marker=marker, markersize=4, label=contender,
+    )  # fmt: skip
+    place = [point[:3] for point in along].index(chosen[:3])
+    axes.plot(x[place], y[place], marker, color=color, markersize=10, markeredgecolor='white')
+    highest = {'tax': max(highest['tax'], x[place]), 'reward': max(highest['reward'], y[place])}
+  low, high = before.mean('reward'), highest['reward']
+  axes.set_xlim(-0.05 * highest['tax'], 1.5 * highest['tax'])
+  axes.set_ylim(low - 0.05 * (high - low), high + 0.25 * (high - low))
+
+
+def _draw_beside(axes: matplotlib_axes.Axes, comparisons: Mapping[str, Comparison]) -> None:
+  names = [name for name in comparisons if name != PLAIN]
+  for offset, (loss, label), face in zip((0.13, -0.13), LOSSES.items(), ('full', 'none'), strict=True):
+    for place, name in enumerate(names):
+      color, marker, _ = STYLES[name]
+      mean, error = estimate(comparisons[name].excess[loss])
+      axes.errorbar(mean, -place + offset, xerr=error, color=color, marker=marker, fillstyle=face, capsize=2)
+    axes.plot([], [], 'o', color='0.4', fillstyle=face, label=label)
+  axes.axvline(0.0, color=STYLES[PLAIN][0], linewidth=0.8)
+  axes.set_yticks([-place for place in range(len(names))], names)
+  axes.set_xlabel('loss minus that of plain Adam, nats per byte')
+  axes.set_title('Beside plain Adam at the same reward', loc='left')
+  axes.legend()
