@@ -23,7 +23,14 @@ class Layout(NamedTuple):
 
 
 def attend(
-  query: Array, key: Array, value: Array, mask: Array | None, *, implementation: str, causal: bool = False
+  query: Array,
+  key: Array,
+  value: Array,
+  mask: Array | None,
+  *,
+  implementation: str,
+  causal: bool = False,
+  window: int | None = None,
 ) -> Array:
   """softmax(query key^T / sqrt(H)) value, with the softmax in float32.
 
@@ -36,47 +43,86 @@ def attend(
     mask: [B, 1, T, S] bool, True where a query sees a key, or None. Every query must see a key.
     implementation: 'xla' or 'cudnn'.
     causal: query t sees keys 0 .. t only.
+    window: with `causal`, query t sees keys t - window + 1 .. t only; at least 1, or None.
   """
-  return jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=causal, implementation=implementation)
+  left_and_right = None if window is None else (window - 1, 0)
+  return jax.nn.dot_product_attention(
+    query,
+    key,
+    value,
+    mask=mask,
+    is_causal=causal,
+    local_window_size=left_and_right,
+    implementation=implementation,
+  )
 
 
 class Attention(nnx.Module):
   """Rotary grouped-query self-attention.
 
+  Args:
+    width: D.
+    heads: of queries.
+    kv_heads: K, divides heads.
+    head_width: H.
+    implementation: 'xla' or 'cudnn'.
+    key: to draw kernels with.
+    bias: of the query, key and value projections.
+    norm_epsilon: of a norm of each query and key head before it is turned, or None for no such norm.
+    window: tokens that a token sees, itself included, or None for all.
+
   References:
     Ainslie et al., GQA, https://arxiv.org/abs/2305.13245, section 2.2.
+    Jiang et al., Mistral 7B, https://arxiv.org/abs/2310.06825, section 2 (windows).
   """
 
-  def __init__(self, width: int, heads: int, kv_heads: int, head_width: int, implementation: str, key: Array):
+  def __init__(
+    self,
+    width: int,
+    heads: int,
+    kv_heads: int,
+    head_width: int,
+    implementation: str,
+    key: Array,
+    *,
+    bias: bool,
+    norm_epsilon: float | None,
+    window: int | None,
+  ):
     keys = jax.random.split(key, 4)
-    self.query = layers.Linear(width, heads * head_width, keys[0])
-    self.key = layers.Linear(width, kv_heads * head_width, keys[1])
-    self.value = layers.Linear(width, kv_heads * head_width, keys[2])
+    self.query = layers.Linear(width, heads * head_width, keys[0], bias)
+    self.key = layers.Linear(width, kv_heads * head_width, keys[1], bias)
+    self.value = layers.Linear(width, kv_heads * head_width, keys[2], bias)
     self.output = layers.Linear(heads * head_width, width, keys[3])
+    self.query_norm = None if norm_epsilon is None else layers.RMSNorm(head_width, norm_epsilon)
+    self.key_norm = None if norm_epsilon is None else layers.RMSNorm(head_width, norm_epsilon)
     self.head_width = head_width
     self.implementation = implementation
+    self.window = window
 
   def queries(self, x: Array, rotary: tuple[Array, Array]) -> Array:
     """[..., D] to [..., heads, H], turned by position."""
-    return layers.rotate(self._heads(self.query(x)), *rotary)
+    query = self._heads(self.query(x))
+    return layers.rotate(query if self.query_norm is None else self.query_norm(query), *rotary)
 
   def keys_values(self, x: Array, rotary: tuple[Array, Array]) -> tuple[Array, Array]:
     """[..., D] to keys, turned by position, and values, both [..., K, H]."""
-    return layers.rotate(self._heads(self.key(x)), *rotary), self._heads(self.value(x))
+    key = self._heads(self.key(x))
+    return layers.rotate(key if self.key_norm is None else self.key_norm(key), *rotary), self._heads(self.value(x))
 
   def _heads(self, x: Array) -> Array:
     return x.reshape(*x.shape[:-1], -1, self.head_width)
 
   def over_prompt(self, query: Array, key: Array, value: Array) -> Array:
-    """Prompt tokens see the prompt up to themselves: [B, P, heads, H] and [B, P, K, H] to [B, P, heads * H].
+    """Prompt tokens see the prompt in the window up to themselves: [B, P, heads, H] to [B, P, heads * H].
 
     Padding needs no mask: it stands after every valid token, and what padding itself computes is never read.
     """
-    out = attend(query, key, value, None, implementation=self.implementation, causal=True)
+    out = attend(query, key, value, None, implementation=self.implementation, causal=True, window=self.window)
     return out.reshape(*out.shape[:2], -1)
 
   def over_responses(self, query: Array, key: Array, value: Array, prompt_keys: Array, layout: Layout) -> Array:
-    """Each response sees its prompt and itself up to each token, never another response.
+    """Each response sees its prompt and itself up to each token, in the window, never another response.
 
     The samples fold into the batch axis, which keeps that axis sharded as it is.
 
@@ -104,19 +150,26 @@ class Attention(nnx.Module):
       own(query),
       with_prompt(key),
       with_prompt(value),
-      _response_mask(prompt_keys, layout),
+      _response_mask(prompt_keys, layout, self.window),
       implementation=self.implementation,
     )
     return out.reshape(batch, samples * response, -1)
 
 
-def _response_mask(prompt_keys: Array, layout: Layout) -> Array:
-  """[B * N, 1, R, P + R] bool: the first `prompt_keys` prompt tokens, and the response up to each of its tokens."""
+def _response_mask(prompt_keys: Array, layout: Layout, window: int | None) -> Array:
+  """[B * N, 1, R, P + R] bool: the first `prompt_keys` prompt tokens, and the response up to each of its tokens.
+
+  Of those, a token sees the ones in the window. Response token t stands at position `prompt_keys` + t.
+  """
   prompt, samples, response = layout
   batch = prompt_keys.shape[0]
   of_prompt = jnp.arange(prompt)[None, :] < prompt_keys[:, None]
   of_prompt = jnp.broadcast_to(of_prompt[:, None, None], (batch, samples, response, prompt))
   of_own = jnp.broadcast_to(jnp.tri(response, dtype=bool)[None, None], (batch, samples, response, response))
+  if window is not None:
+    position = prompt_keys[:, None] + jnp.arange(response)[None]
+    of_prompt &= (position[:, :, None] - jnp.arange(prompt)[None, None] < window)[:, None]
+    of_own &= ~jnp.tri(response, k=-window, dtype=bool)[None, None]
   mask = jnp.concatenate([of_prompt, of_own], axis=-1)
   return mask.reshape(batch * samples, 1, response, prompt + response)
 
@@ -157,6 +210,26 @@ class Seen(NamedTuple):
 
   prompt: Array  # [B, P] bool
   own: Array  # [R] bool
+
+  @classmethod
+  def at(cls, prompt_keys: Array, index: Array, prompt: int, response: int, window: int | None) -> 'Seen':
+    """What response token `index` sees: the first `prompt_keys` prompt tokens, and the response up to itself.
+
+    Of those, the ones in the window. The token stands at position `prompt_keys` + index.
+
+    Args:
+      prompt_keys: [B] int32.
+      index: [] int32.
+      prompt: P.
+      response: R.
+      window: tokens, the token itself included, or None.
+    """
+    seen = cls(jnp.arange(prompt)[None] < prompt_keys[:, None], jnp.arange(response) <= index)
+    if window is None:
+      return seen
+    position = (prompt_keys + index)[:, None]
+    near = cls(position - jnp.arange(prompt)[None] < window, index - jnp.arange(response) < window)
+    return cls(seen.prompt & near.prompt, seen.own & near.own)
 
 
 def attend_cached(query: Array, cache: LayerCache, seen: Seen) -> Array:

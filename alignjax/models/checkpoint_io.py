@@ -14,7 +14,7 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from alignjax.models import families, folders, transformer
+from alignjax.models import declaration, families, folders, transformer
 from alignjax.types import Params
 
 Read = Callable[[str, tuple[int, ...]], np.ndarray]  # a leaf by its path and shape, in float32
@@ -153,7 +153,7 @@ def save(
     multihost_utils.sync_global_devices('alignjax.models.checkpoint_io.save')
 
 
-def _family_of_folder(folder: pathlib.Path) -> families.Family:
+def _family_of_folder(folder: pathlib.Path) -> declaration.Family:
   entries = folders.read_json(folder / folders.CONFIG)
   with folders.naming(folder / folders.CONFIG):
     return families.by_type(entries.get('model_type'))
@@ -185,7 +185,7 @@ def _placed(config: transformer.TransformerConfig, read: Read, shardings: Any) -
 
 
 def _read_leaf(
-  tensor: families.Tensor, shape: tuple[int, ...], tensors: Mapping[str, folders.StoredTensor]
+  tensor: declaration.Tensor, shape: tuple[int, ...], tensors: Mapping[str, folders.StoredTensor]
 ) -> np.ndarray:
   """Reads one leaf as float32, each layer straight into its place."""
   leaf = np.empty(shape, np.float32)
@@ -214,7 +214,7 @@ def _check_leaves(config: transformer.TransformerConfig, params: Params) -> dict
 
 
 def _stored_tensors(
-  family: families.Family, leaves: Mapping[str, Any], dtype: np.dtype
+  family: declaration.Family, leaves: Mapping[str, Any], dtype: np.dtype
 ) -> Iterator[tuple[str, np.ndarray]]:
   """Yields stored names and values, leaf after leaf."""
   for leaf, value in leaves.items():

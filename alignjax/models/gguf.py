@@ -16,43 +16,43 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from alignjax.models import checkpoint_io, families, folders, transformer
+from alignjax.models import checkpoint_io, declaration, families, folders, transformer
 
-LLAMA = families.Family(
+LLAMA = declaration.Family(
   model_type='llama',
   settings=(
-    families.Setting('vocab_size', ('llama.vocab_size',), int),
-    families.Setting('width', ('llama.embedding_length',), int),
-    families.Setting('layers', ('llama.block_count',), int),
-    families.Setting('heads', ('llama.attention.head_count',), int),
-    families.Setting('kv_heads', ('llama.attention.head_count_kv',), int, lambda fields: fields['heads']),
-    families.Setting(
+    declaration.Setting('vocab_size', ('llama.vocab_size',), int),
+    declaration.Setting('width', ('llama.embedding_length',), int),
+    declaration.Setting('layers', ('llama.block_count',), int),
+    declaration.Setting('heads', ('llama.attention.head_count',), int),
+    declaration.Setting('kv_heads', ('llama.attention.head_count_kv',), int, lambda fields: fields['heads']),
+    declaration.Setting(
       'head_width',
       ('llama.attention.key_length', 'llama.attention.value_length', 'llama.rope.dimension_count'),
       int,
       lambda fields: fields['width'] // fields['heads'],
     ),
-    families.Setting('mlp_width', ('llama.feed_forward_length',), int),
-    families.Setting('norm_epsilon', ('llama.attention.layer_norm_rms_epsilon',), float),
-    families.Setting('rope_theta', ('llama.rope.freq_base',), float, 10_000.0),
-    families.Setting('tied_embeddings', ('llama.tied_embeddings',), bool),
-    families.Setting('max_positions', ('llama.context_length',), int),
+    declaration.Setting('mlp_width', ('llama.feed_forward_length',), int),
+    declaration.Setting('norm_epsilon', ('llama.attention.layer_norm_rms_epsilon',), float),
+    declaration.Setting('rope_theta', ('llama.rope.freq_base',), float, 10_000.0),
+    declaration.Setting('tied_embeddings', ('llama.tied_embeddings',), bool),
+    declaration.Setting('max_positions', ('llama.context_length',), int),
   ),
   fixed={'llama.rope.scaling.type': 'none'},
   ignored=frozenset(),
   tensors=(
-    families.Tensor('embed/embedding', 'token_embd.weight'),
-    families.Tensor('layers/attention_norm/scale', 'blk.{layer}.attn_norm.weight'),
-    families.Tensor('layers/attention/query/kernel', 'blk.{layer}.attn_q.weight', transposed=True),
-    families.Tensor('layers/attention/key/kernel', 'blk.{layer}.attn_k.weight', transposed=True),
-    families.Tensor('layers/attention/value/kernel', 'blk.{layer}.attn_v.weight', transposed=True),
-    families.Tensor('layers/attention/output/kernel', 'blk.{layer}.attn_output.weight', transposed=True),
-    families.Tensor('layers/mlp_norm/scale', 'blk.{layer}.ffn_norm.weight'),
-    families.Tensor('layers/mlp/gate/kernel', 'blk.{layer}.ffn_gate.weight', transposed=True),
-    families.Tensor('layers/mlp/up/kernel', 'blk.{layer}.ffn_up.weight', transposed=True),
-    families.Tensor('layers/mlp/down/kernel', 'blk.{layer}.ffn_down.weight', transposed=True),
-    families.Tensor('final_norm/scale', 'output_norm.weight'),
-    families.Tensor('unembed/kernel', 'output.weight', transposed=True),
+    declaration.Tensor('embed/embedding', 'token_embd.weight'),
+    declaration.Tensor('layers/attention_norm/scale', 'blk.{layer}.attn_norm.weight'),
+    declaration.Tensor('layers/attention/query/kernel', 'blk.{layer}.attn_q.weight', transposed=True),
+    declaration.Tensor('layers/attention/key/kernel', 'blk.{layer}.attn_k.weight', transposed=True),
+    declaration.Tensor('layers/attention/value/kernel', 'blk.{layer}.attn_v.weight', transposed=True),
+    declaration.Tensor('layers/attention/output/kernel', 'blk.{layer}.attn_output.weight', transposed=True),
+    declaration.Tensor('layers/mlp_norm/scale', 'blk.{layer}.ffn_norm.weight'),
+    declaration.Tensor('layers/mlp/gate/kernel', 'blk.{layer}.ffn_gate.weight', transposed=True),
+    declaration.Tensor('layers/mlp/up/kernel', 'blk.{layer}.ffn_up.weight', transposed=True),
+    declaration.Tensor('layers/mlp/down/kernel', 'blk.{layer}.ffn_down.weight', transposed=True),
+    declaration.Tensor('final_norm/scale', 'output_norm.weight'),
+    declaration.Tensor('unembed/kernel', 'output.weight', transposed=True),
   ),
 )
 UNEMBED = 'output.weight'  # absent where embeddings are tied

@@ -3,6 +3,8 @@
 Modules hold float32 parameters and compute in the dtype of their input.
 """
 
+import dataclasses
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -13,13 +15,17 @@ _kernel_init = jax.nn.initializers.variance_scaling(1.0, 'fan_in', 'truncated_no
 
 
 class Linear(nnx.Module):
-  """x @ kernel, without a bias."""
+  """x @ kernel, plus a bias where there is one."""
 
-  def __init__(self, inputs: int, outputs: int, key: Array):
+  def __init__(self, inputs: int, outputs: int, key: Array, bias: bool = False):
     self.kernel = nnx.Param(_kernel_init(key, (inputs, outputs), jnp.float32))
+    self.bias = nnx.Param(jnp.zeros((outputs,), jnp.float32)) if bias else None
 
   def __call__(self, x: Array) -> Array:
-    return x @ self.kernel[...].astype(x.dtype)
+    y = x @ self.kernel[...].astype(x.dtype)
+    if self.bias is None:
+      return y
+    return y + jnp.expand_dims(self.bias[...].astype(x.dtype), tuple(range(y.ndim - 1)))
 
 
 class RMSNorm(nnx.Module):
@@ -57,13 +63,59 @@ class MLP(nnx.Module):
     return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
 
 
-def rotary_angles(position: Array, head_width: int, theta: float) -> tuple[Array, Array]:
-  """Cosine and sine of position * theta^(-2 i / H) for i < H / 2.
+@dataclasses.dataclass(frozen=True)
+class LinearScaling:
+  """Rotary frequencies for longer contexts than those of pre-training: frequency / factor."""
+
+  factor: float  # positive
+
+  def __call__(self, frequency: Array) -> Array:
+    return frequency / self.factor
+
+
+@dataclasses.dataclass(frozen=True)
+class Llama3Scaling:
+  """Rotary frequencies of Llama 3.1: high ones stay, low ones are divided by `factor`, and between them both mix.
+
+  With t, the turns that a frequency makes over `original_positions`, and w = (t - low) / (high - low) in [0, 1]:
+  w frequency + (1 - w) frequency / factor.
+
+  Raises:
+    ValueError: the high factor is not above the low one.
+  """
+
+  factor: float  # positive
+  low_frequency_factor: float  # turns, up to which a frequency is low
+  high_frequency_factor: float  # turns, from which on it is high
+  original_positions: int  # tokens that the model was pre-trained on
+
+  def __post_init__(self):
+    if not self.high_frequency_factor > self.low_frequency_factor:
+      raise ValueError(
+        f'high_frequency_factor={self.high_frequency_factor} of rotary positions must be above '
+        f'low_frequency_factor={self.low_frequency_factor}'
+      )
+
+  def __call__(self, frequency: Array) -> Array:
+    turns = self.original_positions * frequency / (2 * jnp.pi)
+    low, high = self.low_frequency_factor, self.high_frequency_factor
+    kept = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+    return kept * frequency + (1 - kept) * frequency / self.factor
+
+
+RotaryScaling = LinearScaling | Llama3Scaling
+
+
+def rotary_angles(
+  position: Array, head_width: int, theta: float, scaling: RotaryScaling | None = None
+) -> tuple[Array, Array]:
+  """Cosine and sine of position * frequency_i, with frequency_i = theta^(-2 i / H), scaled, for i < H / 2.
 
   Args:
     position: [...] int32, tokens from the start of the sequence.
     head_width: H, even.
     theta: base of the wavelengths, in tokens.
+    scaling: what becomes of the frequencies, or None.
 
   Returns:
     Two float32 arrays [..., H / 2], whatever the compute dtype: bfloat16 cannot tell position 256 from 257.
@@ -72,7 +124,10 @@ def rotary_angles(position: Array, head_width: int, theta: float) -> tuple[Array
     Su et al., RoFormer, https://arxiv.org/abs/2104.09864, section 3.2.2.
   """
   exponent = jnp.arange(0, head_width, 2, dtype=jnp.float32) / head_width
-  frequency = jnp.expand_dims(theta**-exponent, tuple(range(position.ndim)))
+  frequency = theta**-exponent
+  if scaling is not None:
+    frequency = scaling(frequency)
+  frequency = jnp.expand_dims(frequency, tuple(range(position.ndim)))
   angle = position[..., None].astype(jnp.float32) * frequency
   return jnp.cos(angle), jnp.sin(angle)
 

@@ -1,4 +1,4 @@
-"""One configurable Llama-type decoder, handed out as pure functions over a nested dict of arrays.
+"""One configurable decoder of the Llama type, handed out as pure functions over a nested dict of arrays.
 
 The network is written in flax.nnx, in tree style: no shared references, no mutation, no state. `build` splits it once;
 afterwards optimizers, checkpoints and sharding rules see an ordinary dict, with the layers stacked on a leading axis:
@@ -7,6 +7,8 @@ afterwards optimizers, checkpoints and sharding rules see an ordinary dict, with
   layers/{attention_norm,mlp_norm}/scale [L, D]       unembed/kernel [D, V], unless embeddings are tied
   layers/attention/{query,key,value}/kernel [L, D, heads * H]
   layers/attention/output/kernel [L, heads * H, D]
+  layers/attention/{query,key,value}/bias [L, heads * H], with qkv_bias
+  layers/attention/{query_norm,key_norm}/scale [L, H], with qk_norm
   layers/mlp/{gate,up}/kernel [L, D, F]
   layers/mlp/down/kernel [L, F, D]
 
@@ -61,6 +63,11 @@ class TransformerConfig:
   tied_embeddings: bool
   max_positions: int  # tokens of a prompt and its longest response together
   compute_dtype: str = 'float32'  # or 'bfloat16'
+  model_type: str = 'llama'  # the family that it is stored as, see `families.FAMILIES`
+  rope_scaling: layers.RotaryScaling | None = None
+  qkv_bias: bool = False  # of the query, key and value projections
+  qk_norm: bool = False  # normalises each query and key head before it is turned
+  sliding_window: int | None = None  # tokens that a token sees, itself included; None: all
   remat: str = 'dots'  # what a layer keeps for the backward pass: 'none' all, 'dots' weight products, 'full' its input
   scan_layers: bool = True  # False unrolls: slower to compile, faster on a CPU
   attention: str = 'xla'  # or 'cudnn', which needs bfloat16 and an NVIDIA GPU
@@ -73,6 +80,8 @@ class TransformerConfig:
     for name in (*sizes, 'norm_epsilon', 'rope_theta'):
       if not getattr(self, name) > 0:
         raise ValueError(f'{name}={getattr(self, name)!r} must be positive')
+    if self.sliding_window is not None and not self.sliding_window > 0:
+      raise ValueError(f'sliding_window={self.sliding_window!r} must be positive, or None')
     if self.heads % self.kv_heads:
       raise ValueError(f'heads={self.heads} is not a multiple of kv_heads={self.kv_heads}')
     if self.head_width % 2:
@@ -100,7 +109,15 @@ class Block(nnx.Module):
     attention_key, mlp_key = jax.random.split(key)
     self.attention_norm = layers.RMSNorm(config.width, config.norm_epsilon)
     self.attention = attention.Attention(
-      config.width, config.heads, config.kv_heads, config.head_width, config.attention, attention_key
+      config.width,
+      config.heads,
+      config.kv_heads,
+      config.head_width,
+      config.attention,
+      attention_key,
+      bias=config.qkv_bias,
+      norm_epsilon=config.norm_epsilon if config.qk_norm else None,
+      window=config.sliding_window,
     )
     self.mlp_norm = layers.RMSNorm(config.width, config.norm_epsilon)
     self.mlp = layers.MLP(config.width, config.mlp_width, mlp_key)
@@ -225,7 +242,7 @@ class Decoder(nnx.Module):
     _, _, prompt, _ = cache.layers[0].prompt_value.shape
     _, _, _, response, _ = cache.layers[0].own_value.shape
     prompt_keys = cache.prompt_length - 1
-    seen = attention.Seen(jnp.arange(prompt)[None] < prompt_keys[:, None], jnp.arange(response) <= cache.index)
+    seen = attention.Seen.at(prompt_keys, cache.index, prompt, response, self.config.sliding_window)
     rotary = self._rotary((prompt_keys + cache.index)[:, None])
     structure, _ = nnx.split(self.layers)
     x = self._embed(token)
@@ -244,7 +261,7 @@ class Decoder(nnx.Module):
     return self.constrain(self.embed(token, self.constrain).astype(self.config.compute_dtype), ('batch', None, None))
 
   def _rotary(self, position: Array) -> tuple[Array, Array]:
-    return layers.rotary_angles(position, self.config.head_width, self.config.rope_theta)
+    return layers.rotary_angles(position, self.config.head_width, self.config.rope_theta, self.config.rope_scaling)
 
   def _check_positions(self, prompt: int, response: int):
     if prompt + response - 1 > self.config.max_positions:

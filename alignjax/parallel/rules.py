@@ -17,6 +17,7 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
   (r'unembed/kernel$', ('fsdp', 'tensor')),
   (r'(query|key|value|gate|up)/kernel$', ('fsdp', 'tensor')),
   (r'(output|down)/kernel$', ('tensor', 'fsdp')),
+  (r'(query|key|value)/bias$', ('tensor',)),
   (r'(scale|bias)$', (None,)),
   (r'(^|/)logits$', (None, None)),
 )

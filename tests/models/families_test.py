@@ -1,10 +1,11 @@
 """Tests of the declared families: config.json in, config.json out, and names."""
 
 import dataclasses
+import json
 
 import pytest
 
-from alignjax.models import families, transformer
+from alignjax.models import families, layers, transformer
 from tests import assets
 
 REMOVED = object()
@@ -40,6 +41,7 @@ OLD = {  # as transformers 4 writes it, with entries of well-known checkpoints
   'vocab_size': 49152,
 }
 FIELDS = {
+  'model_type': 'llama',
   'vocab_size': 49152,
   'width': 576,
   'layers': 30,
@@ -51,11 +53,29 @@ FIELDS = {
   'rope_theta': 100000.0,
   'tied_embeddings': True,
   'max_positions': 8192,
+  'rope_scaling': None,
 }
+LLAMA3 = {'factor': 8.0, 'low_freq_factor': 1.0, 'high_freq_factor': 4.0, 'original_max_position_embeddings': 8192}
+MISTRAL = {'model_type': 'mistral', 'architectures': ['MistralForCausalLM'], 'sliding_window': 4096}
+QWEN2 = {
+  'model_type': 'qwen2',
+  'architectures': ['Qwen2ForCausalLM'],
+  'use_sliding_window': False,
+  'sliding_window': 32768,
+  'max_window_layers': 21,
+  'layer_types': ['full_attention'] * 30,
+}
+QWEN3 = QWEN2 | {'model_type': 'qwen3', 'architectures': ['Qwen3ForCausalLM'], 'attention_bias': False, 'head_dim': 128}
 
 
 def _changed(**changes):
   return {key: value for key, value in (OLD | changes).items() if value is not REMOVED}
+
+
+def _parse(entries, **changes):
+  """Parses the entries of another family, with those of OLD that it has too."""
+  llama = dict.fromkeys(('attention_bias', 'mlp_bias', 'rope_interleaved'), REMOVED)
+  return families.by_type(entries['model_type']).parse(_changed(**llama | entries | changes))
 
 
 def test_reads_the_entries_of_transformers_4():
@@ -86,10 +106,25 @@ def test_head_width_may_differ_from_width_over_heads():
 @pytest.mark.parametrize(
   ('changes', 'named'),
   [
-    ({'rope_scaling': {'type': 'linear', 'factor': 2.0}}, "rope_scaling.type='linear'"),
-    ({'rope_scaling': {'rope_type': 'llama3', 'factor': 8.0}}, 'rope_scaling.factor=8.0'),
+    ({'rope_scaling': {'type': 'dynamic', 'factor': 2.0}}, "rope_scaling.type='dynamic' (only 'default', 'linear', "),
+    ({'rope_scaling': {'rope_type': 'yarn', 'beta_fast': 2}}, 'rope_scaling.beta_fast=2'),
+    ({'rope_scaling': {'rope_type': ['llama3']}}, "rope_scaling.rope_type=['llama3']"),
+    ({'rope_scaling': {'rope_type': 'linear', 'type': 'llama3'}}, "rope_type='linear', rope_scaling.type='llama3'"),
+    ({'rope_scaling': {'rope_type': 'llama3', 'factor': 8.0}}, 'rope_scaling.low_freq_factor is missing'),
+    ({'rope_scaling': {'rope_type': 'linear', 'factor': 0.0}}, 'rope_scaling.factor=0.0'),
+    ({'rope_scaling': {'rope_type': 'linear'} | LLAMA3}, 'rope_scaling.low_freq_factor=1.0 (unknown)'),
+    ({'rope_scaling': {'factor': 8.0}}, 'rope_scaling.factor=8.0 (unknown)'),
+    ({'rope_scaling': {'rope_type': 'llama3', **LLAMA3, 'high_freq_factor': 1.0}}, 'high_frequency_factor=1.0'),
+    (
+      {
+        'rope_scaling': {'rope_type': 'linear', 'factor': 2.0},
+        'rope_parameters': {'rope_type': 'linear', 'factor': 4.0},
+      },
+      'rope_scaling.factor=2.0, rope_parameters.factor=4.0',
+    ),
     ({'rope_scaling': {}}, 'rope_scaling={}'),
-    ({'rope_parameters': {'rope_type': 'llama3', 'rope_theta': 1e5}}, "rope_parameters.rope_type='llama3'"),
+    ({'rope_scaling': 'llama3'}, "rope_scaling='llama3'"),
+    ({'rope_parameters': {'rope_type': 'longrope', 'rope_theta': 1e5}}, "rope_parameters.rope_type='longrope'"),
     ({'rope_parameters': {'rope_type': 'default', 'rope_theta': 5e5}}, 'rope_theta=100000, rope_parameters.rope_theta'),
     ({'rope_parameters': {'partial_rotary_factor': 0.5}}, 'rope_parameters.partial_rotary_factor=0.5'),
     ({'rope_interleaved': True}, 'rope_interleaved=True'),
@@ -119,6 +154,50 @@ def test_what_is_not_supported_is_refused_by_name(changes, named):
   assert named in str(caught.value)
 
 
+@pytest.mark.parametrize('place', ['rope_scaling', 'rope_parameters'])
+def test_reads_scaled_rotary_positions_of_both_layouts(place):
+  linear = families.LLAMA.parse(_changed(**{place: {'type': 'linear', 'factor': 2}}))
+  assert linear['rope_scaling'] == layers.LinearScaling(2.0)
+  llama3 = families.LLAMA.parse(_changed(**{place: {'rope_type': 'llama3'} | LLAMA3}))
+  assert llama3['rope_scaling'] == layers.Llama3Scaling(8.0, 1.0, 4.0, 8192)
+  assert families.LLAMA.parse(_changed(**{place: {'rope_type': 'default'}})) == FIELDS
+
+
+@pytest.mark.parametrize(
+  ('entries', 'changes', 'named'),
+  [
+    (QWEN2, {'use_sliding_window': True}, 'use_sliding_window=True'),
+    (QWEN2, {'layer_types': ['full_attention', 'sliding_attention']}, "layer_types=['full_attention', 'sliding_"),
+    (QWEN2, {'layer_types': 'full_attention'}, "layer_types='full_attention'"),
+    (QWEN2, {'num_key_value_heads': REMOVED}, 'num_key_value_heads is missing'),
+    (QWEN2, {'use_mrope': True}, 'use_mrope=True'),
+    (QWEN2, {'rope_scaling': {'type': 'yarn', 'factor': 4.0}}, "rope_scaling.type='yarn'"),
+    (QWEN3, {'use_sliding_window': True}, 'use_sliding_window=True'),
+    (QWEN3, {'attention_bias': True}, 'attention_bias=True'),
+    (MISTRAL, {'sliding_window': 0}, 'sliding_window=0'),
+    (MISTRAL, {'sliding_window': 4096.0}, 'sliding_window=4096.0'),
+    (MISTRAL, {'layer_types': ['full_attention']}, "layer_types=['full_attention']"),
+  ],
+)
+def test_each_family_refuses_what_it_does_not_support(entries, changes, named):
+  with pytest.raises(ValueError) as caught:  # noqa: PT011, the name is compared below
+    _parse(entries, **changes)
+  assert named in str(caught.value)
+
+
+def test_each_family_reads_its_own_fields():
+  assert _parse(QWEN2) == FIELDS | {'model_type': 'qwen2', 'qkv_bias': True}
+  assert _parse(QWEN3) == FIELDS | {'model_type': 'qwen3', 'qk_norm': True, 'head_width': 128}
+  assert _parse(MISTRAL) == FIELDS | {'model_type': 'mistral', 'sliding_window': 4096}
+
+
+def test_absent_entries_take_the_numbers_of_each_family():
+  assert _parse(QWEN2, max_position_embeddings=REMOVED)['max_positions'] == 32768
+  assert _parse(QWEN3, head_dim=REMOVED)['head_width'] == 128
+  assert _parse(MISTRAL, sliding_window=REMOVED)['sliding_window'] == 4096
+  assert _parse(MISTRAL, sliding_window=None)['sliding_window'] is None
+
+
 def test_every_unsupported_entry_is_named_at_once():
   with pytest.raises(ValueError, match=r'attention_bias=True.*hidden_act=.relu.*strange=1'):
     families.LLAMA.parse(_changed(attention_bias=True, hidden_act='relu', strange=1))
@@ -129,10 +208,25 @@ def test_ignored_entries_change_nothing():
     assert families.LLAMA.parse(_changed(**{key: 'anything'})) == FIELDS
 
 
-def test_what_is_written_is_read_back():
-  for untied in ({}, {'tied_embeddings': False, 'head_width': 32, 'norm_epsilon': 0.1 + 0.2}):
-    config = transformer.TransformerConfig(**(FIELDS | untied))
-    assert transformer.TransformerConfig(**families.LLAMA.parse(families.LLAMA.render(config))) == config
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {},
+    {'tied_embeddings': False, 'head_width': 32, 'norm_epsilon': 0.1 + 0.2},
+    {'rope_scaling': layers.LinearScaling(2.5)},
+    {'rope_scaling': layers.Llama3Scaling(8.0, 1.0, 4.0, 4096)},
+    {'model_type': 'mistral', 'sliding_window': 7},
+    {'model_type': 'mistral'},
+    {'model_type': 'qwen2', 'qkv_bias': True},
+    {'model_type': 'qwen3', 'qk_norm': True},
+  ],
+)
+def test_what_is_written_is_read_back(changes):
+  config = transformer.TransformerConfig(**(FIELDS | changes))
+  family = families.of(config)
+  assert family is families.FAMILIES[config.model_type]
+  entries = json.loads(json.dumps(family.render(config)))
+  assert transformer.TransformerConfig(**family.parse(entries)) == config
 
 
 def test_written_entries_say_what_other_tools_need():
@@ -148,22 +242,27 @@ def test_the_family_of_a_configuration_does_not_depend_on_how_it_is_computed():
   assert families.of(config) is families.LLAMA
 
 
-def test_every_field_of_a_configuration_is_stored_or_says_how_to_compute():
-  fields = {field.name for field in dataclasses.fields(transformer.TransformerConfig)}
+def test_a_family_declares_each_field_once_and_leaves_only_neutral_ones_out():
+  fields = {field.name: field.default for field in dataclasses.fields(transformer.TransformerConfig)}
+  required = {name for name, default in fields.items() if default is dataclasses.MISSING}
   for family in families.FAMILIES.values():
-    stored = [setting.field for setting in family.settings]
-    assert sorted([*stored, *families.EXECUTION]) == sorted(fields)
+    declared = [*(setting.field for setting in family.settings), *family.fields]
+    assert len(set(declared)) == len(declared)
+    assert required <= set(declared) <= fields.keys() - set(families.EXECUTION)
 
 
-def test_a_configuration_that_no_family_can_store_is_refused(monkeypatch):
-  @dataclasses.dataclass(frozen=True)
-  class Wider(transformer.TransformerConfig):
-    sliding_window: int = 0
-
-  monkeypatch.setattr(transformer, 'TransformerConfig', Wider)
-  assert families.of(Wider(**FIELDS)) is families.LLAMA
-  with pytest.raises(ValueError, match=r'none of the families llama can store .*sliding_window=8'):
-    families.of(Wider(**FIELDS, sliding_window=8))
+@pytest.mark.parametrize(
+  ('changes', 'named'),
+  [
+    ({'sliding_window': 8}, "'llama' can not store sliding_window=8"),
+    ({'qkv_bias': True, 'qk_norm': True}, "'llama' can not store qkv_bias=True, qk_norm=True"),
+    ({'model_type': 'qwen2'}, "'qwen2' can not store qkv_bias=False"),
+    ({'model_type': 'gpt9'}, "model_type 'gpt9' is not supported"),
+  ],
+)
+def test_a_configuration_that_its_family_cannot_store_is_refused(changes, named):
+  with pytest.raises(ValueError, match=named):
+    families.of(transformer.TransformerConfig(**(FIELDS | changes)))
 
 
 @pytest.mark.parametrize('model_type', ['gpt9', None, ['llama']])
@@ -191,4 +290,5 @@ def test_declared_tensors_are_those_of_a_checkpoint():
 
 
 def test_kernels_are_stored_transposed_and_nothing_else_is():
-  assert all(tensor.transposed is tensor.leaf.endswith('kernel') for tensor in families.LLAMA.tensors)
+  for family in families.FAMILIES.values():
+    assert all(tensor.transposed is tensor.leaf.endswith('kernel') for tensor in family.tensors)

@@ -33,7 +33,7 @@ def _error(actual, golden):
   return np.abs(actual[:, :, : mask.shape[-1]] - golden['logits'])[mask].max()
 
 
-@pytest.fixture(scope='module', params=['llama_tied', 'llama_untied'])
+@pytest.fixture(scope='module', params=sorted(path.parent.name for path in GOLDEN.glob('*/golden.safetensors')))
 def loaded(request):
   return _load(request.param)
 
@@ -93,12 +93,12 @@ def test_decoding_equals_transformers(loaded):
   assert _error(actual, golden) < TOLERANCE
 
 
-def test_exported_weights_are_those_of_transformers(loaded, tmp_path):
+def test_exported_weights_are_those_of_transformers(loaded, tmp_path, request):
   model, params, _ = loaded
-  name = 'llama_tied' if model.config.tied_embeddings else 'llama_untied'
   checkpoint_io.save(tmp_path / 'out', model.config, params)
+  assert checkpoint_io.load_config(tmp_path / 'out') == model.config
   ours = safetensors_numpy.load_file(tmp_path / 'out' / 'model.safetensors')
-  theirs = safetensors_numpy.load_file(GOLDEN / name / 'model.safetensors')
+  theirs = safetensors_numpy.load_file(GOLDEN / request.node.callspec.params['loaded'] / 'model.safetensors')
   assert ours.keys() == theirs.keys()
   for tensor in ours:
     np.testing.assert_array_equal(ours[tensor], theirs[tensor])

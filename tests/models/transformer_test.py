@@ -16,6 +16,12 @@ from tests.models import llama_oracle, token_batches
 
 CONFIG = token_batches.CONFIG
 P, N, R = 6, 2, 5
+FAMILY = {  # what families other than Llama add, all at once
+  'qkv_bias': True,
+  'qk_norm': True,
+  'sliding_window': 4,
+  'rope_scaling': layers.Llama3Scaling(8.0, 1.0, 4.0, 40),
+}
 
 
 @functools.cache
@@ -92,6 +98,17 @@ def test_parameters_have_the_documented_layout():
   }
 
 
+def test_biases_and_norms_of_heads_start_out_neutral():
+  params = jax.eval_shape(_model().init, jax.random.key(0))['layers']['attention']
+  added = jax.jit(_model(**FAMILY).init)(jax.random.key(0))['layers']['attention']
+  assert added.keys() - params.keys() == {'query_norm', 'key_norm'}
+  for name, heads in (('query', CONFIG.heads), ('key', CONFIG.kv_heads), ('value', CONFIG.kv_heads)):
+    np.testing.assert_array_equal(added[name]['bias'], np.zeros((CONFIG.layers, heads * CONFIG.head_width)))
+  for name in ('query_norm', 'key_norm'):
+    np.testing.assert_array_equal(added[name]['scale'], np.ones((CONFIG.layers, CONFIG.head_width)))
+  assert added['output'].keys() == {'kernel'}
+
+
 def test_init_is_float32_different_in_every_layer_and_keeps_the_size_of_what_it_multiplies():
   model = _model(tied_embeddings=False, compute_dtype='bfloat16')
   params = jax.jit(model.init)(jax.random.key(0))
@@ -138,14 +155,15 @@ def test_gradient_is_that_of_finite_differences_of_the_oracle():
     np.testing.assert_allclose(along, (losses[0] - losses[1]) / 2e-5, rtol=0, atol=tolerance)
 
 
-def test_sharing_the_prompt_changes_neither_value_nor_gradient():
+@pytest.mark.parametrize('changes', [{}, FAMILY], ids=['llama', 'family'])
+def test_sharing_the_prompt_changes_neither_value_nor_gradient(changes):
   """With one token as the prompt and all others as one response, `hidden` is a plain causal forward."""
-  params, batch = _params(), token_batches.batch(2, P, N, R)
+  params, batch = _params(**changes), token_batches.batch(2, P, N, R)
   plain, where = token_batches.concatenated(batch)
-  states, gradient = _compute(params, batch)
+  states, gradient = _compute(params, batch, **changes)
   cotangent = np.zeros((*plain.response.shape, CONFIG.width), np.float32)
   cotangent[where] = _cotangent(batch)[token_batches.valid(batch)]
-  plain_gradient, plain_states = _compiled()(params, plain, cotangent)
+  plain_gradient, plain_states = _compiled(**changes)(params, plain, cotangent)
   np.testing.assert_allclose(states, np.asarray(plain_states)[where], atol=1e-5)
   assert _relative_difference(gradient, plain_gradient) < 1e-6
 
@@ -172,16 +190,22 @@ def test_more_padding_changes_nothing():
   assert _relative_difference(wide_gradient, gradient) < 1e-6
 
 
-def test_an_entry_depends_on_exactly_the_tokens_before_it():
-  """All tokens differ, so the rows of the embedding's gradient say which tokens an entry has seen."""
-  params, batch = _params(), token_batches.distinct(prompts=2, prompt=4, samples=2, response=3)
+@pytest.mark.parametrize('window', [None, 3])
+def test_an_entry_depends_on_exactly_the_tokens_before_it(window):
+  """All tokens differ, so the rows of the embedding's gradient say which tokens an entry has seen.
+
+  A window widens with each layer, so one layer is used.
+  """
+  changes = {} if window is None else {'sliding_window': window, 'layers': 1}
+  params, batch = _params(layers=1) if changes else _params(), token_batches.distinct(2, 4, samples=2, response=3)
   for row, sample, entry in [(0, 0, 0), (0, 1, 2), (1, 0, 1)]:
     cotangent = np.zeros((*batch.response.shape, CONFIG.width), np.float32)
     cotangent[row, sample, entry] = 1 + np.arange(CONFIG.width)
-    _, gradient = _compute(params, batch, cotangent)
+    _, gradient = _compute(params, batch, cotangent, **changes)
     seen = set(np.flatnonzero(np.abs(gradient['embed']['embedding']).sum(axis=1) > 0))
     prompt = batch.prompt[row, : batch.prompt_length[row]]
-    assert seen == {*prompt, *batch.response[row, sample, :entry]}
+    before = [*prompt, *batch.response[row, sample, :entry]]
+    assert seen == set(before if window is None else before[-window:])
 
 
 @pytest.mark.parametrize(
@@ -224,10 +248,28 @@ def test_rotary_angles_tell_far_positions_apart():
   np.testing.assert_allclose(sine[0], np.sin(angles), atol=1e-4)
 
 
-@pytest.mark.parametrize(('compute_dtype', 'tolerance'), [('float32', 1e-5), ('bfloat16', 0.1)])
-def test_decode_mirrors_hidden_entry_by_entry(compute_dtype, tolerance):
-  params, batch = _params(), token_batches.batch(8, P, N, R)
-  model = _model(compute_dtype=compute_dtype)
+def test_linear_scaling_stretches_positions():
+  plain = layers.rotary_angles(jnp.asarray([[3]]), head_width=6, theta=100.0)
+  stretched = layers.rotary_angles(jnp.asarray([[12]]), 6, 100.0, layers.LinearScaling(4.0))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), plain, stretched)
+
+
+def test_llama3_scaling_keeps_short_waves_stretches_long_ones_and_mixes_the_rest():
+  """The numbers of Llama 3.1, told by wavelengths as in its reference code."""
+  frequency = 500000.0 ** (-np.arange(64) / 64)
+  scaled = layers.Llama3Scaling(8.0, 1.0, 4.0, 8192)(jnp.asarray(frequency, jnp.float32))
+  length = 2 * np.pi / frequency
+  smooth = (8192 / length - 1) / (4 - 1)
+  mixed = (1 - smooth) * frequency / 8 + smooth * frequency
+  expected = np.where(length < 8192 / 4, frequency, np.where(length > 8192, frequency / 8, mixed))
+  assert min(np.sum(expected == frequency), np.sum(expected == frequency / 8), np.sum(expected == mixed)) > 2
+  np.testing.assert_allclose(scaled, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(('compute_dtype', 'tolerance', 'changes'), [('float32', 1e-5, {}), ('bfloat16', 0.1, FAMILY)])
+def test_decode_mirrors_hidden_entry_by_entry(compute_dtype, tolerance, changes):
+  params, batch = _params(**changes), token_batches.batch(8, P, N, R)
+  model = _model(compute_dtype=compute_dtype, **changes)
   states = np.asarray(jax.jit(model.hidden)(params, *_fields(batch)), np.float32)
   prefill = jax.jit(functools.partial(model.prefill, samples=N, max_new_tokens=R))
   cache, decode = prefill(params, batch.prompt, batch.prompt_length), jax.jit(model.decode)
@@ -243,14 +285,14 @@ def test_decode_mirrors_hidden_entry_by_entry(compute_dtype, tolerance):
 
 def test_eight_devices_compute_what_one_does():
   mesh = mesh_lib.make_mesh(data=4, fsdp=1, tensor=2)
-  batch, params = token_batches.batch(9, P, N, R, prompts=8), _params()
-  model = transformer.build(CONFIG, rules.activation_constraint(mesh))
+  batch, params = token_batches.batch(9, P, N, R, prompts=8), _params(**FAMILY)
+  model = transformer.build(dataclasses.replace(CONFIG, **FAMILY), rules.activation_constraint(mesh))
   sharded_batch = jax.device_put(batch, rules.batch_sharding(mesh))
   sharded_params = jax.device_put(params, rules.param_shardings(mesh, params))
   compute = jax.jit(jax.grad(functools.partial(_loss_and_states, model.hidden), has_aux=True))
   gradient, states = compute(sharded_params, sharded_batch, _cotangent(batch))
   assert states.sharding.shard_shape(states.shape)[0] == 2, 'prompts must stay split over the data axis'
-  expected_states, expected_gradient = _compute(params, batch)
+  expected_states, expected_gradient = _compute(params, batch, **FAMILY)
   np.testing.assert_allclose(np.asarray(states)[token_batches.valid(batch)], expected_states, atol=1e-5)
   assert _relative_difference(gradient, expected_gradient) < 1e-6
 
@@ -295,6 +337,7 @@ def test_the_trunk_computes_each_prompt_once_and_no_prompt_in_the_last_layer():
     ({'attention': 'cudnn'}, "attention='cudnn' needs compute_dtype='bfloat16'"),
     ({'head_width': 5}, 'head_width=5 must be even'),
     ({'layers': 0}, 'layers=0 must be positive'),
+    ({'sliding_window': 0}, 'sliding_window=0 must be positive, or None'),
     ({'rope_theta': -1.0}, 'rope_theta=-1.0 must be positive'),
     ({'norm_epsilon': float('nan')}, 'norm_epsilon=nan must be positive'),
   ],

@@ -39,6 +39,8 @@ def test_sizes_that_do_not_fit_are_refused_with_the_numbers(sizes, message):
     ('layers/attention/output/kernel', (3, 8, 16), PartitionSpec(None, 'tensor', 'fsdp')),
     ('layers/mlp/down/kernel', (3, 8, 18), PartitionSpec(None, 'tensor', None)),  # 4 does not divide 18
     ('layers/mlp_norm/scale', (3, 16), PartitionSpec(None, None)),
+    ('layers/attention/key/bias', (3, 8), PartitionSpec(None, 'tensor')),
+    ('layers/attention/key_norm/scale', (3, 8), PartitionSpec(None, None)),
   ],
 )
 def test_parameters_are_split_by_rule_where_the_mesh_divides_them(path, shape, spec):

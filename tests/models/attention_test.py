@@ -1,0 +1,84 @@
+"""Sliding windows: what each token sees is told by the distance of positions, and by nothing else."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alignjax.models import attention
+
+HEADS, KV_HEADS, WIDTH = 4, 2, 6
+LAYOUT = attention.Layout(prompt=7, samples=2, response=6)
+PROMPT_KEYS = np.array([6, 3, 0], np.int32)  # prompts of 7, 4 and 1 tokens
+WINDOWS = (None, 1, 2, 4, 9, 50)
+
+
+def _attention(window):
+  return attention.Attention(
+    8, HEADS, KV_HEADS, WIDTH, 'xla', jax.random.key(0), bias=False, norm_epsilon=None, window=window
+  )
+
+
+def _arrays(length):
+  """Queries, keys and values of `length` tokens in each of three rows."""
+  rng = np.random.default_rng(length)
+  shapes = [(len(PROMPT_KEYS), length, heads, WIDTH) for heads in (HEADS, KV_HEADS, KV_HEADS)]
+  return [jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes]
+
+
+def _near(query_position, key_position, window):
+  """[T, S] bool: at or before the query, and fewer than `window` tokens away."""
+  distance = np.asarray(query_position)[:, None] - np.asarray(key_position)[None]
+  return (distance >= 0) & (distance < (np.inf if window is None else window))
+
+
+def _joint_near(row, window):
+  """[R, P + R]: what the tokens of a response see; its first token stands where its prompt ends."""
+  keys, (prompt, _, response) = PROMPT_KEYS[row], LAYOUT
+  own = keys + np.arange(response)
+  near = _near(own, np.concatenate([np.arange(prompt), own]), window)
+  near[:, keys:prompt] = False
+  return near
+
+
+@pytest.mark.parametrize('window', WINDOWS)
+def test_prompt_tokens_see_by_distance(window):
+  query, key, value = _arrays(LAYOUT.prompt)
+  positions = np.arange(LAYOUT.prompt)
+  mask = jnp.asarray(_near(positions, positions, window))[None, None]
+  expected = attention.attend(query, key, value, mask, implementation='xla')
+  actual = _attention(window).over_prompt(query, key, value)
+  np.testing.assert_array_equal(actual, expected.reshape(actual.shape))
+
+
+@pytest.mark.parametrize('window', WINDOWS)
+def test_response_tokens_see_by_distance_across_the_end_of_the_prompt(window):
+  prompt, samples, response = LAYOUT
+  query, key, value = _arrays(prompt + samples * response)
+  actual = _attention(window).over_responses(query[:, prompt:], key, value, PROMPT_KEYS, LAYOUT)
+  actual = np.asarray(actual).reshape(len(PROMPT_KEYS), samples, response, HEADS, WIDTH)
+  own = [np.arange(prompt + n * response, prompt + (n + 1) * response) for n in range(samples)]
+  seen = [np.concatenate([np.arange(prompt), index]) for index in own]
+  for n in range(samples):
+    mask = jnp.stack([_joint_near(row, window) for row in range(len(PROMPT_KEYS))])[:, None]
+    expected = attention.attend(query[:, own[n]], key[:, seen[n]], value[:, seen[n]], mask, implementation='xla')
+    np.testing.assert_array_equal(actual[:, n], expected)
+
+
+@pytest.mark.parametrize('window', WINDOWS)
+def test_a_decoding_step_sees_by_distance_across_the_end_of_the_prompt(window):
+  for index in range(LAYOUT.response):
+    seen = attention.Seen.at(PROMPT_KEYS, jnp.int32(index), LAYOUT.prompt, LAYOUT.response, window)
+    for row in range(len(PROMPT_KEYS)):
+      actual = np.concatenate([seen.prompt[row], seen.own])
+      np.testing.assert_array_equal(actual, _joint_near(row, window)[index])
+
+
+def test_kernels_are_told_the_window(monkeypatch):
+  """cuDNN needs a GPU, so what it would be called with is compared: keys t - 3 .. t."""
+  calls = []
+  monkeypatch.setattr(jax.nn, 'dot_product_attention', lambda *_, **options: calls.append(options))
+  attention.attend(*_arrays(5), None, implementation='cudnn', causal=True, window=4)
+  attention.attend(*_arrays(5), None, implementation='cudnn', causal=True)
+  assert [call['local_window_size'] for call in calls] == [(3, 0), None]
+  assert all(call['implementation'] == 'cudnn' and call['is_causal'] for call in calls)
