@@ -22,30 +22,59 @@ SHARED = {
   'num_key_value_heads': 2,
   'max_position_embeddings': 64,
 }
-LLAMAS = {
-  'llama_tied': {'num_hidden_layers': 2, 'intermediate_size': 48, 'tie_word_embeddings': True, 'rms_norm_eps': 1e-5},
+SMALL = {'hidden_size': 24, 'intermediate_size': 32, 'num_hidden_layers': 2}
+MODELS = {
+  'llama_tied': transformers.LlamaConfig(
+    **SHARED, num_hidden_layers=2, intermediate_size=48, tie_word_embeddings=True, rms_norm_eps=1e-5
+  ),
   # Heads wider than width / heads, another rotary base, and an epsilon large enough to be seen.
-  'llama_untied': {
-    'num_hidden_layers': 3,
-    'intermediate_size': 40,
-    'tie_word_embeddings': False,
-    'rms_norm_eps': 1e-2,
-    'head_dim': 12,
-    'rope_parameters': {'rope_type': 'default', 'rope_theta': 250.0},
-  },
+  'llama_untied': transformers.LlamaConfig(
+    **SHARED,
+    num_hidden_layers=3,
+    intermediate_size=40,
+    tie_word_embeddings=False,
+    rms_norm_eps=1e-2,
+    head_dim=12,
+    rope_parameters={'rope_type': 'default', 'rope_theta': 250.0},
+  ),
+  # Of the 6 rotary frequencies, 2 stay, 2 mix and 2 are divided.
+  'llama_31': transformers.LlamaConfig(
+    **SHARED | SMALL | {'max_position_embeddings': 128},
+    tie_word_embeddings=True,
+    head_dim=12,
+    rope_parameters={
+      'rope_type': 'llama3',
+      'rope_theta': 100.0,
+      'factor': 8.0,
+      'low_freq_factor': 1.0,
+      'high_freq_factor': 4.0,
+      'original_max_position_embeddings': 64,
+    },
+  ),
+  'qwen2': transformers.Qwen2Config(
+    **SHARED | SMALL,
+    tie_word_embeddings=False,
+    rope_parameters={'rope_type': 'linear', 'rope_theta': 50.0, 'factor': 2.5},
+  ),
+  'qwen3': transformers.Qwen3Config(**SHARED | SMALL, tie_word_embeddings=True, head_dim=10, rms_norm_eps=1e-2),
+  # The window is shorter than prompts and than responses.
+  'mistral': transformers.MistralConfig(**SHARED | SMALL, tie_word_embeddings=False, sliding_window=4),
 }
 PROMPT_LENGTHS = (7, 4, 1)
 RESPONSE_LENGTHS = ((9, 5), (1, 9), (9, 3))
 
 
-def build(settings: dict, seed: int) -> transformers.LlamaForCausalLM:
-  """A Llama whose every parameter matters: large kernels, norm scales far from 1."""
+def build(config: transformers.PreTrainedConfig, seed: int) -> transformers.PreTrainedModel:
+  """A model whose every parameter matters: large kernels and biases, norm scales far from 1."""
   torch.manual_seed(seed)
-  model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SHARED, **settings)).float().eval()
+  model = transformers.AutoModelForCausalLM.from_config(config).float().eval()
   with torch.no_grad():
     for name, parameter in model.named_parameters():
       noise = torch.randn(parameter.shape)
-      parameter.copy_(1 + 0.3 * noise if 'norm' in name else 1.5 * noise / parameter.shape[1] ** 0.5)
+      if 'norm' in name:
+        parameter.copy_(1 + 0.3 * noise)
+      else:
+        parameter.copy_(noise if name.endswith('bias') else 1.5 * noise / parameter.shape[1] ** 0.5)
   return model
 
 
@@ -61,7 +90,7 @@ def tokens(seed: int) -> dict[str, np.ndarray]:
 
 
 @torch.no_grad()
-def logits(model: transformers.LlamaForCausalLM, batch: dict[str, np.ndarray]) -> np.ndarray:
+def logits(model: transformers.PreTrainedModel, batch: dict[str, np.ndarray]) -> np.ndarray:
   """[B, N, R, V]: the logits that predict each response token, from an unpadded forward for each pair; 0 at padding."""
   result = np.zeros((*batch['response'].shape, VOCAB), np.float32)
   for row, length in enumerate(batch['prompt_length']):
@@ -73,8 +102,8 @@ def logits(model: transformers.LlamaForCausalLM, batch: dict[str, np.ndarray]) -
 
 
 def main() -> None:
-  for seed, (name, settings) in enumerate(LLAMAS.items()):
-    model, batch = build(settings, seed), tokens(seed)
+  for seed, (name, config) in enumerate(MODELS.items()):
+    model, batch = build(config, seed), tokens(seed)
     folder = HERE / name
     model.save_pretrained(folder)
     (folder / 'generation_config.json').unlink()
