@@ -22,6 +22,10 @@ class Layout(NamedTuple):
   response: int  # R
 
 
+# Tokens that a token sees, itself included; None: all. An array where layers that share a program differ in it.
+Window = int | Array | None
+
+
 def attend(
   query: Array,
   key: Array,
@@ -30,9 +34,11 @@ def attend(
   *,
   implementation: str,
   causal: bool = False,
-  window: int | None = None,
+  window: Window = None,
+  scale: float | None = None,
+  cap: float | None = None,
 ) -> Array:
-  """softmax(query key^T / sqrt(H)) value, with the softmax in float32.
+  """softmax(scale query key^T) value, with the softmax in float32.
 
   The one place through which a training forward reaches an attention kernel.
 
@@ -44,7 +50,13 @@ def attend(
     implementation: 'xla' or 'cudnn'.
     causal: query t sees keys 0 .. t only.
     window: with `causal`, query t sees keys t - window + 1 .. t only; at least 1, or None.
+    scale: of scores, or None for 1 / sqrt(H).
+    cap: c > 0 for scores c tanh(scale query key^T / c), with 'xla' alone, or None.
   """
+  if cap is not None or isinstance(window, jax.Array):
+    mask, causal, window = _with_causal(mask, query.shape[1], key.shape[1], causal, window), False, None
+  if cap is not None:
+    return _attend_capped(query, key, value, mask, query.shape[-1] ** -0.5 if scale is None else scale, cap)
   left_and_right = None if window is None else (window - 1, 0)
   return jax.nn.dot_product_attention(
     query,
@@ -53,8 +65,31 @@ def attend(
     mask=mask,
     is_causal=causal,
     local_window_size=left_and_right,
+    scale=scale,
     implementation=implementation,
   )
+
+
+def _with_causal(mask: Array | None, queries: int, keys: int, causal: bool, window: Window) -> Array | None:
+  """[B, 1, T, S] bool: a mask that also says what `causal` and `window` would."""
+  if not causal:
+    return mask
+  distance = jnp.arange(queries)[:, None] - jnp.arange(keys)[None]
+  seen = (distance >= 0) if window is None else (distance >= 0) & (distance < window)
+  return seen[None, None] if mask is None else mask & seen[None, None]
+
+
+def _attend_capped(query: Array, key: Array, value: Array, mask: Array | None, scale: float, cap: float) -> Array:
+  """`attend` in plain operations, since kernels have no cap."""
+  batch, length, heads, head_width = query.shape
+  kv_heads = key.shape[2]
+  grouped = query.reshape(batch, length, kv_heads, heads // kv_heads, head_width)
+  scores = jnp.einsum('btkgh,bskh->bkgts', grouped, key, preferred_element_type=jnp.float32)
+  scores = cap * jnp.tanh(scores * (scale / cap))
+  if mask is not None:
+    scores = jnp.where(mask[:, :, None], scores, jnp.finfo(jnp.float32).min)
+  weights = jax.nn.softmax(scores).astype(value.dtype)
+  return jnp.einsum('bkgts,bskh->btkgh', weights, value).reshape(query.shape)
 
 
 class Attention(nnx.Module):
@@ -69,11 +104,13 @@ class Attention(nnx.Module):
     key: to draw kernels with.
     bias: of the query, key and value projections.
     norm_epsilon: of a norm of each query and key head before it is turned, or None for no such norm.
-    window: tokens that a token sees, itself included, or None for all.
+    scale: of scores, or None for 1 / sqrt(H).
+    cap: soft cap of scores, or None.
 
   References:
     Ainslie et al., GQA, https://arxiv.org/abs/2305.13245, section 2.2.
     Jiang et al., Mistral 7B, https://arxiv.org/abs/2310.06825, section 2 (windows).
+    Gemma Team, Gemma 2, https://arxiv.org/abs/2408.00118, section 2 (soft caps).
   """
 
   def __init__(
@@ -87,7 +124,8 @@ class Attention(nnx.Module):
     *,
     bias: bool,
     norm_epsilon: float | None,
-    window: int | None,
+    scale: float | None = None,
+    cap: float | None = None,
   ):
     keys = jax.random.split(key, 4)
     self.query = layers.Linear(width, heads * head_width, keys[0], bias)
@@ -98,7 +136,8 @@ class Attention(nnx.Module):
     self.key_norm = None if norm_epsilon is None else layers.RMSNorm(head_width, norm_epsilon)
     self.head_width = head_width
     self.implementation = implementation
-    self.window = window
+    self.scale = scale
+    self.cap = cap
 
   def queries(self, x: Array, rotary: tuple[Array, Array]) -> Array:
     """[..., D] to [..., heads, H], turned by position."""
@@ -113,15 +152,27 @@ class Attention(nnx.Module):
   def _heads(self, x: Array) -> Array:
     return x.reshape(*x.shape[:-1], -1, self.head_width)
 
-  def over_prompt(self, query: Array, key: Array, value: Array) -> Array:
+  def over_prompt(self, query: Array, key: Array, value: Array, window: Window) -> Array:
     """Prompt tokens see the prompt in the window up to themselves: [B, P, heads, H] to [B, P, heads * H].
 
     Padding needs no mask: it stands after every valid token, and what padding itself computes is never read.
     """
-    out = attend(query, key, value, None, implementation=self.implementation, causal=True, window=self.window)
+    out = attend(
+      query,
+      key,
+      value,
+      None,
+      implementation=self.implementation,
+      causal=True,
+      window=window,
+      scale=self.scale,
+      cap=self.cap,
+    )
     return out.reshape(*out.shape[:2], -1)
 
-  def over_responses(self, query: Array, key: Array, value: Array, prompt_keys: Array, layout: Layout) -> Array:
+  def over_responses(
+    self, query: Array, key: Array, value: Array, prompt_keys: Array, layout: Layout, window: Window
+  ) -> Array:
     """Each response sees its prompt and itself up to each token, in the window, never another response.
 
     The samples fold into the batch axis, which keeps that axis sharded as it is.
@@ -132,6 +183,7 @@ class Attention(nnx.Module):
       value: the same.
       prompt_keys: [B] int32, the number of prompt keys that count.
       layout: P, N and R.
+      window: tokens that a token sees.
 
     Returns:
       [B, N * R, heads * H].
@@ -150,13 +202,15 @@ class Attention(nnx.Module):
       own(query),
       with_prompt(key),
       with_prompt(value),
-      _response_mask(prompt_keys, layout, self.window),
+      _response_mask(prompt_keys, layout, window),
       implementation=self.implementation,
+      scale=self.scale,
+      cap=self.cap,
     )
     return out.reshape(batch, samples * response, -1)
 
 
-def _response_mask(prompt_keys: Array, layout: Layout, window: int | None) -> Array:
+def _response_mask(prompt_keys: Array, layout: Layout, window: Window) -> Array:
   """[B * N, 1, R, P + R] bool: the first `prompt_keys` prompt tokens, and the response up to each of its tokens.
 
   Of those, a token sees the ones in the window. Response token t stands at position `prompt_keys` + t.
@@ -169,7 +223,7 @@ def _response_mask(prompt_keys: Array, layout: Layout, window: int | None) -> Ar
   if window is not None:
     position = prompt_keys[:, None] + jnp.arange(response)[None]
     of_prompt &= (position[:, :, None] - jnp.arange(prompt)[None, None] < window)[:, None]
-    of_own &= ~jnp.tri(response, k=-window, dtype=bool)[None, None]
+    of_own &= (jnp.arange(response)[:, None] - jnp.arange(response)[None] < window)[None, None]
   mask = jnp.concatenate([of_prompt, of_own], axis=-1)
   return mask.reshape(batch * samples, 1, response, prompt + response)
 
@@ -232,7 +286,9 @@ class Seen(NamedTuple):
     return cls(seen.prompt & near.prompt, seen.own & near.own)
 
 
-def attend_cached(query: Array, cache: LayerCache, seen: Seen) -> Array:
+def attend_cached(
+  query: Array, cache: LayerCache, seen: Seen, scale: float | None = None, cap: float | None = None
+) -> Array:
   """One decoding step: N queries against the keys of their common prompt, and each against its own response keys.
 
   One softmax runs over both sets of scores, so that nothing of the prompt is copied per sample. Own keys and values
@@ -242,6 +298,8 @@ def attend_cached(query: Array, cache: LayerCache, seen: Seen) -> Array:
     query: [B, N, heads, H].
     cache: keys and values.
     seen: which of them count.
+    scale: of scores, or None for 1 / sqrt(H).
+    cap: soft cap of scores, or None.
 
   Returns:
     [B, N, heads * H]; computed in float32, which at this size costs nothing.
@@ -252,11 +310,16 @@ def attend_cached(query: Array, cache: LayerCache, seen: Seen) -> Array:
   _, kv_heads, prompt, _ = cache.prompt_value.shape
   query = query.reshape(batch, samples, kv_heads, heads // kv_heads, head_width)
   lowest = jnp.finfo(jnp.float32).min
-  of_prompt = jnp.einsum('bnkgh,bkhp->bnkgp', query, cache.prompt_key)
+  scale = head_width**-0.5 if scale is None else scale
+
+  def capped(scores: Array) -> Array:
+    return scores if cap is None else jnp.tanh(scores * (scale / cap)) * (cap / scale)
+
+  of_prompt = capped(jnp.einsum('bnkgh,bkhp->bnkgp', query, cache.prompt_key))
   of_prompt = jnp.where(seen.prompt[:, None, None, None], of_prompt, lowest)
-  of_own = jnp.sum(query[..., None] * cache.own_key[:, :, :, None], axis=-2)
+  of_own = capped(jnp.sum(query[..., None] * cache.own_key[:, :, :, None], axis=-2))
   of_own = jnp.where(seen.own[None, None, None, None], of_own, lowest)
-  weights = jax.nn.softmax(jnp.concatenate([of_prompt, of_own], axis=-1) * head_width**-0.5)
+  weights = jax.nn.softmax(jnp.concatenate([of_prompt, of_own], axis=-1) * scale)
   out = jnp.einsum('bnkgp,bkph->bnkgh', weights[..., :prompt], cache.prompt_value)
   out += jnp.sum(weights[..., prompt:, None] * cache.own_value[:, :, :, None], axis=-2)
   return out.astype(dtype).reshape(batch, samples, -1)

@@ -51,7 +51,7 @@ class Family:
     model_type: entry of config.json that names the family.
     settings: entries that configure the model.
     fixed: entries that change the function computed, with the only value that is supported.
-    each: entries that hold a list, with the only item that is supported in it.
+    cycles: entries that hold a list with an item for each layer, with the cycle of items that is supported.
     fields: of `TransformerConfig`, that the family sets without an entry.
     ignored: entries without effect on the function computed.
     tensors: every leaf of the parameter tree.
@@ -64,7 +64,7 @@ class Family:
   ignored: frozenset[str]
   tensors: tuple[Tensor, ...]
   ignored_tensors: tuple[str, ...] = ()
-  each: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  cycles: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
   fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def parse(self, entries: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,17 +95,17 @@ class Family:
   def _refused(self, entries: Mapping[str, Any], rotary_type: Any) -> list[str]:
     """The entries that are not supported, each with the reason."""
     known = {key for setting in self.settings for key in setting.keys} | {'model_type'}
-    known |= {*self.each, *self.fixed, *_ROTARY_PLACES, *_ROTARY_TYPE_KEYS}
+    known |= {*self.cycles, *self.fixed, *_ROTARY_PLACES, *_ROTARY_TYPE_KEYS}
     if rotary_type in _ROTARY_SCALINGS:
       known |= {key for setting in _ROTARY_SCALINGS[rotary_type].settings for key in setting.keys}
     refused = [f'{key}={value!r} (unknown)' for key, value in entries.items() if key not in known]
     for key, supported in {**dict.fromkeys(_ROTARY_PLACES), **self.fixed}.items():
       if entries.get(key, supported) != supported:
         refused.append(f'{key}={entries[key]!r} (only {supported!r} is supported)')
-    for key, supported in self.each.items():
+    for key, cycle in self.cycles.items():
       items = [] if entries.get(key) is None else entries[key]
-      if not isinstance(items, list) or any(item != supported for item in items):
-        refused.append(f'{key}={items!r} (only a list of {supported!r} is supported)')
+      if not isinstance(items, list) or any(item != cycle[i % len(cycle)] for i, item in enumerate(items)):
+        refused.append(f'{key}={items!r} (only a list that repeats {", ".join(map(repr, cycle))} is supported)')
     if rotary_type not in _ROTARY_SCALINGS:
       types = ', '.join(map(repr, _ROTARY_SCALINGS))
       named = [f'{key}={entries[key]!r}' for key in _ROTARY_TYPE_KEYS if entries.get(key) is not None]

@@ -85,7 +85,7 @@ def _settings(*changed: declaration.Setting) -> tuple[declaration.Setting, ...]:
 
 # Where an entry is absent, each family takes a number of its own. For key-value heads none of them is sensible.
 _KV_HEADS = declaration.Setting('kv_heads', ('num_key_value_heads',), int)
-_FULL_ATTENTION = {'layer_types': 'full_attention'}
+_FULL_ATTENTION = {'layer_types': ('full_attention',)}
 _WITHOUT_WINDOW = frozenset({'max_window_layers', 'sliding_window'})  # of no effect where use_sliding_window is false
 
 QWEN2 = dataclasses.replace(  # and Qwen1.5, Qwen2.5
@@ -98,7 +98,7 @@ QWEN2 = dataclasses.replace(  # and Qwen1.5, Qwen2.5
     'use_mrope': False,
     'use_sliding_window': False,
   },
-  each=_FULL_ATTENTION,
+  cycles=_FULL_ATTENTION,
   fields={'qkv_bias': True},
   ignored=_IGNORED | _WITHOUT_WINDOW,
   tensors=(
@@ -123,7 +123,7 @@ QWEN3 = dataclasses.replace(
     'hidden_act': 'silu',
     'use_sliding_window': False,
   },
-  each=_FULL_ATTENTION,
+  cycles=_FULL_ATTENTION,
   fields={'qk_norm': True},
   ignored=_IGNORED | _WITHOUT_WINDOW,
   tensors=(
@@ -144,8 +144,45 @@ MISTRAL = dataclasses.replace(
   fixed={'architectures': ['MistralForCausalLM'], 'hidden_act': 'silu'},
 )
 
+GEMMA2 = dataclasses.replace(
+  LLAMA,
+  model_type='gemma2',
+  settings=_settings(
+    _KV_HEADS,
+    declaration.Setting('head_width', ('head_dim',), int, 256),
+    declaration.Setting('tied_embeddings', ('tie_word_embeddings',), bool, True),
+    declaration.Setting('max_positions', ('max_position_embeddings',), int, 8192),
+    declaration.Setting('sliding_window', ('sliding_window',), int, 4096),
+    declaration.Setting('score_width', ('query_pre_attn_scalar',), int, 256),
+    declaration.Setting('score_cap', ('attn_logit_softcapping',), float, 50.0, nullable=True),
+    declaration.Setting('logit_cap', ('final_logit_softcapping',), float, 30.0, nullable=True),
+  ),
+  fixed={
+    'architectures': ['Gemma2ForCausalLM'],
+    'attention_bias': False,
+    'hidden_act': 'gelu_pytorch_tanh',
+    'hidden_activation': 'gelu_pytorch_tanh',
+    'use_bidirectional_attention': None,
+  },
+  cycles={'layer_types': ('sliding_attention', 'full_attention')},
+  fields={
+    'activation': 'gelu_tanh',
+    'full_attention_every': 2,
+    'output_norms': True,
+    'scaled_embeddings': True,
+    'zero_centred_norms': True,
+  },
+  ignored=_IGNORED | {'cache_implementation'},
+  tensors=(
+    *(tensor for tensor in LLAMA.tensors if tensor.leaf != 'layers/mlp_norm/scale'),
+    declaration.Tensor('layers/attention_output_norm/scale', 'model.layers.{layer}.post_attention_layernorm.weight'),
+    declaration.Tensor('layers/mlp_norm/scale', 'model.layers.{layer}.pre_feedforward_layernorm.weight'),
+    declaration.Tensor('layers/mlp_output_norm/scale', 'model.layers.{layer}.post_feedforward_layernorm.weight'),
+  ),
+)
+
 EXECUTION = ('compute_dtype', 'remat', 'scan_layers', 'attention')  # fields that say how to compute, not what
-FAMILIES = {family.model_type: family for family in (LLAMA, MISTRAL, QWEN2, QWEN3)}
+FAMILIES = {family.model_type: family for family in (GEMMA2, LLAMA, MISTRAL, QWEN2, QWEN3)}
 
 
 def by_type(model_type: Any) -> declaration.Family:

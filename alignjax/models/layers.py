@@ -4,6 +4,7 @@ Modules hold float32 parameters and compute in the dtype of their input.
 """
 
 import dataclasses
+import functools
 
 from flax import nnx
 import jax
@@ -29,43 +30,54 @@ class Linear(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-  """scale * x / sqrt(mean(x^2) + epsilon), in float32 whatever the dtype of x.
+  """(offset + scale) * x / sqrt(mean(x^2) + epsilon), in float32 whatever the dtype of x.
 
   References:
     Zhang and Sennrich, Root Mean Square Layer Normalization, https://arxiv.org/abs/1910.07467, equation 4.
   """
 
-  def __init__(self, width: int, epsilon: float):
-    self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
+  def __init__(self, width: int, epsilon: float, offset: float = 0.0):
+    self.scale = nnx.Param(jnp.full((width,), 1.0 - offset, jnp.float32))
     self.epsilon = epsilon
+    self.offset = offset
 
   def __call__(self, x: Array) -> Array:
     values = x.astype(jnp.float32)
     inverse = jax.lax.rsqrt(jnp.mean(jnp.square(values), axis=-1, keepdims=True) + self.epsilon)
     scale = jnp.expand_dims(self.scale[...], tuple(range(x.ndim - 1)))
+    if self.offset:
+      scale += self.offset
     return (values * inverse * scale).astype(x.dtype)
 
 
+ACTIVATIONS = {'silu': jax.nn.silu, 'gelu_tanh': functools.partial(jax.nn.gelu, approximate=True)}
+
+
 class MLP(nnx.Module):
-  """down(silu(gate(x)) * up(x)).
+  """down(activation(gate(x)) * up(x)).
 
   References:
-    Shazeer, GLU Variants Improve Transformer, https://arxiv.org/abs/2002.05202, equation 6 (SwiGLU).
+    Shazeer, GLU Variants Improve Transformer, https://arxiv.org/abs/2002.05202, equation 6 (GEGLU, SwiGLU).
   """
 
-  def __init__(self, width: int, mlp_width: int, key: Array):
+  def __init__(self, width: int, mlp_width: int, activation: str, key: Array):
     gate, up, down = jax.random.split(key, 3)
     self.gate = Linear(width, mlp_width, gate)
     self.up = Linear(width, mlp_width, up)
     self.down = Linear(mlp_width, width, down)
+    self.activation = activation
 
   def __call__(self, x: Array) -> Array:
-    return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+    return self.down(ACTIVATIONS[self.activation](self.gate(x)) * self.up(x))
 
 
 @dataclasses.dataclass(frozen=True)
 class LinearScaling:
-  """Rotary frequencies for longer contexts than those of pre-training: frequency / factor."""
+  """Rotary frequencies for longer contexts than those of pre-training: frequency / factor.
+
+  References:
+    Chen et al., Position Interpolation, https://arxiv.org/abs/2306.15595, section 2.3.
+  """
 
   factor: float  # positive
 

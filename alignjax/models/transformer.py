@@ -9,6 +9,7 @@ afterwards optimizers, checkpoints and sharding rules see an ordinary dict, with
   layers/attention/output/kernel [L, heads * H, D]
   layers/attention/{query,key,value}/bias [L, heads * H], with qkv_bias
   layers/attention/{query_norm,key_norm}/scale [L, H], with qk_norm
+  layers/{attention_output_norm,mlp_output_norm}/scale [L, D], with output_norms
   layers/mlp/{gate,up}/kernel [L, D, F]
   layers/mlp/down/kernel [L, F, D]
 
@@ -36,6 +37,7 @@ _REMAT = {
   'full': jax.checkpoint,
 }
 _CHOICES = {
+  'activation': tuple(layers.ACTIVATIONS),
   'compute_dtype': ('float32', 'bfloat16'),
   'remat': tuple(_REMAT),
   'attention': ('xla', 'cudnn'),
@@ -68,6 +70,14 @@ class TransformerConfig:
   qkv_bias: bool = False  # of the query, key and value projections
   qk_norm: bool = False  # normalises each query and key head before it is turned
   sliding_window: int | None = None  # tokens that a token sees, itself included; None: all
+  full_attention_every: int | None = None  # of so many layers, the last has no window; None: no such layers
+  activation: str = 'silu'  # of the gate; or 'gelu_tanh'
+  zero_centred_norms: bool = False  # norms multiply by 1 + scale
+  output_norms: bool = False  # normalises what attention and the MLP add, too
+  scaled_embeddings: bool = False  # multiplies embeddings by sqrt(D)
+  score_width: int | None = None  # attention scores are divided by its square root; None: H
+  score_cap: float | None = None  # soft cap of attention scores
+  logit_cap: float | None = None  # soft cap of logits
   remat: str = 'dots'  # what a layer keeps for the backward pass: 'none' all, 'dots' weight products, 'full' its input
   scan_layers: bool = True  # False unrolls: slower to compile, faster on a CPU
   attention: str = 'xla'  # or 'cudnn', which needs bfloat16 and an NVIDIA GPU
@@ -80,14 +90,23 @@ class TransformerConfig:
     for name in (*sizes, 'norm_epsilon', 'rope_theta'):
       if not getattr(self, name) > 0:
         raise ValueError(f'{name}={getattr(self, name)!r} must be positive')
-    if self.sliding_window is not None and not self.sliding_window > 0:
-      raise ValueError(f'sliding_window={self.sliding_window!r} must be positive, or None')
+    for name in ('sliding_window', 'full_attention_every', 'score_width', 'score_cap', 'logit_cap'):
+      if getattr(self, name) is not None and not getattr(self, name) > 0:
+        raise ValueError(f'{name}={getattr(self, name)!r} must be positive, or None')
     if self.heads % self.kv_heads:
       raise ValueError(f'heads={self.heads} is not a multiple of kv_heads={self.kv_heads}')
     if self.head_width % 2:
       raise ValueError(f'head_width={self.head_width} must be even: rotary positions turn pairs of numbers')
     if self.attention == 'cudnn' and self.compute_dtype != 'bfloat16':
       raise ValueError(f"attention='cudnn' needs compute_dtype='bfloat16', not {self.compute_dtype!r}")
+    if self.attention == 'cudnn' and self.score_cap is not None:
+      raise ValueError(f"attention='cudnn' knows no score_cap={self.score_cap}: use attention='xla'")
+
+  @property
+  def windows(self) -> tuple[int | None, ...]:
+    """The sliding window of each layer."""
+    every = self.full_attention_every
+    return tuple(None if every and i % every == every - 1 else self.sliding_window for i in range(self.layers))
 
 
 class Embedding(nnx.Module):
@@ -103,11 +122,15 @@ class Embedding(nnx.Module):
 
 
 class Block(nnx.Module):
-  """x + attention(norm(x)), then x + mlp(norm(x))."""
+  """x + attention(norm(x)), then x + mlp(norm(x)); with `output_norms`, what is added is normalised first."""
 
   def __init__(self, config: TransformerConfig, key: Array):
     attention_key, mlp_key = jax.random.split(key)
-    self.attention_norm = layers.RMSNorm(config.width, config.norm_epsilon)
+
+    def norm() -> layers.RMSNorm:
+      return layers.RMSNorm(config.width, config.norm_epsilon, float(config.zero_centred_norms))
+
+    self.attention_norm = norm()
     self.attention = attention.Attention(
       config.width,
       config.heads,
@@ -117,25 +140,38 @@ class Block(nnx.Module):
       attention_key,
       bias=config.qkv_bias,
       norm_epsilon=config.norm_epsilon if config.qk_norm else None,
-      window=config.sliding_window,
+      scale=None if config.score_width is None else config.score_width**-0.5,
+      cap=config.score_cap,
     )
-    self.mlp_norm = layers.RMSNorm(config.width, config.norm_epsilon)
-    self.mlp = layers.MLP(config.width, config.mlp_width, mlp_key)
+    self.mlp_norm = norm()
+    self.mlp = layers.MLP(config.width, config.mlp_width, config.activation, mlp_key)
+    self.attention_output_norm = norm() if config.output_norms else None
+    self.mlp_output_norm = norm() if config.output_norms else None
 
   def finish(self, x: Array, attended: Array) -> Array:
     """Everything after attention: its output projection, and the MLP."""
-    x = x + self.attention.output(attended)
-    return x + self.mlp(self.mlp_norm(x))
+    added = self.attention.output(attended)
+    x = x + (added if self.attention_output_norm is None else self.attention_output_norm(added))
+    added = self.mlp(self.mlp_norm(x))
+    return x + (added if self.mlp_output_norm is None else self.mlp_output_norm(added))
 
-  def prompts(self, x: Array, rotary: tuple[Array, Array]) -> tuple[Array, tuple[Array, Array]]:
+  def prompts(
+    self, x: Array, rotary: tuple[Array, Array], window: attention.Window
+  ) -> tuple[Array, tuple[Array, Array]]:
     """Prompts alone, [B, P, D]; also returns their keys and values, [B, P, K, H]."""
     normed = self.attention_norm(x)
     query = self.attention.queries(normed, rotary)
     key, value = self.attention.keys_values(normed, rotary)
-    return self.finish(x, self.attention.over_prompt(query, key, value)), (key, value)
+    return self.finish(x, self.attention.over_prompt(query, key, value, window)), (key, value)
 
   def joint(
-    self, x: Array, rotary: tuple[Array, Array], prompt_keys: Array, layout: attention.Layout, last: bool
+    self,
+    x: Array,
+    rotary: tuple[Array, Array],
+    prompt_keys: Array,
+    layout: attention.Layout,
+    window: attention.Window,
+    last: bool,
   ) -> Array:
     """Prompts and responses, [B, P + N * R, D]. The last layer returns the responses alone, [B, N * R, D]."""
     prompt = layout.prompt
@@ -144,9 +180,10 @@ class Block(nnx.Module):
     if last:
       x, normed, rotary = jax.tree.map(lambda y: y[:, prompt:], (x, normed, rotary))
     query = self.attention.queries(normed, rotary)
-    attended = self.attention.over_responses(query if last else query[:, prompt:], key, value, prompt_keys, layout)
+    of_responses = query if last else query[:, prompt:]
+    attended = self.attention.over_responses(of_responses, key, value, prompt_keys, layout, window)
     if not last:
-      of_prompt = self.attention.over_prompt(query[:, :prompt], key[:, :prompt], value[:, :prompt])
+      of_prompt = self.attention.over_prompt(query[:, :prompt], key[:, :prompt], value[:, :prompt], window)
       attended = jnp.concatenate([of_prompt, attended], axis=1)
     return self.finish(x, attended)
 
@@ -157,7 +194,8 @@ class Block(nnx.Module):
     normed = self.attention_norm(x)
     query = self.attention.queries(normed, rotary)
     cache = cache.write(index, *self.attention.keys_values(normed, rotary))
-    return self.finish(x, attention.attend_cached(query, cache, seen)), cache
+    attended = attention.attend_cached(query, cache, seen, self.attention.scale, self.attention.cap)
+    return self.finish(x, attended), cache
 
 
 @jax.tree_util.register_dataclass
@@ -183,7 +221,7 @@ class Decoder(nnx.Module):
     self.constrain = constrain
     self.embed = Embedding(config.vocab_size, config.width, embed_key)
     self.layers = jax.vmap(lambda key: Block(config, key))(jax.random.split(layers_key, config.layers))
-    self.final_norm = layers.RMSNorm(config.width, config.norm_epsilon)
+    self.final_norm = layers.RMSNorm(config.width, config.norm_epsilon, float(config.zero_centred_norms))
     if not config.tied_embeddings:
       self.unembed = layers.Linear(config.width, config.vocab_size, unembed_key)
 
@@ -200,19 +238,21 @@ class Decoder(nnx.Module):
     prompt_keys = prompt_length - 1
     x = self._embed(tokens)
 
-    def apply(block: Block, x: Array, last: bool) -> Array:
-      return self.constrain(block.joint(x, rotary, prompt_keys, layout, last), ('batch', None, None))
+    def apply(block: Block, x: Array, window: attention.Window, last: bool) -> Array:
+      return self.constrain(block.joint(x, rotary, prompt_keys, layout, window, last), ('batch', None, None))
 
     remat = _REMAT[self.config.remat]
     if self.config.scan_layers:
       # One body serves all layers, so the last one computes its prompt branch in vain: 1 / L of that branch, less than
       # a copy of all stacked weights but the last would cost.
-      body = remat(lambda block, x: apply(block, x, False), prevent_cse=False)
-      x, _ = jax.lax.scan(lambda x, block: (body(block, x), None), x, self.layers)
+      body = remat(lambda block, x, window: apply(block, x, self._window(window), False), prevent_cse=False)
+      x, _ = jax.lax.scan(lambda x, layer: (body(layer[0], x, layer[1]), None), x, (self.layers, self._windows()))
       x = x[:, layout.prompt :]
     else:
-      for i, block in enumerate(unstack(self.layers, self.config.layers)):
-        x = remat(lambda block, x, last=i == self.config.layers - 1: apply(block, x, last))(block, x)
+      blocks = unstack(self.layers, self.config.layers)
+      for i, (block, window) in enumerate(zip(blocks, self.config.windows, strict=True)):
+        last = i == self.config.layers - 1
+        x = remat(lambda block, x, window=window, last=last: apply(block, x, window, last))(block, x)
     return self.final_norm(x).reshape(*response.shape, -1)
 
   def prefill(self, prompt: Array, prompt_length: Array, samples: int, max_new_tokens: int) -> Cache:
@@ -222,11 +262,12 @@ class Decoder(nnx.Module):
     rotary = self._rotary(jnp.broadcast_to(jnp.arange(prompt.shape[1]), prompt.shape))
     x = self._embed(prompt)
 
-    def body(x: Array, block: Block) -> tuple[Array, tuple[Array, Array]]:
-      x, keys_values = block.prompts(x, rotary)
+    def body(x: Array, layer: tuple[Block, Array | None]) -> tuple[Array, tuple[Array, Array]]:
+      block, window = layer
+      x, keys_values = block.prompts(x, rotary, self._window(window))
       return self.constrain(x, ('batch', None, None)), keys_values
 
-    _, keys_values = jax.lax.scan(body, x, self.layers)
+    _, keys_values = jax.lax.scan(body, x, (self.layers, self._windows()))
     weights = nnx.to_pure_dict(nnx.split(self.layers)[1])
     return Cache(
       weights=unstack(jax.tree.map(lambda x: x.astype(config.compute_dtype), weights), config.layers),
@@ -242,23 +283,40 @@ class Decoder(nnx.Module):
     _, _, prompt, _ = cache.layers[0].prompt_value.shape
     _, _, _, response, _ = cache.layers[0].own_value.shape
     prompt_keys = cache.prompt_length - 1
-    seen = attention.Seen.at(prompt_keys, cache.index, prompt, response, self.config.sliding_window)
+    windows = self.config.windows
+    seen = {window: attention.Seen.at(prompt_keys, cache.index, prompt, response, window) for window in set(windows)}
     rotary = self._rotary((prompt_keys + cache.index)[:, None])
     structure, _ = nnx.split(self.layers)
     x = self._embed(token)
     updated = []
-    for weights, layer in zip(cache.weights, cache.layers, strict=True):
-      x, layer = nnx.merge(structure, weights).step(x, rotary, layer, cache.index, seen)
+    for weights, layer, window in zip(cache.weights, cache.layers, windows, strict=True):
+      x, layer = nnx.merge(structure, weights).step(x, rotary, layer, cache.index, seen[window])
       x = self.constrain(x, ('batch', None, None))
       updated.append(layer)
     return dataclasses.replace(cache, layers=updated, index=cache.index + 1), self.final_norm(x)
 
   def head(self) -> Head:
     """The embedding transposed where tied, else the kernel of `unembed`."""
-    return Head(self.embed.embedding[...].T if self.config.tied_embeddings else self.unembed.kernel[...])
+    kernel = self.embed.embedding[...].T if self.config.tied_embeddings else self.unembed.kernel[...]
+    return Head(kernel, soft_cap=self.config.logit_cap)
+
+  def _windows(self) -> Array | None:
+    """The windows of layers that are scanned, [L] int32, or None where all have the same."""
+    windows = self.config.windows
+    if len(set(windows)) == 1:
+      return None
+    return jnp.asarray([self.config.max_positions if window is None else window for window in windows])
+
+  def _window(self, scanned: Array | None) -> attention.Window:
+    """The window of one layer, given its entry of `_windows`."""
+    return self.config.windows[0] if scanned is None else scanned
 
   def _embed(self, token: Array) -> Array:
-    return self.constrain(self.embed(token, self.constrain).astype(self.config.compute_dtype), ('batch', None, None))
+    config = self.config
+    x = self.embed(token, self.constrain).astype(config.compute_dtype)
+    if config.scaled_embeddings:
+      x *= jnp.asarray(config.width**0.5, x.dtype)
+    return self.constrain(x, ('batch', None, None))
 
   def _rotary(self, position: Array) -> tuple[Array, Array]:
     return layers.rotary_angles(position, self.config.head_width, self.config.rope_theta, self.config.rope_scaling)

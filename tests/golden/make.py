@@ -59,6 +59,15 @@ MODELS = {
   'qwen3': transformers.Qwen3Config(**SHARED | SMALL, tie_word_embeddings=True, head_dim=10, rms_norm_eps=1e-2),
   # The window is shorter than prompts and than responses.
   'mistral': transformers.MistralConfig(**SHARED | SMALL, tie_word_embeddings=False, sliding_window=4),
+  # Caps that scores and logits reach, and a score width that is not the head width.
+  'gemma2': transformers.Gemma2Config(
+    **SHARED | SMALL | {'num_hidden_layers': 3},
+    head_dim=8,
+    query_pre_attn_scalar=12,
+    sliding_window=4,
+    attn_logit_softcapping=2.0,
+    final_logit_softcapping=4.0,
+  ),
 }
 PROMPT_LENGTHS = (7, 4, 1)
 RESPONSE_LENGTHS = ((9, 5), (1, 9), (9, 3))

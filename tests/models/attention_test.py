@@ -13,10 +13,8 @@ PROMPT_KEYS = np.array([6, 3, 0], np.int32)  # prompts of 7, 4 and 1 tokens
 WINDOWS = (None, 1, 2, 4, 9, 50)
 
 
-def _attention(window):
-  return attention.Attention(
-    8, HEADS, KV_HEADS, WIDTH, 'xla', jax.random.key(0), bias=False, norm_epsilon=None, window=window
-  )
+def _attention():
+  return attention.Attention(8, HEADS, KV_HEADS, WIDTH, 'xla', jax.random.key(0), bias=False, norm_epsilon=None)
 
 
 def _arrays(length):
@@ -47,7 +45,7 @@ def test_prompt_tokens_see_by_distance(window):
   positions = np.arange(LAYOUT.prompt)
   mask = jnp.asarray(_near(positions, positions, window))[None, None]
   expected = attention.attend(query, key, value, mask, implementation='xla')
-  actual = _attention(window).over_prompt(query, key, value)
+  actual = _attention().over_prompt(query, key, value, window)
   np.testing.assert_array_equal(actual, expected.reshape(actual.shape))
 
 
@@ -55,7 +53,7 @@ def test_prompt_tokens_see_by_distance(window):
 def test_response_tokens_see_by_distance_across_the_end_of_the_prompt(window):
   prompt, samples, response = LAYOUT
   query, key, value = _arrays(prompt + samples * response)
-  actual = _attention(window).over_responses(query[:, prompt:], key, value, PROMPT_KEYS, LAYOUT)
+  actual = _attention().over_responses(query[:, prompt:], key, value, PROMPT_KEYS, LAYOUT, window)
   actual = np.asarray(actual).reshape(len(PROMPT_KEYS), samples, response, HEADS, WIDTH)
   own = [np.arange(prompt + n * response, prompt + (n + 1) * response) for n in range(samples)]
   seen = [np.concatenate([np.arange(prompt), index]) for index in own]
@@ -72,6 +70,28 @@ def test_a_decoding_step_sees_by_distance_across_the_end_of_the_prompt(window):
     for row in range(len(PROMPT_KEYS)):
       actual = np.concatenate([seen.prompt[row], seen.own])
       np.testing.assert_array_equal(actual, _joint_near(row, window)[index])
+
+
+@pytest.mark.parametrize('cap', [None, 0.7])
+def test_layers_may_share_a_program_and_differ_in_the_window(cap):
+  arrays = _arrays(LAYOUT.prompt)
+  for window in (1, 3, 7):
+    as_number, as_array = (
+      attention.attend(*arrays, None, implementation='xla', causal=True, window=given, cap=cap)
+      for given in (window, jnp.int32(window))
+    )
+    np.testing.assert_array_equal(as_number, as_array)
+
+
+def test_scores_are_scaled_and_softly_capped_before_what_is_unseen_is_left_out():
+  query, key, value = _arrays(5)
+  actual = attention.attend(query, key, value, None, implementation='xla', causal=True, window=3, scale=0.3, cap=0.7)
+  groups = HEADS // KV_HEADS
+  key, value = (np.repeat(np.asarray(x, np.float64), groups, axis=2) for x in (key, value))
+  scores = 0.7 * np.tanh(0.3 / 0.7 * np.einsum('bthd,bshd->bhts', np.asarray(query, np.float64), key))
+  weights = np.exp(scores) * _near(np.arange(5), np.arange(5), 3)
+  expected = np.einsum('bhts,bshd->bthd', weights / weights.sum(-1, keepdims=True), value)
+  np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
 def test_kernels_are_told_the_window(monkeypatch):

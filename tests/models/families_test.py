@@ -66,6 +66,33 @@ QWEN2 = {
   'layer_types': ['full_attention'] * 30,
 }
 QWEN3 = QWEN2 | {'model_type': 'qwen3', 'architectures': ['Qwen3ForCausalLM'], 'attention_bias': False, 'head_dim': 128}
+GEMMA2 = {
+  'model_type': 'gemma2',
+  'architectures': ['Gemma2ForCausalLM'],
+  'attention_bias': False,
+  'hidden_act': 'gelu_pytorch_tanh',
+  'hidden_activation': 'gelu_pytorch_tanh',
+  'cache_implementation': 'hybrid',
+  'head_dim': 128,
+  'query_pre_attn_scalar': 144,
+  'sliding_window': 2048,
+  'attn_logit_softcapping': 40.0,
+  'final_logit_softcapping': 20,
+  'layer_types': ['sliding_attention', 'full_attention'] * 15,
+}
+GEMMA2_FIELDS = {
+  'model_type': 'gemma2',
+  'activation': 'gelu_tanh',
+  'full_attention_every': 2,
+  'output_norms': True,
+  'scaled_embeddings': True,
+  'zero_centred_norms': True,
+  'head_width': 128,
+  'score_width': 144,
+  'sliding_window': 2048,
+  'score_cap': 40.0,
+  'logit_cap': 20.0,
+}
 
 
 def _changed(**changes):
@@ -177,6 +204,10 @@ def test_reads_scaled_rotary_positions_of_both_layouts(place):
     (MISTRAL, {'sliding_window': 0}, 'sliding_window=0'),
     (MISTRAL, {'sliding_window': 4096.0}, 'sliding_window=4096.0'),
     (MISTRAL, {'layer_types': ['full_attention']}, "layer_types=['full_attention']"),
+    (GEMMA2, {'layer_types': ['full_attention', 'sliding_attention']}, "layer_types=['full_attention', 'sliding_"),
+    (GEMMA2, {'hidden_activation': 'gelu'}, "hidden_activation='gelu'"),
+    (GEMMA2, {'use_bidirectional_attention': True}, 'use_bidirectional_attention=True'),
+    (GEMMA2, {'attn_logit_softcapping': -1.0}, 'attn_logit_softcapping=-1.0'),
   ],
 )
 def test_each_family_refuses_what_it_does_not_support(entries, changes, named):
@@ -189,6 +220,7 @@ def test_each_family_reads_its_own_fields():
   assert _parse(QWEN2) == FIELDS | {'model_type': 'qwen2', 'qkv_bias': True}
   assert _parse(QWEN3) == FIELDS | {'model_type': 'qwen3', 'qk_norm': True, 'head_width': 128}
   assert _parse(MISTRAL) == FIELDS | {'model_type': 'mistral', 'sliding_window': 4096}
+  assert _parse(GEMMA2) == FIELDS | GEMMA2_FIELDS
 
 
 def test_absent_entries_take_the_numbers_of_each_family():
@@ -196,6 +228,12 @@ def test_absent_entries_take_the_numbers_of_each_family():
   assert _parse(QWEN3, head_dim=REMOVED)['head_width'] == 128
   assert _parse(MISTRAL, sliding_window=REMOVED)['sliding_window'] == 4096
   assert _parse(MISTRAL, sliding_window=None)['sliding_window'] is None
+  absent = ('sliding_window', 'query_pre_attn_scalar', 'attn_logit_softcapping', 'final_logit_softcapping', 'head_dim')
+  expected = {'sliding_window': 4096, 'score_width': 256, 'score_cap': 50.0, 'logit_cap': 30.0, 'head_width': 256}
+  assert expected.items() <= _parse(GEMMA2, **dict.fromkeys(absent, REMOVED)).items()
+  assert _parse(GEMMA2, tie_word_embeddings=REMOVED)['tied_embeddings'] is True
+  uncapped = _parse(GEMMA2, attn_logit_softcapping=None, final_logit_softcapping=None)
+  assert uncapped['score_cap'] is uncapped['logit_cap'] is None
 
 
 def test_every_unsupported_entry_is_named_at_once():
@@ -219,6 +257,8 @@ def test_ignored_entries_change_nothing():
     {'model_type': 'mistral'},
     {'model_type': 'qwen2', 'qkv_bias': True},
     {'model_type': 'qwen3', 'qk_norm': True},
+    GEMMA2_FIELDS,
+    GEMMA2_FIELDS | {'score_cap': None, 'logit_cap': None},
   ],
 )
 def test_what_is_written_is_read_back(changes):
@@ -267,7 +307,7 @@ def test_a_configuration_that_its_family_cannot_store_is_refused(changes, named)
 
 @pytest.mark.parametrize('model_type', ['gpt9', None, ['llama']])
 def test_unknown_model_types_are_refused_with_the_known_ones(model_type):
-  with pytest.raises(ValueError, match=r'model_type .* is not supported; known: llama'):
+  with pytest.raises(ValueError, match=r'model_type .* is not supported; known: gemma2, llama'):
     families.by_type(model_type)
 
 

@@ -19,8 +19,16 @@ P, N, R = 6, 2, 5
 FAMILY = {  # what families other than Llama add, all at once
   'qkv_bias': True,
   'qk_norm': True,
-  'sliding_window': 4,
   'rope_scaling': layers.Llama3Scaling(8.0, 1.0, 4.0, 40),
+  'sliding_window': 4,
+  'full_attention_every': 2,
+  'activation': 'gelu_tanh',
+  'zero_centred_norms': True,
+  'output_norms': True,
+  'scaled_embeddings': True,
+  'score_width': 9,
+  'score_cap': 1.5,
+  'logit_cap': 2.0,
 }
 
 
@@ -107,6 +115,11 @@ def test_biases_and_norms_of_heads_start_out_neutral():
   for name in ('query_norm', 'key_norm'):
     np.testing.assert_array_equal(added[name]['scale'], np.ones((CONFIG.layers, CONFIG.head_width)))
   assert added['output'].keys() == {'kernel'}
+  centred = layers.RMSNorm(4, 1e-6, offset=1.0)
+  np.testing.assert_array_equal(centred.scale[...], np.zeros(4))
+  np.testing.assert_array_equal(
+    centred(jnp.arange(8.0).reshape(2, 4)), layers.RMSNorm(4, 1e-6)(jnp.arange(8.0).reshape(2, 4))
+  )
 
 
 def test_init_is_float32_different_in_every_layer_and_keeps_the_size_of_what_it_multiplies():
@@ -220,6 +233,14 @@ def test_settings_of_computation_change_nothing(remat, scan_layers):
   assert _relative_difference(other_gradient, gradient) < 1e-6
 
 
+def test_scanned_layers_take_turns_with_windows_as_unrolled_ones_do():
+  params, batch = _params(**FAMILY), token_batches.batch(5, P, N, R)
+  states = [jax.jit(_model(**FAMILY, scan_layers=scan).hidden)(params, *_fields(batch)) for scan in (True, False)]
+  np.testing.assert_allclose(*(np.asarray(x)[token_batches.valid(batch)] for x in states), atol=1e-5)
+  assert dataclasses.replace(CONFIG, **FAMILY).windows == (4, None)
+  assert _model(**FAMILY).head(params).soft_cap == 2.0
+
+
 @pytest.mark.parametrize('scan_layers', [True, False])
 def test_remat_keeps_less_for_the_backward_pass(scan_layers):
   params, batch = _params(), token_batches.batch(5, P, N, R)
@@ -266,10 +287,19 @@ def test_llama3_scaling_keeps_short_waves_stretches_long_ones_and_mixes_the_rest
   np.testing.assert_allclose(scaled, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize(('compute_dtype', 'tolerance', 'changes'), [('float32', 1e-5, {}), ('bfloat16', 0.1, FAMILY)])
-def test_decode_mirrors_hidden_entry_by_entry(compute_dtype, tolerance, changes):
-  params, batch = _params(**changes), token_batches.batch(8, P, N, R)
-  model = _model(compute_dtype=compute_dtype, **changes)
+def test_every_part_computes_in_the_compute_dtype():
+  model, batch = _model(compute_dtype='bfloat16', **FAMILY), token_batches.batch(8, P, N, R)
+  params = _params(**FAMILY)
+  prefill = functools.partial(model.prefill, samples=N, max_new_tokens=R)
+  cache = jax.eval_shape(prefill, params, batch.prompt, batch.prompt_length)
+  _, state = jax.eval_shape(model.decode, params, cache, batch.response[:, :, 0])
+  assert jax.eval_shape(model.hidden, params, *_fields(batch)).dtype == state.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize(('compute_dtype', 'tolerance'), [('float32', 1e-5), ('bfloat16', 0.1)])
+def test_decode_mirrors_hidden_entry_by_entry(compute_dtype, tolerance):
+  params, batch = _params(), token_batches.batch(8, P, N, R)
+  model = _model(compute_dtype=compute_dtype)
   states = np.asarray(jax.jit(model.hidden)(params, *_fields(batch)), np.float32)
   prefill = jax.jit(functools.partial(model.prefill, samples=N, max_new_tokens=R))
   cache, decode = prefill(params, batch.prompt, batch.prompt_length), jax.jit(model.decode)
@@ -338,6 +368,9 @@ def test_the_trunk_computes_each_prompt_once_and_no_prompt_in_the_last_layer():
     ({'head_width': 5}, 'head_width=5 must be even'),
     ({'layers': 0}, 'layers=0 must be positive'),
     ({'sliding_window': 0}, 'sliding_window=0 must be positive, or None'),
+    ({'score_cap': -1.0}, 'score_cap=-1.0 must be positive, or None'),
+    ({'activation': 'relu'}, "activation='relu' is not one of 'silu', 'gelu_tanh'"),
+    ({'attention': 'cudnn', 'compute_dtype': 'bfloat16', 'score_cap': 1.0}, "'cudnn' knows no score_cap=1.0"),
     ({'rope_theta': -1.0}, 'rope_theta=-1.0 must be positive'),
     ({'norm_epsilon': float('nan')}, 'norm_epsilon=nan must be positive'),
   ],
