@@ -23,7 +23,7 @@ The rule of choice was fixed beforehand: among a contender's evaluations whose v
 exceeds the fine-tuned model's by `rise`, that of the lowest validation skill loss. The table and the figure have test
 values, of other questions and prompts; base loss plays no part in the choice. `rise`, the rates and what makes a pair
 come from trial runs on another base and other seeds: plain Adam should visibly pay, and no policy write vowels alone.
-They matter: in a whole trial with noisier pairs, where Adam paid three times as much, online merging paid no less.
+Losses are compared with plain Adam's where the reward is the one of the rule, on the best curve of each contender.
 
 Seeds differ in the order of fine-tuning, pairs, labels, the order of alignment, and masks; the base is one. Errors are
 standard errors over seeds. --workdir gets figure.png, table.md and summary.json, which has every evaluation.

@@ -64,11 +64,11 @@ class Point(NamedTuple):
 
 
 class Comparison(NamedTuple):
-  """A contender at its chosen setting, beside plain Adam at the same gold reward."""
+  """A contender at its chosen setting, and beside plain Adam at one gold reward, the target."""
 
   point: Point
-  reached: bool  # the reward that was asked for
-  excess: Mapping[str, np.ndarray]  # [seeds]: loss minus plain Adam's, by name of the loss
+  reached: bool  # the target
+  excess: Mapping[str, np.ndarray]  # [seeds]: loss minus plain Adam's, by name of the loss; nan where it is not reached
 
 
 def across_seeds(outcomes: Sequence[Sequence[Outcome]]) -> list[Point]:
@@ -110,50 +110,62 @@ def curve(points: Sequence[Point], of: Point) -> list[Point]:
 def compare(points: Sequence[Point], before: Point, target: float) -> dict[str, Comparison]:
   """Every contender's choice, and its losses minus those of plain Adam at the same reward, seed by seed.
 
-  Between two of its evaluations, plain Adam's losses are interpolated in the reward. It, too, may choose: its rate is
-  that of the lowest validation skill loss at the contender's validation reward.
+  Each contender has the curve that reaches the target at the lowest validation skill loss, and on it the losses where
+  the reward is the target, interpolated between evaluations. All contenders, plain Adam too, are treated alike.
 
   Args:
     points: of all contenders.
-    before: the fine-tuned model, where Adam's curves begin.
+    before: the fine-tuned model, where curves of training and of linear merging begin.
     target: mean validation reward, see `choose`.
   """
   present = {point.contender for point in points}
-  lines = {point[:2]: [before, *curve(points, point)] for point in points if point.contender == PLAIN}
+  names = [name for name in STYLES if name in present]
+  at_target = {name: _at_target(points, before, name, target) for name in names}
   comparisons = {}
-  for contender in (name for name in STYLES if name in present):
-    point, reached = choose(points, contender, target)
-    line = _best_line(list(lines.values()), point)
-    excess = {loss: point.measures[loss] - _at_reward(line, point, loss) for loss in LOSSES}
-    comparisons[contender] = Comparison(point, reached, excess)
+  for name in names:
+    excess = {loss: at_target[name][loss] - at_target[PLAIN][loss] for loss in LOSSES}
+    comparisons[name] = Comparison(*choose(points, name, target), excess)
   return comparisons
 
 
-def _best_line(lines: Sequence[Sequence[Point]], point: Point) -> Sequence[Point]:
-  """Of the curves that reach, or nearly, the validation reward of a point, that of the lowest skill loss there."""
-  heights = [max(each.mean('validation/reward') for each in line) for line in lines]
-  enough = min(point.mean('validation/reward'), max(heights))
-  reaching = [line for line, height in zip(lines, heights, strict=True) if height >= enough]
-  return min(reaching, key=lambda line: _at_reward(line, point, 'skill_loss', 'validation/').mean())
+def _at_target(points: Sequence[Point], before: Point, contender: str, target: float) -> dict[str, np.ndarray]:
+  """[seeds] by loss: what a contender's best curve has where its reward is the target; nan if none reaches it."""
+  start = [] if contender in ('TIES', 'DARE') else [before]  # these two thin the fine-tuned model at the weight 0, too
+  own = {point[:2]: [*start, *curve(points, point)] for point in points if point.contender == contender}
+  lines = [line for line in own.values() if max(each.mean('validation/reward') for each in line) >= target]
+  if not lines:
+    return {loss: np.full(len(before.measures['reward']), np.nan) for loss in LOSSES}
+  best = min(lines, key=lambda line: _loss_at(line, target, 'skill_loss', 'validation/').mean())
+  return {loss: _loss_at(best, target, loss) for loss in LOSSES}
 
 
-def _at_reward(line: Sequence[Point], point: Point, loss: str, prefix: str = '') -> np.ndarray:
-  """[seeds]: a loss on a curve where it first has the point's reward."""
-  rewards, losses = (np.stack([each.measures[prefix + name] for each in line]) for name in ('reward', loss))
-  rewards = np.maximum.accumulate(rewards)
-  wanted = point.measures[prefix + 'reward']
-  return np.array([np.interp(x, rewards[:, seed], losses[:, seed]) for seed, x in enumerate(wanted)])
+def _loss_at(line: Sequence[Point], target: float, loss: str, prefix: str = '') -> np.ndarray:
+  """[seeds]: a loss where a curve first has the target; beyond a seed's last evaluation, the last slope goes on."""
+  of_seeds = zip(
+    *(np.stack([each.measures[prefix + name] for each in line]).T for name in ('reward', loss)), strict=True
+  )
+  found = []
+  for rewards, losses in of_seeds:
+    end = next((place for place, reward in enumerate(rewards) if reward >= target and place > 0), len(rewards) - 1)
+    rise = rewards[end] - rewards[end - 1]
+    share = (target - rewards[end - 1]) / rise if rise > 0 else 1.0
+    found.append(losses[end - 1] + share * (losses[end] - losses[end - 1]))
+  return np.array(found)
 
 
 def conclusion(comparisons: Mapping[str, Comparison]) -> str:
   """What was found, in a sentence for each online merging optimizer and one for the best of all."""
   sentences = []
   for contender in (*ONLINE, SHIFTED):
+    if np.isnan(comparisons[contender].excess['skill_loss']).any():
+      sentences.append(f'{contender} or plain Adam did not reach the reward at which they would be compared.')
+      continue
     found = ' and '.join(
       f'a {name} {_difference(comparisons[contender].excess[loss])}' for loss, name in LOSSES.items()
     )
-    sentences.append(f'At the same gold reward as plain Adam, {contender} has {found}.')
-  others = {name: one.excess['skill_loss'] for name, one in comparisons.items() if name != PLAIN and one.reached}
+    sentences.append(f'At the gold reward at which settings are chosen, {contender} has, beside plain Adam, {found}.')
+  others = {name: one.excess['skill_loss'] for name, one in comparisons.items() if name != PLAIN}
+  others = {name: excess for name, excess in others.items() if not np.isnan(excess).any()}
   if others:
     best = min(others, key=lambda name: others[name].mean())
     sentences.append(f'The lowest skill loss beside plain Adam is that of {best}, {_difference(others[best])}.')
@@ -175,7 +187,8 @@ def rows(comparisons: Mapping[str, Comparison], stages: Sequence[Point]) -> list
 
   table = [[stage.contender, *cells(stage), '', '', ''] for stage in stages]
   for contender, (point, reached, excess) in comparisons.items():
-    differences = [_text(excess[loss], '+') if contender != PLAIN else '' for loss in LOSSES]
+    compared = contender != PLAIN and not np.isnan(excess['skill_loss']).any()
+    differences = [_text(excess[loss], '+') if compared else '' for loss in LOSSES]
     at = f'weight {point.strength}' if contender in OFFLINE else f'{point.strength} updates'
     setting = f'{point.setting}, {at}' + ('' if reached else ' (below the reward asked for)')
     table.append([contender, *cells(point), *differences, setting])
@@ -205,7 +218,8 @@ def write(
   _, before = stages
   target = before.mean('validation/reward') + rise
   comparisons = compare(points, before, target)
-  title = f'Chosen at a validation reward of at least {target:.3f}, {len(before.measures["reward"])} seeds'
+  seeds = len(before.measures['reward'])
+  title = f'Chosen at a validation reward of at least {target:.3f}, compared with Adam at it; {seeds} seeds'
   table, found = rows(comparisons, stages), conclusion(comparisons)
   for part in ((0, 1, 2, 3, 4), (0, 5, 6, 7)):
     shown = rich_table.Table(title=title, box=box.SIMPLE, title_justify='left')
@@ -304,5 +318,5 @@ def _draw_beside(axes: matplotlib_axes.Axes, comparisons: Mapping[str, Compariso
   axes.axvline(0.0, color=STYLES[PLAIN][0], linewidth=0.8)
   axes.set_yticks([-place for place in range(len(names))], names)
   axes.set_xlabel('loss minus that of plain Adam, nats per byte')
-  axes.set_title('Beside plain Adam at the same reward', loc='left')
+  axes.set_title('Beside plain Adam at the dotted reward', loc='left')
   axes.legend()

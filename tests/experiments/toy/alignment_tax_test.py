@@ -144,15 +144,18 @@ def test_contenders_are_chosen_by_the_rule_and_compared_at_the_same_reward():
   assert found['Adam'].point is points[1]
   assert found['OnTIES'].point is points[2]
   assert found['OnTIES'].reached
-  np.testing.assert_allclose(found['OnTIES'].excess['skill_loss'], [2.0 - 2.2, 1.0 - 1.2])
+  # Plain Adam has 1.8 and 1.2 where its reward is 0.5, OnTIES 11 / 6 and 1.0.
+  np.testing.assert_allclose(found['OnTIES'].excess['skill_loss'], [11 / 6 - 1.8, 1.0 - 1.2])
+  np.testing.assert_array_equal(found['Adam'].excess['base_loss'], 0.0)
   assert found['OnDARE'].point is points[4]
   assert not found['OnDARE'].reached
   text = report.conclusion(found)
-  assert 'OnTIES has a skill loss lower by 0.200' in text
+  assert 'OnTIES has, beside plain Adam, a skill loss lower by 0.083' in text
+  assert 'OnDARE or plain Adam did not reach' in text
   assert 'is that of OnTIES' in text
 
 
-def test_plain_adam_is_compared_at_its_best_rate():
+def test_each_is_compared_on_the_best_of_its_curves_that_reach_the_reward():
   before = point('fine-tuned', 0, [0.0], [1.0])
   points = [
     point('Adam', 1, [0.4], [1.1], 'slow'),
@@ -161,9 +164,23 @@ def test_plain_adam_is_compared_at_its_best_rate():
     point('OnTIES', 1, [0.4], [1.0]),
     point('OnDARE', 1, [0.7], [1.0]),
   ]
-  found = report.compare(points, before, 0.3)
-  assert found['OnTIES'].excess['skill_loss'] == pytest.approx(1.0 - 1.1)
-  assert found['OnDARE'].excess['skill_loss'] == pytest.approx(1.0 - 2.5)
+  early, late = (report.compare(points, before, target) for target in (0.3, 0.6))
+  assert early['OnTIES'].excess['skill_loss'] == pytest.approx(1.0 - 1.075)
+  assert late['OnDARE'].excess['skill_loss'] == pytest.approx(1.0 - 2.25)
+  assert np.isnan(late['OnTIES'].excess['skill_loss'])
+
+
+def test_a_curve_is_no_better_for_stopping_short_of_the_reward():
+  """Two contenders on one line of reward and loss, of which one ends a hair below what a seed would need."""
+  before = point('fine-tuned', 0, [0.0, 0.0], [1.0, 1.0])
+  points = [
+    point('Adam', 1, [0.49, 0.6], [1.98, 2.2]),
+    point('OnTIES', 1, [0.51, 0.6], [2.02, 2.2]),
+    point('OnDARE', 1, [0.8, 0.8], [2.6, 2.6]),
+  ]
+  found = report.compare(points, before, 0.5)
+  for contender in ('OnTIES', 'OnDARE'):
+    np.testing.assert_allclose(found[contender].excess['skill_loss'], 0.0, atol=1e-12)
 
 
 def test_seeds_in_different_orders_are_refused():
