@@ -61,13 +61,8 @@ Build = Callable[[Knobs], optax.GradientTransformation]
 
 CHUNK = 8192  # bytes whose logits exist at once
 FIRST_SEED = 101  # no trial used it or those after it
-BETA = 0.1  # of DPO, where it is not the contender's own
-EVALUATIONS = 4  # of a run
+BETA, EVALUATIONS = 0.1, 4  # of DPO, where it is not the contender's own; and of a run
 SKILL_ROWS, WRITING_ROWS = 0.5, 0.25  # shares in fine-tuning; the rest is base text
-
-WORKDIR = flags.DEFINE_string('workdir', 'runs/toy/alignment_tax', 'Folder for figure.png, table.md and summary.json.')
-SEEDS = flags.DEFINE_integer('seeds', 3, 'Runs of everything but the pretraining.')
-QUICK = flags.DEFINE_bool('quick', False, 'Tiny sizes: shows that it works, and nothing else.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -386,14 +381,19 @@ def _shape(setting: Setting) -> transformer.TransformerConfig:
   )
 
 
+def define_flags() -> None:
+  flags.DEFINE_string('workdir', 'runs/toy/alignment_tax', 'Folder for figure.png, table.md and summary.json.')
+  flags.DEFINE_integer('seeds', 3, 'Runs of everything but the pretraining.', lower_bound=1)
+  flags.DEFINE_bool('quick', False, 'Tiny sizes: shows that it works, and nothing else.')
+
+
 def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments: {argv[1:]}')
-  if SEEDS.value < 1:
-    raise app.UsageError(f'--seeds={SEEDS.value} must be at least 1')
-  setting = dataclasses.replace(TINY if QUICK.value else Setting(), seeds=SEEDS.value)
-  run(setting, pathlib.Path(WORKDIR.value))
+  given = flags.FLAGS
+  run(dataclasses.replace(TINY if given.quick else Setting(), seeds=given.seeds), pathlib.Path(given.workdir))
 
 
 if __name__ == '__main__':
+  define_flags()
   app.run(main)
