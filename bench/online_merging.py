@@ -1,7 +1,7 @@
 """What online merging costs: time of an optimizer's update, its share of a training step, and bytes of state.
 
   python -m bench.online_merging                           an update of all parameters of SmolLM2-135M
-  python -m bench.online_merging --step                    and a whole DPO step, of 2 prompts
+  python -m bench.online_merging --step                    and a whole DPO step, of 2 prompts; --noupdate: only that
   python -m bench.online_merging --layers=4 --rounds=5     a smaller tree
 
 All programs are compiled first. Then a round runs every contender once, right after plain Adam, in an order that
@@ -16,6 +16,7 @@ import dataclasses
 import functools
 import random
 import statistics
+import sys
 import time
 from typing import Any
 
@@ -34,7 +35,8 @@ from bench import shapes
 _LAYERS = flags.DEFINE_integer('layers', 30, 'Layers of the trunk.')
 _ROUNDS = flags.DEFINE_integer('rounds', 7, 'Rounds that are counted.', lower_bound=2)
 _WARMUP = flags.DEFINE_integer('warmup', 8, 'Rounds before them.', lower_bound=1)
-_STEP = flags.DEFINE_bool('step', False, 'Time whole training steps, too.')
+_UPDATE = flags.DEFINE_bool('update', True, 'Time updates of all parameters.')
+_STEP = flags.DEFINE_bool('step', False, 'Time whole training steps.')
 _PROMPTS = flags.DEFINE_integer('prompts', 2, 'Prompts in the batch of a training step.')
 _TOKENS = flags.DEFINE_integer('tokens', 64, 'Tokens of a prompt, and of each of its two responses.')
 
@@ -148,6 +150,8 @@ def compare(title: str, bench: Updates | Steps) -> None:
     for name in order:
       seconds.append(base.run(round_))
       ratios[name].append(contenders[name].run(round_) / seconds[-1])
+    latest = ', '.join(f'{name} {ratios[name][-1]:.2f}' for name in contenders)
+    print(f'{title}, round {round_ - _WARMUP.value + 1} of {_ROUNDS.value}: {latest}', file=sys.stderr, flush=True)
   size = sum(x.size for x in jax.tree.leaves(bench.params))
   print(f'\n{title}: {size / 1e6:.1f} million parameters, {ADAM}: {statistics.median(seconds):.3f} s')
   print('| optimizer | time / adam | quartiles | state, bytes a parameter |\n|---|---|---|---|')
@@ -160,7 +164,8 @@ def main(_):
   logging.set_verbosity(logging.WARNING)
   config = dataclasses.replace(shapes.SMOLLM2_135M, layers=_LAYERS.value)
   model = transformer.build(config)
-  compare('an update', Updates(model))
+  if _UPDATE.value:
+    compare('an update', Updates(model))
   if _STEP.value:
     compare('a DPO step', Steps(model, config.vocab_size))
 
