@@ -37,7 +37,7 @@ class PreferenceBatch:
   weight: Array  # [B] float32, 0 for a padding row
   score: Array | None = None  # [B, N] float32, a reward for each response
   behaviour_logp: Array | None = None  # [B, N] float32, nats, of the whole response under the policy that wrote it
-  cached: Mapping[str, Array] = dataclasses.field(default_factory=dict)  # token statistics by name, [B, N, R]
+  cached: Mapping[str, Array] = dataclasses.field(default_factory=dict)  # of the reference, [B, N, R, ...] by name
 
 
 class Term(NamedTuple):

@@ -36,6 +36,9 @@ class Config:
 
   model: str = _field('', FREE, 'folder of the model to align, in Hugging Face layout')
   reference: str = _field('', FREE, 'folder of the reference model; empty: the model before training')
+  reference_cache: str = _field(
+    '', FREE, 'folder of caches of what the reference says, made where missing; empty: none'
+  )
   base_model: str = _field('', FREE, 'folder of the model from which `model` was fine-tuned, for online merging')
   data: tuple[str, ...] = _field((), FREE, 'files of preference pairs to train on, .jsonl or .jsonl.gz')
   eval_data: tuple[str, ...] = _field((), WARNS, 'files of held-out pairs; empty: no evaluation')

@@ -18,7 +18,6 @@ The settings below can be given in a file, --config=path.py, whose get_config() 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 import pathlib
@@ -30,10 +29,10 @@ from absl import app, flags, logging
 import jax
 from ml_collections import config_flags
 
-from alignjax import optim, stats
-from alignjax.data import batching, pairs, sources, tokenization
-from alignjax.data import report as report_lib
+from alignjax import optim
+from alignjax.data import batching, pairs
 from alignjax.models import base, checkpoint_io, transformer
+from alignjax.objectives import base as objectives
 from alignjax.parallel import distributed, rules
 from alignjax.parallel import mesh as mesh_lib
 from alignjax.training import checkpoint, loop, metrics, optimizer, placement
@@ -41,12 +40,22 @@ from alignjax.training import state as state_lib
 from alignjax.training import step as step_lib
 from alignjax.types import Params
 from experiments import config as config_lib
-from experiments import expressions, optimizers
+from experiments import expressions, inputs, optimizers
 
 DONE, REFUSED, PREEMPTED, CRASHED = 0, 1, 42, 134
 
 # Settings with a flag of their own, because nearly every run gives them.
-SHORT = ('model', 'reference', 'base_model', 'data', 'eval_data', 'objective', 'optimizer', 'workdir')
+SHORT = (
+  'model',
+  'reference',
+  'reference_cache',
+  'base_model',
+  'data',
+  'eval_data',
+  'objective',
+  'optimizer',
+  'workdir',
+)
 
 
 def run(config: config_lib.Config) -> loop.Result:
@@ -69,24 +78,29 @@ def run(config: config_lib.Config) -> loop.Result:
     attention=config.attention,
   )
   mesh = mesh_lib.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-  data = _read(config.data, config, model_config.vocab_size)
-  batches = _batches(data, config, mesh, shuffle=True)
+  model = transformer.build(model_config, rules.activation_constraint(mesh))
+  key = jax.random.key(config.seed)
+  shapes = jax.eval_shape(model.init, key)
+  shardings = rules.param_shardings(mesh, shapes)
+  reference = inputs.Reference(config, model, objective, mesh, shardings, _announce)
+  splits = [
+    inputs.read_split(paths, config, model_config.vocab_size, mesh, _announce, training=training)
+    for paths, training in ((config.data, True), (config.eval_data, False))
+    if paths
+  ]
+  (data, batches, _), *held_out = reference.cached(splits)
   steps = config.steps or (config.epochs or 1) * batches.plan.steps_per_epoch
   schedule = optimizer.build_schedule(
     config.schedule, recipe.learning_rate, steps=steps, warmup=round(config.warmup * steps)
   )
   tx = optimizers.build_optimizer(recipe, schedule, config.gradient_clip)
-  model = transformer.build(model_config, rules.activation_constraint(mesh))
   folders = {'model': config.model}
-  if stats.missing_reference(objective.needs, ()):
-    folders['reference'] = config.reference or config.model
+  if reference.needed:
+    folders['reference'] = reference.folder
   if recipe.needs_delta:
     folders['base_model'] = config.base_model
   identity = _identity(config, data, batches, folders)
   workdir = pathlib.Path(config.workdir)
-  key = jax.random.key(config.seed)
-  shapes = jax.eval_shape(model.init, key)
-  shardings = rules.param_shardings(mesh, shapes)
   iterator = iter(batches)
   with checkpoint.Checkpoints(
     workdir / 'checkpoints', config=dataclasses.asdict(config), identity=identity, keep=config.keep
@@ -106,9 +120,7 @@ def run(config: config_lib.Config) -> loop.Result:
         _export(workdir, model_config, state, config, recipe)
         return loop.Result(state, restored.step, False, 0)
     _write_config(workdir, config)
-    reference = delta = None
-    if 'reference' in folders:
-      reference = checkpoint_io.load_params(folders['reference'], model_config, shardings)
+    delta = None
     if recipe.needs_delta:
       places = placement.in_host_memory(shardings) if config.delta_memory == 'host' else shardings
       delta = checkpoint_io.delta_from(config.model, config.base_model, model_config, places, config.delta_dtype)
@@ -122,7 +134,7 @@ def run(config: config_lib.Config) -> loop.Result:
     try:
       result = loop.train(
         state,
-        state_lib.Frozen(reference=reference, delta=delta),
+        state_lib.Frozen(reference=reference.load(), delta=delta),
         step_lib.build_train_step(
           model, objective, tx, chunk=config.chunk, microbatches=config.microbatches, mesh=mesh
         ),
@@ -131,7 +143,7 @@ def run(config: config_lib.Config) -> loop.Result:
         steps=steps,
         schedule=schedule,
         writers=writers,
-        evaluation=_evaluation(config, model, objective, model_config, mesh),
+        evaluation=_evaluation(config, model, objective, mesh, held_out),
         checkpoints=checkpoints,
         save_every=config.save_every,
         origin=data.origin,
@@ -164,53 +176,17 @@ def _recipe(config: config_lib.Config) -> optimizers.Recipe:
   return recipe
 
 
-def _read(paths: Sequence[str], config: config_lib.Config, vocab_size: int) -> pairs.TokenizedPairs:
-  """Reads and tokenises pairs, and prints what became of them."""
-  report = report_lib.DropReport()
-  data = pairs.tokenize(
-    sources.read_pairs(paths, report, ignore_fields=config.ignore_fields),
-    tokenization.Tokenizer.load(config.model),
-    max_prompt=config.max_prompt,
-    max_response=config.max_response,
-    vocab_size=vocab_size,
-    report=report,
-  )
-  _announce(f'{", ".join(paths)}: {data.report}')
-  return data
-
-
-def _batches(
-  data: pairs.TokenizedPairs, config: config_lib.Config, mesh: jax.sharding.Mesh, *, shuffle: bool
-) -> batching.Batches:
-  index, count = placement.row_group(mesh)
-  return batching.make_batches(
-    data,
-    batch_size=config.batch_size,
-    seed=config.seed,
-    epochs=None if shuffle else 1,
-    process_index=index,
-    process_count=count,
-    buckets=config.buckets or None,
-    shuffle=shuffle,
-  )
-
-
 def _evaluation(
   config: config_lib.Config,
   model: base.LanguageModel,
-  objective: Any,
-  model_config: transformer.TransformerConfig,
+  objective: objectives.Objective,
   mesh: jax.sharding.Mesh,
+  held_out: Sequence[inputs.Split],
 ) -> loop.Evaluation | None:
-  if not config.eval_data:
+  if not held_out:
     return None
-  data = _read(config.eval_data, config, model_config.vocab_size)
-  return loop.Evaluation(
-    step_lib.build_eval_step(model, objective, chunk=config.chunk, mesh=mesh),
-    _batches(data, config, mesh, shuffle=False),
-    config.eval_every,
-    objective.summary,
-  )
+  step = step_lib.build_eval_step(model, objective, chunk=config.chunk, mesh=mesh)
+  return loop.Evaluation(step, held_out[0].batches, config.eval_every, objective.summary)
 
 
 def _restore(
@@ -237,23 +213,7 @@ def _identity(
   identity = {name: values[name] for name, kind in config_lib.on_resume().items() if kind == config_lib.IDENTITY}
   identity['buckets'] = batches.plan.buckets  # those chosen from the data too
   identity['data_fingerprint'] = data.fingerprint
-  return identity | {f'{name}_fingerprint': fingerprint(folder) for name, folder in folders.items()}
-
-
-def fingerprint(folder: str) -> str:
-  """A hash of a model: its small files in full, and of its weights the sizes and 32 samples of 64 KiB."""
-  digest = hashlib.sha256()
-  files = [pathlib.Path(folder) / name for name in ('config.json', 'tokenizer.json', 'tokenizer_config.json')]
-  for file in [file for file in files if file.exists()]:
-    digest.update(f'{file.name}:{file.stat().st_size}:'.encode() + file.read_bytes())
-  for file in sorted(pathlib.Path(folder).glob('*.safetensors')):
-    size = file.stat().st_size
-    digest.update(f'{file.name}:{size}:'.encode())
-    with file.open('rb') as stream:
-      for sample in range(32):
-        stream.seek(size * sample // 32)
-        digest.update(stream.read(2**16))
-  return digest.hexdigest()
+  return identity | {f'{name}_fingerprint': inputs.fingerprint(folder) for name, folder in folders.items()}
 
 
 def _warn_of_changes(saved: Any, config: config_lib.Config) -> None:

@@ -16,6 +16,7 @@ import grain
 import numpy as np
 
 from alignjax.data import pairs as pairs_lib
+from alignjax.data import reference_cache
 from alignjax.types import PreferenceBatch
 
 Bucket = tuple[int, int]  # prompt tokens P, response tokens R
@@ -106,6 +107,7 @@ def make_batches(
   process_count: int,
   buckets: Sequence[Bucket] | None = None,
   shuffle: bool = True,
+  cache: reference_cache.ReferenceCache | None = None,
 ) -> Batches:
   """Batches of the rows that belong to one process.
 
@@ -120,6 +122,7 @@ def make_batches(
     process_count: number of processes.
     buckets: shapes (P, R) in tokens; each pair goes to the smallest that holds it. None chooses (see `choose_buckets`).
     shuffle: False takes each bucket's pairs as they stand, small buckets first, the same in every epoch.
+    cache: of these pairs; each batch then has its columns in `cached`.
 
   Raises:
     ValueError: a size that does not fit.
@@ -138,7 +141,7 @@ def make_batches(
   buckets = choose_buckets(pairs, batch_size=batch_size) if buckets is None else _sort_buckets(buckets, pairs.responses)
   plan = Plan(_assign(pairs, buckets), buckets, batch_size, seed, shuffle)
   rows = batch_size // process_count
-  source = _Source(pairs, plan, epochs, slice(process_index * rows, (process_index + 1) * rows))
+  source = _Source(pairs, plan, epochs, slice(process_index * rows, (process_index + 1) * rows), cache)
   # The data are in memory, so threads would gain nothing; without them nothing runs ahead of the state either.
   options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
   dataset = grain.MapDataset.source(source).to_iter_dataset(options)
@@ -222,18 +225,30 @@ def _permutation(size: int, *seeds: int) -> np.ndarray:
 class _Source:
   """What grain reads: step -> the rows of one process."""
 
-  def __init__(self, pairs: pairs_lib.TokenizedPairs, plan: Plan, epochs: int | None, rows: slice):
+  def __init__(
+    self,
+    pairs: pairs_lib.TokenizedPairs,
+    plan: Plan,
+    epochs: int | None,
+    rows: slice,
+    cache: reference_cache.ReferenceCache | None,
+  ):
     self._pairs = pairs
     self._plan = plan
     self._length = sys.maxsize if epochs is None else epochs * plan.steps_per_epoch
     self._rows = rows
+    self._cache = cache
 
   def __len__(self) -> int:
     return self._length
 
   def __getitem__(self, step: int) -> Batch:
     bucket, ids = self._plan[step]
-    return _assemble(self._pairs, bucket, ids[self._rows])
+    batch = _assemble(self._pairs, bucket, ids[self._rows])
+    if self._cache is None:
+      return batch
+    cached = _cached(self._cache, batch.data.response.shape, batch.ids)
+    return batch._replace(data=dataclasses.replace(batch.data, cached=cached))
 
 
 def _assemble(pairs: pairs_lib.TokenizedPairs, bucket: Bucket, ids: np.ndarray) -> Batch:
@@ -262,3 +277,13 @@ def _assemble(pairs: pairs_lib.TokenizedPairs, bucket: Bucket, ids: np.ndarray) 
       values[row] = getattr(pair, name)
   data = PreferenceBatch(prompt, prompt_length, response, response_length, label, weight, **per_response)
   return Batch(data, ids)
+
+
+def _cached(cache: reference_cache.ReferenceCache, shape: tuple[int, ...], ids: np.ndarray) -> dict[str, np.ndarray]:
+  """The columns of a cache for a batch whose responses have this shape, [B, N, R, ...]; 0 at padding."""
+  cached = {name: np.zeros((*shape, *column.shape), column.seen) for name, column in cache.columns.items()}
+  for row in np.flatnonzero(ids != PADDING_ID):
+    for name, responses in cache.read(int(ids[row])).items():
+      for i, values in enumerate(responses):
+        cached[name][row, i, : len(values)] = values
+  return cached

@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from alignjax.models import declaration, families, folders, transformer
-from alignjax.types import Params
+from alignjax.types import Head, Params
 
 Read = Callable[[str, tuple[int, ...]], np.ndarray]  # a leaf by its path and shape, in float32
 TOKEN_IDS = ('bos_token_id', 'eos_token_id', 'pad_token_id')  # of config.json, which other tools generate with
@@ -60,6 +60,30 @@ def load_params(folder: str | os.PathLike[str], config: transformer.TransformerC
   """
   with contextlib.ExitStack() as stack:
     return _placed(config, _open_leaves(pathlib.Path(folder), config, stack), shardings)
+
+
+def load_head(folder: str | os.PathLike[str], config: transformer.TransformerConfig, shardings: Any = None) -> Head:
+  """Reads the head of a model alone: what makes logits of final hidden states.
+
+  Args and Raises: as for `load_params`.
+  """
+  with contextlib.ExitStack() as stack:
+    read = _open_leaves(pathlib.Path(folder), config, stack)
+    shapes, treedef = parameter_shapes(config)
+    targets = [None] * len(shapes) if shardings is None else treedef.flatten_up_to(shardings)
+    model = transformer.build(config)
+    of_head = 'embed/embedding' if config.tied_embeddings else 'unembed/'
+    used = {
+      leaf: _place(read(leaf, shape), target)
+      for (leaf, shape), target in zip(shapes.items(), targets, strict=True)
+      if leaf.startswith(of_head)
+    }
+
+    def head(used: dict[str, jax.Array]) -> Head:
+      unused = {leaf: jax.ShapeDtypeStruct(shape, np.float32) for leaf, shape in shapes.items()}
+      return model.head(jax.tree.unflatten(treedef, [used.get(leaf, unused[leaf]) for leaf in shapes]))
+
+    return jax.jit(head)(used)
 
 
 def delta_from(

@@ -22,9 +22,11 @@ from alignjax.models import base as models
 from alignjax.objectives import base as objectives
 from alignjax.parallel import mesh as mesh_lib
 from alignjax.training import rows
-from alignjax.types import Array, Params, PreferenceBatch, WeightedSum
+from alignjax.types import Array, Head, Params, PreferenceBatch, WeightedSum
 
 Sums = Mapping[str, WeightedSum]
+
+REFERENCE_STATES = 'reference_states'  # in `PreferenceBatch.cached`: final hidden states, [B, N, R, D]
 
 
 def hidden_states(model: models.LanguageModel, params: Params, batch: PreferenceBatch) -> stats.HiddenStates:
@@ -34,18 +36,27 @@ def hidden_states(model: models.LanguageModel, params: Params, batch: Preference
 
 
 def reference_states(
-  model: models.LanguageModel, needs: frozenset[stats.TokenStat], reference: Params | None, batch: PreferenceBatch
+  model: models.LanguageModel,
+  needs: frozenset[stats.TokenStat],
+  reference: Params | Head | None,
+  batch: PreferenceBatch,
 ) -> stats.HiddenStates | None:
-  """Runs the trunk of the reference, if a statistic in `needs` has to be computed from it.
+  """The final hidden states of the reference, if a statistic in `needs` has to be computed from them.
+
+  Runs its trunk, or takes them from the batch where `reference` is its head alone.
 
   Raises:
-    ValueError: if one has, and there is no reference.
+    ValueError: if they are needed, and there is no reference, or a head and no cached states.
   """
   missing = stats.missing_reference(needs, batch.cached)
   if not missing:
     return None
   if reference is None:
     raise ValueError(f'the objective needs {missing}: give the parameters of a reference, or cache these statistics')
+  if isinstance(reference, Head):
+    if REFERENCE_STATES not in batch.cached:
+      raise ValueError(f'the reference is a head alone, and the batch has no cached {REFERENCE_STATES!r}')
+    return jax.lax.stop_gradient(stats.HiddenStates(batch.cached[REFERENCE_STATES], reference))
   return jax.lax.stop_gradient(hidden_states(model, reference, batch))
 
 
@@ -73,7 +84,7 @@ def rowwise(
   model: models.LanguageModel,
   objective: objectives.Objective,
   params: Params,
-  reference: Params | None,
+  reference: Params | Head | None,
   batch: PreferenceBatch,
   *,
   chunk: int,
@@ -157,7 +168,7 @@ def coupled(
   model: models.LanguageModel,
   objective: objectives.Objective,
   params: Params,
-  reference: Params | None,
+  reference: Params | Head | None,
   batch: PreferenceBatch,
   *,
   memory: Mapping[str, Array],

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from alignjax.parallel import rules
-from alignjax.types import Array, Params
+from alignjax.types import Array, Head, Params
 
 
 @jax.tree_util.register_dataclass
@@ -37,7 +37,9 @@ class TrainState:
 class Frozen:
   """Read by the step, never written: neither donated nor saved. Arguments: XLA would embed closures as constants."""
 
-  reference: Params | None = None  # weights of the reference model; None where every reference statistic is cached
+  # Weights of the reference; its head alone where batches have its final hidden states; None where they have all its
+  # statistics.
+  reference: Params | Head | None = None
   delta: Params | None = None  # reference delta of online merging, theta_SFT - theta_base
   memory: Mapping[str, Array] = dataclasses.field(default_factory=dict)  # the state's, while it is evaluated
 

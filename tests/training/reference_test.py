@@ -1,0 +1,102 @@
+"""A reference from a cache: the same losses as from one that runs in every step, for training and evaluation."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from alignjax import objectives, risk
+from alignjax.data import reference_cache
+from alignjax.models import checkpoint_io
+from alignjax.training import reference
+from experiments import config as config_lib
+from experiments import train
+from tests import assets
+from tests.experiments import train_test
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory) -> pathlib.Path:
+  path = tmp_path_factory.mktemp('reference')
+  assets.write_tiny_model(path / 'model', layers=1, vocab_size=384)
+  assets.write_tiny_model(path / 'other', layers=1, vocab_size=384, seed=1)
+  train_test.write_pairs(path / 'train.jsonl', 13, seed=0)
+  train_test.write_pairs(path / 'eval.jsonl', 5, seed=1)
+  return path
+
+
+def records(folder, workdir, **overrides):
+  values = {
+    'model': str(folder / 'model'),
+    'reference': str(folder / 'other'),
+    'data': (str(folder / 'train.jsonl'),),
+    'eval_data': (str(folder / 'eval.jsonl'),),
+    'steps': 2,
+    'batch_size': 16,
+    'buckets': ((16, 24),),
+    'optimizer': 'adamw(5e-3)',
+    'remat': 'none',
+    'workdir': str(folder / workdir),
+  }
+  train.run(config_lib.Config(**values | overrides))
+  lines = (folder / workdir / 'metrics.jsonl').read_text().splitlines()
+  return [json.loads(line) for line in lines]
+
+
+@pytest.mark.parametrize(
+  ('objective', 'column'),
+  [
+    ('dpo(beta=0.1)', 'reference_logp'),
+    ('ra_dpo(risk=cvar(0.9), beta=0.1)', 'reference_states'),
+  ],
+)
+def test_a_cache_gives_the_losses_of_a_live_reference(folder, objective, column, capsys, monkeypatch):
+  name = objective.split('(')[0]
+  live = records(folder, f'{name}-live', objective=objective)
+  capsys.readouterr()
+  options = {'objective': objective, 'reference_cache': str(folder / f'{name}-cache')}
+  built = records(folder, f'{name}-built', **options)
+  said = capsys.readouterr().out
+  assert said.count('reference cache of 13 pairs: making') == said.count('reference cache of 5 pairs: making') == 1
+  monkeypatch.setattr(reference, 'build_cache', None)  # it is there: nothing may make it again
+  found = records(folder, f'{name}-found', microbatches=2, **options)
+  assert f'reference cache: {column} of 13 pairs' in capsys.readouterr().out
+  for other in (built, found):
+    for expected, record in zip(live, other, strict=True):
+      for key in ('loss', 'gradient_norm', 'eval/loss', 'eval/reward_accuracy'):
+        if key in expected:
+          np.testing.assert_allclose(record[key], expected[key], rtol=1e-5, err_msg=key)
+  assert abs(live[0]['eval/loss'] - np.log(2)) > 0.003  # the reference is another model, so that a wrong one is seen
+
+
+def test_a_damaged_cache_stops_the_run_before_it_trains(folder):
+  options = {'eval_data': (), 'steps': 1, 'reference_cache': str(folder / 'damaged')}
+  records(folder, 'undamaged', **options)
+  for path in (folder / 'damaged').glob('*/reference_logp.npy'):
+    path.write_bytes(path.read_bytes()[:-4])
+  with pytest.raises(reference_cache.CacheError, match=r'reference_logp\.npy: is missing, cut off'):
+    records(folder, 'refused', **options)
+  assert not (folder / 'refused' / 'checkpoints').exists()
+
+
+def test_a_cache_without_use_is_refused(folder):
+  with pytest.raises(ValueError, match="reference_cache = 'x' has no use"):
+    records(folder, 'no-use', objective='simpo(beta=2.0, gamma=0.5)', reference_cache='x', reference='')
+
+
+def test_what_is_worth_keeping_follows_from_what_an_objective_needs():
+  dpo, ra_dpo = objectives.dpo(), objectives.ra_dpo(risk=risk.cvar(0.9))
+  number, states = reference_cache.Column((), 'float32'), reference_cache.Column((64,), 'bfloat16')
+  assert reference.columns(dpo.needs, 64, 'bfloat16') == {'reference_logp': number}
+  assert reference.columns((dpo + ra_dpo).needs, 64, 'bfloat16') == {'reference_states': states}
+  with pytest.raises(ValueError, match='nothing to cache'):
+    reference.columns(objectives.sft().needs, 64, 'bfloat16')
+
+
+def test_the_program_with_cached_states_reads_the_head_alone(folder):
+  """Of the reference, a step that has cached states holds the head and not the trunk."""
+  config = checkpoint_io.load_config(folder / 'other')
+  head = checkpoint_io.load_head(folder / 'other', config)
+  assert sum(leaf.size for leaf in jax.tree.leaves(head)) == config.vocab_size * config.width
