@@ -21,10 +21,10 @@ def field_names() -> list[str]:
 
 
 def attributes_read(source: str) -> set[str]:
-  """What is read as `config.<name>` or `config.mesh.<name>`."""
+  """What is read as `config.<name>`, `self._config.<name>` or `config.mesh.<name>`."""
   found = set()
   for node in ast.walk(ast.parse(source)):
-    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == 'config':
+    if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ('config', 'self._config'):
       found.add(node.attr)
     if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Attribute) and node.value.attr == 'mesh':
       found.add(f'mesh.{node.attr}')
@@ -33,7 +33,8 @@ def attributes_read(source: str) -> set[str]:
 
 @pytest.mark.parametrize('name', field_names())
 def test_every_field_is_read_by_the_trainer(name):
-  assert name in attributes_read((ROOT / 'experiments' / 'train.py').read_text(encoding='utf-8'))
+  sources = [(ROOT / 'experiments' / file).read_text(encoding='utf-8') for file in ('train.py', 'inputs.py')]
+  assert any(name in attributes_read(source) for source in sources)
 
 
 @pytest.mark.parametrize('name', field_names())
