@@ -147,9 +147,19 @@ class Tokenizer:
       raise ValueError(f'max_length={max_length}: leaves no room after the {len(head)} tokens that start every prompt')
     return head + ids[len(ids) - max_length + len(head) :]
 
-  def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
-    """The text of token ids."""
-    return self.backend.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
+  def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True, continues: bool = False) -> str:
+    """The text of token ids.
+
+    Args:
+      ids: of a whole text, or of a part.
+      skip_special_tokens: leaves out end tokens and their like.
+      continues: the ids follow other text, as those of a response do. A tokenizer that puts a space before the first
+        word of a text takes it away when it decodes; here that space is part of the text, and stays.
+    """
+    ids = [int(i) for i in ids]
+    before = self.backend.encode('a', add_special_tokens=False).ids if continues else []
+    text = self.backend.decode([*before, *ids], skip_special_tokens=skip_special_tokens)
+    return text[len(self.backend.decode(before)) :]
 
   def _prompt_text(self, prompt: Prompt) -> str:
     return prompt if isinstance(prompt, str) else self._render(prompt, add_generation_prompt=True)
