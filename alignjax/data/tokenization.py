@@ -55,6 +55,8 @@ class Tokenizer:
   eos_id: int
   pad_id: int
   end_ids: frozenset[int]  # a response, and sampling, ends with any of these
+  turn_end_id: int | None  # the special token with which the template closes an assistant's turn
+  generation_end_ids: frozenset[int]  # what generation_config.json names: other programs stop at these alone
   space_ids: frozenset[int]  # tokens of white space
   prefix: tuple[int, ...]
   vocab_size: int  # largest id + 1
@@ -93,6 +95,8 @@ class Tokenizer:
       eos_id=eos_id,
       pad_id=ids.get('pad_token', eos_id),
       end_ids=frozenset({eos_id, *end_ids} | ({turn_end} - {None})),
+      turn_end_id=turn_end,
+      generation_end_ids=frozenset(end_ids),
       space_ids=_space_ids(backend, vocab_size),
       prefix=_prefix(folder, backend, config, bos_id),
       vocab_size=vocab_size,
@@ -145,7 +149,8 @@ class Tokenizer:
       head = [self.bos_id]  # written by the chat template
     if max_length <= len(head):
       raise ValueError(f'max_length={max_length}: leaves no room after the {len(head)} tokens that start every prompt')
-    return head + ids[len(ids) - max_length + len(head) :]
+    tail = ids[len(ids) - max_length + len(head) :]
+    return tail if tail[: len(head)] == head else head + tail  # the cut may fall right before a turn that BOS opens
 
   def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True, continues: bool = False) -> str:
     """The text of token ids.

@@ -160,6 +160,18 @@ def test_cut_prompt_keeps_bos_and_its_end(load, name):
       assert len(cut) == limit
 
 
+def test_cut_right_before_a_turn_that_bos_opens_has_one_bos(load, tmp_path):
+  chatml = tokenization.Tokenizer.load(variants.byte_level(tmp_path))
+  assert chatml.prefix == ()  # its bos_token is <|im_start|>, which the template writes
+  for tokenizer in (load('llama_2'), chatml):
+    bos, whole = tokenizer.bos_id, tokenizer.encode_prompt(TALK)
+    second = whole.index(bos, 1)
+    turns = whole[second:]
+    assert tokenizer.encode_prompt(TALK, max_length=len(turns) + 1) == turns
+    assert tokenizer.encode_prompt(TALK, max_length=len(turns)) == [bos, *turns[1:]]
+    assert tokenizer.encode_prompt(TALK, max_length=len(turns) + 2) == [bos, whole[second - 1], *turns]
+
+
 # --- the end
 
 
