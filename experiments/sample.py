@@ -122,7 +122,8 @@ def sample(
         tokens = int(drawn.response_length[row, i])
         yield Response(
           prompt=text,
-          response=tokenizer.decode(drawn.response[row, i, :tokens]),
+          # After a string, the response may start with a space; before an assistant's words, it is the template's.
+          response=tokenizer.decode(drawn.response[row, i, :tokens], continues=isinstance(text, str)),
           logp=float(drawn.logp[row, i].sum(dtype=np.float64)),
           tokens=tokens,
           finished=bool(drawn.finished[row, i]),

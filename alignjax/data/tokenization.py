@@ -55,6 +55,8 @@ class Tokenizer:
   eos_id: int
   pad_id: int
   end_ids: frozenset[int]  # a response, and sampling, ends with any of these
+  turn_end_id: int | None  # the special token with which the template closes an assistant's turn
+  generation_end_ids: frozenset[int]  # what generation_config.json names: other programs stop at these alone
   space_ids: frozenset[int]  # tokens of white space
   prefix: tuple[int, ...]
   vocab_size: int  # largest id + 1
@@ -93,6 +95,8 @@ class Tokenizer:
       eos_id=eos_id,
       pad_id=ids.get('pad_token', eos_id),
       end_ids=frozenset({eos_id, *end_ids} | ({turn_end} - {None})),
+      turn_end_id=turn_end,
+      generation_end_ids=frozenset(end_ids),
       space_ids=_space_ids(backend, vocab_size),
       prefix=_prefix(folder, backend, config, bos_id),
       vocab_size=vocab_size,
@@ -145,11 +149,22 @@ class Tokenizer:
       head = [self.bos_id]  # written by the chat template
     if max_length <= len(head):
       raise ValueError(f'max_length={max_length}: leaves no room after the {len(head)} tokens that start every prompt')
-    return head + ids[len(ids) - max_length + len(head) :]
+    tail = ids[len(ids) - max_length + len(head) :]
+    return tail if tail[: len(head)] == head else head + tail  # the cut may fall right before a turn that BOS opens
 
-  def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
-    """The text of token ids."""
-    return self.backend.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
+  def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True, continues: bool = False) -> str:
+    """The text of token ids.
+
+    Args:
+      ids: of a whole text, or of a part.
+      skip_special_tokens: leaves out end tokens and their like.
+      continues: the ids follow other text, as those of a response do. A tokenizer that puts a space before the first
+        word of a text takes it away when it decodes; here that space is part of the text, and stays.
+    """
+    ids = [int(i) for i in ids]
+    before = self.backend.encode('a', add_special_tokens=False).ids if continues else []
+    text = self.backend.decode([*before, *ids], skip_special_tokens=skip_special_tokens)
+    return text[len(self.backend.decode(before)) :]
 
   def _prompt_text(self, prompt: Prompt) -> str:
     return prompt if isinstance(prompt, str) else self._render(prompt, add_generation_prompt=True)

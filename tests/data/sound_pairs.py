@@ -1,0 +1,54 @@
+"""Preference pairs with nothing wrong, and what tests of their health say about them."""
+
+from alignjax.data import health, sources
+from alignjax.data import pairs as pairs_lib
+from alignjax.data.findings import NOTE
+
+COUNT = 200
+BOS, END, VOCABULARY = 282, 286, 287  # <|begin_of_text|>, <|eot_id|> and all tokens of llama_3
+
+
+def texts(count=COUNT, chat=False, ending='?'):
+  """Pairs of which either response is the longer one by turns."""
+  for i in range(count):
+    prompt, responses = f'The film {i}{ending}', (f' was it {i}', f' no {i}')
+    prompt = [{'role': 'user', 'content': prompt}] if chat else prompt
+    yield sources.Pair(prompt, responses if i % 2 else responses[::-1], path='train.jsonl', line=i + 1)
+
+
+def tokenize(pairs, tokenizer, **options):
+  options = {'max_prompt': 64, 'max_response': 64, 'vocab_size': tokenizer.vocab_size} | options
+  return pairs_lib.tokenize(pairs, tokenizer, **options)
+
+
+def faults(findings):
+  """What is more than a note, worst or not."""
+  return {finding.name: finding.severity for finding in findings if finding.severity != NOTE}
+
+
+def named(findings, name):
+  return next(finding for finding in findings if finding.name == name)
+
+
+def examine(rows, tokenizer, **options):
+  return health.examine_pairs(pairs_lib.pack(rows), tokenizer, **{'vocab_size': VOCABULARY} | options)
+
+
+def faults_of(rows, tokenizer, **options):
+  return faults(examine(rows, tokenizer, **options))
+
+
+def some(rows, edit, share):
+  """Edits the last `share` of the rows."""
+  first = round((1 - share) * len(rows))
+  return rows[:first] + [edit(row) for row in rows[first:]]
+
+
+def unpaired(rows):
+  """The first responses, two thirds of them desirable."""
+  return [row._replace(responses=row.responses[:1], label=float(row.line % 3 > 0)) for row in rows]
+
+
+def flip(row):
+  """The same preference, the other way round."""
+  return row._replace(responses=row.responses[::-1], label=1 - row.label)
