@@ -66,6 +66,7 @@ class Config:
   remat: str = _field('dots', WARNS, 'what a layer keeps for its backward pass', ('none', 'dots', 'full'))
   scan_layers: bool = _field(True, WARNS, 'one compiled layer for all; False unrolls: slow to compile, faster on a CPU')
   attention: str = _field('xla', WARNS, 'implementation; cudnn needs bfloat16 and an NVIDIA GPU', ('xla', 'cudnn'))
+  doctor: str = _field('stop', FREE, 'before the first update, errors found stop the run', ('stop', 'warn', 'off'))
   log_every: int = _field(10, FREE, 'steps between lines on the console; the files have every step')
   eval_every: int = _field(100, WARNS, 'steps between evaluations; 0: only before and after training')
   save_every: int = _field(500, FREE, 'steps between checkpoints; 0: only at the end')

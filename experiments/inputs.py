@@ -30,6 +30,7 @@ class Split(NamedTuple):
 def read_split(
   paths: Sequence[str],
   config: config_lib.Config,
+  tokenizer: tokenization.Tokenizer,
   vocab_size: int,
   mesh: jax.sharding.Mesh,
   announce: Announce,
@@ -40,7 +41,7 @@ def read_split(
   report = report_lib.DropReport()
   data = pairs.tokenize(
     sources.read_pairs(paths, report, ignore_fields=config.ignore_fields),
-    tokenization.Tokenizer.load(config.model),
+    tokenizer,
     max_prompt=config.max_prompt,
     max_response=config.max_response,
     vocab_size=vocab_size,

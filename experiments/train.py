@@ -15,8 +15,7 @@ The settings below can be given in a file, --config=path.py, whose get_config() 
 
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-import contextlib
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import json
 import os
@@ -27,35 +26,19 @@ from typing import Any
 
 from absl import app, flags, logging
 import jax
-from ml_collections import config_flags
 
 from alignjax import optim
 from alignjax.data import batching, pairs
 from alignjax.models import base, checkpoint_io, transformer
 from alignjax.objectives import base as objectives
-from alignjax.parallel import distributed, rules
-from alignjax.parallel import mesh as mesh_lib
 from alignjax.training import checkpoint, loop, metrics, optimizer, placement
 from alignjax.training import state as state_lib
 from alignjax.training import step as step_lib
 from alignjax.types import Params
+from experiments import command_line, doctor, inputs, optimizers, preparation
 from experiments import config as config_lib
-from experiments import expressions, inputs, optimizers
 
 DONE, REFUSED, PREEMPTED, CRASHED = 0, 1, 42, 134
-
-# Settings with a flag of their own, because nearly every run gives them.
-SHORT = (
-  'model',
-  'reference',
-  'reference_cache',
-  'base_model',
-  'data',
-  'eval_data',
-  'objective',
-  'optimizer',
-  'workdir',
-)
 
 
 def run(config: config_lib.Config) -> loop.Result:
@@ -65,50 +48,31 @@ def run(config: config_lib.Config) -> loop.Result:
     ValueError: for what is wrong with the configuration, the model or the data.
     NonFiniteError: if the loss or the gradient is not finite.
   """
-  for name in ('model', 'data', 'workdir'):
-    if not getattr(config, name):
-      raise ValueError(f'config.{name} is missing: give --{name}=...')
-  objective = expressions.parse_objective(config.objective)
-  recipe = _recipe(config)
-  model_config = checkpoint_io.load_config(
-    config.model,
-    compute_dtype=config.compute_dtype,
-    remat=config.remat,
-    scan_layers=config.scan_layers,
-    attention=config.attention,
-  )
-  mesh = mesh_lib.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-  model = transformer.build(model_config, rules.activation_constraint(mesh))
-  key = jax.random.key(config.seed)
-  shapes = jax.eval_shape(model.init, key)
-  shardings = rules.param_shardings(mesh, shapes)
-  reference = inputs.Reference(config, model, objective, mesh, shardings, _announce)
-  splits = [
-    inputs.read_split(paths, config, model_config.vocab_size, mesh, _announce, training=training)
-    for paths, training in ((config.data, True), (config.eval_data, False))
-    if paths
-  ]
-  (data, batches, _), *held_out = reference.cached(splits)
+  preparation.require(config, 'workdir')
+  prepared = preparation.prepare(config, _announce)
+  recipe, objective, mesh, model = prepared.recipe, prepared.objective, prepared.mesh, prepared.model
+  data, batches, _ = prepared.training
   steps = config.steps or (config.epochs or 1) * batches.plan.steps_per_epoch
   schedule = optimizer.build_schedule(
     config.schedule, recipe.learning_rate, steps=steps, warmup=round(config.warmup * steps)
   )
   tx = optimizers.build_optimizer(recipe, schedule, config.gradient_clip)
   folders = {'model': config.model}
-  if reference.needed:
-    folders['reference'] = reference.folder
+  if prepared.reference.needed:
+    folders['reference'] = prepared.reference.folder
   if recipe.needs_delta:
     folders['base_model'] = config.base_model
   identity = _identity(config, data, batches, folders)
   workdir = pathlib.Path(config.workdir)
   iterator = iter(batches)
+  key = jax.random.key(config.seed)
   with checkpoint.Checkpoints(
     workdir / 'checkpoints', config=dataclasses.asdict(config), identity=identity, keep=config.keep
   ) as checkpoints:
-    like = placement.abstract_state(mesh, shapes, tx, key, objective.memory.initial)
+    like = placement.abstract_state(mesh, prepared.shapes, tx, key, objective.memory.initial)
     restored = _restore(checkpoints, like, iterator, config)
     if restored is None:
-      params = checkpoint_io.load_params(config.model, model_config, shardings)
+      params = checkpoint_io.load_params(config.model, model.config, prepared.shardings)
       state = placement.create_state(mesh, params, tx, key, objective.memory.initial)
       del params
     else:
@@ -117,14 +81,14 @@ def run(config: config_lib.Config) -> loop.Result:
       _warn_of_changes(restored.config, config)
       if restored.step >= steps:
         _announce(f'this run is finished: {restored.step} of {steps} steps are done')
-        _export(workdir, model_config, state, config, recipe)
+        _export(workdir, model.config, state, config, recipe)
         return loop.Result(state, restored.step, False, 0)
+    frozen = preparation.load_frozen(config, prepared)
+    _announce(_summary(config, recipe, mesh, prepared.shapes, batches, steps))
+    if restored is None and config.doctor != 'off':
+      found = doctor.examine(config, prepared, state, frozen)
+      doctor.report(found, stop=config.doctor == 'stop', notes=False, announce=_announce)
     _write_config(workdir, config)
-    delta = None
-    if recipe.needs_delta:
-      places = placement.in_host_memory(shardings) if config.delta_memory == 'host' else shardings
-      delta = checkpoint_io.delta_from(config.model, config.base_model, model_config, places, config.delta_dtype)
-    _announce(_summary(config, recipe, mesh, shapes, batches, steps))
     resumed_at = None if restored is None else restored.step
     writers = [
       metrics.JsonlWriter(workdir / 'metrics.jsonl', resumed_at),
@@ -134,7 +98,7 @@ def run(config: config_lib.Config) -> loop.Result:
     try:
       result = loop.train(
         state,
-        state_lib.Frozen(reference=reference.load(), delta=delta),
+        frozen,
         step_lib.build_train_step(
           model, objective, tx, chunk=config.chunk, microbatches=config.microbatches, mesh=mesh
         ),
@@ -143,7 +107,7 @@ def run(config: config_lib.Config) -> loop.Result:
         steps=steps,
         schedule=schedule,
         writers=writers,
-        evaluation=_evaluation(config, model, objective, mesh, held_out),
+        evaluation=_evaluation(config, model, objective, mesh, prepared.held_out),
         checkpoints=checkpoints,
         save_every=config.save_every,
         origin=data.origin,
@@ -156,24 +120,8 @@ def run(config: config_lib.Config) -> loop.Result:
     _announce(f'told to stop: saved at step {result.step} of {steps}. The same command goes on from there')
   else:
     _announce(f'{result.step} steps are done, with {result.compilations} compiled programs')
-    _export(workdir, model_config, result.state, config, recipe)
+    _export(workdir, model.config, result.state, config, recipe)
   return result
-
-
-def _recipe(config: config_lib.Config) -> optimizers.Recipe:
-  """The optimizer, after a look at whether it has the base model that it needs."""
-  recipe = optimizers.parse_optimizer(config.optimizer)
-  if recipe.needs_delta and not config.base_model:
-    raise ValueError(
-      f'config.optimizer = {config.optimizer!r} merges with model - base_model: say with --base_model=... which folder '
-      'the model was fine-tuned from'
-    )
-  if config.base_model and not recipe.needs_delta:
-    raise ValueError(
-      f'config.base_model = {config.base_model!r} has no use: nothing in config.optimizer = {config.optimizer!r} '
-      'merges with model - base_model, as online_dare and online_ties do'
-    )
-  return recipe
 
 
 def _evaluation(
@@ -181,12 +129,12 @@ def _evaluation(
   model: base.LanguageModel,
   objective: objectives.Objective,
   mesh: jax.sharding.Mesh,
-  held_out: Sequence[inputs.Split],
+  held_out: inputs.Split | None,
 ) -> loop.Evaluation | None:
-  if not held_out:
+  if held_out is None:
     return None
   step = step_lib.build_eval_step(model, objective, chunk=config.chunk, mesh=mesh)
-  return loop.Evaluation(step, held_out[0].batches, config.eval_every, objective.summary)
+  return loop.Evaluation(step, held_out.batches, config.eval_every, objective.summary)
 
 
 def _restore(
@@ -278,47 +226,6 @@ def _announce(text: str) -> None:
     print(text, flush=True)
 
 
-def define_flags() -> None:
-  """The flags of the program. Not on import: flags are global, and other programs have flags of the same names."""
-  with _refusing_unknown_settings():
-    config_flags.DEFINE_config_file(
-      'config',
-      str(pathlib.Path(__file__).parent / 'configs' / 'dpo.py'),
-      'A file whose get_config() gives the settings; --config.<name>=<value> changes one of them.',
-    )
-  for name in SHORT:
-    if name in ('data', 'eval_data'):
-      flags.DEFINE_multi_string(name, None, f'Short for --config.{name}; may be repeated.')
-    else:
-      flags.DEFINE_string(name, None, f'Short for --config.{name}.')
-  flags.DEFINE_string('coordinator', None, 'host:port of process 0, where there are several processes.')
-  flags.DEFINE_integer('num_processes', 1, 'Processes in the run.')
-  flags.DEFINE_integer('process_id', 0, 'Of this process, from 0.')
-  flags.DEFINE_integer('local_devices', 0, 'Virtual CPU devices of this process; 0: the real devices.')
-
-
-@contextlib.contextmanager
-def _refusing_unknown_settings() -> Iterator[None]:
-  """ml_collections reports --config.<name> of a name that does not exist by exceptions, with a good message."""
-  try:
-    yield
-  except (AttributeError, KeyError, TypeError, ValueError) as error:
-    print(f'error: in the flags: {error.args[0] if error.args else error}', file=sys.stderr)
-    sys.exit(REFUSED)
-
-
-def _parse_flags(argv: Sequence[str]) -> Sequence[str]:
-  with _refusing_unknown_settings():
-    return app.parse_flags_with_usage(argv)
-
-
-def resolve() -> config_lib.Config:
-  """The configuration that the flags describe."""
-  values = flags.FLAGS.config.to_dict()
-  given = {name: flags.FLAGS[name].value for name in SHORT}
-  return config_lib.from_dict(values | {name: value for name, value in given.items() if value is not None})
-
-
 def attempt(start: Callable[[], loop.Result]) -> int:
   """Runs, tells what went wrong, and returns the exit code."""
   try:
@@ -333,19 +240,9 @@ def attempt(start: Callable[[], loop.Result]) -> int:
 
 
 def main(argv: Sequence[str]) -> None:
-  if argv[1:]:
-    raise app.UsageError(f'what is {argv[1]!r}? Settings are given as --config.<name>=<value>')
-  if not flags.FLAGS['verbosity'].present:
-    logging.set_verbosity(logging.WARNING)  # at INFO, every checkpoint writes 40 lines
-  given = flags.FLAGS
-
-  def start() -> loop.Result:
-    config = resolve()
-    distributed.initialize(given.coordinator, given.num_processes, given.process_id, given.local_devices)
-    return run(config)
-
-  code = attempt(start)
-  if code in (REFUSED, CRASHED) and given.num_processes > 1:
+  command_line.begin(argv)
+  code = attempt(lambda: run(command_line.resolve()))
+  if code in (REFUSED, CRASHED) and flags.FLAGS.num_processes > 1:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # an orderly exit would wait for the others, which may be waiting for this process
@@ -354,5 +251,5 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == '__main__':
   __doc__ += config_lib.describe_fields()
-  define_flags()
-  app.run(main, flags_parser=_parse_flags)
+  command_line.define_flags()
+  app.run(main, flags_parser=command_line.parse)

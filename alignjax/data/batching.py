@@ -171,8 +171,7 @@ def choose_buckets(
 
   def cost(buckets: tuple[Bucket, ...]) -> int:
     rows = np.bincount(_first_fit(lengths, buckets), weights=members, minlength=len(buckets))
-    tokens = [prompt + pairs.responses * response for prompt, response in buckets]
-    return int(np.sum(-(-rows // batch_size) * batch_size * np.asarray(tokens)))
+    return _tokens(rows, buckets, pairs.responses, batch_size)
 
   while len(chosen) < count:
     options = [_sort_buckets([*chosen, bucket], pairs.responses) for bucket in sorted(candidates - set(chosen))]
@@ -181,6 +180,18 @@ def choose_buckets(
       break
     chosen = best
   return chosen
+
+
+def epoch_tokens(pairs: pairs_lib.TokenizedPairs, buckets: Sequence[Bucket], *, batch_size: int) -> int:
+  """Tokens of an epoch in batches of these shapes, padding included: what it costs to compute."""
+  buckets = _sort_buckets(buckets, pairs.responses)
+  rows = np.bincount(_assign(pairs, buckets), minlength=len(buckets))
+  return _tokens(rows, buckets, pairs.responses, batch_size)
+
+
+def _tokens(rows: np.ndarray, buckets: Sequence[Bucket], responses: int, batch_size: int) -> int:
+  tokens = np.asarray([prompt + responses * response for prompt, response in buckets])
+  return int(np.sum(-(-rows // batch_size) * batch_size * tokens))
 
 
 def _sort_buckets(buckets: Iterable[Bucket], responses: int) -> tuple[Bucket, ...]:

@@ -68,6 +68,7 @@ def make_config(folder: pathlib.Path, workdir: str, **overrides) -> config_lib.C
     'eval_every': 8,
     'save_every': 5,
     'keep': 10,
+    'doctor': 'off',  # tests/experiments/doctor_test.py has it on
     'workdir': str(folder / workdir),
   }
   return config_lib.Config(**values | overrides)

@@ -38,6 +38,7 @@ def records(folder, workdir, **overrides):
     'buckets': ((16, 24),),
     'optimizer': 'adamw(5e-3)',
     'remat': 'none',
+    'doctor': 'off',
     'workdir': str(folder / workdir),
   }
   train.run(config_lib.Config(**values | overrides))
@@ -59,6 +60,7 @@ def test_a_cache_gives_the_losses_of_a_live_reference(folder, objective, column,
   options = {'objective': objective, 'reference_cache': str(folder / f'{name}-cache')}
   built = records(folder, f'{name}-built', **options)
   said = capsys.readouterr().out
+  assert 'doctor' not in said
   assert said.count('reference cache of 13 pairs: making') == said.count('reference cache of 5 pairs: making') == 1
   monkeypatch.setattr(reference, 'build_cache', None)  # it is there: nothing may make it again
   found = records(folder, f'{name}-found', microbatches=2, **options)

@@ -1,0 +1,191 @@
+"""What the doctor says of models, shapes and memory: each fault by its name, and nothing where all is well."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alignjax import objectives, risk
+from alignjax.data import batching, findings, pairs, tokenization
+from alignjax.models import transformer
+from alignjax.training import doctor, gradients, state
+from tests import assets, fixtures
+
+CONFIG = transformer.TransformerConfig(
+  vocab_size=11,
+  width=8,
+  layers=1,
+  heads=2,
+  kv_heads=2,
+  head_width=4,
+  mlp_width=8,
+  norm_epsilon=1e-5,
+  rope_theta=100.0,
+  tied_embeddings=True,
+  max_positions=32,
+)
+MODEL = transformer.build(CONFIG)
+OBJECTIVE = objectives.dpo(beta=0.1) + 0.1 * objectives.sft()
+SAME = {'same_model': True, 'compute_dtype': 'float32', 'vocab_size': 11, 'reference': 'ref'}
+
+
+@pytest.fixture(scope='module')
+def params():
+  trees = [MODEL.init(jax.random.key(seed)) for seed in range(2)]
+  # Small logits: a random model that is sure of itself is worse than a uniform guess.
+  return [tree | {'final_norm': {'scale': 0.05 * tree['final_norm']['scale']}} for tree in trees]
+
+
+@pytest.fixture(scope='module')
+def batch():
+  return fixtures.preference_batch(prompts=4)
+
+
+def measured(params, frozen, batch, objective=OBJECTIVE):
+  start = jax.jit(doctor.build_start(MODEL, objective, chunk=64))
+  return {name: value.item() for name, value in start(params, frozen, batch).items()}
+
+
+def named(found):
+  return {finding.name: finding.severity for finding in found}
+
+
+def test_a_policy_that_is_its_own_reference_has_the_loss_of_the_objective_there(params, batch):
+  start = measured(params[0], state.Frozen(reference=params[0]), batch)
+  assert start['drift'] == 0
+  assert start['loss'] == start['loss_at_reference']
+  sft = (start['loss'] - math.log(2)) / 0.1  # labels are soft, but at margin 0 that makes no difference
+  assert sft > 0.5
+  assert named(doctor.examine_start(start, **SAME)) == {}
+
+
+def test_the_drift_is_the_mean_of_absolute_log_ratios_over_tokens(params, batch):
+  batch = dataclasses.replace(batch, weight=jnp.asarray([1.0, 0.0, 2.0, 1.0]))
+  start = measured(params[0], state.Frozen(reference=params[1]), batch)
+  logps = []
+  for tree in params:
+    hidden = gradients.hidden_states(MODEL, tree, batch)
+    logits = np.asarray(hidden.states, np.float64) @ np.asarray(hidden.head.kernel, np.float64)
+    logits -= np.log(np.exp(logits).sum(-1, keepdims=True))
+    logps.append(np.take_along_axis(logits, np.asarray(batch.response)[..., None], -1)[..., 0])
+  mask = np.arange(batch.response.shape[-1]) < np.asarray(batch.response_length)[..., None]
+  mask[1] = False
+  assert start['drift'] == pytest.approx(np.abs(logps[0] - logps[1])[mask].mean(), rel=1e-5)
+  assert start['logp'] == pytest.approx(logps[0][:, 0][mask[:, 0]].mean(), rel=1e-5)
+
+
+def test_an_objective_without_reference_is_measured_without_one(params, batch):
+  start = measured(params[0], state.Frozen(), batch, objectives.simpo(beta=2.0, gamma=0.5))
+  assert start.keys() == {'loss', 'logp'}
+  assert named(doctor.examine_start(start, **SAME)) == {}
+
+
+def test_a_cache_of_other_states_is_seen_for_an_objective_over_the_vocabulary(params, batch):
+  objective = objectives.ra_dpo(risk=risk.cvar(0.9), beta=0.1)
+  found = {}
+  for seed, tree in enumerate(params):
+    hidden = gradients.hidden_states(MODEL, tree, batch)
+    cached = dataclasses.replace(batch, cached={gradients.REFERENCE_STATES: hidden.states})
+    start = measured(params[0], state.Frozen(reference=MODEL.head(params[0])), cached, objective)
+    found[seed] = named(doctor.examine_start(start, **SAME))
+  assert found == {0: {}, 1: {'reference_differs': findings.ERROR}}
+
+
+HEALTHY = {'loss': 0.7, 'logp': -2.0, 'loss_at_reference': 0.7, 'drift': 0.0}
+
+
+@pytest.mark.parametrize(
+  ('changes', 'options', 'expected'),
+  [
+    ({}, {}, {}),
+    ({'loss': math.nan}, {}, {'loss_not_finite': 'error'}),
+    ({'loss': math.inf}, {}, {'loss_not_finite': 'error'}),
+    ({'logp': -2.6}, {}, {'worse_than_uniform': 'warning'}),  # log 11 = 2.40
+    ({'logp': -2.45}, {}, {}),
+    ({'drift': 2e-3, 'loss': 0.701}, {}, {'reference_differs': 'error'}),
+    ({'drift': math.nan}, {}, {'reference_differs': 'error'}),
+    ({'drift': 2e-3}, {'compute_dtype': 'bfloat16'}, {}),
+    ({'drift': 0.2}, {'compute_dtype': 'bfloat16'}, {'reference_differs': 'error'}),
+    ({'drift': 0.2}, {'same_model': False}, {'reference_is_another': 'note'}),
+    ({'drift': 3.0}, {'same_model': False}, {'reference_far': 'warning'}),
+  ],
+)
+def test_what_the_first_batch_says(changes, options, expected):
+  assert named(doctor.examine_start(HEALTHY | changes, **SAME | options)) == expected
+
+
+def test_sampling_that_computes_something_else_is_seen(params, batch):
+  key = jax.random.key(0)
+  broken = MODEL._replace(decode=lambda *args: (lambda cache, hidden: (cache, 1.1 * hidden))(*MODEL.decode(*args)))
+  for model, expected in ((MODEL, {}), (broken, {'sampling_gap': 'error'})):
+    assert named(doctor.examine_sampling(model, params[0], batch, key, compute_dtype='float32')) == expected
+
+
+def test_what_bfloat16_costs_is_told_and_is_large_only_where_it_is(params, batch):
+  rounded = transformer.build(dataclasses.replace(CONFIG, compute_dtype='bfloat16'))
+  other = MODEL._replace(hidden=lambda *args: 5.0 * MODEL.hidden(*args))
+  for model, severity in ((rounded, 'note'), (other, 'warning')):
+    found = doctor.examine_precision(model, MODEL, params[0], batch, chunk=64)
+    assert named(found) == {'precision': severity}
+
+
+def rows(lengths):
+  return pairs.pack([pairs.TokenPair([1] * prompt, [[1] * size, [2] * size]) for prompt, size in lengths])
+
+
+@pytest.mark.parametrize(
+  ('lengths', 'batch_size', 'buckets', 'expected'),
+  [
+    ([(20, 20)] * 16, 4, None, {}),
+    ([(20, 20)] * 16, 4, [(64, 64)], {'wasteful_shapes': 'warning'}),
+    ([(20, 20)] * 16, 64, None, {'empty_rows': 'warning'}),
+    ([(20, 20)] * 16, 2, [(size, 32) for size in range(20, 29)], {'many_shapes': 'warning'}),
+  ],
+)
+def test_shapes_that_waste_are_seen(lengths, batch_size, buckets, expected):
+  data = rows(lengths)
+  batches = batching.make_batches(
+    data, batch_size=batch_size, seed=0, epochs=1, process_index=0, process_count=1, buckets=buckets
+  )
+  assert named(doctor.examine_shapes(batches.plan, data)) == expected
+
+
+def test_tokens_that_were_never_trained_are_named(tmp_path):
+  assets.write_tiny_tokenizer(tmp_path)
+  tokenizer = tokenization.Tokenizer.load(tmp_path)
+  data = pairs.pack([pairs.TokenPair([1, 10], [[11, 2], [12, 2]])])
+  table = np.random.default_rng(0).normal(size=(384, 8)).astype(np.float32)
+  table[300] = 0  # not in the data
+  assert doctor.examine_embeddings(jnp.asarray(table), data, tokenizer) == []
+  table[2] *= 0.01
+  (finding,) = doctor.examine_embeddings(jnp.asarray(table), data, tokenizer)
+  assert finding.name == 'untrained_tokens'
+  assert finding.severity == findings.WARNING
+  assert '1 tokens of the data' in finding.seen
+  assert "'<|im_end|>' (2 times)" in finding.seen
+
+
+@pytest.mark.parametrize(
+  ('available', 'severity', 'text'),
+  [
+    (None, 'note', '3.00 GiB on each device'),
+    (4 * 2**30, 'note', '3.00 GiB on each device (2.00 GiB of a + 1.00 GiB of b), which has 4.00 GiB'),
+    (int(3.2 * 2**30), 'warning', 'which has 3.20 GiB'),
+    (2**30, 'error', 'which has 1.00 GiB'),
+  ],
+)
+def test_memory_is_compared_with_what_there_is(available, severity, text):
+  (finding,) = doctor.examine_memory([('a', 2 * 2**30), ('b', 2**30), ('c', 0)], available)
+  assert finding.severity == severity
+  assert text in finding.seen
+
+
+def test_bytes_on_a_device_are_those_of_its_shards():
+  mesh = jax.make_mesh((8,), ('x',), axis_types=(jax.sharding.AxisType.Auto,))
+  split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('x'))
+  tree = {'a': jax.device_put(jnp.zeros((16, 3)), split), 'b': jnp.zeros(5, jnp.bfloat16), 'key': jax.random.key(0)}
+  assert doctor.bytes_on_device(tree) == 16 * 3 * 4 // 8 + 10
+  assert doctor.device_memory(jax.devices()[0]) > 2**26
