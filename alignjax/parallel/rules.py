@@ -18,6 +18,10 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
   (r'(query|key|value|gate|up)/kernel$', ('fsdp', 'tensor')),
   (r'(output|down)/kernel$', ('tensor', 'fsdp')),
   (r'(query|key|value)/bias$', ('tensor',)),
+  # Adapters are small, so they are split as their products ask for it and no further.
+  (r'(query|key|value|gate|up)/lora_b$', (None, 'tensor')),
+  (r'(output|down)/lora_a$', ('tensor', None)),
+  (r'lora_[ab]$', (None, None)),
   (r'(scale|bias)$', (None,)),
   (r'(^|/)logits$', (None, None)),
 )
@@ -45,7 +49,8 @@ def param_shardings(mesh: jax.sharding.Mesh, params: Params) -> Any:
   """A tree like `params` (arrays or shapes) of their shardings."""
 
   def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
-    name = '/'.join(str(key.key) for key in path)
+    # What lies within a leaf, such as the scales of a quantised kernel, has attributes for keys: the leaf's rule holds.
+    name = '/'.join(str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey))
     return NamedSharding(mesh, partition_spec(name, leaf.shape, mesh))
 
   return jax.tree_util.tree_map_with_path(sharding, params)

@@ -39,6 +39,7 @@ class Frozen:
 
   reference: Params | None = None  # weights of the reference model; None where every reference statistic is cached
   delta: Params | None = None  # reference delta of online merging, theta_SFT - theta_base
+  base: Params | None = None  # weights that adapters adapt; they are the reference too, where `reference` is None
   memory: Mapping[str, Array] = dataclasses.field(default_factory=dict)  # the state's, while it is evaluated
 
 
