@@ -3,9 +3,9 @@
   python -m experiments.train --model=models/smollm2 --data=train.jsonl --objective='dpo(beta=0.1)' --workdir=runs/first
 
 The work directory gets config.json (the resolved configuration), metrics.jsonl and TensorBoard events, checkpoints, and
-at the end the aligned model in Hugging Face layout, in model/, and its average in model_average/ if the optimizer keeps
-one. The same command again resumes an interrupted run, or says that it is finished. On SIGTERM the run saves itself and
-leaves.
+at the end, in Hugging Face layout, the aligned model in model/, its average in model_average/ if the optimizer keeps
+one, and the adapter in adapter/ if one is trained. The same command again resumes an interrupted run, or says that it
+is finished. On SIGTERM the run saves itself and leaves.
 
 Exit codes: 0 done; 1 an error in configuration, data or numerics, for which a restart is no help; 42 told to stop, and
 saved: start again; 134 a crash.
@@ -30,23 +30,24 @@ from absl import app, flags, logging
 import jax
 from ml_collections import config_flags
 
-from alignjax import optim, stats
+from alignjax import stats
 from alignjax.data import batching, pairs, sources, tokenization
 from alignjax.data import report as report_lib
-from alignjax.models import base, checkpoint_io, transformer
+from alignjax.models import base as models
+from alignjax.models import checkpoint_io, transformer
+from alignjax.models import lora as lora_lib
 from alignjax.parallel import distributed, rules
 from alignjax.parallel import mesh as mesh_lib
 from alignjax.training import checkpoint, loop, metrics, optimizer, placement
 from alignjax.training import state as state_lib
 from alignjax.training import step as step_lib
-from alignjax.types import Params
+from experiments import adapters, exports, expressions, optimizers
 from experiments import config as config_lib
-from experiments import expressions, optimizers
 
 DONE, REFUSED, PREEMPTED, CRASHED = 0, 1, 42, 134
 
 # Settings with a flag of their own, because nearly every run gives them.
-SHORT = ('model', 'reference', 'base_model', 'data', 'eval_data', 'objective', 'optimizer', 'workdir')
+SHORT = ('model', 'reference', 'base_model', 'data', 'eval_data', 'objective', 'optimizer', 'adapter', 'workdir')
 
 
 def run(config: config_lib.Config) -> loop.Result:
@@ -68,6 +69,7 @@ def run(config: config_lib.Config) -> loop.Result:
     scan_layers=config.scan_layers,
     attention=config.attention,
   )
+  lora = adapters.configured(config, recipe, model_config)
   mesh = mesh_lib.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
   data = _read(config.data, config, model_config.vocab_size)
   batches = _batches(data, config, mesh, shuffle=True)
@@ -87,14 +89,16 @@ def run(config: config_lib.Config) -> loop.Result:
   key = jax.random.key(config.seed)
   shapes = jax.eval_shape(model.init, key)
   shardings = rules.param_shardings(mesh, shapes)
+  trained = adapters.trained(lora, shapes)
   iterator = iter(batches)
   with checkpoint.Checkpoints(
     workdir / 'checkpoints', config=dataclasses.asdict(config), identity=identity, keep=config.keep
   ) as checkpoints:
-    like = placement.abstract_state(mesh, shapes, tx, key, objective.memory.initial)
+    like = placement.abstract_state(mesh, trained, tx, key, objective.memory.initial)
     restored = _restore(checkpoints, like, iterator, config)
+    base = adapters.load_base(lora, config, model_config, mesh)
     if restored is None:
-      params = checkpoint_io.load_params(config.model, model_config, shardings)
+      params = adapters.initial_params(lora, config, model_config, mesh, jax.random.fold_in(key, 0))
       state = placement.create_state(mesh, params, tx, key, objective.memory.initial)
       del params
     else:
@@ -103,16 +107,16 @@ def run(config: config_lib.Config) -> loop.Result:
       _warn_of_changes(restored.config, config)
       if restored.step >= steps:
         _announce(f'this run is finished: {restored.step} of {steps} steps are done')
-        _export(workdir, model_config, state, config, recipe)
+        exports.export(workdir, model_config, state, config, recipe, _announce, lora, base)
         return loop.Result(state, restored.step, False, 0)
     _write_config(workdir, config)
     reference = delta = None
-    if 'reference' in folders:
+    if 'reference' in folders and not (lora and folders['reference'] == config.model):  # else the base is the reference
       reference = checkpoint_io.load_params(folders['reference'], model_config, shardings)
     if recipe.needs_delta:
       places = placement.in_host_memory(shardings) if config.delta_memory == 'host' else shardings
       delta = checkpoint_io.delta_from(config.model, config.base_model, model_config, places, config.delta_dtype)
-    _announce(_summary(config, recipe, mesh, shapes, batches, steps))
+    _announce(_summary(config, recipe, mesh, shapes, trained, batches, steps))
     resumed_at = None if restored is None else restored.step
     writers = [
       metrics.JsonlWriter(workdir / 'metrics.jsonl', resumed_at),
@@ -122,16 +126,16 @@ def run(config: config_lib.Config) -> loop.Result:
     try:
       result = loop.train(
         state,
-        state_lib.Frozen(reference=reference, delta=delta),
+        state_lib.Frozen(reference=reference, delta=delta, base=base),
         step_lib.build_train_step(
-          model, objective, tx, chunk=config.chunk, microbatches=config.microbatches, mesh=mesh
+          model, objective, tx, lora=lora, chunk=config.chunk, microbatches=config.microbatches, mesh=mesh
         ),
         iterator,
         mesh=mesh,
         steps=steps,
         schedule=schedule,
         writers=writers,
-        evaluation=_evaluation(config, model, objective, model_config, mesh),
+        evaluation=_evaluation(config, model, lora, objective, model_config, mesh),
         checkpoints=checkpoints,
         save_every=config.save_every,
         origin=data.origin,
@@ -144,7 +148,7 @@ def run(config: config_lib.Config) -> loop.Result:
     _announce(f'told to stop: saved at step {result.step} of {steps}. The same command goes on from there')
   else:
     _announce(f'{result.step} steps are done, with {result.compilations} compiled programs')
-    _export(workdir, model_config, result.state, config, recipe)
+    exports.export(workdir, model_config, result.state, config, recipe, _announce, lora, base)
   return result
 
 
@@ -197,7 +201,8 @@ def _batches(
 
 def _evaluation(
   config: config_lib.Config,
-  model: base.LanguageModel,
+  model: models.LanguageModel,
+  lora: lora_lib.LoRA | None,
   objective: Any,
   model_config: transformer.TransformerConfig,
   mesh: jax.sharding.Mesh,
@@ -206,7 +211,7 @@ def _evaluation(
     return None
   data = _read(config.eval_data, config, model_config.vocab_size)
   return loop.Evaluation(
-    step_lib.build_eval_step(model, objective, chunk=config.chunk, mesh=mesh),
+    step_lib.build_eval_step(model, objective, lora=lora, chunk=config.chunk, mesh=mesh),
     _batches(data, config, mesh, shuffle=False),
     config.eval_every,
     objective.summary,
@@ -275,6 +280,7 @@ def _summary(
   recipe: optimizers.Recipe,
   mesh: jax.sharding.Mesh,
   shapes: Any,
+  trained: Any,
   batches: batching.Batches,
   steps: int,
 ) -> str:
@@ -286,6 +292,7 @@ def _summary(
     [
       f'objective  {config.objective}',
       f'model      {config.model}, {count:,} parameters, computed in {config.compute_dtype}',
+      *([f'adapter    {adapters.describe(config, trained)}'] if config.adapter else []),
       f'optimizer  {config.optimizer}{delta}',
       f'devices    {mesh.size} x {mesh.devices.flat[0].device_kind}, mesh {axes}, processes {jax.process_count()}',
       f'batches    {config.batch_size} prompts in {config.microbatches} microbatches, shapes {list(plan.buckets)}, '
@@ -293,24 +300,6 @@ def _summary(
       f'steps      {steps}, learning rate {recipe.learning_rate:g} {config.schedule}, warm-up {config.warmup:.0%}',
     ]
   )
-
-
-def _export(
-  workdir: pathlib.Path,
-  model_config: transformer.TransformerConfig,
-  state: state_lib.TrainState,
-  config: config_lib.Config,
-  recipe: optimizers.Recipe,
-) -> None:
-  def export(name: str, what: str, params: Params) -> None:
-    folder = workdir / name
-    if not (folder / 'config.json').exists():
-      checkpoint_io.save(folder, model_config, params, assets_from=config.model)
-    _announce(f'{what} is in {folder}')
-
-  export('model', 'the aligned model', state.params)
-  if recipe.averages:
-    export('model_average', 'its moving average', optim.averaged(state.opt_state, state.params))
 
 
 def _announce(text: str) -> None:

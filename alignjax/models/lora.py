@@ -38,7 +38,7 @@ class LoRA:
   Args:
     rank: r, columns of A and rows of B.
     alpha: the product of A and B counts alpha / rank times.
-    targets: parts of a layer, joined by `+`: 'attention+mlp', or projections, such as 'query+value'.
+    targets: parts of a layer, joined by `+`: 'attention+mlp'; or projections, 'query+value', 'attention/output'.
 
   Raises:
     ValueError: naming the argument, for a rank or alpha that is not positive, or for no targets.
@@ -90,6 +90,13 @@ class Adapted:
     return quantization.dense(self.kernel) + self.scale * (self.lora_a @ self.lora_b)
 
 
+def kernels(base: Params) -> dict[tuple[str, ...], Any]:
+  """The kernels that can be adapted, [L, in, out], by the path of their projection."""
+  paths, _ = jax.tree_util.tree_flatten_with_path(base, is_leaf=_is_kernel)
+  named = {tuple(key.key for key in path): leaf for path, leaf in paths}
+  return {path[:-1]: leaf for path, leaf in named.items() if path[-1] == 'kernel' and path[0] == 'layers'}
+
+
 def init(key: Array, base: Params, lora: LoRA) -> Params:
   """Draws A and sets B to 0, in float32: exactly one factor is 0, so nothing changes at first and gradients flow.
 
@@ -101,11 +108,16 @@ def init(key: Array, base: Params, lora: LoRA) -> Params:
   Raises:
     ValueError: a target names no projection of the model; the message lists what there is.
   """
-  kernels = {path: leaf for path, leaf in _kernels(base).items() if not set(lora.names).isdisjoint(path)}
-  _check_targets(base, lora)
+  every = kernels(base)
+  known = {name for path in every for name in _target_names(path)}
+  if unknown := [name for name in lora.names if name not in known]:
+    raise ValueError(
+      f'targets={lora.targets!r}: {", ".join(unknown)} is no part of a layer; known: {", ".join(sorted(known))}'
+    )
+  chosen = {path: leaf for path, leaf in every.items() if _target_names(path) & set(lora.names)}
   adapters: dict[str, Any] = {}
-  for path, part in zip(kernels, jax.random.split(key, len(kernels)), strict=True):
-    stack, inputs, outputs = kernels[path].shape
+  for path, part in zip(chosen, jax.random.split(key, len(chosen)), strict=True):
+    stack, inputs, outputs = chosen[path].shape
     place = adapters
     for name in path:
       place = place.setdefault(name, {})
@@ -154,17 +166,9 @@ def bind(model: base_lib.LanguageModel, base: Params, lora: LoRA) -> base_lib.La
   )
 
 
-def _kernels(base: Params) -> dict[tuple[str, ...], Any]:
-  """The kernels of layers, [L, in, out], by the path of their projection."""
-  paths, _ = jax.tree_util.tree_flatten_with_path(base, is_leaf=_is_kernel)
-  named = {tuple(key.key for key in path): leaf for path, leaf in paths}
-  return {path[:-1]: leaf for path, leaf in named.items() if path[-1] == 'kernel' and path[0] == 'layers'}
-
-
-def _check_targets(base: Params, lora: LoRA) -> None:
-  known = sorted({name for path in _kernels(base) for name in path[1:]})
-  if unknown := [name for name in lora.names if name not in known]:
-    raise ValueError(f'targets={lora.targets!r}: {", ".join(unknown)} is no part of a layer; known: {", ".join(known)}')
+def _target_names(path: tuple[str, ...]) -> set[str]:
+  """What a target may call the projection at `path`: 'attention', 'query' or 'attention/query'."""
+  return {*path[1:], '/'.join(path[1:])}
 
 
 def _at_kernels(base: Params, adapters: Params, replace: Callable[[Any, Mapping[str, Array]], Any]) -> Params:

@@ -43,28 +43,31 @@ def dense(kernel: Array | Quantized) -> Array:
   return qwix.dequantize(kernel.array) if isinstance(kernel, Quantized) else kernel
 
 
-def quantize(params: Params, kind: str) -> Params:
-  """Stores the kernels of all layers in few bits. Embeddings, norms, biases and the head stay as they are.
+def convert(path: str, leaf: Array, kind: str) -> Array | Quantized:
+  """Stores a leaf in few bits if it is a kernel of layers. Embeddings, norms, biases and the head stay as they are.
 
   int8  One scale for each output of each layer. |error| <= scale / 2, with scale = max |kernel| / 127.5.
   nf4   16 levels at quantiles of a normal distribution, and one scale for 64 inputs of an output, or for as many as
         divide them. |error| <= 0.152 scale, with scale = max |kernel|: half the widest gap between two levels.
 
   Args:
-    params: of a decoder, `layers/.../kernel` [L, in, out].
+    path: of the leaf, such as 'layers/mlp/up/kernel'.
+    leaf: [L, in, out] if it is a kernel.
     kind: 'int8' or 'nf4'.
-
-  Returns:
-    The same tree with `Quantized` for kernels.
 
   Raises:
     ValueError: for another kind.
   """
   if kind not in KINDS:
     raise ValueError(f'kind={kind!r} is not one of {", ".join(KINDS)}')
+  return _quantize(leaf, kind) if path.startswith('layers/') and path.endswith('/kernel') else leaf
+
+
+def quantize(params: Params, kind: str) -> Params:
+  """Does to all leaves of a decoder what `convert` does to one."""
 
   def one(path: tuple[Any, ...], leaf: Array) -> Any:
-    return _quantize(leaf, kind) if path[0].key == 'layers' and path[-1].key == 'kernel' else leaf
+    return convert(jax.tree_util.keystr(path, simple=True, separator='/'), leaf, kind)
 
   return jax.tree_util.tree_map_with_path(one, params)
 

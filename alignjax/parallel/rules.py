@@ -49,8 +49,7 @@ def param_shardings(mesh: jax.sharding.Mesh, params: Params) -> Any:
   """A tree like `params` (arrays or shapes) of their shardings."""
 
   def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
-    # What lies within a leaf, such as the scales of a quantised kernel, has attributes for keys: the leaf's rule holds.
-    name = '/'.join(str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey))
+    name = '/'.join(str(key.key) for key in path)
     return NamedSharding(mesh, partition_spec(name, leaf.shape, mesh))
 
   return jax.tree_util.tree_map_with_path(sharding, params)

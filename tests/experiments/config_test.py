@@ -33,7 +33,8 @@ def attributes_read(source: str) -> set[str]:
 
 @pytest.mark.parametrize('name', field_names())
 def test_every_field_is_read_by_the_trainer(name):
-  assert name in attributes_read((ROOT / 'experiments' / 'train.py').read_text(encoding='utf-8'))
+  sources = [(ROOT / 'experiments' / file).read_text(encoding='utf-8') for file in ('train.py', 'adapters.py')]
+  assert name in set().union(*map(attributes_read, sources))
 
 
 @pytest.mark.parametrize('name', field_names())
