@@ -27,6 +27,7 @@ setuptools.setup(
     'numpy',
     'optax',
     'orbax-checkpoint',
+    'qwix',
     'rich',
     'safetensors',
     'tensorboardX',

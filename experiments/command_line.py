@@ -21,6 +21,7 @@ SHORT = (
   'eval_data',
   'objective',
   'optimizer',
+  'adapter',
   'doctor',
   'workdir',
 )

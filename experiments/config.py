@@ -56,6 +56,8 @@ class Config:
   optimizer: str = _field(
     'adamw(1e-6)', WARNS, 'expression of experiments/optimizers.py, such as chain(sgd(0.1), weight_decay(0.01))'
   )
+  adapter: str = _field('', IDENTITY, 'expression of an adapter to train instead, such as lora(rank=16, alpha=32)')
+  base_quantization: str = _field('none', IDENTITY, 'how the model under an adapter is kept', ('none', 'int8', 'nf4'))
   schedule: str = _field('linear', WARNS, 'of the learning rate after the warm-up', ('constant', 'cosine', 'linear'))
   warmup: float = _field(0.0, WARNS, 'part of the steps over which the learning rate rises from 0')
   gradient_clip: float = _field(1.0, WARNS, 'largest global norm of a gradient; 0: not clipped')

@@ -20,7 +20,7 @@ import jax
 import optax
 
 from alignjax.data import batching, findings, health
-from alignjax.models import checkpoint_io, transformer
+from alignjax.models import transformer
 from alignjax.parallel import rules
 from alignjax.training import doctor, optimizer, placement
 from alignjax.training import state as state_lib
@@ -45,7 +45,7 @@ def examine(
   return [
     *examine_data(prepared),
     *_start(config, prepared, state, frozen, batch),
-    *doctor.examine_embeddings(_embeddings(state), prepared.training.data, prepared.tokenizer, prepared.mesh),
+    *doctor.examine_embeddings(_embeddings(state, frozen), prepared.training.data, prepared.tokenizer, prepared.mesh),
     *_memory(state, frozen),
   ]
 
@@ -74,13 +74,15 @@ def examine_thoroughly(
   """`examine`, and what takes more programs to compile."""
   batch = _first_batch(prepared)
   found = [item for item in examine(config, prepared, state, frozen) if item.name != 'memory']
-  options = {'compute_dtype': config.compute_dtype}
+  measured = (state.params, frozen, batch)
   key = jax.random.key(config.seed)
-  found += doctor.examine_sampling(prepared.model, state.params, batch, key, **options)
+  found += doctor.examine_sampling(
+    prepared.model, *measured, key, lora=prepared.lora, compute_dtype=config.compute_dtype
+  )
   if config.compute_dtype != 'float32':
     exact = dataclasses.replace(prepared.model.config, compute_dtype='float32', attention='xla')
     exact = transformer.build(exact, rules.activation_constraint(prepared.mesh))
-    found += doctor.examine_precision(prepared.model, exact, state.params, batch, chunk=config.chunk)
+    found += doctor.examine_precision(prepared.model, exact, *measured, lora=prepared.lora, chunk=config.chunk)
   return [*found, *_compiled_memory(config, prepared, state, frozen, batch)]
 
 
@@ -106,8 +108,8 @@ def _first_batch(prepared: preparation.Prepared) -> PreferenceBatch:
   return placement.to_global(prepared.mesh, next(iter(prepared.training.batches)).data)
 
 
-def _embeddings(state: state_lib.TrainState) -> jax.Array:
-  return state.params['embed']['embedding']
+def _embeddings(state: state_lib.TrainState, frozen: state_lib.Frozen) -> jax.Array:
+  return (state.params if frozen.base is None else frozen.base)['embed']['embedding']
 
 
 def _start(
@@ -117,7 +119,9 @@ def _start(
   frozen: state_lib.Frozen,
   batch: PreferenceBatch,
 ) -> list[findings.Finding]:
-  measure = doctor.build_start(prepared.model, prepared.objective, chunk=config.chunk, mesh=prepared.mesh)
+  measure = doctor.build_start(
+    prepared.model, prepared.objective, lora=prepared.lora, chunk=config.chunk, mesh=prepared.mesh
+  )
   measure = jax.jit(measure, out_shardings=rules.replicated(prepared.mesh))
   values = measure(state.params, dataclasses.replace(frozen, memory=state.memory), batch)
   folder = prepared.reference.folder
@@ -135,7 +139,7 @@ def _memory(state: state_lib.TrainState, frozen: state_lib.Frozen) -> list[findi
     ('parameters', doctor.bytes_on_device(state.params)),
     ('gradients', doctor.bytes_on_device(state.params)),
     ('optimizer state', doctor.bytes_on_device(state.opt_state)),
-    ('reference and delta', doctor.bytes_on_device(frozen)),
+    ('reference, base and delta', doctor.bytes_on_device(frozen)),
   ]
   return doctor.examine_memory(parts, doctor.device_memory(jax.local_devices()[0]))
 
@@ -152,6 +156,7 @@ def _compiled_memory(
     prepared.model,
     prepared.objective,
     build_optimizer(config, prepared),
+    lora=prepared.lora,
     chunk=config.chunk,
     microbatches=config.microbatches,
     mesh=prepared.mesh,
@@ -192,10 +197,10 @@ def run(config: config_lib.Config) -> int:
   """Examines a run thoroughly; returns the exit code."""
   prepared = preparation.prepare(config, _announce)
   tx = build_optimizer(config, prepared)
-  params = checkpoint_io.load_params(config.model, prepared.model.config, prepared.shardings)
+  base, params = preparation.load_base(config, prepared), preparation.initial_params(config, prepared)
   key = jax.random.key(config.seed)
   state = placement.create_state(prepared.mesh, params, tx, key, prepared.objective.memory.initial)
-  frozen = preparation.load_frozen(config, prepared)
+  frozen = preparation.load_frozen(config, prepared, base)
   found = examine_thoroughly(config, prepared, state, frozen)
   report(found, stop=False, notes=True, announce=_announce)
   errors = any(finding.severity == findings.ERROR for finding in found)

@@ -11,9 +11,11 @@ from alignjax import stats
 from alignjax.data import batching, pairs, reference_cache, sources, tokenization
 from alignjax.data import report as report_lib
 from alignjax.models import base, checkpoint_io
+from alignjax.models import lora as lora_lib
 from alignjax.objectives import base as objectives
 from alignjax.training import placement, reference
 from alignjax.types import Head, Params
+from experiments import adapters
 from experiments import config as config_lib
 
 Announce = Callable[[str], None]
@@ -73,11 +75,12 @@ def _batches(
 
 
 class Reference:
-  """The reference of a run: nothing, separate parameters, or a cache on disk and at most the head.
+  """The reference of a run: none, separate parameters, the base of an adapter, or a cache on disk and at most the head.
 
   Args:
     config: of the run.
     model: whose shape the reference has.
+    lora: with an adapter, the frozen base is the reference, if no other one is named.
     objective: that needs it, or not.
     mesh: of the run.
     shardings: of parameters.
@@ -88,6 +91,7 @@ class Reference:
     self,
     config: config_lib.Config,
     model: base.LanguageModel,
+    lora: lora_lib.LoRA | None,
     objective: objectives.Objective,
     mesh: jax.sharding.Mesh,
     shardings: Any,
@@ -96,6 +100,7 @@ class Reference:
     self._config, self._model, self._needs, self._mesh = config, model, objective.needs, mesh
     self._shardings, self._announce = shardings, announce
     self.folder = config.reference or config.model
+    self._base = lora if self.folder == config.model else None
     self.needed = bool(stats.missing_reference(objective.needs, ()))
     if config.reference_cache and not self.needed:
       raise ValueError(
@@ -107,7 +112,7 @@ class Reference:
     if not self.needed:
       return None
     if not self._config.reference_cache:
-      return self._params()
+      return None if self._base else self._params()
     if self._columns().keys() == {reference.REFERENCE_STATES}:
       return checkpoint_io.load_head(self.folder, self._model.config, self._shardings)
     return None
@@ -122,9 +127,12 @@ class Reference:
       return list(splits)
     root, columns = pathlib.Path(self._config.reference_cache), self._columns()
     weights = fingerprint(self.folder, whole=True)
+    how = {'compute_dtype': self._config.compute_dtype}
+    if self._base:
+      how['quantization'] = self._config.base_quantization
     params, result = None, []
     for split in splits:
-      identity = reference_cache.identity(split.data, weights, columns, compute_dtype=self._config.compute_dtype)
+      identity = reference_cache.identity(split.data, weights, columns, **how)
       folder = reference_cache.folder_of(root, identity)
       if not folder.exists():
         params = self._params() if params is None else params
@@ -154,6 +162,8 @@ class Reference:
     return reference.columns(self._needs, self._model.config.width, self._config.compute_dtype)
 
   def _params(self) -> Params:
+    if self._base:
+      return adapters.load_base(self._base, self._config, self._model.config, self._mesh)
     return checkpoint_io.load_params(self.folder, self._model.config, self._shardings)
 
 

@@ -299,7 +299,7 @@ def _matrices(params: Params) -> Any:
 
   def axes(path: tuple[Any, ...], leaf: Any) -> contrib.MuonDimensionNumbers | None:
     del leaf
-    inner = path[-1].key == 'kernel' and path[0].key != 'unembed'
+    inner = path[-1].key in ('kernel', 'lora_a', 'lora_b') and path[0].key != 'unembed'
     return contrib.MuonDimensionNumbers(-2, -1) if inner else None
 
   return jax.tree_util.tree_map_with_path(axes, params)

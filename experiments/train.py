@@ -3,9 +3,9 @@
   python -m experiments.train --model=models/smollm2 --data=train.jsonl --objective='dpo(beta=0.1)' --workdir=runs/first
 
 The work directory gets config.json (the resolved configuration), metrics.jsonl and TensorBoard events, checkpoints, and
-at the end the aligned model in Hugging Face layout, in model/, and its average in model_average/ if the optimizer keeps
-one. The same command again resumes an interrupted run, or says that it is finished. On SIGTERM the run saves itself and
-leaves.
+at the end, in Hugging Face layout, the aligned model in model/, its average in model_average/ if the optimizer keeps
+one, and the adapter in adapter/ if one is trained. The same command again resumes an interrupted run, or says that it
+is finished. On SIGTERM the run saves itself and leaves.
 
 Exit codes: 0 done; 1 an error in configuration, data or numerics, for which a restart is no help; 42 told to stop, and
 saved: start again; 134 a crash.
@@ -27,15 +27,11 @@ from typing import Any
 from absl import app, flags, logging
 import jax
 
-from alignjax import optim
 from alignjax.data import batching, pairs
-from alignjax.models import base, checkpoint_io, transformer
-from alignjax.objectives import base as objectives
 from alignjax.training import checkpoint, loop, metrics, optimizer, placement
 from alignjax.training import state as state_lib
 from alignjax.training import step as step_lib
-from alignjax.types import Params
-from experiments import command_line, doctor, inputs, optimizers, preparation
+from experiments import adapters, command_line, doctor, exports, inputs, optimizers, preparation
 from experiments import config as config_lib
 
 DONE, REFUSED, PREEMPTED, CRASHED = 0, 1, 42, 134
@@ -51,6 +47,7 @@ def run(config: config_lib.Config) -> loop.Result:
   preparation.require(config, 'workdir')
   prepared = preparation.prepare(config, _announce)
   recipe, objective, mesh, model = prepared.recipe, prepared.objective, prepared.mesh, prepared.model
+  lora = prepared.lora
   data, batches, _ = prepared.training
   steps = config.steps or (config.epochs or 1) * batches.plan.steps_per_epoch
   schedule = optimizer.build_schedule(
@@ -69,10 +66,11 @@ def run(config: config_lib.Config) -> loop.Result:
   with checkpoint.Checkpoints(
     workdir / 'checkpoints', config=dataclasses.asdict(config), identity=identity, keep=config.keep
   ) as checkpoints:
-    like = placement.abstract_state(mesh, prepared.shapes, tx, key, objective.memory.initial)
+    like = placement.abstract_state(mesh, prepared.trained, tx, key, objective.memory.initial)
     restored = _restore(checkpoints, like, iterator, config)
+    base = preparation.load_base(config, prepared)
     if restored is None:
-      params = checkpoint_io.load_params(config.model, model.config, prepared.shardings)
+      params = preparation.initial_params(config, prepared)
       state = placement.create_state(mesh, params, tx, key, objective.memory.initial)
       del params
     else:
@@ -81,10 +79,10 @@ def run(config: config_lib.Config) -> loop.Result:
       _warn_of_changes(restored.config, config)
       if restored.step >= steps:
         _announce(f'this run is finished: {restored.step} of {steps} steps are done')
-        _export(workdir, model.config, state, config, recipe)
+        exports.export(workdir, model.config, state, config, recipe, _announce, lora, base)
         return loop.Result(state, restored.step, False, 0)
-    frozen = preparation.load_frozen(config, prepared)
-    _announce(_summary(config, recipe, mesh, prepared.shapes, batches, steps))
+    frozen = preparation.load_frozen(config, prepared, base)
+    _announce(_summary(config, prepared, steps))
     if restored is None and config.doctor != 'off':
       found = doctor.examine(config, prepared, state, frozen)
       doctor.report(found, stop=config.doctor == 'stop', notes=False, announce=_announce)
@@ -100,14 +98,14 @@ def run(config: config_lib.Config) -> loop.Result:
         state,
         frozen,
         step_lib.build_train_step(
-          model, objective, tx, chunk=config.chunk, microbatches=config.microbatches, mesh=mesh
+          model, objective, tx, lora=lora, chunk=config.chunk, microbatches=config.microbatches, mesh=mesh
         ),
         iterator,
         mesh=mesh,
         steps=steps,
         schedule=schedule,
         writers=writers,
-        evaluation=_evaluation(config, model, objective, mesh, prepared.held_out),
+        evaluation=_evaluation(config, prepared),
         checkpoints=checkpoints,
         save_every=config.save_every,
         origin=data.origin,
@@ -120,21 +118,16 @@ def run(config: config_lib.Config) -> loop.Result:
     _announce(f'told to stop: saved at step {result.step} of {steps}. The same command goes on from there')
   else:
     _announce(f'{result.step} steps are done, with {result.compilations} compiled programs')
-    _export(workdir, model.config, result.state, config, recipe)
+    exports.export(workdir, model.config, result.state, config, recipe, _announce, lora, base)
   return result
 
 
-def _evaluation(
-  config: config_lib.Config,
-  model: base.LanguageModel,
-  objective: objectives.Objective,
-  mesh: jax.sharding.Mesh,
-  held_out: inputs.Split | None,
-) -> loop.Evaluation | None:
-  if held_out is None:
+def _evaluation(config: config_lib.Config, prepared: preparation.Prepared) -> loop.Evaluation | None:
+  if prepared.held_out is None:
     return None
-  step = step_lib.build_eval_step(model, objective, chunk=config.chunk, mesh=mesh)
-  return loop.Evaluation(step, held_out.batches, config.eval_every, objective.summary)
+  options = {'lora': prepared.lora, 'chunk': config.chunk, 'mesh': prepared.mesh}
+  step = step_lib.build_eval_step(prepared.model, prepared.objective, **options)
+  return loop.Evaluation(step, prepared.held_out.batches, config.eval_every, prepared.objective.summary)
 
 
 def _restore(
@@ -178,22 +171,16 @@ def _write_config(workdir: pathlib.Path, config: config_lib.Config) -> None:
     os.replace(partial, workdir / 'config.json')
 
 
-def _summary(
-  config: config_lib.Config,
-  recipe: optimizers.Recipe,
-  mesh: jax.sharding.Mesh,
-  shapes: Any,
-  batches: batching.Batches,
-  steps: int,
-) -> str:
-  count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+def _summary(config: config_lib.Config, prepared: preparation.Prepared, steps: int) -> str:
+  recipe, mesh, plan = prepared.recipe, prepared.mesh, prepared.training.batches.plan
+  count = sum(leaf.size for leaf in jax.tree.leaves(prepared.shapes))
   axes = ', '.join(f'{axis}={size}' for axis, size in mesh.shape.items())
-  plan = batches.plan
   delta = f', delta to {config.base_model} in {config.delta_dtype}' if recipe.needs_delta else ''
   return '\n'.join(
     [
       f'objective  {config.objective}',
       f'model      {config.model}, {count:,} parameters, computed in {config.compute_dtype}',
+      *([f'adapter    {adapters.describe(config, prepared.trained)}'] if config.adapter else []),
       f'optimizer  {config.optimizer}{delta}',
       f'devices    {mesh.size} x {mesh.devices.flat[0].device_kind}, mesh {axes}, processes {jax.process_count()}',
       f'batches    {config.batch_size} prompts in {config.microbatches} microbatches, shapes {list(plan.buckets)}, '
@@ -201,24 +188,6 @@ def _summary(
       f'steps      {steps}, learning rate {recipe.learning_rate:g} {config.schedule}, warm-up {config.warmup:.0%}',
     ]
   )
-
-
-def _export(
-  workdir: pathlib.Path,
-  model_config: transformer.TransformerConfig,
-  state: state_lib.TrainState,
-  config: config_lib.Config,
-  recipe: optimizers.Recipe,
-) -> None:
-  def export(name: str, what: str, params: Params) -> None:
-    folder = workdir / name
-    if not (folder / 'config.json').exists():
-      checkpoint_io.save(folder, model_config, params, assets_from=config.model)
-    _announce(f'{what} is in {folder}')
-
-  export('model', 'the aligned model', state.params)
-  if recipe.averages:
-    export('model_average', 'its moving average', optim.averaged(state.opt_state, state.params))
 
 
 def _announce(text: str) -> None:

@@ -18,6 +18,7 @@ from alignjax.models import declaration, families, folders, transformer
 from alignjax.types import Head, Params
 
 Read = Callable[[str, tuple[int, ...]], np.ndarray]  # a leaf by its path and shape, in float32
+Convert = Callable[[str, jax.Array], Any]  # what becomes of a leaf, by its path
 TOKEN_IDS = ('bos_token_id', 'eos_token_id', 'pad_token_id')  # of config.json, which other tools generate with
 
 
@@ -41,7 +42,12 @@ def load_config(folder: str | os.PathLike[str], **overrides: Any) -> transformer
     return transformer.TransformerConfig(**(family.parse(entries) | overrides))
 
 
-def load_params(folder: str | os.PathLike[str], config: transformer.TransformerConfig, shardings: Any = None) -> Params:
+def load_params(
+  folder: str | os.PathLike[str],
+  config: transformer.TransformerConfig,
+  shardings: Any = None,
+  convert: Convert = lambda _, leaf: leaf,
+) -> Params:
   """Reads the weights tensor by tensor, as float32 whatever their type on disk.
 
   Holds one leaf on the host at a time, besides what it has placed on devices.
@@ -50,16 +56,17 @@ def load_params(folder: str | os.PathLike[str], config: transformer.TransformerC
     folder: a Hugging Face folder, its weights in one file or in several with an index.
     config: of the model; it says which leaves and shapes to expect.
     shardings: a tree like the parameters, of where to place each leaf. None places all on the default device.
+    convert: applied to each leaf as soon as it is placed, such as to quantise it.
 
   Returns:
-    A nested dict of float32 arrays.
+    A nested dict of float32 arrays, or of what `convert` makes of them.
 
   Raises:
     ValueError: a file is absent or malformed, or a tensor is missing, unexpected, mis-shaped, of another type than
       float32, float16 or bfloat16, or not finite; the message names the tensor and the file.
   """
   with contextlib.ExitStack() as stack:
-    return _placed(config, _open_leaves(pathlib.Path(folder), config, stack), shardings)
+    return _placed(config, _open_leaves(pathlib.Path(folder), config, stack), shardings, convert)
 
 
 def load_head(folder: str | os.PathLike[str], config: transformer.TransformerConfig, shardings: Any = None) -> Head:
@@ -200,11 +207,16 @@ def _open_leaves(folder: pathlib.Path, config: transformer.TransformerConfig, st
   return lambda leaf, shape: _read_leaf(family.tensor(leaf), shape, tensors)
 
 
-def _placed(config: transformer.TransformerConfig, read: Read, shardings: Any) -> Params:
+def _placed(
+  config: transformer.TransformerConfig, read: Read, shardings: Any, convert: Convert = lambda _, leaf: leaf
+) -> Params:
   """Reads and places the leaves one by one."""
   shapes, treedef = parameter_shapes(config)
   targets = [None] * len(shapes) if shardings is None else treedef.flatten_up_to(shardings)
-  placed = [_place(read(*leaf), target) for leaf, target in zip(shapes.items(), targets, strict=True)]
+  placed = [
+    convert(leaf, _place(read(leaf, shape), target))
+    for (leaf, shape), target in zip(shapes.items(), targets, strict=True)
+  ]
   return jax.tree.unflatten(treedef, placed)
 
 
@@ -243,12 +255,17 @@ def _stored_tensors(
   """Yields stored names and values, leaf after leaf."""
   for leaf, value in leaves.items():
     tensor = family.tensor(leaf)
-    addressable = not isinstance(value, jax.Array) or value.is_fully_addressable
-    host = np.asarray(value) if addressable else multihost_utils.process_allgather(value, tiled=True)
+    host = on_host(value)
     for name, row in zip(tensor.names(host.shape), host if tensor.stacked else host[None], strict=True):
       with np.errstate(over='ignore'):  # the writer refuses what overflows, by name
         stored = (row.T if tensor.transposed else row).astype(dtype)
       yield name, stored
+
+
+def on_host(value: Any) -> np.ndarray:
+  """A whole array. One that is spread over processes takes all of them to gather."""
+  addressable = not isinstance(value, jax.Array) or value.is_fully_addressable
+  return np.asarray(value) if addressable else multihost_utils.process_allgather(value, tiled=True)
 
 
 def _token_ids(folder: str | os.PathLike[str] | None) -> dict[str, Any]:

@@ -36,17 +36,22 @@ ASSETS = (
 )
 DTYPES = {'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16'}  # that weights may have on disk
 SHARD_BYTES = 5 * 10**9
+MODEL = (CONFIG, WEIGHTS, INDEX) + ASSETS  # the files of a folder, besides shards
 
 
 @contextlib.contextmanager
-def replacing(folder: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+def replacing(folder: str | os.PathLike[str], files: Iterable[str] = MODEL) -> Iterator[pathlib.Path]:
   """Yields an empty folder that takes the place of `folder` when the block ends well, and is removed when it fails.
 
+  Args:
+    folder: to write.
+    files: that an earlier folder of that name may hold.
+
   Raises:
-    ValueError: `folder` is a file, or holds something that is not part of a model and would be lost.
+    ValueError: `folder` is a file, or holds something else that would be lost.
   """
   folder = pathlib.Path(folder).resolve()
-  _check_replaceable(folder)
+  _check_replaceable(folder, files)
   token = f'{os.getpid()}-{secrets.token_hex(4)}'
   partial = folder.with_name(f'.{folder.name}.{token}.partial')
   previous = folder.with_name(f'.{folder.name}.{token}.previous')
@@ -222,11 +227,11 @@ def check_finite(name: str, value: np.ndarray) -> None:
     raise ValueError(f'tensor {name} ({value.dtype}) holds values that are not finite')
 
 
-def _check_replaceable(folder: pathlib.Path) -> None:
+def _check_replaceable(folder: pathlib.Path, files: Iterable[str]) -> None:
   if not folder.exists():
     return
   if not folder.is_dir():
     raise ValueError(f'{folder}: is a file, so no model can be written there')
-  ours = (CONFIG, WEIGHTS, INDEX) + ASSETS
-  if foreign := [path.name for path in folder.iterdir() if path.name not in ours and not SHARD.fullmatch(path.name)]:
+  names = {path.name for path in folder.iterdir() if not SHARD.fullmatch(path.name)}
+  if foreign := names - set(files):
     raise ValueError(f'{folder}: holds files that are not part of a model ({listed(foreign)}): choose another folder')

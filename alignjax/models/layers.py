@@ -16,14 +16,17 @@ _kernel_init = jax.nn.initializers.variance_scaling(1.0, 'fan_in', 'truncated_no
 
 
 class Linear(nnx.Module):
-  """x @ kernel, plus a bias where there is one."""
+  """x @ kernel, plus a bias where there is one.
+
+  In place of an array, `kernel` may hold what else knows `astype` and the product: see `lora` and `quantization`.
+  """
 
   def __init__(self, inputs: int, outputs: int, key: Array, bias: bool = False):
     self.kernel = nnx.Param(_kernel_init(key, (inputs, outputs), jnp.float32))
     self.bias = nnx.Param(jnp.zeros((outputs,), jnp.float32)) if bias else None
 
   def __call__(self, x: Array) -> Array:
-    y = x @ self.kernel[...].astype(x.dtype)
+    y = x @ self.kernel.get_value().astype(x.dtype)
     if self.bias is None:
       return y
     return y + jnp.expand_dims(self.bias[...].astype(x.dtype), tuple(range(y.ndim - 1)))

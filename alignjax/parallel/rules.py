@@ -18,6 +18,10 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
   (r'(query|key|value|gate|up)/kernel$', ('fsdp', 'tensor')),
   (r'(output|down)/kernel$', ('tensor', 'fsdp')),
   (r'(query|key|value)/bias$', ('tensor',)),
+  # Adapters are small, so they are split as their products ask for it and no further.
+  (r'(query|key|value|gate|up)/lora_b$', (None, 'tensor')),
+  (r'(output|down)/lora_a$', ('tensor', None)),
+  (r'lora_[ab]$', (None, None)),
   (r'(scale|bias)$', (None,)),
   (r'(^|/)logits$', (None, None)),
 )

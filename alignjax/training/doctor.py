@@ -18,10 +18,11 @@ from alignjax import numerics, stats
 from alignjax.data import batching, findings, tokenization
 from alignjax.data import pairs as pairs_lib
 from alignjax.models import base as models
+from alignjax.models import lora as lora_lib
 from alignjax.objectives import base as objectives
 from alignjax.parallel import rules
 from alignjax.sampling import sampler, strategies
-from alignjax.training import gradients
+from alignjax.training import gradients, step
 from alignjax.training.state import Frozen
 from alignjax.types import Array, Params, PreferenceBatch
 
@@ -40,13 +41,19 @@ SAMPLED = 8  # tokens of a response
 
 
 def build_start(
-  model: models.LanguageModel, objective: objectives.Objective, *, chunk: int, mesh: jax.sharding.Mesh | None = None
+  model: models.LanguageModel,
+  objective: objectives.Objective,
+  *,
+  lora: lora_lib.LoRA | None = None,
+  chunk: int,
+  mesh: jax.sharding.Mesh | None = None,
 ) -> Callable[[Params, Frozen, PreferenceBatch], dict[str, Array]]:
   """Builds the measurement of one batch at the start of a run.
 
   Args:
     model: the policy.
     objective: the loss.
+    lora: of a run that trains adapters of `Frozen.base`.
     chunk: response tokens whose logits exist at once on a device.
     mesh: where the batch is split.
 
@@ -60,14 +67,15 @@ def build_start(
 
   def start(params: Params, frozen: Frozen, batch: PreferenceBatch) -> dict[str, Array]:
     positions = gradients.positions_of(batch, chunk, mesh)
-    policy = gradients.hidden_states(model, params, batch)
+    bound, reference = step.models_of(model, lora, frozen)
+    policy = gradients.hidden_states(bound, params, batch)
 
     def evaluate(reference: stats.HiddenStates | None, batch: PreferenceBatch) -> tuple[Array, stats.StatTable]:
       table = stats.statistics(needs, policy, reference, batch, positions=positions)
       table = dataclasses.replace(table, memory=frozen.memory)
       return gradients.weighted_sums(objective, table, batch)['loss'].mean(), table
 
-    loss, table = evaluate(gradients.reference_states(model, needs, frozen.reference, batch), batch)
+    loss, table = evaluate(gradients.reference_states(model, needs, reference, batch), batch)
     mask = table.mask & (batch.weight > 0)[:, None, None]
     result = {'loss': loss, 'logp': _mean(table[stats.logp][:, 0], mask[:, 0])}
     if compares:
@@ -142,21 +150,31 @@ def examine_start(
 
 
 def examine_sampling(
-  model: models.LanguageModel, params: Params, batch: PreferenceBatch, key: Array, *, compute_dtype: str
+  model: models.LanguageModel,
+  params: Params,
+  frozen: Frozen,
+  batch: PreferenceBatch,
+  key: Array,
+  *,
+  lora: lora_lib.LoRA | None = None,
+  compute_dtype: str,
 ) -> list[Finding]:
   """Samples from the policy, and compares the log-probabilities with those that training computes of the same tokens.
 
   Args:
     model: the policy.
     params: its parameters.
+    frozen: as the training step gets it.
     batch: prompts to sample responses to.
     key: a typed PRNG key.
+    lora: of a run that trains adapters of `Frozen.base`.
     compute_dtype: of activations.
   """
 
-  def gap(params: Params, batch: PreferenceBatch, key: Array) -> Array:
+  def gap(params: Params, frozen: Frozen, batch: PreferenceBatch, key: Array) -> Array:
+    policy, _ = step.models_of(model, lora, frozen)
     drawn = sampler.sample(
-      model,
+      policy,
       params,
       batch.prompt,
       batch.prompt_length,
@@ -167,11 +185,11 @@ def examine_sampling(
       end_ids=(),
     )
     again = dataclasses.replace(batch, response=drawn.response, response_length=drawn.response_length, cached={})
-    hidden = gradients.hidden_states(model, params, again)
+    hidden = gradients.hidden_states(policy, params, again)
     table = stats.statistics({stats.logp}, hidden, None, again, positions=SAMPLED)
     return jnp.max(jnp.abs(table[stats.logp] - drawn.logp))
 
-  largest, limit = float(jax.jit(gap)(params, batch, key)), SAME_TOKEN[compute_dtype]
+  largest, limit = float(jax.jit(gap)(params, frozen, batch, key)), SAME_TOKEN[compute_dtype]
   if largest <= limit:
     return []
   return [
@@ -186,22 +204,29 @@ def examine_sampling(
 
 
 def examine_precision(
-  model: models.LanguageModel, exact: models.LanguageModel, params: Params, batch: PreferenceBatch, *, chunk: int
+  model: models.LanguageModel,
+  exact: models.LanguageModel,
+  params: Params,
+  frozen: Frozen,
+  batch: PreferenceBatch,
+  *,
+  lora: lora_lib.LoRA | None = None,
+  chunk: int,
 ) -> list[Finding]:
   """What the compute dtype costs: log-probabilities of the model against those of `exact`, the same in float32."""
 
-  def gap(params: Params, batch: PreferenceBatch) -> Array:
-    def logp(model: models.LanguageModel) -> stats.StatTable:
+  def gap(params: Params, frozen: Frozen, batch: PreferenceBatch) -> Array:
+    def table_of(model: models.LanguageModel) -> stats.StatTable:
+      policy, _ = step.models_of(model, lora, frozen)
+      hidden = gradients.hidden_states(policy, params, batch)
       positions = gradients.positions_of(batch, chunk, None)
-      return stats.statistics(
-        {stats.logp}, gradients.hidden_states(model, params, batch), None, batch, positions=positions
-      )
+      return stats.statistics({stats.logp}, hidden, None, batch, positions=positions)
 
-    table = logp(model)
+    table = table_of(model)
     mask = table.mask & (batch.weight > 0)[:, None, None]
-    return _mean(jnp.abs(table[stats.logp] - logp(exact)[stats.logp]), mask)
+    return _mean(jnp.abs(table[stats.logp] - table_of(exact)[stats.logp]), mask)
 
-  mean, limit = float(jax.jit(gap)(params, dataclasses.replace(batch, cached={}))), SAME_MODEL['bfloat16']
+  mean, limit = float(jax.jit(gap)(params, frozen, dataclasses.replace(batch, cached={}))), SAME_MODEL['bfloat16']
   seen = f'computing in bfloat16 changes the log-probability of a token by {mean:.4f} nats on average'
   if mean <= limit:
     return [Finding('precision', findings.NOTE, seen, 'Policy and reference share most of that')]

@@ -87,6 +87,7 @@ def rowwise(
   reference: Params | Head | None,
   batch: PreferenceBatch,
   *,
+  reference_model: models.LanguageModel,
   chunk: int,
   microbatches: int,
   mesh: jax.sharding.Mesh | None,
@@ -99,7 +100,7 @@ def rowwise(
 
     states, trunk_vjp = jax.vjp(trunk, params)
     head, head_vjp = jax.vjp(model.head, params)
-    frozen = reference_states(model, objective.needs, reference, part)
+    frozen = reference_states(reference_model, objective.needs, reference, part)
     policy = stats.HiddenStates(states, head)
     (d_states, d_head), sums = head_gradients(objective, policy, frozen, part, chunk=chunk, mesh=mesh)
     return jax.tree.map(jnp.add, trunk_vjp(d_states)[0], head_vjp(d_head)[0]), sums
@@ -171,6 +172,7 @@ def coupled(
   reference: Params | Head | None,
   batch: PreferenceBatch,
   *,
+  reference_model: models.LanguageModel,
   memory: Mapping[str, Array],
   chunk: int,
   microbatches: int,
@@ -179,7 +181,7 @@ def coupled(
   """Gradient of sum_b weight_b loss_b, the sums and the next memory, for an objective in which rows see each other."""
 
   def table_of(needs: frozenset[stats.TokenStat], params: Params, part: PreferenceBatch) -> stats.StatTable:
-    frozen = reference_states(model, needs, reference, part)
+    frozen = reference_states(reference_model, needs, reference, part)
     positions = positions_of(part, chunk, mesh)
     return stats.statistics(needs, hidden_states(model, params, part), frozen, part, positions=positions)
 

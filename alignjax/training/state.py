@@ -41,6 +41,7 @@ class Frozen:
   # statistics.
   reference: Params | Head | None = None
   delta: Params | None = None  # reference delta of online merging, theta_SFT - theta_base
+  base: Params | None = None  # weights that adapters adapt; they are the reference too, where `reference` is None
   memory: Mapping[str, Array] = dataclasses.field(default_factory=dict)  # the state's, while it is evaluated
 
 

@@ -9,10 +9,11 @@ import optax
 
 from alignjax import optim, stats
 from alignjax.models import base as models
+from alignjax.models import lora as lora_lib
 from alignjax.objectives import base as objectives
 from alignjax.training import gradients
 from alignjax.training.state import Frozen, TrainState
-from alignjax.types import Array, Params, PreferenceBatch, WeightedSum
+from alignjax.types import Array, Head, Params, PreferenceBatch, WeightedSum
 
 Metrics = dict[str, Array]
 
@@ -22,6 +23,7 @@ def build_train_step(
   objective: objectives.Objective,
   tx: optax.GradientTransformation,
   *,
+  lora: lora_lib.LoRA | None = None,
   chunk: int = 1024,
   microbatches: int = 1,
   mesh: jax.sharding.Mesh | None = None,
@@ -32,6 +34,7 @@ def build_train_step(
     model: the policy; the reference has its shape.
     objective: the loss.
     tx: an optax transformation. Those that take extra arguments are given `reference_delta`, `Frozen.delta`.
+    lora: trains adapters of `Frozen.base`, which the state holds for parameters; None trains the model's own.
     chunk: response tokens whose logits exist at once on a device: a few times chunk * V * 4 bytes of memory.
     microbatches: parts into which the batch is split and whose gradients are summed before the division.
     mesh: where the batch is split, over (data, fsdp); None for a single device.
@@ -43,14 +46,15 @@ def build_train_step(
 
   Raises:
     ValueError: at build time for a chunk or a number of microbatches below 1; at trace time for a batch that does not
-      divide into microbatches and shards, or a reference that is missing.
+      divide into microbatches and shards, or a reference or base that is missing.
   """
   _require_positive(chunk=chunk, microbatches=microbatches)
-  options = {'chunk': chunk, 'microbatches': microbatches, 'mesh': mesh}
+  options = {'reference_model': model, 'chunk': chunk, 'microbatches': microbatches, 'mesh': mesh}
   update = optax.with_extra_args_support(tx).update
 
   def step(state: TrainState, frozen: Frozen, batch: PreferenceBatch) -> tuple[TrainState, Metrics]:
-    inputs = (model, objective, state.params, frozen.reference, batch)
+    policy, reference = models_of(model, lora, frozen)
+    inputs = (policy, objective, state.params, reference, batch)
     memory = state.memory
     if objective.couples_rows:
       total, sums, memory = gradients.coupled(*inputs, memory=memory, **options)
@@ -72,6 +76,7 @@ def build_eval_step(
   model: models.LanguageModel,
   objective: objectives.Objective,
   *,
+  lora: lora_lib.LoRA | None = None,
   chunk: int = 1024,
   mesh: jax.sharding.Mesh | None = None,
 ) -> Callable[[Params, Frozen, PreferenceBatch], dict[str, WeightedSum]]:
@@ -82,14 +87,26 @@ def build_eval_step(
   _require_positive(chunk=chunk)
 
   def evaluate(params: Params, frozen: Frozen, batch: PreferenceBatch) -> dict[str, WeightedSum]:
-    reference = gradients.reference_states(model, objective.needs, frozen.reference, batch)
+    policy, reference = models_of(model, lora, frozen)
+    reference = gradients.reference_states(model, objective.needs, reference, batch)
     positions = gradients.positions_of(batch, chunk, mesh)
-    policy = gradients.hidden_states(model, params, batch)
+    policy = gradients.hidden_states(policy, params, batch)
     table = stats.statistics(objective.needs, policy, reference, batch, positions=positions)
     table = dataclasses.replace(table, memory=frozen.memory)
     return dict(gradients.weighted_sums(objective, table, batch))
 
   return evaluate
+
+
+def models_of(
+  model: models.LanguageModel, lora: lora_lib.LoRA | None, frozen: Frozen
+) -> tuple[models.LanguageModel, Params | Head | None]:
+  """The policy, and the parameters of the reference: with adapters the base, unless there is another."""
+  if (lora is None) != (frozen.base is None):
+    raise ValueError('adapters need a base, and a base needs adapters: give both `lora` and `Frozen.base`, or neither')
+  if lora is None:
+    return model, frozen.reference
+  return lora_lib.bind(model, frozen.base, lora), frozen.base if frozen.reference is None else frozen.reference
 
 
 def _require_positive(**sizes: int) -> None:

@@ -33,7 +33,7 @@ def attributes_read(source: str) -> set[str]:
 
 @pytest.mark.parametrize('name', field_names())
 def test_every_field_is_read_by_the_trainer(name):
-  files = ('train.py', 'inputs.py', 'preparation.py')
+  files = ('train.py', 'inputs.py', 'preparation.py', 'adapters.py')
   assert any(name in attributes_read((ROOT / 'experiments' / file).read_text(encoding='utf-8')) for file in files)
 
 

@@ -13,7 +13,6 @@ import pytest
 from safetensors import numpy as safetensors_numpy
 
 from alignjax.data import findings, tokenization
-from alignjax.models import checkpoint_io
 from alignjax.training import doctor as examinations
 from alignjax.training import placement
 from experiments import config as config_lib
@@ -75,9 +74,9 @@ def start_of(config):
   """A run as it is before its first update."""
   prepared = preparation.prepare(config, SILENT)
   tx = doctor.build_optimizer(config, prepared)
-  params = checkpoint_io.load_params(config.model, prepared.model.config, prepared.shardings)
+  base, params = preparation.load_base(config, prepared), preparation.initial_params(config, prepared)
   state = placement.create_state(prepared.mesh, params, tx, jax.random.key(0), prepared.objective.memory.initial)
-  return config, prepared, state, preparation.load_frozen(config, prepared)
+  return config, prepared, state, preparation.load_frozen(config, prepared, base)
 
 
 def named(found):

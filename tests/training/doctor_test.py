@@ -121,14 +121,16 @@ def test_sampling_that_computes_something_else_is_seen(params, batch):
   key = jax.random.key(0)
   broken = MODEL._replace(decode=lambda *args: (lambda cache, hidden: (cache, 1.1 * hidden))(*MODEL.decode(*args)))
   for model, expected in ((MODEL, {}), (broken, {'sampling_gap': 'error'})):
-    assert named(doctor.examine_sampling(model, params[0], batch, key, compute_dtype='float32')) == expected
+    assert (
+      named(doctor.examine_sampling(model, params[0], state.Frozen(), batch, key, compute_dtype='float32')) == expected
+    )
 
 
 def test_what_bfloat16_costs_is_told_and_is_large_only_where_it_is(params, batch):
   rounded = transformer.build(dataclasses.replace(CONFIG, compute_dtype='bfloat16'))
   other = MODEL._replace(hidden=lambda *args: 5.0 * MODEL.hidden(*args))
   for model, severity in ((rounded, 'note'), (other, 'warning')):
-    found = doctor.examine_precision(model, MODEL, params[0], batch, chunk=64)
+    found = doctor.examine_precision(model, MODEL, params[0], state.Frozen(), batch, chunk=64)
     assert named(found) == {'precision': severity}
 
 
