@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from alignjax.data import findings
 from alignjax.data import pairs as pairs_lib
-from alignjax.data.findings import ERROR, NOTE, WARNING, Finding
 
 # Shares of pairs, or of rows read, above which a finding is more than a note.
 NONE = 0.0
@@ -16,7 +16,7 @@ ALL = 1.0  # never
 
 
 def severity(share: float, warning: float, error: float) -> str:
-  return ERROR if share > error else WARNING if share > warning else NOTE
+  return findings.ERROR if share > error else findings.WARNING if share > warning else findings.NOTE
 
 
 def found(
@@ -28,7 +28,7 @@ def found(
   *,
   warning: float = FEW,
   error: float = ALL,
-) -> Iterator[Finding]:
+) -> Iterator[findings.Finding]:
   """A finding about the pairs where `rows` [n] is true, if there are any.
 
   Args:
@@ -44,4 +44,4 @@ def found(
   if count:
     share = count / len(pairs)
     seen = f'{count:,} of {len(pairs):,} pairs ({share:.1%}) {what}; the first is {pairs.origin(int(np.argmax(rows)))}'
-    yield Finding(name, severity(share, warning, error), seen, advice)
+    yield findings.Finding(name, severity(share, warning, error), seen, advice)

@@ -8,14 +8,13 @@ from collections.abc import Iterator
 import itertools
 import json
 
+from alignjax.data import findings, preference_checks, token_checks, tokenization
 from alignjax.data import pairs as pairs_lib
-from alignjax.data import preference_checks, token_checks, tokenization
-from alignjax.data.findings import ERROR, NOTE, WARNING, Finding
 
 UNUSED_ROWS = 0.1  # of an embedding: more than padding explains
 
 
-def examine_tokenizer(tokenizer: tokenization.Tokenizer, *, vocab_size: int) -> list[Finding]:
+def examine_tokenizer(tokenizer: tokenization.Tokenizer, *, vocab_size: int) -> list[findings.Finding]:
   """Examines a tokenizer with its chat template and generation settings.
 
   Args:
@@ -25,7 +24,7 @@ def examine_tokenizer(tokenizer: tokenization.Tokenizer, *, vocab_size: int) -> 
   Returns:
     Findings, in the order of the checks; `findings.worst_first` sorts them.
   """
-  findings = (
+  found = (
     _special_ids(tokenizer, vocab_size),
     _embedding_rows(tokenizer, vocab_size),
     _template_bos(tokenizer),
@@ -34,7 +33,7 @@ def examine_tokenizer(tokenizer: tokenization.Tokenizer, *, vocab_size: int) -> 
     _pad_is_end(tokenizer),
     _unreachable_tokens(tokenizer),
   )
-  return list(itertools.chain.from_iterable(findings))
+  return list(itertools.chain.from_iterable(found))
 
 
 def examine_pairs(
@@ -43,7 +42,7 @@ def examine_pairs(
   *,
   vocab_size: int,
   max_positions: int | None = None,
-) -> list[Finding]:
+) -> list[findings.Finding]:
   """Examines tokenised pairs, and the report of what became of the rows that are not among them.
 
   Of more than two responses, neither contradictions nor lengths are examined.
@@ -59,7 +58,7 @@ def examine_pairs(
     Findings, in the order of the checks; `findings.worst_first` sorts them.
   """
   names = preference_checks.identify(pairs)[0]
-  findings = (
+  found = (
     token_checks.outside_vocabulary(pairs, vocab_size),
     () if max_positions is None else token_checks.beyond_positions(pairs, max_positions),
     token_checks.missing_bos(pairs, tokenizer),
@@ -75,10 +74,10 @@ def examine_pairs(
     preference_checks.labels(pairs),
     preference_checks.length_bias(pairs),
   )
-  return list(itertools.chain.from_iterable(findings))
+  return list(itertools.chain.from_iterable(found))
 
 
-def examine_split(train: pairs_lib.TokenizedPairs, evaluation: pairs_lib.TokenizedPairs) -> list[Finding]:
+def examine_split(train: pairs_lib.TokenizedPairs, evaluation: pairs_lib.TokenizedPairs) -> list[findings.Finding]:
   """Looks for evaluation pairs, and for their prompts, among the training pairs.
 
   Neither is an error: training goes as it would without; it is the evaluation that says less.
@@ -86,44 +85,50 @@ def examine_split(train: pairs_lib.TokenizedPairs, evaluation: pairs_lib.Tokeniz
   return list(preference_checks.shared_pairs(train, evaluation))
 
 
-def _special_ids(tokenizer: tokenization.Tokenizer, vocab_size: int) -> Iterator[Finding]:
-  """Ids that a configuration names: the embedding must have a row, and the tokenizer a token, for each."""
-  for token in sorted({*tokenizer.end_ids, *tokenizer.prefix, tokenizer.pad_id}):
+def _special_ids(tokenizer: tokenization.Tokenizer, vocab_size: int) -> Iterator[findings.Finding]:
+  """The embedding must have a row, and the tokenizer a token, for each id that starts or ends a text."""
+  needed = {*tokenizer.prefix, tokenizer.eos_id, tokenizer.turn_end_id}
+  for token in sorted({*tokenizer.prefix, *tokenizer.end_ids}):
     if token >= vocab_size or tokenizer.backend.id_to_token(token) is None:
-      yield Finding(
+      yield findings.Finding(
         'unknown_special_id',
-        ERROR,
+        findings.ERROR if token in needed else findings.WARNING,  # a further end token may never come
         f'special token id {token} is not among the {vocab_size} rows of the embedding, or no token has it',
         'Correct generation_config.json, or use the tokenizer that belongs to the model',
       )
 
 
-def _embedding_rows(tokenizer: tokenization.Tokenizer, vocab_size: int) -> Iterator[Finding]:
+def _embedding_rows(tokenizer: tokenization.Tokenizer, vocab_size: int) -> Iterator[findings.Finding]:
   unused = vocab_size - tokenizer.vocab_size
   seen = f'the tokenizer has ids up to {tokenizer.vocab_size - 1}, the embedding has {vocab_size} rows'
   if unused < 0:
-    yield Finding(
-      'embedding_too_small', ERROR, seen, 'Use the tokenizer that belongs to the model, or give the new tokens rows'
+    yield findings.Finding(
+      'embedding_too_small',
+      findings.WARNING,  # texts may not have those tokens; `examine_pairs` knows
+      seen,
+      'Use the tokenizer that belongs to the model, or give the new tokens rows',
     )
   elif unused:
-    severity = WARNING if unused > UNUSED_ROWS * vocab_size else NOTE
-    yield Finding('unused_rows', severity, seen, 'A few rows are padding; for many, see whether the tokenizer fits')
+    severity = findings.WARNING if unused > UNUSED_ROWS * vocab_size else findings.NOTE
+    yield findings.Finding(
+      'unused_rows', severity, seen, 'A few rows are padding; for many, see whether the tokenizer fits'
+    )
 
 
-def _template_bos(tokenizer: tokenization.Tokenizer) -> Iterator[Finding]:
+def _template_bos(tokenizer: tokenization.Tokenizer) -> Iterator[findings.Finding]:
   ids = None if tokenizer.template is None else token_checks.encode(tokenizer, token_checks.TURN)
   if ids and tokenizer.prefix and tokenizer.bos_id not in tokenizer.end_ids:
     count = ids.count(tokenizer.bos_id)
     if count != 1:
-      yield Finding(
+      yield findings.Finding(
         'template_bos',
-        ERROR,
+        findings.ERROR,
         f'a chat of one question has {token_checks.spell(tokenizer, [tokenizer.bos_id])} {count} times',
         'Let the chat template write it once, as its very first text, or not at all',
       )
 
 
-def _template_end(tokenizer: tokenization.Tokenizer) -> Iterator[Finding]:
+def _template_end(tokenizer: tokenization.Tokenizer) -> Iterator[findings.Finding]:
   """How the chat template closes an assistant's turn."""
   if tokenizer.template is None:
     return
@@ -131,7 +136,9 @@ def _template_end(tokenizer: tokenization.Tokenizer) -> Iterator[Finding]:
     if tokenizer.turn_end_id != tokenizer.eos_id:
       turn_end, end = (token_checks.spell(tokenizer, [token]) for token in (tokenizer.turn_end_id, tokenizer.eos_id))
       seen = f'the chat template ends turns with {turn_end}, eos_token is {end}'
-      yield Finding('turn_end_is_not_eos', NOTE, seen, 'Sampling stops at both; other programs must be told to')
+      yield findings.Finding(
+        'turn_end_is_not_eos', findings.NOTE, seen, 'Sampling stops at both; other programs must be told to'
+      )
     return
   try:
     ids = tokenizer.encode_pair(token_checks.TURN, ['answer']).responses[0]
@@ -140,40 +147,43 @@ def _template_end(tokenizer: tokenization.Tokenizer) -> Iterator[Finding]:
   closing = tokenizer.decode(ids[:-1]).partition('answer')[2].strip()
   eos = token_checks.spell(tokenizer, [tokenizer.eos_id])
   if closing:
-    yield Finding(
+    yield findings.Finding(
       'turn_end_is_text',
-      WARNING,
+      findings.WARNING,
       f'the chat template closes turns with {closing!r}, which is no special token, so {eos} follows it',
       'Add it to the special tokens, with a row of the embedding, or take a template of tokens that the model has',
     )
   else:
-    yield Finding(
-      'template_without_end', NOTE, f'the chat template closes no turn, so {eos} follows', 'See that it may'
+    yield findings.Finding(
+      'template_without_end',
+      findings.NOTE,
+      f'the chat template closes no turn, so {eos} follows a response',
+      'See that the model was trained so before, or take a template that ends turns with a token',
     )
 
 
-def _generation_end(tokenizer: tokenization.Tokenizer) -> Iterator[Finding]:
+def _generation_end(tokenizer: tokenization.Tokenizer) -> Iterator[findings.Finding]:
   """Whether programs that read generation_config.json stop where training ends a response."""
-  ends = {tokenizer.eos_id if tokenizer.turn_end_id is None else tokenizer.turn_end_id}
-  if tokenizer.generation_end_ids and not ends <= tokenizer.generation_end_ids:
+  end = tokenizer.eos_id if tokenizer.turn_end_id is None else tokenizer.turn_end_id
+  if tokenizer.generation_end_ids and end not in tokenizer.generation_end_ids:
     stops = token_checks.spell(tokenizer, tokenizer.generation_end_ids)
-    yield Finding(
+    yield findings.Finding(
       'generation_goes_on',
-      WARNING,
-      f'responses end with {token_checks.spell(tokenizer, ends)}, but generation_config.json stops at {stops}',
+      findings.WARNING,
+      f'responses end with {token_checks.spell(tokenizer, [end])}, but generation_config.json stops at {stops}',
       'Add it to eos_token_id of generation_config.json, or other programs will not stop there',
     )
 
 
-def _pad_is_end(tokenizer: tokenization.Tokenizer) -> Iterator[Finding]:
+def _pad_is_end(tokenizer: tokenization.Tokenizer) -> Iterator[findings.Finding]:
   if tokenizer.pad_id in tokenizer.end_ids:
     pad = token_checks.spell(tokenizer, [tokenizer.pad_id])
-    yield Finding(
-      'pad_is_end', NOTE, f'{pad} pads and ends', 'Harmless: padding is told by lengths, so ends are trained'
+    yield findings.Finding(
+      'pad_is_end', findings.NOTE, f'{pad} pads and ends', 'Harmless: padding is told by lengths, so ends are trained'
     )
 
 
-def _unreachable_tokens(tokenizer: tokenization.Tokenizer) -> Iterator[Finding]:
+def _unreachable_tokens(tokenizer: tokenization.Tokenizer) -> Iterator[findings.Finding]:
   """Tokens that no text becomes: pieces of a byte-pair vocabulary that no merge makes."""
   model = json.loads(tokenizer.backend.to_str())['model']
   if model['type'] != 'BPE' or model.get('ignore_merges'):
@@ -187,4 +197,6 @@ def _unreachable_tokens(tokenizer: tokenization.Tokenizer) -> Iterator[Finding]:
   lost = [piece for piece in model['vocab'] if len(piece) > 1 and piece not in reachable]
   if lost:
     seen = f'{len(lost):,} of {tokenizer.vocab_size:,} tokens are made by no merge, such as {lost[0]!r}'
-    yield Finding('unreachable_tokens', NOTE, seen, 'No text becomes them; see that tokenizer.json is the original')
+    yield findings.Finding(
+      'unreachable_tokens', findings.NOTE, seen, 'No text becomes them; see that tokenizer.json is the original'
+    )

@@ -6,9 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from alignjax.data import checks
+from alignjax.data import checks, findings
 from alignjax.data import pairs as pairs_lib
-from alignjax.data.findings import ERROR, NOTE, WARNING, Finding
 
 DOMINATING_SHARE = 0.1  # of all pairs have one prompt
 DOMINATING_PAIRS = 20  # at least, for that to mean anything
@@ -52,7 +51,7 @@ def same_rows(*tables: np.ndarray) -> list[np.ndarray]:
 # --- pairs against each other
 
 
-def identical_responses(pairs: pairs_lib.TokenizedPairs, names: Names) -> Iterator[Finding]:
+def identical_responses(pairs: pairs_lib.TokenizedPairs, names: Names) -> Iterator[findings.Finding]:
   if pairs.responses > 1:
     yield from checks.found(
       'identical_responses',
@@ -64,7 +63,7 @@ def identical_responses(pairs: pairs_lib.TokenizedPairs, names: Names) -> Iterat
     )
 
 
-def duplicate_pairs(pairs: pairs_lib.TokenizedPairs, names: Names) -> Iterator[Finding]:
+def duplicate_pairs(pairs: pairs_lib.TokenizedPairs, names: Names) -> Iterator[findings.Finding]:
   columns = [names.prompt, _oriented(pairs, names.responses)]
   if pairs.responses != 2:
     columns.append(pairs.label < 0.5)
@@ -80,7 +79,7 @@ def duplicate_pairs(pairs: pairs_lib.TokenizedPairs, names: Names) -> Iterator[F
   )
 
 
-def contradictory_pairs(pairs: pairs_lib.TokenizedPairs, names: Names) -> Iterator[Finding]:
+def contradictory_pairs(pairs: pairs_lib.TokenizedPairs, names: Names) -> Iterator[findings.Finding]:
   """A over B here and B over A there; for unpaired responses, desirable here and undesirable there."""
   if pairs.responses > 2:
     return
@@ -102,7 +101,7 @@ def contradictory_pairs(pairs: pairs_lib.TokenizedPairs, names: Names) -> Iterat
   )
 
 
-def dominating_prompt(pairs: pairs_lib.TokenizedPairs, names: Names) -> Iterator[Finding]:
+def dominating_prompt(pairs: pairs_lib.TokenizedPairs, names: Names) -> Iterator[findings.Finding]:
   _, number, counts = np.unique(names.prompt, return_inverse=True, return_counts=True)
   rows = number == counts.argmax()
   if counts.max() >= DOMINATING_PAIRS:
@@ -115,7 +114,7 @@ def dominating_prompt(pairs: pairs_lib.TokenizedPairs, names: Names) -> Iterator
     )
 
 
-def shared_pairs(train: pairs_lib.TokenizedPairs, evaluation: pairs_lib.TokenizedPairs) -> Iterator[Finding]:
+def shared_pairs(train: pairs_lib.TokenizedPairs, evaluation: pairs_lib.TokenizedPairs) -> Iterator[findings.Finding]:
   """Evaluation pairs, or at least prompts, that are trained on."""
   known, asked = identify(train, evaluation)
   prompt_shared = np.isin(asked.prompt, known.prompt)
@@ -156,7 +155,7 @@ def _oriented(pairs: pairs_lib.TokenizedPairs, values: np.ndarray) -> np.ndarray
 # --- labels, weights, lengths
 
 
-def weights(pairs: pairs_lib.TokenizedPairs) -> Iterator[Finding]:
+def weights(pairs: pairs_lib.TokenizedPairs) -> Iterator[findings.Finding]:
   yield from checks.found(
     'bad_weight',
     pairs,
@@ -175,7 +174,7 @@ def weights(pairs: pairs_lib.TokenizedPairs) -> Iterator[Finding]:
   )
 
 
-def labels(pairs: pairs_lib.TokenizedPairs) -> Iterator[Finding]:
+def labels(pairs: pairs_lib.TokenizedPairs) -> Iterator[findings.Finding]:
   """A label is P(the first response is preferred); of an unpaired response, P(it is desirable)."""
   label = pairs.label
   yield from checks.found(
@@ -207,18 +206,22 @@ def labels(pairs: pairs_lib.TokenizedPairs) -> Iterator[Finding]:
     yield from _class_balance(pairs)
 
 
-def _class_balance(pairs: pairs_lib.TokenizedPairs) -> Iterator[Finding]:
+def _class_balance(pairs: pairs_lib.TokenizedPairs) -> Iterator[findings.Finding]:
   certain = int(np.count_nonzero(pairs.label != 0.5))
   if certain:
     share = np.count_nonzero(pairs.label > 0.5) / certain
     seen = f'{share:.1%} of {certain:,} responses are desirable'
     if share in (0.0, 1.0):
-      yield Finding('one_class', ERROR, seen, 'Preferences need both: give desirable and undesirable responses')
+      yield findings.Finding(
+        'one_class', findings.ERROR, seen, 'Preferences need both: give desirable and undesirable responses'
+      )
     elif not RARE_CLASS <= share <= 1 - RARE_CLASS:
-      yield Finding('rare_class', WARNING, seen, 'Balance the two with weights, or with those of the objective')
+      yield findings.Finding(
+        'rare_class', findings.WARNING, seen, 'Balance the two with weights, or with those of the objective'
+      )
 
 
-def length_bias(pairs: pairs_lib.TokenizedPairs) -> Iterator[Finding]:
+def length_bias(pairs: pairs_lib.TokenizedPairs) -> Iterator[findings.Finding]:
   """Chosen minus rejected response, in tokens. The length of an answer is easier to learn than its quality."""
   if pairs.responses != 2:
     return
@@ -228,10 +231,10 @@ def length_bias(pairs: pairs_lib.TokenizedPairs) -> Iterator[Finding]:
     return
   mean, error = difference.mean(), difference.std(ddof=1) / np.sqrt(len(difference))
   longer = np.count_nonzero(difference > 0) / np.count_nonzero(difference)
-  strong = abs(mean) > STANDARD_ERRORS * error and not 1 - LONGER_SHARE <= longer <= LONGER_SHARE
-  yield Finding(
+  strong = abs(mean) > STANDARD_ERRORS * error and (longer if mean > 0 else 1 - longer) > LONGER_SHARE
+  yield findings.Finding(
     'length_bias',
-    WARNING if strong else NOTE,
+    findings.WARNING if strong else findings.NOTE,
     f'chosen minus rejected responses are {mean:+.1f} ± {error:.1f} tokens on average; of the pairs with unequal '
     f'lengths, {longer:.0%} have the longer one chosen',
     'Compare with an objective that divides by length, and watch the length of samples',

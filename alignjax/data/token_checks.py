@@ -5,15 +5,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from alignjax.data import checks, tokenization
+from alignjax.data import checks, findings, tokenization
 from alignjax.data import pairs as pairs_lib
-from alignjax.data.findings import Finding
 
 TURN = [{'role': 'user', 'content': 'question'}]
 TURNS = [*TURN, {'role': 'assistant', 'content': 'answer'}, *TURN]
 
 
-def outside_vocabulary(pairs: pairs_lib.TokenizedPairs, vocab_size: int) -> Iterator[Finding]:
+def outside_vocabulary(pairs: pairs_lib.TokenizedPairs, vocab_size: int) -> Iterator[findings.Finding]:
   prompt, response = ((ids < 0) | (ids >= vocab_size) for ids in (pairs.prompt_tokens, pairs.response_tokens))
   yield from checks.found(
     'outside_vocabulary',
@@ -25,7 +24,7 @@ def outside_vocabulary(pairs: pairs_lib.TokenizedPairs, vocab_size: int) -> Iter
   )
 
 
-def beyond_positions(pairs: pairs_lib.TokenizedPairs, max_positions: int) -> Iterator[Finding]:
+def beyond_positions(pairs: pairs_lib.TokenizedPairs, max_positions: int) -> Iterator[findings.Finding]:
   length = pairs.prompt_length + pairs.response_length.max(axis=1)
   yield from checks.found(
     'beyond_positions',
@@ -37,7 +36,7 @@ def beyond_positions(pairs: pairs_lib.TokenizedPairs, max_positions: int) -> Ite
   )
 
 
-def missing_bos(pairs: pairs_lib.TokenizedPairs, tokenizer: tokenization.Tokenizer) -> Iterator[Finding]:
+def missing_bos(pairs: pairs_lib.TokenizedPairs, tokenizer: tokenization.Tokenizer) -> Iterator[findings.Finding]:
   if tokenizer.prefix:
     first = pairs.prompt_tokens[pairs.prompt_offsets[:-1]]
     yield from checks.found(
@@ -51,7 +50,7 @@ def missing_bos(pairs: pairs_lib.TokenizedPairs, tokenizer: tokenization.Tokeniz
     )
 
 
-def double_bos(pairs: pairs_lib.TokenizedPairs, tokenizer: tokenization.Tokenizer) -> Iterator[Finding]:
+def double_bos(pairs: pairs_lib.TokenizedPairs, tokenizer: tokenization.Tokenizer) -> Iterator[findings.Finding]:
   """A BOS that starts nothing."""
   bos = tokenizer.bos_id
   if bos is None:
@@ -76,7 +75,7 @@ def double_bos(pairs: pairs_lib.TokenizedPairs, tokenizer: tokenization.Tokenize
   )
 
 
-def untrained_end(pairs: pairs_lib.TokenizedPairs, tokenizer: tokenization.Tokenizer) -> Iterator[Finding]:
+def untrained_end(pairs: pairs_lib.TokenizedPairs, tokenizer: tokenization.Tokenizer) -> Iterator[findings.Finding]:
   last = pairs.response_tokens[pairs.response_offsets[1:] - 1].reshape(-1, pairs.responses)
   yield from checks.found(
     'untrained_end',
@@ -89,7 +88,7 @@ def untrained_end(pairs: pairs_lib.TokenizedPairs, tokenizer: tokenization.Token
   )
 
 
-def end_token_inside(pairs: pairs_lib.TokenizedPairs, tokenizer: tokenization.Tokenizer) -> Iterator[Finding]:
+def end_token_inside(pairs: pairs_lib.TokenizedPairs, tokenizer: tokenization.Tokenizer) -> Iterator[findings.Finding]:
   at = np.isin(pairs.response_tokens, list(tokenizer.end_ids))
   at[pairs.response_offsets[1:] - 1] = False
   yield from checks.found(
@@ -193,7 +192,7 @@ _SHARES = (
 )
 
 
-def report_shares(pairs: pairs_lib.TokenizedPairs) -> Iterator[Finding]:
+def report_shares(pairs: pairs_lib.TokenizedPairs) -> Iterator[findings.Finding]:
   """What became of the rows, from the report that travelled with them."""
   totals = {'dropped': pairs.report.read, 'noted': pairs.report.kept}
   named = {reason for entry in _SHARES for reason in entry.reasons}
@@ -204,4 +203,4 @@ def report_shares(pairs: pairs_lib.TokenizedPairs) -> Iterator[Finding]:
       count, total = sum(tallies[reason].count for reason in present), totals[entry.kind]
       most = max(present, key=lambda reason: tallies[reason].count)
       seen = f'{count:,} of {total:,} ({count / total:.1%}) {entry.what}; {most} at {tallies[most].examples[0]}'
-      yield Finding(entry.name, checks.severity(count / total, entry.warning, entry.error), seen, entry.advice)
+      yield findings.Finding(entry.name, checks.severity(count / total, entry.warning, entry.error), seen, entry.advice)

@@ -5,11 +5,13 @@ import json
 
 import pytest
 
+from alignjax.data import findings as findings_lib
 from alignjax.data import health, tokenization
 from alignjax.data import pairs as pairs_lib
-from alignjax.data.findings import ERROR, NOTE, WARNING
 from tests.data import sound_pairs as given
 from tests.data import tokenizer_families, variants
+
+ERROR, WARNING, NOTE = findings_lib.SEVERITIES
 
 
 @pytest.fixture(scope='module')
@@ -88,6 +90,14 @@ def test_second_bos_where_every_exchange_starts_with_one(load):
   assert given.faults_of(pairs, tokenizer, vocab_size=336) == {}
   doubled = [row._replace(prompt=[1, *row.prompt]) for row in pairs]
   assert given.faults_of(doubled, tokenizer, vocab_size=336) == {'double_bos': ERROR}
+
+
+def test_bos_that_is_also_the_end_may_part_texts_of_a_prompt(tmp_path):
+  tokenizer = tokenization.Tokenizer.load(tokenizer_families.write(tmp_path, 'gpt_2', add_bos_token=True))
+  parted = [pair._replace(prompt=f'Oh.<|endoftext|>{pair.prompt}') for pair in given.texts()]
+  assert given.faults_of(given.tokenize(parted, tokenizer), tokenizer) == {}
+  doubled = [pair._replace(prompt=f'<|endoftext|><|endoftext|>{pair.prompt}') for pair in given.texts()]
+  assert given.faults_of(given.tokenize(doubled, tokenizer), tokenizer) == {'double_bos': ERROR}
 
 
 def test_missing_bos(tokenizer, sound):
@@ -220,8 +230,9 @@ TWO_BOS = '{{ bos_token }}' + variants.TURNS + '{{ bos_token }}'
 @pytest.mark.parametrize(
   ('family', 'changes', 'expected', 'seen'),
   [
-    ('qwen', {'end_ids': [284, 400]}, {'unknown_special_id': ERROR}, '400'),
-    ('qwen', {'rows': 284}, {'unknown_special_id': ERROR, 'embedding_too_small': ERROR}, 'id 284'),
+    ('qwen', {'end_ids': [284, 400]}, {'unknown_special_id': WARNING}, '400'),
+    ('qwen', {'end_ids': [284, 285], 'rows': 290}, {'unknown_special_id': WARNING, 'unused_rows': NOTE}, 'id 285'),
+    ('qwen', {'rows': 284}, {'unknown_special_id': ERROR, 'embedding_too_small': WARNING}, 'id 284'),
     ('qwen', {'rows': 400}, {'unused_rows': WARNING}, 'ids up to 284, the embedding has 400 rows'),
     ('qwen', {'rows': 288}, {'unused_rows': NOTE}, '288 rows'),
     ('llama_3', {'template': TWO_BOS}, {'template_bos': ERROR}, "'<|begin_of_text|>' (282) 2 times"),
@@ -231,6 +242,7 @@ TWO_BOS = '{{ bos_token }}' + variants.TURNS + '{{ bos_token }}'
       {'turn_end_is_not_eos': NOTE},
       "ends turns with '<|eot_id|>' (286), eos_token is '<|end_of_text|>'",
     ),
+    ('llama_3', {'end_ids': []}, {'turn_end_is_not_eos': NOTE}, "ends turns with '<|eot_id|>' (286)"),
     ('llama_3', {'end_ids': 283}, {'generation_goes_on': WARNING}, "end with '<|eot_id|>' (286), but"),
     (
       'gpt_2',

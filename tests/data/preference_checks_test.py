@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 
-from alignjax.data import preference_checks, tokenization
-from alignjax.data.findings import ERROR, NOTE, WARNING
+from alignjax.data import findings as findings_lib
+from alignjax.data import health, preference_checks, tokenization
+from alignjax.data import pairs as pairs_lib
 from tests.data import sound_pairs as given
 from tests.data import tokenizer_families
+
+ERROR, WARNING, NOTE = findings_lib.SEVERITIES
 
 
 @pytest.fixture(scope='module')
@@ -51,6 +54,12 @@ def test_contradictory_pairs(tokenizer, sound, edit):
   assert given.faults_of(sound + [edit(row) for row in sound], tokenizer) == {'contradictory_pairs': ERROR}
 
 
+def test_same_responses_to_other_prompts_are_other_pairs(tokenizer, sound):
+  yes_or_no = [row._replace(responses=sound[0].responses[:: -1 if row.line % 2 else 1]) for row in sound]
+  assert given.faults_of(yes_or_no, tokenizer) == {}
+  assert health.examine_split(pairs_lib.pack(yes_or_no[:100]), pairs_lib.pack(yes_or_no[100:])) == []
+
+
 def test_equal_odds_contradict_nobody(tokenizer, sound):
   undecided = [row._replace(responses=row.responses[::-1], label=0.5) for row in sound[:10]]
   assert given.faults_of(sound + undecided, tokenizer) == {}
@@ -71,6 +80,8 @@ def test_prompt_that_dominates(tokenizer, sound):
   assert given.faults(findings) == {'dominating_prompt': WARNING}
   assert given.named(findings, 'dominating_prompt').seen.startswith('41 of 200 pairs (20.5%)')
   assert given.faults_of(given.some(sound, same, 0.05), tokenizer) == {}
+  many = sound + [row._replace(prompt=[*row.prompt, 30]) for row in sound]
+  assert given.faults_of(given.some(many, same, 0.08), tokenizer) == {}  # 33 of 400
   assert given.faults_of(sound[:9], tokenizer) == {}  # each prompt has a ninth, which means nothing
 
 
@@ -79,6 +90,7 @@ def test_prompt_that_dominates(tokenizer, sound):
   [
     ('bad_weight', {'weight': -1.0}),
     ('bad_weight', {'weight': float('nan')}),
+    ('bad_weight', {'weight': float('inf')}),
     ('no_weight', {'weight': 0.0}),
     ('bad_label', {'label': 1.5}),
     ('bad_label', {'label': float('nan')}),
@@ -128,8 +140,17 @@ def test_length_bias(tokenizer, sound, longer):
 def test_chance_differences_of_length_are_no_bias(tokenizer, sound):
   findings = given.examine(sound, tokenizer)
   assert given.named(findings, 'length_bias').severity == NOTE
-  # A few extreme lengths move the mean, and most pairs lean the other way: both signs are needed.
-  rows = given.some(
-    sound, lambda row: row._replace(responses=[[30] * 60 + list(row.responses[0]), row.responses[1]]), 0.15
-  )
-  assert given.faults_of(rows, tokenizer) == {}
+
+  def of_lengths(*lengths):
+    return lambda row: row._replace(
+      responses=[[i, *[30] * (length - 2), given.END] for i, length in enumerate(lengths)]
+    )
+
+  # Neither a mean that a few extreme lengths make, nor a majority that a few of them outweigh.
+  extreme = given.some(given.some(sound, of_lengths(9, 10), 1.0), of_lengths(99, 9), 0.2)
+  outweighed = given.some(given.some(sound, of_lengths(10, 9), 1.0), of_lengths(9, 13), 0.2)
+  outweighed[-1] = of_lengths(9, 12)(outweighed[-1])
+  for rows, seen in ((extreme, 'are +17.2 ± 2.6 tokens on average'), (outweighed, 'are +0.0 ± 0.1 tokens on average')):
+    findings = given.examine(rows, tokenizer)
+    assert given.faults(findings) == {}
+    assert seen in given.named(findings, 'length_bias').seen

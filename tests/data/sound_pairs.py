@@ -1,8 +1,8 @@
 """Preference pairs with nothing wrong, and what tests of their health say about them."""
 
+from alignjax.data import findings as findings_lib
 from alignjax.data import health, sources
 from alignjax.data import pairs as pairs_lib
-from alignjax.data.findings import NOTE
 
 COUNT = 200
 BOS, END, VOCABULARY = 282, 286, 287  # <|begin_of_text|>, <|eot_id|> and all tokens of llama_3
@@ -23,7 +23,7 @@ def tokenize(pairs, tokenizer, **options):
 
 def faults(findings):
   """What is more than a note, worst or not."""
-  return {finding.name: finding.severity for finding in findings if finding.severity != NOTE}
+  return {finding.name: finding.severity for finding in findings if finding.severity != findings_lib.NOTE}
 
 
 def named(findings, name):
