@@ -1,0 +1,65 @@
+"""TFDS builders of preference data, by name."""
+
+import os
+import pathlib
+
+import tensorflow_datasets as tfds
+
+from alignjax.data.builders import (
+  base,
+  hh_rlhf,
+  imdb_preferences,
+  jsonl_preferences,
+  tldr_preferences,
+  ultrafeedback_binarized,
+)
+
+BUILDERS: dict[str, type[base.PreferenceBuilder]] = {
+  builder.name: builder
+  for builder in (
+    hh_rlhf.HhRlhf,
+    imdb_preferences.ImdbPreferences,
+    jsonl_preferences.JsonlPreferences,
+    tldr_preferences.TldrPreferences,
+    ultrafeedback_binarized.UltrafeedbackBinarized,
+  )
+}
+
+
+def names() -> list[str]:
+  """'name' or 'name/config' of everything that can be built."""
+  return [
+    '/'.join([name, *([config.name] if config else [])])
+    for name, builder in BUILDERS.items()
+    for config in builder.BUILDER_CONFIGS or [None]
+  ]
+
+
+def build(name: str, *, manual_dir: str | os.PathLike, data_dir: str | os.PathLike) -> base.PreferenceBuilder:
+  """Prepares a data set from files that are there; nothing is downloaded.
+
+  Args:
+    name: one of `names`; without a configuration, the first.
+    manual_dir: where the files are.
+    data_dir: the folder of all prepared data sets.
+
+  Returns:
+    The builder, whose `reports` say what became of the records.
+
+  Raises:
+    ValueError: an unknown name, missing files, or data that were prepared before.
+    DataError: a malformed record.
+  """
+  name, _, config = name.partition('/')
+  if name not in BUILDERS or (config and config not in BUILDERS[name].builder_configs):
+    raise ValueError(f'{"/".join([name, config]).strip("/")}: no such builder; there are {", ".join(names())}')
+  manual_dir = pathlib.Path(manual_dir)
+  builder = BUILDERS[name](config=config or None, data_dir=data_dir, file_format='array_record')
+  if not manual_dir.is_dir() or not any(manual_dir.iterdir()):
+    raise ValueError(f'{manual_dir}: no such folder, or an empty one.\n{builder.instructions()}')
+  if builder.data_path.exists():
+    raise ValueError(f'{builder.data_path}: is already prepared; delete this folder to build it anew')
+  builder.download_and_prepare(
+    download_config=tfds.download.DownloadConfig(manual_dir=manual_dir, try_download_gcs=False)
+  )
+  return builder
