@@ -24,8 +24,8 @@ from absl import app, flags, logging
 import jax
 import numpy as np
 
+from alignjax.data import forms, sources, tokenization, values
 from alignjax.data import report as report_lib
-from alignjax.data import sources, tokenization
 from alignjax.models import checkpoint_io, transformer
 from alignjax.parallel import mesh as mesh_lib
 from alignjax.parallel import rules
@@ -140,21 +140,11 @@ def read_prompts(path: str) -> list[sources.Prompt]:
 
 def _prompt_of_row(fields: dict[str, Any], path: str, line: int) -> sources.Prompt:
   del path, line  # the reader adds them to every error
-  unknown = sorted(set(fields) - set(sources.FIELDS))
+  unknown = sorted(set(fields) - set(forms.FORMS[forms.DEFAULT].columns))
   if unknown:
     raise sources.Refused('unknown_field', f'{", ".join(map(ascii, unknown))}: unknown; a row has a prompt')
-  prompt = fields.get('prompt')
-  if isinstance(prompt, str) and prompt:
-    sources.check_text(prompt, 'prompt')
-    return prompt
-  if not isinstance(prompt, list) or not prompt:
-    raise sources.Refused('wrong_type', "field 'prompt': must be a text or a list of messages, and not empty")
-  for i, message in enumerate(prompt):
-    if not isinstance(message, dict) or set(message) != {'role', 'content'} or message['role'] not in sources.ROLES:
-      roles = ', '.join(sources.ROLES)
-      raise sources.Refused('wrong_type', f"field 'prompt[{i}]': must be a message {{role, content}}, role in {roles}")
-    sources.check_text(message['content'], f'prompt[{i}].content')
-  return prompt
+  values.require(fields, ('prompt',))
+  return values.prompt(fields['prompt'], 'prompt')
 
 
 def _given_prompts(given: flags.FlagValues) -> list[sources.Prompt]:
