@@ -10,8 +10,6 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import read_only_builder
 
-from alignjax.data import builders
-
 # 'name/config:split', 'folder:split'; the split is what TFDS can read, such as 'train[:10%]'.
 LOCATION = re.compile(r'(?P<place>.*?)(:(?!//)(?P<split>.+))?', re.DOTALL)
 
@@ -63,7 +61,7 @@ def _find(place: str) -> tfds.core.DatasetBuilder:
     there = f'there are {", ".join(prepared)}' if (prepared := _prepared(folder)) else 'there is none'
     raise ValueError(
       f'{place}: no such data set is prepared in {folder}, the folder of TFDS_DATA_DIR; {there}. To prepare one: '
-      f'`python -m experiments.data build NAME --manual_dir=...`, where NAME is {" or ".join(builders.names())}'
+      'python -m experiments.data build NAME --manual_dir=FOLDER; without a NAME it tells those that it knows'
     ) from None
 
 

@@ -5,6 +5,7 @@ import pathlib
 
 import tensorflow_datasets as tfds
 
+from alignjax.data import sources
 from alignjax.data.builders import (
   base,
   hh_rlhf,
@@ -35,21 +36,25 @@ def names() -> list[str]:
   ]
 
 
-def build(name: str, *, manual_dir: str | os.PathLike, data_dir: str | os.PathLike) -> base.PreferenceBuilder:
+def build(
+  name: str, *, manual_dir: str | os.PathLike, data_dir: str | os.PathLike, on_error: str = 'raise'
+) -> base.PreferenceBuilder:
   """Prepares a data set from files that are there; nothing is downloaded.
 
   Args:
     name: one of `names`; without a configuration, the first.
     manual_dir: where the files are.
     data_dir: the folder of all prepared data sets.
+    on_error: 'raise' stops at the first malformed row; 'skip' counts malformed rows.
 
   Returns:
-    The builder, whose `reports` say what became of the records.
+    The builder, whose `reports` say what became of the rows.
 
   Raises:
     ValueError: an unknown name, missing files, or data that were prepared before.
-    DataError: a malformed record.
+    DataError: a malformed row.
   """
+  sources.check_policy(on_error)
   name, _, config = name.partition('/')
   if name not in BUILDERS or (config and config not in BUILDERS[name].builder_configs):
     raise ValueError(f'{"/".join([name, config]).strip("/")}: no such builder; there are {", ".join(names())}')
@@ -59,6 +64,7 @@ def build(name: str, *, manual_dir: str | os.PathLike, data_dir: str | os.PathLi
     raise ValueError(f'{manual_dir}: no such folder, or an empty one.\n{builder.instructions()}')
   if builder.data_path.exists():
     raise ValueError(f'{builder.data_path}: is already prepared; delete this folder to build it anew')
+  builder.on_error = on_error
   builder.download_and_prepare(
     download_config=tfds.download.DownloadConfig(manual_dir=manual_dir, try_download_gcs=False)
   )

@@ -3,14 +3,14 @@
 import pytest
 import tensorflow_datasets as tfds
 
-from alignjax.data import builders, catalogue, sources
+from alignjax.data import builders, catalogue, rows
 from tests.data.builders import preparing
 
 TRANSCRIPT = '\n\nHuman: Question {}?\n\nAssistant:'
 
 
 def transcripts(count, first=0):
-  """Records of hh_rlhf, all different."""
+  """Rows of hh_rlhf, all different."""
   prompts = [TRANSCRIPT.format(i) for i in range(first, first + count)]
   return [{'chosen': f'{prompt} Good', 'rejected': f'{prompt} Bad'} for prompt in prompts]
 
@@ -20,7 +20,7 @@ def prepared(tmp_path_factory):
   """So many rows that a writer which works in batches of 1000, as TFDS has one, would show what it loses."""
   folder = tmp_path_factory.mktemp('hh')
   files = {'harmless-base/train.jsonl.gz': transcripts(2500), 'harmless-base/test.jsonl': transcripts(30, first=2500)}
-  return preparing.build(folder, 'hh_rlhf', files)
+  return preparing.build(folder, 'hh_rlhf/harmless-base-text', files)
 
 
 def prompts(builder, split):
@@ -56,35 +56,32 @@ def test_the_usual_ways_of_tfds_read_it_at_random(prepared):
   ('line', 'reason', 'message'),
   [
     (b'{"chosen": ', 'not_json', 'not JSON'),
-    (b'\xff\xfe', 'not_json', 'not JSON'),
-    (b'[]', 'not_an_object', 'not a JSON object'),
-    ({'chosen': 'x'}, 'wrong_type', "field 'rejected': must be there, as str"),
-    ({'chosen': 'x', 'rejected': 3}, 'wrong_type', "field 'rejected': must be there, as str"),
-    (b'{"chosen": "x", "rejected": "\\ud800"}', 'lone_surrogate', 'surrogate'),
+    (b'[]', 'not_an_object', 'a row is a JSON object'),
+    ({'chosen': 'x'}, 'missing_field', "field 'rejected'"),
+    ({'chosen': 'x', 'rejected': 'y', 'more': 3}, 'unknown_field', 'more'),
   ],
 )
-def test_a_malformed_record_ends_the_build_with_its_place(tmp_path, line, reason, message):
-  with pytest.raises(sources.DataError, match=message) as caught:
-    preparing.build(tmp_path, 'hh_rlhf', {'harmless-base/train.jsonl': [*transcripts(2), line]})
+def test_a_malformed_row_ends_the_build_with_its_place_or_is_counted(tmp_path, line, reason, message):
+  files = {'harmless-base/train.jsonl': [*transcripts(2), line]}
+  with pytest.raises(rows.DataError, match=message) as caught:
+    preparing.build(tmp_path, 'hh_rlhf', files)
   assert caught.value.reason == reason
   assert str(caught.value).startswith(f'{tmp_path}/manual/harmless-base/train.jsonl:3: ')
   assert not list((tmp_path / 'data').glob('**/*.array_record*'))  # nothing half done is left
+  builder = preparing.build(tmp_path, 'hh_rlhf', files, on_error='skip')
+  assert builder.info.splits['train'].num_examples == 2
+  assert builder.reports['train'].dropped[reason].count == 1
 
 
 def test_a_damaged_stream_ends_the_build(tmp_path):
   path = preparing.write(tmp_path / 'manual' / 'harmless-base' / 'train.jsonl.gz', transcripts(50))
   path.write_bytes(path.read_bytes()[:-20])
-  with pytest.raises(sources.DataError, match='damaged or cut off'):
-    preparing.build(tmp_path, 'hh_rlhf', {})
-
-
-def test_blank_lines_hold_no_row(tmp_path):
-  builder = preparing.build(tmp_path, 'hh_rlhf', {'harmless-base/test.jsonl': [*transcripts(1), b'', *transcripts(1)]})
-  assert builder.info.splits['test'].num_examples == 2
+  with pytest.raises(rows.DataError, match='damaged or cut off'):
+    preparing.build(tmp_path, 'hh_rlhf/harmless-base-text', {})
 
 
 def test_a_split_without_files_is_left_out(tmp_path):
-  builder = preparing.build(tmp_path, 'hh_rlhf', {'harmless-base/test.jsonl': transcripts(3)})
+  builder = preparing.build(tmp_path, 'hh_rlhf/harmless-base-text', {'harmless-base/test.jsonl': transcripts(3)})
   assert list(builder.info.splits) == list(builder.reports) == ['test']
 
 
@@ -94,10 +91,10 @@ def test_a_split_without_files_is_left_out(tmp_path):
     ('nothing', {}, 'nothing: no such builder; there are hh_rlhf/harmless-base'),
     ('hh_rlhf/kind', {}, 'hh_rlhf/kind: no such builder; there are'),
     ('hh_rlhf', {}, r'manual: no such folder, or an empty one.\nDownload train.jsonl.gz and test.jsonl.gz'),
-    ('hh_rlhf/helpful-base', {'harmless-base/train.jsonl': []}, 'needs train: helpful-base/train.jsonl.gz or'),
-    ('hh_rlhf', {'harmless-base/train.jsonl': [b'']}, 'holds no rows for hh_rlhf'),
+    ('hh_rlhf/helpful-base', {'harmless-base/train.jsonl': []}, r'reads train: helpful-base/train\.jsonl\.gz or'),
+    ('hh_rlhf/harmless-base-text', {'harmless-base/train.jsonl': [b'']}, 'the file is empty'),
     (
-      'hh_rlhf',
+      'hh_rlhf/harmless-base-text',
       {'harmless-base/train.jsonl': transcripts(1), 'harmless-base/train.jsonl.gz': transcripts(1)},
       'harmless-base/train.jsonl.gz and harmless-base/train.jsonl are both there for train',
     ),
@@ -111,7 +108,15 @@ def test_what_is_missing_is_named(tmp_path, name, files, message):
 def test_what_is_prepared_is_not_built_again_from_other_files(prepared):
   folder = prepared.data_path.parent.parent.parent
   with pytest.raises(ValueError, match='already prepared; delete this folder'):
-    builders.build('hh_rlhf', manual_dir=folder.parent / 'manual', data_dir=folder)
+    builders.build('hh_rlhf/harmless-base-text', manual_dir=folder.parent / 'manual', data_dir=folder)
+
+
+def test_a_split_whose_rows_are_all_dropped_is_told(tmp_path):
+  same = {'prompt': 'a', 'chosen': 'b', 'rejected': 'b'}
+  files = {'train.jsonl': [same, same | {'rejected': 'c'}], 'test.jsonl': [same]}
+  builder = preparing.build(tmp_path, 'jsonl_preferences', files)
+  assert list(builder.info.splits) == ['train']
+  assert (builder.reports['test'].read, builder.reports['test'].kept) == (1, 0)
 
 
 def test_every_builder_says_what_to_put_where():

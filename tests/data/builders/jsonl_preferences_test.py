@@ -39,8 +39,8 @@ def test_pairs_without_a_difference_are_dropped_and_counted(tmp_path):
 @pytest.mark.parametrize(
   ('config', 'row', 'message'),
   [
-    ('text', CHAT[0], r'train.jsonl:1: field .prompt.: this row is for jsonl_preferences/chat'),
-    ('chat', TEXT[0], r'train.jsonl:1: field .prompt.: this row is for jsonl_preferences/text'),
+    ('text', CHAT[0], r'train.jsonl:1: .*: must be a string in jsonl_preferences/text'),
+    ('chat', TEXT[0], r'train.jsonl:1: .*: must be messages in jsonl_preferences/chat'),
     ('text', {'prompt': 'a', 'chosen': 'b'}, r"train.jsonl:1: field 'rejected' is missing"),
   ],
 )

@@ -21,8 +21,8 @@ def write(path: pathlib.Path, rows: list[Any]) -> pathlib.Path:
   return path
 
 
-def build(folder: pathlib.Path, name: str, files: dict[str, list[Any]]) -> builders.base.PreferenceBuilder:
+def build(folder: pathlib.Path, name: str, files: dict[str, list[Any]], **options) -> builders.base.PreferenceBuilder:
   """Prepares a data set in folder/data from files in folder/manual."""
   for file, rows in files.items():
     write(folder / 'manual' / file, rows)
-  return builders.build(name, manual_dir=folder / 'manual', data_dir=folder / 'data')
+  return builders.build(name, manual_dir=folder / 'manual', data_dir=folder / 'data', **options)
