@@ -36,6 +36,23 @@ def names() -> list[str]:
   ]
 
 
+def instructions(name: str) -> str:
+  """What to put where to build a data set.
+
+  Raises:
+    ValueError: an unknown name.
+  """
+  return ' '.join(_find(name)[0].MANUAL_DOWNLOAD_INSTRUCTIONS.split())
+
+
+def _find(name: str) -> tuple[type[base.PreferenceBuilder], str | None]:
+  """The builder and the configuration that are meant."""
+  place, _, config = name.partition('/')
+  if name not in (*BUILDERS, *names()):
+    raise ValueError(f'{name}: no such builder; there are {", ".join(names())}')
+  return BUILDERS[place], config or None
+
+
 def build(
   name: str, *, manual_dir: str | os.PathLike, data_dir: str | os.PathLike, on_error: str = 'raise'
 ) -> base.PreferenceBuilder:
@@ -55,13 +72,11 @@ def build(
     DataError: a malformed row.
   """
   sources.check_policy(on_error)
-  name, _, config = name.partition('/')
-  if name not in BUILDERS or (config and config not in BUILDERS[name].builder_configs):
-    raise ValueError(f'{"/".join([name, config]).strip("/")}: no such builder; there are {", ".join(names())}')
+  builder_class, config = _find(name)
   manual_dir = pathlib.Path(manual_dir)
-  builder = BUILDERS[name](config=config or None, data_dir=data_dir, file_format='array_record')
+  builder = builder_class(config=config, data_dir=data_dir, file_format='array_record')
   if not manual_dir.is_dir() or not any(manual_dir.iterdir()):
-    raise ValueError(f'{manual_dir}: no such folder, or an empty one.\n{builder.instructions()}')
+    raise ValueError(f'{manual_dir}: no such folder, or an empty one.\n{instructions(name)}')
   if builder.data_path.exists():
     raise ValueError(f'{builder.data_path}: is already prepared; delete this folder to build it anew')
   builder.on_error = on_error

@@ -45,10 +45,6 @@ class PreferenceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True)
     """Of the files of a split in --manual_dir, for glob; alternatives to one another."""
     return f'{split}.jsonl', f'{split}.jsonl.gz'
 
-  def instructions(self) -> str:
-    """What to put into --manual_dir."""
-    return ' '.join(self.MANUAL_DOWNLOAD_INSTRUCTIONS.split())
-
   def _info(self) -> tfds.core.DatasetInfo:
     prompt = {'role': tfds.features.Text(), 'content': tfds.features.Text()}
     features = {
@@ -79,7 +75,7 @@ class PreferenceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True)
         generators[split] = itertools.chain([first], examples)
     if not generators:
       wanted = '; '.join(f'{split}: {" or ".join(self.patterns(split))}' for split in self.splits)
-      raise ValueError(f'{folder}: holds no rows for {self.name}. It reads {wanted}.\n{self.instructions()}')
+      raise ValueError(f'{folder}: holds no rows for {self.info.full_name}, which reads {wanted}')
     return generators
 
   def _generate_examples(self, files: list[pathlib.Path], split: str) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -91,7 +91,11 @@ def test_a_split_without_files_is_left_out(tmp_path):
     ('nothing', {}, 'nothing: no such builder; there are hh_rlhf/harmless-base'),
     ('hh_rlhf/kind', {}, 'hh_rlhf/kind: no such builder; there are'),
     ('hh_rlhf', {}, r'manual: no such folder, or an empty one.\nDownload train.jsonl.gz and test.jsonl.gz'),
-    ('hh_rlhf/helpful-base', {'harmless-base/train.jsonl': []}, r'reads train: helpful-base/train\.jsonl\.gz or'),
+    (
+      'hh_rlhf/helpful-base',
+      {'harmless-base/train.jsonl': []},
+      r'holds no rows for hh_rlhf/helpful-base/1\.0\.0, which reads train: helpful-base/train\.jsonl\.gz or',
+    ),
     ('hh_rlhf/harmless-base-text', {'harmless-base/train.jsonl': [b'']}, 'the file is empty'),
     (
       'hh_rlhf/harmless-base-text',
