@@ -49,12 +49,13 @@ def conversations(fields: Mapping[str, Any], ignored: Collection[str]) -> tuple[
   values.require(fields, ('chosen', 'rejected'))
   sides = []
   for name in ('chosen', 'rejected'):
-    if not isinstance(fields[name], list):
+    value = fields[name]
+    if isinstance(value, str) and not (isinstance(value, values.Cell) and value.startswith('[')):
       raise rows.Refused(
         'missing_field',
         f"field 'prompt' is missing; give it, or make '{name}' the whole conversation, a list of messages",
       )
-    messages = values.messages(fields[name], name, ignored)
+    messages = values.messages(values.items(value, name), name, ignored)
     if len(messages) < 2 or messages[-1]['role'] != 'assistant' or messages[-2]['role'] != 'user':
       raise rows.Refused(
         'wrong_role', f"field '{name}': without 'prompt' it must be a conversation that ends with user, then assistant"

@@ -125,7 +125,7 @@ def ultrafeedback_pair(fields: Mapping[str, Any], ignored: Collection[str]) -> r
 
 
 def _completion(value: Any, name: str, ignored: Collection[str]) -> tuple[str, float]:
-  _object(value, name, COMPLETION, COMPLETION_UNUSED, ignored)
+  values.mapping(value, name, COMPLETION, {*COMPLETION_UNUSED, *ignored})
   values.require(value, ('response',), name)
   score = _either(value, ('overall_score', 'score'), name)
   response = values.filled(value['response'], f'{name}.response', 'response')
@@ -136,24 +136,23 @@ def tldr(fields: Mapping[str, Any], ignored: Collection[str]) -> rows.Pair:
   """OpenAI's comparisons of summaries: `info` with `post`, `title` and `subreddit`, two `summaries` with `text`, and
   `choice`, 0 or 1, the better one. The prompt is a text that ends in "TL;DR:". News articles are dropped."""
   values.require(fields, TLDR)
-  info = fields['info']
-  _object(info, 'info', POST, POST_UNUSED, ignored)
+  info = values.mapping(fields['info'], 'info', POST, {*POST_UNUSED, *ignored})
   if info.get('post') is None and info.get('article') is not None:
     raise rows.Dropped('no_post', "field 'info.post': there is none, but a news article")
   values.require(info, ('post',), 'info')
   summaries = values.items(fields['summaries'], 'summaries')
   if len(summaries) != 2:
     raise rows.Refused('wrong_length', f"field 'summaries': has {len(summaries)} summaries; a comparison has two")
-  choice = fields['choice']
-  if type(choice) is not int or choice not in (0, 1):
-    raise rows.Refused('wrong_choice', "field 'choice': must be 0 or 1, the place of the better summary")
+  choice = values.number(fields['choice'], 'choice')
+  if choice not in (0, 1):
+    raise rows.Refused('out_of_range', "field 'choice': must be 0 or 1, the place of the better summary")
   texts = []
   for i, summary in enumerate(summaries):
     name = f'summaries[{i}]'
-    _object(summary, name, SUMMARY, SUMMARY_UNUSED, ignored)
+    values.mapping(summary, name, SUMMARY, {*SUMMARY_UNUSED, *ignored})
     values.require(summary, SUMMARY, name)
     texts.append(' ' + values.filled(summary['text'], f'{name}.text', 'response').strip())
-  pair = rows.Pair(_post(info), (texts[choice], texts[1 - choice]))
+  pair = rows.Pair(_post(info), tuple(texts if choice == 0 else reversed(texts)))
   generic_forms.check_different(pair.responses)
   return pair
 
@@ -162,15 +161,9 @@ def _post(info: Mapping[str, Any]) -> str:
   """The text that comes before a summary, in the words that the data set's authors used."""
   parts = []
   for name, heading in (('subreddit', 'SUBREDDIT: r/'), ('title', 'TITLE: '), ('post', 'POST: ')):
-    if info.get(name) is not None:
+    if name == 'post' or info.get(name) is not None:  # the other two are optional
       parts.append(heading + values.filled(info[name], f'info.{name}', 'prompt').strip())
   return '\n\n'.join([*parts, 'TL;DR:'])
-
-
-def _object(value: Any, name: str, used: tuple[str, ...], unused: tuple[str, ...], ignored: Collection[str]) -> None:
-  if not isinstance(value, dict):
-    raise rows.Refused('wrong_type', f"field '{name}': must be an object with {used[0]}, not {values.kind(value)}")
-  values.known(value, used, {*unused, *ignored}, name)
 
 
 def _either(fields: Mapping[str, Any], names: tuple[str, str], where: str = '') -> str:

@@ -7,6 +7,7 @@ with columns, or an empty cell of a table of text, is one that the row does not 
 """
 
 from collections.abc import Callable, Iterator
+import contextlib
 import csv
 import functools
 import gzip
@@ -65,6 +66,7 @@ def _object_on(line: bytes) -> dict[str, Any]:
   """The JSON object on a line."""
   if line.startswith(b'\x1f\x8b'):
     raise rows.Refused('not_utf8', 'the file is gzipped; give it a name that ends with .jsonl.gz')
+  _check_mark(line)
   text = _line_text(line)
   try:
     value = values.parse_json(text)
@@ -95,7 +97,8 @@ def json_list(path: str) -> Numbered:
     return
   number = 1
   try:
-    text = _decode(content)
+    _check_mark(content)
+    text = _text(content)
     start = LIST_START.match(text)
     if not start:
       raise rows.Refused(
@@ -126,31 +129,39 @@ def table(path: str, delimiter: str) -> Numbered:
   The number of a row is that of the line on which it starts.
   """
   number = 1
-
-  def lines() -> Iterator[str]:
-    for line_number, line in _lines(path):
-      # Spreadsheets put the mark before a table; it is no part of the first name.
-      line = line.removeprefix(BYTE_ORDER_MARKS[0]) if line_number == 1 else line
-      yield _line_text(line)
-
-  reader = csv.reader(lines(), delimiter=delimiter, strict=True)
-  try:
-    header = next(reader, None)
-    if header is None:
-      return
-    _check_header(header)
-    number = reader.line_num + 1
-    for cells in reader:
-      if cells:  # a blank line holds no row
-        yield number, _cells_by_name(header, cells)
+  # Closed here, since whoever keeps an error keeps this frame too, and with it an open file.
+  with contextlib.closing(_lines_of_table(path)) as lines:
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    try:
+      header = next(reader, None)
+      if header is None:
+        return
+      _check_header(header)
       number = reader.line_num + 1
-  except csv.Error as error:
-    # Where the next row starts is not known, so no policy can skip this one.
-    raise rows.DataError(
-      f'{path}:{number}', 'not_csv', f'not a table of text here: {error}; check the quotes, or write .jsonl'
-    ) from None
-  except rows.Refused as problem:
-    raise rows.DataError(f'{path}:{number}', problem.reason, problem.message) from None
+      for cells in reader:
+        if cells:  # a blank line holds no row
+          yield number, _cells_by_name(header, cells)
+        number = reader.line_num + 1
+    except csv.Error as error:
+      # Where the next row starts is not known, so no policy can skip this one.
+      raise rows.DataError(
+        f'{path}:{number}',
+        'not_csv',
+        f'not a table of text here: {values.one_line(error)}; check the quotes, or write .jsonl',
+      ) from None
+    except rows.Refused as problem:
+      raise rows.DataError(f'{path}:{number}', problem.reason, problem.message) from None
+
+
+def _lines_of_table(path: str) -> Iterator[str]:
+  for number, line in _lines(path):
+    # Spreadsheets put the mark before a table; it is no part of the first name.
+    line = line.removeprefix(BYTE_ORDER_MARKS[0]) if number == 1 else line
+    try:
+      text = _line_text(line)
+    except rows.Refused as problem:  # where this row ends is not known
+      raise rows.DataError(f'{path}:{number}', problem.reason, problem.message) from None
+    yield text
 
 
 def _check_header(header: list[str]) -> None:
@@ -177,7 +188,7 @@ def parquet_file(path: str) -> Numbered:
   """Apache Parquet, a few rows at a time."""
   number = 0
   try:
-    for batch in parquet.ParquetFile(path).iter_batches(PARQUET_BATCH):
+    for batch in parquet.ParquetFile(path, page_checksum_verification=True).iter_batches(PARQUET_BATCH):
       for fields in batch.to_pylist():
         number += 1
         yield number, _without_nulls(fields)
@@ -185,7 +196,9 @@ def parquet_file(path: str) -> Numbered:
     raise
   except (pyarrow.ArrowException, OSError, ValueError) as error:
     raise rows.DataError(
-      f'{path}:{number + 1}', 'damaged_parquet', f'cannot be read as Parquet from here on: {error}; copy the file again'
+      f'{path}:{number + 1}',
+      'damaged_parquet',
+      f'cannot be read as Parquet from here on: {values.one_line(error)}; copy the file again',
     ) from None
 
 
@@ -241,7 +254,7 @@ def _lines(path: str) -> Iterator[tuple[int, bytes]]:
       raise rows.DataError(
         f'{path}:{number + 1}',
         'damaged_gzip',
-        f'the gzip stream is damaged or cut off here ({error}); copy the file again',
+        f'the gzip stream is damaged or cut off here ({values.one_line(error)}); copy the file again',
       ) from None
 
 
@@ -252,16 +265,19 @@ def _open(path: str) -> BinaryIO:
 def _line_text(line: bytes) -> str:
   if len(line) > LINE_LIMIT:
     raise rows.Refused('line_too_long', f'the line is longer than {LINE_LIMIT} bytes; put one row on each line')
-  return _decode(line)
+  return _text(line)
 
 
-def _decode(content: bytes) -> str:
-  if content.startswith(BYTE_ORDER_MARKS):
-    raise rows.Refused('byte_order_mark', 'the line starts with a byte order mark; save the file as UTF-8 without one')
+def _text(content: bytes) -> str:
   try:
     return content.decode('utf-8')
   except UnicodeDecodeError as error:
     raise rows.Refused('not_utf8', f'byte {error.start + 1} is not valid UTF-8; save the file as UTF-8') from None
+
+
+def _check_mark(content: bytes) -> None:
+  if content.startswith(BYTE_ORDER_MARKS):
+    raise rows.Refused('byte_order_mark', 'the line starts with a byte order mark; save the file as UTF-8 without one')
 
 
 def _refusal(value: Any) -> rows.Refused:

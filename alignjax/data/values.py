@@ -24,7 +24,7 @@ KINDS = {
 
 
 class Cell(str):
-  """A cell of a table of text. Numbers, booleans and lists are spelt in it, so that it is read as what is wanted."""
+  """A cell of a table of text. It is read as what is wanted: a number, true or false, or JSON."""
 
 
 def text(value: Any, name: str) -> str:
@@ -76,19 +76,34 @@ def truth(value: Any, name: str) -> float:
 
 
 def items(value: Any, name: str) -> list[Any]:
-  """A list; in a cell, one in JSON."""
-  if isinstance(value, Cell):
-    try:
-      value = parse_json(value)
-    except json.JSONDecodeError as error:
-      raise rows.Refused(
-        'wrong_type', f"field '{name}': must be a list in JSON; it is not JSON at character {error.pos + 1}"
-      ) from None
-    except rows.Refused as problem:
-      raise rows.Refused(problem.reason, f"field '{name}': {problem.message}") from None
+  """A list."""
+  value = _of_cell(value, name, 'list')
   if not isinstance(value, list):
     raise rows.Refused('wrong_type', f"field '{name}': must be a list, not {kind(value)}")
   return value
+
+
+def mapping(value: Any, name: str, names: Collection[str], unused: Collection[str]) -> dict[str, Any]:
+  """An object with no fields but `names` and `unused`."""
+  value = _of_cell(value, name, 'object')
+  if not isinstance(value, dict):
+    raise rows.Refused('wrong_type', f"field '{name}': must be an object with {', '.join(names)}, not {kind(value)}")
+  known(value, names, unused, name)
+  return value
+
+
+def _of_cell(value: Any, name: str, what: str) -> Any:
+  """Lists and objects are JSON in a cell."""
+  if not isinstance(value, Cell):
+    return value
+  try:
+    return parse_json(value)
+  except json.JSONDecodeError as error:
+    raise rows.Refused(
+      'wrong_type', f"field '{name}': must be a JSON {what}; it is not JSON at character {error.pos + 1}"
+    ) from None
+  except rows.Refused as problem:
+    raise rows.Refused(problem.reason, f"field '{name}': {problem.message}") from None
 
 
 def numbers(value: Any, name: str, count: int, most: float = rows.FLOAT32_MAX) -> tuple[float, ...]:
@@ -186,7 +201,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
   if len(fields) < len(pairs):
     seen = set()
     twice = next(name for name, _ in pairs if name in seen or seen.add(name))
-    raise rows.Refused('duplicate_key', f'key {quote(twice)} stands twice in one object; keep one of the two')
+    raise rows.Refused('duplicate_key', f'field {quote(twice)}: stands twice in one object; keep one of the two')
   return fields
 
 
@@ -229,3 +244,8 @@ def quote(source: Any) -> str:
   """A short, printable form of what came from outside."""
   source = str(source)
   return ascii(source if len(source) <= 40 else source[:40] + '...')
+
+
+def one_line(error: Exception) -> str:
+  """What another library says, as short and printable text."""
+  return ''.join(letter if letter.isprintable() else ' ' for letter in str(error)[:200])

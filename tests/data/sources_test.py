@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import pathlib
 import pickle
 
 import pytest
@@ -104,6 +105,64 @@ def test_reading_streams(tmp_path):
   assert next(stream).line == 1
   with pytest.raises(sources.DataError):
     next(stream)
+
+
+# --- what is read
+
+
+@pytest.mark.parametrize(
+  ('source', 'form', 'location'),
+  [
+    ('train.jsonl', 'preference', 'train.jsonl'),
+    ('hh:train.jsonl', 'hh', 'train.jsonl'),
+    ('./hh:train.jsonl', 'preference', './hh:train.jsonl'),
+    (pathlib.Path('hh:train.jsonl'), 'preference', 'hh:train.jsonl'),
+    ('C:/data/train.jsonl', 'preference', 'C:/data/train.jsonl'),
+    ('hf:owner/name:test', 'preference', 'hf:owner/name:test'),
+    ('hh:hf:owner/name:test', 'hh', 'hf:owner/name:test'),
+    ('unpaired:a:b.csv', 'unpaired', 'a:b.csv'),
+  ],
+)
+def test_expressions_are_taken_apart(source, form, location):
+  assert sources.parse_expression(source) == (form, location)
+
+
+def test_a_path_with_a_colon_is_read(tmp_path):
+  path = write(tmp_path, GOOD, name='a:b.jsonl')
+  assert read(str(path))[0][0].path == str(path)
+  path = write(tmp_path, GOOD, name='hh:b.jsonl')
+  assert read(path)[0][0].path == str(path)
+
+
+@pytest.mark.parametrize('source', ['hhh:train.jsonl', 'hhh:hf:owner/name', 'preference:hhh:train.jsonl'])
+def test_an_unknown_form_is_refused_with_those_there_are(source):
+  with pytest.raises(ValueError, match=r"no such file, and 'hhh' is neither a form .*hh_text, ultra.*read from \(hf"):
+    read(source)
+
+
+def test_forms_and_kinds_of_files_may_be_mixed(tmp_path):
+  table = tmp_path / 'a.csv'
+  table.write_text('prompt,completion,label\na,b,1\n')
+  second = write(tmp_path, {'prompt': 'a', 'responses': ['c'], 'scores': [1]}, name='b.jsonl')
+  with pytest.raises(sources.DataError, match=r"b\.jsonl:1: field 'score': this row's has it but earlier rows do not"):
+    read([f'unpaired:{table}', f'scored:{second}'])
+  third = write(tmp_path, {'prompt': 'a', 'completion': 'c', 'label': False}, name='c.jsonl')
+  pairs, report = read([f'unpaired:{table}', f'unpaired:{third}'])
+  assert [pair.responses for pair in pairs] == [('b',), ('c',)]
+  assert report.read == 2
+
+
+def test_all_rows_have_the_same_number_of_responses(tmp_path):
+  rows = [{'prompt': 'a', 'responses': list('abcd'[:count])} for count in (3, 2, 3)]
+  path = write(tmp_path, *rows)
+  with pytest.raises(sources.DataError, match=r":2: field 'responses': this row has 2 and earlier rows have 3; every"):
+    read(f'ranked:{path}')
+  pairs, report = read(f'ranked:{path}', on_error='skip')
+  assert [pair.line for pair in pairs] == [1, 3]
+  assert report.dropped['mixed_responses'].count == 1
+  other = write(tmp_path, GOOD, name='other.jsonl')
+  with pytest.raises(sources.DataError, match=r"other\.jsonl:1: field 'responses': this row has 2"):
+    read([f'ranked:{write(tmp_path, rows[0])}', str(other)])
 
 
 # --- what is refused
