@@ -130,7 +130,7 @@ def sample(
 
 
 def read_prompts(path: str) -> list[sources.Prompt]:
-  """The prompts of a JSONL file; rows of preference pairs will do too.
+  """The prompts of a file of any kind that `readers` has; rows of preference pairs will do too.
 
   Raises:
     DataError: naming the line and the field.
@@ -181,7 +181,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
 
   text('model', 'Folder of the model, in Hugging Face layout.')
   text('prompt', 'One prompt.')
-  text('prompts', 'A file of prompts, .jsonl or .jsonl.gz.')
+  text('prompts', 'File of rows that have a prompt, such as .jsonl, .csv or .parquet; rows of pairs will do.')
   text('output', 'A .jsonl file to write; without it, responses are printed.')
   whole('samples', 1, 1, 'Responses to each prompt.')
   whole('max_prompt', 1024, 2, 'Tokens; longer prompts are cut on the left.')

@@ -86,19 +86,11 @@ def _object_on(line: bytes) -> dict[str, Any]:
 
 def json_list(path: str) -> Numbered:
   """A list of objects, or {"data": that list}, in one file."""
-  size = os.path.getsize(path)
-  if size > JSON_LIMIT:
-    raise rows.DataError(
-      f'{path}:1', 'too_large', f'the file has {size} bytes, more than {JSON_LIMIT}; write it as .jsonl, a row a line'
-    )
-  with open(path, 'rb') as file:
-    content = file.read()
-  if not content.strip():
-    return
   number = 1
   try:
-    _check_mark(content)
-    text = _text(content)
+    text = _whole_text(path)
+    if not text or text.isspace():
+      return
     start = LIST_START.match(text)
     if not start:
       raise rows.Refused(
@@ -121,6 +113,18 @@ def json_list(path: str) -> Numbered:
     ) from None
   except rows.Refused as problem:  # where this row ends is not known
     raise rows.DataError(f'{path}:{number}', problem.reason, problem.message) from None
+
+
+def _whole_text(path: str) -> str:
+  size = os.path.getsize(path)
+  if size > JSON_LIMIT:
+    raise rows.Refused(
+      'too_large', f'the file has {size} bytes, more than {JSON_LIMIT}; write it as .jsonl, a row a line'
+    )
+  with open(path, 'rb') as file:
+    content = file.read()
+  _check_mark(content)
+  return _text(content)
 
 
 def table(path: str, delimiter: str) -> Numbered:
@@ -214,6 +218,8 @@ def hugging_face(location: str) -> Numbered:
       f"hf:{location}: needs the package datasets: pip install 'alignjax[hf]', or give a .parquet file of the data set"
     ) from None
   name, _, split = location.partition(':')
+  if not name:
+    raise ValueError(f'hf:{location}: names no data set; say which, as in hf:owner/name:train')
   configuration = None
   if name.count('/') == 2 and not name.startswith(('/', '.')):
     name, _, configuration = name.rpartition('/')

@@ -287,6 +287,8 @@ def test_names_configurations_and_splits_of_the_hub(hub, location, wanted):
 def test_what_the_hub_has_not_is_named(hub):
   with pytest.raises(ValueError, match="hf:a/missing:test: cannot be loaded: Dataset 'a/missing' doesn't exist"):
     read('hf:a/missing:test')
+  with pytest.raises(ValueError, match='hf::test: names no data set'):
+    read('hf::test')
 
 
 def test_without_the_package_the_extra_is_named(monkeypatch):
