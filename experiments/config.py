@@ -40,8 +40,8 @@ class Config:
     '', FREE, 'folder of caches of what the reference says, made where missing; empty: none'
   )
   base_model: str = _field('', FREE, 'folder of the model from which `model` was fine-tuned, for online merging')
-  data: tuple[str, ...] = _field((), FREE, 'files of preference pairs to train on, .jsonl or .jsonl.gz')
-  eval_data: tuple[str, ...] = _field((), WARNS, 'files of held-out pairs; empty: no evaluation')
+  data: tuple[str, ...] = _field((), FREE, 'what to train on, [form:]location: pairs.jsonl, hh:train.jsonl.gz')
+  eval_data: tuple[str, ...] = _field((), WARNS, 'held-out data, written likewise; empty: no evaluation')
   ignore_fields: tuple[str, ...] = _field((), WARNS, 'fields of the data files that are not used; others must be known')
   objective: str = _field('dpo(beta=0.1)', IDENTITY, 'expression of objectives, such as simpo(beta=2.0) + 0.1 * sft()')
   seed: int = _field(0, IDENTITY, 'of the order of the data; an optimizer that draws has one of its own')

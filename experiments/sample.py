@@ -24,8 +24,8 @@ from absl import app, flags, logging
 import jax
 import numpy as np
 
+from alignjax.data import forms, sources, tokenization, values
 from alignjax.data import report as report_lib
-from alignjax.data import sources, tokenization
 from alignjax.models import checkpoint_io, transformer
 from alignjax.parallel import mesh as mesh_lib
 from alignjax.parallel import rules
@@ -131,7 +131,7 @@ def sample(
 
 
 def read_prompts(path: str) -> list[sources.Prompt]:
-  """The prompts of a JSONL file; rows of preference pairs will do too.
+  """The prompts of a file of any kind that `readers` has; rows of preference pairs will do too.
 
   Raises:
     DataError: naming the line and the field.
@@ -141,21 +141,11 @@ def read_prompts(path: str) -> list[sources.Prompt]:
 
 def _prompt_of_row(fields: dict[str, Any], path: str, line: int) -> sources.Prompt:
   del path, line  # the reader adds them to every error
-  unknown = sorted(set(fields) - set(sources.FIELDS))
+  unknown = sorted(set(fields) - set(forms.FORMS[forms.DEFAULT].columns))
   if unknown:
     raise sources.Refused('unknown_field', f'{", ".join(map(ascii, unknown))}: unknown; a row has a prompt')
-  prompt = fields.get('prompt')
-  if isinstance(prompt, str) and prompt:
-    sources.check_text(prompt, 'prompt')
-    return prompt
-  if not isinstance(prompt, list) or not prompt:
-    raise sources.Refused('wrong_type', "field 'prompt': must be a text or a list of messages, and not empty")
-  for i, message in enumerate(prompt):
-    if not isinstance(message, dict) or set(message) != {'role', 'content'} or message['role'] not in sources.ROLES:
-      roles = ', '.join(sources.ROLES)
-      raise sources.Refused('wrong_type', f"field 'prompt[{i}]': must be a message {{role, content}}, role in {roles}")
-    sources.check_text(message['content'], f'prompt[{i}].content')
-  return prompt
+  values.require(fields, ('prompt',))
+  return values.prompt(fields['prompt'], 'prompt')
 
 
 def _given_prompts(given: flags.FlagValues) -> list[sources.Prompt]:
@@ -192,7 +182,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
 
   text('model', 'Folder of the model, in Hugging Face layout.')
   text('prompt', 'One prompt.')
-  text('prompts', 'A file of prompts, .jsonl or .jsonl.gz.')
+  text('prompts', 'File of rows that have a prompt, such as .jsonl, .csv or .parquet; rows of pairs will do.')
   text('output', 'A .jsonl file to write; without it, responses are printed.')
   whole('samples', 1, 1, 'Responses to each prompt.')
   whole('max_prompt', 1024, 2, 'Tokens; longer prompts are cut on the left.')

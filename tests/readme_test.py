@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from alignjax import objectives, risk, stats, types
+from alignjax.data import forms, readers, sources
 from alignjax.objectives import base, preference
 from experiments import document_objectives, expressions
 from tests import fixtures
@@ -33,6 +34,17 @@ def test_the_table_lists_every_objective_beside_the_file_that_defines_it():
   defined = [(name, f'{build.__module__.replace(".", "/")}.py') for name, build in objectives.OBJECTIVES.items()]
   assert sorted(listed) == sorted(defined)
   assert all((ROOT / path).exists() for _, path in listed)
+
+
+def test_every_form_and_kind_of_data_is_named():
+  (table,) = re.findall(r'^\| form \|.*\n\|---.*\n((?:\|.*\n)+)', README, re.MULTILINE)
+  named = [name for line in table.splitlines() for name in re.findall(r'`(\w+)`', line.split('|')[1])]
+  assert sorted(named) == sorted(forms.FORMS)
+  (paragraph,) = re.findall(r'Data is named by.*?\n\n', README, re.DOTALL)
+  assert set(re.findall(r'`(\.\w+(?:\.gz)?)`', paragraph)) == set(readers.ENDINGS)
+  assert all(f'`{scheme}:' in paragraph for scheme in readers.SCHEMES)
+  for expression in re.findall(r'`(\w+:[^`]+\.[^`]+|\w+:hf:[^`]+)`', paragraph):
+    assert sources.parse_expression(expression).location != expression
 
 
 def test_every_risk_measure_is_named():

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from alignjax.data import report as report_lib
+from alignjax.data import rows as rows_lib
 from alignjax.data import sources, tokenization
 
 CHUNK = 512  # pairs that are encoded together
@@ -73,7 +74,7 @@ class TokenizedPairs:
   @property
   def per_response(self) -> dict[str, np.ndarray]:
     """The columns of one number a response that these pairs have, by name."""
-    columns = {name: getattr(self, name) for name in sources.PER_RESPONSE}
+    columns = {name: getattr(self, name) for name in rows_lib.PER_RESPONSE}
     return {name: column for name, column in columns.items() if column is not None}
 
   @functools.cached_property
@@ -114,7 +115,7 @@ def pack(rows: Iterable[TokenPair], report: report_lib.DropReport | None = None)
   """
   prompts, responses = _Ragged(), _Ragged()
   labels, weights, lines, path_indices = array.array('f'), array.array('f'), array.array('q'), array.array('i')
-  per_response: dict[str, list[Sequence[float] | None]] = {name: [] for name in sources.PER_RESPONSE}
+  per_response: dict[str, list[Sequence[float] | None]] = {name: [] for name in rows_lib.PER_RESPONSE}
   paths: dict[str, int] = {}
   counts = set()
   for row in rows:
@@ -174,7 +175,7 @@ def tokenize(
   (text that spells an end token) and `end_token_added` (a chat template that closes no turn with one).
 
   Args:
-    pairs: for instance from `sources.read_pairs`.
+    pairs: for instance from `sources.read_pairs`, all with the same number N of responses.
     tokenizer: of the model.
     max_prompt: tokens of a prompt, BOS included.
     max_response: tokens of a response, end token included.
@@ -239,7 +240,7 @@ def _fit(
   if longest > max_response and not truncate_response:
     return drop('response_too_long', detail=f'{longest} tokens, limit {max_response}')
   responses = [ids[:max_response] for ids in encoded.responses]
-  if all(ids == responses[0] for ids in responses):
+  if len(responses) > 1 and all(ids == responses[0] for ids in responses):
     return drop('identical_responses', detail='the responses have the same tokens')
   if longest > max_response and pair.behaviour_logp is not None:
     return drop('behaviour_logp_truncated', detail='behaviour_logp is that of the whole response, which is too long')

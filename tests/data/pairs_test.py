@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from tokenizers import normalizers
 
+from alignjax.data import batching, sources, tokenization
 from alignjax.data import pairs as pairs_lib
 from alignjax.data import report as report_lib
-from alignjax.data import sources, tokenization
-from tests.data import variants
+from tests.data import examples, variants
 
 END = 2  # <|im_end|>, also the pad token
 
@@ -239,6 +239,29 @@ def test_read_and_tokenised_rows_share_one_report(tokenizer, tmp_path):
     'response_too_long': f'{path}:4',
   }
   json.dumps(dataclasses.asdict(report))  # goes into a summary as it is
+
+
+@pytest.mark.parametrize(('form', 'responses'), [('unpaired', 1), ('ranked', 3), ('ultrafeedback', 4)])
+def test_prompts_with_another_number_of_responses_make_batches(tokenizer, tmp_path, form, responses):
+  path = tmp_path / 'train.jsonl'
+  path.write_text(''.join(json.dumps(row) + '\n' for row in [examples.VALID[form][0]] * 2))
+  packed = tokenize(sources.read_pairs(f'{form}:{path}', report_lib.DropReport()), tokenizer, max_response=64)
+  assert (packed.responses, len(packed)) == (responses, 2)
+  options = {'batch_size': 2, 'seed': 0, 'epochs': 1, 'process_index': 0, 'process_count': 1}
+  batch = next(iter(batching.make_batches(packed, **options))).data
+  assert batch.response.shape[:2] == batch.response_length.shape == (2, responses)
+  if form == 'ultrafeedback':
+    assert batch.score.tolist() == [[9.0, 6.5, 1.0, 1.0]] * 2
+  end = batch.response_length[0, 0] - 1
+  assert tokenizer.decode(batch.response[0, 0, :end]).strip() in ('upon', 'Blue, of course')
+
+
+def test_labels_of_single_responses_reach_the_objective(tokenizer, tmp_path):
+  rows = [examples.UNPAIRED | {'label': label, 'completion': f' {label}'} for label in (True, False, 0.25)]
+  path = tmp_path / 'train.jsonl'
+  path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  packed = tokenize(sources.read_pairs(f'unpaired:{path}', report_lib.DropReport()), tokenizer)
+  assert packed.label.tolist() == [1.0, 0.0, 0.25]
 
 
 def test_pairs_that_the_template_refuses_follow_the_policy(tmp_path):

@@ -2,13 +2,13 @@
 
 import gzip
 import json
+import pathlib
 import pickle
-import random
 
 import pytest
 
+from alignjax.data import readers, sources
 from alignjax.data import report as report_lib
-from alignjax.data import sources
 
 GOOD = {'prompt': 'Once', 'chosen': ' upon', 'rejected': ' a'}
 USER = {'role': 'user', 'content': 'Hi'}
@@ -107,6 +107,64 @@ def test_reading_streams(tmp_path):
     next(stream)
 
 
+# --- what is read
+
+
+@pytest.mark.parametrize(
+  ('source', 'form', 'location'),
+  [
+    ('train.jsonl', 'preference', 'train.jsonl'),
+    ('hh:train.jsonl', 'hh', 'train.jsonl'),
+    ('./hh:train.jsonl', 'preference', './hh:train.jsonl'),
+    (pathlib.Path('hh:train.jsonl'), 'preference', 'hh:train.jsonl'),
+    ('C:/data/train.jsonl', 'preference', 'C:/data/train.jsonl'),
+    ('hf:owner/name:test', 'preference', 'hf:owner/name:test'),
+    ('hh:hf:owner/name:test', 'hh', 'hf:owner/name:test'),
+    ('unpaired:a:b.csv', 'unpaired', 'a:b.csv'),
+  ],
+)
+def test_expressions_are_taken_apart(source, form, location):
+  assert sources.parse_expression(source) == (form, location)
+
+
+def test_a_path_with_a_colon_is_read(tmp_path):
+  path = write(tmp_path, GOOD, name='a:b.jsonl')
+  assert read(str(path))[0][0].path == str(path)
+  path = write(tmp_path, GOOD, name='hh:b.jsonl')
+  assert read(path)[0][0].path == str(path)
+
+
+@pytest.mark.parametrize('source', ['hhh:train.jsonl', 'hhh:hf:owner/name', 'preference:hhh:train.jsonl'])
+def test_an_unknown_form_is_refused_with_those_there_are(source):
+  with pytest.raises(ValueError, match=r"no such file, and 'hhh' is neither a form .*hh_text, ultra.*read from \(hf"):
+    read(source)
+
+
+def test_forms_and_kinds_of_files_may_be_mixed(tmp_path):
+  table = tmp_path / 'a.csv'
+  table.write_text('prompt,completion,label\na,b,1\n')
+  second = write(tmp_path, {'prompt': 'a', 'responses': ['c'], 'scores': [1]}, name='b.jsonl')
+  with pytest.raises(sources.DataError, match=r"b\.jsonl:1: field 'score': this row's has it but earlier rows do not"):
+    read([f'unpaired:{table}', f'scored:{second}'])
+  third = write(tmp_path, {'prompt': 'a', 'completion': 'c', 'label': False}, name='c.jsonl')
+  pairs, report = read([f'unpaired:{table}', f'unpaired:{third}'])
+  assert [pair.responses for pair in pairs] == [('b',), ('c',)]
+  assert report.read == 2
+
+
+def test_all_rows_have_the_same_number_of_responses(tmp_path):
+  rows = [{'prompt': 'a', 'responses': list('abcd'[:count])} for count in (3, 2, 3)]
+  path = write(tmp_path, *rows)
+  with pytest.raises(sources.DataError, match=r":2: field 'responses': this row has 2 and earlier rows have 3; every"):
+    read(f'ranked:{path}')
+  pairs, report = read(f'ranked:{path}', on_error='skip')
+  assert [pair.line for pair in pairs] == [1, 3]
+  assert report.dropped['mixed_responses'].count == 1
+  other = write(tmp_path, GOOD, name='other.jsonl')
+  with pytest.raises(sources.DataError, match=r"other\.jsonl:1: field 'responses': this row has 2"):
+    read([f'ranked:{write(tmp_path, rows[0])}', str(other)])
+
+
 # --- what is refused
 
 
@@ -153,8 +211,8 @@ MALFORMED = {
   'wrong_type: label': (GOOD | {'label': '1'}, ["field 'label'", 'a string']),
   'wrong_type: boolean': (GOOD | {'label': True}, ["field 'label'", 'a boolean']),
   'wrong_type: null weight': (GOOD | {'weight': None}, ["field 'weight'", 'null', 'leave it out']),
-  'wrong_type: score': (GOOD | {'score': 1.0}, ["field 'score'", 'two numbers']),
-  'wrong_type: scores': (GOOD | {'score': [1.0, 2.0, 3.0]}, ["field 'score'", 'two numbers']),
+  'wrong_type: score': (GOOD | {'score': 1.0}, ["field 'score'", 'a list']),
+  'wrong_length': (GOOD | {'score': [1.0, 2.0, 3.0]}, ["field 'score'", '3 numbers for 2 responses']),
   'out_of_range': (GOOD | {'label': 1.5}, ["field 'label'", '1.5', '[0, 1]']),
   'out_of_range: weight': (GOOD | {'weight': -1}, ["field 'weight'", '-1', 'at least 0']),
   'unknown_field': (GOOD | {'id': 7}, ["'id'", 'ignore_fields', 'prompt, chosen']),
@@ -249,7 +307,7 @@ def test_damaged_gzip_is_refused_under_either_policy(tmp_path, policy):
 
 
 def test_long_line_is_refused_without_being_held(tmp_path, monkeypatch):
-  monkeypatch.setattr(sources, 'LINE_LIMIT', 100)
+  monkeypatch.setattr(readers, 'LINE_LIMIT', 100)
   path = write(tmp_path, GOOD, b'x' * 1000 + b'\n', GOOD)
   with pytest.raises(sources.DataError, match=r':2: the line is longer than 100 bytes'):
     read(path)
@@ -262,98 +320,13 @@ def test_arguments_are_checked(tmp_path):
   path = write(tmp_path, GOOD)
   with pytest.raises(ValueError, match="on_error='ignore'"):
     read(path, on_error='ignore')
-  with pytest.raises(ValueError, match=r'train\.csv: expected a name'):
-    read(tmp_path / 'train.csv')
+  with pytest.raises(
+    ValueError, match=r'train\.txt: expected a name that ends with \.jsonl, .*\.csv.* starts with hf:'
+  ):
+    read(tmp_path / 'train.txt')
 
 
 def test_error_survives_pickling(tmp_path):
   error = sources.DataError('train.jsonl:3', 'not_json', 'no')
   copy = pickle.loads(pickle.dumps(error))
   assert (str(copy), copy.reason) == ('train.jsonl:3: no', 'not_json')
-
-
-# --- fuzzing
-
-
-def random_value(draw, depth=0):
-  kind = draw.randrange(9 if depth < 3 else 6)
-  if kind < 6:
-    return draw.choice([None, True, 0, -1, 0.5, 1e39, float('nan'), '', ' ', 'text', 'é\ud800', '<|im_end|>', 'user'])
-  if kind < 8:
-    return [random_value(draw, depth + 1) for _ in range(draw.randrange(3))]
-  return {
-    draw.choice(['role', 'content', 'prompt', '']): random_value(draw, depth + 1) for _ in range(draw.randrange(3))
-  }
-
-
-def fuzzed_row(draw):
-  """A valid row, and after it, each with some probability: a changed field, lost or added ones, and damaged bytes."""
-  row = dict(draw.choice([GOOD, conversation(USER), conversation(USER, HELLO, USER, chosen=[HELLO])]))
-  if draw.random() < 0.3:
-    row = {'chosen': [USER, HELLO], 'rejected': [USER, GO]}
-  if draw.random() < 0.3:
-    row |= {'label': draw.choice([0, 0.5, 1]), 'weight': draw.choice([0, 1, 2.5]), 'score': [draw.gauss(0, 1), 0]}
-  if draw.random() < 0.35:
-    row[draw.choice([*sources.FIELDS, 'extra'])] = random_value(draw)
-  if draw.random() < 0.1:
-    del row[draw.choice(list(row))]
-  line = bytearray(json.dumps(row, ensure_ascii=draw.random() < 0.5).encode('utf-8', 'surrogatepass') + b'\n')
-  for _ in range(draw.choice([0, 0, 0, 1, 2, 5])):
-    position = draw.randrange(len(line))
-    action = draw.randrange(4)
-    if action == 0:
-      line[position] = draw.randrange(256)
-    elif action == 1:
-      line.insert(position, draw.choice(b'{}[]",:\\\n\r\0\xff\xef0'))
-    elif action == 2:
-      del line[position]
-    else:
-      del line[position:]
-    if not line:
-      break
-  return bytes(line)
-
-
-def test_every_fuzzed_row_is_accepted_or_refused_with_its_place(tmp_path):
-  draw = random.Random(0)
-  lines = [fuzzed_row(draw) for _ in range(1000)]
-  accepted, refused = 0, []
-  for number, line in enumerate(lines):
-    path = write(tmp_path, line, name=f'{number}.jsonl')
-    try:
-      pairs, report = read(path)
-    except sources.DataError as error:
-      refused.append((path, error))
-    else:
-      accepted += 1
-      assert len(pairs) == report.kept
-      for pair in pairs:
-        assert all(text.strip() for text in pair.responses)
-        assert pair.prompt
-        assert 0 <= pair.label <= 1
-  assert 250 < accepted < 750
-  for path, error in refused:
-    assert str(error).startswith((f'{path}:1: ', f'{path}:2: ', f'{path}:3: '))
-    assert str(error).isprintable()
-  assert len({error.reason for _, error in refused}) >= 15
-
-  whole = [line for line in lines if line.endswith(b'\n') and b'score' not in line]
-  pairs, report = read(write(tmp_path, *whole), on_error='skip')
-  assert report.kept == len(pairs) > 200
-  assert report.read - report.kept > 150
-
-
-def test_fuzzed_gzip_streams_are_accepted_or_refused_with_their_place(tmp_path):
-  draw = random.Random(1)
-  path = write(tmp_path, *[GOOD | {'prompt': f'{i} {draw.random()}'} for i in range(50)], name='train.jsonl.gz')
-  whole, refused = path.read_bytes(), []
-  for _ in range(200):
-    content = bytearray(whole)
-    content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
-    path.write_bytes(content)
-    try:
-      assert len(read(path)[0]) == 50
-    except sources.DataError as error:
-      refused.append(str(error))
-  assert len(refused) > 150
-  assert all(message.startswith(f'{path}:') for message in refused)

@@ -114,11 +114,11 @@ def test_prompts_are_read_from_a_file(tmp_path):
 @pytest.mark.parametrize(
   ('row', 'message'),
   [
-    ('{"prompt": ""}', "p.jsonl:2: field 'prompt': must be a text or a list"),
+    ('{"prompt": ""}', "p.jsonl:2: field 'prompt': the prompt is empty"),
     ('{"prompt": 3}', "p.jsonl:2: field 'prompt'"),
     ('{"prompt": []}', "p.jsonl:2: field 'prompt'"),
     ('{}', "p.jsonl:2: field 'prompt'"),
-    ('{"prompt": [{"role": "wizard", "content": "x"}]}', r"p.jsonl:2: field 'prompt\[0\]'"),
+    ('{"prompt": [{"role": "wizard", "content": "x"}]}', r"p.jsonl:2: field 'prompt\[0\].role': 'wizard' is none"),
     ('{"prompt": [{"role": "user", "content": 3}]}', r"p.jsonl:2: field 'prompt\[0\].content'"),
     ('{"prompt": ["x"]}', r"p.jsonl:2: field 'prompt\[0\]'"),
     ('{"question": "x"}', "p.jsonl:2: 'question': unknown"),

@@ -1,0 +1,109 @@
+"""Rows of prepared TFDS data sets, read without TensorFlow, as if they stood in JSON Lines."""
+
+from collections.abc import Iterator
+import os
+import pathlib
+import re
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core import read_only_builder
+
+# 'name/config:split', 'folder:split'; the split is what TFDS can read, such as 'train[:10%]'.
+LOCATION = re.compile(r'(?P<place>.*?)(:(?!//)(?P<split>.+))?', re.DOTALL)
+
+
+def data_dir() -> str:
+  """The folder of prepared data sets: that of the environment variable TFDS_DATA_DIR, or TFDS's default."""
+  return os.path.expanduser(tfds.core.constants.get_default_data_dir())
+
+
+def rows(location: str) -> Iterator[tuple[int, dict[str, Any]]]:
+  """Yields the rows of a prepared data set with their numbers, from 1.
+
+  Text is decoded, lists of dictionaries (such as messages) are lists again, optional features without a value are left
+  out, and numbers are Python's. TFDS stores floats as float32: 0.1 comes back as 0.1, and 0.123456789 as 0.12345679.
+
+  Args:
+    location: `name[/config][:split]` of a data set in `data_dir()`, or `folder[:split]`, the folder of a prepared data
+      set. The split may be a part, such as `train[:10%]`; it may be left out where it is `train`, or the only one.
+
+  Raises:
+    ValueError: no such data set or split, files in a format that needs TensorFlow or loses rows, or text that is not
+      UTF-8.
+  """
+  place, split = LOCATION.fullmatch(location).group('place', 'split')
+  builder = _find(place)
+  if tfds.core.FileFormat.ARRAY_RECORD not in builder.info.available_file_formats():
+    raise ValueError(
+      f'{place}: is stored as {builder.info.file_format.value}, which TFDS reads with TensorFlow alone, or not in '
+      'full; prepare it again with file_format=array_record'
+    )
+  if not isinstance(builder.info.features, tfds.features.FeaturesDict):
+    raise ValueError(f'{place}: its examples are not dictionaries, so they cannot be rows')
+  source = builder.as_data_source(split=_split(builder, place, split), file_format='array_record')
+  for index in range(len(source)):
+    try:
+      row = _plain(builder.info.features, source[index])
+    except UnicodeDecodeError as error:
+      raise ValueError(f'{location}:{index + 1}: a text is not UTF-8: {error}') from None
+    yield index + 1, row
+
+
+def _find(place: str) -> tfds.core.DatasetBuilder:
+  if (pathlib.Path(place) / 'dataset_info.json').is_file():
+    return tfds.builder_from_directory(place)
+  folder = data_dir()
+  try:
+    return read_only_builder.builder_from_files(place, data_dir=folder)
+  except (tfds.core.DatasetNotFoundError, ValueError):  # the latter for what cannot be a name
+    there = f'there are {", ".join(prepared)}' if (prepared := _prepared(folder)) else 'there is none'
+    raise ValueError(
+      f'{place}: no such data set is prepared in {folder}, the folder of TFDS_DATA_DIR; {there}. To prepare one: '
+      'python -m experiments.data build NAME --manual_dir=FOLDER; without a NAME it tells those that it knows'
+    ) from None
+
+
+def _prepared(folder: str) -> list[str]:
+  """'name' or 'name/config' of what is there: files are in name/version or in name/config/version."""
+  found = [path for depth in ('*/*', '*/*/*') for path in pathlib.Path(folder).glob(f'{depth}/dataset_info.json')]
+  return sorted({path.parent.parent.relative_to(folder).as_posix() for path in found})
+
+
+def _split(builder: tfds.core.DatasetBuilder, place: str, split: str | None) -> str:
+  """A split that TFDS can read; the one that is meant where none is named."""
+  known = list(builder.info.splits)
+  if split is None and (len(known) == 1 or 'train' in known):
+    return 'train' if 'train' in known else known[0]
+  fault = 'name a split' if split is None else f'cannot read split {split!r}'
+  try:
+    if split is not None and builder.info.splits[split].num_examples:
+      return split
+  except (KeyError, ValueError):
+    pass
+  raise ValueError(f'{place}: {fault}; there are {", ".join(known)}, and parts such as {known[0]}[:10%]')
+
+
+def _plain(feature: tfds.features.FeatureConnector, value: Any) -> Any:
+  """A decoded value of a feature as what JSON would hold."""
+  if isinstance(feature, tfds.features.FeaturesDict):
+    # Sorted, because TFDS has them in another order in each process.
+    return {name: _plain(feature[name], value[name]) for name in sorted(feature) if value[name] is not None}
+  if isinstance(feature, tfds.features.Sequence):
+    if isinstance(feature.feature, tfds.features.FeaturesDict):  # stored as a dictionary of lists
+      inner = feature.feature
+      columns = {name: _plain(tfds.features.Sequence(inner[name]), value[name]) for name in sorted(inner)}
+      return [dict(zip(columns, entries, strict=True)) for entries in zip(*columns.values(), strict=True)]
+    return [_plain(feature.feature, each) for each in value]
+  return _unboxed(value)
+
+
+def _unboxed(value: Any) -> Any:
+  if isinstance(value, np.ndarray):
+    return [_unboxed(each) for each in value]
+  if isinstance(value, bytes):
+    return value.decode('utf-8')
+  if isinstance(value, float | np.floating):
+    return float(str(np.float32(value)))  # the shortest number that is stored as this one
+  return value.item() if isinstance(value, np.generic) else value

@@ -1,0 +1,82 @@
+"""A valid row of every form; those of public data sets with all the columns that are published."""
+
+USER = {'role': 'user', 'content': 'Hi'}
+HELLO = {'role': 'assistant', 'content': 'Hello'}
+GO = {'role': 'assistant', 'content': 'Go away'}
+UNPAIRED = {'prompt': 'Once', 'completion': ' upon', 'label': True}
+RANKED = {'prompt': 'Once', 'responses': [' upon', ' a', ' time']}
+SCORED = {'prompt': 'Once', 'responses': [' a', ' b', ' c', ' d'], 'scores': [1, 3.5, -2, 3.5]}
+START = '\n\nHuman: Hi there\n\nAssistant: Hello.\n\nHuman: Why?'
+HH = {'chosen': START + '\n\nAssistant: Because\n\nof you.  ', 'rejected': START + '\n\nAssistant: No.'}
+
+
+def completion(response, score):
+  return {
+    'model': 'some-7b',
+    'principle': 'helpfulness',
+    'custom_system_prompt': 'Be helpful.',
+    'response': response,
+    'annotations': {'honesty': {'Rating': '3', 'Rationale': '...'}},
+    'critique': 'Good.',
+    'overall_score': score,
+    'fine-grained_score': 4.25,
+  }
+
+
+ULTRAFEEDBACK = {
+  'source': 'evol_instruct',
+  'instruction': 'Name a colour.',
+  'models': ['some-7b', 'other-7b', 'third-7b', 'fourth-7b'],
+  'completions': [completion('Red', 6.5), completion('No', 1), completion('Blue, of course', 9), completion('4', 1)],
+  'correct_answers': [],
+  'incorrect_answers': [],
+}
+CONVERSATION = [{'role': 'system', 'content': 'Be kind'}, {'role': 'user', 'content': 'Hi'}]
+BINARISED = {
+  'prompt': 'Hi',
+  'prompt_id': '0a1b',
+  'chosen': [*CONVERSATION, {'role': 'assistant', 'content': 'Hello'}],
+  'rejected': [*CONVERSATION, {'role': 'assistant', 'content': 'Go away'}],
+  'messages': [*CONVERSATION, {'role': 'assistant', 'content': 'Hello'}],
+  'score_chosen': 8.5,
+  'score_rejected': 3,
+}
+TLDR = {
+  'info': {
+    'id': 't3_1',
+    'post': 'My cat sits. \nWhy?',
+    'title': 'Cats',
+    'subreddit': 'AskReddit',
+    'site': None,
+    'article': None,
+  },
+  'summaries': [
+    {'text': ' Cat sits.', 'policy': 'sup2', 'note': 'ok'},
+    {'text': ' Why does my cat sit?', 'policy': 'ref', 'note': None},
+  ],
+  'choice': 1,
+  'worker': 'w',
+  'batch': 'batch3',
+  'split': 'train',
+  'extra': {'confidence': None},
+}
+PREFERENCE = [
+  {'prompt': 'Once', 'chosen': ' upon', 'rejected': ' a'},
+  {'prompt': [USER], 'chosen': 'Hello', 'rejected': [GO], 'label': 0.75, 'weight': 2},
+  {'prompt': 'Once', 'chosen': ' upon', 'rejected': ' a', 'score': [1, -0.5], 'behaviour_logp': [-1.5, 0]},
+  {'prompt': 'Once', 'chosen': ' upon', 'rejected': ' a', 'margin': 1.5},
+  {'chosen': [USER, HELLO], 'rejected': [USER, GO]},
+]
+VALID = {
+  'preference': PREFERENCE,
+  'unpaired': [UNPAIRED, {'prompt': [USER], 'completion': [HELLO], 'label': 0.25, 'weight': 0}],
+  'ranked': [RANKED, {'prompt': [USER], 'responses': ['Hello', [GO]], 'weight': 2}],
+  'scored': [SCORED, SCORED | {'behaviour_logp': [-1, -2, -3, -4.5]}],
+  'scored_pair': [SCORED, {'prompt': [USER], 'responses': ['Hello', [GO]], 'scores': [0, 1], 'weight': 0.5}],
+  'hh': [HH],
+  'hh_text': [HH],
+  'ultrafeedback': [ULTRAFEEDBACK],
+  'ultrafeedback_pair': [ULTRAFEEDBACK],
+  'binarised': [BINARISED, {name: BINARISED[name] for name in ('chosen', 'rejected')}],
+  'tldr': [TLDR],
+}

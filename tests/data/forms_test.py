@@ -1,0 +1,20 @@
+"""Tests of `alignjax.data.forms`: every form says what its columns are."""
+
+import inspect
+
+import pytest
+
+from alignjax.data import forms
+
+
+@pytest.mark.parametrize('name', forms.FORMS)
+def test_a_form_documents_its_columns(name):
+  form = forms.FORMS[name]
+  text = inspect.getdoc(form.parse)
+  if name.endswith('_pair') or name == 'hh_text':
+    assert text.startswith('The columns of')
+    text += inspect.getdoc(forms.FORMS[name.removesuffix('_pair').removesuffix('_text')].parse)
+  for column in form.columns:
+    assert f'`{column}`' in text + inspect.getmodule(form.parse).__doc__
+  assert not set(form.columns) & set(form.unused)
+  assert forms.DEFAULT in forms.FORMS
