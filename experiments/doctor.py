@@ -29,6 +29,9 @@ from alignjax.types import PreferenceBatch
 from experiments import command_line, inputs, optimizers, preparation
 from experiments import config as config_lib
 
+# Findings about labels, which are of no concern to an objective that reads none.
+OF_LABELS = ('bad_label', 'no_signal', 'one_class', 'rare_class', 'swapped_labels')
+
 
 def examine(
   config: config_lib.Config, prepared: preparation.Prepared, state: state_lib.TrainState, frozen: state_lib.Frozen
@@ -63,6 +66,8 @@ def examine_data(prepared: preparation.Prepared) -> list[findings.Finding]:
     ),
     *doctor.examine_shapes(training.batches.plan, training.data),
   ]
+  if not doctor.reads_labels(prepared.objective, training.data.responses):
+    found = [finding for finding in found if finding.name not in OF_LABELS]
   if held_out is not None:
     found += health.examine_split(training.data, held_out.data)
   return found

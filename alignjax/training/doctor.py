@@ -234,6 +234,27 @@ def examine_precision(
   return [Finding('precision', findings.WARNING, seen, advice)]
 
 
+def reads_labels(objective: objectives.Objective, responses: int) -> bool:
+  """Whether the loss depends on labels, tried out on two tokens of N = `responses` responses."""
+
+  def loss(label: float) -> float:
+    logits = jnp.arange(responses * 2.0 * 3).reshape(1, responses, 2, 3) % 2.3
+    ones = jnp.ones((1, responses))
+    batch = PreferenceBatch(
+      prompt=jnp.zeros((1, 1), jnp.int32),
+      prompt_length=jnp.ones(1, jnp.int32),
+      response=jnp.zeros((1, responses, 2), jnp.int32),
+      response_length=jnp.full((1, responses), 2),
+      label=jnp.full(1, label),
+      weight=jnp.ones(1),
+      score=ones,
+      behaviour_logp=-ones,
+    )
+    return objective.apply(stats.from_logits(objective.needs, logits, logits[..., ::-1], batch), batch).loss.item()
+
+  return loss(1.0) != loss(0.25)
+
+
 def examine_shapes(plan: batching.Plan, data: pairs_lib.TokenizedPairs) -> list[Finding]:
   """What the shapes of batches cost in compilations and in padding."""
   found = []

@@ -134,6 +134,22 @@ def test_what_bfloat16_costs_is_told_and_is_large_only_where_it_is(params, batch
     assert named(found) == {'precision': severity}
 
 
+@pytest.mark.parametrize(
+  ('objective', 'responses', 'expected'),
+  [
+    (objectives.dpo(), 2, True),
+    (objectives.sft(), 2, False),
+    (objectives.sft(), 1, False),
+    (objectives.kto(), 1, True),
+    (objectives.kto() + objectives.sft(), 1, True),
+    (objectives.odpo(), 2, True),
+    (objectives.reverse_kl(), 2, False),
+  ],
+)
+def test_what_reads_labels_is_found_out(objective, responses, expected):
+  assert doctor.reads_labels(objective, responses) == expected
+
+
 def rows(lengths):
   return pairs.pack([pairs.TokenPair([1] * prompt, [[1] * size, [2] * size]) for prompt, size in lengths])
 
