@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from alignjax.data import catalogue
+from alignjax.data import catalogue, report, sources
 from tests.data.builders import preparing
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -102,6 +102,16 @@ def test_a_data_set_is_found_by_name_or_folder(folder, location, wanted):
   assert prompts(f'{folder}/jsonl_preferences/text/1.0.0{colon}{split}') == wanted
 
 
+def test_pairs_are_read_by_an_expression(folder):
+  pairs = list(sources.read_pairs('tfds:jsonl_preferences:test[1:]', report.DropReport()))
+  assert [pair.origin for pair in pairs] == ['tfds:jsonl_preferences:test[1:]:1', 'tfds:jsonl_preferences:test[1:]:2']
+  assert [pair.prompt for pair in pairs] == ['Über 1', 'Über 2']
+  again = sources.read_pairs(f'preference:tfds:{folder}/jsonl_preferences/text/1.0.0:test', report.DropReport())
+  assert len(list(again)) == 3
+  with pytest.raises(ValueError, match='nothing: no such data set'):
+    next(sources.read_pairs('tfds:nothing', report.DropReport()))
+
+
 def test_rows_are_numbered_from_1():
   assert [number for number, _ in catalogue.rows('jsonl_preferences:test')] == [1, 2, 3]
 
@@ -168,13 +178,14 @@ def test_tensorflow_is_never_imported(tmp_path):
   program = f"""
     import sys
     sys.path.insert(0, {str(tmp_path)!r})
-    from alignjax.data import builders, catalogue
+    from alignjax.data import builders, report, sources
     builders.build('jsonl_preferences', manual_dir={str(tmp_path / 'manual')!r}, data_dir={str(tmp_path / 'data')!r})
-    print(list(catalogue.rows({str(tmp_path / 'data/jsonl_preferences/text/1.0.0')!r})))
+    expression = {f'tfds:{tmp_path / "data/jsonl_preferences/text/1.0.0"}'!r}
+    print([pair.responses for pair in sources.read_pairs(expression, report.DropReport())])
     assert 'tensorflow' not in sys.modules
   """
   done = subprocess.run(
     [sys.executable, '-c', textwrap.dedent(program)], cwd=ROOT, capture_output=True, text=True, check=False
   )
   assert done.returncode == 0, done.stderr
-  assert done.stdout.splitlines()[-1] == "[(1, {'chosen': 'b', 'prompt': 'a', 'rejected': 'c'})]"
+  assert done.stdout.splitlines()[-1] == "[('b', 'c')]"
