@@ -28,6 +28,7 @@ setuptools.setup(
     'numpy',
     'optax',
     'orbax-checkpoint',
+    'protobuf',
     'pyarrow',
     'rich',
     'safetensors',

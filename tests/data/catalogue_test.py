@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import subprocess
 import sys
 import textwrap
@@ -138,6 +139,8 @@ def test_rows_are_what_json_would_hold():
     ('imdb_reviews', 'imdb_reviews: no such data set is prepared'),  # TFDS knows it, but it is not there
     ('two words', 'two words: no such data set is prepared'),
     ('', 'no such data set is prepared'),
+    ('a/b/c', 'a/b/c: no such data set is prepared'),
+    ('/nowhere:train', '/nowhere: no such data set is prepared'),
     (
       'jsonl_preferences:dev',
       "jsonl_preferences: cannot read split 'dev'; there are train, test, and parts such as train",
@@ -167,8 +170,36 @@ def test_text_that_is_not_utf8_is_named(tmp_path, monkeypatch):
   monkeypatch.setitem(EXAMPLES[1], 'text', b'\xff')
   Everything(data_dir=tmp_path, file_format='array_record').download_and_prepare()
   location = f'{tmp_path}/everything/2.0.0:left'
-  with pytest.raises(ValueError, match=f'{location}:2: a text is not UTF-8'):
+  with pytest.raises(ValueError, match=re.escape(f'{location}:2: a text is not UTF-8')):
     list(catalogue.rows(location))
+
+
+@pytest.mark.parametrize(
+  ('name', 'change', 'message'),
+  [
+    (
+      'everything-left.array_record-00000-of-00001',
+      lambda content: content[:-200],
+      ':1: the files are damaged: .*; pre',
+    ),
+    ('everything-left.array_record-00000-of-00001', lambda content: None, ':1: the files are damaged: .*; prepare'),
+    (
+      'dataset_info.json',
+      lambda content: content[:-9],
+      'a .json file of the data set is damaged: .*; prepare it again',
+    ),
+  ],
+)
+def test_damage_is_told(tmp_path, name, change, message):
+  Everything(data_dir=tmp_path, file_format='array_record').download_and_prepare()
+  path = tmp_path / 'everything' / '2.0.0' / name
+  content = change(path.read_bytes())
+  if content is None:
+    path.unlink()
+  else:
+    path.write_bytes(content)
+  with pytest.raises(ValueError, match=message):
+    list(catalogue.rows(f'{path.parent}:left'))
 
 
 def test_tensorflow_is_never_imported(tmp_path):
