@@ -18,6 +18,7 @@ setuptools.setup(
   install_requires=[
     'absl-py',
     'chex',
+    'etils',
     'flax',
     'grain',
     'importlib_resources',  # imported, but not declared, by the catalogue builders of tensorflow-datasets
@@ -27,6 +28,7 @@ setuptools.setup(
     'numpy',
     'optax',
     'orbax-checkpoint',
+    'protobuf',
     'pyarrow',
     'qwix',
     'rich',

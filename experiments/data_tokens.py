@@ -24,7 +24,7 @@ def show(tokenized: pairs.TokenizedPairs, tokenizer: tokenization.Tokenizer, con
   pair = tokenized[0]
   told = [f'label {pair.label:g}', f'weight {pair.weight:g}']
   told += [f'{name} {", ".join(f"{v:g}" for v in column[0])}' for name, column in tokenized.per_response.items()]
-  console.print(f'first pair, {tokenized.origin(0)}: {", ".join(told)}', markup=False)
+  console.print(rich_text.Text(f'first pair, {tokenized.origin(0)}: {", ".join(told)}'))  # a string could hold :codes:
   console.print(
     rich_text.Text('  ').join([rich_text.Text('text/id:'), *(_marked(kind, kind, console) for kind in KINDS)])
   )
@@ -32,7 +32,7 @@ def show(tokenized: pairs.TokenizedPairs, tokenizer: tokenization.Tokenizer, con
   sections += [(name, ids, TRAINED) for name, ids in zip(names(tokenized.responses), pair.responses, strict=True)]
   for name, ids, kind in sections:
     cut = '' if kind == GIVEN or ids[-1] in tokenizer.end_ids else ', cut: no end token'
-    console.print(f'\n{name}, {len(ids)} tokens{cut}', style='bold')
+    console.print(rich_text.Text(f'\n{name}, {len(ids)} tokens{cut}', style='bold'))
     for line in _lines([int(i) for i in ids], kind, tokenizer, console):
       console.print(line)
 

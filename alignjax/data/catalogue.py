@@ -6,12 +6,16 @@ import pathlib
 import re
 from typing import Any
 
+from google.protobuf import json_format
 import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import read_only_builder
 
+from alignjax.data import rows as row_lib
+
 # 'name/config:split', 'folder:split'; the split is what TFDS can read, such as 'train[:10%]'.
 LOCATION = re.compile(r'(?P<place>.*?)(:(?!//)(?P<split>.+))?', re.DOTALL)
+NAME = re.compile(r'[A-Za-z]\w*(/[\w.-]+)?')
 
 
 def data_dir() -> str:
@@ -30,11 +34,14 @@ def rows(location: str) -> Iterator[tuple[int, dict[str, Any]]]:
       set. The split may be a part, such as `train[:10%]`; it may be left out where it is `train`, or the only one.
 
   Raises:
-    ValueError: no such data set or split, files in a format that needs TensorFlow or loses rows, or text that is not
-      UTF-8.
+    ValueError: no such data set or split, files in a format that needs TensorFlow or loses rows.
+    DataError: damaged files, or text that is not UTF-8.
   """
   place, split = LOCATION.fullmatch(location).group('place', 'split')
-  builder = _find(place)
+  try:
+    builder = _find(place)
+  except json_format.Error as error:
+    raise ValueError(f'{place}: a .json file of the data set is damaged: {error}; prepare it again') from None
   if tfds.core.FileFormat.ARRAY_RECORD not in builder.info.available_file_formats():
     raise ValueError(
       f'{place}: is stored as {builder.info.file_format.value}, which TFDS reads with TensorFlow alone, or not in '
@@ -47,7 +54,10 @@ def rows(location: str) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
       row = _plain(builder.info.features, source[index])
     except UnicodeDecodeError as error:
-      raise ValueError(f'{location}:{index + 1}: a text is not UTF-8: {error}') from None
+      raise row_lib.DataError(f'{location}:{index + 1}', 'not_utf8', f'a text is not UTF-8: {error}') from None
+    except RuntimeError as error:  # of array_record, which knows its files by checksums
+      message = f'the files are damaged: {error}; prepare the data set again'
+      raise row_lib.DataError(f'{location}:{index + 1}', 'damaged_array_record', message) from None
     yield index + 1, row
 
 
@@ -56,13 +66,15 @@ def _find(place: str) -> tfds.core.DatasetBuilder:
     return tfds.builder_from_directory(place)
   folder = data_dir()
   try:
-    return read_only_builder.builder_from_files(place, data_dir=folder)
-  except (tfds.core.DatasetNotFoundError, ValueError):  # the latter for what cannot be a name
-    there = f'there are {", ".join(prepared)}' if (prepared := _prepared(folder)) else 'there is none'
-    raise ValueError(
-      f'{place}: no such data set is prepared in {folder}, the folder of TFDS_DATA_DIR; {there}. To prepare one: '
-      'python -m experiments.data build NAME --manual_dir=FOLDER; without a NAME it tells those that it knows'
-    ) from None
+    if NAME.fullmatch(place):
+      return read_only_builder.builder_from_files(place, data_dir=folder)
+  except tfds.core.DatasetNotFoundError:
+    pass
+  there = f'there are {", ".join(prepared)}' if (prepared := _prepared(folder)) else 'there is none'
+  raise ValueError(
+    f'{place}: no such data set is prepared in {folder}, the folder of TFDS_DATA_DIR; {there}. To prepare one: '
+    'python -m experiments.data build NAME --manual_dir=FOLDER; without a NAME it tells those that it knows'
+  )
 
 
 def _prepared(folder: str) -> list[str]:

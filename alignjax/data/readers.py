@@ -17,10 +17,14 @@ import re
 from typing import Any, BinaryIO
 import zlib
 
+from etils import epy
 import pyarrow
 from pyarrow import parquet
 
 from alignjax.data import rows, values
+
+with epy.lazy_imports():  # TFDS takes a second to import, and most runs read files
+  from alignjax.data import catalogue
 
 Numbered = Iterator[tuple[int, dict[str, Any] | rows.Refused]]
 
@@ -231,6 +235,11 @@ def hugging_face(location: str) -> Numbered:
     yield number, _without_nulls(fields)
 
 
+def prepared(location: str) -> Numbered:
+  """A prepared data set of TFDS: see `catalogue.rows`."""
+  return catalogue.rows(location)
+
+
 # The reader of a scheme is given what stands after the colon.
 ENDINGS: dict[str, Callable[[str], Numbered]] = {
   '.jsonl': jsonl,
@@ -242,6 +251,7 @@ ENDINGS: dict[str, Callable[[str], Numbered]] = {
 }
 SCHEMES: dict[str, Callable[[str], Numbered]] = {
   'hf': hugging_face,
+  'tfds': prepared,
 }
 
 

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import subprocess
 import sys
 import textwrap
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from alignjax.data import catalogue
+from alignjax.data import catalogue, report, sources
 from tests.data.builders import preparing
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -102,6 +103,16 @@ def test_a_data_set_is_found_by_name_or_folder(folder, location, wanted):
   assert prompts(f'{folder}/jsonl_preferences/text/1.0.0{colon}{split}') == wanted
 
 
+def test_pairs_are_read_by_an_expression(folder):
+  pairs = list(sources.read_pairs('tfds:jsonl_preferences:test[1:]', report.DropReport()))
+  assert [pair.origin for pair in pairs] == ['tfds:jsonl_preferences:test[1:]:1', 'tfds:jsonl_preferences:test[1:]:2']
+  assert [pair.prompt for pair in pairs] == ['Über 1', 'Über 2']
+  again = sources.read_pairs(f'preference:tfds:{folder}/jsonl_preferences/text/1.0.0:test', report.DropReport())
+  assert len(list(again)) == 3
+  with pytest.raises(ValueError, match='nothing: no such data set'):
+    next(sources.read_pairs('tfds:nothing', report.DropReport()))
+
+
 def test_rows_are_numbered_from_1():
   assert [number for number, _ in catalogue.rows('jsonl_preferences:test')] == [1, 2, 3]
 
@@ -128,6 +139,8 @@ def test_rows_are_what_json_would_hold():
     ('imdb_reviews', 'imdb_reviews: no such data set is prepared'),  # TFDS knows it, but it is not there
     ('two words', 'two words: no such data set is prepared'),
     ('', 'no such data set is prepared'),
+    ('a/b/c', 'a/b/c: no such data set is prepared'),
+    ('/nowhere:train', '/nowhere: no such data set is prepared'),
     (
       'jsonl_preferences:dev',
       "jsonl_preferences: cannot read split 'dev'; there are train, test, and parts such as train",
@@ -157,8 +170,36 @@ def test_text_that_is_not_utf8_is_named(tmp_path, monkeypatch):
   monkeypatch.setitem(EXAMPLES[1], 'text', b'\xff')
   Everything(data_dir=tmp_path, file_format='array_record').download_and_prepare()
   location = f'{tmp_path}/everything/2.0.0:left'
-  with pytest.raises(ValueError, match=f'{location}:2: a text is not UTF-8'):
+  with pytest.raises(ValueError, match=re.escape(f'{location}:2: a text is not UTF-8')):
     list(catalogue.rows(location))
+
+
+@pytest.mark.parametrize(
+  ('name', 'change', 'message'),
+  [
+    (
+      'everything-left.array_record-00000-of-00001',
+      lambda content: content[:-200],
+      ':1: the files are damaged: .*; pre',
+    ),
+    ('everything-left.array_record-00000-of-00001', lambda content: None, ':1: the files are damaged: .*; prepare'),
+    (
+      'dataset_info.json',
+      lambda content: content[:-9],
+      'a .json file of the data set is damaged: .*; prepare it again',
+    ),
+  ],
+)
+def test_damage_is_told(tmp_path, name, change, message):
+  Everything(data_dir=tmp_path, file_format='array_record').download_and_prepare()
+  path = tmp_path / 'everything' / '2.0.0' / name
+  content = change(path.read_bytes())
+  if content is None:
+    path.unlink()
+  else:
+    path.write_bytes(content)
+  with pytest.raises(ValueError, match=message):
+    list(catalogue.rows(f'{path.parent}:left'))
 
 
 def test_tensorflow_is_never_imported(tmp_path):
@@ -168,13 +209,14 @@ def test_tensorflow_is_never_imported(tmp_path):
   program = f"""
     import sys
     sys.path.insert(0, {str(tmp_path)!r})
-    from alignjax.data import builders, catalogue
+    from alignjax.data import builders, report, sources
     builders.build('jsonl_preferences', manual_dir={str(tmp_path / 'manual')!r}, data_dir={str(tmp_path / 'data')!r})
-    print(list(catalogue.rows({str(tmp_path / 'data/jsonl_preferences/text/1.0.0')!r})))
+    expression = {f'tfds:{tmp_path / "data/jsonl_preferences/text/1.0.0"}'!r}
+    print([pair.responses for pair in sources.read_pairs(expression, report.DropReport())])
     assert 'tensorflow' not in sys.modules
   """
   done = subprocess.run(
     [sys.executable, '-c', textwrap.dedent(program)], cwd=ROOT, capture_output=True, text=True, check=False
   )
   assert done.returncode == 0, done.stderr
-  assert done.stdout.splitlines()[-1] == "[(1, {'chosen': 'b', 'prompt': 'a', 'rejected': 'c'})]"
+  assert done.stdout.splitlines()[-1] == "[('b', 'c')]"

@@ -154,6 +154,7 @@ def test_converting_twice_gives_the_same_bytes(write, tmp_path):
     assert run('convert', f'--data={write(*CHAT)}', f'--out={tmp_path / name}') == 0
   one, two = ((tmp_path / name).read_bytes() for name in ('one.jsonl.gz', 'two.jsonl.gz'))
   assert one == two
+  assert one[4:8] == bytes(4)  # where the time would be
   assert len(gzip.decompress(one).splitlines()) == len(CHAT)
 
 

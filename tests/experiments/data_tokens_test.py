@@ -39,8 +39,10 @@ def ids_after(text, heading):
 
 def test_every_token_stands_with_its_id_and_what_becomes_of_it(tokenizer):
   prompt = [{'role': 'user', 'content': 'Tell me.\n\nNow'}]
-  tokenized, text = shown(tokenizer, sources.Pair(prompt, ('The film', 'I love it\n'), label=0.75, path='p', line=7))
-  assert text.startswith('first pair, p:7: label 0.75, weight 1\n')
+  tokenized, text = shown(
+    tokenizer, sources.Pair(prompt, ('The film', 'I love it\n'), label=0.75, path='[b]p', line=100)
+  )
+  assert text.startswith('first pair, [b]p:100: label 0.75, weight 1\n')
   ids, marks = ids_after(text, 'prompt')
   assert ids == tokenized.prompt_tokens.tolist()
   assert marks == '^' + ' ' * (len(ids) - 1)  # <|im_start|> is BOS in front, and not where a turn starts

@@ -26,7 +26,11 @@ def configs(*names: str) -> list[tfds.core.BuilderConfig]:
 
 
 class PreferenceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-  """Base of the builders."""
+  """Base of the builders.
+
+  A subclass names its `splits`, the `form` of the rows in its files and, in MANUAL_DOWNLOAD_INSTRUCTIONS, what to put
+  where; where files have other names than {split}.jsonl, `patterns` says so.
+  """
 
   VERSION = tfds.core.Version('1.0.0')
   form: str = 'preference'  # of the rows in the files, a name in `forms.FORMS`
