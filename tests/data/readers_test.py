@@ -116,7 +116,7 @@ def test_large_json_is_refused_before_it_is_read(tmp_path, monkeypatch):
 
 
 def test_a_table_spells_numbers_booleans_and_lists(tmp_path):
-  (path := tmp_path / 'a.csv').write_text('\ufeffprompt,completion,label\na,b,true\na,b,FALSE\na,b,1\na,b, .5\n')
+  (path := tmp_path / 'a.csv').write_text('\ufeffprompt,completion,label\na,b,True\na,b,FALSE\na,b,1\na,b, .5\n')
   assert [pair.label for pair in read(f'unpaired:{path}')[0]] == [1.0, 0.0, 1.0, 0.5]
   (path := tmp_path / 'b.tsv').write_text('prompt\tresponses\tscores\na\t[" x", " y"]\t[1, 2.5]\n')
   (pair,), _ = read(f'scored:{path}')
