@@ -38,7 +38,6 @@ from experiments import expressions
 _OBJECTIVES = flags.DEFINE_multi_string(
   'objective', ['dpo()', 'ra_dpo(risk=cvar(0.97))'], 'Objectives to compare with.'
 )
-_WAYS = flags.DEFINE_multi_string('way', None, 'References to compare with a live one, instead of all.')
 _LAYERS = flags.DEFINE_integer('layers', 4, 'Layers of the trunk.')
 _RANK = flags.DEFINE_integer('rank', 16, 'Of the adapters.')
 _PROMPTS = flags.DEFINE_integer('prompts', 4, 'Prompts in the batch, two responses each.')
@@ -74,6 +73,7 @@ WAYS: dict[str, Callable[[Params], Start]] = {
   'lora_int8': lambda params: on_base(params, 'int8'),
   'lora_nf4': lambda params: on_base(params, 'nf4'),
 }
+_WAYS = flags.DEFINE_multi_enum('way', list(WAYS), list(WAYS), 'References to compare with a live one.')
 
 
 def batch_of(vocabulary: int) -> PreferenceBatch:
@@ -117,7 +117,7 @@ class Contender:
 def compare(expression: str, config: transformer.TransformerConfig, params: Params) -> None:
   base = Contender('live', expression, config, params)
   contenders = {}
-  for way in _WAYS.value or WAYS:
+  for way in _WAYS.value:
     contenders[way] = Contender(way, expression, config, params)
     print(f'{expression}: compiled {way}', file=sys.stderr, flush=True)
   ratios, seconds, shuffle, order = {way: [] for way in contenders}, [], random.Random(0), list(contenders)
