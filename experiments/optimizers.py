@@ -135,8 +135,8 @@ def muon(learning_rate: float, beta: float = 0.95, rms: float = 0.2) -> Recipe:
 
   theta <- theta - lr(t) rms sqrt(max(rows, columns)) orthogonal(m)
 
-  Each layer's matrices are matrices of their own. Embeddings, the output head and norm scales have no part in it: Adam
-  with Nesterov momentum takes them, with the same learning rate.
+  Each layer's matrices are matrices of their own, and so are the factors of adapters. Embeddings, the output head and
+  norm scales have no part in it: Adam with Nesterov momentum takes them, with the same learning rate.
 
   Args:
     learning_rate: peak of the schedule, > 0.

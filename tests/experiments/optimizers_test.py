@@ -191,21 +191,24 @@ def test_lion_and_sgd_against_their_equations():
 def test_muon_makes_each_layer_orthogonal_and_leaves_the_rest_to_adam():
   shapes = {
     'embed': {'embedding': (9, 4)},
-    'layers': {'up': {'kernel': (3, 4, 8)}, 'norm': {'scale': (3, 4)}},
+    'layers': {'up': {'kernel': (3, 4, 8), 'lora_a': (3, 4, 8), 'lora_b': (3, 4, 8)}, 'norm': {'scale': (3, 4)}},
     'unembed': {'kernel': (4, 9)},
   }
   params = jax.tree.map(jnp.zeros, shapes, is_leaf=lambda node: isinstance(node, tuple))
-  keys = iter(jax.random.split(jax.random.key(0), 4))
+  keys = iter(jax.random.split(jax.random.key(0), 6))
   gradient = jax.tree.map(lambda p: jax.random.normal(next(keys), p.shape), params)
   gradient['layers']['up']['kernel'] *= jnp.array([1.0, 1e-3, 1e3])[:, None, None]
+  gradient['layers']['up']['lora_a'] *= 0.0  # as it is before the first step
   tx = built('muon(0.5)')
   updates, _ = jax.jit(tx.update)(gradient, tx.init(params), params)
-  kernel = np.asarray(updates['layers']['up']['kernel'])
-  np.testing.assert_allclose(np.sqrt(np.mean(kernel**2, axis=(1, 2))), 0.5 * 0.2, rtol=0.25)
-  for layer, moved in zip(gradient['layers']['up']['kernel'], kernel, strict=True):
-    left, _, right = np.linalg.svd(np.asarray(layer), full_matrices=False)
-    sizes = np.diag(left.T @ -moved @ right.T) / (0.5 * 0.2 * np.sqrt(8))
-    assert np.all((sizes > 0.6) & (sizes < 1.4))  # the iteration leaves singular values around 1
+  assert not updates['layers']['up']['lora_a'].any()
+  for name in ('kernel', 'lora_b'):
+    update = np.asarray(updates['layers']['up'][name])
+    np.testing.assert_allclose(np.sqrt(np.mean(update**2, axis=(1, 2))), 0.5 * 0.2, rtol=0.25)
+    for layer, moved in zip(gradient['layers']['up'][name], update, strict=True):
+      left, _, right = np.linalg.svd(np.asarray(layer), full_matrices=False)
+      sizes = np.diag(left.T @ -moved @ right.T) / (0.5 * 0.2 * np.sqrt(8))
+      assert np.all((sizes > 0.6) & (sizes < 1.4))  # the iteration leaves singular values around 1
   adam = optax.nadam(0.5)
   rest = (updates['embed'], updates['unembed'], updates['layers']['norm'])
   its = (gradient['embed'], gradient['unembed'], gradient['layers']['norm'])
