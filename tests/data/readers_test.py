@@ -314,6 +314,27 @@ def test_a_reader_is_one_line_and_may_refuse_single_rows(monkeypatch):
   assert report.dropped['spoilt'].count == 1
 
 
+@pytest.mark.parametrize(
+  ('name', 'content'),
+  [
+    ('a.jsonl', '{"prompt": "a"}\n{}\n'),
+    ('a.jsonl', 'no JSON\n{}\n'),
+    ('a.jsonl.gz', 'no gzip'),
+    ('a.csv', 'prompt,chosen\na,b\na,b\n'),
+    ('a.csv', 'prompt,chosen\na\na,b\n'),
+    ('a.csv', 'prompt,chosen\n"a"b,\na,b\n'),
+    ('a.csv', 'prompt,prompt\na,b\na,b\n'),
+  ],
+)
+def test_a_file_is_closed_as_soon_as_reading_has_failed(tmp_path, monkeypatch, name, content):
+  opened, open_file = [], readers._open
+  monkeypatch.setattr(readers, '_open', lambda path: opened.append(open_file(path)) or opened[-1])
+  (path := tmp_path / name).write_text(content)
+  with pytest.raises(sources.DataError) as kept:  # and with it the frames that it came through
+    read(path)
+  assert [file.closed for file in opened] == [True], kept
+
+
 def test_a_file_that_is_not_there_is_a_missing_file(tmp_path):
   for ending in readers.ENDINGS:
     with pytest.raises(FileNotFoundError):
