@@ -77,7 +77,7 @@ def test_json_may_be_an_object_with_data(tmp_path):
     ('[ROW ROW]', ':1: not JSON at line 1'),
     ('[ROW, \n]', ':2: not JSON|:1: not JSON'),
     ('[ROW, {"a": 1, "a": 2}]', ":2: field 'a': stands twice"),
-    ('[ROW, {"a": NaN}]', ':2: the number NaN'),
+    ('[ROW, {"a": NaN}]', ":2: field 'a': the number NaN"),
     ('[ROW, ' + '[' * 100_000, ':2: .*nested'),
     ('[ROW] [', r":2: after the list stands '\['"),
     ('{"data": [ROW], "more": 1}', ':2: after the list stands \',"more":1}\''),
@@ -185,7 +185,7 @@ def test_a_table_that_is_not_utf8_is_refused(tmp_path):
   [
     ('x y', "field 'responses': must be a JSON list; it is not JSON at character 1"),
     ('"x"', "field 'responses': must be a list, not a string"),
-    ('[NaN]', "field 'responses': the number NaN"),
+    ('[NaN]', r"field 'responses': field '\[0\]': the number NaN"),
   ],
 )
 def test_lists_in_cells_are_json(tmp_path, cell, message):
