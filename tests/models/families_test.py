@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from alignjax.models import families, layers, transformer
+from alignjax.models import declaration, families, layers, transformer
 from tests import assets
 
 REMOVED = object()
@@ -55,6 +55,7 @@ FIELDS = {
   'max_positions': 8192,
   'rope_scaling': None,
 }
+LLAMA_FIELDS = FIELDS | {'qkv_bias': False, 'output_bias': False, 'mlp_bias': False}
 LLAMA3 = {'factor': 8.0, 'low_freq_factor': 1.0, 'high_freq_factor': 4.0, 'original_max_position_embeddings': 8192}
 MISTRAL = {'model_type': 'mistral', 'architectures': ['MistralForCausalLM'], 'sliding_window': 4096}
 QWEN2 = {
@@ -80,6 +81,33 @@ GEMMA2 = {
   'final_logit_softcapping': 20,
   'layer_types': ['sliding_attention', 'full_attention'] * 15,
 }
+GEMMA3 = {
+  'model_type': 'gemma3_text',
+  'architectures': ['Gemma3ForCausalLM'],
+  'attention_bias': False,
+  'hidden_act': REMOVED,
+  'hidden_activation': 'gelu_pytorch_tanh',
+  'cache_implementation': 'hybrid',
+  'head_dim': 128,
+  'query_pre_attn_scalar': 144,
+  'rope_local_base_freq': 10000.0,
+  'rope_scaling': {'rope_type': 'linear', 'factor': 8.0},
+  'sliding_window': 512,
+  'sliding_window_pattern': 6,
+  'attn_logit_softcapping': None,
+  'final_logit_softcapping': None,
+}
+OLMO2 = {'model_type': 'olmo2', 'architectures': ['Olmo2ForCausalLM'], 'attention_bias': False}
+PHI3 = {
+  'model_type': 'phi3',
+  'architectures': ['Phi3ForCausalLM'],
+  'attention_bias': False,
+  'auto_map': {'AutoConfig': 'configuration_phi3.Phi3Config'},
+  'embd_pdrop': 0.0,
+  'original_max_position_embeddings': 4096,
+  'resid_pdrop': 0.0,
+  'sliding_window': 2047,
+}
 GEMMA2_FIELDS = {
   'model_type': 'gemma2',
   'activation': 'gelu_tanh',
@@ -93,6 +121,18 @@ GEMMA2_FIELDS = {
   'score_cap': 40.0,
   'logit_cap': 20.0,
 }
+GEMMA3_FIELDS = GEMMA2_FIELDS | {
+  'model_type': 'gemma3_text',
+  'full_attention_every': 6,
+  'qk_norm': True,
+  'local_rope_theta': 10000.0,
+  'rope_scaling': layers.LinearScaling(8.0),
+  'sliding_window': 512,
+  'score_cap': None,
+  'logit_cap': None,
+}
+OLMO2_FIELDS = {'model_type': 'olmo2', 'input_norms': False, 'joint_qk_norm': True, 'output_norms': True}
+PHI3_FIELDS = {'model_type': 'phi3', 'rotary_fraction': 1.0, 'sliding_window': 2047}
 
 
 def _changed(**changes):
@@ -106,7 +146,7 @@ def _parse(entries, **changes):
 
 
 def test_reads_the_entries_of_transformers_4():
-  assert families.LLAMA.parse(OLD) == FIELDS
+  assert families.LLAMA.parse(OLD) == LLAMA_FIELDS
 
 
 def test_reads_the_entries_of_transformers_5():
@@ -114,12 +154,12 @@ def test_reads_the_entries_of_transformers_5():
   new = _changed(
     rope_theta=REMOVED, rope_scaling=REMOVED, torch_dtype=REMOVED, rope_parameters=rope, dtype='bfloat16', head_dim=64
   )
-  assert families.LLAMA.parse(new) == FIELDS
+  assert families.LLAMA.parse(new) == LLAMA_FIELDS
 
 
 def test_absent_and_null_entries_take_the_defaults_of_the_family():
   keys = ('num_key_value_heads', 'rms_norm_eps', 'rope_theta', 'tie_word_embeddings', 'max_position_embeddings')
-  expected = FIELDS | {
+  expected = LLAMA_FIELDS | {
     'kv_heads': 9, 'norm_epsilon': 1e-6, 'rope_theta': 10000.0, 'tied_embeddings': False, 'max_positions': 2048
   }  # fmt: skip
   assert families.LLAMA.parse(_changed(**dict.fromkeys(keys, REMOVED))) == expected
@@ -155,8 +195,8 @@ def test_head_width_may_differ_from_width_over_heads():
     ({'rope_parameters': {'rope_type': 'default', 'rope_theta': 5e5}}, 'rope_theta=100000, rope_parameters.rope_theta'),
     ({'rope_parameters': {'partial_rotary_factor': 0.5}}, 'rope_parameters.partial_rotary_factor=0.5'),
     ({'rope_interleaved': True}, 'rope_interleaved=True'),
-    ({'attention_bias': True}, 'attention_bias=True'),
-    ({'mlp_bias': True}, 'mlp_bias=True'),
+    ({'attention_bias': 1}, 'attention_bias=1'),
+    ({'mlp_bias': 'yes'}, "mlp_bias='yes'"),
     ({'hidden_act': 'gelu'}, "hidden_act='gelu'"),
     ({'architectures': ['LlamaForSequenceClassification']}, 'LlamaForSequenceClassification'),
     ({'quantization_config': {'bits': 4}}, 'quantization_config.bits=4'),
@@ -187,7 +227,7 @@ def test_reads_scaled_rotary_positions_of_both_layouts(place):
   assert linear['rope_scaling'] == layers.LinearScaling(2.0)
   llama3 = families.LLAMA.parse(_changed(**{place: {'rope_type': 'llama3'} | LLAMA3}))
   assert llama3['rope_scaling'] == layers.Llama3Scaling(8.0, 1.0, 4.0, 8192)
-  assert families.LLAMA.parse(_changed(**{place: {'rope_type': 'default'}})) == FIELDS
+  assert families.LLAMA.parse(_changed(**{place: {'rope_type': 'default'}})) == LLAMA_FIELDS
 
 
 @pytest.mark.parametrize(
@@ -208,6 +248,19 @@ def test_reads_scaled_rotary_positions_of_both_layouts(place):
     (GEMMA2, {'hidden_activation': 'gelu'}, "hidden_activation='gelu'"),
     (GEMMA2, {'use_bidirectional_attention': True}, 'use_bidirectional_attention=True'),
     (GEMMA2, {'attn_logit_softcapping': -1.0}, 'attn_logit_softcapping=-1.0'),
+    (GEMMA3, {'sliding_window_pattern': 4}, 'sliding_window_pattern=4'),
+    (GEMMA3, {'layer_types': ['full_attention']}, "layer_types=['full_attention']"),
+    (GEMMA3, {'rope_parameters': {'rope_type': 'linear'}}, "rope_parameters.rope_type='linear' (unknown)"),
+    (
+      GEMMA3,
+      {'rope_parameters': {'sliding_attention': {'rope_type': 'linear', 'factor': 2.0}}},
+      "rope_parameters.sliding_attention.rope_type='linear'",
+    ),
+    (OLMO2, {'attention_bias': True}, 'attention_bias=True'),
+    (OLMO2, {'sliding_window': 8}, 'sliding_window=8 (unknown)'),
+    (PHI3, {'rope_scaling': {'type': 'longrope', 'short_factor': [1.0]}}, "rope_scaling.type='longrope'"),
+    (PHI3, {'head_dim': 64}, 'head_dim=64 (unknown)'),
+    (PHI3, {'partial_rotary_factor': 0}, 'partial_rotary_factor=0'),
   ],
 )
 def test_each_family_refuses_what_it_does_not_support(entries, changes, named):
@@ -221,6 +274,22 @@ def test_each_family_reads_its_own_fields():
   assert _parse(QWEN3) == FIELDS | {'model_type': 'qwen3', 'qk_norm': True, 'head_width': 128}
   assert _parse(MISTRAL) == FIELDS | {'model_type': 'mistral', 'sliding_window': 4096}
   assert _parse(GEMMA2) == FIELDS | GEMMA2_FIELDS
+  assert _parse(GEMMA3) == FIELDS | GEMMA3_FIELDS
+  assert _parse(OLMO2) == FIELDS | OLMO2_FIELDS
+  assert _parse(PHI3) == FIELDS | PHI3_FIELDS
+  biases = {'qkv_bias': True, 'output_bias': True, 'mlp_bias': True}
+  assert families.LLAMA.parse(_changed(attention_bias=True, mlp_bias=True)) == FIELDS | biases
+
+
+def test_gemma3_reads_the_rotary_positions_of_both_layouts():
+  old = _parse(GEMMA3, rope_theta=20.0, rope_local_base_freq=200.0)
+  parameters = {
+    'full_attention': {'rope_type': 'linear', 'rope_theta': 20.0, 'factor': 8.0},
+    'sliding_attention': {'rope_type': 'default', 'rope_theta': 200.0},
+  }
+  removed = dict.fromkeys(('rope_theta', 'rope_local_base_freq', 'rope_scaling'), REMOVED)
+  assert _parse(GEMMA3, **removed, rope_parameters=parameters) == old
+  assert (old['rope_theta'], old['local_rope_theta'], old['rope_scaling'].factor) == (20.0, 200.0, 8.0)
 
 
 def test_absent_entries_take_the_numbers_of_each_family():
@@ -232,18 +301,23 @@ def test_absent_entries_take_the_numbers_of_each_family():
   expected = {'sliding_window': 4096, 'score_width': 256, 'score_cap': 50.0, 'logit_cap': 30.0, 'head_width': 256}
   assert expected.items() <= _parse(GEMMA2, **dict.fromkeys(absent, REMOVED)).items()
   assert _parse(GEMMA2, tie_word_embeddings=REMOVED)['tied_embeddings'] is True
+  absent = ('sliding_window', 'query_pre_attn_scalar', 'attn_logit_softcapping', 'rope_local_base_freq', 'rope_theta')
+  expected = {'sliding_window': 4096, 'score_width': 256, 'score_cap': None, 'rope_theta': 1e6, 'local_rope_theta': 1e4}
+  assert expected.items() <= _parse(GEMMA3, **dict.fromkeys(absent, REMOVED)).items()
+  assert _parse(PHI3, sliding_window=REMOVED)['sliding_window'] is None
+  assert _parse(PHI3, partial_rotary_factor=0.75)['rotary_fraction'] == 0.75
   uncapped = _parse(GEMMA2, attn_logit_softcapping=None, final_logit_softcapping=None)
   assert uncapped['score_cap'] is uncapped['logit_cap'] is None
 
 
 def test_every_unsupported_entry_is_named_at_once():
-  with pytest.raises(ValueError, match=r'attention_bias=True.*hidden_act=.relu.*strange=1'):
-    families.LLAMA.parse(_changed(attention_bias=True, hidden_act='relu', strange=1))
+  with pytest.raises(ValueError, match=r'hidden_act=.relu.*rope_interleaved=True.*strange=1'):
+    families.LLAMA.parse(_changed(rope_interleaved=True, hidden_act='relu', strange=1))
 
 
 def test_ignored_entries_change_nothing():
-  for key in families.LLAMA.ignored:
-    assert families.LLAMA.parse(_changed(**{key: 'anything'})) == FIELDS
+  for key in declaration.IGNORED:
+    assert families.LLAMA.parse(_changed(**{key: 'anything'})) == LLAMA_FIELDS
 
 
 @pytest.mark.parametrize(
@@ -259,6 +333,11 @@ def test_ignored_entries_change_nothing():
     {'model_type': 'qwen3', 'qk_norm': True},
     GEMMA2_FIELDS,
     GEMMA2_FIELDS | {'score_cap': None, 'logit_cap': None},
+    GEMMA3_FIELDS,
+    OLMO2_FIELDS,
+    PHI3_FIELDS,
+    PHI3_FIELDS | {'rotary_fraction': 0.75, 'sliding_window': None},
+    {'qkv_bias': True, 'output_bias': True, 'mlp_bias': True},
   ],
 )
 def test_what_is_written_is_read_back(changes):
@@ -296,6 +375,7 @@ def test_a_family_declares_each_field_once_and_leaves_only_neutral_ones_out():
   [
     ({'sliding_window': 8}, "'llama' can not store sliding_window=8"),
     ({'qkv_bias': True, 'qk_norm': True}, "'llama' can not store qkv_bias=True, qk_norm=True"),
+    ({'output_bias': True}, "'llama' can not store "),
     ({'model_type': 'qwen2'}, "'qwen2' can not store qkv_bias=False"),
     ({'model_type': 'gpt9'}, "model_type 'gpt9' is not supported"),
   ],
@@ -307,7 +387,7 @@ def test_a_configuration_that_its_family_cannot_store_is_refused(changes, named)
 
 @pytest.mark.parametrize('model_type', ['gpt9', None, ['llama']])
 def test_unknown_model_types_are_refused_with_the_known_ones(model_type):
-  with pytest.raises(ValueError, match=r'model_type .* is not supported; known: gemma2, llama'):
+  with pytest.raises(ValueError, match=r'model_type .* is not supported; known: gemma2, gemma3_text, '):
     families.by_type(model_type)
 
 
@@ -324,7 +404,7 @@ def test_declared_tensors_are_those_of_a_checkpoint():
   for tied in (True, False):
     config = assets.tiny_llama_config(tied=tied, layers=1)
     weights = assets.tiny_llama_weights(config)
-    names = {tensor.name.format(layer=0) for tensor in families.LLAMA.tensors}
+    names = {tensor.name.format(layer=0) for tensor in families.LLAMA.tensors if not tensor.name.endswith('bias')}
     assert names - weights.keys() == ({'lm_head.weight'} if tied else set())
     assert weights.keys() <= names
 
