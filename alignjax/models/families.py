@@ -6,7 +6,7 @@ A family is one `Family` in `FAMILIES`. Everything that reads or writes a checkp
 import dataclasses
 from typing import Any
 
-from alignjax.models import declaration, transformer
+from alignjax.models import declaration, gpt_families, transformer
 
 _SETTINGS = (
   declaration.Setting('vocab_size', ('vocab_size',), int),
@@ -257,7 +257,21 @@ PHI3 = dataclasses.replace(
 )
 
 EXECUTION = ('compute_dtype', 'remat', 'scan_layers', 'attention')  # fields that say how to compute, not what
-FAMILIES = {family.model_type: family for family in (GEMMA2, GEMMA3, LLAMA, MISTRAL, OLMO2, PHI3, QWEN2, QWEN3)}
+FAMILIES = {
+  family.model_type: family
+  for family in (
+    GEMMA2,
+    GEMMA3,
+    LLAMA,
+    MISTRAL,
+    OLMO2,
+    PHI3,
+    QWEN2,
+    QWEN3,
+    gpt_families.GPT2,
+    gpt_families.GPT_NEOX,
+  )
+}
 
 
 def by_type(model_type: Any) -> declaration.Family:

@@ -25,6 +25,16 @@ SHARED = {
 }
 TOKEN_IDS = {'bos_token_id': 1, 'eos_token_id': 2, 'pad_token_id': 0}
 SMALL = {'hidden_size': 24, 'intermediate_size': 32, 'num_hidden_layers': 2}
+NEOX = {
+  'vocab_size': VOCAB,
+  'hidden_size': 32,
+  'intermediate_size': 40,
+  'num_attention_heads': 4,
+  'num_hidden_layers': 2,
+  'max_position_embeddings': 64,
+  'layer_norm_eps': 1e-2,
+  'rope_parameters': {'rope_type': 'default', 'rope_theta': 20.0, 'partial_rotary_factor': 0.5},
+}
 MODELS = {
   'llama_tied': transformers.LlamaConfig(
     **SHARED, num_hidden_layers=2, intermediate_size=48, tie_word_embeddings=True, rms_norm_eps=1e-5
@@ -86,12 +96,30 @@ MODELS = {
   'gemma3': transformers.Gemma3TextConfig(
     **SHARED | SMALL | {'num_hidden_layers': 7},
     head_dim=8,
-    query_pre_attn_scalar=12,
+    query_pre_attn_scalar=48,
     sliding_window=4,
     rope_parameters={
       'full_attention': {'rope_type': 'linear', 'rope_theta': 20.0, 'factor': 3.0},
       'sliding_attention': {'rope_type': 'default', 'rope_theta': 200.0},
     },
+  ),
+  'gpt2': transformers.GPT2Config(
+    vocab_size=VOCAB,
+    **TOKEN_IDS,
+    n_embd=24,
+    n_layer=2,
+    n_head=4,
+    n_inner=40,
+    n_positions=64,
+    layer_norm_epsilon=1e-2,
+    resid_pdrop=0.0,
+    embd_pdrop=0.0,
+    attn_pdrop=0.0,
+  ),
+  # Of each head of 8 numbers, the first 4 are turned; residuals are parallel, and in the other one they are not.
+  'gpt_neox': transformers.GPTNeoXConfig(**NEOX, **TOKEN_IDS, use_parallel_residual=True),
+  'gpt_neox_sequential': transformers.GPTNeoXConfig(
+    **NEOX, **TOKEN_IDS, use_parallel_residual=False, attention_bias=False
   ),
 }
 PROMPT_LENGTHS = (7, 4, 1)
@@ -105,10 +133,11 @@ def build(config: transformers.PreTrainedConfig, seed: int) -> transformers.PreT
   with torch.no_grad():
     for name, parameter in model.named_parameters():
       noise = torch.randn(parameter.shape)
-      if 'norm' in name:
+      if 'norm' in name or 'ln_' in name:
         parameter.copy_(1 + 0.3 * noise)
       else:
-        parameter.copy_(noise if name.endswith('bias') else 1.5 * noise / parameter.shape[1] ** 0.5)
+        inputs = parameter.shape[0 if '.c_' in name else -1]  # GPT-2 stores kernels as [in, out]
+        parameter.copy_(noise if name.endswith('bias') else 1.5 * noise / inputs**0.5)
   return model
 
 
