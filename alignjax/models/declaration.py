@@ -225,6 +225,8 @@ class Family:
     expected = {}
     for leaf, shape in shapes.items():
       tensor = self.tensor(leaf)
+      if tensor.stacked and shape[0] > len(stored):  # else an absurd number of layers would be an absurd list of names
+        raise ValueError(f'{len(stored)} tensors are too few for {shape[0]} layers')
       row = shape[1:] if tensor.stacked else shape
       row = (*row[:-1], sum(shapes[part][-1] for part in tensor.leaves))
       expected |= dict.fromkeys(tensor.names(shape), row[::-1] if tensor.transposed else row)
