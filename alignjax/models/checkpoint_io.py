@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import os
 import pathlib
+import types
 from typing import Any
 
 import jax
@@ -160,11 +161,13 @@ def _family_of_folder(folder: pathlib.Path) -> declaration.Family:
     return families.by_type(entries.get('model_type'))
 
 
-def parameter_shapes(config: transformer.TransformerConfig) -> tuple[dict[str, tuple[int, ...]], Any]:
+@functools.lru_cache(maxsize=8)
+def parameter_shapes(config: transformer.TransformerConfig) -> tuple[Mapping[str, tuple[int, ...]], Any]:
   """The shape of every parameter by its path ('layers/mlp/up/kernel'), in tree order, and the structure of the tree."""
   tree = jax.eval_shape(transformer.build(config).init, jax.random.key(0))
   paths, treedef = jax.tree_util.tree_flatten_with_path(tree)
-  return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf.shape for path, leaf in paths}, treedef
+  shapes = {jax.tree_util.keystr(path, simple=True, separator='/'): leaf.shape for path, leaf in paths}
+  return types.MappingProxyType(shapes), treedef
 
 
 def _open_leaves(folder: pathlib.Path, config: transformer.TransformerConfig, stack: contextlib.ExitStack) -> Read:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
 
-from alignjax.models import checkpoint_io, families, folders
+from alignjax.models import checkpoint_io, families, folders, transformer
+from tests import assets
 from tests.models import model_folders
 
 QUERY = 'model.layers.1.self_attn.q_proj.weight'
@@ -261,3 +262,15 @@ def test_unfit_parameters_are_refused_by_name(tmp_path):
   )
   refused("dtype='int8': must be one of float32, float16, bfloat16", params, dtype='int8')
   refused(r'nowhere/config\.json', params, assets_from=tmp_path / 'nowhere')
+
+
+def test_a_padded_vocabulary_is_kept(tmp_path):
+  """Embeddings often have more rows than the tokenizer has tokens."""
+  source = model_folders.write(tmp_path / 'source', vocab_size=264, tied=False)
+  assets.write_tiny_tokenizer(source, 259)
+  config, params = checkpoint_io.load_config(source), model_folders.load(source)
+  assert params['embed']['embedding'].shape == (264, 8)
+  assert transformer.build(config).head(params).kernel.shape == (8, 264)
+  checkpoint_io.save(tmp_path / 'saved', config, params, assets_from=source)
+  before, after = model_folders.files(source), model_folders.files(tmp_path / 'saved')
+  assert (after[folders.WEIGHTS], after['tokenizer.json']) == (before[folders.WEIGHTS], before['tokenizer.json'])

@@ -24,6 +24,11 @@ def load(folder, **options):
   return checkpoint_io.load_params(folder, checkpoint_io.load_config(folder), **options)
 
 
+def stored(folder):
+  """Its tensors by name, where they are in one file."""
+  return safetensors_numpy.load_file(folder / folders.WEIGHTS)
+
+
 def flat(params):
   """Parameters by path, on the host."""
   paths, _ = jax.tree_util.tree_flatten_with_path(params)
