@@ -43,6 +43,7 @@ class Config:
   data: tuple[str, ...] = _field((), FREE, 'what to train on, [form:]location: pairs.jsonl, hh:train.jsonl.gz')
   eval_data: tuple[str, ...] = _field((), WARNS, 'held-out data, written likewise; empty: no evaluation')
   ignore_fields: tuple[str, ...] = _field((), WARNS, 'fields of the data files that are not used; others must be known')
+  on_error: str = _field('raise', WARNS, 'what a malformed row does: stops, or is counted', ('raise', 'skip'))
   objective: str = _field('dpo(beta=0.1)', IDENTITY, 'expression of objectives, such as simpo(beta=2.0) + 0.1 * sft()')
   seed: int = _field(0, IDENTITY, 'of the order of the data; an optimizer that draws has one of its own')
   steps: int = _field(0, WARNS, 'updates in all; 0: as many as `epochs` takes')

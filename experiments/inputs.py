@@ -42,12 +42,13 @@ def read_split(
   """Reads and tokenises pairs, says what became of them, and plans their batches."""
   report = report_lib.DropReport()
   data = pairs.tokenize(
-    sources.read_pairs(paths, report, ignore_fields=config.ignore_fields),
+    sources.read_pairs(paths, report, on_error=config.on_error, ignore_fields=config.ignore_fields),
     tokenizer,
     max_prompt=config.max_prompt,
     max_response=config.max_response,
     vocab_size=vocab_size,
     report=report,
+    on_error=config.on_error,
   )
   announce(f'{", ".join(paths)}: {data.report}')
   return Split(data, _batches(data, config, mesh, training, None), training)
