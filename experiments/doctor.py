@@ -20,7 +20,7 @@ import jax
 import optax
 
 from alignjax.data import batching, findings, health
-from alignjax.models import transformer
+from alignjax.models import checkpoint_io, transformer
 from alignjax.parallel import rules
 from alignjax.training import doctor, optimizer, placement
 from alignjax.training import state as state_lib
@@ -48,6 +48,7 @@ def examine(
   return [
     *examine_data(prepared),
     *_start(config, prepared, state, frozen, batch),
+    *_dtypes(config, prepared),
     *doctor.examine_embeddings(_embeddings(state, frozen), prepared.training.data, prepared.tokenizer, prepared.mesh),
     *_memory(state, frozen),
   ]
@@ -137,6 +138,13 @@ def _start(
     vocab_size=prepared.model.config.vocab_size,
     reference=config.reference_cache or folder,
   )
+
+
+def _dtypes(config: config_lib.Config, prepared: preparation.Prepared) -> list[findings.Finding]:
+  if not prepared.reference.needed:
+    return []
+  folders = (config.model, prepared.reference.folder)
+  return doctor.examine_dtypes(*map(checkpoint_io.stored_dtypes, folders))
 
 
 def _memory(state: state_lib.TrainState, frozen: state_lib.Frozen) -> list[findings.Finding]:

@@ -71,6 +71,13 @@ def load_params(
     return _placed(config, _open_leaves(pathlib.Path(folder), config, stack), shardings, convert)
 
 
+def stored_dtypes(folder: str | os.PathLike[str]) -> set[str]:
+  """The types that the weights of a folder have on disk: 'float32', 'bfloat16' or 'float16'."""
+  with contextlib.ExitStack() as stack:
+    tensors = folders.open_tensors(pathlib.Path(folder), stack, _family_of_folder(pathlib.Path(folder)).ignored_tensors)
+    return {folders.DTYPES[tensor.dtype] for tensor in tensors.values()}
+
+
 def load_head(folder: str | os.PathLike[str], config: transformer.TransformerConfig, shardings: Any = None) -> Head:
   """Reads the head of a model alone: what makes logits of final hidden states.
 

@@ -4,7 +4,7 @@ The examination of the data is in `alignjax.data.health`; here is what needs the
 thing and returns findings, which are empty where all is well.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 import dataclasses
 import math
 import os
@@ -147,6 +147,20 @@ def examine_start(
       )
     )
   return found
+
+
+def examine_dtypes(policy: Collection[str], reference: Collection[str]) -> list[Finding]:
+  """Whether the weights of two folders are rounded alike; in memory both are float32.
+
+  Args:
+    policy: types that its weights have on disk.
+    reference: the same of another folder.
+  """
+  if set(policy) == set(reference):
+    return []
+  seen = f'the model is stored as {", ".join(sorted(policy))}, its reference as {", ".join(sorted(reference))}'
+  advice = 'If they are meant to be one model, their rounding differs and rewards do not start at 0: store both alike'
+  return [Finding('dtype_gap', findings.WARNING, seen, advice)]
 
 
 def examine_sampling(

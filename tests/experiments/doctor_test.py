@@ -13,6 +13,7 @@ import pytest
 from safetensors import numpy as safetensors_numpy
 
 from alignjax.data import findings, tokenization
+from alignjax.models import checkpoint_io
 from alignjax.training import doctor as examinations
 from alignjax.training import placement
 from experiments import config as config_lib
@@ -195,6 +196,13 @@ def reference_far(sound, folder):
   return {'reference': str(folder / 'other')}
 
 
+def dtype_gap(sound, folder):
+  config = checkpoint_io.load_config(sound / 'model')
+  params = checkpoint_io.load_params(sound / 'model', config)
+  checkpoint_io.save(folder / 'rounded', config, params, assets_from=sound / 'model', dtype='bfloat16')
+  return {'reference': str(folder / 'rounded')}
+
+
 def reference_differs(sound, folder):
   """A cache that was computed from something else, under the name of this one."""
   config = settings(sound, reference_cache=str(folder / 'cache'))
@@ -208,6 +216,7 @@ def reference_differs(sound, folder):
 
 
 OF_MODELS = (
+  (dtype_gap, 'warning'),
   (reference_differs, 'error'),
   (reference_far, 'warning'),
   (untrained_tokens, 'warning'),
