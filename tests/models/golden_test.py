@@ -13,7 +13,7 @@ from alignjax.parallel import rules
 from alignjax.stats import head
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
-TOLERANCE = 1e-4  # of logits up to 6.7, float32; measured: 1.3e-5
+TOLERANCE = 1e-4  # of logits up to 11, float32; measured: 2.7e-5, where transformers is 2.6e-5 off its own float64
 FILES = ('golden.safetensors', 'hidden.safetensors')
 
 
