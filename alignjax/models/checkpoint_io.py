@@ -3,7 +3,7 @@
 Weights are read and written as safetensors only: nothing here unpickles.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import dataclasses
 import functools
@@ -219,10 +219,11 @@ def _open_leaves(folder: pathlib.Path, config: transformer.TransformerConfig, st
 
   def read(leaf: str, shape: tuple[int, ...]) -> np.ndarray:
     tensor = family.tensor(leaf)
-    part = functools.partial(
-      tensor.part, leaf=leaf, sizes=[shapes[part][-1] for part in tensor.leaves], groups=_groups(tensor, config)
-    )
-    return _read_leaf(tensor.names(shape), shape, tensors, tensor.stacked, part)
+    sizes = [shapes[part][-1] for part in tensor.leaves]
+    values = np.empty(shape, np.float32)
+    for name, row in zip(tensor.names(shape), values if tensor.stacked else values[None], strict=True):
+      row[...] = tensor.part(tensors[name].read(), leaf, sizes, _groups(tensor, config))
+    return values
 
   return read
 
@@ -242,20 +243,6 @@ def _placed(
     for (leaf, shape), target in zip(shapes.items(), targets, strict=True)
   ]
   return jax.tree.unflatten(treedef, placed)
-
-
-def _read_leaf(
-  names: Sequence[str],
-  shape: tuple[int, ...],
-  tensors: Mapping[str, folders.StoredTensor],
-  stacked: bool,
-  part: Callable[[np.ndarray], np.ndarray],
-) -> np.ndarray:
-  """Reads one leaf as float32, each layer straight into its place."""
-  leaf = np.empty(shape, np.float32)
-  for name, row in zip(names, leaf if stacked else leaf[None], strict=True):
-    row[...] = part(tensors[name].read())
-  return leaf
 
 
 def _place(leaf: np.ndarray, sharding: jax.sharding.Sharding | None) -> jax.Array:

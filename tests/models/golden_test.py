@@ -8,10 +8,12 @@ import pytest
 from safetensors import numpy as safetensors_numpy
 
 from alignjax.models import checkpoint_io, transformer
+from alignjax.parallel import mesh as mesh_lib
+from alignjax.parallel import rules
 from alignjax.stats import head
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
-TOLERANCE = 1e-4  # of logits up to 6.7, float32; measured: 1.3e-5
+TOLERANCE = 1e-4  # of logits up to 11, float32; measured: 2.7e-5, where transformers is 2.6e-5 off its own float64
 FILES = ('golden.safetensors', 'hidden.safetensors')
 
 
@@ -52,29 +54,13 @@ def test_the_golden_logits_are_far_from_constant(loaded):
 
 
 def test_logits_and_states_equal_those_of_transformers_whatever_the_padding(loaded):
+  """Here responses share their prompt; transformers has read each pair as one sequence without padding."""
   model, params, golden = loaded
   prompt = np.pad(golden['prompt'], ((0, 0), (0, 5)), constant_values=7)
   response = np.pad(golden['response'], ((0, 0), (0, 0), (0, 3)), constant_values=7)
   logits, hidden = _predict(model, params, prompt, golden['prompt_length'], response, golden['response_length'])
   assert _error(logits, golden) < TOLERANCE
   assert _error(hidden, golden, 'hidden') < TOLERANCE
-
-
-def test_a_shared_prompt_equals_concatenation(loaded):
-  """Each whole sequence as the only response to its first token: nothing is shared, and all is one causal forward."""
-  model, params, golden = loaded
-  prompts, lengths, responses = golden['prompt'], golden['prompt_length'], golden['response']
-  steps = responses.shape[-1]
-  rest = np.zeros((*responses.shape[:2], prompts.shape[1] - 1 + steps), np.int32)
-  for row, length in enumerate(lengths):
-    rest[row, :, : length - 1] = prompts[row, 1:length]
-    rest[row, :, length - 1 : length - 1 + steps] = responses[row]
-  rest = rest.reshape(-1, 1, rest.shape[-1])
-  ones = np.ones(len(rest), np.int32)
-  flat, _ = _predict(model, params, np.repeat(prompts[:, :1], 2, 0), ones, rest, ones[:, None] * rest.shape[-1])
-  flat = flat.reshape(*responses.shape[:2], *flat.shape[2:])
-  actual = np.stack([flat[row, :, length - 1 : length - 1 + steps] for row, length in enumerate(lengths)])
-  assert _error(actual, golden) < TOLERANCE
 
 
 def test_decoding_equals_transformers(loaded):
@@ -102,3 +88,15 @@ def test_exported_weights_are_those_of_transformers(loaded, tmp_path, request):
   assert ours.keys() == theirs.keys()
   for tensor in ours:
     np.testing.assert_array_equal(ours[tensor], theirs[tensor])
+
+
+def test_every_parameter_has_a_place_on_a_mesh(loaded):
+  _, params, _ = loaded
+  mesh = mesh_lib.make_mesh(data=2, fsdp=2, tensor=2)
+  for path, sharding in jax.tree_util.tree_leaves_with_path(rules.param_shardings(mesh, params)):
+    assert ('tensor' in sharding.spec) is (path[-1].key == 'kernel' or path[0].key == 'embed' or _split(path))
+
+
+def _split(path):
+  """Whether these are the biases of outputs that are split."""
+  return path[-1].key == 'bias' and path[-2].key in ('query', 'key', 'value', 'gate', 'up')
