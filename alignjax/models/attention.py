@@ -93,7 +93,7 @@ def _attend_capped(query: Array, key: Array, value: Array, mask: Array | None, s
 
 
 class Attention(nnx.Module):
-  """Rotary grouped-query self-attention.
+  """Grouped-query self-attention, rotary where there are angles to turn by.
 
   Args:
     width: D.
@@ -103,7 +103,9 @@ class Attention(nnx.Module):
     implementation: 'xla' or 'cudnn'.
     key: to draw kernels with.
     bias: of the query, key and value projections.
-    norm_epsilon: of a norm of each query and key head before it is turned, or None for no such norm.
+    output_bias: of the projection that ends it.
+    norms: of queries and keys before they are turned: of each head, or of all of them as one vector, as their width
+      says. None for no such norms.
     scale: of scores, or None for 1 / sqrt(H).
     cap: soft cap of scores, or None.
 
@@ -123,7 +125,8 @@ class Attention(nnx.Module):
     key: Array,
     *,
     bias: bool,
-    norm_epsilon: float | None,
+    output_bias: bool,
+    norms: tuple[layers.Norm, layers.Norm] | None,
     scale: float | None = None,
     cap: float | None = None,
   ):
@@ -131,26 +134,29 @@ class Attention(nnx.Module):
     self.query = layers.Linear(width, heads * head_width, keys[0], bias)
     self.key = layers.Linear(width, kv_heads * head_width, keys[1], bias)
     self.value = layers.Linear(width, kv_heads * head_width, keys[2], bias)
-    self.output = layers.Linear(heads * head_width, width, keys[3])
-    self.query_norm = None if norm_epsilon is None else layers.RMSNorm(head_width, norm_epsilon)
-    self.key_norm = None if norm_epsilon is None else layers.RMSNorm(head_width, norm_epsilon)
+    self.output = layers.Linear(heads * head_width, width, keys[3], output_bias)
+    self.query_norm, self.key_norm = norms or (None, None)
     self.head_width = head_width
     self.implementation = implementation
     self.scale = scale
     self.cap = cap
 
-  def queries(self, x: Array, rotary: tuple[Array, Array]) -> Array:
+  def queries(self, x: Array, rotary: layers.Angles | None) -> Array:
     """[..., D] to [..., heads, H], turned by position."""
-    query = self._heads(self.query(x))
-    return layers.rotate(query if self.query_norm is None else self.query_norm(query), *rotary)
+    return self._turned(self.query(x), self.query_norm, rotary)
 
-  def keys_values(self, x: Array, rotary: tuple[Array, Array]) -> tuple[Array, Array]:
+  def keys_values(self, x: Array, rotary: layers.Angles | None) -> tuple[Array, Array]:
     """[..., D] to keys, turned by position, and values, both [..., K, H]."""
-    key = self._heads(self.key(x))
-    return layers.rotate(key if self.key_norm is None else self.key_norm(key), *rotary), self._heads(self.value(x))
+    return self._turned(self.key(x), self.key_norm, rotary), self._heads(self.value(x), self.head_width)
 
-  def _heads(self, x: Array) -> Array:
-    return x.reshape(*x.shape[:-1], -1, self.head_width)
+  def _turned(self, x: Array, norm: layers.Norm | None, rotary: layers.Angles | None) -> Array:
+    if norm is not None:
+      x = norm(self._heads(x, norm.scale.shape[-1])).reshape(x.shape)
+    x = self._heads(x, self.head_width)
+    return x if rotary is None else layers.rotate(x, *rotary)
+
+  def _heads(self, x: Array, width: int) -> Array:
+    return x.reshape(*x.shape[:-1], -1, width)
 
   def over_prompt(self, query: Array, key: Array, value: Array, window: Window) -> Array:
     """Prompt tokens see the prompt in the window up to themselves: [B, P, heads, H] to [B, P, heads * H].

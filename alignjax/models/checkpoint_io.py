@@ -3,11 +3,13 @@
 Weights are read and written as safetensors only: nothing here unpickles.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
+import functools
 import os
 import pathlib
+import types
 from typing import Any
 
 import jax
@@ -170,7 +172,7 @@ def save(
   family = families.of(config)
   leaves = _check_leaves(config, params)
   entries = family.render(config) | {'torch_dtype': dtype} | _token_ids(assets_from)
-  tensors = _stored_tensors(family, leaves, np.dtype(dtype))
+  tensors = _stored_tensors(family, config, leaves, np.dtype(dtype))
   if jax.process_index() == 0:
     with folders.replacing(folder) as partial:
       folders.write_json(partial / folders.CONFIG, entries)
@@ -190,21 +192,36 @@ def _family_of_folder(folder: pathlib.Path) -> declaration.Family:
     return families.by_type(entries.get('model_type'))
 
 
-def parameter_shapes(config: transformer.TransformerConfig) -> tuple[dict[str, tuple[int, ...]], Any]:
+@functools.lru_cache(maxsize=8)
+def parameter_shapes(config: transformer.TransformerConfig) -> tuple[Mapping[str, tuple[int, ...]], Any]:
   """The shape of every parameter by its path ('layers/mlp/up/kernel'), in tree order, and the structure of the tree."""
   tree = jax.eval_shape(transformer.build(config).init, jax.random.key(0))
   paths, treedef = jax.tree_util.tree_flatten_with_path(tree)
-  return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf.shape for path, leaf in paths}, treedef
+  shapes = {jax.tree_util.keystr(path, simple=True, separator='/'): leaf.shape for path, leaf in paths}
+  return types.MappingProxyType(shapes), treedef
 
 
 def _open_leaves(folder: pathlib.Path, config: transformer.TransformerConfig, stack: contextlib.ExitStack) -> Read:
   """Checks the tensors of a folder, and returns what reads leaves from it until `stack` closes."""
   family = _family_of_folder(folder)
-  tensors = folders.open_tensors(folder, stack)
+  tensors = family.prefixed(folders.open_tensors(folder, stack, family.ignored_tensors))
   index = folder / folders.INDEX
+  shapes, _ = parameter_shapes(config)
   with folders.naming(index if index.exists() else folder / folders.WEIGHTS):
-    family.check(parameter_shapes(config)[0], {name: tensor.shape for name, tensor in tensors.items()})
-  return lambda leaf, shape: _read_leaf(family.tensor(leaf), shape, tensors)
+    family.check(shapes, {name: tensor.shape for name, tensor in tensors.items()})
+
+  def read(leaf: str, shape: tuple[int, ...]) -> np.ndarray:
+    tensor = family.tensor(leaf)
+    part = functools.partial(
+      tensor.part, leaf=leaf, sizes=[shapes[part][-1] for part in tensor.leaves], groups=_groups(tensor, config)
+    )
+    return _read_leaf(tensor.names(shape), shape, tensors, tensor.stacked, part)
+
+  return read
+
+
+def _groups(tensor: declaration.Tensor, config: transformer.TransformerConfig) -> int:
+  return 1 if tensor.grouped_by is None else getattr(config, tensor.grouped_by)
 
 
 def _placed(
@@ -221,12 +238,16 @@ def _placed(
 
 
 def _read_leaf(
-  tensor: declaration.Tensor, shape: tuple[int, ...], tensors: Mapping[str, folders.StoredTensor]
+  names: Sequence[str],
+  shape: tuple[int, ...],
+  tensors: Mapping[str, folders.StoredTensor],
+  stacked: bool,
+  part: Callable[[np.ndarray], np.ndarray],
 ) -> np.ndarray:
   """Reads one leaf as float32, each layer straight into its place."""
   leaf = np.empty(shape, np.float32)
-  for name, row in zip(tensor.names(shape), leaf if tensor.stacked else leaf[None], strict=True):
-    (row.T if tensor.transposed else row)[...] = tensors[name].read()
+  for name, row in zip(names, leaf if stacked else leaf[None], strict=True):
+    row[...] = part(tensors[name].read())
   return leaf
 
 
@@ -250,15 +271,18 @@ def _check_leaves(config: transformer.TransformerConfig, params: Params) -> dict
 
 
 def _stored_tensors(
-  family: declaration.Family, leaves: Mapping[str, Any], dtype: np.dtype
+  family: declaration.Family, config: transformer.TransformerConfig, leaves: Mapping[str, Any], dtype: np.dtype
 ) -> Iterator[tuple[str, np.ndarray]]:
   """Yields stored names and values, leaf after leaf."""
-  for leaf, value in leaves.items():
+  for leaf in leaves:
     tensor = family.tensor(leaf)
-    host = on_host(value)
-    for name, row in zip(tensor.names(host.shape), host if tensor.stacked else host[None], strict=True):
+    if leaf != tensor.leaf:  # stored with another
+      continue
+    parts = [on_host(leaves[part]) for part in tensor.leaves]
+    rows = zip(*parts, strict=True) if tensor.stacked else [parts]
+    for name, row in zip(tensor.names(parts[0].shape), rows, strict=True):
       with np.errstate(over='ignore'):  # the writer refuses what overflows, by name
-        stored = (row.T if tensor.transposed else row).astype(dtype)
+        stored = tensor.join(row, _groups(tensor, config)).astype(dtype)
       yield name, stored
 
 

@@ -1,37 +1,71 @@
 """How one model family stores its configuration and its weights: the parts of a declaration in `families`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
 
 from alignjax.models import folders, layers, transformer
+
+_Stored = TypeVar('_Stored')
+IGNORED = frozenset(  # entries without effect on the function computed, in any family
+  {
+    '_name_or_path',
+    'attention_dropout',  # there is no dropout in alignment fine-tuning, here and below
+    'bos_token_id',
+    'chunk_size_feed_forward',
+    'dtype',
+    'eos_token_id',
+    'initializer_range',
+    'is_llama_config',
+    'output_attentions',
+    'output_hidden_states',
+    'pad_token_id',
+    'pretraining_tp',  # the order of a sum, not its terms
+    'return_dict',
+    'torch_dtype',
+    'transformers.js_config',
+    'transformers_version',
+    'use_cache',
+  }
+)
 
 
 class Setting(NamedTuple):
   """One field of `TransformerConfig` and the entries of config.json that hold it.
 
-  A nested entry is written with a dot. The first key is the one that is written; all of them are read.
-  `default` is what the family's own code takes where the entry is absent: a value, or a function of the fields so far.
-  A null entry counts as absent, unless the setting is `nullable`: then the field is None.
+  A nested entry is written with a dot. The first key is the one that is written; all of them are read. Without a key
+  the field always has its default. `default` is what the family's own code takes where the entry is absent: a value, or
+  a function of the fields so far; with None the entry must be there. A null entry counts as absent, unless the setting
+  is `nullable`: then the field is None, and None may be the default.
   """
 
   field: str
   keys: tuple[str, ...]
   kind: type[int] | type[float] | type[bool]
-  default: int | float | bool | Callable[[Mapping[str, Any]], int] | None = None  # None: the entry must be there
+  default: int | float | bool | Callable[[Mapping[str, Any]], int] | None = None
   nullable: bool = False
 
 
 class Tensor(NamedTuple):
-  """One leaf of the parameter tree and the tensors that hold it.
+  """One leaf of the parameter tree and the tensors that hold it, or several leaves that are stored as one.
 
-  A `{layer}` in the name stands for each index of the leaf's first axis.
+  A `{layer}` in the name stands for each index of the leaf's first axis. Leaves that are stored as one lie side by side
+  along their last axis, that of outputs.
   """
 
   leaf: str
   name: str
   transposed: bool = False  # stored as [out, in], while kernels are [in, out]
+  fused: tuple[str, ...] = ()  # further leaves that the same tensor holds, in this order
+  grouped_by: str | None = None  # field of `TransformerConfig`: the leaves take turns in so many groups of outputs
+
+  @property
+  def leaves(self) -> tuple[str, ...]:
+    """All leaves that the tensor holds."""
+    return (self.leaf, *self.fused)
 
   @property
   def stacked(self) -> bool:
@@ -41,6 +75,22 @@ class Tensor(NamedTuple):
   def names(self, shape: tuple[int, ...]) -> list[str]:
     """The stored names of a leaf of this shape, in the order of its first axis."""
     return [self.name.format(layer=layer) for layer in range(shape[0])] if self.stacked else [self.name]
+
+  def join(self, parts: Sequence[np.ndarray], groups: int) -> np.ndarray:
+    """What is stored of the leaves, given each as [..., out]."""
+    grouped = [part.reshape(*part.shape[:-1], groups, -1) for part in parts]
+    joined = np.concatenate(grouped, axis=-1).reshape(*parts[0].shape[:-1], -1) if self.fused else parts[0]
+    return joined.T if self.transposed else joined
+
+  def part(self, stored: np.ndarray, leaf: str, sizes: Sequence[int], groups: int) -> np.ndarray:
+    """The values of one leaf, [..., out], in what is stored of leaves with `sizes` outputs each."""
+    joined = stored.T if self.transposed else stored
+    if not self.fused:
+      return joined
+    which = self.leaves.index(leaf)
+    first, last = sum(sizes[:which]) // groups, sum(sizes[: which + 1]) // groups
+    grouped = joined.reshape(*joined.shape[:-1], groups, -1)[..., first:last]
+    return grouped.reshape(*joined.shape[:-1], -1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +106,8 @@ class Family:
     ignored: entries without effect on the function computed.
     tensors: every leaf of the parameter tree.
     ignored_tensors: endings of the names of stored tensors that hold no parameter.
+    optional_prefix: start of the names of tensors that some checkpoints leave out of all of them.
+    rotary_places: entries that say how rotary frequencies are scaled; the first is written.
   """
 
   model_type: str
@@ -66,6 +118,8 @@ class Family:
   ignored_tensors: tuple[str, ...] = ()
   cycles: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
   fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  optional_prefix: str = ''
+  rotary_places: tuple[str, ...] = ('rope_scaling', 'rope_parameters')  # as transformers 4 and 5 call it
 
   def parse(self, entries: Mapping[str, Any]) -> dict[str, Any]:
     """Reads the contents of config.json.
@@ -80,7 +134,7 @@ class Family:
       ValueError: an entry is missing, malformed, unknown or not supported; the message names it.
     """
     entries = _flatten({key: value for key, value in entries.items() if key not in self.ignored})
-    rotary_type = _rotary_type(entries)
+    rotary_type = self._rotary_type(entries)
     if refused := self._refused(entries, rotary_type):
       raise ValueError(
         f'fields that model_type {self.model_type!r} does not support here: {", ".join(sorted(refused))}'
@@ -88,18 +142,18 @@ class Family:
     fields: dict[str, Any] = {'model_type': self.model_type, **self.fields}
     for setting in self.settings:
       fields[setting.field] = _read(setting, entries, fields)
-    scaling = _ROTARY_SCALINGS[rotary_type]
-    scaled = {setting.field: _read(setting, entries, {}) for setting in scaling.settings}
-    return fields | {'rope_scaling': scaling.make(**scaled) if scaling.make else None}
+    scaled = {setting.field: _read(setting, entries, {}) for setting in self._rotary_settings(rotary_type)}
+    make = _ROTARY_SCALINGS[rotary_type].make
+    return fields | {'rope_scaling': make(**scaled) if make else None}
 
   def _refused(self, entries: Mapping[str, Any], rotary_type: Any) -> list[str]:
     """The entries that are not supported, each with the reason."""
     known = {key for setting in self.settings for key in setting.keys} | {'model_type'}
-    known |= {*self.cycles, *self.fixed, *_ROTARY_PLACES, *_ROTARY_TYPE_KEYS}
+    known |= {*self.cycles, *self.fixed, *self.rotary_places, *self._rotary_type_keys}
     if rotary_type in _ROTARY_SCALINGS:
-      known |= {key for setting in _ROTARY_SCALINGS[rotary_type].settings for key in setting.keys}
+      known |= {key for setting in self._rotary_settings(rotary_type) for key in setting.keys}
     refused = [f'{key}={value!r} (unknown)' for key, value in entries.items() if key not in known]
-    for key, supported in {**dict.fromkeys(_ROTARY_PLACES), **self.fixed}.items():
+    for key, supported in {**dict.fromkeys(self.rotary_places), **self.fixed}.items():
       if entries.get(key, supported) != supported:
         refused.append(f'{key}={entries[key]!r} (only {supported!r} is supported)')
     for key, cycle in self.cycles.items():
@@ -108,27 +162,55 @@ class Family:
         refused.append(f'{key}={items!r} (only a list that repeats {", ".join(map(repr, cycle))} is supported)')
     if rotary_type not in _ROTARY_SCALINGS:
       types = ', '.join(map(repr, _ROTARY_SCALINGS))
-      named = [f'{key}={entries[key]!r}' for key in _ROTARY_TYPE_KEYS if entries.get(key) is not None]
+      named = [f'{key}={entries[key]!r}' for key in self._rotary_type_keys if entries.get(key) is not None]
       refused.append(f'{", ".join(named)} (only {types} are supported)')
     return refused
+
+  @property
+  def _rotary_type_keys(self) -> tuple[str, ...]:
+    return tuple(f'{place}.{name}' for place in self.rotary_places for name in ('rope_type', 'type'))
+
+  def _rotary_type(self, entries: Mapping[str, Any]) -> Any:
+    """The one type of rotary scaling that the entries name; a tuple of what they hold if that is no one string."""
+    found = [entries[key] for key in self._rotary_type_keys if entries.get(key) is not None]
+    if not found:
+      return 'default'
+    one = isinstance(found[0], str) and all(value == found[0] for value in found)
+    return found[0] if one else tuple(map(repr, found))
+
+  def _rotary_settings(self, rotary_type: str) -> list[Setting]:
+    """The settings of one type of rotary scaling, where this family has them."""
+    settings = _ROTARY_SCALINGS[rotary_type].settings
+    return [
+      setting._replace(keys=tuple(f'{place}.{key}' for place in self.rotary_places for key in setting.keys))
+      for setting in settings
+    ]
 
   def render(self, config: transformer.TransformerConfig) -> dict[str, Any]:
     """The contents of config.json for `config`: what `parse` reads back, and what other tools expect to find."""
     entries = {'model_type': self.model_type}
-    entries |= {setting.keys[0]: getattr(config, setting.field) for setting in self.settings}
+    entries |= {setting.keys[0]: getattr(config, setting.field) for setting in self.settings if setting.keys}
     entries |= {key: value for key, value in self.fixed.items() if '.' not in key}
-    return entries | {'rope_scaling': _rendered(config.rope_scaling)}
+    if self.rotary_places:
+      entries[self.rotary_places[0]] = _rendered(config.rope_scaling)
+    return entries
 
   def tensor(self, leaf: str) -> Tensor:
-    """Where the parameter at the path `leaf` is stored.
+    """Where the parameter at the path `leaf` is stored, with others where they are stored as one.
 
     Raises:
       ValueError: the family does not declare it.
     """
     for tensor in self.tensors:
-      if tensor.leaf == leaf:
+      if leaf in tensor.leaves:
         return tensor
     raise ValueError(f'model_type {self.model_type!r} declares no tensor for the parameter {leaf}')
+
+  def prefixed(self, stored: Mapping[str, _Stored]) -> Mapping[str, _Stored]:
+    """Tensors by their full names, where a checkpoint may have left `optional_prefix` out."""
+    if any(name.startswith(self.optional_prefix) for name in stored):
+      return stored
+    return {self.optional_prefix + name: tensor for name, tensor in stored.items()}
 
   def check(self, shapes: Mapping[str, tuple[int, ...]], stored: Mapping[str, tuple[int, ...]]) -> None:
     """Compares what a model asks for with what a file holds.
@@ -143,14 +225,18 @@ class Family:
     expected = {}
     for leaf, shape in shapes.items():
       tensor = self.tensor(leaf)
+      if tensor.stacked and shape[0] > len(stored):  # else an absurd number of layers would be an absurd list of names
+        raise ValueError(f'{len(stored)} tensors are too few for {shape[0]} layers')
       row = shape[1:] if tensor.stacked else shape
+      row = (*row[:-1], sum(shapes[part][-1] for part in tensor.leaves))
       expected |= dict.fromkeys(tensor.names(shape), row[::-1] if tensor.transposed else row)
-    found = {name: shape for name, shape in stored.items() if not name.endswith(self.ignored_tensors)}
-    both = expected.keys() & found.keys()
+    both = expected.keys() & stored.keys()
     faults = {
-      'missing': expected.keys() - found.keys(),
-      'unexpected': found.keys() - expected.keys(),
-      'of another shape': [f'{n} (expected {expected[n]}, found {found[n]})' for n in both if expected[n] != found[n]],
+      'missing': expected.keys() - stored.keys(),
+      'unexpected': stored.keys() - expected.keys(),
+      'of another shape': [
+        f'{name} (expected {expected[name]}, found {stored[name]})' for name in both if expected[name] != stored[name]
+      ],
     }
     if any(faults.values()):
       raise ValueError(
@@ -173,7 +259,7 @@ def _read(setting: Setting, entries: Mapping[str, Any], fields: Mapping[str, Any
   if not found and setting.nullable and any(key in entries for key in setting.keys):
     return None
   if not found:
-    if setting.default is None:
+    if setting.default is None and not setting.nullable:
       raise ValueError(f'field {setting.keys[0]} is missing')
     return setting.default(fields) if callable(setting.default) else setting.default
   for key, value in found.items():
@@ -193,16 +279,6 @@ def _valid(value: Any, kind: type) -> bool:
   return kind is float and isinstance(value, float) and 0 < value < math.inf
 
 
-_ROTARY_PLACES = ('rope_scaling', 'rope_parameters')  # as transformers 4 and 5 call it
-
-
-def _rotary_keys(*names: str) -> tuple[str, ...]:
-  return tuple(f'{place}.{name}' for place in _ROTARY_PLACES for name in names)
-
-
-_ROTARY_TYPE_KEYS = _rotary_keys('rope_type', 'type')
-
-
 class _RotaryScaling(NamedTuple):
   """What config.json calls the parts of one way to scale rotary frequencies."""
 
@@ -212,32 +288,23 @@ class _RotaryScaling(NamedTuple):
 
 _ROTARY_SCALINGS = {
   'default': _RotaryScaling(None),
-  'linear': _RotaryScaling(layers.LinearScaling, (Setting('factor', _rotary_keys('factor'), float),)),
+  'linear': _RotaryScaling(layers.LinearScaling, (Setting('factor', ('factor',), float),)),
   'llama3': _RotaryScaling(
     layers.Llama3Scaling,
     (
-      Setting('factor', _rotary_keys('factor'), float),
-      Setting('low_frequency_factor', _rotary_keys('low_freq_factor'), float),
-      Setting('high_frequency_factor', _rotary_keys('high_freq_factor'), float),
-      Setting('original_positions', _rotary_keys('original_max_position_embeddings'), int),
+      Setting('factor', ('factor',), float),
+      Setting('low_frequency_factor', ('low_freq_factor',), float),
+      Setting('high_frequency_factor', ('high_freq_factor',), float),
+      Setting('original_positions', ('original_max_position_embeddings',), int),
     ),
   ),
 }
-
-
-def _rotary_type(entries: Mapping[str, Any]) -> Any:
-  """The one type of rotary scaling that the entries name; a tuple of what they hold if that is no one string."""
-  found = [entries[key] for key in _ROTARY_TYPE_KEYS if entries.get(key) is not None]
-  if not found:
-    return 'default'
-  one = isinstance(found[0], str) and all(value == found[0] for value in found)
-  return found[0] if one else tuple(map(repr, found))
 
 
 def _rendered(scaling: layers.RotaryScaling | None) -> dict[str, Any] | None:
   """The entry `rope_scaling`, which transformers 4 and 5 read."""
   for name, (make, settings) in _ROTARY_SCALINGS.items():
     if make is not None and isinstance(scaling, make):
-      written = {setting.keys[0].split('.')[1]: getattr(scaling, setting.field) for setting in settings}
+      written = {setting.keys[0]: getattr(scaling, setting.field) for setting in settings}
       return {'rope_type': name} | written
   return None

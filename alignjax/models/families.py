@@ -6,81 +6,76 @@ A family is one `Family` in `FAMILIES`. Everything that reads or writes a checkp
 import dataclasses
 from typing import Any
 
-from alignjax.models import declaration, transformer
+from alignjax.models import declaration, gpt_families, transformer
 
-_IGNORED = frozenset(
-  {
-    '_name_or_path',
-    'attention_dropout',  # there is no dropout in alignment fine-tuning
-    'bos_token_id',
-    'chunk_size_feed_forward',
-    'dtype',
-    'eos_token_id',
-    'initializer_range',
-    'is_llama_config',
-    'output_attentions',
-    'output_hidden_states',
-    'pad_token_id',
-    'pretraining_tp',  # the order of a sum, not its terms
-    'return_dict',
-    'torch_dtype',
-    'transformers.js_config',
-    'transformers_version',
-    'use_cache',
-  }
+_SETTINGS = (
+  declaration.Setting('vocab_size', ('vocab_size',), int),
+  declaration.Setting('width', ('hidden_size',), int),
+  declaration.Setting('layers', ('num_hidden_layers',), int),
+  declaration.Setting('heads', ('num_attention_heads',), int),
+  declaration.Setting('kv_heads', ('num_key_value_heads',), int, lambda fields: fields['heads']),
+  declaration.Setting('head_width', ('head_dim',), int, lambda fields: fields['width'] // fields['heads']),
+  declaration.Setting('mlp_width', ('intermediate_size',), int),
+  declaration.Setting('norm_epsilon', ('rms_norm_eps',), float, 1e-6),
+  declaration.Setting('rope_theta', ('rope_theta', 'rope_parameters.rope_theta'), float, 10_000.0),
+  declaration.Setting('tied_embeddings', ('tie_word_embeddings',), bool, False),
+  declaration.Setting('max_positions', ('max_position_embeddings',), int, 2048),
+)
+_TENSORS = (
+  declaration.Tensor('embed/embedding', 'model.embed_tokens.weight'),
+  declaration.Tensor('layers/attention_norm/scale', 'model.layers.{layer}.input_layernorm.weight'),
+  declaration.Tensor('layers/attention/query/kernel', 'model.layers.{layer}.self_attn.q_proj.weight', transposed=True),
+  declaration.Tensor('layers/attention/key/kernel', 'model.layers.{layer}.self_attn.k_proj.weight', transposed=True),
+  declaration.Tensor('layers/attention/value/kernel', 'model.layers.{layer}.self_attn.v_proj.weight', transposed=True),
+  declaration.Tensor('layers/attention/output/kernel', 'model.layers.{layer}.self_attn.o_proj.weight', transposed=True),
+  declaration.Tensor('layers/mlp_norm/scale', 'model.layers.{layer}.post_attention_layernorm.weight'),
+  declaration.Tensor('layers/mlp/gate/kernel', 'model.layers.{layer}.mlp.gate_proj.weight', transposed=True),
+  declaration.Tensor('layers/mlp/up/kernel', 'model.layers.{layer}.mlp.up_proj.weight', transposed=True),
+  declaration.Tensor('layers/mlp/down/kernel', 'model.layers.{layer}.mlp.down_proj.weight', transposed=True),
+  declaration.Tensor('final_norm/scale', 'model.norm.weight'),
+  declaration.Tensor('unembed/kernel', 'lm_head.weight', transposed=True),
+)
+_QKV_BIASES = (
+  declaration.Tensor('layers/attention/query/bias', 'model.layers.{layer}.self_attn.q_proj.bias'),
+  declaration.Tensor('layers/attention/key/bias', 'model.layers.{layer}.self_attn.k_proj.bias'),
+  declaration.Tensor('layers/attention/value/bias', 'model.layers.{layer}.self_attn.v_proj.bias'),
+)
+_QK_NORMS = (
+  declaration.Tensor('layers/attention/query_norm/scale', 'model.layers.{layer}.self_attn.q_norm.weight'),
+  declaration.Tensor('layers/attention/key_norm/scale', 'model.layers.{layer}.self_attn.k_norm.weight'),
 )
 
 LLAMA = declaration.Family(
   model_type='llama',
   settings=(
-    declaration.Setting('vocab_size', ('vocab_size',), int),
-    declaration.Setting('width', ('hidden_size',), int),
-    declaration.Setting('layers', ('num_hidden_layers',), int),
-    declaration.Setting('heads', ('num_attention_heads',), int),
-    declaration.Setting('kv_heads', ('num_key_value_heads',), int, lambda fields: fields['heads']),
-    declaration.Setting('head_width', ('head_dim',), int, lambda fields: fields['width'] // fields['heads']),
-    declaration.Setting('mlp_width', ('intermediate_size',), int),
-    declaration.Setting('norm_epsilon', ('rms_norm_eps',), float, 1e-6),
-    declaration.Setting('rope_theta', ('rope_theta', 'rope_parameters.rope_theta'), float, 10_000.0),
-    declaration.Setting('tied_embeddings', ('tie_word_embeddings',), bool, False),
-    declaration.Setting('max_positions', ('max_position_embeddings',), int, 2048),
+    *_SETTINGS,
+    declaration.Setting('qkv_bias', ('attention_bias',), bool, False),
+    declaration.Setting('output_bias', ('attention_bias',), bool, False),
+    declaration.Setting('mlp_bias', ('mlp_bias',), bool, False),
   ),
-  fixed={
-    'architectures': ['LlamaForCausalLM'],
-    'attention_bias': False,
-    'hidden_act': 'silu',
-    'mlp_bias': False,
-    'rope_interleaved': False,
-  },
-  ignored=_IGNORED,
+  fixed={'architectures': ['LlamaForCausalLM'], 'hidden_act': 'silu', 'rope_interleaved': False},
+  ignored=declaration.IGNORED,
   tensors=(
-    declaration.Tensor('embed/embedding', 'model.embed_tokens.weight'),
-    declaration.Tensor('layers/attention_norm/scale', 'model.layers.{layer}.input_layernorm.weight'),
-    declaration.Tensor(
-      'layers/attention/query/kernel', 'model.layers.{layer}.self_attn.q_proj.weight', transposed=True
-    ),
-    declaration.Tensor('layers/attention/key/kernel', 'model.layers.{layer}.self_attn.k_proj.weight', transposed=True),
-    declaration.Tensor(
-      'layers/attention/value/kernel', 'model.layers.{layer}.self_attn.v_proj.weight', transposed=True
-    ),
-    declaration.Tensor(
-      'layers/attention/output/kernel', 'model.layers.{layer}.self_attn.o_proj.weight', transposed=True
-    ),
-    declaration.Tensor('layers/mlp_norm/scale', 'model.layers.{layer}.post_attention_layernorm.weight'),
-    declaration.Tensor('layers/mlp/gate/kernel', 'model.layers.{layer}.mlp.gate_proj.weight', transposed=True),
-    declaration.Tensor('layers/mlp/up/kernel', 'model.layers.{layer}.mlp.up_proj.weight', transposed=True),
-    declaration.Tensor('layers/mlp/down/kernel', 'model.layers.{layer}.mlp.down_proj.weight', transposed=True),
-    declaration.Tensor('final_norm/scale', 'model.norm.weight'),
-    declaration.Tensor('unembed/kernel', 'lm_head.weight', transposed=True),
+    *_TENSORS,
+    *_QKV_BIASES,
+    declaration.Tensor('layers/attention/output/bias', 'model.layers.{layer}.self_attn.o_proj.bias'),
+    declaration.Tensor('layers/mlp/gate/bias', 'model.layers.{layer}.mlp.gate_proj.bias'),
+    declaration.Tensor('layers/mlp/up/bias', 'model.layers.{layer}.mlp.up_proj.bias'),
+    declaration.Tensor('layers/mlp/down/bias', 'model.layers.{layer}.mlp.down_proj.bias'),
   ),
   ignored_tensors=('.rotary_emb.inv_freq',),  # old exports store the rotary frequencies
 )
 
 
 def _settings(*changed: declaration.Setting) -> tuple[declaration.Setting, ...]:
-  """The settings of Llama, each in the given form where one is given, and those that Llama does not have."""
-  by_field = {setting.field: setting for setting in (*LLAMA.settings, *changed)}
+  """The settings that most families have, each in the given form where one is given, and others that are given."""
+  by_field = {setting.field: setting for setting in (*_SETTINGS, *changed)}
   return tuple(by_field.values())
+
+
+def _tensors(*added: declaration.Tensor, without: str | tuple[str, ...]) -> tuple[declaration.Tensor, ...]:
+  """The tensors that most families have, but those whose path starts so, and others."""
+  return (*(tensor for tensor in _TENSORS if not tensor.leaf.startswith(without)), *added)
 
 
 # Where an entry is absent, each family takes a number of its own. For key-value heads none of them is sensible.
@@ -100,13 +95,8 @@ QWEN2 = dataclasses.replace(  # and Qwen1.5, Qwen2.5
   },
   cycles=_FULL_ATTENTION,
   fields={'qkv_bias': True},
-  ignored=_IGNORED | _WITHOUT_WINDOW,
-  tensors=(
-    *LLAMA.tensors,
-    declaration.Tensor('layers/attention/query/bias', 'model.layers.{layer}.self_attn.q_proj.bias'),
-    declaration.Tensor('layers/attention/key/bias', 'model.layers.{layer}.self_attn.k_proj.bias'),
-    declaration.Tensor('layers/attention/value/bias', 'model.layers.{layer}.self_attn.v_proj.bias'),
-  ),
+  ignored=declaration.IGNORED | _WITHOUT_WINDOW,
+  tensors=_TENSORS + _QKV_BIASES,
 )
 
 QWEN3 = dataclasses.replace(
@@ -125,12 +115,8 @@ QWEN3 = dataclasses.replace(
   },
   cycles=_FULL_ATTENTION,
   fields={'qk_norm': True},
-  ignored=_IGNORED | _WITHOUT_WINDOW,
-  tensors=(
-    *LLAMA.tensors,
-    declaration.Tensor('layers/attention/query_norm/scale', 'model.layers.{layer}.self_attn.q_norm.weight'),
-    declaration.Tensor('layers/attention/key_norm/scale', 'model.layers.{layer}.self_attn.k_norm.weight'),
-  ),
+  ignored=declaration.IGNORED | _WITHOUT_WINDOW,
+  tensors=_TENSORS + _QK_NORMS,
 )
 
 MISTRAL = dataclasses.replace(
@@ -142,6 +128,12 @@ MISTRAL = dataclasses.replace(
     declaration.Setting('sliding_window', ('sliding_window',), int, 4096, nullable=True),
   ),
   fixed={'architectures': ['MistralForCausalLM'], 'hidden_act': 'silu'},
+  tensors=_TENSORS,
+)
+
+_OUTPUT_NORMS = (
+  declaration.Tensor('layers/attention_output_norm/scale', 'model.layers.{layer}.post_attention_layernorm.weight'),
+  declaration.Tensor('layers/mlp_output_norm/scale', 'model.layers.{layer}.post_feedforward_layernorm.weight'),
 )
 
 GEMMA2 = dataclasses.replace(
@@ -172,17 +164,114 @@ GEMMA2 = dataclasses.replace(
     'scaled_embeddings': True,
     'zero_centred_norms': True,
   },
-  ignored=_IGNORED | {'cache_implementation'},
-  tensors=(
-    *(tensor for tensor in LLAMA.tensors if tensor.leaf != 'layers/mlp_norm/scale'),
-    declaration.Tensor('layers/attention_output_norm/scale', 'model.layers.{layer}.post_attention_layernorm.weight'),
+  ignored=declaration.IGNORED | {'cache_implementation'},
+  tensors=_tensors(
+    *_OUTPUT_NORMS,
     declaration.Tensor('layers/mlp_norm/scale', 'model.layers.{layer}.pre_feedforward_layernorm.weight'),
-    declaration.Tensor('layers/mlp_output_norm/scale', 'model.layers.{layer}.post_feedforward_layernorm.weight'),
+    without='layers/mlp_norm',
+  ),
+)
+
+GEMMA3 = dataclasses.replace(  # text alone
+  GEMMA2,
+  model_type='gemma3_text',
+  settings=_settings(
+    _KV_HEADS,
+    declaration.Setting('head_width', ('head_dim',), int, 256),
+    declaration.Setting('rope_theta', ('rope_theta', 'rope_parameters.full_attention.rope_theta'), float, 1_000_000.0),
+    declaration.Setting(
+      'local_rope_theta', ('rope_local_base_freq', 'rope_parameters.sliding_attention.rope_theta'), float, 10_000.0
+    ),
+    declaration.Setting('tied_embeddings', ('tie_word_embeddings',), bool, True),
+    declaration.Setting('max_positions', ('max_position_embeddings',), int, 131_072),
+    declaration.Setting('sliding_window', ('sliding_window',), int, 4096),
+    declaration.Setting('score_width', ('query_pre_attn_scalar',), int, 256),
+    declaration.Setting('score_cap', ('attn_logit_softcapping',), float, nullable=True),
+    declaration.Setting('logit_cap', ('final_logit_softcapping',), float, nullable=True),
+  ),
+  fixed={
+    'architectures': ['Gemma3ForCausalLM'],
+    'attention_bias': False,
+    'hidden_activation': 'gelu_pytorch_tanh',
+    'use_bidirectional_attention': False,
+    'sliding_window_pattern': 6,
+    '_sliding_window_pattern': 6,
+    'rope_parameters.sliding_attention.rope_type': 'default',
+  },
+  cycles={'layer_types': ('sliding_attention',) * 5 + ('full_attention',)},
+  fields=GEMMA2.fields | {'full_attention_every': 6, 'qk_norm': True},
+  tensors=GEMMA2.tensors + _QK_NORMS,
+  rotary_places=('rope_scaling', 'rope_parameters.full_attention'),
+)
+
+OLMO2 = dataclasses.replace(
+  LLAMA,
+  model_type='olmo2',
+  settings=_settings(declaration.Setting('norm_epsilon', ('rms_norm_eps',), float, 1e-5)),
+  fixed={'architectures': ['Olmo2ForCausalLM'], 'attention_bias': False, 'hidden_act': 'silu'},
+  fields={'input_norms': False, 'joint_qk_norm': True, 'output_norms': True},
+  tensors=_tensors(*_OUTPUT_NORMS, *_QK_NORMS, without=('layers/attention_norm', 'layers/mlp_norm')),
+)
+
+PHI3 = dataclasses.replace(
+  LLAMA,
+  model_type='phi3',
+  settings=_settings(
+    declaration.Setting('norm_epsilon', ('rms_norm_eps',), float, 1e-5),
+    declaration.Setting('head_width', (), int, lambda fields: fields['width'] // fields['heads']),
+    declaration.Setting('max_positions', ('max_position_embeddings',), int, 4096),
+    declaration.Setting(
+      'rotary_fraction', ('partial_rotary_factor', 'rope_parameters.partial_rotary_factor'), float, 1.0
+    ),
+    declaration.Setting('sliding_window', ('sliding_window',), int, nullable=True),
+  ),
+  fixed={'architectures': ['Phi3ForCausalLM'], 'attention_bias': False, 'hidden_act': 'silu'},
+  ignored=declaration.IGNORED
+  | {
+    'auto_map',  # code, which is not run
+    'embd_pdrop',
+    'original_max_position_embeddings',  # read where frequencies are scaled by `longrope` alone
+    'resid_pdrop',
+  },
+  tensors=_tensors(
+    declaration.Tensor(
+      'layers/attention/query/kernel',
+      'model.layers.{layer}.self_attn.qkv_proj.weight',
+      transposed=True,
+      fused=('layers/attention/key/kernel', 'layers/attention/value/kernel'),
+    ),
+    declaration.Tensor(
+      'layers/mlp/gate/kernel',
+      'model.layers.{layer}.mlp.gate_up_proj.weight',
+      transposed=True,
+      fused=('layers/mlp/up/kernel',),
+    ),
+    without=(
+      'layers/attention/query',
+      'layers/attention/key',
+      'layers/attention/value',
+      'layers/mlp/gate',
+      'layers/mlp/up',
+    ),
   ),
 )
 
 EXECUTION = ('compute_dtype', 'remat', 'scan_layers', 'attention')  # fields that say how to compute, not what
-FAMILIES = {family.model_type: family for family in (GEMMA2, LLAMA, MISTRAL, QWEN2, QWEN3)}
+FAMILIES = {
+  family.model_type: family
+  for family in (
+    GEMMA2,
+    GEMMA3,
+    LLAMA,
+    MISTRAL,
+    OLMO2,
+    PHI3,
+    QWEN2,
+    QWEN3,
+    gpt_families.GPT2,
+    gpt_families.GPT_NEOX,
+  )
+}
 
 
 def by_type(model_type: Any) -> declaration.Family:

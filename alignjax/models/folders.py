@@ -157,8 +157,15 @@ class StoredTensor:
       return value
 
 
-def open_tensors(folder: pathlib.Path, stack: contextlib.ExitStack) -> dict[str, StoredTensor]:
+def open_tensors(
+  folder: pathlib.Path, stack: contextlib.ExitStack, ignored: tuple[str, ...] = ()
+) -> dict[str, StoredTensor]:
   """Opens the weight files of a folder until `stack` closes, and lists their tensors by name.
+
+  Args:
+    folder: a Hugging Face folder.
+    stack: keeps the files open.
+    ignored: endings of the names of tensors that are passed over.
 
   Raises:
     ValueError: a file is absent, malformed, outside the folder or not as the index says, or a tensor has another type
@@ -172,6 +179,8 @@ def open_tensors(folder: pathlib.Path, stack: contextlib.ExitStack) -> dict[str,
       if indexed is not None and names != indexed:
         raise ValueError(f'tensors differ from those in {INDEX}: {listed(names ^ indexed)}')
       for name in names:
+        if name.endswith(ignored):
+          continue
         header = file.get_slice(name)
         tensors[name] = StoredTensor(name, path, tuple(header.get_shape()), header.get_dtype(), file)
         if tensors[name].dtype not in DTYPES:

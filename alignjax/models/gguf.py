@@ -16,7 +16,7 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from alignjax.models import checkpoint_io, declaration, families, folders, transformer
+from alignjax.models import checkpoint_io, declaration, families, folders, gguf_header, transformer
 
 LLAMA = declaration.Family(
   model_type='llama',
@@ -120,6 +120,7 @@ def _import_gguf() -> Any:
 def _open(path: pathlib.Path) -> _File:
   gguf = _import_gguf()
   with folders.naming(path):
+    gguf_header.check(path, gguf.GGML_QUANT_SIZES)
     reader = gguf.GGUFReader(path)
     metadata = {name: field.contents() for name, field in reader.fields.items()}
     return _File(path, metadata, {tensor.name: tensor for tensor in reader.tensors})

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from alignjax.types import Array
 
+Angles = tuple[Array, Array]  # cosine and sine, see `rotary_angles`
 _kernel_init = jax.nn.initializers.variance_scaling(1.0, 'fan_in', 'truncated_normal')
 
 
@@ -53,25 +54,56 @@ class RMSNorm(nnx.Module):
     return (values * inverse * scale).astype(x.dtype)
 
 
-ACTIVATIONS = {'silu': jax.nn.silu, 'gelu_tanh': functools.partial(jax.nn.gelu, approximate=True)}
+class LayerNorm(nnx.Module):
+  """scale * (x - mean(x)) / sqrt(variance(x) + epsilon) + bias, in float32 whatever the dtype of x.
+
+  References:
+    Ba et al., Layer Normalization, https://arxiv.org/abs/1607.06450, equation 4.
+  """
+
+  def __init__(self, width: int, epsilon: float):
+    self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
+    self.bias = nnx.Param(jnp.zeros((width,), jnp.float32))
+    self.epsilon = epsilon
+
+  def __call__(self, x: Array) -> Array:
+    values = x.astype(jnp.float32)
+    values -= jnp.mean(values, axis=-1, keepdims=True)
+    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(values), axis=-1, keepdims=True) + self.epsilon)
+    leading = tuple(range(x.ndim - 1))
+    scale, bias = (jnp.expand_dims(param[...], leading) for param in (self.scale, self.bias))
+    return (values * inverse * scale + bias).astype(x.dtype)
+
+
+Norm = RMSNorm | LayerNorm
+ACTIVATIONS = {
+  'silu': jax.nn.silu,
+  'gelu': functools.partial(jax.nn.gelu, approximate=False),
+  'gelu_tanh': functools.partial(jax.nn.gelu, approximate=True),
+}
 
 
 class MLP(nnx.Module):
-  """down(activation(gate(x)) * up(x)).
+  """down(activation(gate(x)) * up(x)) or, without a gate, down(activation(up(x))).
 
   References:
     Shazeer, GLU Variants Improve Transformer, https://arxiv.org/abs/2002.05202, equation 6 (GEGLU, SwiGLU).
   """
 
-  def __init__(self, width: int, mlp_width: int, activation: str, key: Array):
+  def __init__(
+    self, width: int, mlp_width: int, activation: str, key: Array, *, gated: bool = True, bias: bool = False
+  ):
     gate, up, down = jax.random.split(key, 3)
-    self.gate = Linear(width, mlp_width, gate)
-    self.up = Linear(width, mlp_width, up)
-    self.down = Linear(mlp_width, width, down)
+    self.gate = Linear(width, mlp_width, gate, bias) if gated else None
+    self.up = Linear(width, mlp_width, up, bias)
+    self.down = Linear(mlp_width, width, down, bias)
     self.activation = activation
 
   def __call__(self, x: Array) -> Array:
-    return self.down(ACTIVATIONS[self.activation](self.gate(x)) * self.up(x))
+    activation = ACTIVATIONS[self.activation]
+    if self.gate is None:
+      return self.down(activation(self.up(x)))
+    return self.down(activation(self.gate(x)) * self.up(x))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,14 +153,12 @@ class Llama3Scaling:
 RotaryScaling = LinearScaling | Llama3Scaling
 
 
-def rotary_angles(
-  position: Array, head_width: int, theta: float, scaling: RotaryScaling | None = None
-) -> tuple[Array, Array]:
+def rotary_angles(position: Array, head_width: int, theta: float, scaling: RotaryScaling | None = None) -> Angles:
   """Cosine and sine of position * frequency_i, with frequency_i = theta^(-2 i / H), scaled, for i < H / 2.
 
   Args:
     position: [...] int32, tokens from the start of the sequence.
-    head_width: H, even.
+    head_width: H, even, the numbers of a head that are turned.
     theta: base of the wavelengths, in tokens.
     scaling: what becomes of the frequencies, or None.
 
@@ -151,10 +181,13 @@ def rotate(x: Array, cosine: Array, sine: Array) -> Array:
   """Turns the pairs (x_i, x_{i + H/2}) of each head by the angle of their position: the Hugging Face Llama convention.
 
   Args:
-    x: [..., heads, H].
+    x: [..., heads, H], or wider heads, of which the first H numbers are turned.
     cosine: [..., H / 2], over the leading axes of x.
     sine: the same.
   """
+  turned = 2 * cosine.shape[-1]
+  if turned < x.shape[-1]:
+    return jnp.concatenate([rotate(x[..., :turned], cosine, sine), x[..., turned:]], axis=-1)
   first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
   cosine, sine = cosine[..., None, :], sine[..., None, :]
   return jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1).astype(x.dtype)

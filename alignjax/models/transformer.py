@@ -7,26 +7,31 @@ afterwards optimizers, checkpoints and sharding rules see an ordinary dict, with
   layers/{attention_norm,mlp_norm}/scale [L, D]       unembed/kernel [D, V], unless embeddings are tied
   layers/attention/{query,key,value}/kernel [L, D, heads * H]
   layers/attention/output/kernel [L, heads * H, D]
-  layers/attention/{query,key,value}/bias [L, heads * H], with qkv_bias
-  layers/attention/{query_norm,key_norm}/scale [L, H], with qk_norm
+  layers/attention/{query,key,value}/bias [L, heads * H], with qkv_bias; output/bias [L, D], with output_bias
+  layers/attention/{query_norm,key_norm}/scale [L, H], with qk_norm; [L, heads * H], with joint_qk_norm
   layers/{attention_output_norm,mlp_output_norm}/scale [L, D], with output_norms
-  layers/mlp/{gate,up}/kernel [L, D, F]
+  layers/mlp/{gate,up}/kernel [L, D, F]; gate with gated_mlp
   layers/mlp/down/kernel [L, F, D]
+  layers/mlp/{gate,up,down}/bias [L, F or D], with mlp_bias
+  positions/embedding [positions, D], without rope_theta
+  a bias beside the scale of every norm, with norm='layer'
 
 Parameters are float32; products run in `compute_dtype`; norms, rotary angles and softmax in float32.
 """
 
 from collections.abc import Callable, Sequence
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from alignjax.models import attention, base, layers
+from alignjax.models import attention, base, configuration, layers
+from alignjax.models import block as block_lib
 from alignjax.types import Array, Head, Params
 
+TransformerConfig = configuration.TransformerConfig
 Constrain = Callable[[Array, tuple[str | None, ...]], Array]
 
 _REMAT = {
@@ -36,77 +41,33 @@ _REMAT = {
   ),
   'full': jax.checkpoint,
 }
-_CHOICES = {
-  'activation': tuple(layers.ACTIVATIONS),
-  'compute_dtype': ('float32', 'bfloat16'),
-  'remat': tuple(_REMAT),
-  'attention': ('xla', 'cudnn'),
-}
 
 
-@dataclasses.dataclass(frozen=True)
-class TransformerConfig:
-  """The shape of a decoder, and how it is computed.
+class Kind(NamedTuple):
+  """In what layers differ besides their weights; arrays where they share a program."""
 
-  Raises:
-    ValueError: naming the field, for a size that is not positive, for sizes that do not divide, or for an unknown
-      choice.
-  """
+  window: attention.Window
+  windowed: bool | Array  # whether there is a window
 
-  vocab_size: int  # V
-  width: int  # D
-  layers: int  # L
-  heads: int
-  kv_heads: int  # K, divides heads
-  head_width: int  # H, even
-  mlp_width: int  # F
-  norm_epsilon: float
-  rope_theta: float
-  tied_embeddings: bool
-  max_positions: int  # tokens of a prompt and its longest response together
-  compute_dtype: str = 'float32'  # or 'bfloat16'
-  model_type: str = 'llama'  # the family that it is stored as, see `families.FAMILIES`
-  rope_scaling: layers.RotaryScaling | None = None
-  qkv_bias: bool = False  # of the query, key and value projections
-  qk_norm: bool = False  # normalises each query and key head before it is turned
-  sliding_window: int | None = None  # tokens that a token sees, itself included; None: all
-  full_attention_every: int | None = None  # of so many layers, the last has no window; None: no such layers
-  activation: str = 'silu'  # of the gate; or 'gelu_tanh'
-  zero_centred_norms: bool = False  # norms multiply by 1 + scale
-  output_norms: bool = False  # normalises what attention and the MLP add, too
-  scaled_embeddings: bool = False  # multiplies embeddings by sqrt(D)
-  score_width: int | None = None  # attention scores are divided by its square root; None: H
-  score_cap: float | None = None  # soft cap of attention scores
-  logit_cap: float | None = None  # soft cap of logits
-  remat: str = 'dots'  # what a layer keeps for the backward pass: 'none' all, 'dots' weight products, 'full' its input
-  scan_layers: bool = True  # False unrolls: slower to compile, faster on a CPU
-  attention: str = 'xla'  # or 'cudnn', which needs bfloat16 and an NVIDIA GPU
+  @classmethod
+  def of(cls, window: int | None) -> 'Kind':
+    """The kind of a layer with this window."""
+    return cls(window, window is not None)
 
-  def __post_init__(self):
-    for name, choices in _CHOICES.items():
-      if getattr(self, name) not in choices:
-        raise ValueError(f'{name}={getattr(self, name)!r} is not one of {", ".join(map(repr, choices))}')
-    sizes = ('vocab_size', 'width', 'layers', 'heads', 'kv_heads', 'head_width', 'mlp_width', 'max_positions')
-    for name in (*sizes, 'norm_epsilon', 'rope_theta'):
-      if not getattr(self, name) > 0:
-        raise ValueError(f'{name}={getattr(self, name)!r} must be positive')
-    for name in ('sliding_window', 'full_attention_every', 'score_width', 'score_cap', 'logit_cap'):
-      if getattr(self, name) is not None and not getattr(self, name) > 0:
-        raise ValueError(f'{name}={getattr(self, name)!r} must be positive, or None')
-    if self.heads % self.kv_heads:
-      raise ValueError(f'heads={self.heads} is not a multiple of kv_heads={self.kv_heads}')
-    if self.head_width % 2:
-      raise ValueError(f'head_width={self.head_width} must be even: rotary positions turn pairs of numbers')
-    if self.attention == 'cudnn' and self.compute_dtype != 'bfloat16':
-      raise ValueError(f"attention='cudnn' needs compute_dtype='bfloat16', not {self.compute_dtype!r}")
-    if self.attention == 'cudnn' and self.score_cap is not None:
-      raise ValueError(f"attention='cudnn' knows no score_cap={self.score_cap}: use attention='xla'")
 
-  @property
-  def windows(self) -> tuple[int | None, ...]:
-    """The sliding window of each layer."""
-    every = self.full_attention_every
-    return tuple(None if every and i % every == every - 1 else self.sliding_window for i in range(self.layers))
+class Rotary(NamedTuple):
+  """Angles of the positions of a forward pass."""
+
+  full: layers.Angles | None  # None: nothing is turned
+  local: layers.Angles | None  # of layers with a window, where theirs are others
+
+  def of(self, windowed: bool | Array) -> layers.Angles | None:
+    """Those of a layer with or without a window."""
+    if self.local is None:
+      return self.full
+    if isinstance(windowed, bool):
+      return self.local if windowed else self.full
+    return jax.tree.map(lambda local, full: jnp.where(windowed, local, full), self.local, self.full)
 
 
 class Embedding(nnx.Module):
@@ -119,83 +80,6 @@ class Embedding(nnx.Module):
     # The table is gathered whole in width before rows are taken. Otherwise its gradient, a scatter into rows that are
     # split by width, would have the compiler gather the activations of all devices instead.
     return constrain(self.embedding[...], ('vocab', None))[token]
-
-
-class Block(nnx.Module):
-  """x + attention(norm(x)), then x + mlp(norm(x)); with `output_norms`, what is added is normalised first."""
-
-  def __init__(self, config: TransformerConfig, key: Array):
-    attention_key, mlp_key = jax.random.split(key)
-
-    def norm() -> layers.RMSNorm:
-      return layers.RMSNorm(config.width, config.norm_epsilon, float(config.zero_centred_norms))
-
-    self.attention_norm = norm()
-    self.attention = attention.Attention(
-      config.width,
-      config.heads,
-      config.kv_heads,
-      config.head_width,
-      config.attention,
-      attention_key,
-      bias=config.qkv_bias,
-      norm_epsilon=config.norm_epsilon if config.qk_norm else None,
-      scale=None if config.score_width is None else config.score_width**-0.5,
-      cap=config.score_cap,
-    )
-    self.mlp_norm = norm()
-    self.mlp = layers.MLP(config.width, config.mlp_width, config.activation, mlp_key)
-    self.attention_output_norm = norm() if config.output_norms else None
-    self.mlp_output_norm = norm() if config.output_norms else None
-
-  def finish(self, x: Array, attended: Array) -> Array:
-    """Everything after attention: its output projection, and the MLP."""
-    added = self.attention.output(attended)
-    x = x + (added if self.attention_output_norm is None else self.attention_output_norm(added))
-    added = self.mlp(self.mlp_norm(x))
-    return x + (added if self.mlp_output_norm is None else self.mlp_output_norm(added))
-
-  def prompts(
-    self, x: Array, rotary: tuple[Array, Array], window: attention.Window
-  ) -> tuple[Array, tuple[Array, Array]]:
-    """Prompts alone, [B, P, D]; also returns their keys and values, [B, P, K, H]."""
-    normed = self.attention_norm(x)
-    query = self.attention.queries(normed, rotary)
-    key, value = self.attention.keys_values(normed, rotary)
-    return self.finish(x, self.attention.over_prompt(query, key, value, window)), (key, value)
-
-  def joint(
-    self,
-    x: Array,
-    rotary: tuple[Array, Array],
-    prompt_keys: Array,
-    layout: attention.Layout,
-    window: attention.Window,
-    last: bool,
-  ) -> Array:
-    """Prompts and responses, [B, P + N * R, D]. The last layer returns the responses alone, [B, N * R, D]."""
-    prompt = layout.prompt
-    normed = self.attention_norm(x)
-    key, value = self.attention.keys_values(normed, rotary)
-    if last:
-      x, normed, rotary = jax.tree.map(lambda y: y[:, prompt:], (x, normed, rotary))
-    query = self.attention.queries(normed, rotary)
-    of_responses = query if last else query[:, prompt:]
-    attended = self.attention.over_responses(of_responses, key, value, prompt_keys, layout, window)
-    if not last:
-      of_prompt = self.attention.over_prompt(query[:, :prompt], key[:, :prompt], value[:, :prompt], window)
-      attended = jnp.concatenate([of_prompt, attended], axis=1)
-    return self.finish(x, attended)
-
-  def step(
-    self, x: Array, rotary: tuple[Array, Array], cache: attention.LayerCache, index: Array, seen: attention.Seen
-  ) -> tuple[Array, attention.LayerCache]:
-    """Response token `index` of each sample, [B, N, D]."""
-    normed = self.attention_norm(x)
-    query = self.attention.queries(normed, rotary)
-    cache = cache.write(index, *self.attention.keys_values(normed, rotary))
-    attended = attention.attend_cached(query, cache, seen, self.attention.scale, self.attention.cap)
-    return self.finish(x, attended), cache
 
 
 @jax.tree_util.register_dataclass
@@ -220,8 +104,10 @@ class Decoder(nnx.Module):
     self.config = config
     self.constrain = constrain
     self.embed = Embedding(config.vocab_size, config.width, embed_key)
-    self.layers = jax.vmap(lambda key: Block(config, key))(jax.random.split(layers_key, config.layers))
-    self.final_norm = layers.RMSNorm(config.width, config.norm_epsilon, float(config.zero_centred_norms))
+    if config.rope_theta is None:
+      self.positions = Embedding(config.max_positions, config.width, jax.random.fold_in(key, 0))
+    self.layers = jax.vmap(lambda key: block_lib.Block(config, key))(jax.random.split(layers_key, config.layers))
+    self.final_norm = block_lib.norm(config, config.width)
     if not config.tied_embeddings:
       self.unembed = layers.Linear(config.width, config.vocab_size, unembed_key)
 
@@ -234,40 +120,43 @@ class Decoder(nnx.Module):
     first = jnp.broadcast_to(last_token[:, None], (*response.shape[:2], 1))
     inputs = jnp.concatenate([first, response[:, :, :-1]], axis=2)
     tokens = jnp.concatenate([prompt, inputs.reshape(prompt.shape[0], -1)], axis=1)
-    rotary = self._rotary(_joint_positions(prompt_length, layout))
+    position = _joint_positions(prompt_length, layout)
+    rotary = self._rotary(position)
     prompt_keys = prompt_length - 1
-    x = self._embed(tokens)
+    x = self._embed(tokens, position)
 
-    def apply(block: Block, x: Array, window: attention.Window, last: bool) -> Array:
-      return self.constrain(block.joint(x, rotary, prompt_keys, layout, window, last), ('batch', None, None))
+    def apply(block: block_lib.Block, x: Array, kind: Kind, last: bool) -> Array:
+      out = block.joint(x, rotary.of(kind.windowed), prompt_keys, layout, kind.window, last)
+      return self.constrain(out, ('batch', None, None))
 
     remat = _REMAT[self.config.remat]
     if self.config.scan_layers:
       # One body serves all layers, so the last one computes its prompt branch in vain: 1 / L of that branch, less than
       # a copy of all stacked weights but the last would cost.
-      body = remat(lambda block, x, window: apply(block, x, self._window(window), False), prevent_cse=False)
-      x, _ = jax.lax.scan(lambda x, layer: (body(layer[0], x, layer[1]), None), x, (self.layers, self._windows()))
+      body = remat(lambda block, x, kind: apply(block, x, self._kind(kind), False), prevent_cse=False)
+      x, _ = jax.lax.scan(lambda x, layer: (body(layer[0], x, layer[1]), None), x, (self.layers, self._kinds()))
       x = x[:, layout.prompt :]
     else:
       blocks = unstack(self.layers, self.config.layers)
       for i, (block, window) in enumerate(zip(blocks, self.config.windows, strict=True)):
-        last = i == self.config.layers - 1
-        x = remat(lambda block, x, window=window, last=last: apply(block, x, window, last))(block, x)
+        kind, last = Kind.of(window), i == self.config.layers - 1
+        x = remat(lambda block, x, kind=kind, last=last: apply(block, x, kind, last))(block, x)
     return self.final_norm(x).reshape(*response.shape, -1)
 
   def prefill(self, prompt: Array, prompt_length: Array, samples: int, max_new_tokens: int) -> Cache:
     """See `base.LanguageModel.prefill`."""
     config = self.config
     self._check_positions(prompt.shape[1], max_new_tokens)
-    rotary = self._rotary(jnp.broadcast_to(jnp.arange(prompt.shape[1]), prompt.shape))
-    x = self._embed(prompt)
+    position = jnp.broadcast_to(jnp.arange(prompt.shape[1]), prompt.shape)
+    rotary = self._rotary(position)
+    x = self._embed(prompt, position)
 
-    def body(x: Array, layer: tuple[Block, Array | None]) -> tuple[Array, tuple[Array, Array]]:
-      block, window = layer
-      x, keys_values = block.prompts(x, rotary, self._window(window))
+    def body(x: Array, layer: tuple[block_lib.Block, Kind | None]) -> tuple[Array, tuple[Array, Array]]:
+      block, kind = layer[0], self._kind(layer[1])
+      x, keys_values = block.prompts(x, rotary.of(kind.windowed), kind.window)
       return self.constrain(x, ('batch', None, None)), keys_values
 
-    _, keys_values = jax.lax.scan(body, x, (self.layers, self._windows()))
+    _, keys_values = jax.lax.scan(body, x, (self.layers, self._kinds()))
     weights = nnx.to_pure_dict(nnx.split(self.layers)[1])
     return Cache(
       weights=unstack(jax.tree.map(lambda x: x.astype(config.compute_dtype), weights), config.layers),
@@ -285,12 +174,14 @@ class Decoder(nnx.Module):
     prompt_keys = cache.prompt_length - 1
     windows = self.config.windows
     seen = {window: attention.Seen.at(prompt_keys, cache.index, prompt, response, window) for window in set(windows)}
-    rotary = self._rotary((prompt_keys + cache.index)[:, None])
+    position = (prompt_keys + cache.index)[:, None]
+    rotary = self._rotary(position)
     structure, _ = nnx.split(self.layers)
-    x = self._embed(token)
+    x = self._embed(token, position)
     updated = []
     for weights, layer, window in zip(cache.weights, cache.layers, windows, strict=True):
-      x, layer = nnx.merge(structure, weights).step(x, rotary, layer, cache.index, seen[window])
+      angles = rotary.of(window is not None)
+      x, layer = nnx.merge(structure, weights).step(x, angles, layer, cache.index, seen[window])
       x = self.constrain(x, ('batch', None, None))
       updated.append(layer)
     return dataclasses.replace(cache, layers=updated, index=cache.index + 1), self.final_norm(x)
@@ -300,26 +191,38 @@ class Decoder(nnx.Module):
     kernel = self.embed.embedding[...].T if self.config.tied_embeddings else self.unembed.kernel[...]
     return Head(kernel, soft_cap=self.config.logit_cap)
 
-  def _windows(self) -> Array | None:
-    """The windows of layers that are scanned, [L] int32, or None where all have the same."""
+  def _kinds(self) -> Kind | None:
+    """The kinds of layers that are scanned, arrays [L], or None where all are the same."""
     windows = self.config.windows
     if len(set(windows)) == 1:
       return None
-    return jnp.asarray([self.config.max_positions if window is None else window for window in windows])
+    return Kind(
+      jnp.asarray([self.config.max_positions if window is None else window for window in windows]),
+      jnp.asarray([window is not None for window in windows]),
+    )
 
-  def _window(self, scanned: Array | None) -> attention.Window:
-    """The window of one layer, given its entry of `_windows`."""
-    return self.config.windows[0] if scanned is None else scanned
+  def _kind(self, scanned: Kind | None) -> Kind:
+    """The kind of one layer, given its entry of `_kinds`."""
+    return Kind.of(self.config.windows[0]) if scanned is None else scanned
 
-  def _embed(self, token: Array) -> Array:
+  def _embed(self, token: Array, position: Array) -> Array:
     config = self.config
-    x = self.embed(token, self.constrain).astype(config.compute_dtype)
+    x = self.embed(token, self.constrain)
+    if config.rope_theta is None:
+      x += self.positions.embedding[...][position]
+    x = x.astype(config.compute_dtype)
     if config.scaled_embeddings:
       x *= jnp.asarray(config.width**0.5, x.dtype)
     return self.constrain(x, ('batch', None, None))
 
-  def _rotary(self, position: Array) -> tuple[Array, Array]:
-    return layers.rotary_angles(position, self.config.head_width, self.config.rope_theta, self.config.rope_scaling)
+  def _rotary(self, position: Array) -> Rotary:
+    config = self.config
+    if config.rope_theta is None:
+      return Rotary(None, None)
+    full = layers.rotary_angles(position, config.rotary_width, config.rope_theta, config.rope_scaling)
+    if config.local_rope_theta is None:
+      return Rotary(full, None)
+    return Rotary(full, layers.rotary_angles(position, config.rotary_width, config.local_rope_theta))
 
   def _check_positions(self, prompt: int, response: int):
     if prompt + response - 1 > self.config.max_positions:

@@ -14,10 +14,11 @@ from alignjax.types import Array, Params
 # (pattern of the parameter's path, axes from its last dimension but one on). Leading dimensions (layers) are not split.
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
   (r'embed/embedding$', ('tensor', 'fsdp')),
+  (r'positions/embedding$', (None, None)),  # small, and any row may be asked for anywhere
   (r'unembed/kernel$', ('fsdp', 'tensor')),
   (r'(query|key|value|gate|up)/kernel$', ('fsdp', 'tensor')),
   (r'(output|down)/kernel$', ('tensor', 'fsdp')),
-  (r'(query|key|value)/bias$', ('tensor',)),
+  (r'(query|key|value|gate|up)/bias$', ('tensor',)),
   # Adapters are small, so they are split as their products ask for it and no further.
   (r'(query|key|value|gate|up)/lora_b$', (None, 'tensor')),
   (r'(output|down)/lora_a$', ('tensor', None)),

@@ -1,4 +1,5 @@
-"""Writes the golden checkpoints: tiny random models with the logits that Hugging Face transformers computes for them.
+"""Writes the golden checkpoints: tiny random models with the logits that Hugging Face transformers computes for them,
+and the hidden states that they come from.
 
 Run by hand, where torch and transformers are installed; the library itself needs neither:
 
@@ -22,7 +23,18 @@ SHARED = {
   'num_key_value_heads': 2,
   'max_position_embeddings': 64,
 }
+TOKEN_IDS = {'bos_token_id': 1, 'eos_token_id': 2, 'pad_token_id': 0}
 SMALL = {'hidden_size': 24, 'intermediate_size': 32, 'num_hidden_layers': 2}
+NEOX = {
+  'vocab_size': VOCAB,
+  'hidden_size': 32,
+  'intermediate_size': 40,
+  'num_attention_heads': 4,
+  'num_hidden_layers': 2,
+  'max_position_embeddings': 64,
+  'layer_norm_eps': 1e-2,
+  'rope_parameters': {'rope_type': 'default', 'rope_theta': 20.0, 'partial_rotary_factor': 0.5},
+}
 MODELS = {
   'llama_tied': transformers.LlamaConfig(
     **SHARED, num_hidden_layers=2, intermediate_size=48, tie_word_embeddings=True, rms_norm_eps=1e-5
@@ -68,6 +80,47 @@ MODELS = {
     attn_logit_softcapping=2.0,
     final_logit_softcapping=4.0,
   ),
+  'llama_biased': transformers.LlamaConfig(
+    **SHARED | SMALL, tie_word_embeddings=True, attention_bias=True, mlp_bias=True
+  ),
+  # Of each head of 8 numbers, the first 6 are turned.
+  'phi3': transformers.Phi3Config(
+    **SHARED | SMALL | {'hidden_size': 32},
+    **TOKEN_IDS,
+    tie_word_embeddings=False,
+    sliding_window=4,
+    rope_parameters={'rope_type': 'default', 'rope_theta': 50.0, 'partial_rotary_factor': 0.75},
+  ),
+  'olmo2': transformers.Olmo2Config(**SHARED | SMALL, **TOKEN_IDS, tie_word_embeddings=False, rms_norm_eps=1e-2),
+  # The sixth layer alone sees everything, with rotary positions that are stretched. One layer more stands after it.
+  'gemma3': transformers.Gemma3TextConfig(
+    **SHARED | SMALL | {'num_hidden_layers': 7},
+    head_dim=8,
+    query_pre_attn_scalar=48,
+    sliding_window=4,
+    rope_parameters={
+      'full_attention': {'rope_type': 'linear', 'rope_theta': 20.0, 'factor': 3.0},
+      'sliding_attention': {'rope_type': 'default', 'rope_theta': 200.0},
+    },
+  ),
+  'gpt2': transformers.GPT2Config(
+    vocab_size=VOCAB,
+    **TOKEN_IDS,
+    n_embd=24,
+    n_layer=2,
+    n_head=4,
+    n_inner=40,
+    n_positions=64,
+    layer_norm_epsilon=1e-2,
+    resid_pdrop=0.0,
+    embd_pdrop=0.0,
+    attn_pdrop=0.0,
+  ),
+  # Of each head of 8 numbers, the first 4 are turned; residuals are parallel, and in the other one they are not.
+  'gpt_neox': transformers.GPTNeoXConfig(**NEOX, **TOKEN_IDS, use_parallel_residual=True),
+  'gpt_neox_sequential': transformers.GPTNeoXConfig(
+    **NEOX, **TOKEN_IDS, use_parallel_residual=False, attention_bias=False
+  ),
 }
 PROMPT_LENGTHS = (7, 4, 1)
 RESPONSE_LENGTHS = ((9, 5), (1, 9), (9, 3))
@@ -80,10 +133,11 @@ def build(config: transformers.PreTrainedConfig, seed: int) -> transformers.PreT
   with torch.no_grad():
     for name, parameter in model.named_parameters():
       noise = torch.randn(parameter.shape)
-      if 'norm' in name:
+      if 'norm' in name or 'ln_' in name:
         parameter.copy_(1 + 0.3 * noise)
       else:
-        parameter.copy_(noise if name.endswith('bias') else 1.5 * noise / parameter.shape[1] ** 0.5)
+        inputs = parameter.shape[0 if '.c_' in name else -1]  # GPT-2 stores kernels as [in, out]
+        parameter.copy_(noise if name.endswith('bias') else 1.5 * noise / inputs**0.5)
   return model
 
 
@@ -99,15 +153,23 @@ def tokens(seed: int) -> dict[str, np.ndarray]:
 
 
 @torch.no_grad()
-def logits(model: transformers.PreTrainedModel, batch: dict[str, np.ndarray]) -> np.ndarray:
-  """[B, N, R, V]: the logits that predict each response token, from an unpadded forward for each pair; 0 at padding."""
-  result = np.zeros((*batch['response'].shape, VOCAB), np.float32)
+def predict(
+  model: transformers.PreTrainedModel, batch: dict[str, np.ndarray]
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+  """[B, N, R, V] and [B, N, R, D]: the logits that predict each response token, and the states that they come from.
+
+  Both are from an unpadded forward for each pair, and 0 at padding.
+  """
+  shape = batch['response'].shape
+  logits, hidden = np.zeros((*shape, VOCAB), np.float32), np.zeros((*shape, model.config.hidden_size), np.float32)
   for row, length in enumerate(batch['prompt_length']):
     for sample, response_length in enumerate(batch['response_length'][row]):
       prompt, response = batch['prompt'][row, :length], batch['response'][row, sample, :response_length]
       sequence = torch.tensor(np.concatenate([prompt, response]))[None].long()
-      result[row, sample, :response_length] = model(sequence).logits[0, length - 1 : -1].numpy()
-  return result
+      out = model(sequence, output_hidden_states=True)
+      logits[row, sample, :response_length] = out.logits[0, length - 1 : -1].numpy()
+      hidden[row, sample, :response_length] = out.hidden_states[-1][0, length - 1 : -1].numpy()
+  return {'logits': logits}, {'hidden': hidden}
 
 
 def main() -> None:
@@ -116,8 +178,9 @@ def main() -> None:
     folder = HERE / name
     model.save_pretrained(folder)
     (folder / 'generation_config.json').unlink()
-    golden = batch | {'logits': logits(model, batch)}
-    safetensors_numpy.save_file(golden, folder / 'golden.safetensors')
+    logits, hidden = predict(model, batch)
+    safetensors_numpy.save_file(batch | logits, folder / 'golden.safetensors')
+    safetensors_numpy.save_file(hidden, folder / 'hidden.safetensors')
     versions = {module.__name__: module.__version__ for module in (torch, transformers)}
     (folder / 'versions.json').write_text(json.dumps(versions, indent=2) + '\n')
 

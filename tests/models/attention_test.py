@@ -14,7 +14,9 @@ WINDOWS = (None, 1, 2, 4, 9, 50)
 
 
 def _attention():
-  return attention.Attention(8, HEADS, KV_HEADS, WIDTH, 'xla', jax.random.key(0), bias=False, norm_epsilon=None)
+  return attention.Attention(
+    8, HEADS, KV_HEADS, WIDTH, 'xla', jax.random.key(0), bias=False, output_bias=False, norms=None
+  )
 
 
 def _arrays(length):

@@ -10,51 +10,18 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
 
-from alignjax.models import checkpoint_io, families, folders
+from alignjax.models import checkpoint_io, families, folders, transformer
 from tests import assets
+from tests.models import model_folders
 
-SIZES = {'vocab_size': 259, 'width': 8, 'heads': 2, 'kv_heads': 1, 'mlp_width': 12, 'layers': 3}
 QUERY = 'model.layers.1.self_attn.q_proj.weight'
-
-
-def _write(folder, weights=None, **sizes):
-  """A tiny model; `weights` maps its tensors to those that are stored."""
-  assets.write_tiny_model(folder, **(SIZES | sizes))
-  if weights is not None:
-    path = folder / folders.WEIGHTS
-    safetensors_numpy.save_file(weights(safetensors_numpy.load_file(path)), path)
-  return folder
-
-
-def _load(folder, **options):
-  return checkpoint_io.load_params(folder, checkpoint_io.load_config(folder), **options)
-
-
-def _flat(params):
-  paths, _ = jax.tree_util.tree_flatten_with_path(params)
-  return {jax.tree_util.keystr(path, simple=True, separator='/'): np.asarray(leaf) for path, leaf in paths}
-
-
-def _files(folder):
-  return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def _shard(folder, weight_map):
-  """Splits the weights into files as `weight_map` says, with an index."""
-  path = folder / folders.WEIGHTS
-  weights = safetensors_numpy.load_file(path)
-  path.unlink()
-  for file in set(weight_map.values()):
-    names = [name for name in weights if weight_map[name] == file]
-    safetensors_numpy.save_file({name: weights[name] for name in names}, folder / file)
-  folders.write_json(folder / folders.INDEX, {'metadata': {}, 'weight_map': weight_map})
 
 
 @pytest.mark.parametrize('tied', [True, False])
 def test_every_tensor_arrives_at_its_place(tmp_path, tied):
-  folder = _write(tmp_path / 'model', tied=tied)
+  folder = model_folders.write(tmp_path / 'model', tied=tied)
   stored = safetensors_numpy.load_file(folder / folders.WEIGHTS)
-  leaves = _flat(_load(folder))
+  leaves = model_folders.flat(model_folders.load(folder))
   seen = set()
   for leaf, value in leaves.items():
     tensor = families.LLAMA.tensor(leaf)
@@ -70,7 +37,7 @@ def test_every_tensor_arrives_at_its_place(tmp_path, tied):
 @pytest.mark.parametrize('dtype', ['bfloat16', 'float32'])
 def test_the_delta_is_taken_in_float32_and_lies_as_the_parameters_do(tmp_path, dtype):
   small = np.float32(2.0**-12)
-  model, base = _write(tmp_path / 'model'), _write(tmp_path / 'base')
+  model, base = model_folders.write(tmp_path / 'model'), model_folders.write(tmp_path / 'base')
   weights = safetensors_numpy.load_file(base / folders.WEIGHTS)
   weights[QUERY] = weights[QUERY] - small  # a bfloat16 weight would not notice
   weights['model.norm.weight'] = weights['model.norm.weight'] * 3
@@ -82,7 +49,11 @@ def test_the_delta_is_taken_in_float32_and_lies_as_the_parameters_do(tmp_path, d
   shardings = jax.tree.unflatten(treedef, [NamedSharding(mesh, spec) for spec in specs])
   delta = checkpoint_io.delta_from(model, base, config, shardings, dtype)
   assert jax.tree.map(lambda leaf: leaf.sharding, delta) == shardings
-  leaves, of_model, of_base = _flat(delta), _flat(_load(model)), _flat(_load(base))
+  leaves, of_model, of_base = (
+    model_folders.flat(delta),
+    model_folders.flat(model_folders.load(model)),
+    model_folders.flat(model_folders.load(base)),
+  )
   for leaf, value in leaves.items():
     assert value.dtype == dtype
     np.testing.assert_array_equal(value, (of_model[leaf] - of_base[leaf]).astype(dtype))
@@ -91,7 +62,7 @@ def test_the_delta_is_taken_in_float32_and_lies_as_the_parameters_do(tmp_path, d
 
 
 def test_models_without_a_difference_are_refused_by_folder(tmp_path):
-  model = _write(tmp_path / 'model')
+  model = model_folders.write(tmp_path / 'model')
   config = checkpoint_io.load_config(model)
 
   def refused(base, message, **options):
@@ -99,18 +70,24 @@ def test_models_without_a_difference_are_refused_by_folder(tmp_path):
       checkpoint_io.delta_from(model, base, config, **options)
 
   refused(model, r'model: has the same weights as .*model, so their difference is 0 everywhere')
-  refused(_write(tmp_path / 'copy'), 'copy: has the same weights as')
-  refused(_write(tmp_path / 'words', vocab_size=260), r'words: has a vocabulary of 260 tokens, and .*model one of 259')
-  refused(_write(tmp_path / 'lacks', _without), f'lacks/model.safetensors: tensors missing: {QUERY}')
+  refused(model_folders.write(tmp_path / 'copy'), 'copy: has the same weights as')
   refused(
-    _write(tmp_path / 'wide', width=16), r'wide/model.safetensors: tensors of another shape: .* found \(259, 16\)'
+    model_folders.write(tmp_path / 'words', vocab_size=260),
+    r'words: has a vocabulary of 260 tokens, and .*model one of 259',
+  )
+  refused(model_folders.write(tmp_path / 'lacks', _without), f'lacks/model.safetensors: tensors missing: {QUERY}')
+  refused(
+    model_folders.write(tmp_path / 'wide', width=16),
+    r'wide/model.safetensors: tensors of another shape: .* found \(259, 16\)',
   )
   refused(tmp_path / 'nowhere', 'nowhere/config.json')
-  refused(_write(tmp_path / 'other', seed=1), "dtype='float16': must be bfloat16 or float32", dtype='float16')
+  refused(
+    model_folders.write(tmp_path / 'other', seed=1), "dtype='float16': must be bfloat16 or float32", dtype='float16'
+  )
 
 
 def test_overrides_change_the_configuration(tmp_path):
-  folder = _write(tmp_path / 'model')
+  folder = model_folders.write(tmp_path / 'model')
   config = checkpoint_io.load_config(folder, compute_dtype='bfloat16', max_positions=64)
   assert (config.compute_dtype, config.max_positions, config.width) == ('bfloat16', 64, 8)
   with pytest.raises(ValueError, match=r'unknown fields of TransformerConfig: widht; known: .*width'):
@@ -121,7 +98,7 @@ def test_overrides_change_the_configuration(tmp_path):
 
 @pytest.mark.parametrize('text', ['', '{', '[]', 'null', '"llama"', '{"model_type": "gpt9"}', '{}', '[' * 10**5])
 def test_malformed_configurations_are_refused_by_file(tmp_path, text):
-  folder = _write(tmp_path / 'model')
+  folder = model_folders.write(tmp_path / 'model')
   config = checkpoint_io.load_config(folder)
   (folder / folders.CONFIG).write_text(text)
   for read in (checkpoint_io.load_config, lambda folder: checkpoint_io.load_params(folder, config)):
@@ -130,7 +107,7 @@ def test_malformed_configurations_are_refused_by_file(tmp_path, text):
 
 
 def test_json_that_is_not_an_object_is_called_so(tmp_path):
-  folder = _write(tmp_path / 'model')
+  folder = model_folders.write(tmp_path / 'model')
   (folder / folders.CONFIG).write_text('[]')
   with pytest.raises(ValueError, match=r'config\.json: must hold a JSON object'):
     checkpoint_io.load_config(folder)
@@ -139,17 +116,19 @@ def test_json_that_is_not_an_object_is_called_so(tmp_path):
 def test_absent_folders_and_weights_are_refused_by_name(tmp_path):
   with pytest.raises(ValueError, match=r'nowhere/config\.json'):
     checkpoint_io.load_config(tmp_path / 'nowhere')
-  folder = _write(tmp_path / 'model')
+  folder = model_folders.write(tmp_path / 'model')
   (folder / folders.WEIGHTS).unlink()
   with pytest.raises(ValueError, match=r'model: holds neither model\.safetensors nor'):
-    _load(folder)
+    model_folders.load(folder)
 
 
 @pytest.mark.parametrize('dtype', [np.float16, ml_dtypes.bfloat16])
 def test_half_precision_is_widened(tmp_path, dtype):
-  folder = _write(tmp_path / 'model', lambda weights: {name: value.astype(dtype) for name, value in weights.items()})
-  stored = safetensors_numpy.load_file(_write(tmp_path / 'full') / folders.WEIGHTS)
-  query = _flat(_load(folder))['layers/attention/query/kernel']
+  folder = model_folders.write(
+    tmp_path / 'model', lambda weights: {name: value.astype(dtype) for name, value in weights.items()}
+  )
+  stored = safetensors_numpy.load_file(model_folders.write(tmp_path / 'full') / folders.WEIGHTS)
+  query = model_folders.flat(model_folders.load(folder))['layers/attention/query/kernel']
   assert query.dtype == np.float32
   np.testing.assert_array_equal(query[1].T, stored[QUERY].astype(dtype).astype(np.float32))
 
@@ -169,129 +148,52 @@ def _without(weights):
       lambda weights: weights | {QUERY: np.full((8, 8), np.nan, np.float32)},
       f'{QUERY} .float32. holds values that are',
     ),
-    (lambda weights: {}, 'tensors missing: model.embed_tokens.weight, .* and 21 more'),
+    (lambda weights: {}, '0 tensors are too few for 3 layers'),
+    (
+      lambda weights: {f'x.{name}': value for name, value in weights.items()},
+      'tensors missing: model.embed_tokens.weight, .* and 21 more; tensors unexpected: x.model.embed_tokens.weight, ',
+    ),
   ],
 )
 def test_unfit_tensors_are_refused_by_name_and_file(tmp_path, weights, message):
-  folder = _write(tmp_path / 'model', weights)
+  folder = model_folders.write(tmp_path / 'model', weights)
   with pytest.raises(ValueError, match=rf'model\.safetensors: .*{message}'):
-    _load(folder)
+    model_folders.load(folder)
 
 
 def test_rotary_frequencies_of_old_exports_are_passed_over(tmp_path):
   extra = {'model.layers.0.self_attn.rotary_emb.inv_freq': np.ones(2, np.float32)}
-  folder = _write(tmp_path / 'model', lambda weights: weights | extra)
-  jax.tree.map(np.testing.assert_array_equal, _load(folder), _load(_write(tmp_path / 'plain')))
-
-
-def test_sharded_weights_equal_those_in_one_file(tmp_path):
-  folder = _write(tmp_path / 'model')
-  expected = _load(folder)
-  names = sorted(safetensors_numpy.load_file(folder / folders.WEIGHTS))
-  _shard(folder, {name: f'model-0000{index % 3 + 1}-of-00003.safetensors' for index, name in enumerate(names)})
-  jax.tree.map(np.testing.assert_array_equal, _load(folder), expected)
-
-
-def test_an_index_must_agree_with_its_files(tmp_path):
-  folder = _write(tmp_path / 'model')
-  names = sorted(safetensors_numpy.load_file(folder / folders.WEIGHTS))
-  weight_map = {name: f'{"ab"[index % 2]}.safetensors' for index, name in enumerate(names)}
-  _shard(folder, weight_map)
-  index = folder / folders.INDEX
-  folders.write_json(index, {'weight_map': weight_map | {names[0]: 'b.safetensors'}})
-  with pytest.raises(ValueError, match=rf'[ab]\.safetensors: tensors differ .*: {names[0]}'):
-    _load(folder)
-  folders.write_json(index, {'weight_map': weight_map | {names[0]: 'c.safetensors'}})
-  with pytest.raises(ValueError, match=r'[ac]\.safetensors: '):
-    _load(folder)
-  (folder / folders.WEIGHTS).write_bytes(b'')
-  with pytest.raises(ValueError, match=r'holds both model\.safetensors and model\.safetensors\.index\.json'):
-    _load(folder)
-
-
-@pytest.mark.parametrize(
-  'file',
-  [
-    '../a.safetensors',
-    '/a.safetensors',
-    'b/../../a.safetensors',
-    'b\\a.safetensors',
-    '..',
-    '.a.safetensors',
-    'a.bin',
-    3,
-  ],
-)
-def test_index_entries_outside_the_folder_are_refused(tmp_path, file):
-  folder = _write(tmp_path / 'model')
-  names = sorted(safetensors_numpy.load_file(folder / folders.WEIGHTS))
-  _shard(folder, dict.fromkeys(names, 'a.safetensors'))
-  (folder / 'a.safetensors').rename(tmp_path / 'a.safetensors')  # so that only the refusal keeps it from being read
-  folders.write_json(folder / folders.INDEX, {'weight_map': dict.fromkeys(names, file)})
-  with pytest.raises(
-    ValueError, match=r'index\.json: weight_map\[.* must name a \.safetensors file in the same folder'
-  ):
-    _load(folder)
-
-
-@pytest.mark.parametrize('weight_map', [None, [], {}, 'a.safetensors'])
-def test_malformed_indices_are_refused(tmp_path, weight_map):
-  folder = _write(tmp_path / 'model')
-  (folder / folders.WEIGHTS).unlink()
-  folders.write_json(folder / folders.INDEX, {'weight_map': weight_map})
-  with pytest.raises(ValueError, match=r'index\.json: weight_map must be an object'):
-    _load(folder)
-
-
-def test_mutated_headers_are_refused_by_file_or_change_nothing(tmp_path):
-  folder = _write(tmp_path / 'model', layers=1)
-  config, path = checkpoint_io.load_config(folder), folder / folders.WEIGHTS
-  expected = checkpoint_io.load_params(folder, config)
-  intact = path.read_bytes()
-  header = 8 + int.from_bytes(intact[:8], 'little')
-  generator = np.random.default_rng(0)
-  refused = []
-  for trial in range(100):
-    mutant = bytearray(intact)
-    if trial % 4 == 0:
-      del mutant[int(generator.integers(0, len(intact))) :]
-    else:
-      for position in generator.integers(0, header if trial % 2 else 8, int(generator.integers(1, 4))):
-        mutant[position] = generator.integers(0, 256)
-    path.write_bytes(mutant)
-    try:
-      found = checkpoint_io.load_params(folder, config)
-    except ValueError as error:
-      refused.append(str(error))
-    else:
-      jax.tree.map(np.testing.assert_array_equal, found, expected)
-  assert len(refused) > 80
-  assert [message for message in refused if str(path) not in message] == []
+  folder = model_folders.write(tmp_path / 'model', lambda weights: weights | extra)
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    model_folders.load(folder),
+    model_folders.load(model_folders.write(tmp_path / 'plain')),
+  )
 
 
 def test_leaves_are_placed_on_the_given_shardings(tmp_path):
-  folder = _write(tmp_path / 'model')
-  expected = _load(folder)
+  folder = model_folders.write(tmp_path / 'model')
+  expected = model_folders.load(folder)
   mesh = jax.make_mesh((2, 4), ('fsdp', 'tensor'), axis_types=(jax.sharding.AxisType.Auto,) * 2)
   specs = {1: PartitionSpec(), 2: PartitionSpec(None, 'fsdp'), 3: PartitionSpec(None, 'fsdp', 'tensor')}
   shardings = jax.tree.map(lambda leaf: NamedSharding(mesh, specs[leaf.ndim]), expected)
-  placed = _load(folder, shardings=shardings)
+  placed = model_folders.load(folder, shardings=shardings)
   jax.tree.map(np.testing.assert_array_equal, placed, expected)
   assert jax.tree.all(jax.tree.map(lambda leaf, sharding: leaf.sharding == sharding, placed, shardings))
   checkpoint_io.save(tmp_path / 'saved', checkpoint_io.load_config(folder), placed)
-  jax.tree.map(np.testing.assert_array_equal, _load(tmp_path / 'saved'), expected)
+  jax.tree.map(np.testing.assert_array_equal, model_folders.load(tmp_path / 'saved'), expected)
   del shardings['embed']
   with pytest.raises(ValueError, match='embed'):
-    _load(folder, shardings=shardings)
+    model_folders.load(folder, shardings=shardings)
 
 
 def test_the_host_holds_one_leaf_and_one_tensor_at_a_time(tmp_path, monkeypatch):
-  folder = _write(tmp_path / 'model')
+  folder = model_folders.write(tmp_path / 'model')
   events = []
   read, place = folders.StoredTensor.read, checkpoint_io._place
   monkeypatch.setattr(folders.StoredTensor, 'read', lambda self: (events.append(self.name), read(self))[1])
   monkeypatch.setattr(checkpoint_io, '_place', lambda *args: (events.append('place'), place(*args))[1])
-  _load(folder)
+  model_folders.load(folder)
   up = [f'model.layers.{layer}.mlp.up_proj.weight' for layer in range(3)]
   start = events.index(up[0])
   assert events[start : start + 4] == [*up, 'place']
@@ -299,15 +201,15 @@ def test_the_host_holds_one_leaf_and_one_tensor_at_a_time(tmp_path, monkeypatch)
 
 
 def test_what_is_saved_is_loaded(tmp_path):
-  source = _write(tmp_path / 'source')
+  source = model_folders.write(tmp_path / 'source')
   (source / 'chat_template.jinja').write_text('{{ messages }}')
   (source / 'notes.txt').write_text('not part of a model')
-  config, params = checkpoint_io.load_config(source), _load(source)
+  config, params = checkpoint_io.load_config(source), model_folders.load(source)
   checkpoint_io.save(tmp_path / 'deep' / 'saved', config, params, assets_from=source)
   saved = tmp_path / 'deep' / 'saved'
   assert checkpoint_io.load_config(saved) == config
-  jax.tree.map(np.testing.assert_array_equal, _load(saved), params)
-  before, after = _files(source), _files(saved)
+  jax.tree.map(np.testing.assert_array_equal, model_folders.load(saved), params)
+  before, after = model_folders.files(source), model_folders.files(saved)
   assert before.keys() - after.keys() == {'notes.txt'}
   for name in after.keys() - {folders.CONFIG}:
     assert after[name] == before[name]
@@ -317,10 +219,12 @@ def test_what_is_saved_is_loaded(tmp_path):
 
 
 def test_saved_files_may_be_read_by_whom_the_umask_allows(tmp_path):
-  source = _write(tmp_path / 'source')
+  source = model_folders.write(tmp_path / 'source')
   previous = os.umask(0o022)
   try:
-    checkpoint_io.save(tmp_path / 'saved', checkpoint_io.load_config(source), _load(source), assets_from=source)
+    checkpoint_io.save(
+      tmp_path / 'saved', checkpoint_io.load_config(source), model_folders.load(source), assets_from=source
+    )
   finally:
     os.umask(previous)
   assert (tmp_path / 'saved').stat().st_mode & 0o777 == 0o755
@@ -329,88 +233,19 @@ def test_saved_files_may_be_read_by_whom_the_umask_allows(tmp_path):
 
 @pytest.mark.parametrize(('dtype', 'stored'), [('bfloat16', ml_dtypes.bfloat16), ('float16', np.float16)])
 def test_half_precision_is_written(tmp_path, dtype, stored):
-  source = _write(tmp_path / 'source')
-  params = _load(source)
+  source = model_folders.write(tmp_path / 'source')
+  params = model_folders.load(source)
   checkpoint_io.save(tmp_path / 'saved', checkpoint_io.load_config(source), params, dtype=dtype)
   assert json.loads((tmp_path / 'saved' / folders.CONFIG).read_text())['torch_dtype'] == dtype
   half = jax.tree.map(lambda leaf: np.asarray(leaf).astype(stored).astype(np.float32), params)
-  jax.tree.map(np.testing.assert_array_equal, _load(tmp_path / 'saved'), half)
+  jax.tree.map(np.testing.assert_array_equal, model_folders.load(tmp_path / 'saved'), half)
   size = (tmp_path / 'saved' / folders.WEIGHTS).stat().st_size
   assert size < 0.75 * (source / folders.WEIGHTS).stat().st_size
 
 
-def test_large_weights_are_written_in_several_files(tmp_path):
-  source = _write(tmp_path / 'source')
-  weights = safetensors_numpy.load_file(source / folders.WEIGHTS)
-  largest = max(value.nbytes for value in weights.values())
-  target = _write(tmp_path / 'target')
-  (target / folders.WEIGHTS).unlink()
-  folders.write_weights(target, weights.items(), shard_bytes=largest)
-  index = json.loads((target / folders.INDEX).read_text())
-  files = sorted(path.name for path in target.glob('*.safetensors'))
-  assert files == [f'model-{i + 1:05d}-of-{len(files):05d}.safetensors' for i in range(len(files))]
-  assert sorted(set(index['weight_map'].values())) == files
-  assert 2 <= len(files) < len(weights)
-  assert index['metadata']['total_size'] == sum(value.nbytes for value in weights.values())
-  for file in files:
-    assert sum(value.nbytes for value in safetensors_numpy.load_file(target / file).values()) <= largest
-  jax.tree.map(np.testing.assert_array_equal, _load(target), _load(source))
-
-
-def test_saving_replaces_an_earlier_model(tmp_path):
-  first, second = _write(tmp_path / 'first', tied=False), _write(tmp_path / 'second', seed=1)
-  (first / folders.SHARD.pattern.replace(r'\d{5}', '00001').replace('\\', '')).write_bytes(b'stale')
-  config, params = checkpoint_io.load_config(second), _load(second)
-  checkpoint_io.save(first, config, params)
-  assert _files(first).keys() == {folders.CONFIG, folders.WEIGHTS}
-  jax.tree.map(np.testing.assert_array_equal, _load(first), params)
-  assert sorted(path.name for path in tmp_path.iterdir()) == ['first', 'second']
-  checkpoint_io.save(second, config, params, assets_from=second)  # in place
-  assert {'tokenizer.json', 'tokenizer_config.json'} <= _files(second).keys()
-
-
-def test_foreign_files_are_never_removed(tmp_path):
-  source = _write(tmp_path / 'source')
-  config, params = checkpoint_io.load_config(source), _load(source)
-  (source / 'thesis.tex').write_text('the only copy')
-  before = _files(source)
-  with pytest.raises(ValueError, match=r'source: holds files that are not part of a model \(thesis\.tex\)'):
-    checkpoint_io.save(source, config, params)
-  assert _files(source) == before
-  (tmp_path / 'file').write_text('')
-  with pytest.raises(ValueError, match='file: is a file'):
-    checkpoint_io.save(tmp_path / 'file', config, params)
-
-
-@pytest.mark.parametrize('moment', ['write_weights', 'copy_assets', 'rename'])
-def test_a_failure_leaves_the_earlier_model_and_no_half_folder(tmp_path, monkeypatch, moment):
-  source = _write(tmp_path / 'source')
-  config, params = checkpoint_io.load_config(source), _load(source)
-  checkpoint_io.save(tmp_path / 'saved', config, params)
-  before = _files(tmp_path / 'saved')
-
-  def fail(*args, **options):
-    raise KeyboardInterrupt
-
-  if moment == 'rename':
-    rename = folders.pathlib.Path.rename
-    monkeypatch.setattr(
-      folders.pathlib.Path,
-      'rename',
-      lambda path, target: fail() if path.name.endswith('.partial') else rename(path, target),
-    )
-  else:
-    monkeypatch.setattr(folders, moment, fail)
-  for name in ('saved', 'fresh'):
-    with pytest.raises(KeyboardInterrupt):
-      checkpoint_io.save(tmp_path / name, config, params, assets_from=source)
-  assert _files(tmp_path / 'saved') == before
-  assert sorted(path.name for path in tmp_path.iterdir()) == ['saved', 'source']
-
-
 def test_unfit_parameters_are_refused_by_name(tmp_path):
-  source = _write(tmp_path / 'source')
-  config, params = checkpoint_io.load_config(source), _load(source)
+  source = model_folders.write(tmp_path / 'source')
+  config, params = checkpoint_io.load_config(source), model_folders.load(source)
   scale = params['final_norm']['scale']
 
   def refused(message, params, **options):
@@ -427,3 +262,15 @@ def test_unfit_parameters_are_refused_by_name(tmp_path):
   )
   refused("dtype='int8': must be one of float32, float16, bfloat16", params, dtype='int8')
   refused(r'nowhere/config\.json', params, assets_from=tmp_path / 'nowhere')
+
+
+def test_a_padded_vocabulary_is_kept(tmp_path):
+  """Embeddings often have more rows than the tokenizer has tokens."""
+  source = model_folders.write(tmp_path / 'source', vocab_size=264, tied=False)
+  assets.write_tiny_tokenizer(source, 259)
+  config, params = checkpoint_io.load_config(source), model_folders.load(source)
+  assert params['embed']['embedding'].shape == (264, 8)
+  assert transformer.build(config).head(params).kernel.shape == (8, 264)
+  checkpoint_io.save(tmp_path / 'saved', config, params, assets_from=source)
+  before, after = model_folders.files(source), model_folders.files(tmp_path / 'saved')
+  assert (after[folders.WEIGHTS], after['tokenizer.json']) == (before[folders.WEIGHTS], before['tokenizer.json'])

@@ -3,7 +3,6 @@
 import json
 import sys
 
-import gguf as gguf_format
 import jax
 import numpy as np
 import pytest
@@ -12,20 +11,8 @@ import tokenizers
 
 from alignjax.models import checkpoint_io, gguf, transformer
 from tests import assets
+from tests.models import gguf_files
 
-HEADS, KV_HEADS, HEAD_WIDTH, LAYERS = 4, 2, 8, 2
-NAMES = {  # GGUF: Hugging Face, of one layer
-  'attn_norm': 'input_layernorm',
-  'attn_q': 'self_attn.q_proj',
-  'attn_k': 'self_attn.k_proj',
-  'attn_v': 'self_attn.v_proj',
-  'attn_output': 'self_attn.o_proj',
-  'ffn_norm': 'post_attention_layernorm',
-  'ffn_gate': 'mlp.gate_proj',
-  'ffn_up': 'mlp.up_proj',
-  'ffn_down': 'mlp.down_proj',
-}
-QUANTISED = {'token_embd.weight': 'Q8_0', 'blk.0.attn_q.weight': 'Q8_0', 'blk.1.ffn_down.weight': 'F16'}
 TEXTS = (
   'The film was wonderful',
   '  two spaces, 1234 digits and 5.6',
@@ -37,114 +24,27 @@ TEXTS = (
 )
 
 
-def _interleave(rows, heads):
-  """llama.cpp keeps row i of the first half of a head at 2 i, and row i of the second half at 2 i + 1."""
-  half = rows.shape[0] // heads // 2
-  result = np.empty_like(rows)
-  for head in range(heads):
-    for index in range(half):
-      for side in range(2):
-        result[head * 2 * half + 2 * index + side] = rows[head * 2 * half + side * half + index]
-  return result
-
-
-def _gguf_tensors(tied):
-  """The tensors of a tiny Llama as GGUF names and lays them out, and as Hugging Face does."""
-  weights = assets.tiny_llama_weights(assets.tiny_llama_config(tied=tied))
-  pairs = {'token_embd.weight': 'model.embed_tokens.weight', 'output_norm.weight': 'model.norm.weight'}
-  if not tied:
-    pairs['output.weight'] = 'lm_head.weight'
-  for layer in range(LAYERS):
-    pairs |= {f'blk.{layer}.{ours}.weight': f'model.layers.{layer}.{theirs}.weight' for ours, theirs in NAMES.items()}
-  assert sorted(pairs.values()) == sorted(weights)
-  tensors = {}
-  for name, stored in pairs.items():
-    heads = {'attn_q': HEADS, 'attn_k': KV_HEADS}.get(name.split('.')[-2])
-    tensors[name] = _interleave(weights[stored], heads) if heads else weights[stored]
-  return tensors, {name: weights[stored] for name, stored in pairs.items()}, pairs
-
-
-def _metadata():
-  vocabulary = json.loads(assets.build_tokenizer().to_str())['model']
-  tokens = sorted(vocabulary['vocab'], key=vocabulary['vocab'].get)
-  return {
-    'general.architecture': 'llama',
-    'llama.block_count': LAYERS,
-    'llama.context_length': 512,
-    'llama.embedding_length': 32,
-    'llama.feed_forward_length': 64,
-    'llama.attention.head_count': HEADS,
-    'llama.attention.head_count_kv': KV_HEADS,
-    'llama.rope.freq_base': 10000.0,
-    'llama.rope.dimension_count': HEAD_WIDTH,
-    'llama.attention.layer_norm_rms_epsilon': 1e-5,
-    'llama.vocab_size': 384,
-    'tokenizer.ggml.model': 'gpt2',
-    'tokenizer.ggml.pre': 'smollm',
-    'tokenizer.ggml.tokens': tokens,
-    'tokenizer.ggml.token_type': [3, 3, 3] + [1] * 381,
-    'tokenizer.ggml.merges': [' '.join(pair) for pair in vocabulary['merges']],
-    'tokenizer.ggml.bos_token_id': 1,
-    'tokenizer.ggml.eos_token_id': 2,
-    'tokenizer.ggml.unknown_token_id': 0,
-    'tokenizer.ggml.padding_token_id': 2,
-    'tokenizer.ggml.add_bos_token': False,
-    'tokenizer.chat_template': assets.CHAT_TEMPLATE,
-  }
-
-
-def _add(writer, key, value):
-  if isinstance(value, bool):
-    writer.add_bool(key, value)
-  elif isinstance(value, int):
-    writer.add_uint32(key, value)
-  elif isinstance(value, float):
-    writer.add_float32(key, value)
-  elif isinstance(value, str):
-    writer.add_string(key, value)
-  else:
-    writer.add_array(key, value)
-
-
-def _write(path, *, tied=True, metadata=None, tensors=None):
-  """Writes a tiny GGUF file; in `metadata` and `tensors`, None removes."""
-  metadata = _metadata() | (metadata or {})
-  writer = gguf_format.GGUFWriter(path, metadata.pop('general.architecture'))
-  for key, value in metadata.items():
-    if value is not None:
-      _add(writer, key, value)
-  for name, value in (_gguf_tensors(tied)[0] | (tensors or {})).items():
-    if value is not None:
-      kind = gguf_format.GGMLQuantizationType[QUANTISED.get(name, 'F32')]
-      writer.add_tensor(name, gguf_format.quants.quantize(value, kind), raw_dtype=kind)
-  writer.write_header_to_file()
-  writer.write_kv_data_to_file()
-  writer.write_tensors_to_file()
-  writer.close()
-  return path
-
-
 @pytest.mark.parametrize('tied', [True, False])
 def test_tensors_are_dequantised_and_laid_out_as_in_a_hugging_face_folder(tmp_path, tied):
-  gguf.convert(_write(tmp_path / 'a.gguf', tied=tied), tmp_path / 'out')
+  gguf.convert(gguf_files.write(tmp_path / 'a.gguf', tied=tied), tmp_path / 'out')
   found = safetensors_numpy.load_file(tmp_path / 'out' / 'model.safetensors')
-  _, expected, pairs = _gguf_tensors(tied)
+  _, expected, pairs = gguf_files.tensors_of(tied)
   assert found.keys() == set(pairs.values())
   for name, stored in pairs.items():
     assert found[stored].dtype == np.float32
-    if name not in QUANTISED:
+    if name not in gguf_files.QUANTISED:
       np.testing.assert_array_equal(found[stored], expected[name])
       continue
     # Rounding errors: half a step of 1 / 127 of the largest of 32 neighbours, with a scale in half precision; 2^-11.
     blocks = np.abs(expected[name]).reshape(expected[name].shape[0], -1, 32).max(axis=-1, keepdims=True)
-    bound = {'Q8_0': 0.51 / 127 + 2**-11, 'F16': 2**-11}[QUANTISED[name]] * np.repeat(blocks, 32, axis=-1)
+    bound = {'Q8_0': 0.51 / 127 + 2**-11, 'F16': 2**-11}[gguf_files.QUANTISED[name]] * np.repeat(blocks, 32, axis=-1)
     error = np.abs(found[stored] - expected[name]).reshape(bound.shape)
     assert (error <= bound).all()
     assert error.max() > 0
 
 
 def test_the_folder_is_one_that_everything_else_reads(tmp_path):
-  gguf.convert(_write(tmp_path / 'a.gguf'), tmp_path / 'out')
+  gguf.convert(gguf_files.write(tmp_path / 'a.gguf'), tmp_path / 'out')
   expected = assets.write_tiny_model(tmp_path / 'expected')
   config = checkpoint_io.load_config(tmp_path / 'out')
   assert config == checkpoint_io.load_config(expected)
@@ -159,7 +59,7 @@ def test_the_folder_is_one_that_everything_else_reads(tmp_path):
 
 
 def test_the_tokenizer_encodes_as_the_original(tmp_path):
-  gguf.convert(_write(tmp_path / 'a.gguf'), tmp_path / 'out')
+  gguf.convert(gguf_files.write(tmp_path / 'a.gguf'), tmp_path / 'out')
   found = tokenizers.Tokenizer.from_file(str(tmp_path / 'out' / 'tokenizer.json'))
   original = assets.build_tokenizer()
   assert found.get_vocab() == original.get_vocab()
@@ -173,17 +73,17 @@ def test_the_tokenizer_encodes_as_the_original(tmp_path):
 
 
 def test_digits_stay_apart_even_where_a_merge_would_join_them(tmp_path):
-  metadata = _metadata()
+  metadata = gguf_files.default_metadata()
   tokens = [*metadata['tokenizer.ggml.tokens'][:-1], '20']
   merges = [*metadata['tokenizer.ggml.merges'][:-1], '2 0']
   changes = {'tokenizer.ggml.tokens': tokens, 'tokenizer.ggml.merges': merges}
-  gguf.convert(_write(tmp_path / 'a.gguf', metadata=changes), tmp_path / 'out')
+  gguf.convert(gguf_files.write(tmp_path / 'a.gguf', metadata=changes), tmp_path / 'out')
   found = tokenizers.Tokenizer.from_file(str(tmp_path / 'out' / 'tokenizer.json'))
   assert found.encode('x2020').tokens == ['x', '2', '0', '2', '0']
 
 
 def test_template_and_special_tokens_travel_along(tmp_path):
-  gguf.convert(_write(tmp_path / 'a.gguf', metadata={'tokenizer.ggml.add_bos_token': True}), tmp_path / 'out')
+  gguf.convert(gguf_files.write(tmp_path / 'a.gguf', metadata={'tokenizer.ggml.add_bos_token': True}), tmp_path / 'out')
   settings = json.loads((tmp_path / 'out' / 'tokenizer_config.json').read_text())
   expected = {
     'bos_token': '<|im_start|>',
@@ -205,7 +105,7 @@ def test_optional_entries_may_be_absent(tmp_path):
     ['llama.vocab_size', 'llama.rope.freq_base', 'llama.rope.dimension_count', 'tokenizer.chat_template']
     + ['tokenizer.ggml.padding_token_id', 'tokenizer.ggml.unknown_token_id', 'tokenizer.ggml.add_bos_token']
   )
-  gguf.convert(_write(tmp_path / 'a.gguf', metadata=optional), tmp_path / 'out')
+  gguf.convert(gguf_files.write(tmp_path / 'a.gguf', metadata=optional), tmp_path / 'out')
   expected = assets.write_tiny_model(tmp_path / 'expected')
   assert checkpoint_io.load_config(tmp_path / 'out') == checkpoint_io.load_config(expected)
   settings = json.loads((tmp_path / 'out' / 'tokenizer_config.json').read_text())
@@ -236,7 +136,7 @@ def test_optional_entries_may_be_absent(tmp_path):
   ],
 )
 def test_unsupported_metadata_is_refused_by_name(tmp_path, metadata, message):
-  path = _write(tmp_path / 'a.gguf', metadata=metadata)
+  path = gguf_files.write(tmp_path / 'a.gguf', metadata=metadata)
   with pytest.raises(ValueError, match=message) as caught:
     gguf.convert(path, tmp_path / 'out')
   assert str(path) in str(caught.value)
@@ -254,12 +154,12 @@ def test_unsupported_metadata_is_refused_by_name(tmp_path, metadata, message):
 )
 def test_unfit_tensors_are_refused_by_name(tmp_path, tensors, message):
   with pytest.raises(ValueError, match=message):
-    gguf.convert(_write(tmp_path / 'a.gguf', tensors=tensors), tmp_path / 'out')
+    gguf.convert(gguf_files.write(tmp_path / 'a.gguf', tensors=tensors), tmp_path / 'out')
   assert [path.name for path in tmp_path.iterdir()] == ['a.gguf']
 
 
 def test_malformed_files_are_refused_by_name(tmp_path):
-  intact = _write(tmp_path / 'a.gguf').read_bytes()
+  intact = gguf_files.write(tmp_path / 'a.gguf').read_bytes()
   path = tmp_path / 'broken.gguf'
   for content in (b'', b'not a model', intact[:3], intact[:40], intact[: len(intact) // 2], intact[:-400]):
     path.write_bytes(content)

@@ -1,4 +1,4 @@
-"""The decoder against logits that Hugging Face transformers computed (tests/golden/make.py)."""
+"""The decoder against logits and states that Hugging Face transformers computed (tests/golden/make.py)."""
 
 import pathlib
 
@@ -12,26 +12,32 @@ from alignjax.stats import head
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 TOLERANCE = 1e-4  # of logits up to 6.7, float32; measured: 1.3e-5
+FILES = ('golden.safetensors', 'hidden.safetensors')
 
 
 def _load(name):
   config = checkpoint_io.load_config(GOLDEN / name)
-  golden = safetensors_numpy.load_file(GOLDEN / name / 'golden.safetensors')
+  golden = {}
+  for file in FILES:
+    golden |= safetensors_numpy.load_file(GOLDEN / name / file)
   return transformer.build(config), checkpoint_io.load_params(GOLDEN / name, config), golden
 
 
-def _logits(model, params, *batch):
+def _predict(model, params, *batch):
+  """Logits and the hidden states that they come from."""
+
   def apply(params, *batch):
-    return head.logits(head.HiddenStates(model.hidden(params, *batch), model.head(params)))
+    hidden = model.hidden(params, *batch)
+    return head.logits(head.HiddenStates(hidden, model.head(params))), hidden
 
-  return np.asarray(jax.jit(apply)(params, *batch))
+  return jax.device_get(jax.jit(apply)(params, *batch))
 
 
-def _error(actual, golden):
+def _error(actual, golden, name='logits'):
   """Largest difference over response tokens; what is at padding is undefined."""
   length = golden['response_length'][..., None]
-  mask = np.arange(golden['logits'].shape[2]) < length
-  return np.abs(actual[:, :, : mask.shape[-1]] - golden['logits'])[mask].max()
+  mask = np.arange(golden[name].shape[2]) < length
+  return np.abs(actual[:, :, : mask.shape[-1]] - golden[name])[mask].max()
 
 
 @pytest.fixture(scope='module', params=sorted(path.parent.name for path in GOLDEN.glob('*/golden.safetensors')))
@@ -45,12 +51,13 @@ def test_the_golden_logits_are_far_from_constant(loaded):
   assert np.abs(golden[0, 0] - golden[0, 1])[:5].max() > 1
 
 
-def test_logits_equal_those_of_transformers_whatever_the_padding(loaded):
+def test_logits_and_states_equal_those_of_transformers_whatever_the_padding(loaded):
   model, params, golden = loaded
   prompt = np.pad(golden['prompt'], ((0, 0), (0, 5)), constant_values=7)
   response = np.pad(golden['response'], ((0, 0), (0, 0), (0, 3)), constant_values=7)
-  actual = _logits(model, params, prompt, golden['prompt_length'], response, golden['response_length'])
-  assert _error(actual, golden) < TOLERANCE
+  logits, hidden = _predict(model, params, prompt, golden['prompt_length'], response, golden['response_length'])
+  assert _error(logits, golden) < TOLERANCE
+  assert _error(hidden, golden, 'hidden') < TOLERANCE
 
 
 def test_a_shared_prompt_equals_concatenation(loaded):
@@ -64,7 +71,7 @@ def test_a_shared_prompt_equals_concatenation(loaded):
     rest[row, :, length - 1 : length - 1 + steps] = responses[row]
   rest = rest.reshape(-1, 1, rest.shape[-1])
   ones = np.ones(len(rest), np.int32)
-  flat = _logits(model, params, np.repeat(prompts[:, :1], 2, 0), ones, rest, ones[:, None] * rest.shape[-1])
+  flat, _ = _predict(model, params, np.repeat(prompts[:, :1], 2, 0), ones, rest, ones[:, None] * rest.shape[-1])
   flat = flat.reshape(*responses.shape[:2], *flat.shape[2:])
   actual = np.stack([flat[row, :, length - 1 : length - 1 + steps] for row, length in enumerate(lengths)])
   assert _error(actual, golden) < TOLERANCE

@@ -26,13 +26,16 @@ CONFIG = transformer.TransformerConfig(
 def params(model):
   """Random parameters of the shapes of `model`, made by numpy: compiling `init` takes longer than most tests.
 
-  Norm scales are away from 1, so that none of them can be forgotten.
+  Norm scales are away from the neutral one, so that none of them can be forgotten.
   """
+  offset = float(model.config.zero_centred_norms)
   rng = np.random.default_rng(11)
 
   def draw(path, leaf):
     if path[-1].key == 'scale':
-      return rng.uniform(0.7, 1.4, leaf.shape).astype(np.float32)
+      return (rng.uniform(0.7, 1.4, leaf.shape) - offset).astype(np.float32)
+    if path[-1].key == 'bias':
+      return rng.standard_normal(leaf.shape).astype(np.float32)
     fan_in = leaf.shape[-1] if path[-1].key == 'embedding' else leaf.shape[-2]
     return (rng.standard_normal(leaf.shape) * fan_in**-0.5).astype(np.float32)
 

@@ -1,0 +1,101 @@
+"""One layer of the decoder: over prompts, over prompts with their responses, and over one token of each response."""
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from alignjax.models import attention, configuration, layers
+from alignjax.types import Array
+
+
+def norm(config: configuration.TransformerConfig, width: int) -> layers.Norm:
+  """The kind of norm that `config` says, over the last `width` numbers."""
+  if config.norm == 'layer':
+    return layers.LayerNorm(width, config.norm_epsilon)
+  return layers.RMSNorm(width, config.norm_epsilon, float(config.zero_centred_norms))
+
+
+def _normed(module: layers.Norm | None, x: Array) -> Array:
+  return x if module is None else module(x)
+
+
+class Block(nnx.Module):
+  """y = x + attention(norm(x)), then y + mlp(norm(y)) or, with `parallel_residual`, y + mlp(norm(x)).
+
+  With `output_norms`, what is added is normalised first; without `input_norms`, what is read is not.
+  """
+
+  def __init__(self, config: configuration.TransformerConfig, key: Array):
+    attention_key, mlp_key = jax.random.split(key)
+    heads = config.head_width * (1 if config.qk_norm else config.heads)
+    kv_heads = config.head_width * (1 if config.qk_norm else config.kv_heads)
+    normed = config.qk_norm or config.joint_qk_norm
+    self.attention_norm = norm(config, config.width) if config.input_norms else None
+    self.attention = attention.Attention(
+      config.width,
+      config.heads,
+      config.kv_heads,
+      config.head_width,
+      config.attention,
+      attention_key,
+      bias=config.qkv_bias,
+      output_bias=config.output_bias,
+      norms=(norm(config, heads), norm(config, kv_heads)) if normed else None,
+      scale=None if config.score_width is None else config.score_width**-0.5,
+      cap=config.score_cap,
+    )
+    self.mlp_norm = norm(config, config.width) if config.input_norms else None
+    self.mlp = layers.MLP(
+      config.width, config.mlp_width, config.activation, mlp_key, gated=config.gated_mlp, bias=config.mlp_bias
+    )
+    self.attention_output_norm = norm(config, config.width) if config.output_norms else None
+    self.mlp_output_norm = norm(config, config.width) if config.output_norms else None
+    self.parallel = config.parallel_residual
+
+  def finish(self, x: Array, attended: Array) -> Array:
+    """Everything after attention: its output projection, and the MLP."""
+    y = x + _normed(self.attention_output_norm, self.attention.output(attended))
+    read = x if self.parallel else y
+    return y + _normed(self.mlp_output_norm, self.mlp(_normed(self.mlp_norm, read)))
+
+  def prompts(
+    self, x: Array, rotary: layers.Angles | None, window: attention.Window
+  ) -> tuple[Array, tuple[Array, Array]]:
+    """Prompts alone, [B, P, D]; also returns their keys and values, [B, P, K, H]."""
+    normed = _normed(self.attention_norm, x)
+    query = self.attention.queries(normed, rotary)
+    key, value = self.attention.keys_values(normed, rotary)
+    return self.finish(x, self.attention.over_prompt(query, key, value, window)), (key, value)
+
+  def joint(
+    self,
+    x: Array,
+    rotary: layers.Angles | None,
+    prompt_keys: Array,
+    layout: attention.Layout,
+    window: attention.Window,
+    last: bool,
+  ) -> Array:
+    """Prompts and responses, [B, P + N * R, D]. The last layer returns the responses alone, [B, N * R, D]."""
+    prompt = layout.prompt
+    normed = _normed(self.attention_norm, x)
+    key, value = self.attention.keys_values(normed, rotary)
+    if last:
+      x, normed, rotary = jax.tree.map(lambda y: y[:, prompt:], (x, normed, rotary))
+    query = self.attention.queries(normed, rotary)
+    of_responses = query if last else query[:, prompt:]
+    attended = self.attention.over_responses(of_responses, key, value, prompt_keys, layout, window)
+    if not last:
+      of_prompt = self.attention.over_prompt(query[:, :prompt], key[:, :prompt], value[:, :prompt], window)
+      attended = jnp.concatenate([of_prompt, attended], axis=1)
+    return self.finish(x, attended)
+
+  def step(
+    self, x: Array, rotary: layers.Angles | None, cache: attention.LayerCache, index: Array, seen: attention.Seen
+  ) -> tuple[Array, attention.LayerCache]:
+    """Response token `index` of each sample, [B, N, D]."""
+    normed = _normed(self.attention_norm, x)
+    query = self.attention.queries(normed, rotary)
+    cache = cache.write(index, *self.attention.keys_values(normed, rotary))
+    attended = attention.attend_cached(query, cache, seen, self.attention.scale, self.attention.cap)
+    return self.finish(x, attended), cache

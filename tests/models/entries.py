@@ -1,0 +1,230 @@
+"""Contents of config.json of each family, and the fields that they stand for."""
+
+from alignjax.models import families, layers
+
+REMOVED = object()
+OLD = {  # as transformers 4 writes it, with entries of well-known checkpoints
+  '_name_or_path': 'someone/model',
+  'architectures': ['LlamaForCausalLM'],
+  'attention_bias': False,
+  'attention_dropout': 0.0,
+  'bos_token_id': 1,
+  'eos_token_id': [2, 3],
+  'hidden_act': 'silu',
+  'hidden_size': 576,
+  'initializer_range': 0.04,
+  'intermediate_size': 1536,
+  'is_llama_config': True,
+  'max_position_embeddings': 8192,
+  'mlp_bias': False,
+  'model_type': 'llama',
+  'num_attention_heads': 9,
+  'num_hidden_layers': 30,
+  'num_key_value_heads': 3,
+  'pad_token_id': 2,
+  'pretraining_tp': 1,
+  'rms_norm_eps': 1e-05,
+  'rope_interleaved': False,
+  'rope_scaling': None,
+  'rope_theta': 100000,
+  'tie_word_embeddings': True,
+  'torch_dtype': 'bfloat16',
+  'transformers.js_config': {'kv_cache_dtype': {'q4f16': 'float16'}},
+  'transformers_version': '4.42.3',
+  'use_cache': True,
+  'vocab_size': 49152,
+}
+FIELDS = {
+  'model_type': 'llama',
+  'vocab_size': 49152,
+  'width': 576,
+  'layers': 30,
+  'heads': 9,
+  'kv_heads': 3,
+  'head_width': 64,
+  'mlp_width': 1536,
+  'norm_epsilon': 1e-5,
+  'rope_theta': 100000.0,
+  'tied_embeddings': True,
+  'max_positions': 8192,
+  'rope_scaling': None,
+}
+LLAMA_FIELDS = FIELDS | {'qkv_bias': False, 'output_bias': False, 'mlp_bias': False}
+LLAMA3 = {'factor': 8.0, 'low_freq_factor': 1.0, 'high_freq_factor': 4.0, 'original_max_position_embeddings': 8192}
+MISTRAL = {'model_type': 'mistral', 'architectures': ['MistralForCausalLM'], 'sliding_window': 4096}
+QWEN2 = {
+  'model_type': 'qwen2',
+  'architectures': ['Qwen2ForCausalLM'],
+  'use_sliding_window': False,
+  'sliding_window': 32768,
+  'max_window_layers': 21,
+  'layer_types': ['full_attention'] * 30,
+}
+QWEN3 = QWEN2 | {'model_type': 'qwen3', 'architectures': ['Qwen3ForCausalLM'], 'attention_bias': False, 'head_dim': 128}
+GEMMA2 = {
+  'model_type': 'gemma2',
+  'architectures': ['Gemma2ForCausalLM'],
+  'attention_bias': False,
+  'hidden_act': 'gelu_pytorch_tanh',
+  'hidden_activation': 'gelu_pytorch_tanh',
+  'cache_implementation': 'hybrid',
+  'head_dim': 128,
+  'query_pre_attn_scalar': 144,
+  'sliding_window': 2048,
+  'attn_logit_softcapping': 40.0,
+  'final_logit_softcapping': 20,
+  'layer_types': ['sliding_attention', 'full_attention'] * 15,
+}
+GEMMA3 = {
+  'model_type': 'gemma3_text',
+  'architectures': ['Gemma3ForCausalLM'],
+  'attention_bias': False,
+  'hidden_act': REMOVED,
+  'hidden_activation': 'gelu_pytorch_tanh',
+  'cache_implementation': 'hybrid',
+  'head_dim': 128,
+  'query_pre_attn_scalar': 144,
+  'rope_local_base_freq': 10000.0,
+  'rope_scaling': {'rope_type': 'linear', 'factor': 8.0},
+  'sliding_window': 512,
+  'sliding_window_pattern': 6,
+  'attn_logit_softcapping': None,
+  'final_logit_softcapping': None,
+}
+OLMO2 = {'model_type': 'olmo2', 'architectures': ['Olmo2ForCausalLM'], 'attention_bias': False}
+PHI3 = {
+  'model_type': 'phi3',
+  'architectures': ['Phi3ForCausalLM'],
+  'attention_bias': False,
+  'auto_map': {'AutoConfig': 'configuration_phi3.Phi3Config'},
+  'embd_pdrop': 0.0,
+  'original_max_position_embeddings': 4096,
+  'resid_pdrop': 0.0,
+  'sliding_window': 2047,
+}
+GEMMA2_FIELDS = {
+  'model_type': 'gemma2',
+  'activation': 'gelu_tanh',
+  'full_attention_every': 2,
+  'output_norms': True,
+  'scaled_embeddings': True,
+  'zero_centred_norms': True,
+  'head_width': 128,
+  'score_width': 144,
+  'sliding_window': 2048,
+  'score_cap': 40.0,
+  'logit_cap': 20.0,
+}
+GEMMA3_FIELDS = GEMMA2_FIELDS | {
+  'model_type': 'gemma3_text',
+  'full_attention_every': 6,
+  'qk_norm': True,
+  'local_rope_theta': 10000.0,
+  'rope_scaling': layers.LinearScaling(8.0),
+  'sliding_window': 512,
+  'score_cap': None,
+  'logit_cap': None,
+}
+OLMO2_FIELDS = {'model_type': 'olmo2', 'input_norms': False, 'joint_qk_norm': True, 'output_norms': True}
+PHI3_FIELDS = {'model_type': 'phi3', 'rotary_fraction': 1.0, 'sliding_window': 2047}
+GPT2 = {  # of the smallest one, as it was published
+  'activation_function': 'gelu_new',
+  'architectures': ['GPT2LMHeadModel'],
+  'attn_pdrop': 0.1,
+  'bos_token_id': 50256,
+  'embd_pdrop': 0.1,
+  'eos_token_id': 50256,
+  'initializer_range': 0.02,
+  'layer_norm_epsilon': 1e-05,
+  'model_type': 'gpt2',
+  'n_ctx': 1024,
+  'n_embd': 768,
+  'n_head': 12,
+  'n_layer': 12,
+  'n_positions': 1024,
+  'resid_pdrop': 0.1,
+  'summary_activation': None,
+  'summary_first_dropout': 0.1,
+  'summary_proj_to_labels': True,
+  'summary_type': 'cls_index',
+  'summary_use_proj': True,
+  'task_specific_params': {'text-generation': {'do_sample': True, 'max_length': 50}},
+  'vocab_size': 50257,
+}
+GPT2_FIELDS = {
+  'model_type': 'gpt2',
+  'vocab_size': 50257,
+  'width': 768,
+  'layers': 12,
+  'heads': 12,
+  'kv_heads': 12,
+  'head_width': 64,
+  'mlp_width': 3072,
+  'norm_epsilon': 1e-5,
+  'rope_theta': None,
+  'tied_embeddings': True,
+  'max_positions': 1024,
+  'rope_scaling': None,
+  'activation': 'gelu_tanh',
+  'gated_mlp': False,
+  'norm': 'layer',
+  'qkv_bias': True,
+  'output_bias': True,
+  'mlp_bias': True,
+}
+NEOX = {  # of Pythia-70M
+  'architectures': ['GPTNeoXForCausalLM'],
+  'bos_token_id': 0,
+  'eos_token_id': 0,
+  'hidden_act': 'gelu',
+  'hidden_size': 512,
+  'initializer_range': 0.02,
+  'intermediate_size': 2048,
+  'layer_norm_eps': 1e-05,
+  'max_position_embeddings': 2048,
+  'model_type': 'gpt_neox',
+  'num_attention_heads': 8,
+  'num_hidden_layers': 6,
+  'rotary_emb_base': 10000,
+  'rotary_pct': 0.25,
+  'tie_word_embeddings': False,
+  'torch_dtype': 'float16',
+  'transformers_version': '4.24.0',
+  'use_cache': True,
+  'use_parallel_residual': True,
+  'vocab_size': 50304,
+}
+NEOX_FIELDS = {
+  'model_type': 'gpt_neox',
+  'vocab_size': 50304,
+  'width': 512,
+  'layers': 6,
+  'heads': 8,
+  'kv_heads': 8,
+  'head_width': 64,
+  'mlp_width': 2048,
+  'norm_epsilon': 1e-5,
+  'rope_theta': 10000.0,
+  'rotary_fraction': 0.25,
+  'tied_embeddings': False,
+  'max_positions': 2048,
+  'rope_scaling': None,
+  'activation': 'gelu',
+  'gated_mlp': False,
+  'norm': 'layer',
+  'parallel_residual': True,
+  'qkv_bias': True,
+  'output_bias': True,
+  'mlp_bias': True,
+}
+
+
+def changed(**changes):
+  """The entries of a Llama, with changes."""
+  return {key: value for key, value in (OLD | changes).items() if value is not REMOVED}
+
+
+def parse(entries, **changes):
+  """Parses the entries of another family, with those of OLD that it has too."""
+  llama = dict.fromkeys(('attention_bias', 'mlp_bias', 'rope_interleaved'), REMOVED)
+  return families.by_type(entries['model_type']).parse(changed(**llama | entries | changes))

@@ -1,0 +1,61 @@
+"""Norms, rotary positions and their scalings, against their equations."""
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from alignjax.models import layers
+
+
+def test_zero_centred_norms_start_out_neutral():
+  centred = layers.RMSNorm(4, 1e-6, offset=1.0)
+  np.testing.assert_array_equal(centred.scale[...], np.zeros(4))
+  np.testing.assert_array_equal(
+    centred(jnp.arange(8.0).reshape(2, 4)), layers.RMSNorm(4, 1e-6)(jnp.arange(8.0).reshape(2, 4))
+  )
+
+
+def test_layer_norm_is_that_of_the_equation():
+  norm, x = layers.LayerNorm(5, 0.1), np.random.default_rng(0).normal(3.0, 2.0, (4, 5)).astype(np.float32)
+  centred = x - x.mean(-1, keepdims=True)
+  expected = centred / np.sqrt(x.var(-1, keepdims=True) + 0.1)
+  np.testing.assert_allclose(norm(jnp.asarray(x)), expected, rtol=1e-5)
+  norm.scale, norm.bias = nnx.Param(jnp.arange(5.0)), nnx.Param(jnp.ones(5))
+  np.testing.assert_allclose(norm(jnp.asarray(x)), expected * np.arange(5) + 1, rtol=1e-5, atol=1e-5)
+  assert norm(jnp.asarray(x, jnp.bfloat16)).dtype == jnp.bfloat16
+
+
+def test_a_part_of_each_head_is_turned():
+  x = np.random.default_rng(0).normal(size=(3, 2, 6)).astype(np.float32)
+  angles = layers.rotary_angles(jnp.arange(3), 4, 100.0)
+  turned = layers.rotate(jnp.asarray(x), *angles)
+  np.testing.assert_array_equal(turned[..., 4:], x[..., 4:])
+  np.testing.assert_array_equal(turned[..., :4], layers.rotate(jnp.asarray(x[..., :4]), *angles))
+  assert np.abs(turned[1:, :, :4] - x[1:, :, :4]).max() > 0.1
+
+
+def test_rotary_angles_tell_far_positions_apart():
+  """bfloat16 would take position 257 for 256."""
+  cosine, sine = layers.rotary_angles(jnp.asarray([[256, 257]]), head_width=6, theta=100.0)
+  angles = np.array([256.0, 257.0])[:, None] * 100.0 ** (-np.arange(3) / 3)
+  np.testing.assert_allclose(cosine[0], np.cos(angles), atol=1e-4)
+  np.testing.assert_allclose(sine[0], np.sin(angles), atol=1e-4)
+
+
+def test_linear_scaling_stretches_positions():
+  plain = layers.rotary_angles(jnp.asarray([[3]]), head_width=6, theta=100.0)
+  stretched = layers.rotary_angles(jnp.asarray([[12]]), 6, 100.0, layers.LinearScaling(4.0))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), plain, stretched)
+
+
+def test_llama3_scaling_keeps_short_waves_stretches_long_ones_and_mixes_the_rest():
+  """The numbers of Llama 3.1, told by wavelengths as in its reference code."""
+  frequency = 500000.0 ** (-np.arange(64) / 64)
+  scaled = layers.Llama3Scaling(8.0, 1.0, 4.0, 8192)(jnp.asarray(frequency, jnp.float32))
+  length = 2 * np.pi / frequency
+  smooth = (8192 / length - 1) / (4 - 1)
+  mixed = (1 - smooth) * frequency / 8 + smooth * frequency
+  expected = np.where(length < 8192 / 4, frequency, np.where(length > 8192, frequency / 8, mixed))
+  assert min(np.sum(expected == frequency), np.sum(expected == frequency / 8), np.sum(expected == mixed)) > 2
+  np.testing.assert_allclose(scaled, expected, rtol=1e-5)
