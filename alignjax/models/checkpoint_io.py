@@ -213,14 +213,15 @@ def _open_leaves(folder: pathlib.Path, config: transformer.TransformerConfig, st
   def read(leaf: str, shape: tuple[int, ...]) -> np.ndarray:
     tensor = family.tensor(leaf)
     part = functools.partial(
-      tensor.part, leaf=leaf, sizes=[shapes[part][-1] for part in tensor.leaves], groups=_groups(tensor, config)
+      tensor.part, leaf=leaf, sizes=[shapes[part][-1] for part in tensor.leaves], groups=groups(tensor, config)
     )
     return _read_leaf(tensor.names(shape), shape, tensors, tensor.stacked, part)
 
   return read
 
 
-def _groups(tensor: declaration.Tensor, config: transformer.TransformerConfig) -> int:
+def groups(tensor: declaration.Tensor, config: transformer.TransformerConfig) -> int:
+  """In how many groups of outputs the leaves of a fused tensor take turns."""
   return 1 if tensor.grouped_by is None else getattr(config, tensor.grouped_by)
 
 
@@ -282,7 +283,7 @@ def _stored_tensors(
     rows = zip(*parts, strict=True) if tensor.stacked else [parts]
     for name, row in zip(tensor.names(parts[0].shape), rows, strict=True):
       with np.errstate(over='ignore'):  # the writer refuses what overflows, by name
-        stored = tensor.join(row, _groups(tensor, config)).astype(dtype)
+        stored = tensor.join(row, groups(tensor, config)).astype(dtype)
       yield name, stored
 
 
