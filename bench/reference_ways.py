@@ -5,16 +5,19 @@
   live      parameters of its own, beside a policy of which every parameter is trained
   lora      the frozen base of the adapters that are trained: no second copy, no optimizer state for the base
   lora_...  the same with the base's kernels in 8 or 4 bits
+  cache     what a cache on disk holds for the objective: log-probabilities, or final hidden states and the head
 
 The model has the shape of SmolLM2-135M, cut to a few layers. All steps are compiled first. Then a round runs every step
 once, right after a `live` step of its own, in an order that changes from round to round: a machine that is slow for a
 while is so for both. A ratio is the median over rounds, with its quartiles. The row `live` has it against itself: the
 noise. `arguments` (state, reference, batch) and `temporaries` are the compiler's own account, without noise; state and
-gradients are updated in place of the arguments.
+gradients are updated in place of the arguments. Policy and reference differ; the last column is the largest relative
+difference of a loss from that of the `live` step with the same number, where both train the same parameters.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import dataclasses
+import functools
 import random
 import statistics
 import sys
@@ -27,11 +30,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from alignjax import stats
+from alignjax.models import base as models
 from alignjax.models import lora as lora_lib
 from alignjax.models import quantization, transformer
+from alignjax.objectives import base as objectives
+from alignjax.training import gradients, reference
 from alignjax.training import state as state_lib
 from alignjax.training import step as step_lib
-from alignjax.types import Params, PreferenceBatch
+from alignjax.types import Array, Params, PreferenceBatch
 from bench import shapes
 from experiments import expressions
 
@@ -50,28 +57,53 @@ TX = optax.adamw(1e-6)
 
 
 class Start(NamedTuple):
-  """What a way begins with: what is trained, what is frozen, and how the step is to be built."""
+  """What a way begins with: what is trained, what is frozen, what batches bring, and how the step is to be built."""
 
   params: Params
   frozen: state_lib.Frozen
+  cached: Mapping[str, Array] = {}
   lora: lora_lib.LoRA | None = None
 
 
-def live(params: Params) -> Start:
-  return Start(jax.tree.map(jnp.array, params), state_lib.Frozen(params))
+class Run(NamedTuple):
+  """What all ways have in common."""
+
+  model: models.LanguageModel
+  objective: objectives.Objective
+  policy: Params
+  reference: Params
+  batch: PreferenceBatch
 
 
-def on_base(params: Params, kind: str | None = None) -> Start:
+def live(run: Run) -> Start:
+  return Start(jax.tree.map(jnp.array, run.policy), state_lib.Frozen(run.reference))
+
+
+def on_base(run: Run, kind: str | None = None) -> Start:
   settings = lora_lib.LoRA(_RANK.value)
-  base = params if kind is None else quantization.quantize(params, kind)
-  return Start(lora_lib.init(jax.random.key(1), base, settings), state_lib.Frozen(base=base), settings)
+  base = run.reference if kind is None else quantization.quantize(run.reference, kind)
+  return Start(lora_lib.init(jax.random.key(1), base, settings), state_lib.Frozen(base=base), lora=settings)
 
 
-WAYS: dict[str, Callable[[Params], Start]] = {
+def cache(run: Run) -> Start:
+  hidden = jax.jit(functools.partial(gradients.hidden_states, run.model))(run.reference, run.batch)
+  columns = reference.columns(run.objective.needs, run.model.config.width, 'float32')
+  if reference.REFERENCE_STATES in columns:
+    cached, frozen = {reference.REFERENCE_STATES: hidden.states}, state_lib.Frozen(hidden.head)
+  else:
+    stat_of = {stat.name: stat for stat in run.objective.needs}
+    needs = [stat_of[name] for name in columns]
+    table = jax.jit(functools.partial(stats.statistics, needs, positions=16))(hidden, hidden, run.batch)
+    cached, frozen = table.values, state_lib.Frozen()
+  return Start(jax.tree.map(jnp.array, run.policy), frozen, cached)
+
+
+WAYS: dict[str, Callable[[Run], Start]] = {
   'live': live,
   'lora': on_base,
-  'lora_int8': lambda params: on_base(params, 'int8'),
-  'lora_nf4': lambda params: on_base(params, 'nf4'),
+  'lora_int8': lambda run: on_base(run, 'int8'),
+  'lora_nf4': lambda run: on_base(run, 'nf4'),
+  'cache': cache,
 }
 _WAYS = flags.DEFINE_multi_enum('way', list(WAYS), list(WAYS), 'References to compare with a live one.')
 
@@ -93,17 +125,24 @@ def batch_of(vocabulary: int) -> PreferenceBatch:
 class Contender:
   """The compiled training step of one objective, with its reference from one place."""
 
-  def __init__(self, way: str, expression: str, config: transformer.TransformerConfig, params: Params):
-    model, start = transformer.build(config), WAYS[way](params)
-    objective = expressions.parse_objective(expression)
-    self.batch, self.frozen = batch_of(config.vocab_size), start.frozen
-    self.state = state_lib.TrainState.create(start.params, TX, jax.random.key(0), objective.memory.initial)
-    step = step_lib.build_train_step(model, objective, TX, lora=start.lora, chunk=_CHUNK.value)
+  def __init__(self, way: str, run: Run):
+    start = WAYS[way](run)
+    self.batch, self.frozen = dataclasses.replace(run.batch, cached=start.cached), start.frozen
+    self.trains_all = start.lora is None
+    self.state = state_lib.TrainState.create(start.params, TX, jax.random.key(0), run.objective.memory.initial)
+    step = step_lib.build_train_step(run.model, run.objective, TX, lora=start.lora, chunk=_CHUNK.value)
     self.program = jax.jit(step, donate_argnums=0).lower(self.state, self.frozen, self.batch).compile()
     memory = self.program.memory_analysis()
     self.arguments, self.temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     self.operations = self.program.cost_analysis()['flops']
     self.losses: list[float] = []
+
+  def difference(self, base: 'Contender') -> str:
+    """The largest of the losses, relative to those of `base`."""
+    if not self.trains_all:
+      return ''
+    pairs = zip(self.losses, base.losses, strict=False)
+    return f'{max(abs(one / other - 1) for one, other in pairs):.1e}'
 
   def run(self) -> float:
     """Seconds of one step."""
@@ -114,11 +153,13 @@ class Contender:
     return seconds
 
 
-def compare(expression: str, config: transformer.TransformerConfig, params: Params) -> None:
-  base = Contender('live', expression, config, params)
+def compare(expression: str, config: transformer.TransformerConfig, policy: Params, other: Params) -> None:
+  model, objective = transformer.build(config), expressions.parse_objective(expression)
+  run = Run(model, objective, policy, other, batch_of(config.vocab_size))
+  base = Contender('live', run)
   contenders = {}
   for way in _WAYS.value:
-    contenders[way] = Contender(way, expression, config, params)
+    contenders[way] = Contender(way, run)
     print(f'{expression}: compiled {way}', file=sys.stderr, flush=True)
   ratios, seconds, shuffle, order = {way: [] for way in contenders}, [], random.Random(0), list(contenders)
   for number in range(_ROUNDS.value + 1):
@@ -128,21 +169,21 @@ def compare(expression: str, config: transformer.TransformerConfig, params: Para
       ratios[way].append(contenders[way].run() / seconds[-1])
     print(f'{expression}: round {number} of {_ROUNDS.value}', file=sys.stderr, flush=True)
   print(f'\n`{expression}`, live: {statistics.median(seconds):.2f} s a step, {_ROUNDS.value} rounds')
-  print('| reference | time / live | quartiles | operations / live | arguments, MiB | temporaries, MiB | first loss |')
+  print('| reference | time / live | quartiles | operations / live | arguments, MiB | temporaries, MiB | loss |')
   print('|---|---|---|---|---|---|---|')
   for way, contender in contenders.items():
     low, middle, high = statistics.quantiles(ratios[way][1:], n=4)  # the first round warms up
     memory = f'{contender.arguments / 2**20:.0f} | {contender.temporaries / 2**20:.0f}'
     times = f'{middle:.3f} | {low:.3f} to {high:.3f} | {contender.operations / base.operations:.3f}'
-    print(f'| `{way}` | {times} | {memory} | {contender.losses[0]:.6f} |', flush=True)
+    print(f'| `{way}` | {times} | {memory} | {contender.difference(base)} |', flush=True)
 
 
 def main(_):
   logging.set_verbosity(logging.WARNING)
   config = dataclasses.replace(shapes.SMOLLM2_135M, layers=_LAYERS.value)
-  params = transformer.build(config).init(jax.random.key(0))
+  policy, other = (transformer.build(config).init(jax.random.key(seed)) for seed in range(2))
   for expression in _OBJECTIVES.value:
-    compare(expression, config, params)
+    compare(expression, config, policy, other)
 
 
 if __name__ == '__main__':

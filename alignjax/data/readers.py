@@ -61,9 +61,10 @@ def jsonl(path: str) -> Numbered:
     if line.isspace() and not line.strip(b' \t\r\n'):
       continue  # such as a second newline at the end
     try:
-      yield number, _object_on(line)
+      found = _object_on(line)
     except rows.Refused as problem:
-      yield number, problem
+      found = problem
+    yield number, found
 
 
 def _object_on(line: bytes) -> dict[str, Any]:

@@ -102,8 +102,7 @@ def _read[Row](
     report.read += 1
     try:
       if isinstance(fields, rows.Refused):
-        # A new one: what is raised holds on to this frame, and the frame to `fields`, so that the file stays open.
-        raise rows.Refused(fields.reason, fields.message)
+        raise fields
       row = parse(fields, location, number)
     except rows.Dropped as problem:
       report.drop(problem.reason, f'{location}:{number}', problem.message)

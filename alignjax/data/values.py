@@ -192,8 +192,12 @@ def _number_of_cell(cell: Cell) -> float | Cell:
   return float(cell) if NUMBER.fullmatch(cell.strip()) else cell
 
 
+class _Constant(Exception):
+  """NaN, Infinity or -Infinity stands where JSON has a value."""
+
+
 def _refuse_constant(name: str) -> None:
-  raise rows.Refused('not_finite', f'the number {name} is not JSON; every number must be finite')
+  raise _Constant(name)
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -229,10 +233,35 @@ def _strictly[Result](decode: Callable[..., Result], *arguments: Any) -> Result:
     return decode(*arguments)
   except json.JSONDecodeError:
     raise
+  except _Constant as constant:
+    raise rows.Refused(
+      'not_finite', f'{_place_of_constant(*arguments)}the number {constant} is not JSON; every number must be finite'
+    ) from None
   except RecursionError:
     raise rows.Refused('not_json', 'not usable JSON: nested too deeply; a row is one flat JSON object') from None
   except ValueError:  # the interpreter's own limit on the digits of an integer
     raise rows.Refused('not_finite', 'a number has too many digits; every number must fit in float32') from None
+
+
+def _place_of_constant(source: str, start: int | None = None) -> str:
+  """'field ...: ' for the first number that is not finite, or nothing where what follows is no JSON at all."""
+  try:
+    value, _ = json.JSONDecoder().raw_decode(source, len(source) - len(source.lstrip()) if start is None else start)
+    place = _place_of_infinite(value, '')
+  except (ValueError, RecursionError):
+    return ''
+  return f'field {quote(place)}: ' if place else ''
+
+
+def _place_of_infinite(value: Any, name: str) -> str | None:
+  if isinstance(value, float):
+    return None if math.isfinite(value) else name
+  parts = ()
+  if isinstance(value, dict):
+    parts = ((f'{name}.{key}' if name else key, each) for key, each in value.items())
+  elif isinstance(value, list):
+    parts = ((f'{name}[{i}]', each) for i, each in enumerate(value))
+  return next((place for part, each in parts if (place := _place_of_infinite(each, part)) is not None), None)
 
 
 def kind(value: Any) -> str:

@@ -60,8 +60,14 @@ GPT2 = declaration.Family(
   },
   ignored=declaration.IGNORED
   | {
+    '_num_labels',
     'attn_pdrop',
     'embd_pdrop',
+    'id2label',
+    'label2id',
+    'n_special',
+    'output_past',
+    'predict_special_tokens',
     'reorder_and_upcast_attn',  # the order of products, not what they are
     'resid_pdrop',
     'summary_activation',  # of a head that is not a language model's, and below
@@ -108,7 +114,14 @@ GPT_NEOX = declaration.Family(
   ),
   fixed={'architectures': ['GPTNeoXForCausalLM'], 'hidden_act': 'gelu'},
   fields={'activation': 'gelu', 'gated_mlp': False, 'norm': 'layer', 'mlp_bias': True},
-  ignored=declaration.IGNORED | {'classifier_dropout', 'hidden_dropout', 'is_decoder'},
+  ignored=declaration.IGNORED
+  | {
+    'attention_probs_dropout_prob',
+    'classifier_dropout',
+    'hidden_dropout',
+    'hidden_dropout_prob',
+    'is_decoder',
+  },
   tensors=(
     declaration.Tensor('embed/embedding', 'gpt_neox.embed_in.weight'),
     *_affine('layers/attention_norm', 'gpt_neox.layers.{layer}.input_layernorm'),

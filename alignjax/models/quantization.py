@@ -12,10 +12,13 @@ import functools
 import math
 from typing import Any
 
+from etils import epy
 import jax
-import qwix
 
 from alignjax.types import Array, Params
+
+with epy.lazy_imports(error_callback="A quantised base needs Qwix: pip install 'alignjax[quantization]'"):
+  import qwix  # it takes two seconds
 
 KINDS = ('int8', 'nf4')
 TILE = 64  # inputs that share a scale in nf4
@@ -26,7 +29,7 @@ TILE = 64  # inputs that share a scale in nf4
 class Quantized:
   """A kernel in few bits, [..., in, out]."""
 
-  array: qwix.QArray
+  array: Any  # a `qwix.QArray`
 
   @property
   def shape(self) -> tuple[int, ...]:

@@ -204,7 +204,7 @@ def outcome(form, location, number):
   known = number is not None and not ends
   assert re.match(re.escape(f'{location}:') + (f'{number}: ' if known else r'\d+: '), text), (text, number)
   assert text.isprintable()
-  nameless = error.reason in NO_FIELD or 'the number' in text or 'too many digits' in text
+  nameless = error.reason in NO_FIELD or 'too many digits' in text
   assert nameless or re.search(r"field ['\"]", text), text
   _, report, again = attempt(f'{form}:{location}', 'skip')
   if again is None:

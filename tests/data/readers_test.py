@@ -77,7 +77,7 @@ def test_json_may_be_an_object_with_data(tmp_path):
     ('[ROW ROW]', ':1: not JSON at line 1'),
     ('[ROW, \n]', ':2: not JSON|:1: not JSON'),
     ('[ROW, {"a": 1, "a": 2}]', ":2: field 'a': stands twice"),
-    ('[ROW, {"a": NaN}]', ':2: the number NaN'),
+    ('[ROW, {"a": NaN}]', ":2: field 'a': the number NaN"),
     ('[ROW, ' + '[' * 100_000, ':2: .*nested'),
     ('[ROW] [', r":2: after the list stands '\['"),
     ('{"data": [ROW], "more": 1}', ':2: after the list stands \',"more":1}\''),
@@ -185,7 +185,7 @@ def test_a_table_that_is_not_utf8_is_refused(tmp_path):
   [
     ('x y', "field 'responses': must be a JSON list; it is not JSON at character 1"),
     ('"x"', "field 'responses': must be a list, not a string"),
-    ('[NaN]', "field 'responses': the number NaN"),
+    ('[NaN]', r"field 'responses': field '\[0\]': the number NaN"),
   ],
 )
 def test_lists_in_cells_are_json(tmp_path, cell, message):
@@ -312,6 +312,27 @@ def test_a_reader_is_one_line_and_may_refuse_single_rows(monkeypatch):
   pairs, report = read('three:x/y', on_error='skip')
   assert [(pair.path, pair.line, pair.prompt) for pair in pairs] == [('three:x/y', 5, 'x/y'), ('three:x/y', 7, 'a')]
   assert report.dropped['spoilt'].count == 1
+
+
+@pytest.mark.parametrize(
+  ('name', 'content'),
+  [
+    ('a.jsonl', '{"prompt": "a"}\n{}\n'),
+    ('a.jsonl', 'no JSON\n{}\n'),
+    ('a.jsonl.gz', 'no gzip'),
+    ('a.csv', 'prompt,chosen\na,b\na,b\n'),
+    ('a.csv', 'prompt,chosen\na\na,b\n'),
+    ('a.csv', 'prompt,chosen\n"a"b,\na,b\n'),
+    ('a.csv', 'prompt,prompt\na,b\na,b\n'),
+  ],
+)
+def test_a_file_is_closed_as_soon_as_reading_has_failed(tmp_path, monkeypatch, name, content):
+  opened, open_file = [], readers._open
+  monkeypatch.setattr(readers, '_open', lambda path: opened.append(open_file(path)) or opened[-1])
+  (path := tmp_path / name).write_text(content)
+  with pytest.raises(sources.DataError) as kept:  # and with it the frames that it came through
+    read(path)
+  assert [file.closed for file in opened] == [True], kept
 
 
 def test_a_file_that_is_not_there_is_a_missing_file(tmp_path):

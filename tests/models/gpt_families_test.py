@@ -17,6 +17,9 @@ GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 def test_published_entries_are_read():
   assert gpt_families.GPT2.parse(entries.GPT2) == entries.GPT2_FIELDS
   assert gpt_families.GPT_NEOX.parse(entries.NEOX) == entries.NEOX_FIELDS
+  larger = {'n_special': 0, 'output_past': True, 'predict_special_tokens': True}  # and distilled ones
+  labels = {'_num_labels': 1, 'id2label': {'0': 'LABEL_0'}, 'label2id': {'LABEL_0': 0}}
+  assert gpt_families.GPT2.parse(entries.GPT2 | larger | labels) == entries.GPT2_FIELDS
 
 
 def test_absent_entries_take_the_numbers_of_each_family():
