@@ -222,13 +222,14 @@ def _open_leaves(folder: pathlib.Path, config: transformer.TransformerConfig, st
     sizes = [shapes[part][-1] for part in tensor.leaves]
     values = np.empty(shape, np.float32)
     for name, row in zip(tensor.names(shape), values if tensor.stacked else values[None], strict=True):
-      row[...] = tensor.part(tensors[name].read(), leaf, sizes, _groups(tensor, config))
+      row[...] = tensor.part(tensors[name].read(), leaf, sizes, groups(tensor, config))
     return values
 
   return read
 
 
-def _groups(tensor: declaration.Tensor, config: transformer.TransformerConfig) -> int:
+def groups(tensor: declaration.Tensor, config: transformer.TransformerConfig) -> int:
+  """In how many groups of outputs the leaves of a fused tensor take turns."""
   return 1 if tensor.grouped_by is None else getattr(config, tensor.grouped_by)
 
 
@@ -276,7 +277,7 @@ def _stored_tensors(
     rows = zip(*parts, strict=True) if tensor.stacked else [parts]
     for name, row in zip(tensor.names(parts[0].shape), rows, strict=True):
       with np.errstate(over='ignore'):  # the writer refuses what overflows, by name
-        stored = tensor.join(row, _groups(tensor, config)).astype(dtype)
+        stored = tensor.join(row, groups(tensor, config)).astype(dtype)
       yield name, stored
 
 

@@ -3,15 +3,21 @@
 PEFT holds lora_A [r, in] and lora_B [out, r] of each layer, named after the weight that they adapt:
 
   base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight
+
+Kernels that a family stores in one tensor have one pair of factors there. Those of theirs are joined, which changes
+nothing but the rank: A side by side, and B in blocks, x [A1 A2] [[B1, 0], [0, B2]] = [x A1 B1, x A2 B2].
 """
 
 from collections.abc import Mapping
+import math
 import os
 import pathlib
+import re
 from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
+import jax.numpy as jnp
 import numpy as np
 from safetensors import numpy as safetensors_numpy
 
@@ -24,7 +30,8 @@ WEIGHTS = 'adapter_model.safetensors'
 _PREFIX = 'base_model.model.'
 _FACTORS = {'lora_a': 'lora_A', 'lora_b': 'lora_B'}
 _FIXED = {'peft_type': 'LORA', 'bias': 'none'}  # entries with the only value that is supported
-_KNOWN = {*_FIXED, 'r', 'lora_alpha', 'target_modules'}
+_PATTERNS = {'rank_pattern': 'r', 'alpha_pattern': 'lora_alpha'}  # exceptions for modules, from another entry
+_KNOWN = {*_FIXED, *_PATTERNS, *_PATTERNS.values(), 'target_modules'}
 _IGNORED = {
   'auto_mapping',
   'base_model_name_or_path',
@@ -58,18 +65,32 @@ def save(
     base: the folder of the base model, for the entry that names it.
 
   Raises:
-    ValueError: as for `check`; a value is not finite; or the folder is unfit.
+    ValueError: a value is not finite, or the folder is unfit.
   """
-  check(config, adapters)
-  tensors = {}
-  for path, factor in jax.tree_util.tree_leaves_with_path(adapters):
-    module, kind = _split(path)
-    for name, value in zip(_names(config, module, kind), checkpoint_io.on_host(factor), strict=True):
-      folders.check_finite(name, value)
-      tensors[name] = np.ascontiguousarray(value.T, np.float32)
+  tensors, ranks = {}, {}
+  for tensor, factors in _by_tensor(config, adapters).items():
+    joined = _joined(tensor, factors, config)
+    ranks[_module_name(tensor)] = joined['lora_a'].shape[-1]
+    for factor, layers in joined.items():
+      for name, value in zip(_names(tensor, config, factor), layers, strict=True):
+        folders.check_finite(name, value)
+        tensors[name] = np.ascontiguousarray(value.T, np.float32)
+  entries = {
+    **_FIXED,
+    'task_type': 'CAUSAL_LM',
+    'base_model_name_or_path': os.fspath(base),
+    'r': lora.rank,
+    'lora_alpha': _plain(lora.alpha),
+    'lora_dropout': 0.0,
+    'target_modules': sorted(ranks),
+    'rank_pattern': {name: rank for name, rank in ranks.items() if rank != lora.rank},
+    'alpha_pattern': {name: _plain(rank * lora.scale) for name, rank in ranks.items() if rank != lora.rank},
+    'fan_in_fan_out': not any(tensor.transposed for tensor in _by_tensor(config, adapters)),
+    'inference_mode': True,
+  }
   if jax.process_index() == 0:
     with folders.replacing(folder, (CONFIG, WEIGHTS)) as partial:
-      folders.write_json(partial / CONFIG, _entries(config, lora, adapters, base))
+      folders.write_json(partial / CONFIG, entries)
       safetensors_numpy.save_file(tensors, partial / WEIGHTS, metadata={'format': 'pt'})
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices('alignjax.models.peft.save')
@@ -79,112 +100,140 @@ def load(folder: str | os.PathLike[str], config: transformer.TransformerConfig) 
   """Reads a folder that `save`, or PEFT, has written.
 
   Returns:
-    What is adapted and how, and the factors in float32.
+    What is adapted and how, and the factors in float32. Kernels that are stored in one tensor have the same A, of the
+    rank that it has there.
 
   Raises:
     ValueError: a file is absent or malformed; an entry is unknown or not supported; a tensor is missing, unexpected,
-      mis-shaped or not finite; or as for `check`. The message names it.
+      mis-shaped or not finite. The message names it.
   """
   folder = pathlib.Path(folder)
   entries = folders.read_json(folder / CONFIG)
   shapes = jax.eval_shape(transformer.build(config).init, jax.random.key(0))
+  family = families.of(config)
   with folders.naming(folder / WEIGHTS):
     stored = safetensors_numpy.load_file(folder / WEIGHTS)
-    modules = ['/'.join(path) for path in lora_lib.kernels(shapes)]
-    adapted = [module for module in modules if _names(config, module, 'lora_a')[0] in stored]
+    tensors = {path: family.tensor('/'.join((*path, 'kernel'))) for path in lora_lib.kernels(shapes)}
+    adapted = {path: tensor for path, tensor in tensors.items() if _names(tensor, config, 'lora_a')[0] in stored}
     if not adapted:
       raise ValueError(f'adapts no kernel of the model; its tensors are {folders.listed(stored)}')
   with folders.naming(folder / CONFIG):
-    _check_entries(entries)
-    targets = '+'.join(module.removeprefix('layers/') for module in adapted)
+    targets = '+'.join('/'.join(path[1:]) for path in adapted)
     lora = lora_lib.LoRA(entries.get('r'), entries.get('lora_alpha'), targets)
-  like = jax.eval_shape(lambda key: lora_lib.init(key, shapes, lora), jax.random.key(0))
-  check(config, like)
+    ranks = _checked_ranks(entries, lora, {_module_name(tensor) for tensor in adapted.values()})
   with folders.naming(folder / WEIGHTS):
-    adapters = jax.tree_util.tree_map_with_path(lambda path, leaf: _read(config, path, leaf.shape, stored), like)
-    if stored:
-      raise ValueError(f'tensors unexpected: {folders.listed(stored)}')
+    adapters: dict[str, Any] = {}
+    for path, tensor in adapted.items():
+      place = adapters
+      for name in path:
+        place = place.setdefault(name, {})
+      place |= _read(tensor, '/'.join((*path, 'kernel')), config, ranks[_module_name(tensor)], stored)
+    known = {name for tensor in adapted.values() for factor in _FACTORS for name in _names(tensor, config, factor)}
+    if unexpected := stored.keys() - known:
+      raise ValueError(f'tensors unexpected: {folders.listed(unexpected)}')
   return lora, adapters
 
 
-def check(config: transformer.TransformerConfig, adapters: Params) -> None:
-  """Looks whether these adapters can be stored.
-
-  Args:
-    config: of the model.
-    adapters: the factors, or their shapes.
-
-  Raises:
-    ValueError: the family stores an adapted kernel in one tensor with others, which are not adapted by one A.
-  """
-  family = families.of(config)
-  leaves = checkpoint_io.parameter_shapes(config)[0]
-  for path, _ in jax.tree_util.tree_leaves_with_path(adapters):
-    kernel = f'{_split(path)[0]}/kernel'
-    together = [leaf for leaf in leaves if family.tensor(leaf).name == family.tensor(kernel).name]
-    if len(together) > 1:
-      raise ValueError(
-        f'model_type {config.model_type!r} stores {", ".join(together)} in one tensor, so their adapters cannot be '
-        'written in PEFT layout: choose targets without them'
-      )
+def _by_tensor(
+  config: transformer.TransformerConfig, adapters: Params
+) -> dict[declaration.Tensor, dict[str, dict[str, Any]]]:
+  """The factors of each adapted kernel, by the tensor of the base that holds it."""
+  family, found = families.of(config), {}
+  for path, factor in jax.tree_util.tree_leaves_with_path(adapters):
+    *module, kind = (key.key for key in path)
+    kernel = '/'.join((*module, 'kernel'))
+    found.setdefault(family.tensor(kernel), {}).setdefault(kernel, {})[kind] = factor
+  return found
 
 
-def _split(path: tuple[Any, ...]) -> tuple[str, str]:
-  """The module of a factor, 'layers/attention/query', and which factor it is."""
-  *module, factor = (key.key for key in path)
-  return '/'.join(module), factor
+def _joined(
+  tensor: declaration.Tensor, factors: Mapping[str, Mapping[str, Any]], config: transformer.TransformerConfig
+) -> dict[str, np.ndarray]:
+  """One pair of factors, [L, in, r] and [L, r, out], for all kernels that a tensor holds, adapted or not."""
+  a = np.concatenate([checkpoint_io.on_host(factors[leaf]['lora_a']) for leaf in tensor.leaves if leaf in factors], -1)
+  parts, first = [], 0
+  for leaf, outputs in zip(tensor.leaves, _outputs(tensor, config), strict=True):
+    part = np.zeros((a.shape[0], a.shape[-1], outputs), np.float32)
+    if leaf in factors:
+      b = checkpoint_io.on_host(factors[leaf]['lora_b'])
+      part[:, first : first + b.shape[1]] = b
+      first += b.shape[1]
+    parts.append(part)
+  return {'lora_a': a, 'lora_b': tensor._replace(transposed=False).join(parts, checkpoint_io.groups(tensor, config))}
 
 
-def _tensor(config: transformer.TransformerConfig, module: str) -> declaration.Tensor:
-  return families.by_type(config.model_type).tensor(f'{module}/kernel')
+def _read(
+  tensor: declaration.Tensor,
+  kernel: str,
+  config: transformer.TransformerConfig,
+  rank: int,
+  stored: Mapping[str, np.ndarray],
+) -> dict[str, jax.Array]:
+  """The factors of one kernel, of all layers."""
+  shapes = checkpoint_io.parameter_shapes(config)[0]
+  outputs = _outputs(tensor, config)
+  expected = {'lora_a': (rank, shapes[kernel][1]), 'lora_b': (sum(outputs), rank)}
+  layers: dict[str, list[np.ndarray]] = {factor: [] for factor in _FACTORS}
+  for factor, shape in expected.items():
+    for name in _names(tensor, config, factor):
+      if name not in stored:
+        raise ValueError(f'tensor missing: {name}')
+      if stored[name].shape != shape:
+        raise ValueError(f'tensor {name}: expected shape {shape}, found {stored[name].shape}')
+      folders.check_finite(name, stored[name])
+      layers[factor].append(stored[name].astype(np.float32))
+  split = tensor._replace(transposed=True)  # as B is, whatever the kernel is
+  b = [split.part(value, kernel, outputs, checkpoint_io.groups(tensor, config)) for value in layers['lora_b']]
+  return {'lora_a': jnp.stack([value.T for value in layers['lora_a']]), 'lora_b': jnp.stack(b)}
 
 
-def _names(config: transformer.TransformerConfig, module: str, factor: str) -> list[str]:
+def _outputs(tensor: declaration.Tensor, config: transformer.TransformerConfig) -> list[int]:
+  """The outputs of each kernel that a tensor holds."""
+  shapes = checkpoint_io.parameter_shapes(config)[0]
+  return [shapes[leaf][-1] for leaf in tensor.leaves]
+
+
+def _module_name(tensor: declaration.Tensor) -> str:
+  """What PEFT calls a module of a layer: 'self_attn.q_proj'."""
+  return tensor.name.split('{layer}.')[1].removesuffix('.weight')
+
+
+def _names(tensor: declaration.Tensor, config: transformer.TransformerConfig, factor: str) -> list[str]:
   """The stored names of a factor, layer by layer."""
-  names = _tensor(config, module).names((config.layers,))
+  names = tensor.names((config.layers,))
   return [f'{_PREFIX}{name.removesuffix(".weight")}.{_FACTORS[factor]}.weight' for name in names]
 
 
-def _entries(
-  config: transformer.TransformerConfig, lora: lora_lib.LoRA, adapters: Params, base: str | os.PathLike[str]
-) -> dict[str, Any]:
-  """The contents of adapter_config.json."""
-  modules = {_split(path)[0] for path, _ in jax.tree_util.tree_leaves_with_path(adapters)}
-  tensors = [_tensor(config, module) for module in sorted(modules)]
-  return {
-    **_FIXED,
-    'task_type': 'CAUSAL_LM',
-    'base_model_name_or_path': os.fspath(base),
-    'r': lora.rank,
-    'lora_alpha': int(lora.alpha) if float(lora.alpha).is_integer() else lora.alpha,  # some tools want an integer
-    'lora_dropout': 0.0,
-    'target_modules': [tensor.name.split('{layer}.')[1].removesuffix('.weight') for tensor in tensors],
-    'fan_in_fan_out': not tensors[0].transposed,
-    'inference_mode': True,
-  }
+def _plain(number: float) -> int | float:
+  """An integer where that says the same, because some tools want one."""
+  return int(number) if float(number).is_integer() else number
 
 
-def _check_entries(entries: Mapping[str, Any]) -> None:
-  """Refuses what would make the adapter another function. PEFT writes every entry that it knows, set or not."""
+def _checked_ranks(entries: Mapping[str, Any], lora: lora_lib.LoRA, modules: set[str]) -> dict[str, int]:
+  """The rank of each module, if there is nothing that would make the adapter another function.
+
+  PEFT writes every entry that it knows, set or not.
+  """
   refused = [
     f'{key}={entries.get(key)!r} (only {value!r})' for key, value in _FIXED.items() if entries.get(key) != value
   ]
   refused += [f'{key}={value!r}' for key, value in entries.items() if value and key not in _KNOWN | _IGNORED]
+  values = {}
+  for pattern, default in _PATTERNS.items():
+    exceptions = entries.get(pattern) or {}
+    if not isinstance(exceptions, dict) or not all(re.fullmatch(r'[\w.]+', name) for name in exceptions):
+      refused.append(f'{pattern}={exceptions!r} (only an object of the names of modules)')
+      exceptions = {}
+    values[default] = {
+      module: next((exceptions[name] for name in exceptions if f'.{module}'.endswith(f'.{name}')), entries[default])
+      for module in modules
+    }
+  for module in modules:
+    rank, alpha = values['r'][module], values['lora_alpha'][module]
+    if type(rank) is not int or not math.isclose(alpha, rank * lora.scale, rel_tol=1e-6):
+      refused.append(
+        f'{module}: rank {rank!r} and alpha {alpha!r} (only alpha / rank = {lora.scale:g} for all modules)'
+      )
   if refused:
     raise ValueError(f'entries that are not supported here: {", ".join(refused)}')
-
-
-def _read(
-  config: transformer.TransformerConfig, path: tuple[Any, ...], shape: tuple[int, ...], stored: dict[str, np.ndarray]
-) -> jax.Array:
-  """Takes one factor of all layers out of what is stored."""
-  factor = np.empty(shape, np.float32)
-  for name, row in zip(_names(config, *_split(path)), factor, strict=True):
-    if name not in stored:
-      raise ValueError(f'tensor missing: {name}')
-    value = stored.pop(name)
-    if value.shape != row.T.shape:
-      raise ValueError(f'tensor {name}: expected shape {row.T.shape}, found {value.shape}')
-    folders.check_finite(name, value)
-    row[...] = value.T
-  return jax.numpy.asarray(factor)
+  return values['r']

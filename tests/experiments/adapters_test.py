@@ -35,6 +35,7 @@ def finished(tmp_path_factory):
     save_every=2,
     buckets=((16, 24),),
     remat='none',
+    doctor='off',
     mesh=config_lib.MeshConfig(data=2, fsdp=2, tensor=2),
     workdir=str(folder / 'run'),
   )

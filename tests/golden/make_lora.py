@@ -1,4 +1,4 @@
-"""Writes the golden adapter: one that PEFT has made for the golden model llama_tied, and the logits of both together.
+"""Writes the golden adapters: what PEFT has made for some of the golden models, and the logits of both together.
 
 Run by hand, where torch, transformers and peft are installed, after make.py; the library itself needs none of them:
 
@@ -15,14 +15,26 @@ import torch
 import transformers
 
 HERE = pathlib.Path(__file__).parent
-BASE, FOLDER = HERE / 'llama_tied', HERE / 'peft_llama_tied'
-PROJECTIONS = ['q_proj', 'v_proj', 'o_proj', 'up_proj', 'down_proj']
+PROJECTIONS = {
+  'llama_tied': ['q_proj', 'v_proj', 'o_proj', 'up_proj', 'down_proj'],
+  # Kernels that are stored together: one after another, head by head, and with inputs first.
+  'phi3': ['qkv_proj', 'gate_up_proj'],
+  'gpt_neox': ['query_key_value', 'dense_4h_to_h'],
+  'gpt2': ['c_attn', 'mlp.c_proj'],
+}
 
 
-def build() -> peft.PeftModel:
+def build(name: str) -> peft.PeftModel:
   """An adapter with neither factor 0, whose effect cannot be overlooked."""
-  base = transformers.AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32).eval()
-  settings = peft.LoraConfig(r=3, lora_alpha=5, lora_dropout=0.1, target_modules=PROJECTIONS, task_type='CAUSAL_LM')
+  base = transformers.AutoModelForCausalLM.from_pretrained(HERE / name, dtype=torch.float32).eval()
+  settings = peft.LoraConfig(
+    r=3,
+    lora_alpha=5,
+    lora_dropout=0.1,
+    target_modules=PROJECTIONS[name],
+    fan_in_fan_out=name == 'gpt2',
+    task_type='CAUSAL_LM',
+  )
   model = peft.get_peft_model(base, settings).eval()
   torch.manual_seed(0)
   with torch.no_grad():
@@ -32,9 +44,9 @@ def build() -> peft.PeftModel:
   return model
 
 
-def logits(model: torch.nn.Module) -> np.ndarray:
+def logits(model: torch.nn.Module, name: str) -> np.ndarray:
   """Of the golden prompts of the base with their responses, [B, N, R, V], each sequence on its own."""
-  golden = safetensors_numpy.load_file(BASE / 'golden.safetensors')
+  golden = safetensors_numpy.load_file(HERE / name / 'golden.safetensors')
   responses = golden['response']
   found = np.zeros((*responses.shape, model.config.vocab_size), np.float32)
   for row, length in enumerate(golden['prompt_length']):
@@ -46,17 +58,19 @@ def logits(model: torch.nn.Module) -> np.ndarray:
 
 
 def main() -> None:
-  model = build()
-  adapted = logits(model)
-  with model.disable_adapter():
-    change = np.abs(adapted - logits(model)).max()
-  model.peft_config['default'].base_model_name_or_path = BASE.name
-  model.save_pretrained(FOLDER)
-  (FOLDER / 'README.md').unlink()
-  safetensors_numpy.save_file({'logits': adapted}, FOLDER / 'logits.safetensors')
   versions = {module.__name__: module.__version__ for module in (peft, torch, transformers)}
-  (FOLDER / 'versions.json').write_text(json.dumps(versions, indent=2) + '\n')
-  print(f'{FOLDER.name}: the adapter changes logits by up to {change:.2f}')
+  for name in PROJECTIONS:
+    folder = HERE / f'peft_{name}'
+    model = build(name)
+    adapted = logits(model, name)
+    with model.disable_adapter():
+      change = np.abs(adapted - logits(model, name)).max()
+    model.peft_config['default'].base_model_name_or_path = name
+    model.save_pretrained(folder)
+    (folder / 'README.md').unlink()
+    safetensors_numpy.save_file({'logits': adapted}, folder / 'logits.safetensors')
+    (folder / 'versions.json').write_text(json.dumps(versions, indent=2) + '\n')
+    print(f'{folder.name}: the adapter changes logits by up to {change:.2f}')
 
 
 if __name__ == '__main__':

@@ -1,6 +1,5 @@
 """PEFT folders: one that PEFT has made, with its logits (tests/golden/make_lora.py), and what is refused."""
 
-import dataclasses
 import json
 import pathlib
 import shutil
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
 
-from alignjax.models import checkpoint_io, families, lora, peft, transformer
+from alignjax.models import checkpoint_io, lora, peft, transformer
 from alignjax.stats import head
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
@@ -28,22 +27,41 @@ def copy(tmp_path):
   return pathlib.Path(shutil.copytree(ADAPTER, tmp_path / 'copy'))
 
 
-def test_logits_are_those_of_peft():
-  golden = safetensors_numpy.load_file(BASE / 'golden.safetensors')
-  expected = safetensors_numpy.load_file(ADAPTER / 'logits.safetensors')['logits']
-  fields = [golden[name] for name in ('prompt', 'prompt_length', 'response', 'response_length')]
-  model, base = transformer.build(CONFIG), checkpoint_io.load_params(BASE, CONFIG)
-  settings, adapters = peft.load(ADAPTER, CONFIG)
+@pytest.mark.parametrize('name', ['llama_tied', 'phi3', 'gpt_neox', 'gpt2'])
+def test_logits_are_those_of_peft(name, tmp_path):
+  """What PEFT wrote is read, and what is written is read: also where kernels are stored together."""
+  golden = safetensors_numpy.load_file(GOLDEN / name / 'golden.safetensors')
+  expected = safetensors_numpy.load_file(GOLDEN / f'peft_{name}' / 'logits.safetensors')['logits']
+  fields = [golden[field] for field in ('prompt', 'prompt_length', 'response', 'response_length')]
+  config = checkpoint_io.load_config(GOLDEN / name)
+  model, base = transformer.build(config), checkpoint_io.load_params(GOLDEN / name, config)
+  settings, adapters = peft.load(GOLDEN / f'peft_{name}', config)
   assert (settings.rank, settings.alpha) == (3, 5)
-  policy = lora.bind(model, base, settings)
+  peft.save(tmp_path / 'out', config, settings, adapters, name)
+  hidden = jax.jit(model.hidden)
+  valid = np.arange(expected.shape[2]) < golden['response_length'][..., None]
+  for factors in (adapters, peft.load(tmp_path / 'out', config)[1]):
+    merged = lora.merge(base, factors, settings)
+    found = np.asarray(head.logits(head.HiddenStates(hidden(merged, *fields), model.head(merged))))
+    assert np.abs(found - expected)[valid].max() < TOLERANCE
+  assert np.abs(golden['logits'] - expected)[valid].max() > 1
 
-  def logits(adapters):
-    return head.logits(head.HiddenStates(policy.hidden(adapters, *fields), policy.head(adapters)))
 
-  found = np.asarray(jax.jit(logits)(adapters))
-  valid = np.arange(found.shape[2]) < golden['response_length'][..., None]
-  assert np.abs(found - expected)[valid].max() < TOLERANCE
-  assert np.abs(golden['logits'] - expected)[valid].max() > 3
+def test_kernels_that_are_stored_together_are_joined_in_blocks(tmp_path):
+  config = checkpoint_io.load_config(GOLDEN / 'phi3')
+  base = checkpoint_io.load_params(GOLDEN / 'phi3', config)
+  settings = lora.LoRA(rank=2, alpha=3.0, targets='query+value+down')
+  rng = np.random.default_rng(0)
+  adapters = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape), lora.init(jax.random.key(0), base, settings))
+  peft.save(tmp_path / 'out', config, settings, adapters, 'phi3')
+  entries = json.loads((tmp_path / 'out' / peft.CONFIG).read_text())
+  assert (entries['r'], entries['lora_alpha']) == (2, 3)
+  assert entries['rank_pattern'] == {'self_attn.qkv_proj': 4}
+  assert entries['alpha_pattern'] == {'self_attn.qkv_proj': 6}
+  found, expected = (
+    lora.merge(base, *pair) for pair in (peft.load(tmp_path / 'out', config)[::-1], (adapters, settings))
+  )
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), found, expected)
 
 
 def test_what_is_written_is_what_peft_had_written(tmp_path):
@@ -64,7 +82,8 @@ def test_what_is_written_is_what_peft_had_written(tmp_path):
   ('entries', 'message'),
   [
     ({'use_dora': True}, 'use_dora=True'),
-    ({'rank_pattern': {'q_proj': 8}}, 'rank_pattern='),
+    ({'rank_pattern': {'q_proj': 8}}, r'self_attn.q_proj: rank 8 and alpha 5 \(only alpha / rank = 1.66667'),
+    ({'alpha_pattern': {'.*q_proj': 5}}, r"alpha_pattern={'\.\*q_proj': 5}"),
     ({'bias': 'all'}, "bias='all'"),
     ({'peft_type': 'ADALORA'}, "peft_type='ADALORA'"),
     ({'r': 0}, 'rank=0'),
@@ -95,16 +114,6 @@ def test_tensors_that_do_not_fit_are_refused_by_name(copy, change, message):
   safetensors_numpy.save_file(tensors, copy / peft.WEIGHTS)
   with pytest.raises(ValueError, match=message):
     peft.load(copy, CONFIG)
-
-
-def test_a_kernel_that_is_stored_with_others_cannot_be_written(monkeypatch, tmp_path):
-  llama = families.FAMILIES['llama']
-  together = {f'layers/attention/{name}/kernel': 'model.layers.{layer}.qk.weight' for name in ('query', 'key')}
-  tensors = tuple(tensor._replace(name=together.get(tensor.leaf, tensor.name)) for tensor in llama.tensors)
-  settings, adapters = peft.load(ADAPTER, CONFIG)
-  monkeypatch.setitem(families.FAMILIES, 'llama', dataclasses.replace(llama, tensors=tensors))
-  with pytest.raises(ValueError, match=r'stores .*query/kernel.* in one tensor'):
-    peft.save(tmp_path / 'out', CONFIG, settings, adapters, 'base')
 
 
 def test_a_folder_that_holds_something_else_is_not_replaced(tmp_path):
