@@ -1,7 +1,8 @@
 """Kernels of a frozen model in 8 or 4 bits.
 
-A quantised kernel takes the place of the kernel: `layers.Linear` makes it dense again, in the dtype to compute in,
-right before the product and one layer at a time. What is stored, and how it is rounded, is up to Qwix.
+A quantised kernel takes the place of the kernel: the product makes it dense again, in the dtype to compute in and one
+layer at a time. What is stored, and how it is rounded, is up to Qwix. nf4 takes 4 bits in the memory of a device, but
+XLA for the CPU unpacks all layers of a kernel to 8 bits before it runs them: there, int8 needs less while a step runs.
 
 References:
   Dettmers et al., QLoRA, https://arxiv.org/abs/2305.14314, section 3 and appendix E (NF4).
@@ -36,9 +37,14 @@ class Quantized:
     """Of the kernel."""
     return self.array.shape
 
-  def astype(self, dtype: Any) -> Array:
-    """The kernel as an array."""
-    return dense(self).astype(dtype)
+  def astype(self, dtype: Any) -> 'Quantized':
+    """Itself: a product computes in the dtype of the other side."""
+    del dtype
+    return self
+
+  def __rmatmul__(self, x: Array) -> Array:
+    # Made dense once more for the backward pass, which would otherwise keep the dense kernels of all layers.
+    return jax.checkpoint(lambda x, kernel: x @ dense(kernel).astype(x.dtype))(x, self)
 
 
 def dense(kernel: Array | Quantized) -> Array:

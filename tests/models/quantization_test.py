@@ -57,8 +57,23 @@ def test_kernels_of_layers_and_nothing_else_are_quantised():
 @pytest.mark.parametrize(('kind', 'bits'), [('int8', 8 + 32 / 128), ('nf4', 4 + 32 / 64)])
 def test_memory_on_the_device(kind, bits):
   kernel = quantization.convert('layers/mlp/up/kernel', jnp.asarray(KERNEL), kind)
-  program = jax.jit(lambda kernel: kernel.astype(jnp.bfloat16)).lower(kernel).compile()
+  program = jax.jit(quantization.dense).lower(kernel).compile()
   assert program.memory_analysis().argument_size_in_bytes == KERNEL.size * bits / 8
+
+
+def test_the_backward_pass_keeps_no_dense_kernel():
+  kernel = quantization.convert('layers/mlp/up/kernel', jnp.asarray(KERNEL), 'int8')
+  x = jnp.asarray(np.random.default_rng(1).standard_normal((5, 128)), jnp.float32)
+
+  def product(x, kernel):
+    return jax.lax.scan(lambda x, kernel: (jnp.tanh(x @ kernel) @ jnp.ones((24, 128)), None), x, kernel)[0]
+
+  found, pullback = jax.vjp(lambda x: product(x, kernel), x)
+  expected, dense_pullback = jax.vjp(lambda x: product(x, quantization.dense(kernel)), x)
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+  np.testing.assert_allclose(*(back(jnp.ones(x.shape))[0] for back in (pullback, dense_pullback)), rtol=1e-4, atol=1e-5)
+  kept, dense = (sum(leaf.nbytes for leaf in jax.tree.leaves(back)) for back in (pullback, dense_pullback))
+  assert kept < dense - 4 * KERNEL.size / 2
 
 
 def test_another_kind_is_refused():
