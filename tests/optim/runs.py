@@ -1,5 +1,7 @@
 """Small trees, and runs of an optimizer on a fixed stream of gradients."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,6 +33,7 @@ def run(tx, gradients=STREAM, params=PARAMS, tau=TAU, state=None):
   return path, state
 
 
+@functools.lru_cache(maxsize=64)  # compiling is what takes the time
 def jitted(tx):
   return jax.jit(lambda gradient, state, params, tau: tx.update(gradient, state, params, reference_delta=tau))
 

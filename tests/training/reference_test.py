@@ -12,7 +12,7 @@ from alignjax.data import reference_cache
 from alignjax.models import checkpoint_io
 from alignjax.training import reference
 from experiments import config as config_lib
-from experiments import train
+from experiments import preparation, train
 from tests import assets
 from tests.experiments import train_test
 
@@ -27,7 +27,7 @@ def folder(tmp_path_factory) -> pathlib.Path:
   return path
 
 
-def records(folder, workdir, **overrides):
+def config_of(folder, workdir, **overrides):
   values = {
     'model': str(folder / 'model'),
     'reference': str(folder / 'other'),
@@ -41,7 +41,11 @@ def records(folder, workdir, **overrides):
     'doctor': 'off',
     'workdir': str(folder / workdir),
   }
-  train.run(config_lib.Config(**values | overrides))
+  return config_lib.Config(**values | overrides)
+
+
+def records(folder, workdir, **overrides):
+  train.run(config_of(folder, workdir, **overrides))
   lines = (folder / workdir / 'metrics.jsonl').read_text().splitlines()
   return [json.loads(line) for line in lines]
 
@@ -58,24 +62,24 @@ def test_a_cache_gives_the_losses_of_a_live_reference(folder, objective, column,
   live = records(folder, f'{name}-live', objective=objective)
   capsys.readouterr()
   options = {'objective': objective, 'reference_cache': str(folder / f'{name}-cache')}
-  built = records(folder, f'{name}-built', **options)
+  preparation.prepare(config_of(folder, 'nowhere', **options), print)
   said = capsys.readouterr().out
-  assert 'doctor' not in said
   assert said.count('reference cache of 13 pairs: making') == said.count('reference cache of 5 pairs: making') == 1
   monkeypatch.setattr(reference, 'build_cache', None)  # it is there: nothing may make it again
   found = records(folder, f'{name}-found', microbatches=2, **options)
-  assert f'reference cache: {column} of 13 pairs' in capsys.readouterr().out
-  for other in (built, found):
-    for expected, record in zip(live, other, strict=True):
-      for key in ('loss', 'gradient_norm', 'eval/loss', 'eval/reward_accuracy'):
-        if key in expected:
-          np.testing.assert_allclose(record[key], expected[key], rtol=1e-5, err_msg=key)
+  said = capsys.readouterr().out
+  assert 'doctor' not in said
+  assert f'reference cache: {column} of 13 pairs' in said
+  for expected, record in zip(live, found, strict=True):
+    for key in ('loss', 'gradient_norm', 'eval/loss', 'eval/reward_accuracy'):
+      if key in expected:
+        np.testing.assert_allclose(record[key], expected[key], rtol=1e-5, err_msg=key)
   assert abs(live[0]['eval/loss'] - np.log(2)) > 0.003  # the reference is another model, so that a wrong one is seen
 
 
 def test_a_damaged_cache_stops_the_run_before_it_trains(folder):
   options = {'eval_data': (), 'steps': 1, 'reference_cache': str(folder / 'damaged')}
-  records(folder, 'undamaged', **options)
+  preparation.prepare(config_of(folder, 'nowhere', **options), print)
   for path in (folder / 'damaged').glob('*/reference_logp.npy'):
     path.write_bytes(path.read_bytes()[:-4])
   with pytest.raises(reference_cache.CacheError, match=r'reference_logp\.npy: is missing, cut off'):
