@@ -1,4 +1,4 @@
-# One command each: `make quickstart` aligns a real model, `make test` checks everything. Both set themselves up.
+# One command each: `make quickstart` aligns a real model, `make test` checks it. Both set themselves up.
 
 VENV := .venv
 PYTHON_IN_VENV := $(VENV)/bin/python
@@ -37,7 +37,7 @@ $(READY): requirements.lock setup.py
 quickstart: $(READY) ## align SmolLM2-135M on this machine: OBJECTIVE='simpo(beta=2.0, gamma=0.5)' make quickstart
 	@$(PYTHON_IN_VENV) -m experiments.quickstart $${OBJECTIVE:+"--objective=$$OBJECTIVE"} $(ARGS)
 
-test: lint ## lint, layering and all tests, on up to 4 cores; ARGS='-k dpo' selects
+test: lint ## lint and tests, on up to 4 cores; ARGS=--slow adds the long ones, ARGS='-k dpo' selects
 	@$(PYTHON_IN_VENV) -m pytest -n auto --maxprocesses=4 --dist=loadfile $(ARGS)
 
 lint: $(READY) ## ruff, rules and format

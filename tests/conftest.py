@@ -21,6 +21,17 @@ from tests.oracles import tally
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 
+def pytest_addoption(parser):
+  parser.addoption('--slow', action='store_true', help='run the tests that are marked slow, too')
+
+
+def pytest_collection_modifyitems(config, items):
+  if not config.getoption('slow'):
+    slow = [item for item in items if item.get_closest_marker('slow')]
+    items[:] = [item for item in items if item not in slow]
+    config.hook.pytest_deselected(items=slow)
+
+
 def pytest_sessionfinish(session):
   """In a worker of pytest-xdist: hands over what it has recorded."""
   if hasattr(session.config, 'workeroutput'):

@@ -65,11 +65,11 @@ def run(models, text='linear()', *, base=None, **options):
   [
     ('linear()', '0.3,0.7'),
     ("slerp(t='*mlp*=0.2; *=0.6')", None),
-    ('task_arithmetic(scale=0.5)', None),
+    pytest.param('task_arithmetic(scale=0.5)', None, marks=pytest.mark.slow),
     ('ties(density=0.3)', '*.mlp.*=0.3,0.7; *=0.5'),
-    ("dare(density='0.4,0.6', consensus='ties', rescale='l1', seed=5)", [1.0, 2.0]),
-    ('breadcrumbs(density=0.7, gamma=0.1)', None),
-    ('della(density=0.5, epsilon=0.2)', None),
+    pytest.param("dare(density='0.4,0.6', consensus='ties', rescale='l1', seed=5)", [1.0, 2.0], marks=pytest.mark.slow),
+    pytest.param('breadcrumbs(density=0.7, gamma=0.1)', None, marks=pytest.mark.slow),
+    pytest.param('della(density=0.5, epsilon=0.2)', None, marks=pytest.mark.slow),
     ('model_stock()', None),
   ],
 )

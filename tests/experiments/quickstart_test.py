@@ -91,6 +91,7 @@ def test_aligned_model_loads_and_differs(settings, summary):
   assert tokenization.Tokenizer.load(folder).template is not None
 
 
+@pytest.mark.slow
 def test_same_settings_give_the_same_numbers(settings, summary, tmp_path):
   again = quickstart.run(dataclasses.replace(settings, workdir=str(tmp_path)), _length)
   assert again['results'] == summary['results']

@@ -247,7 +247,13 @@ def test_an_entry_depends_on_exactly_the_tokens_before_it(window):
 
 @pytest.mark.parametrize(
   ('remat', 'scan_layers'),
-  [('none', True), ('full', True), ('none', False), ('dots', False), ('full', False)],
+  [
+    ('none', True),
+    pytest.param('full', True, marks=pytest.mark.slow),
+    pytest.param('none', False, marks=pytest.mark.slow),
+    ('dots', False),
+    pytest.param('full', False, marks=pytest.mark.slow),
+  ],
 )
 def test_settings_of_computation_change_nothing(remat, scan_layers):
   params, batch = _params(), token_batches.batch(5, P, N, R)

@@ -20,9 +20,10 @@ MERGES = {
   'ties': optim.online_ties(0.1, ALPHA),
   'every': optim.online_ties(0.1, ALPHA, every=4),
 }
+SLOW = dict.fromkeys(('fixed', 'every'), pytest.mark.slow)
 
 
-@pytest.mark.parametrize('name', MERGES)
+@pytest.mark.parametrize('name', [pytest.param(name, marks=SLOW.get(name, ())) for name in MERGES])
 def test_resume_is_bit_exact(name):
   tx = optax.chain(ADAM, MERGES[name])
   whole, end = runs.run(tx)
@@ -47,6 +48,7 @@ def test_masked_leaves_the_rest_to_the_base_optimizer():
     runs.run(optax.masked(merge, mask))
 
 
+@pytest.mark.slow
 def test_apply_if_finite_skips_the_merge_of_a_step_it_rejects():
   for merge in (optim.online_dare(0.5, ALPHA), optim.online_ties(0.1, ALPHA, every=2)):
     tx = optax.chain(ADAM, merge)
@@ -65,6 +67,7 @@ def test_multi_steps_counts_merges_of_ties():
   assert (int(state.gradient_step), int(merge.count), int(merge.step)) == (2, 1, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('build', [optim.online_dare, optim.online_ties])
 def test_inject_hyperparams_traces_alpha_and_reserve(build):
   """A schedule of alpha, and a reserve that is a number of the state, do what constants do."""
@@ -119,6 +122,7 @@ def test_any_base_optimizer_will_do(base):
   runs.assert_close(path[0], expected, rtol=0, atol=3e-7)
 
 
+@pytest.mark.slow
 def test_bfloat16_parameters_updates_and_tau():
   params, tau = (jax.tree.map(lambda x: x.astype(jnp.bfloat16), tree) for tree in (runs.PARAMS, runs.TAU))
   gradients = [jax.tree.map(lambda x: x.astype(jnp.bfloat16), gradient) for gradient in runs.STREAM]

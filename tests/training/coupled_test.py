@@ -83,7 +83,16 @@ def memory_of(name):
 
 
 @EVERY
-@pytest.mark.parametrize(('microbatches', 'shape'), [(1, None), (4, None), (2, (8, 1, 1)), (4, (2, 2, 2))], ids=str)
+@pytest.mark.parametrize(
+  ('microbatches', 'shape'),
+  [
+    (1, None),
+    pytest.param(4, None, marks=pytest.mark.slow),
+    pytest.param(2, (8, 1, 1), marks=pytest.mark.slow),
+    (4, (2, 2, 2)),
+  ],
+  ids=str,
+)
 def test_gradient_does_not_depend_on_microbatches_and_mesh(name, microbatches, shape):
   objective, batch, tx = expressions.parse_objective(CASES[name].expression), batch_of(name), optax.sgd(1.0)
   loss, gradient, memory = plain(name)(batch, memory_of(name))

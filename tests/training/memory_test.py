@@ -87,7 +87,16 @@ def expected(params):
   return plain_steps(*params, count=3)
 
 
-@pytest.mark.parametrize(('microbatches', 'shape'), [(1, None), (2, None), (4, None), (1, (8, 1, 1)), (2, (2, 2, 2))])
+@pytest.mark.parametrize(
+  ('microbatches', 'shape'),
+  [
+    (1, None),
+    (2, None),
+    pytest.param(4, None, marks=pytest.mark.slow),
+    pytest.param(1, (8, 1, 1), marks=pytest.mark.slow),
+    (2, (2, 2, 2)),
+  ],
+)
 def test_it_is_that_of_whole_batches_for_any_number_of_microbatches_and_any_mesh(params, expected, microbatches, shape):
   mesh = None if shape is None else mesh_lib.make_mesh(*shape, devices=jax.devices()[: np.prod(shape)])
   model = transformer.build(CONFIG) if mesh is None else transformer.build(CONFIG, rules.activation_constraint(mesh))
@@ -177,6 +186,7 @@ def bits(state):
   }
 
 
+@pytest.mark.slow
 def test_a_resumed_run_remembers_what_the_uninterrupted_one_does(tmp_path, params, programs, whole):
   folder = {'folder': tmp_path / 'c', 'config': {}, 'identity': {}, 'keep': 3}
   with checkpoint.Checkpoints(**folder) as checkpoints:

@@ -102,7 +102,9 @@ def expected(request, model, params):
   return request.param, *plain_gradient(model, request.param, *params, batch_of(16))
 
 
-@pytest.mark.parametrize(('microbatches', 'chunk'), [(1, 10_000), (1, 28), (2, 1), (4, 4)])
+@pytest.mark.parametrize(
+  ('microbatches', 'chunk'), [(1, 10_000), (1, 28), pytest.param(2, 1, marks=pytest.mark.slow), (4, 4)]
+)
 def test_any_number_of_microbatches_and_any_chunk_give_the_plain_gradient(model, params, expected, microbatches, chunk):
   objective, loss, gradient = expected
   metrics, found = step_gradient(model, objective, *params, batch_of(16), microbatches=microbatches, chunk=chunk)
@@ -111,7 +113,7 @@ def test_any_number_of_microbatches_and_any_chunk_give_the_plain_gradient(model,
   assert relative_error(found, gradient) < 1e-5
 
 
-@pytest.mark.parametrize('shape', [(8, 1, 1), (2, 2, 2), (1, 4, 2)])
+@pytest.mark.parametrize('shape', [pytest.param((8, 1, 1), marks=pytest.mark.slow), (2, 2, 2), (1, 4, 2)])
 def test_any_mesh_gives_the_plain_gradient(params, expected, shape):
   objective, loss, gradient = expected
   mesh = mesh_lib.make_mesh(*shape)

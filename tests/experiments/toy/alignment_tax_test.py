@@ -51,6 +51,7 @@ def means(summary, contender, name, setting=''):
 CONTENDERS = set(report.STYLES) - {'KL penalty', 'TIES', 'DARE'}  # these take longest to compile, or add nothing
 
 
+@pytest.mark.slow
 def test_every_contender_is_measured_for_every_seed(summary):
   counts = {name: len(means(summary, name, 'reward')) for name in CONTENDERS}
   settings = {'linear': 1} | dict.fromkeys(report.ONLINE, 2 * study.EVALUATIONS)
@@ -59,6 +60,7 @@ def test_every_contender_is_measured_for_every_seed(summary):
   assert {point['contender'] for point in summary['chosen']} == CONTENDERS
 
 
+@pytest.mark.slow
 def test_tuning_teaches_the_skill_and_alignment_the_reward(summary):
   pretrained, before = (stage['measures'] for stage in summary['stages'])
   assert np.mean(before['skill_loss']) < np.mean(pretrained['skill_loss']) - 0.2
@@ -66,6 +68,7 @@ def test_tuning_teaches_the_skill_and_alignment_the_reward(summary):
   assert means(summary, 'Adam', 'skill_loss')[-1] > np.mean(before['skill_loss'])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('contender', ['OnTIES', 'OnDARE'])
 def test_online_merging_of_everything_without_drift_is_plain_adam(summary, contender):
   for name in ('reward', 'skill_loss', 'base_loss'):
@@ -74,11 +77,13 @@ def test_online_merging_of_everything_without_drift_is_plain_adam(summary, conte
   assert np.abs(np.subtract(drifted, means(summary, 'Adam', 'skill_loss'))).min() > 1e-3
 
 
+@pytest.mark.slow
 def test_offline_merging_with_the_whole_weight_is_the_aligned_model(summary):
   (merged,) = means(summary, 'linear', 'skill_loss')
   assert merged == pytest.approx(means(summary, 'Adam', 'skill_loss')[-1], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_leaves_a_figure_and_a_table(folder, summary):
   assert (folder / 'figure.png').stat().st_size > 20_000
   table = (folder / 'table.md').read_text()
