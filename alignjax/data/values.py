@@ -211,6 +211,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 # Made once: the function json.loads makes a decoder for each call that has such arguments.
 _DECODER = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
+_LENIENT = json.JSONDecoder(object_pairs_hook=_unique_keys)  # reads NaN and Infinity too
 
 
 def parse_json(source: str) -> Any:
@@ -244,13 +245,22 @@ def _strictly[Result](decode: Callable[..., Result], *arguments: Any) -> Result:
 
 
 def _place_of_constant(source: str, start: int | None = None) -> str:
-  """'field ...: ' for the first number that is not finite, or nothing where what follows is no JSON at all."""
+  """'field ...: ' for the first number that is not finite.
+
+  Raises:
+    JSONDecodeError: what follows it is not JSON, which is the graver fault.
+    Refused: a key stands twice, so that the number is not in the value; or the number is all there is.
+  """
   try:
-    value, _ = json.JSONDecoder().raw_decode(source, len(source) - len(source.lstrip()) if start is None else start)
+    value, _ = _LENIENT.raw_decode(source, len(source) - len(source.lstrip()) if start is None else start)
     place = _place_of_infinite(value, '')
+  except json.JSONDecodeError:
+    raise
   except (ValueError, RecursionError):
     return ''
-  return f'field {quote(place)}: ' if place else ''
+  if not place:
+    raise rows.Refused('not_an_object', f'here stands {value}; a row is a JSON object, {{"prompt": ...}}')
+  return f'field {quote(place)}: '
 
 
 def _place_of_infinite(value: Any, name: str) -> str | None:
