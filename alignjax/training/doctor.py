@@ -249,24 +249,26 @@ def examine_precision(
 
 
 def reads_labels(objective: objectives.Objective, responses: int) -> bool:
-  """Whether the loss depends on labels, tried out on two tokens of N = `responses` responses."""
+  """Whether the loss depends on labels, tried out on a few prompts with N = `responses` responses of two tokens.
 
-  def loss(label: float) -> float:
-    logits = jnp.arange(responses * 2.0 * 3).reshape(1, responses, 2, 3) % 2.3
-    ones = jnp.ones((1, responses))
-    batch = PreferenceBatch(
-      prompt=jnp.zeros((1, 1), jnp.int32),
-      prompt_length=jnp.ones(1, jnp.int32),
-      response=jnp.zeros((1, responses, 2), jnp.int32),
-      response_length=jnp.full((1, responses), 2),
-      label=jnp.full(1, label),
-      weight=jnp.ones(1),
-      score=ones,
-      behaviour_logp=-ones,
-    )
-    return objective.apply(stats.from_logits(objective.needs, logits, logits[..., ::-1], batch), batch).loss.item()
-
-  return loss(1.0) != loss(0.25)
+  Several prompts, since an objective may compare them with each other.
+  """
+  prompts, vocabulary = 3, 5
+  policy, reference = jax.random.normal(jax.random.key(0), (2, prompts, responses, 2, vocabulary))
+  response = jax.random.randint(jax.random.key(1), (prompts, responses, 2), 0, vocabulary)
+  batch = PreferenceBatch(
+    prompt=jnp.zeros((prompts, 1), jnp.int32),
+    prompt_length=jnp.ones(prompts, jnp.int32),
+    response=response,
+    response_length=jnp.full((prompts, responses), 2),
+    label=jnp.ones(prompts),
+    weight=jnp.ones(prompts),
+    score=jnp.ones((prompts, responses)),
+    behaviour_logp=jnp.full((prompts, responses), -3.0),
+  )
+  table = stats.from_logits(objective.needs, policy, reference, batch)
+  other = dataclasses.replace(batch, label=jnp.full(prompts, 0.25))
+  return bool(jnp.any(objective.apply(table, batch).loss != objective.apply(table, other).loss))
 
 
 def examine_shapes(plan: batching.Plan, data: pairs_lib.TokenizedPairs) -> list[Finding]:

@@ -141,6 +141,8 @@ def test_what_bfloat16_costs_is_told_and_is_large_only_where_it_is(params, batch
     (objectives.sft(), 2, False),
     (objectives.sft(), 1, False),
     (objectives.kto(), 1, True),
+    (objectives.bco(), 1, True),
+    (objectives.importance_weighted(objectives.dpo()), 2, True),
     (objectives.kto() + objectives.sft(), 1, True),
     (objectives.odpo(), 2, True),
     (objectives.reverse_kl(), 2, False),
