@@ -8,6 +8,7 @@ LEVEL = {
   'types': 0,
   'numerics': 0,
   'expressions': 0,
+  'registry': 0,
   'models': 1,
   'merging': 1,
   'risk': 1,
@@ -22,6 +23,7 @@ LEVEL = {
   'training': 5,
   'run': 6,
   'commands': 7,
+  '__main__': 7,
 }
 ISOLATED = 1  # packages of this level do not import each other
 FORBIDDEN = {
