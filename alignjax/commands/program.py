@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import difflib
 import importlib
+import inspect
 import sys
 import traceback
 from typing import Any
@@ -20,6 +21,7 @@ from absl import app, flags, logging
 from alignjax.run import fields, user_code
 
 DONE, REFUSED, PREEMPTED, INTERRUPTED, CRASHED = 0, 1, 42, 130, 134
+EXPECTED = (ValueError, OSError, ImportError)  # the user's to mend
 HELP = ('--help', '-help', '-h', '--helpshort', '-helpshort')
 
 
@@ -42,7 +44,7 @@ class Program[S]:
   text: str
   settings: type[S]
   run: Callable[[S], int | None]
-  expected: tuple[type[Exception], ...] = (ValueError, OSError, ImportError)
+  expected: tuple[type[Exception], ...] = EXPECTED
   parse: Callable[[type[S], Sequence[str], flags.FlagValues], S] = fields.parse_flags
   hints: Mapping[str, str] = dataclasses.field(default_factory=dict)
   leave: Callable[[S, int], Any] = lambda settings, code: sys.exit(code)
@@ -50,7 +52,7 @@ class Program[S]:
   @property
   def help(self) -> str:
     """The text of --help."""
-    return f'{self.text.strip()}\n\n{fields.describe(self.settings)}'
+    return f'{inspect.cleandoc(self.text)}\n\n{fields.describe(self.settings)}'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +75,9 @@ class Group:
   def help(self) -> str:
     """The text of --help."""
     lines = [f'  {name:<10} {line}' for name, line in self.summaries.items()]
-    return '\n'.join([self.text.strip(), '', *lines, '', f'{self.name} <program> --help prints the settings of one.'])
+    return '\n'.join(
+      [inspect.cleandoc(self.text), '', *lines, '', f'{self.name} <program> --help prints the settings of one.']
+    )
 
   def choose(self, argv: Sequence[str]) -> tuple['Program | Group', list[str]]:
     """The program that the arguments name, and the arguments without its name.

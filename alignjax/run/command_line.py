@@ -7,6 +7,7 @@ Every setting has a flag, --batch_size=16. A file gives many, --config=path.py (
 from collections.abc import Iterator, Sequence
 import contextlib
 import dataclasses
+import difflib
 import os
 import sys
 from typing import NoReturn
@@ -65,8 +66,8 @@ class Processes:
 class Invocation:
   """What a command line asks for."""
 
-  config: settings.Config
-  processes: Processes
+  config: settings.Config = dataclasses.field(default_factory=settings.Config, metadata={'flag': ''})
+  processes: Processes = dataclasses.field(default_factory=Processes, metadata={'flag': ''})
 
 
 def parse_flags(kind: type[Invocation], argv: Sequence[str], values: flags.FlagValues) -> Invocation:
@@ -80,27 +81,44 @@ def parse_flags(kind: type[Invocation], argv: Sequence[str], values: flags.FlagV
   Raises:
     ValueError: for an unknown setting, one that is given twice with different values, or one with an unfit value.
   """
-  argv = [_through_config_file(argument) for argument in argv]
+  argv = [_checked(argument) for argument in argv]
   with _one_message():
     config_flags.DEFINE_config_file(
       'config', config_file.__file__, 'A file of settings.', flag_values=values, sys_argv=argv
     )
-    fields.define_flags(settings.Config, values)
-    fields.define_flags(Processes, values)
+    fields.define_flags(kind, values)
     fields.parse(kind, argv, values)
-    chosen = fields.flat_dict(values.config.to_dict())
-  plain, dotted = fields.given(settings.Config, values), values['config'].override_values
-  for name, value in plain.items():
-    if name in dotted and fields.listed(dotted[name]) != fields.listed(value):
-      raise ValueError(f'--{name}={value} and --config.{name}={dotted[name]} differ: give one of them')
-  return kind(settings.from_dict(fields.nested(chosen | plain)), fields.read_flags(Processes, values))
+    from_file = fields.flat_dict(values.config.to_dict(), 'config.')
+  plain = fields.given(kind, values)
+  for name, dotted in values['config'].override_values.items():
+    value = plain.get(f'config.{name}', dotted)
+    if fields.listed(value) != fields.listed(dotted):
+      raise ValueError(f'--{name}={value} and --config.{name}={dotted} differ: give one of them')
+  chosen = fields.nested(from_file | plain)
+  return kind(settings.from_dict(chosen['config']), fields.build(Processes, chosen.get('processes', {})))
 
 
-def _through_config_file(argument: str) -> str:
-  """--config=run/config.json as --config=.../config_file.py:run/config.json."""
+def _checked(argument: str) -> str:
+  """Refuses --config=<file> without a file and --config.<name> without such a setting; a file of text is read here.
+
+  Returns:
+    The argument, with --config=run/config.json as --config=.../config_file.py:run/config.json.
+  """
   name, _, path = argument.partition('=')
-  text = name in ('--config', '-config') and path.endswith(('.json', '.yaml', '.yml'))
-  return f'--config={config_file.__file__}:{path}' if text else argument
+  option = name.lstrip('-').removeprefix('no')
+  if option.startswith('config.'):
+    known = [leaf.name for leaf in fields.leaves(settings.Config)]
+    if option.removeprefix('config.') not in [*known, 'mesh']:
+      close = difflib.get_close_matches(option.removeprefix('config.'), known, n=1)
+      raise ValueError(f'--{option} is not a setting' + (f'; did you mean {close[0]}?' if close else ''))
+  if option != 'config' or not path:
+    return argument
+  if not os.path.isfile(path.partition(':')[0]):
+    raise ValueError(f'{argument}: there is no such file')
+  if not path.endswith(('.json', '.yaml', '.yml')):
+    return argument
+  config_file.get_config(path)
+  return f'--config={config_file.__file__}:{path}'
 
 
 @contextlib.contextmanager
@@ -110,14 +128,12 @@ def _one_message() -> Iterator[None]:
     with warnings.catch_warnings():
       warnings.simplefilter('ignore', DeprecationWarning)  # ml_collections loads files in a deprecated way
       yield
-  except flags.UnrecognizedFlagError:
-    raise
-  except OSError as error:
-    raise ValueError(str(error).partition('\n')[0]) from error
   except SyntaxError as error:
     raise ValueError(f'--config: {error.filename}:{error.lineno}: {error.msg}') from error
   except Exception as error:
     text = str(error.args[0] if error.args else error).strip()
     if 'Traceback' in text:  # ml_collections puts one into its messages
-      text = text.partition(':')[0] + ': ' + text.splitlines()[-1].partition(': ')[2]
-    raise ValueError(f'in the flags: {text}') from error
+      raise ValueError(f'--config: {text.splitlines()[-1]}') from error
+    if isinstance(error, ValueError | flags.Error):
+      raise
+    raise ValueError(f'--config: {type(error).__name__}: {text}') from error

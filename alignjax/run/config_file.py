@@ -1,4 +1,4 @@
-"""The configuration behind --config: the defaults, or those of a .json or .yaml file, as a run writes its config.json."""
+"""The configuration behind --config: the defaults, or the settings of a .json or .yaml file."""
 
 import pathlib
 

@@ -2,52 +2,55 @@
 
 from collections.abc import Callable
 import pathlib
+from typing import NamedTuple
 
 from alignjax import optim
 from alignjax.models import checkpoint_io, lora, peft, transformer
-from alignjax.optim import recipes
-from alignjax.run import settings
-from alignjax.training import state as state_lib
+from alignjax.training import state as training_state
 from alignjax.types import Params
+
+
+class Origin(NamedTuple):
+  """What was trained."""
+
+  folder: str  # of the model before training
+  config: transformer.TransformerConfig
+  adapter: lora.LoRA | None  # what was trained if not the model's own parameters
+  averages: bool  # whether the optimizer keeps an average of the parameters
 
 
 def export(
   workdir: pathlib.Path,
-  model_config: transformer.TransformerConfig,
-  state: state_lib.TrainState,
-  config: settings.Config,
-  recipe: recipes.Recipe,
+  origin: Origin,
+  state: training_state.TrainState,
+  base: Params | None,
   announce: Callable[[str], None],
-  adapter: lora.LoRA | None = None,
-  base: Params | None = None,
 ) -> None:
   """Writes model/, the aligned model; model_average/ if the optimizer keeps one; adapter/ if an adapter was trained.
 
-  What is there already stays.
+  Folders that exist stay as they are.
 
   Args:
     workdir: of the run.
-    model_config: of the model.
-    state: when the run is finished.
-    config: of the run.
-    recipe: its optimizer.
-    announce: told of every folder.
-    adapter: what was trained if not the model's own parameters.
+    origin: what was trained.
+    state: the state after the last step.
     base: the model under the adapter, which is merged with it.
+    announce: called with a line for each folder.
   """
+  adapter = origin.adapter
 
   def export_model(name: str, what: str, params: Params) -> None:
     folder = workdir / name
     if not (folder / 'config.json').exists():
       params = params if adapter is None else lora.merge(base, params, adapter)
-      checkpoint_io.save(folder, model_config, params, assets_from=config.model)
+      checkpoint_io.save(folder, origin.config, params, assets_from=origin.folder)
     announce(f'{what} is in {folder}')
 
   export_model('model', 'the aligned model', state.params)
-  if recipe.averages:
+  if origin.averages:
     export_model('model_average', 'its moving average', optim.averaged(state.opt_state, state.params))
   if adapter is not None:
     folder = workdir / 'adapter'
     if not (folder / peft.CONFIG).exists():
-      peft.save(folder, model_config, adapter, state.params, config.model)
+      peft.save(folder, origin.config, adapter, state.params, origin.folder)
     announce(f'the adapter is in {folder}, as PEFT reads it')

@@ -53,14 +53,17 @@ class Leaf(NamedTuple):
   group: str  # heading in --help: the first line of the docstring of the class that defines the field
 
 
-def leaves(kind: type, prefix: str = '', group: str = '') -> Iterator[Leaf]:
-  """All settings of a dataclass."""
+def leaves(kind: type, prefix: str = '', flag_prefix: str = '', group: str = '') -> Iterator[Leaf]:
+  """All settings of a dataclass, those of nested dataclasses too."""
   for item in dataclasses.fields(kind):
     heading = group or _owner(kind, item.name).__doc__.splitlines()[0].rstrip('.')
-    if dataclasses.is_dataclass(item.type):
-      yield from leaves(item.type, f'{prefix}{item.name}.', heading)
-    else:
-      yield Leaf(prefix + item.name, prefix + item.metadata.get('flag', item.name), item, heading)
+    flag = item.metadata.get('flag', item.name)
+    if not dataclasses.is_dataclass(item.type):
+      yield Leaf(prefix + item.name, flag_prefix + flag, item, heading)
+    elif flag:
+      yield from leaves(item.type, f'{prefix}{item.name}.', f'{flag_prefix}{flag}.', heading)
+    else:  # flags without a prefix, in groups of their own
+      yield from leaves(item.type, f'{prefix}{item.name}.', flag_prefix)
 
 
 def _owner(kind: type, name: str) -> type:
@@ -274,7 +277,7 @@ def describe(kind: type, defaults: Any = None) -> str:
       group = leaf.group
       lines += ['', f'{group}:']
     metadata, value = leaf.field.metadata, values[leaf.name]
-    choices = f' One of {", ".join(metadata["choices"])}.' if metadata['choices'] else ''
+    choices = f' One of {", ".join(filter(None, metadata["choices"]))}.' if metadata['choices'] else ''
     default = ' Required.' if metadata.get('required') else f' Default: {show(value)}'
     lines.append(f'  --{leaf.flag:<18} {metadata["text"]}{choices}{default}')
   return '\n'.join(lines).strip('\n')

@@ -27,34 +27,34 @@ class Split(NamedTuple):
   training: bool  # shuffled and without end, or each pair once
 
 
-def read_split(
-  paths: Sequence[str],
-  config: settings.Config,
-  tokenizer: tokenization.Tokenizer,
-  vocab_size: int,
-  mesh: jax.sharding.Mesh,
-  announce: Announce,
-  *,
-  training: bool,
-) -> Split:
-  """Reads and tokenises pairs, says what became of them, and plans their batches."""
+class Reading(NamedTuple):
+  """What data are read with."""
+
+  tokenizer: tokenization.Tokenizer
+  vocab_size: int  # of the model
+  mesh: jax.sharding.Mesh
+  announce: Announce
+
+
+def read_split(paths: Sequence[str], config: settings.DataSettings, reading: Reading, *, training: bool) -> Split:
+  """Reads and tokenises pairs, announces how many are kept, and plans their batches."""
   report = report_lib.DropReport()
   data = pairs.tokenize(
     sources.read_pairs(paths, report, on_error=config.on_error, ignore_fields=config.ignore_fields),
-    tokenizer,
+    reading.tokenizer,
     max_prompt=config.max_prompt,
     max_response=config.max_response,
-    vocab_size=vocab_size,
+    vocab_size=reading.vocab_size,
     report=report,
     on_error=config.on_error,
   )
-  announce(f'{", ".join(paths)}: {data.report}')
-  return Split(data, _batches(data, config, mesh, training, None), training)
+  reading.announce(f'{", ".join(paths)}: {data.report}')
+  return Split(data, _batches(data, config, reading.mesh, training, None), training)
 
 
 def _batches(
   data: pairs.TokenizedPairs,
-  config: settings.Config,
+  config: settings.DataSettings,
   mesh: jax.sharding.Mesh,
   training: bool,
   cache: reference_cache.ReferenceCache | None,
@@ -88,7 +88,7 @@ class Reference:
 
   def __init__(
     self,
-    config: settings.Config,
+    config: settings.InputSettings,
     model: base.LanguageModel,
     lora: lora_lib.LoRA | None,
     objective: objectives.Objective,
@@ -103,7 +103,7 @@ class Reference:
     self.needed = bool(stats.missing_reference(objective.needs, ()))
     if config.reference_cache and not self.needed:
       raise ValueError(
-        f'config.reference_cache = {config.reference_cache!r} has no use: {config.objective!r} reads no reference'
+        f'config.reference_cache = {config.reference_cache!r} has no use: {objective.name} reads no reference'
       )
 
   def load(self) -> Params | Head | None:

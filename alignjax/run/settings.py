@@ -13,7 +13,6 @@ import ml_collections
 from alignjax.run import fields, user_code
 
 field = fields.field
-Strings, Pairs = fields.Strings, fields.Pairs
 
 # What a change of a field does to a run that is resumed: `identity` refuses it (another training would silently go on
 # under the old name), `warns` logs it (legitimate, but the curve is not that of a single run), `free` does not touch
@@ -38,22 +37,31 @@ class ModelSettings:
   base_quantization: str = _field(
     'none', IDENTITY, 'Storage of the frozen model under an adapter.', choices=('none', 'int8', 'nf4')
   )
+  base_model: str = _field('', FREE, 'Folder of the model that `model` was fine-tuned from, for online merging.')
+  delta_dtype: str = _field('bfloat16', WARNS, 'Type of model - base_model.', choices=('bfloat16', 'float32'))
+  delta_memory: str = _field('device', FREE, 'Memory that holds model - base_model.', choices=('device', 'host'))
 
 
 @dataclasses.dataclass(frozen=True)
 class DataSettings:
   """Data."""
 
-  data: Strings = _field((), FREE, 'Training data, [form:]location: pairs.jsonl, hh:train.jsonl.gz; can be repeated.')
-  eval_data: Strings = _field((), WARNS, 'Held-out data in the same notation; empty: no evaluation.')
-  ignore_fields: Strings = _field((), WARNS, 'Fields of the data files to ignore; any other unknown field is an error.')
+  data: tuple[str, ...] = _field(
+    (), FREE, 'Training data, [form:]location: pairs.jsonl, hh:train.jsonl.gz; can be repeated.'
+  )
+  eval_data: tuple[str, ...] = _field((), WARNS, 'Held-out data in the same notation; empty: no evaluation.')
+  ignore_fields: tuple[str, ...] = _field(
+    (), WARNS, 'Fields of the data files to ignore; any other unknown field is an error.'
+  )
   on_error: str = _field(
     'raise', WARNS, 'Stop at the first malformed row, or skip and count it.', choices=('raise', 'skip')
   )
   max_prompt: int = _field(512, IDENTITY, 'Largest prompt in tokens; longer ones are cut on the left.')
   max_response: int = _field(512, IDENTITY, 'Largest response in tokens; pairs with a longer one are dropped.')
   batch_size: int = _field(32, IDENTITY, 'Prompts in an update, over all devices and processes.', at_least=1)
-  buckets: Pairs = _field((), IDENTITY, 'Batch shapes (prompt, response) in tokens; empty: chosen from the data.')
+  buckets: tuple[tuple[int, int], ...] = _field(
+    (), IDENTITY, 'Batch shapes (prompt, response) in tokens; empty: chosen from the data.'
+  )
   seed: int = _field(
     0, IDENTITY, 'Seed of the order of the data; an optimizer that draws has its own seed.', at_least=0
   )
@@ -73,16 +81,11 @@ class OptimizerSettings:
   optimizer: str = _field(
     'adamw(1e-6)', WARNS, 'Expression of an optimizer, such as chain(sgd(0.1), weight_decay(0.01)).'
   )
-  schedule: str = _field(
-    'linear', WARNS, 'Learning rate after the warm-up.', choices=('constant', 'cosine', 'linear')
-  )
+  schedule: str = _field('linear', WARNS, 'Learning rate after the warm-up.', choices=('constant', 'cosine', 'linear'))
   warmup: float = _field(0.1, WARNS, 'Fraction of the steps over which the learning rate rises from 0, in [0, 1).')
   gradient_clip: float = _field(1.0, WARNS, 'Largest global norm of a gradient; 0: no clipping.', at_least=0)
   steps: int = _field(0, WARNS, 'Updates in total; 0: as many as `epochs` takes.', at_least=0)
   epochs: int = _field(0, WARNS, 'Passes over the data; 0: one, unless `steps` is set.', at_least=0)
-  base_model: str = _field('', FREE, 'Folder of the model that `model` was fine-tuned from, for online merging.')
-  delta_dtype: str = _field('bfloat16', WARNS, 'Type of model - base_model.', choices=('bfloat16', 'float32'))
-  delta_memory: str = _field('device', FREE, 'Memory that holds model - base_model.', choices=('device', 'host'))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,9 +109,7 @@ class StepSettings:
   compute_dtype: str = _field(
     'float32', WARNS, 'Type of activations; parameters are float32.', choices=('float32', 'bfloat16')
   )
-  remat: str = _field(
-    'dots', WARNS, 'What a layer keeps for its backward pass.', choices=('none', 'dots', 'full')
-  )
+  remat: str = _field('dots', WARNS, 'What a layer keeps for its backward pass.', choices=('none', 'dots', 'full'))
   scan_layers: bool = _field(True, WARNS, 'Compile one layer for all; false: slow to compile, faster on a CPU.')
   attention: str = _field(
     'xla', WARNS, 'Implementation of attention; cudnn needs bfloat16 and an NVIDIA GPU.', choices=('xla', 'cudnn')
@@ -121,7 +122,9 @@ class OutputSettings:
 
   workdir: str = _field('', FREE, 'Folder for checkpoints, metrics and the aligned model.')
   doctor: str = _field(
-    'stop', FREE, 'Before the first update, errors found stop the run, or are only reported.',
+    'stop',
+    FREE,
+    'Before the first update, errors found stop the run, or are only reported.',
     choices=('stop', 'warn', 'off'),
   )
   log_every: int = _field(10, FREE, 'Steps between lines on the console; the files have every step.', at_least=1)
@@ -130,9 +133,14 @@ class OutputSettings:
   keep: int = _field(2, FREE, 'Number of checkpoints to keep, the newest.', at_least=1)
 
 
-# A dataclass takes the fields of its last base first.
+# The fields of the last base come first.
 @dataclasses.dataclass(frozen=True)
-class Config(OutputSettings, StepSettings, OptimizerSettings, ObjectiveSettings, DataSettings, ModelSettings):
+class InputSettings(StepSettings, DataSettings, ModelSettings):
+  """What a run reads, and how it computes: all that is needed for models and batches."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(OutputSettings, OptimizerSettings, ObjectiveSettings, InputSettings):
   """A training run.
 
   Raises:
@@ -148,7 +156,7 @@ class Config(OutputSettings, StepSettings, OptimizerSettings, ObjectiveSettings,
 
 
 def config_dict(**overrides: Any) -> ml_collections.ConfigDict:
-  """A configuration as config files return it and flags change it: `--config.batch_size=16`, `--config.mesh.tensor=2`."""
+  """A configuration as config files return it; flags change it, `--config.batch_size=16`, `--config.mesh.tensor=2`."""
   return ml_collections.ConfigDict(dataclasses.asdict(Config(**overrides)))
 
 

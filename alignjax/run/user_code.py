@@ -24,7 +24,7 @@ _loaded: dict[str, str] = {}  # what has been imported, and the hash of its sour
 class UserCode:
   """Your own code."""
 
-  imports: fields.Strings = fields.field(
+  imports: tuple[str, ...] = fields.field(
     (),
     'Python file or module with objectives, optimizers, rewards or strategies of your own, mine.py or package.module; '
     'can be repeated.',

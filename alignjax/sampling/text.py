@@ -50,7 +50,7 @@ class Options:
   max_new_tokens: int = 128
   batch_size: int = 8
   seed: int = 0
-  strategy: strategies.Strategy = strategies.chain()
+  strategy: strategies.Strategy = dataclasses.field(default_factory=strategies.chain)
 
 
 class TextSampler:

@@ -44,9 +44,7 @@ def test_log_probabilities_are_those_of_a_forward_pass(folder):
   config = checkpoint_io.load_config(folder)
   model, params = transformer.build(config), checkpoint_io.load_params(folder, config)
   tokenizer = tokenization.Tokenizer.load(folder)
-  (response,) = text.sample(
-    folder, PROMPTS[:1], text.Options(max_new_tokens=4, strategy=strategies.greedy())
-  )
+  (response,) = text.sample(folder, PROMPTS[:1], text.Options(max_new_tokens=4, strategy=strategies.greedy()))
   ids = tokenizer.encode_prompt(PROMPTS[0])
   kernel = np.asarray(model.head(params).kernel, np.float64)
   hidden = jax.jit(model.hidden)
