@@ -1,6 +1,6 @@
 """Registries of factories: the names that expressions know, filled by a decorator where a factory is defined."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 import inspect
 from typing import Any
 
@@ -28,6 +28,14 @@ def add[F: Callable[..., Any]](registry: dict[str, Callable[..., Any]], build: F
     )
   registry[build.__name__] = build
   return build
+
+
+def expression(build: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+  """The call of a factory as text, with its defaults: 'ties(density=0.5, scale=1.0)'."""
+  bound = inspect.signature(build).bind(*args, **kwargs)
+  bound.apply_defaults()
+  arguments = ', '.join(f'{name}={value!r}' for name, value in bound.arguments.items())
+  return f'{build.__name__}({arguments})'
 
 
 def _origin(build: Callable[..., Any]) -> tuple[str, str]:

@@ -102,15 +102,18 @@ def _checked(argument: str) -> str:
   """Refuses --config=<file> without a file and --config.<name> without such a setting; a file of text is read here.
 
   Returns:
-    The argument, with --config=run/config.json as --config=.../config_file.py:run/config.json.
+    The argument, with lists as tuples, and --config=run/config.json as --config=.../config_file.py:run/config.json.
   """
   name, _, path = argument.partition('=')
   option = name.lstrip('-').removeprefix('no')
   if option.startswith('config.'):
-    known = [leaf.name for leaf in fields.leaves(settings.Config)]
-    if option.removeprefix('config.') not in [*known, 'mesh']:
-      close = difflib.get_close_matches(option.removeprefix('config.'), known, n=1)
+    known = {leaf.name: leaf.field.type for leaf in fields.leaves(settings.Config)}
+    setting = option.removeprefix('config.')
+    if setting not in [*known, 'mesh']:
+      close = difflib.get_close_matches(setting, known, n=1)
       raise ValueError(f'--{option} is not a setting' + (f'; did you mean {close[0]}?' if close else ''))
+    if known.get(setting) == fields.Strings and '=' in argument:
+      return f'{name}={fields.split(path)}'  # ml_collections would take a,b for one string
   if option != 'config' or not path:
     return argument
   if not os.path.isfile(path.partition(':')[0]):

@@ -153,7 +153,7 @@ def test_the_configuration_that_a_run_writes_is_a_config_file(tmp_path):
   expected = settings.Config(model='m', mesh=settings.MeshConfig(tensor=2), seed=3)
   assert parse(f'--config={tmp_path / "config.yaml"}', '--seed=3') == expected
   (tmp_path / 'config.yaml').write_text('batchsize: 3\n')
-  with pytest.raises(ValueError, match='config.batchsize is not a setting; did you mean batch_size'):
+  with pytest.raises(ValueError, match=r'config\.batchsize is not a setting; did you mean batch_size'):
     parse(f'--config={tmp_path / "config.yaml"}')
 
 
