@@ -73,7 +73,7 @@ def _find(place: str) -> tfds.core.DatasetBuilder:
   there = f'there are {", ".join(prepared)}' if (prepared := _prepared(folder)) else 'there is none'
   raise ValueError(
     f'{place}: no such data set is prepared in {folder}, the folder of TFDS_DATA_DIR; {there}. To prepare one: '
-    'python -m experiments.data build NAME --manual_dir=FOLDER; without a NAME it tells those that it knows'
+    'alignjax data build NAME --manual_dir=FOLDER; without a NAME it tells those that it knows'
   )
 
 

@@ -160,7 +160,7 @@ def run(settings: Settings, reward: rewards.Reward) -> dict[str, Any]:
   objective = objectives.parse(settings.objective)
   recipe = recipes.parse_optimizer(settings.optimizer)
   if recipe.needs_delta or recipe.averages:
-    raise ValueError(f'--optimizer={settings.optimizer}: only experiments.train merges and averages')
+    raise ValueError(f'--optimizer={settings.optimizer}: only alignjax train merges and averages')
   prompts, held_out = quickstart_prompts.prompts(settings.train_prompts, settings.held_out_prompts)
   console, clock = rich_console.Console(), costs.Clock()
   with clock('load'):

@@ -134,7 +134,7 @@ def test_rows_are_what_json_would_hold():
       'nothing',
       r'nothing: no such data set is prepared in .*; there are everything, jsonl_preferences/text\. To prepare',
     ),
-    ('nothing', 'To prepare one: python -m experiments.data build NAME'),
+    ('nothing', 'To prepare one: alignjax data build NAME'),
     ('jsonl_preferences/chat', 'jsonl_preferences/chat: no such data set is prepared'),
     ('imdb_reviews', 'imdb_reviews: no such data set is prepared'),  # TFDS knows it, but it is not there
     ('two words', 'two words: no such data set is prepared'),

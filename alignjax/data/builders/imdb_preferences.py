@@ -22,7 +22,7 @@ class ImdbPreferences(base.PreferenceBuilder):
 
   MANUAL_DOWNLOAD_INSTRUCTIONS = """
   Draw several continuations of the first few tokens of each review, for instance by
-  `python -m experiments.sample --samples=4`, score them, and write train.jsonl, and if you like test.jsonl, in
+  `alignjax sample --samples=4`, score them, and write train.jsonl, and if you like test.jsonl, in
   --manual_dir, a line for each prompt: {"prompt": "This film", "responses": [" was", ...], "scores": [0.7, ...]}.
   """
   BUILDER_CONFIGS = base.configs('all_pairs', 'best_and_worst')

@@ -11,7 +11,7 @@ class JsonlPreferences(base.PreferenceBuilder):
 
   MANUAL_DOWNLOAD_INSTRUCTIONS = """
   Put train.jsonl, and if you like validation.jsonl and test.jsonl, or the same names with .gz, into --manual_dir.
-  `python -m experiments.data convert` makes such files of other forms.
+  `alignjax data convert` makes such files of other forms.
   """
   BUILDER_CONFIGS = base.configs('text', 'chat')
   splits = ('train', 'validation', 'test')
