@@ -97,10 +97,8 @@ def test_an_optimizer_that_cannot_be_registered(write, body, message):
 
 
 def test_an_optimizer_that_returns_something_else(write):
-  user_code.load(
-    [write('from alignjax.optim import recipes\n@recipes.factory\ndef mine(learning_rate):\n  return 3\n')]
-  )
-  with pytest.raises(expressions.ExpressionError, match='mine: must return an optax.GradientTransformation, not int'):
+  user_code.load([write('from alignjax import optim\n@optim.factory\ndef mine(learning_rate):\n  return 3\n')])
+  with pytest.raises(expressions.ExpressionError, match=r'mine: must return an optax\.GradientTransformation, not int'):
     recipes.parse_optimizer('mine(0.1)')
 
 
