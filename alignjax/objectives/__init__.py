@@ -1,5 +1,6 @@
 """Preference objectives: pure functions from statistics to one loss per prompt, which add and scale."""
 
+from alignjax import expressions, risk
 from alignjax.objectives.adaptive import alpha_dpo, alpha_dpo_released, beta_dpo
 from alignjax.objectives.base import OBJECTIVES, Memory, Objective, Part, factory
 from alignjax.objectives.batchwise import aot, aot_unpaired, dr_dpo
@@ -19,6 +20,21 @@ from alignjax.objectives.schedules import Schedule, schedule
 from alignjax.objectives.token_level import ra_dpo, ra_dpo_released, tdpo
 from alignjax.objectives.unpaired import bco, kto
 from alignjax.objectives.weighting import importance_weighted, wpo_weighted
+
+
+def parse(text: str) -> Objective:
+  """Reads an objective from its expression, such as `'simpo(beta=2.0) + 0.1 * sft()'`.
+
+  Args:
+    text: calls of the factories in `OBJECTIVES`, joined by `+` and `-`, and scaled by `number *`, `schedule(...) *` or
+      `/ number`. Arguments are literals, other objectives and calls of the risk measures in `alignjax.risk.MEASURES`.
+
+  Raises:
+    ExpressionError: for anything else. The message shows where, says why and lists the known objectives.
+  """
+  known = {'objectives': OBJECTIVES, 'risk measures': risk.MEASURES, 'coefficients': {'schedule': schedule}}
+  return expressions.parse(text, Objective, 'an objective', known, coefficients=(Schedule,))
+
 
 __all__ = [
   'OBJECTIVES',
@@ -68,6 +84,7 @@ __all__ = [
   'nca',
   'odpo',
   'orpo',
+  'parse',
   'pmle',
   'preference_distillation',
   'r_dpo',

@@ -138,7 +138,7 @@ class Objective:
     known = _coefficient(coefficient)
     if known is NotImplemented:
       return NotImplemented
-    return self if type(known) is int and known == 1 else _sum((Part(known, self),))
+    return _sum((Part(known, self),))
 
   __mul__ = __rmul__
 
@@ -181,9 +181,14 @@ def _coefficient(value: Any) -> Any:
   return value
 
 
+def _is_one(coefficient: Coefficient) -> bool:
+  """Whether there is nothing to multiply by. A factor 1.0 stays in the name, as it was written."""
+  return type(coefficient) is int and coefficient == 1
+
+
 def _term_name(coefficient: Coefficient, objective: Objective) -> str:
   name = f'({objective.name})' if objective.parts else objective.name
-  if type(coefficient) is int and coefficient == 1:
+  if _is_one(coefficient):
     return name
   return f'{"traced" if isinstance(coefficient, jax.core.Tracer) else repr(coefficient)} * {name}'
 
@@ -238,8 +243,8 @@ class _Sum:
       else:
         loss, metrics = objective.apply(table, batch)
         leaves = [_Leaf(metrics, _scheduled(path, table.step))]
-      value = coefficient(table.step) if isinstance(coefficient, schedules.Schedule) else coefficient
-      loss = loss if type(value) is int and value == 1 else value * loss
+      if not _is_one(coefficient):
+        loss = _value(coefficient, table.step) * loss
       if len(leaves) == 1:
         leaves = [_Leaf(leaves[0].metrics, {**leaves[0].own, 'loss': loss})]
       total = loss if total is None else total + loss
@@ -281,6 +286,8 @@ class _Sum:
 
 
 def _sum(parts: tuple[Part, ...]) -> Objective:
+  if len(parts) == 1 and _is_one(parts[0].coefficient):
+    return parts[0].objective
   total = _Sum(parts)
   return Objective(apply=total, **total.fields)
 
@@ -289,8 +296,11 @@ def _scheduled(path: tuple[Coefficient, ...], step: Array | None) -> dict[str, A
   """{'coefficient': the product of the coefficients}, if one of them follows a schedule."""
   if not any(isinstance(coefficient, schedules.Schedule) for coefficient in path):
     return {}
-  values = [value(step) if isinstance(value, schedules.Schedule) else value for value in path]
-  return {'coefficient': functools.reduce(operator.mul, values)}
+  return {'coefficient': functools.reduce(operator.mul, [_value(coefficient, step) for coefficient in path])}
+
+
+def _value(coefficient: Coefficient, step: Array | None) -> Array | float:
+  return coefficient(step) if isinstance(coefficient, schedules.Schedule) else coefficient
 
 
 OBJECTIVES: dict[str, Callable[..., Objective]] = {}
