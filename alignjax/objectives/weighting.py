@@ -30,9 +30,10 @@ def importance_weighted(
 
   Offline pairs come from the policy that wrote them and not from the one that is trained; the weight turns the
   expectation over the former into one over the latter, so that the objective's regularisation holds where the policy
-  now puts its mass, against reward over-optimisation. log pi_data is `stats.behaviour_logp(batch)`, per response
-  or per token, if the batch carries it, else that of the reference. The margin inside the objective is always taken to the reference. For a pair (N = 2) the cap on s
-  is 2 clip, on the sum and not on each response; there is no lower clip and no gradient through w.
+  now puts its mass, against reward over-optimisation. log pi_data is `stats.behaviour_logp(batch)` if the batch has
+  it, per response or per token, else that of the reference. The margin inside the objective is always taken to the
+  reference. For a pair (N = 2) the cap on s is 2 clip, on the sum and not on each response; there is no lower clip and
+  no gradient through w.
 
   Args:
     objective: any.
