@@ -153,10 +153,15 @@ def _adaptive_margin(
       return preference.expected(lambda v: -jax.nn.log_sigmoid(v), logit, 1.0 - smoothing)
 
     label = jnp.asarray(batch.label)
-    metrics = preference.reward_metrics(reward) | {'drift_margin': margin, 'target_margin': target(1.0)}
+    metrics = preference.reward_metrics(reward, label) | {
+      'drift_margin': preference.mixed(margin, -margin, label),
+      'target_margin': preference.mixed(target(1.0), target(-1.0), label),
+    }
     return Term(label * loss(1.0) + (1.0 - label) * loss(-1.0), metrics)
 
-  return base.Objective(preference.LOG_RATIO_NEEDS, apply, couples_rows=True, memory=memory)
+  return base.Objective(
+    preference.LOG_RATIO_NEEDS, apply, reads=base.LABEL_AND_WEIGHT, responses=2, couples_rows=True, memory=memory
+  )
 
 
 @base.factory
@@ -212,13 +217,20 @@ def beta_dpo(beta: float = 0.1, alpha: float = 0.6, ratio: float = 0.8) -> base.
     kept_mean = jnp.sum(jnp.where(kept, weight * (2.0 * label - 1.0) * margin, 0.0)) / _divisor(kept_weight)
     strength = jnp.maximum(beta * (1.0 + alpha * (kept_mean - moments.mean)), _SMALLEST_BETA)
     loss = preference.expected(lambda h: -jax.nn.log_sigmoid(strength * h), log_ratio[:, 0] - log_ratio[:, 1], label)
-    metrics = preference.reward_metrics(beta * log_ratio) | {
+    metrics = preference.reward_metrics(beta * log_ratio, label) | {
       'beta': jnp.broadcast_to(strength, margin.shape),
       'kept': kept.astype(jnp.float32),
     }
     return Term(jnp.where(kept, jnp.sum(weight) / _divisor(kept_weight), 0.0) * loss, metrics)
 
-  return base.Objective(preference.LOG_RATIO_NEEDS, apply, couples_rows=True, memory=average.memory)
+  return base.Objective(
+    preference.LOG_RATIO_NEEDS,
+    apply,
+    reads=base.LABEL_AND_WEIGHT | draws.READS,
+    responses=2,
+    couples_rows=True,
+    memory=average.memory,
+  )
 
 
 def _divisor(weight: Array) -> Array:

@@ -78,9 +78,9 @@ def aot(beta: float = 0.1) -> base.Objective:
     chosen, rejected, preferred = _oriented(policy, label)
     reference_chosen, reference_rejected, _ = _oriented(reference, label)
     loss = _transported(chosen - rejected, reference_chosen - reference_rejected, beta, batch, preferred)
-    return Term(loss, preference.reward_metrics(beta * (policy - reference)))
+    return Term(loss, preference.reward_metrics(beta * (policy - reference), label))
 
-  return base.Objective(preference.LOG_RATIO_NEEDS, apply, couples_rows=True)
+  return base.Objective(preference.LOG_RATIO_NEEDS, apply, reads=base.LABEL_AND_WEIGHT, responses=2, couples_rows=True)
 
 
 @base.factory
@@ -112,11 +112,12 @@ def aot_unpaired(beta: float = 0.1) -> base.Objective:
 
   def apply(table: stats.StatTable, batch: PreferenceBatch) -> Term:
     base.require_pair('aot_unpaired', table)
-    log_ratio = table.log_ratio()
-    chosen, rejected, preferred = _oriented(log_ratio, jnp.asarray(batch.label))
-    return Term(_transported(chosen, rejected, beta, batch, preferred), preference.reward_metrics(beta * log_ratio))
+    log_ratio, label = table.log_ratio(), jnp.asarray(batch.label)
+    chosen, rejected, preferred = _oriented(log_ratio, label)
+    loss = _transported(chosen, rejected, beta, batch, preferred)
+    return Term(loss, preference.reward_metrics(beta * log_ratio, label))
 
-  return base.Objective(preference.LOG_RATIO_NEEDS, apply, couples_rows=True)
+  return base.Objective(preference.LOG_RATIO_NEEDS, apply, reads=base.LABEL_AND_WEIGHT, responses=2, couples_rows=True)
 
 
 @base.factory
@@ -152,11 +153,11 @@ def dr_dpo(beta: float = 0.1, beta_prime: float = 1.0) -> base.Objective:
 
   def apply(table: stats.StatTable, batch: PreferenceBatch) -> Term:
     base.require_pair('dr_dpo', table)
-    log_ratio, weight = table.log_ratio(), jnp.asarray(batch.weight)
+    log_ratio, weight, label = table.log_ratio(), jnp.asarray(batch.weight), jnp.asarray(batch.label)
     margin = log_ratio[:, 0] - log_ratio[:, 1]
-    fit = preference.expected(lambda h: jax.nn.log_sigmoid(beta * h), margin, jnp.asarray(batch.label)) / beta_prime
+    fit = preference.expected(lambda h: jax.nn.log_sigmoid(beta * h), margin, label) / beta_prime
     share = weight / jnp.maximum(jnp.sum(weight), jnp.finfo(jnp.float32).tiny)
     loss = -beta_prime * jax.nn.logsumexp(fit, b=share, where=weight > 0)
-    return Term(jnp.broadcast_to(loss, weight.shape), preference.reward_metrics(beta * log_ratio))
+    return Term(jnp.broadcast_to(loss, weight.shape), preference.reward_metrics(beta * log_ratio, label))
 
-  return base.Objective(preference.LOG_RATIO_NEEDS, apply, couples_rows=True)
+  return base.Objective(preference.LOG_RATIO_NEEDS, apply, reads=base.LABEL_AND_WEIGHT, responses=2, couples_rows=True)

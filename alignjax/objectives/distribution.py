@@ -85,9 +85,9 @@ def preference_distillation(gamma: float = 0.1) -> base.Objective:
       log_taught = jax.nn.log_sigmoid(sign * score_margin)
       return jnp.exp(log_taught) * (log_taught - jax.nn.log_sigmoid(sign * margin))
 
-    return Term(excess(1.0) + excess(-1.0), _metrics(reward, score_margin))
+    return Term(excess(1.0) + excess(-1.0), _metrics(reward, score_margin, batch.label))
 
-  return base.Objective(frozenset({stats.logp}), apply)
+  return base.Objective(frozenset({stats.logp}), apply, reads=base.SCORE, responses=2)
 
 
 @base.factory
@@ -125,9 +125,9 @@ def rebel(eta: float = 1.0) -> base.Objective:
     score_margin = _score_margin('rebel', batch)
     reward = table.log_ratio() / eta
     loss = jnp.square(reward[:, 0] - reward[:, 1] - score_margin)
-    return Term(loss, _metrics(reward, score_margin))
+    return Term(loss, _metrics(reward, score_margin, batch.label))
 
-  return base.Objective(preference.LOG_RATIO_NEEDS, apply)
+  return base.Objective(preference.LOG_RATIO_NEEDS, apply, reads=base.SCORE, responses=2)
 
 
 def _score_margin(name: str, batch: PreferenceBatch) -> Array:
@@ -136,11 +136,12 @@ def _score_margin(name: str, batch: PreferenceBatch) -> Array:
   return score[:, 0] - score[:, 1]
 
 
-def _metrics(reward: Array, score_margin: Array) -> dict[str, Array]:
+def _metrics(reward: Array, score_margin: Array, label: Array) -> dict[str, Array]:
   """Metrics of an implicit reward [B, 2] that imitates a score: does it order the pair as the score does?"""
+  label = jnp.asarray(label)
   agreement = preference.accuracy((reward[:, 0] - reward[:, 1]) * jnp.sign(score_margin))
   return {
-    **preference.reward_metrics(reward),
-    'score_margin': score_margin,
+    **preference.reward_metrics(reward, label),
+    'score_margin': preference.mixed(score_margin, -score_margin, label),
     'score_agreement': jax.lax.stop_gradient(agreement),
   }

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from alignjax import numerics
 from alignjax.types import Array, PreferenceBatch
 
+READS = frozenset({'prompt', 'prompt_length', 'response', 'response_length'})  # what `row_keys` depends on
 _IMPLEMENTATION = 'threefry2x32'  # fixed, so that the draws do not depend on JAX's configuration
 
 

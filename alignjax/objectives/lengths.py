@@ -166,4 +166,5 @@ def sampo(beta: float = 0.1) -> base.Objective:
   def reward(table: stats.StatTable, batch: PreferenceBatch) -> Array:
     return beta * numerics.masked_sum(_token_log_ratio(table), sampled_tokens(batch))
 
-  return preference.of_reward('sampo', preference.LOG_RATIO_NEEDS, reward)
+  reads = base.LABEL | draws.READS
+  return preference.of_reward('sampo', preference.LOG_RATIO_NEEDS, reward, reads=reads)

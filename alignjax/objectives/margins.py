@@ -32,7 +32,7 @@ def odpo(beta: float = 0.1, alpha: float = 1.0) -> base.Objective:
   The paper takes labels from the scores, so that the difference of scores is positive. As the difference goes to 0 the
   offset goes to -infinity and the loss to 0: such a pair asks for nothing. A difference below 1e-6, such as a tie or a
   score that contradicts the label, is taken as 1e-6, which continues this: for alpha = 1 the pair hardly counts. The
-  metric `score_agreement` is 1 where the scores agree with the order of the responses, 0 where they contradict it.
+  metric `score_agreement` is 1 if the scores agree with the label, 0 if they contradict it.
 
   Args:
     beta: strength of the KL constraint to the reference, > 0, 1/nats.
@@ -64,10 +64,13 @@ def odpo(beta: float = 0.1, alpha: float = 1.0) -> base.Objective:
     label = jnp.asarray(batch.label)
     as_given, swapped = (alpha * jnp.log(jnp.maximum(side, MIN_SCORE_GAP)) for side in (gap, -gap))
     loss = label * preference.logistic(logit - as_given) + (1.0 - label) * preference.logistic(-logit - swapped)
-    metrics = {'offset': as_given, 'score_agreement': preference.accuracy(gap)}
-    return Term(loss, {**preference.reward_metrics(beta * log_ratio), **jax.lax.stop_gradient(metrics)})
+    metrics = {
+      'offset': preference.mixed(as_given, swapped, label),
+      'score_agreement': preference.labelled_accuracy(gap, label),
+    }
+    return Term(loss, {**preference.reward_metrics(beta * log_ratio, label), **jax.lax.stop_gradient(metrics)})
 
-  return base.Objective(preference.LOG_RATIO_NEEDS, apply)
+  return base.Objective(preference.LOG_RATIO_NEEDS, apply, reads=base.LABEL | base.SCORE, responses=2)
 
 
 @base.factory
@@ -104,9 +107,11 @@ def mmpo(beta: float = 0.1, gamma: float = 1.0) -> base.Objective:
     log_ratio = table.log_ratio()
     target = jax.nn.sigmoid(gamma * (score[:, 0] - score[:, 1]))
     loss = preference.expected(preference.logistic, beta * (log_ratio[:, 0] - log_ratio[:, 1]), target)
-    return Term(loss, {**preference.reward_metrics(beta * log_ratio), 'target': target})
+    label = jnp.asarray(batch.label)  # of the metrics alone
+    metrics = {'target': preference.mixed(target, 1.0 - target, label)}
+    return Term(loss, {**preference.reward_metrics(beta * log_ratio, label), **metrics})
 
-  return base.Objective(preference.LOG_RATIO_NEEDS, apply)
+  return base.Objective(preference.LOG_RATIO_NEEDS, apply, reads=base.SCORE, responses=2)
 
 
 @base.factory

@@ -163,7 +163,7 @@ def _score_function(
     surrogate = (returns - _leave_one_out(returns)) * (logp - fixed)
     return Term(-jnp.mean(surrogate + returns, axis=1), metrics)
 
-  return base.Objective(needs, apply)
+  return base.Objective(needs, apply, reads=base.SCORE if read_score is not None else frozenset())
 
 
 def _leave_one_out(returns: Array) -> Array:

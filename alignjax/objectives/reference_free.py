@@ -35,7 +35,7 @@ def _of_reward(
     preferred = jnp.asarray(batch.label)
     value = reward(table)
     total = preference.expected(loss, value[:, 0] - value[:, 1], preferred)
-    metrics = preference.reward_metrics(value)
+    metrics = preference.reward_metrics(value, preferred)
     if imitation is not None:
       likelihood = imitation(table)
       regulariser = -(preferred * likelihood[:, 0] + (1.0 - preferred) * likelihood[:, 1])
@@ -43,7 +43,7 @@ def _of_reward(
       metrics['imitation_loss'] = jax.lax.stop_gradient(regulariser)
     return Term(total, metrics)
 
-  return base.Objective(frozenset({stats.logp}), apply)
+  return base.Objective(frozenset({stats.logp}), apply, reads=base.LABEL, responses=2)
 
 
 @base.factory

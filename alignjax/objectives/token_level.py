@@ -187,11 +187,13 @@ def _sequential(
     label = jnp.asarray(batch.label)
     loss = -label * jax.nn.log_sigmoid(beta * logit(log_ratio, risk, 0, 1))
     loss -= (1.0 - label) * jax.nn.log_sigmoid(beta * logit(log_ratio, risk, 1, 0))
-    metrics = preference.reward_metrics(beta * (log_ratio + risk)) | _drift_metrics(table, log_ratio, risk)
+    metrics = preference.reward_metrics(beta * (log_ratio + risk), label) | _drift_metrics(
+      table, log_ratio, risk, label
+    )
     return Term(loss, jax.lax.stop_gradient(metrics))
 
   needs = preference.LOG_RATIO_NEEDS | {drift, stats.forward_kl, stats.reverse_kl}
-  return base.Objective(needs, apply)
+  return base.Objective(needs, apply, reads=base.LABEL, responses=2)
 
 
 def _aggregate(table: stats.StatTable, stat: stats.TokenStat, aggregate: str) -> Array:
@@ -203,16 +205,17 @@ def _aggregate(table: stats.StatTable, stat: stats.TokenStat, aggregate: str) ->
   return jnp.max(jnp.where(table.mask, table[stat], -jnp.inf), axis=-1, initial=0.0)
 
 
-def _drift_metrics(table: stats.StatTable, log_ratio: Array, risk: Array) -> dict[str, Array]:
+def _drift_metrics(table: stats.StatTable, log_ratio: Array, risk: Array, label: Array) -> dict[str, Array]:
   """What the method claims to control, each [B]: sequential divergences, and the tail of the tokens' forward KL."""
-  metrics = {'log_ratio_accuracy': preference.accuracy(log_ratio[:, 0] - log_ratio[:, 1])}
+  metrics = {'log_ratio_accuracy': preference.labelled_accuracy(log_ratio[:, 0] - log_ratio[:, 1], label)}
   sides = {
     'forward_kl': table.sum(stats.forward_kl),
     'reverse_kl': table.sum(stats.reverse_kl),
     'risk_ratio': risk,
   }
   for name, value in sides.items():
-    metrics |= {f'{name}_chosen': value[:, 0], f'{name}_rejected': value[:, 1]}
+    chosen, rejected = preference.by_label(value, label)
+    metrics |= {f'{name}_chosen': chosen, f'{name}_rejected': rejected}
   prompts = table.length.shape[0]
   tokens, mask = table[stats.forward_kl].reshape(prompts, -1), table.mask.reshape(prompts, -1)
   return metrics | {

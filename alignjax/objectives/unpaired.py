@@ -17,11 +17,13 @@ from alignjax import stats
 from alignjax.objectives import base, preference
 from alignjax.types import Array, PreferenceBatch, Term, WeightedSum
 
+ONE_OR_TWO = frozenset({1, 2})
+
 
 def _desirable(name: str, table: stats.StatTable, batch: PreferenceBatch) -> Array:
   """[B, N]: the probability that each response is desirable; a ValueError at trace time unless N is 1 or 2."""
   responses = table.length.shape[-1]
-  if responses not in (1, 2):
+  if responses not in ONE_OR_TWO:
     raise ValueError(
       f'{name} takes single responses with a label, or pairs: it needs N = 1 or 2 responses to a prompt, '
       f'got N = {responses}'
@@ -34,7 +36,7 @@ def _term(reward: Array, desirable: Array, good: Callable[[Array], Array], bad: 
   """The mean over responses of P(desirable) good(r) + P(undesirable) bad(r), with the metrics of the rewards."""
   loss = jnp.mean(desirable * good(reward) + (1.0 - desirable) * bad(reward), axis=-1)
   if reward.shape[-1] == 2:
-    return Term(loss, preference.reward_metrics(reward))
+    return Term(loss, preference.reward_metrics(reward, desirable[:, 0]))
   return Term(loss, {'reward': jax.lax.stop_gradient(reward[:, 0])})
 
 
@@ -90,7 +92,9 @@ def kto(beta: float = 0.1, desirable_weight: float = 1.0, undesirable_weight: fl
     )
     return term._replace(metrics={**term.metrics, 'reference_point': jnp.broadcast_to(point, term.loss.shape)})
 
-  return base.Objective(preference.LOG_RATIO_NEEDS, apply, couples_rows=True)
+  return base.Objective(
+    preference.LOG_RATIO_NEEDS, apply, reads=base.LABEL_AND_WEIGHT, responses=ONE_OR_TWO, couples_rows=True
+  )
 
 
 @base.factory
@@ -169,4 +173,11 @@ def bco(beta: float = 0.1, momentum: float = 0.0) -> base.Objective:
   memory = base.NO_MEMORY
   if momentum > 0:
     memory = base.Memory({name: 0.0 for pair in names.values() for name in pair}, update)
-  return base.Objective(preference.LOG_RATIO_NEEDS, apply, couples_rows=True, memory=memory)
+  return base.Objective(
+    preference.LOG_RATIO_NEEDS,
+    apply,
+    reads=base.LABEL_AND_WEIGHT,
+    responses=ONE_OR_TWO,
+    couples_rows=True,
+    memory=memory,
+  )

@@ -3,13 +3,14 @@
 Both take any objective, with any number N of responses to a prompt, and multiply its loss by a detached weight.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 
 from alignjax import stats
-from alignjax.objectives import base
+from alignjax.objectives import base, namespaces
 from alignjax.types import Array, PreferenceBatch, Term, WeightedSum
 
 # Without a clip a weight is at most e^60: far beyond any use, and still finite in float32 when it multiplies a loss.
@@ -29,9 +30,10 @@ def importance_weighted(
 
   Offline pairs come from the policy that wrote them and not from the one that is trained; the weight turns the
   expectation over the former into one over the latter, so that the objective's regularisation holds where the policy
-  now puts its mass, against reward over-optimisation. pi_data is `batch.behaviour_logp` where the batch carries it,
-  else the reference. The margin inside the objective is always taken to the reference. For a pair (N = 2) the cap on s
-  is 2 clip, on the sum and not on each response; there is no lower clip and no gradient through w.
+  now puts its mass, against reward over-optimisation. log pi_data is `stats.behaviour_logp(batch)` if the batch has
+  it, per response or per token, else that of the reference. The margin inside the objective is always taken to the
+  reference. For a pair (N = 2) the cap on s is 2 clip, on the sum and not on each response; there is no lower clip and
+  no gradient through w.
 
   Args:
     objective: any.
@@ -57,10 +59,10 @@ def importance_weighted(
   _require_objective(name, objective)
   base.require(clip is None or clip > 0, name, 'clip must be positive, or None for unclipped weights', clip)
 
-  def apply(table: stats.StatTable, batch: PreferenceBatch) -> Term:
-    log_ratio = table.log_ratio()
-    if batch.behaviour_logp is not None:
-      log_ratio = table.sum(stats.logp) - jnp.asarray(batch.behaviour_logp, jnp.float32)
+  def weigh(table: stats.StatTable, batch: PreferenceBatch) -> tuple[Array, dict[str, Array]]:
+    behaviour_logp, log_ratio = stats.behaviour_logp(batch), table.log_ratio()
+    if behaviour_logp is not None:
+      log_ratio = table.sum(stats.logp) - behaviour_logp
     if per_length:
       log_ratio = log_ratio / jnp.maximum(table.length, 1)
     log_weight = jax.lax.stop_gradient(jnp.sum(log_ratio, axis=-1))
@@ -69,7 +71,6 @@ def importance_weighted(
     if self_normalised:
       mean = WeightedSum.of(weight, jnp.asarray(batch.weight)).mean()
       weight = weight / jnp.maximum(mean, jnp.finfo(jnp.float32).tiny)
-    loss, metrics = objective.apply(table, batch)
     own = {
       'importance/weight': weight,
       'importance/weight_squared': jnp.square(weight),
@@ -77,15 +78,19 @@ def importance_weighted(
       'importance/log_weight': log_weight,
       'importance/log_weight_squared': jnp.square(log_weight),
     }
-    return Term(weight * loss, {**metrics, **own})
+    return weight, own
 
-  return base.Objective(
-    needs=objective.needs | {stats.logp, stats.reference_logp},
-    apply=apply,
-    couples_rows=objective.couples_rows or self_normalised,
-    memory=objective.memory,
-    summary=lambda means: {**objective.summary(means), **_spread(means)},
+  behaviour = frozenset({'behaviour_logp', stats.BEHAVIOUR_TOKEN_LOGP})
+  reads = behaviour | {'weight'} if self_normalised else behaviour
+  declared = base.Objective(
+    frozenset({stats.logp, stats.reference_logp}),
+    objective.apply,
+    reads=reads,
+    optional=behaviour,
+    couples_rows=self_normalised,
+    summary=_spread,
   )
+  return _weighted(name, objective, declared, weigh)
 
 
 def _spread(means: Mapping[str, Array]) -> dict[str, Array]:
@@ -128,20 +133,40 @@ def wpo_weighted(objective: base.Objective, cap: float | None = 1.0) -> base.Obj
   _require_objective(name, objective)
   base.require(cap is None or cap > 0, name, 'cap must be positive, or None', cap)
 
-  def apply(table: stats.StatTable, batch: PreferenceBatch) -> Term:
+  def weigh(table: stats.StatTable, batch: PreferenceBatch) -> tuple[Array, dict[str, Array]]:
     log_weight = jax.lax.stop_gradient(jnp.sum(table.mean(stats.logp) - table.mean(stats.log_collision), axis=-1))
     weight = jnp.exp(jnp.minimum(log_weight, _LARGEST_LOG_WEIGHT))
     weight = weight if cap is None else jnp.minimum(weight, cap)
-    loss, metrics = objective.apply(table, batch)
-    return Term(weight * loss, {**metrics, 'wpo/weight': weight})
+    return weight, {'wpo/weight': weight}
 
-  return base.Objective(
-    needs=objective.needs | {stats.logp, stats.log_collision},
-    apply=apply,
-    couples_rows=objective.couples_rows,
-    memory=objective.memory,
-    summary=objective.summary,
-  )
+  declared = base.Objective(frozenset({stats.logp, stats.log_collision}), objective.apply)
+  return _weighted(name, objective, declared, weigh)
+
+
+Weigh = Callable[[stats.StatTable, PreferenceBatch], tuple[Array, dict[str, Array]]]
+
+
+def _weighted(name: str, objective: base.Objective, weighing: base.Objective, weigh: Weigh) -> base.Objective:
+  """The objective with its loss multiplied by a weight.
+
+  Args:
+    name: of the factory.
+    objective: what is weighted.
+    weighing: what the weight declares; its summary is of the weight's metrics.
+    weigh: gives the weight, [B] without gradient, and the metrics of it.
+  """
+  names = namespaces.Namespaces((name, 'inner'))
+  both = weighing + objective  # unites what the two declare
+
+  def apply(table: stats.StatTable, batch: PreferenceBatch) -> Term:
+    weight, own = weigh(table, batch)
+    loss, metrics = objective.apply(table, batch)
+    return Term(weight * loss, names.join((own, metrics)))
+
+  def summary(means: Mapping[str, Array]) -> Mapping[str, Array]:
+    return names.join((weighing.summary(names.view(0, means)), objective.summary(names.view(1, means))))
+
+  return dataclasses.replace(both, apply=apply, summary=summary)
 
 
 def _require_objective(name: str, objective: object) -> None:
