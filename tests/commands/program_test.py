@@ -101,7 +101,7 @@ def test_the_command_lists_its_programs(capsys):
 )
 def test_an_unknown_program_is_one_line_with_the_nearest_one(name, message, capsys):
   assert program.execute(main.PROGRAM, ['alignjax', name]) == program.REFUSED
-  assert capsys.readouterr().err == f'{message}train, doctor, sample, data, merge\n'
+  assert capsys.readouterr().err == message
 
 
 @pytest.mark.parametrize('name', LIST)

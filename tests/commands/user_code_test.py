@@ -18,7 +18,7 @@ from tests.commands.train_test import environment as environment  # a fixture
 MINE = """
 import jax
 
-from alignjax import objectives, stats
+from alignjax import Term, objectives, stats
 
 
 @objectives.factory
@@ -26,9 +26,9 @@ def mine(scale=1.0):
   def apply(table, batch):
     del batch
     margin = table.sum(stats.logp)[:, 0] - table.sum(stats.logp)[:, 1]
-    return objectives.Term(jax.nn.softplus(-scale * margin))
+    return Term(jax.nn.softplus(-scale * margin), {'margin': margin})
 
-  return objectives.Objective(frozenset({stats.logp}), apply)
+  return objectives.Objective(frozenset({stats.logp}), apply, responses=2)
 """
 
 
