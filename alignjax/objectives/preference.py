@@ -1,10 +1,10 @@
-"""What the objectives of a preference pair share: the expectation over its label, and the metrics of a reward.
+"""Shared by the objectives of a preference pair: the expectation over the label, and the metrics of a reward.
 
-Notation, for prompt x with preferred response y_w (response 0) and dispreferred y_l (response 1):
+Notation for a prompt x with preferred response y_w (response 0) and dispreferred response y_l (response 1):
 
-  rho(y) = log pi(y|x) - log pi_ref(y|x)     log-ratio, summed over the tokens of y, nats
-  h      = rho(y_w) - rho(y_l)               margin
-  q                                          P(y_w is preferred), `batch.label`, after label smoothing
+  rho(y) = log pi(y|x) - log pi_ref(y|x)   log-ratio, summed over the tokens of y, in nats
+  h = rho(y_w) - rho(y_l)                  margin
+  q = P(y_w is preferred)                  `batch.label`, after label smoothing
 """
 
 from collections.abc import Callable

@@ -65,5 +65,5 @@ class StatTable:
 
   def log_ratio(self) -> Array:
     """[B, N]: log pi(y|x) - log pi_ref(y|x) of each response, nats."""
-    # Token by token, for the difference of two sums over hundreds of tokens would have the rounding of the sums.
+    # Subtract token by token: the difference of two sums over hundreds of tokens would carry the rounding of the sums.
     return numerics.masked_sum(self[token.logp] - self[token.reference_logp], self.mask)
