@@ -46,8 +46,7 @@ def alpha_dpo(
 
   A pair that has improved on the reference by more than the average gets a larger target and keeps training. A pair
   that lags behind, perhaps because its label is wrong, gets a smaller one. M* does not depend on beta, so objectives
-  with different beta can share the average. alpha = 0 gives SimPO. `alpha_dpo_released` is what the authors' code
-  computes.
+  with different beta can share the average. alpha = 0 gives SimPO. `alpha_dpo_released` follows the authors' code.
 
   Use it when:
     you like SimPO but want its target margin to depend on the pair, and you can afford a reference model.
@@ -64,7 +63,7 @@ def alpha_dpo(
     An objective; [B] nats. At policy == reference it is SimPO.
 
   Raises:
-    ValueError: if beta <= 0, gamma < 0 or alpha < 0, or for an unknown normaliser.
+    ValueError: if beta <= 0, gamma < 0 or alpha < 0, or normaliser is unknown.
 
   Defaults:
     the released setting for Llama-3-8B-Instruct, beta 2.5, gamma / beta 0.6 and alpha 0.2, converted to the paper's
@@ -269,7 +268,7 @@ def _draw(log_weight: Array, keys: Array, row_weight: Array, ratio: float) -> Ar
   """
   real = jnp.asarray(row_weight) > 0
   score = jnp.where(real, log_weight + jax.vmap(jax.random.gumbel)(keys), -jnp.inf)
-  # In Python floats, because a float32 product can round up to the next whole number.
+  # Computed in Python floats, because a float32 product can round up to the next whole number.
   sizes = np.asarray([max(1, math.floor(ratio * rows + 1e-9)) for rows in range(score.size + 1)])
   size = jnp.asarray(sizes)[jnp.sum(real)]
   return real & (score >= jnp.sort(score, descending=True)[size - 1])

@@ -44,7 +44,7 @@ def forward_kl_dpo(beta: float = 0.1) -> base.Objective:
   The exponent -rho is clipped at 30. Beyond the clip a response has a constant reward and no gradient.
 
   Use it when:
-    the policy should keep covering everything that the reference can say: the forward KL preserves diversity.
+    the policy should keep covering all responses of the reference: the forward KL preserves diversity.
 
   Args:
     beta: strength of the divergence constraint to the reference, > 0.

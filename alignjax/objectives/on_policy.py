@@ -157,7 +157,7 @@ def _score_function(
   """The surrogate of the module docstring; without scores, a return consists of entropy and KL alone."""
   base.require(gamma >= 0, name, 'gamma must not be negative', gamma)
   base.require(beta >= 0, name, 'beta must not be negative', beta)
-  # With beta = 0 the objective needs no reference model, so that none is loaded.
+  # If beta = 0 the objective needs no reference model, and no model is loaded for it.
   needs = frozenset({stats.logp, stats.reference_logp} if beta > 0 else {stats.logp})
 
   def apply(table: stats.StatTable, batch: PreferenceBatch) -> Term:

@@ -172,7 +172,7 @@ def exo(beta: float = 0.1, label_smoothing: float = 1e-3) -> base.Objective:
     ValueError: if beta <= 0, or label_smoothing is outside (0, 0.5).
 
   Defaults:
-    beta as for DPO; label_smoothing is TRL's fallback when none is given.
+    beta as for DPO; label_smoothing is TRL's fallback for an unset value.
 
   References:
     Ji et al. 2024, Towards Efficient Exact Optimization of Language Model Alignment,

@@ -91,7 +91,7 @@ def of_reward(
 
 
 def of_two_log_ratios(name: str, beta: float, loss: Callable[[Array, Array], Array]) -> base.Objective:
-  """The objective E_q[L(rho(y_w), rho(y_l))] of a loss that is no function of the margin, with reward beta * rho(y)."""
+  """The objective E_q[L(rho(y_w), rho(y_l))] of any loss of two log-ratios, with implicit reward beta * rho(y)."""
 
   def apply(table: stats.StatTable, batch: PreferenceBatch) -> Term:
     base.require_pair(name, table)

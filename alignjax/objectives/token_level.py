@@ -50,7 +50,7 @@ def tdpo(beta: float = 0.1, alpha: float = 0.5, variant: int = 2) -> base.Object
     An objective; [B] nats. At policy == reference every loss is log 2 and every reward 0.
 
   Raises:
-    ValueError: if beta <= 0 or alpha < 0, or for an unknown variant.
+    ValueError: if beta <= 0 or alpha < 0, or variant is unknown.
 
   Defaults:
     beta, alpha and variant from the paper's Anthropic HH experiments.
@@ -99,7 +99,7 @@ def ra_dpo(
     An objective; [B] nats. At policy == reference every loss is log 2 and every reward 0.
 
   Raises:
-    ValueError: if risk is not a risk measure, beta <= 0 or alpha < 0, or for an unknown variant or aggregate.
+    ValueError: if risk is not a risk measure, beta <= 0 or alpha < 0, or variant or aggregate is unknown.
 
   Defaults:
     risk, beta and alpha from the paper's comparison on Anthropic HH; variant as for `tdpo`.
@@ -148,7 +148,7 @@ def ra_dpo_released(
     An objective; [B] nats. At policy == reference every loss is log 2 and every reward 0.
 
   Raises:
-    ValueError: if confidence is outside [0, 1], beta <= 0 or alpha < 0, or for an unknown variant.
+    ValueError: if confidence is outside [0, 1], beta <= 0 or alpha < 0, or variant is unknown.
 
   Defaults:
     the released configuration.

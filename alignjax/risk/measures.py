@@ -132,7 +132,7 @@ def cvar(level: float, tail: str = 'upper') -> RiskMeasure:
     A measure; its gradient in the values is w*: p / level above the quantile, 0 below it, and the remaining mass at it.
 
   Raises:
-    ValueError: if level is outside (0, 1], or for an unknown tail.
+    ValueError: if level is outside (0, 1], or tail is unknown.
 
   Defaults:
     tail 'upper', because a drift is a cost.
@@ -257,7 +257,7 @@ def worst_case(tail: str = 'upper') -> RiskMeasure:
     A measure; its gradient in the values is p restricted to the values at the extreme.
 
   Raises:
-    ValueError: for an unknown tail.
+    ValueError: if tail is unknown.
 
   Defaults:
     tail 'upper', because a drift is a cost.

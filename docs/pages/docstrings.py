@@ -11,7 +11,7 @@ from docs.pages import tex
 _HEADINGS = ('Use it when', 'Args', 'Returns', 'Raises', 'Defaults', 'References')
 _REFERENCE = re.compile(r'(?P<who>.+? \d{4}), (?P<title>.+?),? (?P<url>https://[^\s,]*[^\s,.])(?P<rest>.*)')
 _EQUATION = re.compile(r'\S.{0,40}? = |[a-z]+ [a-z0-9]+: ')
-_ALONE = re.compile(r'(?:loss|value) = |[a-z]+ [a-z0-9]+: ')  # not set beside another equation
+_ALONE = re.compile(r'(?:loss|value) = |[a-z]+ [a-z0-9]+: ')  # displayed on a line of its own
 _LONGEST_LINE = 80  # characters of plain notation that are set side by side
 
 
@@ -27,7 +27,7 @@ class Docstring:
   summary: str
   formula: str
   body: Sequence[str]  # paragraphs between the formula and the first section
-  sections: Mapping[str, str]  # by heading, such as `Defaults`
+  sections: Mapping[str, str]  # heading, such as `Defaults`, to content
 
   @classmethod
   def of(cls, build: Callable[..., Any], left: str) -> 'Docstring':
@@ -56,7 +56,7 @@ class Docstring:
         sections[heading[1]] = inspect.cleandoc(text[heading.end() :])
       elif sections:
         raise DocstringError(
-          f'{name}: the paragraph "{joined(text)[:40]}..." stands after the first section; move it up'
+          f'{name}: the paragraph "{joined(text)[:40]}..." comes after the first section; move it up'
         )
       else:
         body.append(joined(text))

@@ -102,7 +102,7 @@ def _argument(parameter: inspect.Parameter) -> str:
 
 
 def _facts(build: Callable[..., Any]) -> str:
-  """What the objective declares."""
+  """The line of declarations of an objective."""
   objective = _built(build)
   required, optional = _code(objective.reads - objective.optional), _code(objective.optional)
   reads = ', '.join(filter(None, (required, f'and if present {optional}' if optional else '')))

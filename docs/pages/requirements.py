@@ -1,4 +1,4 @@
-"""What a factory requires of its arguments, read from its source: the messages of the errors that it raises."""
+"""The requirements of a factory on its arguments, read from the error messages in its source."""
 
 import ast
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +28,7 @@ def of(build: Callable[..., Any]) -> list[str]:
 class _Requirement(NamedTuple):
   argument: str
   message: ast.expr
-  names: Mapping[str, Any]  # what the names in the message stand for
+  names: Mapping[str, Any]  # the values of the names in the message
 
   def text(self) -> str:
     expression = ast.fix_missing_locations(ast.Expression(self.message))

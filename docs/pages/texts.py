@@ -52,7 +52,7 @@ below refer to this notation as that of `preference`, the module that defines it
 class Composition(NamedTuple):
   method: str
   expression: str
-  paper: str  # in Markdown
+  paper: str  # a Markdown link
   remark: str
 
 
