@@ -27,7 +27,7 @@ def pmle(gamma: float = 0.01) -> base.Objective:
 
   Use it when:
     you have labelled pairs and want DPO without the reference in the margin. On summarisation the paper reports half
-    the KL of DPO at a slightly higher win rate. With few pairs, add a regulariser such as `kl_penalty`.
+    the KL of DPO at a slightly higher win rate. With few pairs, add a regulariser.
 
   Args:
     gamma: how strongly log pi* determines the preferences, > 0, 1/nats.
