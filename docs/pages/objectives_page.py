@@ -3,7 +3,7 @@
   python -m docs.pages.objectives_page            writes the page
   python -m docs.pages.objectives_page --check    fails if the page is not what would be written
 
-What an objective needs is asked of the objective itself. A docstring that lacks a piece is an error which names the
+What an objective needs is what it declares. A docstring that lacks a piece is an error which names the
 objective, so that writing the page is also the lint of the docstrings.
 """
 
@@ -17,12 +17,9 @@ from types import ModuleType
 from typing import Any
 
 from absl import app, flags
-import jax
-import jax.numpy as jnp
 
 from alignjax import objectives, risk, stats
-from alignjax.objectives import preference
-from alignjax.types import PreferenceBatch
+from alignjax.objectives import declarations, preference
 from docs.pages import docstrings, texts
 
 PAGE = pathlib.Path(__file__).parents[1] / 'objectives.md'
@@ -44,37 +41,6 @@ def _built(build: Callable[..., Any]) -> objectives.Objective:
   return build(objectives.dpo()) if _wraps(build) else build()
 
 
-def _accepts(objective: objectives.Objective, responses: int, score: bool = True) -> bool:
-  """Can a batch with so many responses to a prompt, with or without scores, be given to the objective?"""
-
-  def array(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, dtype)
-
-  pair = (2, responses)
-  batch = PreferenceBatch(
-    prompt=array(2, 3, dtype=jnp.int32),
-    prompt_length=array(2, dtype=jnp.int32),
-    response=array(*pair, 3, dtype=jnp.int32),
-    response_length=array(*pair, dtype=jnp.int32),
-    label=array(2),
-    weight=array(2),
-    score=array(*pair) if score else None,
-  )
-  table = stats.StatTable({stat.name: array(*pair, 3) for stat in objective.needs}, batch.response_length)
-  try:
-    jax.eval_shape(objective.apply, table, batch)
-  except ValueError:  # the objectives' own, at trace time
-    return False
-  return True
-
-
-def _responses(objective: objectives.Objective) -> tuple[int, ...]:
-  accepted = tuple(n for n in (1, 2, 3) if _accepts(objective, n))
-  if not accepted:
-    raise ValueError(f'{objective.name}: no batch of 1, 2 or 3 responses to a prompt is accepted')
-  return accepted
-
-
 def overview_row(build: Callable[..., Any]) -> str:
   """The line of an objective in the table at the top."""
   objective, paper = _built(build), docstrings.Docstring.of(build).paper()
@@ -84,7 +50,7 @@ def overview_row(build: Callable[..., Any]) -> str:
     f'[{docstrings.escaped(paper["who"])}]({paper["url"]})',
     'yes' if any(stat.reference for stat in objective.needs) else '',
     couples,
-    '' if _accepts(objective, _responses(objective)[-1], score=False) else 'yes',
+    'yes' if 'score' in objective.reads else '',
     docstrings.code(sorted(stat.name for stat in objective.needs - _LOG_RATIO)),
   )
   return f'| {" | ".join(cells)} |'
@@ -94,14 +60,13 @@ def section(build: Callable[..., Any]) -> str:
   """The section of an objective, or a DocstringError that names it."""
   doc, objective = docstrings.Docstring.of(build), _built(build)
   doc.paper()
-  responses = _responses(objective)
   facts = [
     f'**Needs** {docstrings.code(sorted(stat.name for stat in objective.needs))}',
     f'reference: {"yes" if any(stat.reference for stat in objective.needs) else "no"}',
     f'couples rows: {"yes" if objective.couples_rows else "no"}',
-    'any N' if len(responses) == 3 else f'N = {" or ".join(map(str, responses))}',
+    declarations.describe_responses(objective.responses),
     *(['remembers batches'] if objective.memory.initial else []),
-    *([] if _accepts(objective, responses[-1], score=False) else ['reads scores']),
+    *(['reads scores'] if 'score' in objective.reads else []),
     *(['all this with `dpo()` inside'] if _wraps(build) else []),
   ]
   tunable = any(p.default is not p.empty for p in inspect.signature(build).parameters.values())
