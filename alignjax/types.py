@@ -7,7 +7,8 @@ Axis legend, used in every shape comment of the library:
   P  prompt tokens (right-padded)       L  layers
   R  response tokens (right-padded)
 
-Response 0 is the preferred one, with the probability `label`. Log-probabilities are in nats; `*_logp` is per token unless a comment says otherwise.
+Response 0 is the preferred one, with the probability `label`. Log-probabilities are in nats; `*_logp` is per token
+unless a comment says otherwise.
 """
 
 from collections.abc import Mapping

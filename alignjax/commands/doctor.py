@@ -66,8 +66,9 @@ def examine_data(prepared: preparation.Prepared) -> list[findings.Finding]:
       max_positions=prepared.model.config.max_positions,
     ),
     *doctor.examine_shapes(training.batches.plan, training.data),
+    *doctor.examine_coupling(prepared.objective, training.data.responses),
   ]
-  if not doctor.reads_labels(prepared.objective, training.data.responses):
+  if 'label' not in prepared.objective.reads:
     found = [finding for finding in found if finding.name not in OF_LABELS]
   if held_out is not None:
     found += health.examine_split(training.data, held_out.data)

@@ -1,4 +1,4 @@
-"""Objectives as values: what an objective is, what it declares, and its algebra (`a + b`, `a - b`, `0.1 * a`, `a / 2`)."""
+"""Objectives as values: what one declares that it reads, and their algebra (`a + b`, `a - b`, `0.1 * a`, `a / 2`)."""
 
 from collections.abc import Callable, Mapping
 import dataclasses
@@ -164,7 +164,7 @@ def _coefficient(value: Any) -> Any:
   """
   if isinstance(value, schedules.Schedule):
     return value
-  if isinstance(value, bool | np.bool_) or getattr(value, 'dtype', None) == bool:
+  if isinstance(value, bool | np.bool_) or getattr(value, 'dtype', None) == np.dtype(bool):
     raise TypeError(f'an objective is scaled by a number, and {value!r} is a truth value')
   if isinstance(value, np.generic | np.ndarray | jax.Array):
     if value.ndim or not (jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)):

@@ -20,7 +20,7 @@ def batch(
   response_size: int = 7,
   needs: Iterable[stats.Stat] = (),
 ) -> PreferenceBatch:
-  """A batch with every field: uneven lengths, hard and soft labels, uneven weights, scores, behaviour log-probabilities.
+  """A batch with every field, uneven lengths and weights, hard and soft labels.
 
   Args:
     seed: of the random numbers.

@@ -18,7 +18,6 @@ from alignjax import stats
 from alignjax.objectives import base, preference
 from alignjax.types import Array, PreferenceBatch, Term, WeightedSum
 
-
 ONE_OR_TWO = frozenset({1, 2})
 
 

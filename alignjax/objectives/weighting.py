@@ -85,7 +85,7 @@ def importance_weighted(
     return weight, own
 
   behaviour = frozenset({'behaviour_logp', stats.BEHAVIOUR_TOKEN_LOGP})
-  reads = behaviour | {'weight'} if self_normalised else behaviour
+  reads = behaviour | {'response_length'} | ({'weight'} if self_normalised else set())
   declared = base.Objective(
     frozenset({stats.logp, stats.reference_logp}),
     objective.apply,

@@ -20,7 +20,7 @@ def behaviour_token_logp(batch: PreferenceBatch) -> Array | None:
 def behaviour_logp(batch: PreferenceBatch) -> Array | None:
   """[B, N]: log pi_data(y|x) of each response, nats, without gradient; None if the batch does not have it.
 
-  It is `batch.behaviour_logp`, or the sum over tokens of `batch.cached['behaviour_token_logp']` if only that is present.
+  It is `batch.behaviour_logp`; if only `batch.cached['behaviour_token_logp']` is present, the sum of that over tokens.
   """
   if batch.behaviour_logp is not None:
     return jax.lax.stop_gradient(jnp.asarray(batch.behaviour_logp, jnp.float32))

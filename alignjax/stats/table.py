@@ -10,7 +10,6 @@ from alignjax import numerics
 from alignjax.stats import response, token
 from alignjax.types import Array
 
-
 Stat = token.TokenStat | response.ResponseStat
 
 

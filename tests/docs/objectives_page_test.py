@@ -177,7 +177,7 @@ def test_facts_of_well_known_objectives(name, facts):
 
 def test_optional_fields_and_memory_are_facts():
   optional = 'and if present `behaviour_logp`, `behaviour_token_logp` '
-  assert f'batch fields: `label`, {optional}' in section_of('importance_weighted')
+  assert f'batch fields: `label`, `response_length`, {optional}' in section_of('importance_weighted')
   assert ' · couples rows: yes · memory: yes\n' in section_of('beta_dpo')
 
 

@@ -31,6 +31,11 @@ def test_a_malformed_row_stops_the_run_or_is_counted(folder, tmp_path):
   assert report.dropped['missing_field'].count == 1
 
 
+def test_data_that_the_objective_cannot_use_is_refused_before_weights_are_read(folder):
+  with pytest.raises(ValueError, match='odpo reads `score`, a reward for each response, and the data has none'):
+    preparation.prepare(settings(folder, objective='dpo() + odpo()'), doctor_test.SILENT)
+
+
 @pytest.mark.parametrize(('base', 'cache'), [('none', False), ('int8', False), ('int8', True)])
 def test_the_base_of_an_adapter_is_its_reference_however_it_is_kept(folder, tmp_path, base, cache):
   """A cache of a quantised base is computed from the quantised base: else the rewards would not start at 0."""
