@@ -113,7 +113,7 @@ def mmpo(beta: float = 0.1, gamma: float = 1.0) -> base.Objective:
     log_ratio = table.log_ratio()
     target = jax.nn.sigmoid(gamma * (score[:, 0] - score[:, 1]))
     loss = preference.expected(preference.logistic, beta * (log_ratio[:, 0] - log_ratio[:, 1]), target)
-    label = jnp.asarray(batch.label)  # of the metrics alone
+    label = jnp.asarray(batch.label)  # only metrics read it
     metrics = {'target': preference.mixed(target, 1.0 - target, label)}
     return Term(loss, {**preference.reward_metrics(beta * log_ratio, label), **metrics})
 
