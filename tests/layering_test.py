@@ -21,6 +21,7 @@ LEVEL = {
   'evaluation': 4,
   'training': 5,
   'run': 6,
+  'testing': 6,
   'commands': 7,
 }
 ISOLATED = 1  # packages of this level do not import each other

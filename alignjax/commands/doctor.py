@@ -130,7 +130,7 @@ def _start(
     prepared.model, prepared.objective, lora=prepared.lora, chunk=config.chunk, mesh=prepared.mesh
   )
   measure = jax.jit(measure, out_shardings=rules.replicated(prepared.mesh))
-  values = measure(state.params, dataclasses.replace(frozen, memory=state.memory), batch)
+  values = measure(state.params, dataclasses.replace(frozen, memory=state.memory, step=state.step), batch)
   folder = prepared.reference.folder
   return doctor.examine_start(
     {name: value.item() for name, value in jax.device_get(values).items()},

@@ -71,7 +71,7 @@ def build_start(
 
     def evaluate(reference: stats.HiddenStates | None, batch: PreferenceBatch) -> tuple[Array, stats.StatTable]:
       table = stats.statistics(needs, policy, reference, batch, positions=positions)
-      table = dataclasses.replace(table, memory=frozen.memory)
+      table = dataclasses.replace(table, memory=frozen.memory, step=frozen.step)
       return gradients.weighted_sums(objective, table, batch)['loss'].mean(), table
 
     loss, table = evaluate(gradients.reference_states(model, needs, reference, batch), batch)
