@@ -1,4 +1,4 @@
-"""Rows of prepared TFDS data sets, read without TensorFlow, as if they stood in JSON Lines."""
+"""Reads prepared TFDS datasets, without TensorFlow, as the same rows that JSON Lines would give."""
 
 from collections.abc import Iterator
 import os
@@ -11,53 +11,54 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import read_only_builder
 
-from alignjax.data import rows as row_lib
+from alignjax.data.reading import rows
 
-# 'name/config:split', 'folder:split'; the split is what TFDS can read, such as 'train[:10%]'.
+# 'name/config:split' or 'folder:split'; the split is anything TFDS accepts, such as 'train[:10%]'.
 LOCATION = re.compile(r'(?P<place>.*?)(:(?!//)(?P<split>.+))?', re.DOTALL)
 NAME = re.compile(r'[A-Za-z]\w*(/[\w.-]+)?')
 
 
 def data_dir() -> str:
-  """The folder of prepared data sets: that of the environment variable TFDS_DATA_DIR, or TFDS's default."""
+  """The folder of prepared datasets: the environment variable TFDS_DATA_DIR, or the default of TFDS."""
   return os.path.expanduser(tfds.core.constants.get_default_data_dir())
 
 
-def rows(location: str) -> Iterator[tuple[int, dict[str, Any]]]:
-  """Yields the rows of a prepared data set with their numbers, from 1.
+def read(location: str) -> Iterator[tuple[int, dict[str, Any]]]:
+  """Yields the rows of a prepared dataset with their numbers, from 1.
 
-  Text is decoded, lists of dictionaries (such as messages) are lists again, optional features without a value are left
-  out, and numbers are Python's. TFDS stores floats as float32: 0.1 comes back as 0.1, and 0.123456789 as 0.12345679.
+  Text is decoded, lists of dictionaries (such as messages) become lists again, optional features without a value are
+  omitted, and numbers become Python numbers. TFDS stores floats as float32: 0.1 comes back as 0.1, but 0.123456789 as
+  0.12345679.
 
   Args:
-    location: `name[/config][:split]` of a data set in `data_dir()`, or `folder[:split]`, the folder of a prepared data
-      set. The split may be a part, such as `train[:10%]`; it may be left out where it is `train`, or the only one.
+    location: `name[/config][:split]` of a dataset in `data_dir()`, or `folder[:split]` for the folder of a prepared
+      dataset. The split may be a slice such as `train[:10%]`. It may be omitted if it is `train` or the only one.
 
   Raises:
-    ValueError: no such data set or split, files in a format that needs TensorFlow or loses rows.
+    ValueError: no such dataset or split, or files in a format that needs TensorFlow or loses rows.
     DataError: damaged files, or text that is not UTF-8.
   """
   place, split = LOCATION.fullmatch(location).group('place', 'split')
   try:
     builder = _find(place)
   except json_format.Error as error:
-    raise ValueError(f'{place}: a .json file of the data set is damaged: {error}; prepare it again') from None
+    raise ValueError(f'{place}: a .json file of the dataset is damaged: {error}; prepare it again') from None
   if tfds.core.FileFormat.ARRAY_RECORD not in builder.info.available_file_formats():
     raise ValueError(
-      f'{place}: is stored as {builder.info.file_format.value}, which TFDS reads with TensorFlow alone, or not in '
-      'full; prepare it again with file_format=array_record'
+      f'{place}: is stored as {builder.info.file_format.value}, which TFDS cannot read without TensorFlow, or reads '
+      'only in part; prepare it again with file_format=array_record'
     )
   if not isinstance(builder.info.features, tfds.features.FeaturesDict):
-    raise ValueError(f'{place}: its examples are not dictionaries, so they cannot be rows')
+    raise ValueError(f'{place}: the examples are not dictionaries, so they cannot be read as rows')
   source = builder.as_data_source(split=_split(builder, place, split), file_format='array_record')
   for index in range(len(source)):
     try:
       row = _plain(builder.info.features, source[index])
     except UnicodeDecodeError as error:
-      raise row_lib.DataError(f'{location}:{index + 1}', 'not_utf8', f'a text is not UTF-8: {error}') from None
-    except RuntimeError as error:  # of array_record, which knows its files by checksums
-      message = f'the files are damaged: {error}; prepare the data set again'
-      raise row_lib.DataError(f'{location}:{index + 1}', 'damaged_array_record', message) from None
+      raise rows.DataError(f'{location}:{index + 1}', 'not_utf8', f'a text is not UTF-8: {error}') from None
+    except RuntimeError as error:  # array_record found a checksum that does not match
+      message = f'the files are damaged: {error}; prepare the dataset again'
+      raise rows.DataError(f'{location}:{index + 1}', 'damaged_array_record', message) from None
     yield index + 1, row
 
 
@@ -70,37 +71,37 @@ def _find(place: str) -> tfds.core.DatasetBuilder:
       return read_only_builder.builder_from_files(place, data_dir=folder)
   except tfds.core.DatasetNotFoundError:
     pass
-  there = f'there are {", ".join(prepared)}' if (prepared := _prepared(folder)) else 'there is none'
+  available = ', '.join(_prepared(folder)) or 'none'
   raise ValueError(
-    f'{place}: no such data set is prepared in {folder}, the folder of TFDS_DATA_DIR; {there}. To prepare one: '
-    'python -m experiments.data build NAME --manual_dir=FOLDER; without a NAME it tells those that it knows'
+    f'{place}: no such dataset is prepared in {folder}, the folder set by TFDS_DATA_DIR; available: {available}. To '
+    'prepare one: python -m experiments.data build NAME --manual_dir=FOLDER; omit NAME to list the known ones'
   )
 
 
 def _prepared(folder: str) -> list[str]:
-  """'name' or 'name/config' of what is there: files are in name/version or in name/config/version."""
+  """'name' or 'name/config' of each prepared dataset. Files are in name/version or name/config/version."""
   found = [path for depth in ('*/*', '*/*/*') for path in pathlib.Path(folder).glob(f'{depth}/dataset_info.json')]
   return sorted({path.parent.parent.relative_to(folder).as_posix() for path in found})
 
 
 def _split(builder: tfds.core.DatasetBuilder, place: str, split: str | None) -> str:
-  """A split that TFDS can read; the one that is meant where none is named."""
+  """Returns the split to read: the given one, or the default if there is only one choice."""
   known = list(builder.info.splits)
   if split is None and (len(known) == 1 or 'train' in known):
     return 'train' if 'train' in known else known[0]
-  fault = 'name a split' if split is None else f'cannot read split {split!r}'
+  fault = 'name a split' if split is None else f'no split {split!r}'
   try:
     if split is not None and builder.info.splits[split].num_examples:
       return split
   except (KeyError, ValueError):
     pass
-  raise ValueError(f'{place}: {fault}; there are {", ".join(known)}, and parts such as {known[0]}[:10%]')
+  raise ValueError(f'{place}: {fault}; available: {", ".join(known)}, and slices such as {known[0]}[:10%]')
 
 
 def _plain(feature: tfds.features.FeatureConnector, value: Any) -> Any:
-  """A decoded value of a feature as what JSON would hold."""
+  """A decoded value of a feature, as JSON would represent it."""
   if isinstance(feature, tfds.features.FeaturesDict):
-    # Sorted, because TFDS has them in another order in each process.
+    # Sorted, because the order within TFDS differs from process to process.
     return {name: _plain(feature[name], value[name]) for name in sorted(feature) if value[name] is not None}
   if isinstance(feature, tfds.features.Sequence):
     if isinstance(feature.feature, tfds.features.FeaturesDict):  # stored as a dictionary of lists
@@ -117,5 +118,5 @@ def _unboxed(value: Any) -> Any:
   if isinstance(value, bytes):
     return value.decode('utf-8')
   if isinstance(value, float | np.floating):
-    return float(str(np.float32(value)))  # the shortest number that is stored as this one
+    return float(str(np.float32(value)))  # the shortest decimal with this float32 value
   return value.item() if isinstance(value, np.generic) else value

@@ -1,4 +1,4 @@
-"""Chat templates: Jinja text that comes with a model, rendered in a sandbox that runs no Python code."""
+"""Chat templates: Jinja text that comes with a model, rendered in a sandbox that cannot run Python code."""
 
 from collections.abc import Mapping, Sequence
 import datetime
@@ -8,15 +8,15 @@ from typing import Any
 import jinja2
 from jinja2 import ext, nodes, parser, sandbox
 
-from alignjax.data.sources import Message
+from alignjax.data.reading import rows
 
 
 class TemplateError(ValueError):
-  """The template cannot be read, or refuses these messages."""
+  """The template is not valid Jinja, or rejects the messages."""
 
 
 class _Generation(ext.Extension):
-  """`{% generation %} ... {% endgeneration %}` marks an assistant's words; they are rendered as they stand."""
+  """`{% generation %} ... {% endgeneration %}` marks the assistant's text. The contents are rendered as usual."""
 
   tags = frozenset({'generation'})
 
@@ -30,12 +30,12 @@ class ChatTemplate:
 
   Args:
     source: the Jinja text.
-    special_tokens: text by name (`bos_token`, `eos_token`, ...), visible to the template.
-    now: what `strftime_now` reads; None is the clock. A template that prints the date makes other tokens tomorrow, so
-      fix it where a run must be repeatable.
+    special_tokens: text by name (`bos_token`, `eos_token`, ...), available to the template.
+    now: the time that `strftime_now` formats; None reads the clock. A template that prints the date gives different
+      tokens tomorrow, so pass a fixed time if a run must be reproducible.
 
   Raises:
-    TemplateError: the text is not Jinja.
+    TemplateError: the source is not valid Jinja.
   """
 
   def __init__(self, source: str, special_tokens: Mapping[str, str], now: datetime.datetime | None = None):
@@ -51,11 +51,11 @@ class ChatTemplate:
       raise TemplateError(f'the chat template is not valid Jinja: {error}') from None
     self._special_tokens = dict(special_tokens)
 
-  def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
-    """The text of a conversation; with `add_generation_prompt` it ends where the assistant's next message starts.
+  def render(self, messages: Sequence[rows.Message], *, add_generation_prompt: bool) -> str:
+    """Renders a conversation; with `add_generation_prompt` the text ends where the assistant's next message starts.
 
     Raises:
-      TemplateError: the template refuses the messages, or fails on them.
+      TemplateError: the template rejects the messages, or fails on them.
     """
     try:
       return self._template.render(
@@ -65,12 +65,12 @@ class ChatTemplate:
         tools=None,
         documents=None,
       )
-    except Exception as error:  # whatever a foreign program raises is about that program and these messages
-      raise TemplateError(f'the chat template refuses the messages: {type(error).__name__}: {error}') from None
+    except Exception as error:  # templates are foreign programs and can raise anything
+      raise TemplateError(f'the chat template rejects the messages: {type(error).__name__}: {error}') from None
 
 
 def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
-  """JSON as it stands: Jinja's own filter escapes it for HTML."""
+  """Plain JSON. (Jinja's own filter escapes the text for HTML.)"""
   return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
 
 

@@ -1,4 +1,4 @@
-"""What became of every row that was read."""
+"""Counts what happened to every row that was read."""
 
 import dataclasses
 
@@ -7,10 +7,10 @@ EXAMPLES_KEPT = 3
 
 @dataclasses.dataclass
 class Tally:
-  """How often something happened, and where it happened first."""
+  """How often something happened, with the first few occurrences."""
 
   count: int = 0
-  examples: list[str] = dataclasses.field(default_factory=list)  # 'file:line: detail', the first few
+  examples: list[str] = dataclasses.field(default_factory=list)  # 'file:line: detail', at most EXAMPLES_KEPT
 
   def add(self, origin: str, detail: str) -> None:
     self.count += 1
@@ -20,9 +20,9 @@ class Tally:
 
 @dataclasses.dataclass
 class DropReport:
-  """Counts of the rows that were read, dropped (by reason), and kept with a change worth knowing.
+  """Counts rows that were read, dropped (by reason), and kept with a change worth knowing about.
 
-  One report travels through reading and tokenisation, so that `read == kept + dropped` always holds.
+  The same report goes through reading and tokenisation, so `read == kept + dropped` always holds.
   """
 
   read: int = 0

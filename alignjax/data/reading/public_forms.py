@@ -1,10 +1,10 @@
-"""Forms of rows as well-known data sets publish them. What they hold beyond these columns has no use in training."""
+"""Row forms of well-known public datasets. Each lists the columns it reads and the published columns it skips."""
 
 from collections.abc import Collection, Mapping
 import re
 from typing import Any
 
-from alignjax.data import generic_forms, rows, values
+from alignjax.data.reading import ranking, rows, values
 
 HH = ('chosen', 'rejected')
 BINARISED = ('prompt', 'chosen', 'rejected', 'score_chosen', 'score_rejected')
@@ -25,26 +25,26 @@ TURN = re.compile(r'\n\n(Human|Assistant):')
 REPLY = '\n\nAssistant:'
 
 
-def hh(fields: Mapping[str, Any], ignored: Collection[str]) -> rows.Pair:
-  r"""Anthropic's HH: `chosen` and `rejected`, transcripts "\n\nHuman: ...\n\nAssistant: ..." that share all turns but
-  the last. The prompt becomes chat messages."""
+def hh(fields: Mapping[str, Any], ignored: Collection[str]) -> rows.Example:
+  r"""Anthropic's HH: `chosen` and `rejected`, transcripts "\n\nHuman: ...\n\nAssistant: ..." that differ only in the
+  last turn. The prompt becomes chat messages."""
   del ignored  # transcripts have no fields
   chosen, rejected = _transcripts(fields)
-  return rows.Pair(chosen[:-1], (chosen[-1]['content'], rejected[-1]['content']))
+  return rows.Example(chosen[:-1], (chosen[-1]['content'], rejected[-1]['content']))
 
 
-def hh_text(fields: Mapping[str, Any], ignored: Collection[str]) -> rows.Pair:
+def hh_text(fields: Mapping[str, Any], ignored: Collection[str]) -> rows.Example:
   r"""The columns of `hh`. The prompt stays the text of the transcript up to the last "\n\nAssistant:", for models
   without a chat template."""
   del ignored
   _transcripts(fields)
   split = [fields[name].rindex(REPLY) + len(REPLY) for name in HH]
   chosen, rejected = (str(fields[name])[at:].rstrip() for name, at in zip(HH, split, strict=True))
-  return rows.Pair(str(fields['chosen'])[: split[0]], (chosen, rejected))
+  return rows.Example(str(fields['chosen'])[: split[0]], (chosen, rejected))
 
 
 def _transcripts(fields: Mapping[str, Any]) -> tuple[list[rows.Message], list[rows.Message]]:
-  """The turns of both transcripts, once it is certain that they make a pair."""
+  """The turns of both transcripts, after checking that they form a pair."""
   values.require(fields, HH)
   chosen, rejected = (_turns(fields[name], name) for name in HH)
   if chosen[:-1] != rejected[:-1]:
@@ -52,7 +52,7 @@ def _transcripts(fields: Mapping[str, Any]) -> tuple[list[rows.Message], list[ro
   for name, messages in (('chosen', chosen), ('rejected', rejected)):
     _check_turns(messages, name)
   if chosen == rejected:
-    raise rows.Dropped('identical_text', 'the last turns are the same but for white space')
+    raise rows.Dropped('identical_text', 'the last turns are the same except for white space')
   return chosen, rejected
 
 
@@ -65,7 +65,7 @@ def _turns(transcript: Any, name: str) -> list[rows.Message]:
 
 
 def _check_turns(messages: list[rows.Message], name: str) -> None:
-  """User and assistant must speak by turns, the assistant last, and each must say something."""
+  """Drops a transcript unless user and assistant alternate, the assistant speaks last, and no turn is empty."""
   for i, message in enumerate(messages):
     if message['role'] != ('user', 'assistant')[i % 2]:
       raise rows.Dropped('roles_do_not_alternate', f"field '{name}': turn {i + 1} is by the {message['role']}")
@@ -77,20 +77,21 @@ def _check_turns(messages: list[rows.Message], name: str) -> None:
     raise rows.Dropped('empty_turn', f"field '{name}': a turn before the last is empty")
 
 
-def binarised(fields: Mapping[str, Any], ignored: Collection[str]) -> rows.Pair:
-  """UltraFeedback binarised, and its like: `chosen` and `rejected`, whole conversations that share all but their last
-  message. Optional: `prompt`, the text of a user's message in them; `score_chosen` and `score_rejected`, rewards."""
-  messages, chosen, rejected = generic_forms.conversations(fields, ignored)
+def binarised(fields: Mapping[str, Any], ignored: Collection[str]) -> rows.Example:
+  """Binarised UltraFeedback and similar datasets: `chosen` and `rejected`, whole conversations that differ only in
+  their last message. Optional: `prompt`, the text of a user message in them; `score_chosen` and `score_rejected`,
+  rewards."""
+  messages, chosen, rejected = values.conversations(fields, ignored)
   if 'prompt' in fields:
     prompt = values.text(fields['prompt'], 'prompt').strip()
     if not any(message['role'] == 'user' and message['content'].strip() == prompt for message in messages):
       raise rows.Refused(
         'prompts_differ',
-        "field 'prompt': is no user's message of 'chosen'; correct it, or leave it unused by ignore_fields",
+        "field 'prompt': does not match any user message of 'chosen'; correct it, or add it to ignore_fields",
       )
-  pair = rows.Pair(messages, (chosen, rejected), score=_two_scores(fields))
-  generic_forms.check_different(pair.responses)
-  return pair
+  example = rows.Example(messages, (chosen, rejected), score=_two_scores(fields))
+  ranking.check_different(example.responses)
+  return example
 
 
 def _two_scores(fields: Mapping[str, Any]) -> tuple[float, float] | None:
@@ -102,9 +103,9 @@ def _two_scores(fields: Mapping[str, Any]) -> tuple[float, float] | None:
   return chosen, rejected
 
 
-def ultrafeedback(fields: Mapping[str, Any], ignored: Collection[str]) -> rows.Pair:
-  """UltraFeedback: `instruction` (or `prompt`), what the user says, and `completions`, a list of objects with
-  `response` and `overall_score` (or `score`). They become the responses to one user's message, the best first."""
+def ultrafeedback(fields: Mapping[str, Any], ignored: Collection[str]) -> rows.Example:
+  """UltraFeedback: `instruction` (or `prompt`), the user message, and `completions`, a list of objects with
+  `response` and `overall_score` (or `score`). They become the responses to that message, the best first."""
   values.require(fields, ('completions',))
   prompt = _either(fields, ('instruction', 'prompt'))
   message = {'role': 'user', 'content': values.filled(fields[prompt], prompt, 'prompt')}
@@ -114,14 +115,14 @@ def ultrafeedback(fields: Mapping[str, Any], ignored: Collection[str]) -> rows.P
   found = [_completion(each, f'completions[{i}]', ignored) for i, each in enumerate(completions)]
   responses, scores = zip(*found, strict=True)
   if len(responses) > 1:
-    generic_forms.check_different(responses)
-    generic_forms.check_untied(scores)
-  return generic_forms.best_first(rows.Pair([message], responses, score=scores))
+    ranking.check_different(responses)
+    ranking.check_untied(scores)
+  return ranking.best_first(rows.Example([message], responses, score=scores))
 
 
-def ultrafeedback_pair(fields: Mapping[str, Any], ignored: Collection[str]) -> rows.Pair:
-  """The columns of `ultrafeedback`, of which the best and the worst completion make a pair."""
-  return generic_forms.best_and_worst(ultrafeedback(fields, ignored), 'completions')
+def ultrafeedback_pair(fields: Mapping[str, Any], ignored: Collection[str]) -> rows.Example:
+  """The columns of `ultrafeedback`. The best and the worst completion form a pair."""
+  return ranking.best_and_worst(ultrafeedback(fields, ignored), 'completions')
 
 
 def _completion(value: Any, name: str, ignored: Collection[str]) -> tuple[str, float]:
@@ -132,33 +133,33 @@ def _completion(value: Any, name: str, ignored: Collection[str]) -> tuple[str, f
   return response, values.number(value[score], f'{name}.{score}')
 
 
-def tldr(fields: Mapping[str, Any], ignored: Collection[str]) -> rows.Pair:
-  """OpenAI's comparisons of summaries: `info` with `post`, `title` and `subreddit`, two `summaries` with `text`, and
-  `choice`, 0 or 1, the better one. The prompt is a text that ends in "TL;DR:". News articles are dropped."""
+def tldr(fields: Mapping[str, Any], ignored: Collection[str]) -> rows.Example:
+  """OpenAI's summary comparisons: `info` with `post`, `title` and `subreddit`, two `summaries` with `text`, and
+  `choice`, the index of the better one. The prompt is a text that ends in "TL;DR:". News articles are dropped."""
   values.require(fields, TLDR)
   info = values.mapping(fields['info'], 'info', POST, {*POST_UNUSED, *ignored})
   if info.get('post') is None and info.get('article') is not None:
-    raise rows.Dropped('no_post', "field 'info.post': there is none, but a news article")
+    raise rows.Dropped('no_post', "field 'info.post': missing; the row is about a news article")
   values.require(info, ('post',), 'info')
   summaries = values.items(fields['summaries'], 'summaries')
   if len(summaries) != 2:
     raise rows.Refused('wrong_length', f"field 'summaries': has {len(summaries)} summaries; a comparison has two")
   choice = values.number(fields['choice'], 'choice')
   if choice not in (0, 1):
-    raise rows.Refused('out_of_range', "field 'choice': must be 0 or 1, the place of the better summary")
+    raise rows.Refused('out_of_range', "field 'choice': must be 0 or 1, the index of the better summary")
   texts = []
   for i, summary in enumerate(summaries):
     name = f'summaries[{i}]'
     values.mapping(summary, name, SUMMARY, {*SUMMARY_UNUSED, *ignored})
     values.require(summary, SUMMARY, name)
     texts.append(' ' + values.filled(summary['text'], f'{name}.text', 'response').strip())
-  pair = rows.Pair(_post(info), tuple(texts if choice == 0 else reversed(texts)))
-  generic_forms.check_different(pair.responses)
-  return pair
+  example = rows.Example(_post(info), tuple(texts if choice == 0 else reversed(texts)))
+  ranking.check_different(example.responses)
+  return example
 
 
 def _post(info: Mapping[str, Any]) -> str:
-  """The text that comes before a summary, in the words that the data set's authors used."""
+  """The text before a summary, in the format of the dataset's authors."""
   parts = []
   for name, heading in (('subreddit', 'SUBREDDIT: r/'), ('title', 'TITLE: '), ('post', 'POST: ')):
     if name == 'post' or info.get(name) is not None:  # the other two are optional
@@ -167,11 +168,11 @@ def _post(info: Mapping[str, Any]) -> str:
 
 
 def _either(fields: Mapping[str, Any], names: tuple[str, str], where: str = '') -> str:
-  """Which of two columns the row has."""
+  """Returns which one of two alternative columns the row has."""
   given = [name for name in names if name in fields]
   if len(given) == 1:
     return given[0]
   place = f'{where}.{names[0]}' if where else names[0]
   if given:
     raise rows.Refused('two_fields', f"field '{place}': the row has {names[1]} too; give one of the two")
-  raise rows.Refused('missing_field', f"field '{place}' is missing; needed is {names[0]} or {names[1]}")
+  raise rows.Refused('missing_field', f"field '{place}' is missing; the row needs {names[0]} or {names[1]}")
