@@ -26,11 +26,11 @@ import optax
 from alignjax import objectives
 from alignjax.models import base as models
 from alignjax.models import transformer
+from alignjax.run import xla_flags
 from alignjax.training import state as state_lib
 from alignjax.training import step as step_lib
 from alignjax.types import Params, PreferenceBatch
 from bench import shapes
-from experiments import expressions, xla_flags
 
 _OBJECTIVES = flags.DEFINE_multi_string(
   'objective', None, 'Expressions to compare with dpo() instead of the usual ones.'
@@ -79,7 +79,7 @@ class Contender:
   """The compiled training step of one objective."""
 
   def __init__(self, expression: str, model: models.LanguageModel, bench: 'Bench'):
-    objective, self.bench = expressions.parse_objective(expression), bench
+    objective, self.bench = objectives.parse(expression), bench
     self.couples_rows = objective.couples_rows
     self.memory = {name: jnp.asarray(value, jnp.float32) for name, value in objective.memory.initial.items()}
     step = step_lib.build_train_step(model, objective, TX, chunk=_CHUNK.value)

@@ -30,17 +30,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from alignjax import stats
+from alignjax import objectives, stats
 from alignjax.models import base as models
 from alignjax.models import lora as lora_lib
 from alignjax.models import quantization, transformer
-from alignjax.objectives import base as objectives
 from alignjax.training import gradients, reference
 from alignjax.training import state as state_lib
 from alignjax.training import step as step_lib
 from alignjax.types import Array, Params, PreferenceBatch
 from bench import shapes
-from experiments import expressions
 
 _OBJECTIVES = flags.DEFINE_multi_string(
   'objective', ['dpo()', 'ra_dpo(risk=cvar(0.97))'], 'Objectives to compare with.'
@@ -154,7 +152,7 @@ class Contender:
 
 
 def compare(expression: str, config: transformer.TransformerConfig, policy: Params, other: Params) -> None:
-  model, objective = transformer.build(config), expressions.parse_objective(expression)
+  model, objective = transformer.build(config), objectives.parse(expression)
   run = Run(model, objective, policy, other, batch_of(config.vocab_size))
   base = Contender('live', run)
   contenders = {}

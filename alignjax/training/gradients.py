@@ -17,9 +17,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from alignjax import stats
+from alignjax import objectives, stats
 from alignjax.models import base as models
-from alignjax.objectives import base as objectives
 from alignjax.parallel import mesh as mesh_lib
 from alignjax.training import rows
 from alignjax.types import Array, Head, Params, PreferenceBatch, WeightedSum

@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from alignjax import optim, stats
+from alignjax import objectives, optim, stats
 from alignjax.models import base as models
 from alignjax.models import lora as lora_lib
-from alignjax.objectives import base as objectives
 from alignjax.training import gradients
 from alignjax.training.state import Frozen, TrainState
 from alignjax.types import Array, Head, Params, PreferenceBatch, WeightedSum

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from alignjax import objectives, risk
+from alignjax.commands import train
 from alignjax.data import reference_cache
 from alignjax.models import checkpoint_io
+from alignjax.run import preparation, settings
 from alignjax.training import reference
-from experiments import config as config_lib
-from experiments import preparation, train
 from tests import assets
-from tests.experiments import train_test
+from tests.commands import train_test
 
 
 @pytest.fixture(scope='module')
@@ -41,7 +41,7 @@ def config_of(folder, workdir, **overrides):
     'doctor': 'off',
     'workdir': str(folder / workdir),
   }
-  return config_lib.Config(**values | overrides)
+  return settings.Config(**values | overrides)
 
 
 def records(folder, workdir, **overrides):
