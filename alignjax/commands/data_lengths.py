@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from alignjax.commands import data_tokens
-from alignjax.data import pairs
+from alignjax.data.tokens import dataset
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 BAR = 24  # characters of the longest bar
@@ -29,7 +29,7 @@ STYLE = {
 }
 
 
-def lengths(tokenized: pairs.TokenizedPairs) -> dict[str, np.ndarray]:
+def lengths(tokenized: dataset.TokenDataset) -> dict[str, np.ndarray]:
   """Tokens of prompts and of each response, by name: [n] int64."""
   return {
     'prompt': tokenized.prompt_length,

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from rich import console as rich_console
 from rich import text as rich_text
 
-from alignjax.data import pairs, tokenization
+from alignjax.data.tokens import dataset, tokenization
 
 SHOWN = 400  # tokens of a text; the middle of a longer one is left out
 GIVEN, TRAINED, END, BOS = KINDS = ('given, not trained', 'trained', 'end token, trained', 'BOS')
@@ -19,7 +19,7 @@ def names(responses: int) -> list[str]:
   return ['chosen', 'rejected'] if responses == 2 else [f'response {i + 1}' for i in range(responses)]
 
 
-def show(tokenized: pairs.TokenizedPairs, tokenizer: tokenization.Tokenizer, console: rich_console.Console) -> None:
+def show(tokenized: dataset.TokenDataset, tokenizer: tokenization.Tokenizer, console: rich_console.Console) -> None:
   """Prints the first pair: each token with its id, in the colour or the mark of what becomes of it."""
   pair = tokenized[0]
   told = [f'label {pair.label:g}', f'weight {pair.weight:g}']

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from alignjax import objectives
-from alignjax.data import tokenization
+from alignjax.data.tokens import tokenization
 from alignjax.models import base, checkpoint_io, transformer
 from alignjax.models import lora as lora_lib
 from alignjax.optim import recipes

@@ -13,7 +13,8 @@ import pytest
 from safetensors import numpy as safetensors_numpy
 
 from alignjax.commands import doctor, train
-from alignjax.data import findings, tokenization
+from alignjax.data.tokens import tokenization
+from alignjax.doctor import findings
 from alignjax.models import checkpoint_io
 from alignjax.run import inputs, preparation, settings
 from alignjax.training import doctor as examinations

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from alignjax.commands import sample
-from alignjax.data import sources, tokenization
+from alignjax.data.reading import rows
+from alignjax.data.tokens import tokenization
 from alignjax.models import checkpoint_io, transformer
 from alignjax.sampling import strategies
 from tests import assets
@@ -127,7 +128,7 @@ def test_prompts_are_read_from_a_file(tmp_path):
 )
 def test_bad_prompts_are_named(tmp_path, row, message):
   (tmp_path / 'p.jsonl').write_text('{"prompt": "fine"}\n' + row + '\n')
-  with pytest.raises(sources.DataError, match=message):
+  with pytest.raises(rows.DataError, match=message):
     sample.read_prompts(str(tmp_path / 'p.jsonl'))
 
 

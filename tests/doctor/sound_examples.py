@@ -1,8 +1,8 @@
 """Preference pairs with nothing wrong, and what tests of their health say about them."""
 
-from alignjax.data import findings as findings_lib
-from alignjax.data import health, sources
-from alignjax.data import pairs as pairs_lib
+from alignjax.data.reading import rows
+from alignjax.data.tokens import dataset, encoding
+from alignjax.doctor import examples, findings
 
 COUNT = 200
 BOS, END, VOCABULARY = 282, 286, 287  # <|begin_of_text|>, <|eot_id|> and all tokens of llama_3
@@ -13,25 +13,25 @@ def texts(count=COUNT, chat=False, ending='?'):
   for i in range(count):
     prompt, responses = f'The film {i}{ending}', (f' was it {i}', f' no {i}')
     prompt = [{'role': 'user', 'content': prompt}] if chat else prompt
-    yield sources.Pair(prompt, responses if i % 2 else responses[::-1], path='train.jsonl', line=i + 1)
+    yield rows.Example(prompt, responses if i % 2 else responses[::-1], path='train.jsonl', line=i + 1)
 
 
 def tokenize(pairs, tokenizer, **options):
   options = {'max_prompt': 64, 'max_response': 64, 'vocab_size': tokenizer.vocab_size} | options
-  return pairs_lib.tokenize(pairs, tokenizer, **options)
+  return encoding.tokenize(pairs, tokenizer, encoding.Limits(**options))
 
 
-def faults(findings):
+def faults(found):
   """What is more than a note, worst or not."""
-  return {finding.name: finding.severity for finding in findings if finding.severity != findings_lib.NOTE}
+  return {finding.name: finding.severity for finding in found if finding.severity != findings.NOTE}
 
 
-def named(findings, name):
-  return next(finding for finding in findings if finding.name == name)
+def named(found, name):
+  return next(finding for finding in found if finding.name == name)
 
 
 def examine(rows, tokenizer, **options):
-  return health.examine_pairs(pairs_lib.pack(rows), tokenizer, **{'vocab_size': VOCABULARY} | options)
+  return examples.examine(dataset.pack(rows), tokenizer, **{'vocab_size': VOCABULARY} | options)
 
 
 def faults_of(rows, tokenizer, **options):

@@ -5,13 +5,12 @@ import json
 
 import pytest
 
-from alignjax.data import findings as findings_lib
-from alignjax.data import health, tokenization
-from alignjax.data import pairs as pairs_lib
-from tests.data import sound_pairs as given
+from alignjax.data.tokens import dataset, tokenization
+from alignjax.doctor import examples, findings, tokenizers
 from tests.data import tokenizer_families, variants
+from tests.doctor import sound_examples
 
-ERROR, WARNING, NOTE = findings_lib.SEVERITIES
+ERROR, WARNING, NOTE = findings.SEVERITIES
 
 
 @pytest.fixture(scope='module')
@@ -28,7 +27,7 @@ def tokenizer(load):
 @pytest.fixture(scope='module')
 def sound(tokenizer):
   """Rows of token ids with nothing wrong."""
-  return list(given.tokenize(given.texts(chat=True), tokenizer))
+  return list(sound_examples.tokenize(sound_examples.texts(chat=True), tokenizer))
 
 
 # --- sound
@@ -37,32 +36,37 @@ def sound(tokenizer):
 @pytest.mark.parametrize('name', tokenizer_families.FAMILIES)
 def test_sound_data_have_no_fault(load, name):
   tokenizer = load(name)
-  assert given.faults(health.examine_tokenizer(tokenizer, vocab_size=tokenizer.vocab_size)) == {}
+  assert sound_examples.faults(tokenizers.examine(tokenizer, vocab_size=tokenizer.vocab_size)) == {}
   for chat in (False, True)[: 1 if tokenizer.template is None else 2]:
-    findings = health.examine_pairs(
-      given.tokenize(given.texts(chat=chat), tokenizer),
+    findings = examples.examine(
+      sound_examples.tokenize(sound_examples.texts(chat=chat), tokenizer),
       tokenizer,
       vocab_size=tokenizer.vocab_size,
       max_positions=128,
     )
     # What this family's generation prompt opens, and its answers go on with, is one token when they stand together.
     merges = name == 'qwen_thinking' and chat
-    assert given.faults(findings) == ({'boundary_merges': WARNING} if merges else {})
+    assert sound_examples.faults(findings) == ({'boundary_merges': WARNING} if merges else {})
 
 
 def test_sound_data_of_a_chatml_tokenizer_whose_bos_opens_turns(tmp_path):
   tokenizer = tokenization.Tokenizer.load(variants.byte_level(tmp_path))
-  assert given.faults(health.examine_tokenizer(tokenizer, vocab_size=384)) == {}
+  assert sound_examples.faults(tokenizers.examine(tokenizer, vocab_size=384)) == {}
   for chat in (False, True):
     for max_prompt in (64, 16):
-      pairs = given.tokenize(given.texts(chat=chat), tokenizer, max_prompt=max_prompt)
-      faults = given.faults(health.examine_pairs(pairs, tokenizer, vocab_size=384))
+      pairs = sound_examples.tokenize(sound_examples.texts(chat=chat), tokenizer, max_prompt=max_prompt)
+      faults = sound_examples.faults(examples.examine(pairs, tokenizer, vocab_size=384))
       assert faults == ({'prompts_cut': ERROR} if chat and max_prompt == 16 else {})
 
 
 def test_sound_data_with_other_numbers_of_responses(tokenizer, sound):
-  assert given.faults_of(given.unpaired(sound), tokenizer) == {}
-  assert given.faults_of([row._replace(responses=[*row.responses, [30, given.END]]) for row in sound], tokenizer) == {}
+  assert sound_examples.faults_of(sound_examples.unpaired(sound), tokenizer) == {}
+  assert (
+    sound_examples.faults_of(
+      [row._replace(responses=[*row.responses, [30, sound_examples.END]]) for row in sound], tokenizer
+    )
+    == {}
+  )
 
 
 # --- token ids
@@ -70,79 +74,87 @@ def test_sound_data_with_other_numbers_of_responses(tokenizer, sound):
 
 def test_second_bos(tokenizer, sound):
   edits = {
-    'doubled': lambda row: row._replace(prompt=[given.BOS, *row.prompt]),
-    'within': lambda row: row._replace(prompt=[*row.prompt, given.BOS, 30]),
-    'response': lambda row: row._replace(responses=[row.responses[0], [given.BOS, *row.responses[1]]]),
+    'doubled': lambda row: row._replace(prompt=[sound_examples.BOS, *row.prompt]),
+    'within': lambda row: row._replace(prompt=[*row.prompt, sound_examples.BOS, 30]),
+    'response': lambda row: row._replace(responses=[row.responses[0], [sound_examples.BOS, *row.responses[1]]]),
   }
   for edit in edits.values():
-    findings = given.examine(given.some(sound, edit, 0.5), tokenizer)
-    assert given.faults(findings) == {'double_bos': ERROR}
-    seen = "100 of 200 pairs (50.0%) have a second '<|begin_of_text|>' (282), within the prompt or in a response"
-    assert given.named(findings, 'double_bos').seen == seen + '; the first is train.jsonl:101'
-    assert given.faults_of(given.some(sound, edit, 1 / given.COUNT), tokenizer) == {'double_bos': WARNING}
+    findings = sound_examples.examine(sound_examples.some(sound, edit, 0.5), tokenizer)
+    assert sound_examples.faults(findings) == {'double_bos': ERROR}
+    seen = "100 of 200 examples (50.0%) have a second '<|begin_of_text|>' (282), within the prompt or in a response"
+    assert sound_examples.named(findings, 'double_bos').seen == seen + '; the first is train.jsonl:101'
+    assert sound_examples.faults_of(sound_examples.some(sound, edit, 1 / sound_examples.COUNT), tokenizer) == {
+      'double_bos': WARNING
+    }
 
 
 def test_second_bos_where_every_exchange_starts_with_one(load):
   tokenizer = load('llama_2')
   start = [{'role': 'user', 'content': 'Oh'}, {'role': 'assistant', 'content': 'Yes'}]
-  pairs = given.tokenize([pair._replace(prompt=start + pair.prompt) for pair in given.texts(chat=True)], tokenizer)
+  pairs = sound_examples.tokenize(
+    [pair._replace(prompt=start + pair.prompt) for pair in sound_examples.texts(chat=True)], tokenizer
+  )
   assert pairs[0].prompt.tolist().count(tokenizer.bos_id) == 2
-  assert given.faults_of(pairs, tokenizer, vocab_size=336) == {}
+  assert sound_examples.faults_of(pairs, tokenizer, vocab_size=336) == {}
   doubled = [row._replace(prompt=[1, *row.prompt]) for row in pairs]
-  assert given.faults_of(doubled, tokenizer, vocab_size=336) == {'double_bos': ERROR}
+  assert sound_examples.faults_of(doubled, tokenizer, vocab_size=336) == {'double_bos': ERROR}
 
 
 def test_bos_that_is_also_the_end_may_part_texts_of_a_prompt(tmp_path):
   tokenizer = tokenization.Tokenizer.load(tokenizer_families.write(tmp_path, 'gpt_2', add_bos_token=True))
-  parted = [pair._replace(prompt=f'Oh.<|endoftext|>{pair.prompt}') for pair in given.texts()]
-  assert given.faults_of(given.tokenize(parted, tokenizer), tokenizer) == {}
-  doubled = [pair._replace(prompt=f'<|endoftext|><|endoftext|>{pair.prompt}') for pair in given.texts()]
-  assert given.faults_of(given.tokenize(doubled, tokenizer), tokenizer) == {'double_bos': ERROR}
+  parted = [pair._replace(prompt=f'Oh.<|endoftext|>{pair.prompt}') for pair in sound_examples.texts()]
+  assert sound_examples.faults_of(sound_examples.tokenize(parted, tokenizer), tokenizer) == {}
+  doubled = [pair._replace(prompt=f'<|endoftext|><|endoftext|>{pair.prompt}') for pair in sound_examples.texts()]
+  assert sound_examples.faults_of(sound_examples.tokenize(doubled, tokenizer), tokenizer) == {'double_bos': ERROR}
 
 
 def test_missing_bos(tokenizer, sound):
-  findings = given.examine([row._replace(prompt=row.prompt[1:]) for row in sound], tokenizer)
-  assert given.faults(findings) == {'missing_bos': ERROR}
+  findings = sound_examples.examine([row._replace(prompt=row.prompt[1:]) for row in sound], tokenizer)
+  assert sound_examples.faults(findings) == {'missing_bos': ERROR}
 
 
 def test_end_that_is_not_trained(tokenizer, sound):
   def cut(row):
     return row._replace(responses=[row.responses[0], row.responses[1][:-1]])
 
-  assert given.faults_of(given.some(sound, cut, 1.0), tokenizer) == {'untrained_end': ERROR}
-  assert given.faults_of(given.some(sound, cut, 0.1), tokenizer) == {'untrained_end': WARNING}
-  assert given.faults_of(given.some(sound, cut, 0.02), tokenizer) == {}
-  pairs = given.tokenize(given.texts(), tokenizer, max_response=4, truncate_response=True)
-  findings = health.examine_pairs(pairs, tokenizer, vocab_size=given.VOCABULARY)
-  assert given.named(findings, 'untrained_end').severity == ERROR
+  assert sound_examples.faults_of(sound_examples.some(sound, cut, 1.0), tokenizer) == {'untrained_end': ERROR}
+  assert sound_examples.faults_of(sound_examples.some(sound, cut, 0.1), tokenizer) == {'untrained_end': WARNING}
+  assert sound_examples.faults_of(sound_examples.some(sound, cut, 0.02), tokenizer) == {}
+  pairs = sound_examples.tokenize(sound_examples.texts(), tokenizer, max_response=4, truncate_response=True)
+  findings = examples.examine(pairs, tokenizer, vocab_size=sound_examples.VOCABULARY)
+  assert sound_examples.named(findings, 'untrained_end').severity == ERROR
 
 
 def test_end_token_within_a_response(tokenizer, sound):
   def close_twice(row):
-    return row._replace(responses=[[*row.responses[0], given.END], row.responses[1]])
+    return row._replace(responses=[[*row.responses[0], sound_examples.END], row.responses[1]])
 
-  assert given.faults_of(given.some(sound, close_twice, 1.0), tokenizer) == {'end_token_inside': ERROR}
-  assert given.faults_of(given.some(sound, close_twice, 0.1), tokenizer) == {'end_token_inside': WARNING}
+  assert sound_examples.faults_of(sound_examples.some(sound, close_twice, 1.0), tokenizer) == {
+    'end_token_inside': ERROR
+  }
+  assert sound_examples.faults_of(sound_examples.some(sound, close_twice, 0.1), tokenizer) == {
+    'end_token_inside': WARNING
+  }
 
 
 def test_ids_that_the_embedding_has_not(tokenizer, sound):
   for side in ('prompt', 'responses'):
-    for token in (given.VOCABULARY, -1):
+    for token in (sound_examples.VOCABULARY, -1):
       edit = {
         'prompt': lambda row, token=token: row._replace(prompt=[*row.prompt, token]),
         'responses': lambda row, token=token: row._replace(responses=[row.responses[0], [token, *row.responses[1]]]),
       }[side]
-      findings = given.examine(given.some(sound, edit, 1 / given.COUNT), tokenizer)
-      assert given.faults(findings) == {'outside_vocabulary': ERROR}
-      assert given.named(findings, 'outside_vocabulary').seen.endswith('the first is train.jsonl:200')
+      findings = sound_examples.examine(sound_examples.some(sound, edit, 1 / sound_examples.COUNT), tokenizer)
+      assert sound_examples.faults(findings) == {'outside_vocabulary': ERROR}
+      assert sound_examples.named(findings, 'outside_vocabulary').seen.endswith('the first is train.jsonl:200')
 
 
 def test_sequences_beyond_the_positions_of_the_model(tokenizer, sound):
   longest = max(len(row.prompt) + max(map(len, row.responses)) for row in sound)
-  assert given.faults_of(sound, tokenizer, max_positions=longest) == {}
-  findings = given.examine(sound, tokenizer, max_positions=longest - 1)
-  assert given.faults(findings) == {'beyond_positions': ERROR}
-  assert f'up to {longest} tokens' in given.named(findings, 'beyond_positions').seen
+  assert sound_examples.faults_of(sound, tokenizer, max_positions=longest) == {}
+  findings = sound_examples.examine(sound, tokenizer, max_positions=longest - 1)
+  assert sound_examples.faults(findings) == {'beyond_positions': ERROR}
+  assert f'up to {longest} tokens' in sound_examples.named(findings, 'beyond_positions').seen
 
 
 # --- the report
@@ -151,36 +163,40 @@ def test_sequences_beyond_the_positions_of_the_model(tokenizer, sound):
 def test_rows_that_were_dropped_or_cut(tokenizer):
   def long(share):
     return [
-      pair._replace(responses=('so' * 99, 'no')) if pair.line > (1 - share) * given.COUNT else pair
-      for pair in given.texts()
+      pair._replace(responses=('so' * 99, 'no')) if pair.line > (1 - share) * sound_examples.COUNT else pair
+      for pair in sound_examples.texts()
     ]
 
   def check(pairs, **options):
-    return health.examine_pairs(given.tokenize(pairs, tokenizer, **options), tokenizer, vocab_size=given.VOCABULARY)
+    return examples.examine(
+      sound_examples.tokenize(pairs, tokenizer, **options), tokenizer, vocab_size=sound_examples.VOCABULARY
+    )
 
-  assert given.faults(check(long(0.04))) == {}
-  assert given.named(check(long(0.04)), 'responses_dropped').severity == NOTE
+  assert sound_examples.faults(check(long(0.04))) == {}
+  assert sound_examples.named(check(long(0.04)), 'responses_dropped').severity == NOTE
   findings = check(long(0.1))
-  assert given.faults(findings) == {'responses_dropped': WARNING}
-  assert given.named(findings, 'responses_dropped').seen.startswith('20 of 200 (10.0%) rows dropped')
-  assert 'train.jsonl:181' in given.named(findings, 'responses_dropped').seen
-  assert given.faults(check(long(0.6))) == {'responses_dropped': ERROR}
-  same = [pair._replace(responses=('so', 'so')) if pair.line <= 20 else pair for pair in given.texts()]
-  assert given.faults(check(same)) == {'rows_dropped': WARNING}
-  assert 'identical_responses at train.jsonl:1:' in given.named(check(same), 'rows_dropped').seen
-  assert given.faults(check(given.texts(), max_prompt=6)) == {'prompts_cut': ERROR}
-  wordy = [pair._replace(prompt='Oh ' * 30 + str(pair.line)) if pair.line <= 20 else pair for pair in given.texts()]
-  assert given.faults(check(wordy, max_prompt=32)) == {'prompts_cut': WARNING}
+  assert sound_examples.faults(findings) == {'responses_dropped': WARNING}
+  assert sound_examples.named(findings, 'responses_dropped').seen.startswith('20 of 200 (10.0%) rows dropped')
+  assert 'train.jsonl:181' in sound_examples.named(findings, 'responses_dropped').seen
+  assert sound_examples.faults(check(long(0.6))) == {'responses_dropped': ERROR}
+  same = [pair._replace(responses=('so', 'so')) if pair.line <= 20 else pair for pair in sound_examples.texts()]
+  assert sound_examples.faults(check(same)) == {'rows_dropped': WARNING}
+  assert 'identical_responses at train.jsonl:1:' in sound_examples.named(check(same), 'rows_dropped').seen
+  assert sound_examples.faults(check(sound_examples.texts(), max_prompt=6)) == {'prompts_cut': ERROR}
+  wordy = [
+    pair._replace(prompt='Oh ' * 30 + str(pair.line)) if pair.line <= 20 else pair for pair in sound_examples.texts()
+  ]
+  assert sound_examples.faults(check(wordy, max_prompt=32)) == {'prompts_cut': WARNING}
 
 
 def test_prompts_that_merge_with_their_responses(load):
   tokenizer = load('gpt_2')
-  pairs = [pair._replace(responses=('was', 'film')) for pair in given.texts(ending=' ')]
-  findings = health.examine_pairs(given.tokenize(pairs, tokenizer), tokenizer, vocab_size=283)
-  assert given.faults(findings) == {'boundary_merges': WARNING}
+  pairs = [pair._replace(responses=('was', 'film')) for pair in sound_examples.texts(ending=' ')]
+  findings = examples.examine(sound_examples.tokenize(pairs, tokenizer), tokenizer, vocab_size=283)
+  assert sound_examples.faults(findings) == {'boundary_merges': WARNING}
   half = [pair._replace(prompt=pair.prompt.strip()) if pair.line <= 100 else pair for pair in pairs]
-  findings = health.examine_pairs(given.tokenize(half, tokenizer), tokenizer, vocab_size=283)
-  assert given.named(findings, 'boundary_merges').severity == NOTE
+  findings = examples.examine(sound_examples.tokenize(half, tokenizer), tokenizer, vocab_size=283)
+  assert sound_examples.named(findings, 'boundary_merges').severity == NOTE
 
 
 # --- evaluation and training
@@ -190,17 +206,19 @@ def test_evaluation_that_was_trained_on(sound):
   train, rest = sound[:150], sound[150:]
 
   def split(rows):
-    return health.examine_split(pairs_lib.pack(train), pairs_lib.pack(rows))
+    return examples.examine_split(dataset.pack(train), dataset.pack(rows))
 
   assert split(rest) == []
   findings = split([*rest, train[3], train[4]._replace(responses=train[4].responses[::-1])])
-  assert given.faults(findings) == {'shared_pairs': WARNING}
-  assert given.named(findings, 'shared_pairs').seen.startswith('2 of 52 pairs (3.8%) are among the training pairs')
+  assert sound_examples.faults(findings) == {'shared_examples': WARNING}
+  assert sound_examples.named(findings, 'shared_examples').seen.startswith(
+    '2 of 52 examples (3.8%) are also training examples'
+  )
   findings = split([*rest, train[3]._replace(responses=rest[0].responses)])
-  assert given.faults(findings) == {'shared_prompts': WARNING}
-  assert given.named(findings, 'shared_prompts').seen.endswith('the first is train.jsonl:4')
+  assert sound_examples.faults(findings) == {'shared_prompts': WARNING}
+  assert sound_examples.named(findings, 'shared_prompts').seen.endswith('the first is train.jsonl:4')
   single = [train[3]._replace(responses=train[3].responses[:1])]
-  assert given.faults(split(single)) == {'shared_prompts': WARNING}
+  assert sound_examples.faults(split(single)) == {'shared_prompts': WARNING}
 
 
 # --- the tokenizer
@@ -215,7 +233,7 @@ def examine_folder(folder, name, *, template=None, end_ids=None, edit=None, rows
   if edit is not None:
     variants.edit_json(folder / 'tokenizer.json', **edit(json.loads((folder / 'tokenizer.json').read_text())))
   tokenizer = tokenization.Tokenizer.load(folder)
-  return health.examine_tokenizer(tokenizer, vocab_size=rows or tokenizer.vocab_size)
+  return tokenizers.examine(tokenizer, vocab_size=rows or tokenizer.vocab_size)
 
 
 def lose_a_merge(content):
@@ -248,7 +266,7 @@ TWO_BOS = '{{ bos_token }}' + variants.TURNS + '{{ bos_token }}'
       'gpt_2',
       {'template': variants.TURNS},
       {'turn_end_is_text': WARNING},
-      "turns with '<|im_end|>', which is no special",
+      "turns with '<|im_end|>', which is not a special",
     ),
     (
       'gpt_2',
@@ -256,12 +274,12 @@ TWO_BOS = '{{ bos_token }}' + variants.TURNS + '{{ bos_token }}'
       {'template_without_end': NOTE},
       'no',
     ),
-    ('zephyr', {}, {'pad_is_end': NOTE}, "'</s>' (2) pads and ends"),
+    ('zephyr', {}, {'pad_is_end': NOTE}, "'</s>' (2) is both the pad token and an end"),
     (
       'qwen',
       {'edit': lose_a_merge},
       {'unreachable_tokens': NOTE},
-      "1 of 285 tokens are made by no merge, such as 'user'",
+      "1 of 285 tokens are not created by any merge, such as 'user'",
     ),
   ],
 )
@@ -270,12 +288,12 @@ def test_tokenizer(tmp_path, family, changes, expected, seen):
   got = {finding.name: finding.severity for finding in findings}
   harmless = {'pad_is_end', 'turn_end_is_not_eos'}  # of the family as it is
   assert {name: severity for name, severity in got.items() if name not in harmless - expected.keys()} == expected
-  assert seen in given.named(findings, next(iter(expected))).seen
+  assert seen in sound_examples.named(findings, next(iter(expected))).seen
 
 
 def test_every_finding_says_what_to_do(tokenizer, sound):
   broken = [row._replace(prompt=[*row.prompt[1:], 400], label=2.0, weight=-1.0) for row in sound]
-  findings = given.examine(broken + broken, tokenizer, max_positions=3)
+  findings = sound_examples.examine(broken + broken, tokenizer, max_positions=3)
   assert len(findings) >= 6
   for finding, other in itertools.combinations(findings, 2):
     assert finding.advice

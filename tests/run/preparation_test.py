@@ -3,7 +3,6 @@
 import pytest
 
 from alignjax.commands import doctor
-from alignjax.data import sources
 from alignjax.run import preparation, settings
 from tests.commands import doctor_test, train_test
 
@@ -24,7 +23,7 @@ def configure(folder, **overrides):
 def test_a_malformed_row_stops_the_run_or_is_counted(folder, tmp_path):
   rows = doctor_test.rows_of(folder / 'train.jsonl')
   data = doctor_test.write_rows(tmp_path / 'x.jsonl', [*rows[:3], {'prompt': 'Hi', 'chosen': 3}, *rows[3:]])
-  with pytest.raises(sources.DataError, match=r"x\.jsonl:4: field 'rejected' is missing"):
+  with pytest.raises(rows.DataError, match=r"x\.jsonl:4: field 'rejected' is missing"):
     preparation.prepare(configure(folder, data=data), doctor_test.SILENT)
   report = preparation.prepare(configure(folder, data=data, on_error='skip'), doctor_test.SILENT).training.data.report
   assert (report.read, report.kept) == (62, 61)

@@ -9,7 +9,7 @@ import pytest
 
 from alignjax import objectives, risk
 from alignjax.commands import train
-from alignjax.data import reference_cache
+from alignjax.data.batches import reference_cache
 from alignjax.models import checkpoint_io
 from alignjax.run import preparation, settings
 from alignjax.training import reference

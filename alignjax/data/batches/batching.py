@@ -8,8 +8,7 @@ from typing import NamedTuple
 import grain
 import numpy as np
 
-from alignjax.data.batches import plan as plans
-from alignjax.data.batches import reference_cache, shapes
+from alignjax.data.batches import order, reference_cache, shapes
 from alignjax.data.tokens import dataset
 from alignjax.types import PreferenceBatch
 
@@ -68,7 +67,7 @@ class Batches:
   """A stream of batches: `iter(batches)` is a grain iterator, with `get_state` and `set_state`."""
 
   dataset: grain.IterDataset
-  plan: plans.Plan
+  plan: order.Plan
   steps: int | None  # in total; None if the stream is infinite
 
   def __iter__(self) -> grain.DatasetIterator:
@@ -97,7 +96,7 @@ def make_batches(
     buckets = shapes.choose_buckets(data, batch_size=spec.batch_size)
   else:
     buckets = shapes.sort_buckets(spec.buckets, data.responses)
-  plan = plans.Plan(shapes.assign(data, buckets), buckets, spec.batch_size, spec.seed, spec.shuffle)
+  plan = order.Plan(shapes.assign(data, buckets), buckets, spec.batch_size, spec.seed, spec.shuffle)
   source = _Source(data, plan, spec.epochs, rows, cache)
   # The data is in memory, so threads would gain nothing, and without them nothing runs ahead of the saved state.
   options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
@@ -111,7 +110,7 @@ class _Source:
   def __init__(
     self,
     data: dataset.TokenDataset,
-    plan: plans.Plan,
+    plan: order.Plan,
     epochs: int | None,
     rows: slice,
     cache: reference_cache.ReferenceCache | None,
@@ -149,7 +148,7 @@ def _assemble(data: dataset.TokenDataset, bucket: shapes.Bucket, ids: np.ndarray
   weight = np.zeros(rows, np.float32)
   per_response = {name: np.zeros((rows, count), np.float32) for name in data.per_response}
   token_logp = None if data.behaviour_token_logp is None else np.zeros(response.shape, np.float32)
-  for row in np.flatnonzero(ids != plans.PADDING_ID):
+  for row in np.flatnonzero(ids != order.PADDING_ID):
     example = data[int(ids[row])]
     prompt_length[row] = len(example.prompt)
     prompt[row, : len(example.prompt)] = example.prompt
@@ -171,7 +170,7 @@ def _assemble(data: dataset.TokenDataset, bucket: shapes.Bucket, ids: np.ndarray
 def _cached(cache: reference_cache.ReferenceCache, shape: tuple[int, ...], ids: np.ndarray) -> dict[str, np.ndarray]:
   """The columns of a cache for a batch with responses of this shape: [B, N, R, ...], 0 at padding."""
   cached = {name: np.zeros((*shape, *column.shape), column.seen) for name, column in cache.columns.items()}
-  for row in np.flatnonzero(ids != plans.PADDING_ID):
+  for row in np.flatnonzero(ids != order.PADDING_ID):
     for name, responses in cache.read(int(ids[row])).items():
       for i, values in enumerate(responses):
         cached[name][row, i, : len(values)] = values

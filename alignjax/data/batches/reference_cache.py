@@ -130,7 +130,7 @@ class ReferenceCache:
     if found != identity:
       different = ', '.join(sorted(key for key in {*found, *identity} if found.get(key) != identity.get(key)))
       raise self._error(
-        'identity.json', f'belongs to a different cache: {different} differ from what the folder name says'
+        'identity.json', f'belongs to a different cache ({different} differs), although the folder name matches'
       )
 
   def _open(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -186,7 +186,7 @@ class Writer:
     for name, column in self._columns.items():
       flat = np.concatenate([value[:length] for value, length in zip(values[name], lengths, strict=True)])
       if not np.isfinite(flat).all():
-        raise ValueError(f'{self._data.origin(index)}: the {name} of the reference is not finite')
+        raise ValueError(f'{self._data.origin(index)}: the reference computed a {name} that is not finite')
       stored[name] = np.ascontiguousarray(flat, column.seen).view(column.stored)
       self._values[name][first:last] = stored[name]
     self._checksums[index] = _checksum(stored)

@@ -9,18 +9,18 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from alignjax.data import batching
-from alignjax.data import pairs as pairs_lib
+from alignjax.data.batches import batching, order, shapes
+from alignjax.data.tokens import dataset
 
 BUCKETS = ((8, 6), (8, 12), (20, 12))
 BATCH = 4
 
 
-def make_pairs(count=30, *, responses=2, score=False, seed=0):
+def make_data(count=30, *, responses=2, score=False, seed=0):
   """Token t of pair i is never 0, so padding shows."""
   draw = np.random.default_rng(seed)
-  return pairs_lib.pack(
-    pairs_lib.TokenPair(
+  return dataset.pack(
+    dataset.TokenExample(
       prompt=draw.integers(1, 100, draw.integers(1, 21)).tolist(),
       responses=[draw.integers(1, 100, draw.integers(1, 13)).tolist() for _ in range(responses)],
       label=float(draw.random()),
@@ -34,12 +34,12 @@ def make_pairs(count=30, *, responses=2, score=False, seed=0):
   )
 
 
-PAIRS = make_pairs()
+DATA = make_data()
 
 
-def make(pairs=PAIRS, **options):
-  defaults = {'batch_size': BATCH, 'seed': 0, 'epochs': 1, 'process_index': 0, 'process_count': 1, 'buckets': BUCKETS}
-  return batching.make_batches(pairs, **defaults | options)
+def make(data=DATA, shard=None, **options):
+  spec = batching.BatchSpec(**{'batch_size': BATCH, 'epochs': 1, 'buckets': BUCKETS} | options)
+  return batching.make_batches(data, spec, shard)
 
 
 def ids_of(batches, steps=None):
@@ -57,12 +57,12 @@ def assert_same(a, b):
 @pytest.mark.parametrize(('responses', 'score'), [(2, False), (2, True), (3, True), (1, False)])
 @pytest.mark.parametrize('shuffle', [True, False])
 def test_every_example_comes_once_and_whole(responses, score, shuffle):
-  pairs = make_pairs(responses=responses, score=score)
+  pairs = make_data(responses=responses, score=score)
   seen = []
   for batch in make(pairs, shuffle=shuffle):
     data = batch.data
     for row, index in enumerate(batch.ids):
-      if index == batching.PADDING_ID:
+      if index == order.PADDING_ID:
         continue
       seen.append(int(index))
       pair = pairs[int(index)]
@@ -81,11 +81,21 @@ def test_every_example_comes_once_and_whole(responses, score, shuffle):
   assert sorted(seen) == list(range(len(pairs)))
 
 
+def test_log_probabilities_of_tokens_stand_at_their_tokens_and_are_0_at_padding():
+  rows = [row._replace(behaviour_token_logp=[-0.5 * ids for ids in row.responses]) for row in make_data(score=True)]
+  data = dataset.pack(rows)
+  for batch in make(data):
+    found = batch.data.cached['behaviour_token_logp']
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, -0.5 * batch.data.response)  # tokens are not 0, padding is
+    assert found.shape == batch.data.response.shape
+
+
 def test_padding_rows_weigh_nothing_and_are_counted():
-  batches = make(make_pairs(score=True))
+  batches = make(make_data(score=True))
   padding = 0
   for batch in batches:
-    rows = batch.ids == batching.PADDING_ID
+    rows = batch.ids == order.PADDING_ID
     padding += rows.sum()
     assert rows.sum() < BATCH  # no batch of padding only
     assert not batch.data.weight[rows].any()
@@ -96,11 +106,11 @@ def test_padding_rows_weigh_nothing_and_are_counted():
     assert np.isfinite(batch.data.score).all()
   assert padding == batches.plan.padding_rows > 0
   assert batches.steps == batches.plan.steps_per_epoch == len(ids_of(batches))
-  assert batches.steps * BATCH == len(PAIRS) + padding
+  assert batches.steps * BATCH == len(DATA) + padding
 
 
 def test_shapes_and_types():
-  data = next(iter(make(make_pairs(responses=3, score=True), buckets=[(20, 12)]))).data
+  data = next(iter(make(make_data(responses=3, score=True), buckets=[(20, 12)]))).data
   expected = {
     'prompt': ((BATCH, 20), np.int32),
     'prompt_length': ((BATCH,), np.int32),
@@ -121,8 +131,8 @@ def test_each_pair_goes_to_the_smallest_bucket_that_holds_it():
   for batch in make(buckets=BUCKETS[::-1]):
     shape = batch.data.prompt.shape[1], batch.data.response.shape[2]
     shapes.add(shape)
-    for index in batch.ids[batch.ids != batching.PADDING_ID]:
-      pair = PAIRS[int(index)]
+    for index in batch.ids[batch.ids != order.PADDING_ID]:
+      pair = DATA[int(index)]
       fitting = [b for b in BUCKETS if len(pair.prompt) <= b[0] and max(map(len, pair.responses)) <= b[1]]
       assert shape == min(fitting, key=lambda b: b[0] + 2 * b[1])
   assert shapes == set(BUCKETS)
@@ -135,7 +145,7 @@ def test_each_pair_goes_to_the_smallest_bucket_that_holds_it():
 @pytest.mark.parametrize('process_count', [2, 4])
 def test_processes_share_one_global_order(process_count, shuffle):
   whole = list(make(epochs=2, shuffle=shuffle))
-  parts = [make(epochs=2, shuffle=shuffle, process_index=i, process_count=process_count) for i in range(process_count)]
+  parts = [make(shard=batching.Shard(i, process_count), epochs=2, shuffle=shuffle) for i in range(process_count)]
   count = 0
   for expected, *shares in zip(whole, *parts, strict=True):
     joined = jax.tree.map(lambda *arrays: np.concatenate(arrays), *shares)
@@ -158,12 +168,12 @@ def test_order_depends_on_seed_and_epoch_and_is_repeatable():
 
 def test_order_is_fixed_for_ever():
   # A checkpoint from an older version of anything must resume in the same order.
-  order = ids_of(make(make_pairs(10), buckets=[(20, 12)], seed=3))
+  order = ids_of(make(make_data(10), buckets=[(20, 12)], seed=3))
   assert order == [[4, 3, -1, -1], [0, 1, 2, 7], [5, 6, 9, 8]]
 
 
 def test_batches_of_different_buckets_are_mixed():
-  shapes = [batch.data.prompt.shape[1] for batch in make(make_pairs(200))]
+  shapes = [batch.data.prompt.shape[1] for batch in make(make_data(200))]
   changes = sum(a != b for a, b in itertools.pairwise(shapes))
   assert changes > 10  # 1, if the buckets came one after the other
 
@@ -179,8 +189,8 @@ def test_without_shuffling_pairs_come_as_they_stand():
   ids = ids_of(batches)
   assert ids[: batches.plan.steps_per_epoch] == ids[batches.plan.steps_per_epoch :]
   assert ids == ids_of(make(epochs=2, shuffle=False, seed=1))
-  order = [i for i in itertools.chain(*ids[: batches.plan.steps_per_epoch]) if i != batching.PADDING_ID]
-  assert order == sorted(order, key=lambda i: (batches.plan.bucket_of[i], i))
+  seen = [i for i in itertools.chain(*ids[: batches.plan.steps_per_epoch]) if i != order.PADDING_ID]
+  assert seen == sorted(seen, key=lambda i: (batches.plan.bucket_of[i], i))
 
 
 # --- resumption
@@ -205,7 +215,7 @@ def test_iteration_resumes_exactly_from_every_state():
 
 
 def test_state_is_the_same_on_every_process():
-  iterators = [iter(make(process_index=i, process_count=2)) for i in range(2)]
+  iterators = [iter(make(shard=batching.Shard(i, 2))) for i in range(2)]
   for iterator in iterators:
     next(iterator)
   assert iterators[0].get_state() == iterators[1].get_state() == {'next_index': 1}
@@ -232,10 +242,10 @@ def test_orbax_saves_and_restores_the_iterator(tmp_path):
 def test_chosen_buckets_hold_everything_in_few_shapes_and_save_tokens():
   draw = np.random.default_rng(0)
   lengths = np.minimum(draw.lognormal(4, 1, (2000, 3)).astype(int) + 1, 500)
-  pairs = pairs_lib.pack(pairs_lib.TokenPair([1] * p, [[1] * a, [2] * b]) for p, a, b in lengths)
+  pairs = dataset.pack(dataset.TokenExample([1] * p, [[1] * a, [2] * b]) for p, a, b in lengths)
 
   def tokens(count):
-    plan = make(pairs, batch_size=16, buckets=batching.choose_buckets(pairs, batch_size=16, count=count)).plan
+    plan = make(pairs, batch_size=16, buckets=shapes.choose_buckets(pairs, batch_size=16, count=count)).plan
     used = [plan.buckets[i] for i in plan.draw(0)[1]]
     return sum(16 * (p + 2 * r) for p, r in used), plan.buckets
 
@@ -251,7 +261,7 @@ def test_chosen_buckets_hold_everything_in_few_shapes_and_save_tokens():
 
 
 def test_few_pairs_get_one_bucket():
-  assert batching.choose_buckets(make_pairs(5), batch_size=8, multiple=4) == ((20, 12),)
+  assert shapes.choose_buckets(make_data(5), batch_size=8, multiple=4) == ((20, 12),)
 
 
 # --- refusals
@@ -260,10 +270,10 @@ def test_few_pairs_get_one_bucket():
 @pytest.mark.parametrize(
   ('options', 'message'),
   [
-    ({'batch_size': 6, 'process_count': 4}, 'batch_size=6 must be a positive multiple of process_count=4'),
+    ({'batch_size': 6, 'shard': batching.Shard(0, 4)}, 'batch_size=6: must be a positive multiple of the 4 processes'),
     ({'batch_size': 0}, 'batch_size=0'),
-    ({'process_index': 2, 'process_count': 2}, 'process_index=2'),
-    ({'process_index': -1}, 'process_index=-1'),
+    ({'shard': batching.Shard(2, 2)}, 'process index 2: must be from 0 to 1'),
+    ({'shard': batching.Shard(-1, 1)}, 'process index -1'),
     ({'epochs': 0}, 'epochs=0'),
     ({'seed': -1}, 'seed=-1'),
     ({'buckets': []}, 'at least one shape'),
@@ -277,9 +287,7 @@ def test_sizes_that_do_not_fit_are_refused(options, message):
 
 @pytest.mark.parametrize('buckets', [[(20, 5), (8, 12)], [(15, 12)]])
 def test_pair_that_no_bucket_holds_is_refused_by_its_place(buckets):
-  longest = PAIRS.response_length.max(axis=1)
-  bad = [i for i in range(30) if not any(PAIRS.prompt_length[i] <= p and longest[i] <= r for p, r in buckets)]
-  with pytest.raises(
-    ValueError, match=rf'^train\.jsonl:{bad[0] + 1}: the prompt has {PAIRS.prompt_length[bad[0]]} tok'
-  ):
+  longest = DATA.response_length.max(axis=1)
+  bad = [i for i in range(30) if not any(DATA.prompt_length[i] <= p and longest[i] <= r for p, r in buckets)]
+  with pytest.raises(ValueError, match=rf'^train\.jsonl:{bad[0] + 1}: the prompt has {DATA.prompt_length[bad[0]]} tok'):
     make(buckets=buckets)

@@ -6,7 +6,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from alignjax.data import batching, pairs, reference_cache
+from alignjax.data.batches import batching, reference_cache
+from alignjax.data.tokens import dataset
 
 LENGTHS = ((3, 1), (2, 4), (1, 1), (5, 2))
 COLUMNS = {
@@ -18,10 +19,10 @@ COLUMNS = {
 @pytest.fixture
 def data():
   rows = [
-    pairs.TokenPair([1, 2, row + 1], [list(range(1, n + 1)) for n in lengths], path='a.jsonl', line=row + 1)
+    dataset.TokenExample([1, 2, row + 1], [list(range(1, n + 1)) for n in lengths], path='a.jsonl', line=row + 1)
     for row, lengths in enumerate(LENGTHS)
   ]
-  return pairs.pack(rows)
+  return dataset.pack(rows)
 
 
 def identity_of(data, **changed):
@@ -70,16 +71,8 @@ def test_every_pair_is_read_as_it_was_written_in_whatever_order(tmp_path, data):
 
 def test_batches_carry_the_columns_of_their_rows_and_zeros_at_padding(tmp_path, data):
   write(tmp_path, data)
-  batches = batching.make_batches(
-    data,
-    batch_size=3,
-    seed=0,
-    epochs=1,
-    process_index=0,
-    process_count=1,
-    buckets=[(4, 6)],
-    cache=opened(tmp_path, data),
-  )
+  spec = batching.BatchSpec(batch_size=3, epochs=1, buckets=[(4, 6)])
+  batches = batching.make_batches(data, spec, cache=opened(tmp_path, data))
   seen = []
   for batch in batches:
     for row, index in enumerate(batch.ids):
@@ -102,7 +95,7 @@ def test_another_input_has_another_cache(tmp_path, data, change):
   changed = {}
   if change == 'token':
     rows = [data[index] for index in range(len(data))]
-    other = pairs.pack([rows[0]._replace(prompt=[1, 2, 9]), *rows[1:]])
+    other = dataset.pack([rows[0]._replace(prompt=[1, 2, 9]), *rows[1:]])
   else:
     changed = {change: {'logp': COLUMNS['reference_logp']} if change == 'columns' else 'other'}
   assert reference_cache.folder_of(tmp_path, identity_of(data)) == folder
@@ -127,18 +120,18 @@ def rename_identity(path):
 @pytest.mark.parametrize(
   ('name', 'damage', 'text'),
   [
-    ('identity.json', lambda path: path.unlink(), 'is missing, so this cache is not complete'),
-    ('identity.json', cut, 'identity.json: cannot be read'),
-    ('identity.json', rename_identity, 'is of another cache \\(another reference\\)'),
-    ('reference_logp.npy', lambda path: path.unlink(), 'reference_logp.npy: is missing, cut off or no array'),
-    ('reference_logp.npy', cut, 'reference_logp.npy: is missing, cut off or no array'),
+    ('identity.json', lambda path: path.unlink(), 'is missing, so the cache is incomplete'),
+    ('identity.json', cut, 'identity.json: is not readable'),
+    ('identity.json', rename_identity, 'belongs to a different cache \\(reference differs\\)'),
+    ('reference_logp.npy', lambda path: path.unlink(), 'reference_logp.npy: is missing, truncated or not an array'),
+    ('reference_logp.npy', cut, 'reference_logp.npy: is missing, truncated or not an array'),
     (
       'reference_states.npy',
       lambda path: np.save(path, np.zeros((19, 5), '<u2')),
-      'holds uint16 \\(19, 5\\), expected',
+      'is uint16 \\(19, 5\\), expected',
     ),
-    ('reference_states.npy', flip, 'the values of a.jsonl:4 are not those that were written'),
-    ('checksums.npy', flip, 'the values of a.jsonl:4 are not those that were written'),
+    ('reference_states.npy', flip, 'the values of a.jsonl:4 differ from what was written'),
+    ('checksums.npy', flip, 'the values of a.jsonl:4 differ from what was written'),
   ],
 )
 def test_a_cache_that_is_not_as_it_was_written_is_refused_by_name(tmp_path, data, name, damage, text):
@@ -151,9 +144,9 @@ def test_a_cache_that_is_not_as_it_was_written_is_refused_by_name(tmp_path, data
 
 
 def test_an_unfinished_cache_leaves_nothing_behind(tmp_path, data):
-  with pytest.raises(ValueError, match=r'1 pairs did not come, the first a\.jsonl:2'):
+  with pytest.raises(ValueError, match=r'1 examples are missing, the first is a\.jsonl:2'):
     write(tmp_path, data, batches=[(2, 0, 3)])
-  with pytest.raises(ValueError, match=r'a\.jsonl:3: came twice'):
+  with pytest.raises(ValueError, match=r'a\.jsonl:3: written twice'):
     write(tmp_path, data, batches=[(2, 0, 2)])
   assert not list(tmp_path.iterdir())
 
@@ -162,7 +155,7 @@ def test_a_reference_that_is_not_finite_is_named(tmp_path, data):
   values = {name: value[None] for name, value in values_of(0).items()}
   values['reference_logp'][0, 0, 0] = np.inf
   with reference_cache.writing(tmp_path, identity_of(data), data) as writer:
-    with pytest.raises(ValueError, match=r'a\.jsonl:1: the reference gives a reference_logp that is not finite'):
+    with pytest.raises(ValueError, match=r'a\.jsonl:1: the reference computed a reference_logp that is not finite'):
       writer.write([0], values)
     for index in range(len(data)):
       writer.write([index], {name: value[None] for name, value in values_of(index).items()})

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from alignjax.data import catalogue, report, sources
+from alignjax.data.reading import catalogue, drops, sources
 from tests.data.builders import preparing
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -76,13 +76,24 @@ def folder(tmp_path_factory):
   return folder / 'data'
 
 
+@pytest.fixture(scope='module', autouse=True)
+def _no_tensorflow(tmp_path_factory):
+  """All tests of this file, and the datasets that they build, run where importing TensorFlow ends the process."""
+  folder = tmp_path_factory.mktemp('modules')
+  (folder / 'tensorflow.py').write_text("raise SystemExit('TensorFlow was imported')")
+  with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(folder)
+    yield
+  assert 'tensorflow' not in sys.modules
+
+
 @pytest.fixture(autouse=True)
 def _data_dir(folder, monkeypatch):
   monkeypatch.setenv('TFDS_DATA_DIR', str(folder))
 
 
 def prompts(location):
-  return [row['prompt'] for _, row in catalogue.rows(location)]
+  return [row['prompt'] for _, row in catalogue.read(location)]
 
 
 @pytest.mark.parametrize(
@@ -104,21 +115,21 @@ def test_a_data_set_is_found_by_name_or_folder(folder, location, wanted):
 
 
 def test_pairs_are_read_by_an_expression(folder):
-  pairs = list(sources.read_pairs('tfds:jsonl_preferences:test[1:]', report.DropReport()))
+  pairs = list(sources.read_examples('tfds:jsonl_preferences:test[1:]', drops.DropReport()))
   assert [pair.origin for pair in pairs] == ['tfds:jsonl_preferences:test[1:]:1', 'tfds:jsonl_preferences:test[1:]:2']
   assert [pair.prompt for pair in pairs] == ['Über 1', 'Über 2']
-  again = sources.read_pairs(f'preference:tfds:{folder}/jsonl_preferences/text/1.0.0:test', report.DropReport())
+  again = sources.read_examples(f'preference:tfds:{folder}/jsonl_preferences/text/1.0.0:test', drops.DropReport())
   assert len(list(again)) == 3
-  with pytest.raises(ValueError, match='nothing: no such data set'):
-    next(sources.read_pairs('tfds:nothing', report.DropReport()))
+  with pytest.raises(ValueError, match='nothing: no such dataset'):
+    next(sources.read_examples('tfds:nothing', drops.DropReport()))
 
 
 def test_rows_are_numbered_from_1():
-  assert [number for number, _ in catalogue.rows('jsonl_preferences:test')] == [1, 2, 3]
+  assert [number for number, _ in catalogue.read('jsonl_preferences:test')] == [1, 2, 3]
 
 
 def test_rows_are_what_json_would_hold():
-  rows = [row for _, row in catalogue.rows('everything:left')]
+  rows = [row for _, row in catalogue.read('everything:left')]
   wanted = [example | {'label': int(example['label'] == 'good')} for example in EXAMPLES]
   del wanted[1]['maybe']  # has no value
   assert rows == wanted
@@ -132,38 +143,38 @@ def test_rows_are_what_json_would_hold():
   [
     (
       'nothing',
-      r'nothing: no such data set is prepared in .*; there are everything, jsonl_preferences/text\. To prepare',
+      r'nothing: no such dataset is prepared in .*; available: everything, jsonl_preferences/text\. To prepare',
     ),
     ('nothing', 'To prepare one: python -m experiments.data build NAME'),
-    ('jsonl_preferences/chat', 'jsonl_preferences/chat: no such data set is prepared'),
-    ('imdb_reviews', 'imdb_reviews: no such data set is prepared'),  # TFDS knows it, but it is not there
-    ('two words', 'two words: no such data set is prepared'),
-    ('', 'no such data set is prepared'),
-    ('a/b/c', 'a/b/c: no such data set is prepared'),
-    ('/nowhere:train', '/nowhere: no such data set is prepared'),
+    ('jsonl_preferences/chat', 'jsonl_preferences/chat: no such dataset is prepared'),
+    ('imdb_reviews', 'imdb_reviews: no such dataset is prepared'),  # TFDS knows it, but it is not there
+    ('two words', 'two words: no such dataset is prepared'),
+    ('', 'no such dataset is prepared'),
+    ('a/b/c', 'a/b/c: no such dataset is prepared'),
+    ('/nowhere:train', '/nowhere: no such dataset is prepared'),
     (
       'jsonl_preferences:dev',
-      "jsonl_preferences: cannot read split 'dev'; there are train, test, and parts such as train",
+      "jsonl_preferences: no split 'dev'; available: train, test, and slices such as train",
     ),
-    ('jsonl_preferences:train[', r"cannot read split 'train\['"),
-    ('everything', 'everything: name a split; there are left, right'),
+    ('jsonl_preferences:train[', r"no split 'train\['"),
+    ('everything', 'everything: name a split; available: left, right'),
   ],
 )
 def test_what_is_not_there_is_named(location, message):
   with pytest.raises(ValueError, match=message):
-    next(catalogue.rows(location))
+    next(catalogue.read(location))
 
 
 def test_an_empty_folder_is_said_to_be_empty(tmp_path, monkeypatch):
   monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
-  with pytest.raises(ValueError, match=r'TFDS_DATA_DIR; there is none. To prepare one'):
-    next(catalogue.rows('hh_rlhf'))
+  with pytest.raises(ValueError, match=r'TFDS_DATA_DIR; available: none\. To prepare one'):
+    next(catalogue.read('hh_rlhf'))
 
 
 def test_a_format_that_loses_rows_is_refused(tmp_path):
   Everything(data_dir=tmp_path, file_format='parquet').download_and_prepare()
   with pytest.raises(ValueError, match=r'is stored as parquet, .* prepare it again with file_format=array_record'):
-    next(catalogue.rows(f'{tmp_path}/everything/2.0.0:left'))
+    next(catalogue.read(f'{tmp_path}/everything/2.0.0:left'))
 
 
 def test_text_that_is_not_utf8_is_named(tmp_path, monkeypatch):
@@ -171,7 +182,7 @@ def test_text_that_is_not_utf8_is_named(tmp_path, monkeypatch):
   Everything(data_dir=tmp_path, file_format='array_record').download_and_prepare()
   location = f'{tmp_path}/everything/2.0.0:left'
   with pytest.raises(ValueError, match=re.escape(f'{location}:2: a text is not UTF-8')):
-    list(catalogue.rows(location))
+    list(catalogue.read(location))
 
 
 @pytest.mark.parametrize(
@@ -186,7 +197,7 @@ def test_text_that_is_not_utf8_is_named(tmp_path, monkeypatch):
     (
       'dataset_info.json',
       lambda content: content[:-9],
-      'a .json file of the data set is damaged: .*; prepare it again',
+      'a .json file of the dataset is damaged: .*; prepare it again',
     ),
   ],
 )
@@ -199,20 +210,22 @@ def test_damage_is_told(tmp_path, name, change, message):
   else:
     path.write_bytes(content)
   with pytest.raises(ValueError, match=message):
-    list(catalogue.rows(f'{path.parent}:left'))
+    list(catalogue.read(f'{path.parent}:left'))
 
 
-def test_tensorflow_is_never_imported(tmp_path):
-  """In a process of its own, with a TensorFlow that could be found, and ends the process if it is imported."""
+@pytest.mark.slow  # takes a second import of TFDS; that neither building nor reading imports it is tested above
+def test_a_program_that_builds_and_reads_never_imports_tensorflow(tmp_path):
+  """In a separate process, so that imports at the top of modules count too."""
   (tmp_path / 'tensorflow.py').write_text("raise SystemExit('TensorFlow was imported')")
   preparing.write(tmp_path / 'manual' / 'train.jsonl', [{'prompt': 'a', 'chosen': 'b', 'rejected': 'c'}])
   program = f"""
     import sys
     sys.path.insert(0, {str(tmp_path)!r})
-    from alignjax.data import builders, report, sources
+    from alignjax.data import builders
+    from alignjax.data.reading import drops, sources
     builders.build('jsonl_preferences', manual_dir={str(tmp_path / 'manual')!r}, data_dir={str(tmp_path / 'data')!r})
     expression = {f'tfds:{tmp_path / "data/jsonl_preferences/text/1.0.0"}'!r}
-    print([pair.responses for pair in sources.read_pairs(expression, report.DropReport())])
+    print([example.responses for example in sources.read_examples(expression, drops.DropReport())])
     assert 'tensorflow' not in sys.modules
   """
   done = subprocess.run(

@@ -4,17 +4,17 @@ import inspect
 
 import pytest
 
-from alignjax.data import forms
+from alignjax.data.reading import sources
 
 
-@pytest.mark.parametrize('name', forms.FORMS)
+@pytest.mark.parametrize('name', sources.FORMS)
 def test_a_form_documents_its_columns(name):
-  form = forms.FORMS[name]
+  form = sources.FORMS[name]
   text = inspect.getdoc(form.parse)
   if name.endswith('_pair') or name == 'hh_text':
     assert text.startswith('The columns of')
-    text += inspect.getdoc(forms.FORMS[name.removesuffix('_pair').removesuffix('_text')].parse)
+    text += inspect.getdoc(sources.FORMS[name.removesuffix('_pair').removesuffix('_text')].parse)
   for column in form.columns:
     assert f'`{column}`' in text + inspect.getmodule(form.parse).__doc__
   assert not set(form.columns) & set(form.unused)
-  assert forms.DEFAULT in forms.FORMS
+  assert sources.DEFAULT in sources.FORMS

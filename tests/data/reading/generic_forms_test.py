@@ -4,22 +4,21 @@ import json
 
 import pytest
 
-from alignjax.data import report as report_lib
-from alignjax.data import sources
+from alignjax.data.reading import drops, rows, sources
 from tests.data.examples import GO, HELLO, RANKED, SCORED, UNPAIRED, USER
 
 
 def read(tmp_path, form, *rows, **options):
   path = tmp_path / 'data.jsonl'
   path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
-  report = report_lib.DropReport()
-  return list(sources.read_pairs(f'{form}:{path}', report, **options)), report
+  report = drops.DropReport()
+  return list(sources.read_examples(f'{form}:{path}', report, **options)), report
 
 
 @pytest.mark.parametrize(('label', 'wanted'), [(True, 1.0), (False, 0.0), (1, 1.0), (0, 0.0), (0.25, 0.25)])
 def test_unpaired_label_is_the_probability_that_the_response_is_desirable(tmp_path, label, wanted):
   (pair,), _ = read(tmp_path, 'unpaired', UNPAIRED | {'label': label, 'weight': 3})
-  assert pair == sources.Pair('Once', (' upon',), wanted, 3.0, path=pair.path, line=1)
+  assert pair == rows.Example('Once', (' upon',), wanted, 3.0, path=pair.path, line=1)
 
 
 @pytest.mark.parametrize('completion', ['Hello', [HELLO]])
@@ -51,7 +50,7 @@ def test_a_single_scored_response_is_enough_but_for_a_pair(tmp_path):
   single = {'prompt': 'Once', 'responses': [' a'], 'scores': [0]}
   (pair,), _ = read(tmp_path, 'scored', single)
   assert (pair.responses, pair.score) == ((' a',), (0.0,))
-  with pytest.raises(sources.DataError, match="field 'responses': has one response"):
+  with pytest.raises(rows.DataError, match="field 'responses': has one response"):
     read(tmp_path, 'scored_pair', single)
 
 
@@ -88,7 +87,11 @@ def test_rows_that_prefer_nothing_are_dropped_and_counted(tmp_path, form, row, r
     ('unpaired', {'prompt': 'a', 'completion': 'b'}, "field 'label' is missing"),
     ('unpaired', UNPAIRED | {'completion': ' '}, "field 'completion': the response is empty"),
     ('unpaired', UNPAIRED | {'completion': [HELLO]}, "field 'completion': is a list of messages but 'prompt' is"),
-    ('unpaired', UNPAIRED | {'chosen': 'b'}, "field 'chosen': unknown; known are prompt, completion, label, weight"),
+    (
+      'unpaired',
+      UNPAIRED | {'chosen': 'b'},
+      "field 'chosen': unknown; known fields: prompt, completion, label, weight",
+    ),
     ('ranked', RANKED | {'responses': [' a']}, "field 'responses': has one response"),
     ('ranked', RANKED | {'responses': []}, "field 'responses': the list is empty"),
     ('ranked', RANKED | {'responses': 'ab'}, "field 'responses': must be a list, not a string"),
@@ -109,5 +112,5 @@ def test_rows_that_prefer_nothing_are_dropped_and_counted(tmp_path, form, row, r
   ],
 )
 def test_refusals_name_line_and_field(tmp_path, form, row, message):
-  with pytest.raises(sources.DataError, match=f'data.jsonl:1: {message}'):
+  with pytest.raises(rows.DataError, match=f'data.jsonl:1: {message}'):
     read(tmp_path, form, row)

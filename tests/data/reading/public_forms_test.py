@@ -4,16 +4,15 @@ import json
 
 import pytest
 
-from alignjax.data import report as report_lib
-from alignjax.data import sources
+from alignjax.data.reading import drops, rows, sources
 from tests.data.examples import BINARISED, CONVERSATION, HH, START, TLDR, ULTRAFEEDBACK, completion
 
 
 def read(tmp_path, form, *rows, **options):
   path = tmp_path / 'data.jsonl'
   path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
-  report = report_lib.DropReport()
-  return list(sources.read_pairs(f'{form}:{path}', report, **options)), report
+  report = drops.DropReport()
+  return list(sources.read_examples(f'{form}:{path}', report, **options)), report
 
 
 def changed(row, path, value):
@@ -120,7 +119,7 @@ REFUSED = [
   ('hh', HH | {'chosen': 'Hello'}, r"field 'chosen': must start with '\\n\\nHuman:'"),
   ('hh_text', HH | {'rejected': 3}, "field 'rejected': must be a string, not a number"),
   ('hh', {'chosen': START}, "field 'rejected' is missing"),
-  ('hh', HH | {'prompt': 'Hi'}, "field 'prompt': unknown; known are chosen, rejected"),
+  ('hh', HH | {'prompt': 'Hi'}, "field 'prompt': unknown; known fields: chosen, rejected"),
   ('ultrafeedback', changed(ULTRAFEEDBACK, 'completions.1.response', ''), r"field 'completions\[1\].response': the re"),
   ('ultrafeedback', changed(ULTRAFEEDBACK, 'completions.1.overall_score', None), r"field 'completions\[1\].overall_sc"),
   ('ultrafeedback', changed(ULTRAFEEDBACK, 'completions.2.overall_score', ...), r"field 'completions\[2\].overall_sc"),
@@ -139,7 +138,7 @@ REFUSED = [
   (
     'ultrafeedback',
     changed(ULTRAFEEDBACK, 'instruction', ...),
-    "field 'instruction' is missing; needed is instruction",
+    "field 'instruction' is missing; the row needs instruction or",
   ),
   ('ultrafeedback', ULTRAFEEDBACK | {'instruction': '\n'}, "field 'instruction': the prompt is empty"),
   (
@@ -147,8 +146,8 @@ REFUSED = [
     ULTRAFEEDBACK | {'completions': [completion('a', 2)]},
     "field 'completions': has one response",
   ),
-  ('binarised', BINARISED | {'prompt': 'Bye'}, "field 'prompt': is no user's message"),
-  ('binarised', BINARISED | {'chosen': 'Hello'}, "field 'prompt' is missing; give it, or make 'chosen' the whole"),
+  ('binarised', BINARISED | {'prompt': 'Bye'}, "field 'prompt': does not match any user message"),
+  ('binarised', BINARISED | {'chosen': 'Hello'}, "field 'prompt' is missing; add it, or make 'chosen' the whole"),
   ('binarised', changed(BINARISED, 'score_rejected', ...), "field 'score_rejected' is missing"),
   ('binarised', changed(BINARISED, 'rejected.1.content', 'Hey'), r"field 'rejected\[1\]': the conversations differ"),
   ('binarised', BINARISED | {'margin': 1}, "field 'margin': unknown"),
@@ -166,7 +165,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(('form', 'row', 'message'), REFUSED)
 def test_refusals_name_line_and_field(tmp_path, form, row, message):
-  with pytest.raises(sources.DataError, match=f'data.jsonl:1: {message}'):
+  with pytest.raises(rows.DataError, match=f'data.jsonl:1: {message}'):
     read(tmp_path, form, row)
 
 

@@ -7,8 +7,7 @@ import pickle
 
 import pytest
 
-from alignjax.data import readers, sources
-from alignjax.data import report as report_lib
+from alignjax.data.reading import drops, readers, rows, sources
 
 GOOD = {'prompt': 'Once', 'chosen': ' upon', 'rejected': ' a'}
 USER = {'role': 'user', 'content': 'Hi'}
@@ -25,8 +24,8 @@ def write(tmp_path, *lines, name='train.jsonl'):
 
 
 def read(path, **options):
-  report = report_lib.DropReport()
-  return list(sources.read_pairs(path, report, **options)), report
+  report = drops.DropReport()
+  return list(sources.read_examples(path, report, **options)), report
 
 
 # --- what is accepted
@@ -36,7 +35,7 @@ def read(path, **options):
 def test_plain_row(tmp_path, name):
   path = write(tmp_path, GOOD | {'label': 0.25, 'weight': 2, 'score': [1, -0.5]}, name=name)
   (pair,), report = read(path)
-  assert pair == sources.Pair('Once', (' upon', ' a'), 0.25, 2.0, (1.0, -0.5), path=str(path), line=1)
+  assert pair == rows.Example('Once', (' upon', ' a'), 0.25, 2.0, (1.0, -0.5), path=str(path), line=1)
   assert pair.origin == f'{path}:1'
   assert (report.read, report.kept) == (1, 1)
 
@@ -101,9 +100,9 @@ def test_ignore_fields_leaves_fields_of_rows_and_messages_unused(tmp_path):
 
 
 def test_reading_streams(tmp_path):
-  stream = sources.read_pairs(write(tmp_path, GOOD, b'not JSON\n'), report_lib.DropReport())
+  stream = sources.read_examples(write(tmp_path, GOOD, b'not JSON\n'), drops.DropReport())
   assert next(stream).line == 1
-  with pytest.raises(sources.DataError):
+  with pytest.raises(rows.DataError):
     next(stream)
 
 
@@ -136,7 +135,9 @@ def test_a_path_with_a_colon_is_read(tmp_path):
 
 @pytest.mark.parametrize('source', ['hhh:train.jsonl', 'hhh:hf:owner/name', 'preference:hhh:train.jsonl'])
 def test_an_unknown_form_is_refused_with_those_there_are(source):
-  with pytest.raises(ValueError, match=r"no such file, and 'hhh' is neither a form .*hh_text, ultra.*read from \(hf"):
+  with pytest.raises(
+    ValueError, match=r"no such file, and 'hhh' is neither a form .*hh_text, ultra.*scheme to read from \(hf"
+  ):
     read(source)
 
 
@@ -144,7 +145,9 @@ def test_forms_and_kinds_of_files_may_be_mixed(tmp_path):
   table = tmp_path / 'a.csv'
   table.write_text('prompt,completion,label\na,b,1\n')
   second = write(tmp_path, {'prompt': 'a', 'responses': ['c'], 'scores': [1]}, name='b.jsonl')
-  with pytest.raises(sources.DataError, match=r"b\.jsonl:1: field 'score': this row's has it but earlier rows do not"):
+  with pytest.raises(
+    rows.DataError, match=r"b\.jsonl:1: field 'score': present in this row but missing in earlier rows"
+  ):
     read([f'unpaired:{table}', f'scored:{second}'])
   third = write(tmp_path, {'prompt': 'a', 'completion': 'c', 'label': False}, name='c.jsonl')
   pairs, report = read([f'unpaired:{table}', f'unpaired:{third}'])
@@ -153,16 +156,28 @@ def test_forms_and_kinds_of_files_may_be_mixed(tmp_path):
 
 
 def test_all_rows_have_the_same_number_of_responses(tmp_path):
-  rows = [{'prompt': 'a', 'responses': list('abcd'[:count])} for count in (3, 2, 3)]
-  path = write(tmp_path, *rows)
-  with pytest.raises(sources.DataError, match=r":2: field 'responses': this row has 2 and earlier rows have 3; every"):
+  given = [{'prompt': 'a', 'responses': list('abcd'[:count])} for count in (3, 2, 3)]
+  path = write(tmp_path, *given)
+  with pytest.raises(rows.DataError, match=r":2: field 'responses': this row has 2, earlier rows have 3; every"):
     read(f'ranked:{path}')
   pairs, report = read(f'ranked:{path}', on_error='skip')
   assert [pair.line for pair in pairs] == [1, 3]
   assert report.dropped['mixed_responses'].count == 1
   other = write(tmp_path, GOOD, name='other.jsonl')
-  with pytest.raises(sources.DataError, match=r"other\.jsonl:1: field 'responses': this row has 2"):
-    read([f'ranked:{write(tmp_path, rows[0])}', str(other)])
+  with pytest.raises(rows.DataError, match=r"other\.jsonl:1: field 'responses': this row has 2"):
+    read([f'ranked:{write(tmp_path, given[0])}', str(other)])
+
+
+def test_prompts_are_read_from_rows_with_and_without_responses(tmp_path):
+  path = write(tmp_path, {'prompt': 'Once', 'weight': 2}, {'prompt': [USER]}, GOOD | {'score': [1, 0]})
+  for source, default in ((f'prompts:{path}', sources.DEFAULT), (str(path), 'prompts')):
+    examples = list(sources.read_examples(source, drops.DropReport(), default=default))
+    assert [(example.prompt, example.weight) for example in examples] == [('Once', 2.0), ([USER], 1.0), ('Once', 1.0)]
+    assert {example.responses for example in examples} == {()}
+  with pytest.raises(rows.DataError, match="field 'prompt' is missing"):
+    read(f'prompts:{write(tmp_path, without(GOOD, "prompt"))}')
+  with pytest.raises(rows.DataError, match="field 'id': unknown; known fields: prompt, weight"):
+    read(f'prompts:{write(tmp_path, GOOD | {"id": 1})}')
 
 
 # --- what is refused
@@ -192,11 +207,11 @@ MALFORMED = {
   'byte_order_mark: UTF-16': (json.dumps(GOOD).encode('utf-16'), ['byte order mark']),
   'duplicate_key': (b'{"prompt": "a", "prompt": "b"}\n', ["'prompt'", 'twice']),
   'duplicate_key: in a message': (b'{"prompt": [{"role": "user", "role": "user"}]}\n', ["'role'", 'twice']),
-  'not_finite': (b'{"weight": NaN}\n', ["field 'weight': the number NaN", 'finite']),
-  'not_finite: infinity': (b' {"a": [1, {"b": -Infinity}]}\n', ["field 'a[1].b': the number -Infinity"]),
+  'not_finite': (b'{"weight": NaN}\n', ["field 'weight': NaN is not", 'finite']),
+  'not_finite: infinity': (b' {"a": [1, {"b": -Infinity}]}\n', ["field 'a[1].b': -Infinity is not"]),
   'not_json: after a number that is not finite': (b'{"weight": NaN, {\n', ['not JSON at column 17']),
   'duplicate_key: one with a number that is not finite': (b'{"a": NaN, "a": 1}\n', ["field 'a'", 'twice']),
-  'not_an_object: a number that is not finite': (b'NaN\n', ['a row is a JSON object']),
+  'not_an_object: a number that is not finite': (b'NaN\n', ['each row must be a JSON object']),
   'not_finite: overflows a double': (GOOD | {'weight': float('1e400')}, ['Infinity']),
   'not_finite: 1e999': (json.dumps(GOOD)[:-1].encode() + b', "weight": 1e999}\n', ["field 'weight'", 'float32']),
   'not_finite: overflows float32': (GOOD | {'weight': 1e39}, ["field 'weight'", 'float32']),
@@ -213,7 +228,7 @@ MALFORMED = {
   'wrong_type: content': (conversation({'role': 'user', 'content': ['Hi']}), ["field 'prompt[0].content'", 'a list']),
   'wrong_type: label': (GOOD | {'label': '1'}, ["field 'label'", 'a string']),
   'wrong_type: boolean': (GOOD | {'label': True}, ["field 'label'", 'a boolean']),
-  'wrong_type: null weight': (GOOD | {'weight': None}, ["field 'weight'", 'null', 'leave it out']),
+  'wrong_type: null weight': (GOOD | {'weight': None}, ["field 'weight'", 'null', 'omit the field']),
   'wrong_type: score': (GOOD | {'score': 1.0}, ["field 'score'", 'a list']),
   'wrong_length': (GOOD | {'score': [1.0, 2.0, 3.0]}, ["field 'score'", '3 numbers for 2 responses']),
   'out_of_range': (GOOD | {'label': 1.5}, ["field 'label'", '1.5', '[0, 1]']),
@@ -223,7 +238,7 @@ MALFORMED = {
   'unknown_role': (conversation({'role': 'human', 'content': 'Hi'}), ["field 'prompt[0].role'", "'human'", 'user']),
   'wrong_role': (conversation(USER, HELLO), ["field 'prompt[1].role'", 'user message']),
   'wrong_role: response': (conversation(USER, chosen=[USER]), ["field 'chosen'", 'one assistant message']),
-  'wrong_role: long response': (conversation(USER, chosen=[HELLO, GO]), ["field 'chosen'", "into 'prompt'"]),
+  'wrong_role: long response': (conversation(USER, chosen=[HELLO, GO]), ["field 'chosen'", "to 'prompt'"]),
   'wrong_role: implicit': ({'chosen': [USER], 'rejected': [USER, GO]}, ["field 'chosen'", 'user, then assistant']),
   'prompts_differ': ({'chosen': [USER, HELLO], 'rejected': [USER, HELLO, USER, GO]}, ["field 'rejected[2]'", 'before']),
   'prompts_differ: first message': (
@@ -245,7 +260,7 @@ MALFORMED = {
 def test_malformed_row_is_refused_with_place_field_and_reason(tmp_path, name):
   row, parts = MALFORMED[name]
   path = write(tmp_path, GOOD, row)
-  with pytest.raises(sources.DataError) as caught:
+  with pytest.raises(rows.DataError) as caught:
     read(path)
   message = str(caught.value)
   assert message.startswith(f'{path}:2: ')
@@ -263,7 +278,7 @@ def test_skip_counts_by_reason_and_keeps_the_first_examples(tmp_path):
   assert len(pairs) == report.kept == 1
   assert report.read == 2 * len(whole) + 1
   assert report.dropped['out_of_range'].count == 4
-  assert len(report.dropped['out_of_range'].examples) == report_lib.EXAMPLES_KEPT
+  assert len(report.dropped['out_of_range'].examples) == drops.EXAMPLES_KEPT
   assert "field 'label': 1.5" in report.dropped['out_of_range'].examples[0]
   assert f'{report.read} rows read, 1 kept, {report.read - 1} dropped' in str(report)
   assert all(reason in str(report) for reason in report.dropped)
@@ -273,19 +288,34 @@ def test_behaviour_log_probabilities_come_through_and_must_not_be_positive(tmp_p
   logged = GOOD | {'behaviour_logp': [-1.5, 0]}
   (pair,), _ = read(write(tmp_path, logged))
   assert pair.behaviour_logp == (-1.5, 0.0)
-  with pytest.raises(
-    sources.DataError, match=r"field 'behaviour_logp\[1\]': 0.5 is out of range; it must be at most 0"
-  ):
+  with pytest.raises(rows.DataError, match=r"field 'behaviour_logp\[1\]': 0.5 is out of range; it must be at most 0"):
     read(write(tmp_path, GOOD | {'behaviour_logp': [-1.5, 0.5]}))
-  with pytest.raises(sources.DataError, match=r":2: field 'behaviour_logp': this row's is missing"):
+  with pytest.raises(rows.DataError, match=r":2: field 'behaviour_logp': missing in this row"):
     read(write(tmp_path, logged, GOOD))
+
+
+def test_behaviour_log_probabilities_may_be_given_per_token(tmp_path):
+  per_token = GOOD | {'behaviour_logp': [[-1.5, 0, -1], [-2.5]]}
+  (example,), _ = read(write(tmp_path, per_token))
+  assert example.behaviour_token_logp == ((-1.5, 0.0, -1.0), (-2.5,))
+  assert example.behaviour_logp is None
+  per_response = GOOD | {'behaviour_logp': [-1.5, 0]}
+  for second, message in (
+    (per_response, r":2: field 'behaviour_logp': present in this row but given per token in earlier rows"),
+    (GOOD, r":2: field 'behaviour_logp': missing in this row but given per token in earlier rows"),
+    (GOOD | {'behaviour_logp': [[-1.5], -2]}, r":2: field 'behaviour_logp\[0\]': must be a number, not a list"),
+    (GOOD | {'behaviour_logp': [[-1.5]]}, r":2: field 'behaviour_logp': has 1 numbers for 2 responses"),
+    (GOOD | {'behaviour_logp': [[-1.5], [0.5]]}, r":2: field 'behaviour_logp\[1\]\[0\]': 0.5 is out of range"),
+  ):
+    with pytest.raises(rows.DataError, match=message):
+      read(write(tmp_path, per_token, second))
 
 
 def test_score_must_be_in_every_row_or_in_none(tmp_path):
   scored = GOOD | {'score': [1.0, 0.0]}
-  with pytest.raises(sources.DataError, match=r":2: field 'score': this row's is missing"):
+  with pytest.raises(rows.DataError, match=r":2: field 'score': missing in this row but present in earlier rows"):
     read(write(tmp_path, scored, GOOD))
-  with pytest.raises(sources.DataError, match=r":2: field 'score': this row's has it but earlier rows do not"):
+  with pytest.raises(rows.DataError, match=r":2: field 'score': present in this row but missing in earlier rows"):
     read(write(tmp_path, GOOD, scored))
 
 
@@ -293,7 +323,7 @@ def test_score_must_be_in_every_row_or_in_none(tmp_path):
 @pytest.mark.parametrize('policy', ['raise', 'skip'])
 def test_empty_file_is_refused_by_name(tmp_path, content, policy):
   good, empty = write(tmp_path, GOOD), write(tmp_path, content, name='empty.jsonl')
-  with pytest.raises(sources.DataError, match=r'empty\.jsonl:1: the file is empty'):
+  with pytest.raises(rows.DataError, match=r'empty\.jsonl:1: the file is empty'):
     read([good, empty], on_error=policy)
 
 
@@ -305,14 +335,14 @@ def test_damaged_gzip_is_refused_under_either_policy(tmp_path, policy):
   flipped[-6] ^= 1  # in the checksum
   for content in (whole[:-9], bytes(flipped), json.dumps(GOOD).encode()):
     path.write_bytes(content)
-    with pytest.raises(sources.DataError, match=r'train\.jsonl\.gz:\d+: the gzip stream is damaged'):
+    with pytest.raises(rows.DataError, match=r'train\.jsonl\.gz:\d+: the gzip stream is damaged'):
       read(path, on_error=policy)
 
 
 def test_long_line_is_refused_without_being_held(tmp_path, monkeypatch):
   monkeypatch.setattr(readers, 'LINE_LIMIT', 100)
   path = write(tmp_path, GOOD, b'x' * 1000 + b'\n', GOOD)
-  with pytest.raises(sources.DataError, match=r':2: the line is longer than 100 bytes'):
+  with pytest.raises(rows.DataError, match=r':2: the line is longer than 100 bytes'):
     read(path)
   pairs, report = read(path, on_error='skip')
   assert [pair.line for pair in pairs] == [1, 3]
@@ -330,6 +360,6 @@ def test_arguments_are_checked(tmp_path):
 
 
 def test_error_survives_pickling(tmp_path):
-  error = sources.DataError('train.jsonl:3', 'not_json', 'no')
+  error = rows.DataError('train.jsonl:3', 'not_json', 'no')
   copy = pickle.loads(pickle.dumps(error))
   assert (str(copy), copy.reason) == ('train.jsonl:3: no', 'not_json')

@@ -5,7 +5,7 @@ import datetime
 import jinja2
 import pytest
 
-from alignjax.data import chat_template
+from alignjax.data.tokens import chat_template
 
 MESSAGES = [{'role': 'user', 'content': 'Hi'}, {'role': 'assistant', 'content': 'Hello'}]
 

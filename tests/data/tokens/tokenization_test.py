@@ -3,7 +3,7 @@
 import pytest
 import tokenizers
 
-from alignjax.data import tokenization
+from alignjax.data.tokens import tokenization
 from tests.data import variants
 
 USER = [{'role': 'user', 'content': 'The film?'}]
@@ -30,7 +30,7 @@ def text_of(tokenizer, ids) -> str:
 
 def test_chat_pair_is_the_joint_text_cut_after_the_end_of_turn(tmp_path):
   tokenizer = load(tmp_path)
-  encoded = tokenizer.encode_pair(USER, ['It was great', 'No'])
+  encoded = tokenizer.encode(USER, ['It was great', 'No'])
   for response, text in zip(encoded.responses, ['It was great', 'No'], strict=True):
     joint = ids_of(tokenizer, f'{USER_TEXT}{text}<|im_end|>\n')
     assert encoded.prompt + response == joint[:-1]
@@ -43,12 +43,12 @@ def test_chat_pair_is_the_joint_text_cut_after_the_end_of_turn(tmp_path):
 def test_sampling_and_training_see_the_same_prompt(tmp_path):
   tokenizer = load(tmp_path)
   for prompt in (USER, TALK, 'The film'):
-    assert tokenizer.encode_prompt(prompt) == tokenizer.encode_pair(prompt, [' was', ' is']).prompt
+    assert tokenizer.encode_prompt(prompt) == tokenizer.encode(prompt, [' was', ' is']).prompt
 
 
 def test_earlier_assistant_turns_belong_to_the_prompt(tmp_path):
   tokenizer = load(tmp_path)
-  encoded = tokenizer.encode_pair(TALK, ['Because', 'So'])
+  encoded = tokenizer.encode(TALK, ['Because', 'So'])
   assert text_of(tokenizer, encoded.prompt).endswith(
     'Good.<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n'
   )
@@ -59,16 +59,16 @@ def test_text_after_the_first_end_token_is_not_trained(tmp_path):
   closing = "{% if not add_generation_prompt %}{{ '<|endoftext|>' }}{% endif %}"
   template = variants.TURNS + variants.GENERATION + closing
   tokenizer = load(tmp_path, template=template, end_ids=[END, END_OF_TEXT])
-  encoded = tokenizer.encode_pair(USER, ['Yes', 'No'])
+  encoded = tokenizer.encode(USER, ['Yes', 'No'])
   assert [text_of(tokenizer, ids) for ids in encoded.responses] == ['Yes<|im_end|>', 'No<|im_end|>']
 
 
 def test_response_that_spells_an_end_token_is_not_cut_there(tmp_path):
   tokenizer = load(tmp_path)
-  encoded = tokenizer.encode_pair(USER, ['Yes<|im_end|> and no', 'No'])
+  encoded = tokenizer.encode(USER, ['Yes<|im_end|> and no', 'No'])
   assert text_of(tokenizer, encoded.responses[0]) == 'Yes<|im_end|> and no<|im_end|>'
   assert encoded.end_inside
-  encoded = tokenizer.encode_pair(USER, ['Yes<|im_end|>\n', 'No'])
+  encoded = tokenizer.encode(USER, ['Yes<|im_end|>\n', 'No'])
   assert text_of(tokenizer, encoded.responses[0]) == 'Yes<|im_end|>'
   assert not encoded.end_inside
 
@@ -77,7 +77,7 @@ def test_template_that_closes_no_turn_gets_an_end_token(tmp_path):
   template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\\n' }}{% endfor %}"
   template += "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
   tokenizer = load(tmp_path, template=template)
-  encoded = tokenizer.encode_pair(USER, ['Yes', 'No'])
+  encoded = tokenizer.encode(USER, ['Yes', 'No'])
   assert [text_of(tokenizer, ids) for ids in encoded.responses] == [' Yes\n<|im_end|>', ' No\n<|im_end|>']
   assert encoded.end_added
 
@@ -90,14 +90,14 @@ def test_end_ids_are_eos_those_of_generation_config_and_the_end_of_a_turn(tmp_pa
   base = load(tmp_path / 'd', end_ids=END_OF_TEXT, eos_token='<|endoftext|>', pad_token=None)
   assert base.end_ids == {END_OF_TEXT, END}
   assert base.eos_id == base.pad_id == END_OF_TEXT
-  assert text_of(base, base.encode_pair(USER, ['Yes', 'No']).responses[0]) == 'Yes<|im_end|>'
+  assert text_of(base, base.encode(USER, ['Yes', 'No']).responses[0]) == 'Yes<|im_end|>'
   assert load(tmp_path / 'e', end_ids=[7, END], eos_token=None).eos_id == 7
 
 
 def test_generation_prompt_that_a_later_turn_does_not_keep(tmp_path):
   opened = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n<think>' }}{% endif %}"
   tokenizer = load(tmp_path, template=variants.TURNS + opened)
-  encoded = tokenizer.encode_pair(USER, ['Yes', 'No'])
+  encoded = tokenizer.encode(USER, ['Yes', 'No'])
   assert text_of(tokenizer, encoded.prompt) == USER_TEXT
   assert [text_of(tokenizer, ids) for ids in encoded.responses] == ['Yes<|im_end|>', 'No<|im_end|>']
   assert encoded.merged == len(ids_of(tokenizer, '<think>'))
@@ -108,14 +108,14 @@ def test_template_that_rewrites_the_prompt_is_refused(tmp_path):
   with pytest.raises(
     tokenization.EncodingError, match="field 'prompt': the chat template renders the prompt differently"
   ):
-    tokenizer.encode_pair(USER, ['Yes', 'No'])
+    tokenizer.encode(USER, ['Yes', 'No'])
 
 
 def test_template_that_refuses_is_an_error_of_the_pair(tmp_path):
   refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
   tokenizer = load(tmp_path, template=refusing + variants.TURNS + variants.GENERATION)
   system = [{'role': 'system', 'content': 'Be kind'}, *USER]
-  results = list(tokenizer.encode_pairs([(USER, ['a', 'b']), (system, ['a', 'b']), (TALK, ['a', 'b'])]))
+  results = list(tokenizer.encode_all([(USER, ['a', 'b']), (system, ['a', 'b']), (TALK, ['a', 'b'])]))
   assert [type(result) for result in results] == [
     tokenization.Encoded,
     tokenization.EncodingError,
@@ -123,7 +123,7 @@ def test_template_that_refuses_is_an_error_of_the_pair(tmp_path):
   ]
   assert results[1].reason == 'template_refused'
   assert 'no system' in str(results[1])
-  assert results[2] == tokenizer.encode_pair(TALK, ['a', 'b'])
+  assert results[2] == tokenizer.encode(TALK, ['a', 'b'])
 
 
 # --- plain text
@@ -131,14 +131,14 @@ def test_template_that_refuses_is_an_error_of_the_pair(tmp_path):
 
 def test_plain_pair_is_the_concatenation_with_an_end_token(tmp_path):
   tokenizer = load(tmp_path)
-  encoded = tokenizer.encode_pair('The film was', [' great', ' dull.\n'])
+  encoded = tokenizer.encode('The film was', [' great', ' dull.\n'])
   for ids, text in zip(encoded.responses, [' great', ' dull.\n'], strict=True):
     assert encoded.prompt + ids == [*ids_of(tokenizer, 'The film was' + text), END]
 
 
 def test_plain_response_that_has_its_end_token_gets_no_second(tmp_path):
   tokenizer = load(tmp_path)
-  encoded = tokenizer.encode_pair('The film was', [' great<|im_end|>', ' dull<|im_end|>\n'])
+  encoded = tokenizer.encode('The film was', [' great<|im_end|>', ' dull<|im_end|>\n'])
   assert [text_of(tokenizer, ids) for ids in encoded.responses] == [' great<|im_end|>', ' dull<|im_end|>']
 
 
@@ -146,7 +146,7 @@ def test_token_that_crosses_the_boundary_belongs_to_the_response(tmp_path):
   tokenizer = load(tmp_path)
   assert len(ids_of(tokenizer, 'The film ')) == 3  # the space at the end stands alone ...
   assert len(ids_of(tokenizer, 'The film was')) == 3  # ... but is part of ' was'
-  encoded = tokenizer.encode_pair('The film ', ['was', '9'])
+  encoded = tokenizer.encode('The film ', ['was', '9'])
   assert text_of(tokenizer, encoded.prompt) == 'The film'
   assert [text_of(tokenizer, ids) for ids in encoded.responses] == [' was<|im_end|>', ' 9<|im_end|>']
   assert encoded.merged == 1
@@ -157,8 +157,8 @@ def test_token_that_crosses_the_boundary_belongs_to_the_response(tmp_path):
 def test_prompt_that_merges_away_is_an_error(tmp_path):
   tokenizer = load(tmp_path)
   assert len(ids_of(tokenizer, ' was')) == 1
-  with pytest.raises(tokenization.EncodingError, match='no token of the prompt is left'):
-    tokenizer.encode_pair(' ', ['was', 'would'])
+  with pytest.raises(tokenization.EncodingError, match='all tokens of the prompt merge'):
+    tokenizer.encode(' ', ['was', 'would'])
 
 
 # --- the start of a sequence
@@ -180,7 +180,7 @@ def test_exactly_one_bos(tmp_path, form):
     tokenizer = load(tmp_path / name, template=template, **changes)
     assert tokenizer.bos_id == END_OF_TEXT
     for prompt in (USER, 'The film', '<|endoftext|>The film'):
-      encoded = tokenizer.encode_pair(prompt, [' Yes', ' No'])
+      encoded = tokenizer.encode(prompt, [' Yes', ' No'])
       for ids in encoded.responses:
         assert (encoded.prompt + ids).count(END_OF_TEXT) == 1
         assert encoded.prompt[0] == END_OF_TEXT
@@ -202,10 +202,10 @@ def test_bos_that_only_the_template_writes(tmp_path):
 def test_space_before_the_first_word_is_not_put_before_a_response(tmp_path):
   tokenizer = tokenization.Tokenizer.load(variants.sentencepiece_style(tmp_path))
   words = {word: i for i, word in enumerate(variants.WORDS)}
-  encoded = tokenizer.encode_pair('The film', [' was', ' good'])
+  encoded = tokenizer.encode('The film', [' was', ' good'])
   assert encoded.prompt == [words['<s>'], words['▁The'], words['▁film']]
   assert encoded.responses == [[words['▁was'], words['</s>']], [words['▁good'], words['</s>']]]
-  encoded = tokenizer.encode_pair('The fi', ['lm', 'lm was'])  # '▁fi' is unknown; jointly it is '▁film'
+  encoded = tokenizer.encode('The fi', ['lm', 'lm was'])  # '▁fi' is unknown; jointly it is '▁film'
   assert encoded.prompt == [words['<s>'], words['▁The']]
   assert encoded.responses == [[words['▁film'], words['</s>']], [words['▁film'], words['▁was'], words['</s>']]]
   assert encoded.merged == 1
@@ -230,7 +230,7 @@ def test_bos_stays_in_front_of_a_cut_prompt(tmp_path, changes):
   whole = tokenizer.encode_prompt(USER)
   assert whole[0] == END_OF_TEXT
   assert tokenizer.encode_prompt(USER, max_length=4) == [END_OF_TEXT, *whole[-3:]]
-  with pytest.raises(ValueError, match='max_length=1: leaves no room'):
+  with pytest.raises(ValueError, match='max_length=1: too small'):
     tokenizer.encode_prompt(USER, max_length=1)
 
 
@@ -280,9 +280,9 @@ def test_messages_need_a_template(tmp_path):
   ('name', 'content', 'message'),
   [
     ('tokenizer.json', None, 'no such file'),
-    ('tokenizer.json', '{}', 'cannot be read as a tokenizer'),
+    ('tokenizer.json', '{}', 'not readable as a tokenizer'),
     ('tokenizer_config.json', '[', 'not JSON'),
-    ('tokenizer_config.json', '[]', 'must hold a JSON object'),
+    ('tokenizer_config.json', '[]', 'must contain a JSON object'),
     ('tokenizer_config.json', '{"eos_token": "<nowhere>"}', 'is not in tokenizer.json'),
     ('tokenizer_config.json', '{"eos_token": "<|im_end|>", "chat_template": "{% if %}"}', 'not valid Jinja'),
     ('tokenizer_config.json', '{"eos_token": "<|im_end|>", "add_bos_token": true}', 'no bos_token'),

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from alignjax.data import batching, sources, tokenization
-from alignjax.data import pairs as pairs_lib
+from alignjax.data.batches import batching
+from alignjax.data.reading import rows
+from alignjax.data.tokens import encoding, tokenization
 from tests.data import tokenizer_families, variants
 
 USER = [{'role': 'user', 'content': 'The film?'}]
@@ -114,7 +115,7 @@ def requests(name):
 @chat
 def test_chat_ids_and_mask(load, name):
   tokenizer = load(name)
-  encoded = tokenizer.encode_pair(USER, ['Good', 'No'])
+  encoded = tokenizer.encode(USER, ['Good', 'No'])
   print(f'\n{name}, chat\n{table(tokenizer, encoded)}')
   assert line(tokenizer, encoded) == CHAT[name]
 
@@ -122,7 +123,7 @@ def test_chat_ids_and_mask(load, name):
 @every
 def test_plain_ids_and_mask(load, name):
   tokenizer = load(name)
-  encoded = tokenizer.encode_pair('The film', [' was', '9 é'])
+  encoded = tokenizer.encode('The film', [' was', '9 é'])
   print(f'\n{name}, plain\n{table(tokenizer, encoded)}')
   assert line(tokenizer, encoded) == PLAIN[name]
 
@@ -141,7 +142,7 @@ def test_one_bos_where_the_family_has_one(load, name):
   bos_id = tokenizer.backend.token_to_id(bos)
   assert tokenizer.prefix == (bos_id,)
   for prompt, responses in [*requests(name), (f'{bos}The film', [' was', ' no'])]:
-    encoded = tokenizer.encode_pair(prompt, responses)
+    encoded = tokenizer.encode(prompt, responses)
     turns = 2 if name == 'llama_2' and prompt is TALK else 1  # a Llama 2 starts every exchange with BOS
     for ids in encoded.responses:
       assert encoded.prompt[0] == bos_id
@@ -180,7 +181,7 @@ def test_end_token_once_and_trained(load, name):
   tokenizer = load(name)
   for prompt, responses in requests(name):
     end = EOS[name] if isinstance(prompt, str) else TURN_END[name]
-    encoded = tokenizer.encode_pair(prompt, responses)
+    encoded = tokenizer.encode(prompt, responses)
     for ids in encoded.responses:
       assert ids[-1] == tokenizer.backend.token_to_id(end)
       assert tokenizer.end_ids.isdisjoint(ids[:-1])
@@ -194,26 +195,19 @@ def test_turn_ends_without_a_word_from_generation_config(tmp_path, name):
   (folder / 'generation_config.json').unlink()
   tokenizer = tokenization.Tokenizer.load(folder)
   assert tokenizer.end_ids == {tokenizer.backend.token_to_id(token) for token in (EOS[name], TURN_END[name])}
-  assert line(tokenizer, tokenizer.encode_pair(USER, ['Good', 'No'])) == CHAT[name]
+  assert line(tokenizer, tokenizer.encode(USER, ['Good', 'No'])) == CHAT[name]
 
 
 @every
 def test_mask_counts_the_end_token_whatever_pads(load, name):
   tokenizer = load(name)
   prompt, responses = requests(name)[-1]
-  pairs = pairs_lib.tokenize(
-    [sources.Pair(prompt, (responses[0], responses[-1]))],
-    tokenizer,
-    max_prompt=96,
-    max_response=96,
-    vocab_size=tokenizer.vocab_size,
-  )
-  batches = batching.make_batches(
-    pairs, batch_size=1, seed=0, epochs=1, process_index=0, process_count=1, buckets=[(96, 96)]
-  )
+  limits = encoding.Limits(96, 96, tokenizer.vocab_size)
+  tokenized = encoding.tokenize([rows.Example(prompt, (responses[0], responses[-1]))], tokenizer, limits)
+  batches = batching.make_batches(tokenized, batching.BatchSpec(batch_size=1, epochs=1, buckets=[(96, 96)]))
   data = next(iter(batches)).data
   mask = np.arange(data.response.shape[-1]) < data.response_length[..., None]
-  for i, expected in enumerate(tokenizer.encode_pair(prompt, [responses[0], responses[-1]]).responses):
+  for i, expected in enumerate(tokenizer.encode(prompt, [responses[0], responses[-1]]).responses):
     assert data.response[0, i][mask[0, i]].tolist() == expected
     assert mask[0, i].sum() < mask.shape[-1]  # there is padding
   assert (tokenizer.pad_id == tokenizer.eos_id) == (name not in ('qwen', 'qwen_thinking', 'gemma'))
@@ -225,7 +219,7 @@ def test_mask_counts_the_end_token_whatever_pads(load, name):
 @chat
 def test_chat_pair_is_the_tokens_of_the_whole_text(load, name):
   tokenizer = load(name)
-  encoded = tokenizer.encode_pair(USER, ANSWERS)
+  encoded = tokenizer.encode(USER, ANSWERS)
   for ids, answer in zip(encoded.responses, ANSWERS, strict=True):
     text = CHAT_TEXT[name].format(answer)
     assert encoded.prompt + ids == tokenizer.backend.encode(text, add_special_tokens=False).ids
@@ -235,7 +229,7 @@ def test_chat_pair_is_the_tokens_of_the_whole_text(load, name):
 def test_plain_pair_is_the_tokens_of_the_whole_text(load, name):
   tokenizer = load(name)
   for prompt, responses in requests(name)[:2]:
-    encoded = tokenizer.encode_pair(prompt, responses)
+    encoded = tokenizer.encode(prompt, responses)
     for ids, response in zip(encoded.responses, responses, strict=True):
       joint = tokenizer.backend.encode(prompt + response, add_special_tokens=False).ids
       assert encoded.prompt + ids == [*tokenizer.prefix, *joint, tokenizer.eos_id]
@@ -245,7 +239,7 @@ def test_plain_pair_is_the_tokens_of_the_whole_text(load, name):
 def test_training_conditions_on_a_prefix_of_what_sampling_sees(load, name):
   tokenizer = load(name)
   for prompt, responses in requests(name):
-    encoded, sampled = tokenizer.encode_pair(prompt, responses), tokenizer.encode_prompt(prompt)
+    encoded, sampled = tokenizer.encode(prompt, responses), tokenizer.encode_prompt(prompt)
     assert sampled[: len(encoded.prompt)] == encoded.prompt
     assert len(sampled) - len(encoded.prompt) == encoded.merged
 
@@ -253,12 +247,12 @@ def test_training_conditions_on_a_prefix_of_what_sampling_sees(load, name):
 @every
 def test_merges_across_the_boundary_are_counted(load, name):
   tokenizer = load(name)
-  forms = [sources.Pair('The film', (' was', '9')), sources.Pair('The fil', ('9', '8'))]
+  forms = [rows.Example('The film', (' was', '9')), rows.Example('The fil', ('9', '8'))]
   if name in CHAT:
-    forms.append(sources.Pair(USER, ('Good', 'No')))
-  options = {'max_prompt': 64, 'max_response': 64, 'vocab_size': tokenizer.vocab_size}
+    forms.append(rows.Example(USER, ('Good', 'No')))
+  limits = encoding.Limits(64, 64, tokenizer.vocab_size)
   noted = [
-    pairs_lib.tokenize([pair], tokenizer, **options).report.noted.get('boundary_merge') is not None for pair in forms
+    encoding.tokenize([pair], tokenizer, limits).report.noted.get('boundary_merge') is not None for pair in forms
   ]
   # 'm w' is one token of the unsplit text; a new line after <think> becomes part of a double one.
   assert noted == [name == 'unsplit', False, name == 'qwen_thinking'][: len(forms)]
@@ -271,11 +265,11 @@ def test_merges_across_the_boundary_are_counted(load, name):
 def test_decoding_gives_the_text_back(load, name):
   tokenizer = load(name)
   for prompt, responses in requests(name)[:2]:
-    encoded = tokenizer.encode_pair(prompt, responses)
+    encoded = tokenizer.encode(prompt, responses)
     for ids, response in zip(encoded.responses, responses, strict=True):
       assert tokenizer.decode(encoded.prompt + ids) == prompt + response
   if name in CHAT:
-    whole = [tokenizer.decode(ids, continues=True) for ids in tokenizer.encode_pair(USER, ANSWERS).responses]
+    whole = [tokenizer.decode(ids, continues=True) for ids in tokenizer.encode(USER, ANSWERS).responses]
     head = '\n\n</think>\n\n' if name == 'qwen_thinking' else ''
     assert [text.removeprefix(head).strip() for text in whole] == ANSWERS
 
@@ -284,7 +278,7 @@ def test_decoding_gives_the_text_back(load, name):
 def test_decoded_response_continues_its_prompt(load, name):
   tokenizer = load(name)
   responses = [' was', '9 é', '  two', 'x']
-  encoded = tokenizer.encode_pair('The fil', responses)
+  encoded = tokenizer.encode('The fil', responses)
   assert tokenizer.decode(encoded.prompt) == 'The fil'
   assert [tokenizer.decode(ids, continues=True) for ids in encoded.responses] == responses
   assert tokenizer.decode([], continues=True) == ''
@@ -307,14 +301,14 @@ def test_prompt_that_a_system_message_starts(load):
 def test_space_of_the_template_is_the_responses(load):
   for name, response in (('llama_2', ' Good '), ('mistral', ' Good'), ('gemma', 'Good')):
     tokenizer = load(name)
-    assert tokenizer.decode(tokenizer.encode_pair(USER, ['Good']).responses[0], continues=True) == response
+    assert tokenizer.decode(tokenizer.encode(USER, ['Good']).responses[0], continues=True) == response
 
 
 def test_prefix_space_stands_before_a_text_and_never_before_a_response(load):
   for name in ('llama_2', 'mistral', 'zephyr'):
     tokenizer = load(name)
     assert [piece(tokenizer, token) for token in tokenizer.encode_prompt('film')] == ['<s>', '▁film']
-    encoded = tokenizer.encode_pair('The', ['film', ' film'])
+    encoded = tokenizer.encode('The', ['film', ' film'])
     assert [piece(tokenizer, ids[0]) for ids in encoded.responses] == ['f', '▁film']
   # After a special token, Llama 2's normaliser puts a space, and Mistral's does not.
   after = {name: load(name).encode_prompt('<s>film') for name in ('llama_2', 'mistral')}
@@ -332,6 +326,6 @@ def test_base_model_with_a_chat_template_of_tokens_it_lacks(tmp_path):
   folder = tokenizer_families.write(tmp_path, 'gpt_2')
   (folder / 'chat_template.jinja').write_text(variants.TURNS + variants.GENERATION)
   tokenizer = tokenization.Tokenizer.load(folder)
-  encoded = tokenizer.encode_pair(USER, ['Good', 'No'])
+  encoded = tokenizer.encode(USER, ['Good', 'No'])
   assert encoded.end_added
   assert tokenizer.decode(encoded.responses[0], skip_special_tokens=False) == 'Good<|im_end|>\n<|endoftext|>'
