@@ -4,9 +4,10 @@
   python -m experiments.sample --model=runs/first/model --prompts=questions.jsonl --greedy --output=answers.jsonl
 
 A text given by --prompt is a user's message where the model has a chat template, and otherwise the beginning of a text.
-Rows of a --prompts file are {"prompt": ...} as in training data: a string stands as it is, a list of messages goes
-through the chat template. Each line of --output holds prompt, response, its log-probability in nats under the model's
-own distribution, its tokens, and whether it came to an end. The same command draws the same responses.
+--prompts takes [form:]location like training data, such as hh:train.jsonl.gz. Without a form, rows are {"prompt": ...},
+where a string stands as it is and a list of messages goes through the chat template. Each line of --output holds
+prompt, response, its log-probability in nats under the model's own distribution, its tokens, and whether it came to an
+end. The same command draws the same responses.
 
 Exit codes: 0 done, 1 an error in flags, model or prompts.
 """
@@ -130,15 +131,21 @@ def sample(
         )
 
 
-def read_prompts(source: str) -> list[rows.Prompt]:
+def read_prompts(source: str, ignore_fields: Sequence[str] = ()) -> list[rows.Prompt]:
   """The prompts of `[form:]location`. The default form is `prompts`; responses in the rows are not used.
+
+  Args:
+    source: the expression to read.
+    ignore_fields: names of fields to ignore; any other unknown field is an error.
 
   Raises:
     DataError: a malformed row; the message names the line and the field.
     ValueError: no row is left.
   """
   report = drops.DropReport()
-  prompts = [example.prompt for example in sources.read_examples(source, report, default='prompts')]
+  prompts = [
+    example.prompt for example in sources.read_examples(source, report, ignore_fields=ignore_fields, default='prompts')
+  ]
   if report.dropped:
     logging.warning('%s: %s', source, report)
   if not prompts:
@@ -150,7 +157,7 @@ def _given_prompts(given: flags.FlagValues) -> list[rows.Prompt]:
   if (given.prompt is None) == (given.prompts is None):
     raise ValueError('give either --prompt or --prompts')
   if given.prompts is not None:
-    return read_prompts(given.prompts)
+    return read_prompts(given.prompts, given.ignore_fields)
   if tokenization.Tokenizer.load(given.model).template is None:
     return [given.prompt]
   return [[{'role': 'user', 'content': given.prompt}]]
@@ -181,6 +188,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
   text('model', 'Folder of the model, in Hugging Face layout.')
   text('prompt', 'One prompt.')
   text('prompts', 'Prompts to read, [form:]location, as for --data of training; the default form is prompts.')
+  flags.DEFINE_list('ignore_fields', [], 'Fields of the rows of --prompts to ignore; any other must be known.', values)
   text('output', 'A .jsonl file to write; without it, responses are printed.')
   whole('samples', 1, 1, 'Responses to each prompt.')
   whole('max_prompt', 1024, 2, 'Tokens; longer prompts are cut on the left.')

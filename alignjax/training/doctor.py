@@ -1,6 +1,6 @@
 """Is a run in order before its first update? What the models say of one batch, what the step costs, and what is odd.
 
-The examination of the data is in `alignjax.data.health`; here is what needs the models. Each function looks at one
+The examination of the data is in `alignjax.doctor.examples`; here is what needs the models. Each function looks at one
 thing and returns findings, which are empty where all is well.
 """
 
@@ -278,7 +278,7 @@ def examine_shapes(plan: order.Plan, data: dataset.TokenDataset) -> list[Finding
     seen = f'{len(plan.buckets)} shapes of batches, each of which is compiled, for training and for evaluation'
     found.append(Finding('many_shapes', findings.WARNING, seen, 'Give fewer config.buckets, or leave them out'))
   chosen = shapes.choose_buckets(data, batch_size=plan.batch_size)
-  given, best = (shapes.epoch_tokens(data, shapes, batch_size=plan.batch_size) for shapes in (plan.buckets, chosen))
+  given, best = (shapes.epoch_tokens(data, buckets, batch_size=plan.batch_size) for buckets in (plan.buckets, chosen))
   if given > WASTE * best:
     seen = f'shapes {list(plan.buckets)} make an epoch of {given} tokens, padding included; {best} would do'
     advice = f'Leave config.buckets out; then they are {list(chosen)}'

@@ -192,7 +192,7 @@ def test_build_prepares_what_the_catalogue_reads(write, tmp_path, capsys, monkey
   assert run(*build, f'--data_dir={tmp_path / "here"}') == 0
   place = tmp_path / 'here' / 'jsonl_preferences' / 'text' / '1.0.0'
   output = capsys.readouterr().out
-  assert output.startswith('train: wrote 1 pairs; 2 rows read, 1 kept, 1 dropped\n')
+  assert output.startswith('train: wrote 1 examples; 2 rows read, 1 kept, 1 dropped\n')
   assert output.endswith(f'wrote {place}; read it with --data=tfds:{place}:train\n')
   assert list(catalogue.read(f'{place}:train')) == [(1, GOOD)]
   monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'there'))
