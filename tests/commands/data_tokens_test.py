@@ -1,4 +1,4 @@
-"""The first pair, token by token: nothing hidden, nothing wrongly marked."""
+"""Tests of `data_tokens`: every token of the first example is shown and marked correctly."""
 
 import re
 
@@ -42,7 +42,7 @@ def test_every_token_stands_with_its_id_and_what_becomes_of_it(tokenizer):
   tokenized, text = shown(
     tokenizer, rows.Example(prompt, ('The film', 'I love it\n'), label=0.75, path='[b]p', line=100)
   )
-  assert text.startswith('first pair, [b]p:100: label 0.75, weight 1\n')
+  assert text.startswith('first example, [b]p:100: label 0.75, weight 1\n')
   ids, marks = ids_after(text, 'prompt')
   assert ids == tokenized.prompt_tokens.tolist()
   assert marks == '^' + ' ' * (len(ids) - 1)  # <|im_start|> is BOS in front, and not where a turn starts

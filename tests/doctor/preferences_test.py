@@ -1,4 +1,4 @@
-"""Tests of `alignjax.data.preference_checks`, as `health` calls them: each fault is named, and it alone."""
+"""Tests of `alignjax.doctor.preferences`: each fault gives its own finding and no other."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Preference pairs with nothing wrong, and what tests of their health say about them."""
+"""Examples with nothing wrong, and helpers to break and examine them."""
 
 from alignjax.data.reading import rows
 from alignjax.data.tokens import dataset, encoding

@@ -1,4 +1,4 @@
-"""Tests of `alignjax.data.health`: each fault is named, it alone, and sound data have none."""
+"""Tests of `alignjax.doctor`: each fault gives its own finding and no other, and sound data gives none."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""Tests of `alignjax.data.batching`: the global order, its shapes, its padding, and exact resumption."""
+"""Tests of `alignjax.data.batches`: the global order, shapes, padding, and exact resumption."""
 
 import collections
 import itertools

@@ -1,4 +1,4 @@
-"""The cache of what a reference says: it gives back what was written, or says which file is at fault."""
+"""Tests of the reference cache: it returns what was written, or names the damaged file."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What all builders do: every row of the files is written once, in order, and what cannot be is told."""
+"""Tests of what all builders share: every row is written once and in order, and errors name what is wrong."""
 
 import pytest
 import tensorflow_datasets as tfds

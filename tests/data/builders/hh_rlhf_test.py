@@ -1,4 +1,4 @@
-"""HH-RLHF: chat prompts, or the transcripts as they are."""
+"""Tests of the HH-RLHF builder: prompts are chat messages or the original transcripts."""
 
 from alignjax.data.reading import catalogue
 from tests.data.builders import preparing

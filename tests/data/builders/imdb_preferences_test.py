@@ -1,4 +1,4 @@
-"""Controlled sentiment: which pairs the scores make."""
+"""Tests of the controlled-sentiment builder: which pairs the scores give."""
 
 import pytest
 

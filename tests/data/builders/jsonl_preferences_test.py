@@ -1,4 +1,4 @@
-"""Your own rows: whatever a pair holds comes back."""
+"""Tests of the builder for your own rows: examples are the same after packing."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""TL;DR comparisons: the choice of the person comes first, and splits stand in the rows."""
+"""Tests of the TL;DR builder: the chosen summary comes first, and rows name their split."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""UltraFeedback: the same rows from Parquet and from JSON Lines."""
+"""Tests of the UltraFeedback builder: Parquet and JSON Lines give the same rows."""
 
 import pyarrow
 from pyarrow import parquet

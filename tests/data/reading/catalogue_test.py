@@ -1,4 +1,4 @@
-"""Prepared data sets as rows: what is found where, how it is decoded, and what is refused."""
+"""Tests of reading prepared TFDS datasets: lookup, decoding, and errors."""
 
 import json
 import pathlib

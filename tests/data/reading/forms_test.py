@@ -1,4 +1,4 @@
-"""Tests of `alignjax.data.forms`: every form says what its columns are."""
+"""Tests of `sources.FORMS`: every form documents its columns."""
 
 import inspect
 

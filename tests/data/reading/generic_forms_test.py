@@ -1,4 +1,4 @@
-"""Tests of `alignjax.data.generic_forms` beyond pairs, which `sources_test` has: what rows become, and refusals."""
+"""Tests of `generic_forms`: what rows become, and errors. (`sources_test` covers pairs.)"""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Pairs become rows from which they are read again."""
+"""Tests of `json_rows`: the rows of an example read back as the same example."""
 
 import json
 

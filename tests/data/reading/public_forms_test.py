@@ -1,4 +1,4 @@
-"""Tests of `alignjax.data.public_forms`: rows with all the columns that are published, and what each refusal says."""
+"""Tests of `public_forms`: rows with all published columns, and the message of each error."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Tests of `alignjax.data.readers`: the same rows from every kind of file, and what damage is said to be."""
+"""Tests of `readers`: every kind of file gives the same rows, and damage is reported precisely."""
 
 import json
 import pathlib

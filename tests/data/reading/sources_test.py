@@ -1,4 +1,4 @@
-"""Tests of `alignjax.data.sources`: what is accepted, and what each refusal says."""
+"""Tests of `sources`: which rows are accepted, and the message of each error."""
 
 import gzip
 import json

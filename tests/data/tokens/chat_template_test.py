@@ -1,4 +1,4 @@
-"""Tests of `alignjax.data.chat_template`: what templates may use, and what they may not do."""
+"""Tests of `chat_template`: what templates can use, and what they cannot do."""
 
 import datetime
 

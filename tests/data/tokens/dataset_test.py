@@ -1,4 +1,4 @@
-"""Tests of `alignjax.data.pairs`: limits, drops and their counts, and how pairs are stored."""
+"""Tests of `dataset` and `encoding`: storage, length limits, drops and their counts."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Tests of `alignjax.data.tokenization`: which ids, split where, closed how."""
+"""Tests of `tokenization`: token ids, the split between prompt and response, and end tokens."""
 
 import pytest
 import tokenizers

@@ -1,4 +1,4 @@
-"""One BOS, a trained end and the right split for each family of tokenizers, as literal ids: pytest -s prints them."""
+"""Exact token ids, BOS, end tokens and split for each family of tokenizers (`pytest -s` prints them)."""
 
 import numpy as np
 import pytest
