@@ -37,7 +37,8 @@ class PreferenceBatch:
   weight: Array  # [B] float32, 0 for a padding row
   score: Array | None = None  # [B, N] float32, a reward for each response
   behaviour_logp: Array | None = None  # [B, N] float32, nats, of the whole response under the policy that wrote it
-  cached: Mapping[str, Array] = dataclasses.field(default_factory=dict)  # of the reference, [B, N, R, ...] by name
+  # By name, [B, N, R, ...]: of the reference, and `behaviour_token_logp`, which is `behaviour_logp` of each token.
+  cached: Mapping[str, Array] = dataclasses.field(default_factory=dict)
 
 
 class Term(NamedTuple):
