@@ -1,5 +1,6 @@
 """Tests of `alignjax.doctor`: each fault gives its own finding and no other, and sound data gives none."""
 
+import functools
 import itertools
 import json
 
@@ -16,7 +17,7 @@ ERROR, WARNING, NOTE = findings.SEVERITIES
 @pytest.fixture(scope='module')
 def load(tmp_path_factory):
   folder = tmp_path_factory.mktemp('families')
-  return lambda name: tokenization.Tokenizer.load(tokenizer_families.write(folder / name, name))
+  return functools.cache(lambda name: tokenization.Tokenizer.load(tokenizer_families.write(folder / name, name)))
 
 
 @pytest.fixture(scope='module')

@@ -1,5 +1,7 @@
 """Exact token ids, BOS, end tokens and split for each family of tokenizers (`pytest -s` prints them)."""
 
+import functools
+
 import numpy as np
 import pytest
 
@@ -80,7 +82,7 @@ every = pytest.mark.parametrize('name', PLAIN)
 def load(tmp_path_factory):
   """A function from a family's name to its tokenizer."""
   folder = tmp_path_factory.mktemp('families')
-  return lambda name: tokenization.Tokenizer.load(tokenizer_families.write(folder / name, name))
+  return functools.cache(lambda name: tokenization.Tokenizer.load(tokenizer_families.write(folder / name, name)))
 
 
 def piece(tokenizer, token) -> str:
