@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from alignjax import objectives, risk, stats, types
-from alignjax.data import forms, readers, sources
+from alignjax.data.reading import readers, sources
 from alignjax.objectives import base, preference
 from docs.pages import objectives_page
 from tests import fixtures
@@ -39,7 +39,7 @@ def test_the_table_lists_every_objective_beside_the_file_that_defines_it():
 def test_every_form_and_kind_of_data_is_named():
   (table,) = re.findall(r'^\| form \|.*\n\|---.*\n((?:\|.*\n)+)', README, re.MULTILINE)
   named = [name for line in table.splitlines() for name in re.findall(r'`(\w+)`', line.split('|')[1])]
-  assert sorted(named) == sorted(forms.FORMS)
+  assert sorted(named) == sorted(sources.FORMS)
   (paragraph,) = re.findall(r'Data is named by.*?\n\n', README, re.DOTALL)
   assert set(re.findall(r'`(\.\w+(?:\.gz)?)`', paragraph)) == set(readers.ENDINGS)
   assert all(f'`{scheme}:' in paragraph for scheme in readers.SCHEMES)
