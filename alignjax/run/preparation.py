@@ -74,7 +74,7 @@ def prepare(config: settings.Config, announce: inputs.Announce) -> Prepared:
   return Prepared(objective, recipe, lora, tokenizer, mesh, model, shapes, shardings, reference, training, held_out)
 
 
-def _fields(data: dataset.TokenizedExamples) -> list[str]:
+def _fields(data: dataset.TokenDataset) -> list[str]:
   """The fields of a batch that the data fill, beside those that every batch has."""
   return [name for name in ('score', 'behaviour_logp') if getattr(data, name) is not None]
 
