@@ -25,6 +25,7 @@ LEVEL = {
   'doctor': 4,  # below training, whose own examinations use its findings
   'training': 5,
   'run': 6,
+  'testing': 6,
   'commands': 7,
 }
 ISOLATED = 1  # packages of this level do not import each other

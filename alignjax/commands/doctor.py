@@ -67,8 +67,9 @@ def examine_data(prepared: preparation.Prepared) -> list[findings.Finding]:
       max_positions=prepared.model.config.max_positions,
     ),
     *doctor.examine_shapes(training.batches.plan, training.data),
+    *doctor.examine_coupling(prepared.objective, training.data.responses),
   ]
-  if not doctor.reads_labels(prepared.objective, training.data.responses):
+  if 'label' not in prepared.objective.reads:
     found = [finding for finding in found if finding.name not in OF_LABELS]
   if held_out is not None:
     found += examples.examine_split(training.data, held_out.data)
@@ -130,7 +131,7 @@ def _start(
     prepared.model, prepared.objective, lora=prepared.lora, chunk=config.chunk, mesh=prepared.mesh
   )
   measure = jax.jit(measure, out_shardings=rules.replicated(prepared.mesh))
-  values = measure(state.params, dataclasses.replace(frozen, memory=state.memory), batch)
+  values = measure(state.params, dataclasses.replace(frozen, memory=state.memory, step=state.step), batch)
   folder = prepared.reference.folder
   return doctor.examine_start(
     {name: value.item() for name, value in jax.device_get(values).items()},

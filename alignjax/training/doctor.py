@@ -72,7 +72,7 @@ def build_start(
 
     def evaluate(reference: stats.HiddenStates | None, batch: PreferenceBatch) -> tuple[Array, stats.StatTable]:
       table = stats.statistics(needs, policy, reference, batch, positions=positions)
-      table = dataclasses.replace(table, memory=frozen.memory)
+      table = dataclasses.replace(table, memory=frozen.memory, step=frozen.step)
       return gradients.weighted_sums(objective, table, batch)['loss'].mean(), table
 
     loss, table = evaluate(gradients.reference_states(model, needs, reference, batch), batch)
@@ -248,27 +248,18 @@ def examine_precision(
   return [Finding('precision', findings.WARNING, seen, advice)]
 
 
-def reads_labels(objective: objectives.Objective, responses: int) -> bool:
-  """Whether the loss depends on labels, tried out on a few prompts with N = `responses` responses of two tokens.
+def examine_coupling(objective: objectives.Objective, responses: int) -> list[Finding]:
+  """Whether the objective sees other prompts of the batch without declaring it.
 
-  Several prompts, since an objective may compare them with each other.
+  Args:
+    objective: the loss.
+    responses: N of the data.
   """
-  prompts, vocabulary = 3, 5
-  policy, reference = jax.random.normal(jax.random.key(0), (2, prompts, responses, 2, vocabulary))
-  response = jax.random.randint(jax.random.key(1), (prompts, responses, 2), 0, vocabulary)
-  batch = PreferenceBatch(
-    prompt=jnp.zeros((prompts, 1), jnp.int32),
-    prompt_length=jnp.ones(prompts, jnp.int32),
-    response=response,
-    response_length=jnp.full((prompts, responses), 2),
-    label=jnp.ones(prompts),
-    weight=jnp.ones(prompts),
-    score=jnp.ones((prompts, responses)),
-    behaviour_logp=jnp.full((prompts, responses), -3.0),
-  )
-  table = stats.from_logits(objective.needs, policy, reference, batch)
-  other = dataclasses.replace(batch, label=jnp.full(prompts, 0.25))
-  return bool(jnp.any(objective.apply(table, batch).loss != objective.apply(table, other).loss))
+  if objective.couples_rows or not objectives.couples(objective, responses):
+    return []
+  seen = f'the loss of a prompt under {objective.name} depends on other prompts of the batch, which it does not declare'
+  advice = 'Declare couples_rows=True, or the gradient depends on the number of microbatches and devices'
+  return [Finding('undeclared_coupling', findings.ERROR, seen, advice)]
 
 
 def examine_shapes(plan: order.Plan, data: dataset.TokenDataset) -> list[Finding]:

@@ -237,7 +237,7 @@ class _Run:
   def evaluate(self) -> dict[str, float]:
     """Means over the held-out pairs, under names that start with `eval/`."""
     total: dict[str, WeightedSum] = {}
-    frozen = dataclasses.replace(self.frozen, memory=self.state.memory)
+    frozen = dataclasses.replace(self.frozen, memory=self.state.memory, step=self.state.step)
     for batch in self.evaluation.batches:
       sums = self.eval_program(self.state.params, frozen, placement.to_global(self.mesh, batch.data))
       total = {name: total[name] + value if total else value for name, value in sums.items()}

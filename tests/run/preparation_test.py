@@ -39,6 +39,11 @@ def test_prompts_without_responses_are_refused_before_anything_is_trained(folder
     preparation.prepare(configure(folder, data=(data,)), doctor_test.SILENT)
 
 
+def test_data_that_the_objective_cannot_use_is_refused_before_weights_are_read(folder):
+  with pytest.raises(ValueError, match='odpo reads `score`, a reward for each response, and the data has none'):
+    preparation.prepare(configure(folder, objective='dpo() + odpo()'), doctor_test.SILENT)
+
+
 @pytest.mark.parametrize(('base', 'cache'), [('none', False), ('int8', False), ('int8', True)])
 def test_the_base_of_an_adapter_is_its_reference_however_it_is_kept(folder, tmp_path, base, cache):
   """A cache of a quantised base is computed from the quantised base: else the rewards would not start at 0."""

@@ -136,22 +136,11 @@ def test_what_bfloat16_costs_is_told_and_is_large_only_where_it_is(params, batch
     assert named(found) == {'precision': severity}
 
 
-@pytest.mark.parametrize(
-  ('objective', 'responses', 'expected'),
-  [
-    (objectives.dpo(), 2, True),
-    (objectives.sft(), 2, False),
-    (objectives.sft(), 1, False),
-    (objectives.kto(), 1, True),
-    (objectives.bco(), 1, True),
-    (objectives.importance_weighted(objectives.dpo()), 2, True),
-    (objectives.kto() + objectives.sft(), 1, True),
-    (objectives.odpo(), 2, True),
-    (objectives.reverse_kl(), 2, False),
-  ],
-)
-def test_what_reads_labels_is_found_out(objective, responses, expected):
-  assert doctor.reads_labels(objective, responses) == expected
+def test_a_coupling_that_is_not_declared_is_an_error():
+  hidden = dataclasses.replace(objectives.kto(), couples_rows=False)
+  assert named(doctor.examine_coupling(hidden, 2)) == {'undeclared_coupling': 'error'}
+  assert named(doctor.examine_coupling(objectives.kto(), 2)) == {}
+  assert named(doctor.examine_coupling(objectives.dpo(), 2)) == {}
 
 
 def rows(lengths):
