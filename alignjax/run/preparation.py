@@ -76,7 +76,7 @@ def prepare(config: settings.Config, announce: inputs.Announce) -> Prepared:
 
 def _fields(data: dataset.TokenDataset) -> list[str]:
   """The fields of a batch that the data fill, beside those that every batch has."""
-  return [name for name in ('score', 'behaviour_logp') if getattr(data, name) is not None]
+  return [name for name in ('score', 'behaviour_logp', 'behaviour_token_logp') if getattr(data, name) is not None]
 
 
 def initial_params(config: settings.Config, prepared: Prepared) -> Params:

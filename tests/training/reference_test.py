@@ -64,12 +64,14 @@ def test_a_cache_gives_the_losses_of_a_live_reference(folder, objective, column,
   options = {'objective': objective, 'reference_cache': str(folder / f'{name}-cache')}
   preparation.prepare(config_of(folder, 'nowhere', **options), print)
   said = capsys.readouterr().out
-  assert said.count('reference cache of 13 pairs: making') == said.count('reference cache of 5 examples: making') == 1
+  assert (
+    said.count('reference cache of 13 examples: making') == said.count('reference cache of 5 examples: making') == 1
+  )
   monkeypatch.setattr(reference, 'build_cache', None)  # it is there: nothing may make it again
   found = records(folder, f'{name}-found', microbatches=2, **options)
   said = capsys.readouterr().out
   assert 'doctor' not in said
-  assert f'reference cache: {column} of 13 pairs' in said
+  assert f'reference cache: {column} of 13 examples' in said
   for expected, record in zip(live, found, strict=True):
     for key in ('loss', 'gradient_norm', 'eval/loss', 'eval/reward_accuracy'):
       if key in expected:
