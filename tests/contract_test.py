@@ -22,7 +22,9 @@ FIRST = list({case.expression.split('(')[0]: case for case in reversed(cases.CAS
 COUPLED = [case for case in cases.CASES if objectives.parse(case.expression).couples_rows]
 # For properties that take long, and depend on hyper-parameters only where these couple rows.
 FEWER = FIRST + [case for case in COUPLED if case not in FIRST]
-ON_FEWER = (checks.check_coupling, checks.check_deletion, checks.check_jit)
+ON_FEWER = (checks.check_deletion,)
+IN_ONE_PROGRAM = (checks.check_coupling, checks.check_jit)  # below
+EACH = [check for check in testing.PROPERTIES if check not in IN_ONE_PROGRAM]
 
 
 @pytest.fixture(scope='module', params=cases.CASES, ids=lambda case: f'{case.expression}-N{case.responses}')
@@ -38,7 +40,7 @@ def test_every_exported_objective_has_a_case():
   assert set(objectives.OBJECTIVES) <= set(objectives.__all__)
 
 
-@pytest.mark.parametrize('check', testing.PROPERTIES, ids=lambda check: check.__name__.removeprefix('check_'))
+@pytest.mark.parametrize('check', EACH, ids=lambda check: check.__name__.removeprefix('check_'))
 def test_contract(case, check):
   known, setting = case
   if check in ON_FEWER and known not in FEWER:
@@ -62,13 +64,27 @@ def test_missing_reference_is_named(case):
     assert np.all(np.isfinite(setting.objective.apply(stats.from_logits(*inputs), setting.batch).loss))
 
 
-def test_pmap_agrees():
-  """One program for all objectives: a sum of them all equals the sum of the losses."""
+@pytest.fixture(scope='module')
+def everything():
+  """All objectives of pairs in which prompts do not see each other, in one sum: what holds for it holds for each."""
   parts = [objectives.parse(case.expression) for case in FIRST if case.responses == 2 and case not in COUPLED]
-  setting = testing.Setting.of(functools.reduce(operator.add, parts), 2)
-  rows = jax.tree.map(lambda x: x[:, None], (setting.table, setting.batch))
-  found = jax.pmap(lambda table, batch: setting.objective.apply(table, batch).loss)(*rows)[:, 0]
-  np.testing.assert_allclose(found, setting.term.loss, rtol=1e-5, atol=1e-6)
+  return testing.Setting.of(functools.reduce(operator.add, parts), 2)
+
+
+@pytest.mark.parametrize('check', IN_ONE_PROGRAM)
+def test_contract_in_one_program(everything, check):
+  check(everything)
+
+
+def test_the_coupled_ones_agree_under_jit():
+  parts = [objectives.parse(case.expression) for case in FIRST if case.responses == 2 and case in COUPLED]
+  checks.check_jit(testing.Setting.of(functools.reduce(operator.add, parts), 2))
+
+
+def test_pmap_agrees(everything):
+  rows = jax.tree.map(lambda x: x[:, None], (everything.table, everything.batch))
+  found = jax.pmap(lambda table, batch: everything.objective.apply(table, batch).loss)(*rows)[:, 0]
+  np.testing.assert_allclose(found, everything.term.loss, rtol=1e-5, atol=1e-6)
 
 
 def hyper_parameters():

@@ -5,7 +5,7 @@
   alignjax data convert --data=hh:train.jsonl.gz --out=train.jsonl
   alignjax data build hh_rlhf/harmless-base --manual_dir=downloads
 
---data is `[form:]location` (alignjax/data/sources.py), and can be repeated.
+--data is `[form:]location` (alignjax/data/reading/sources.py), and can be repeated.
 
 Exit codes: 0 done, 1 an error in flags, data or model.
 """
@@ -27,8 +27,9 @@ from rich import progress as rich_progress
 import tensorflow_datasets as tfds
 
 from alignjax.commands import data_lengths, data_tokens, program
-from alignjax.data import builders, catalogue, pairs, row_form, sources, tokenization
-from alignjax.data import report as report_lib
+from alignjax.data import builders
+from alignjax.data.reading import catalogue, drops, json_rows, rows, sources
+from alignjax.data.tokens import encoding, tokenization
 from alignjax.models import checkpoint_io
 from alignjax.run import fields, user_code
 
@@ -52,7 +53,9 @@ class InspectSettings(Settings):
 
   model: str = fields.field('', 'Folder of the model, in Hugging Face layout.', required=True)
   max_prompt: int = fields.field(512, 'Largest prompt in tokens; longer ones are cut on the left.', at_least=2)
-  max_response: int = fields.field(512, 'Largest response in tokens; pairs with a longer one are dropped.', at_least=2)
+  max_response: int = fields.field(
+    512, 'Largest response in tokens; examples with a longer one are dropped.', at_least=2
+  )
   out: str = fields.field('', 'Folder for lengths.png; empty: no picture.')
   color: str = fields.field('auto', 'Colours; auto: on a terminal.', choices=('auto', 'always', 'never'))
 
@@ -85,7 +88,7 @@ def validate(settings: Settings) -> None:
 
   alignjax data validate --data=hh:train.jsonl.gz
   """
-  report, start = report_lib.DropReport(), time.monotonic()
+  report, start = drops.DropReport(), time.monotonic()
   for _ in _read(settings, report, 'validating'):
     pass
   seconds = time.monotonic() - start
@@ -102,16 +105,11 @@ def inspect(settings: InspectSettings) -> None:
   """
   if settings.out:
     data_lengths.require_matplotlib()  # before the work
-  tokenizer, report = tokenization.Tokenizer.load(settings.model), report_lib.DropReport()
-  tokenized = pairs.tokenize(
-    _read(settings, report, 'tokenising'),
-    tokenizer,
-    max_prompt=settings.max_prompt,
-    max_response=settings.max_response,
-    vocab_size=checkpoint_io.load_config(settings.model).vocab_size,
-    report=report,
-    on_error=settings.on_error,
-  )
+  tokenizer, report = tokenization.Tokenizer.load(settings.model), drops.DropReport()
+  vocab_size = checkpoint_io.load_config(settings.model).vocab_size
+  limits = encoding.Limits(settings.max_prompt, settings.max_response, vocab_size)
+  read = _read(settings, report, 'tokenising')
+  tokenized = encoding.tokenize(read, tokenizer, limits, report, on_error=settings.on_error)
   title = f'{", ".join(settings.data)}, tokens of {settings.model}'
   print(f'{title}\n{report}\n')
   lengths = data_lengths.lengths(tokenized)
@@ -130,13 +128,13 @@ def convert(settings: ConvertSettings) -> None:
 
   alignjax data convert --data=hh:train.jsonl.gz --out=train.jsonl
   """
-  report = report_lib.DropReport()
+  report = drops.DropReport()
   form = write(_read(settings, report, 'converting'), settings.out, overwrite=settings.overwrite)
   print(report)
   print(f'wrote {settings.out}; read it with --data={"" if form == "preference" else f"{form}:"}{settings.out}')
 
 
-def write(converted: Iterator[sources.Pair], path: str, *, overwrite: bool = False) -> str:
+def write(converted: Iterator[rows.Example], path: str, *, overwrite: bool = False) -> str:
   """Writes pairs to .jsonl or .jsonl.gz; the file appears only once it is whole. Returns the form of its rows.
 
   Raises:
@@ -155,11 +153,11 @@ def write(converted: Iterator[sources.Pair], path: str, *, overwrite: bool = Fal
         gzip.GzipFile('', 'wb', fileobj=raw, mtime=0) if path.endswith('.gz') else contextlib.nullcontext(raw)
       )
       with compressed as file:
-        for pair in converted:
-          form, row = row_form.of_pair(pair)
+        for example in converted:
+          form, row = json_rows.of_example(example)
           forms.add(form)
           if len(forms) > 1:
-            raise ValueError(f'{pair.origin}: makes a row of the form {form}, and earlier pairs make another')
+            raise ValueError(f'{example.origin}: needs the form {form}, but earlier examples need another form')
           file.write(json.dumps(row, ensure_ascii=False).encode('utf-8') + b'\n')
     if not forms:
       raise ValueError('no row is left to write')
@@ -186,23 +184,25 @@ def build(settings: BuildSettings) -> None:
       settings.dataset, manual_dir=settings.manual_dir, data_dir=folder, on_error=settings.on_error
     )
   for split, report in builder.reports.items():
-    rows = builder.info.splits[split].num_examples if split in builder.info.splits else 0
-    print(f'{split}: wrote {rows} pairs; {report}')
+    count = builder.info.splits[split].num_examples if split in builder.info.splits else 0
+    print(f'{split}: wrote {count} examples; {report}')
   place = builder.data_path if settings.data_dir else builder.info.full_name.rpartition('/')[0]
   print(f'wrote {builder.data_path}; read it with --data=tfds:{place}:{next(iter(builder.info.splits))}')
 
 
-def _read(settings: Settings, report: report_lib.DropReport, what: str) -> Iterator[sources.Pair]:
+def _read(settings: Settings, report: drops.DropReport, what: str) -> Iterator[rows.Example]:
   """The pairs of --data, with a count of rows on a terminal."""
   console = rich_console.Console(stderr=True)
   columns = [f'{what}: {{task.completed:,}} rows,', rich_progress.TimeElapsedColumn()]
   with rich_progress.Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
     task = progress.add_task(what, total=None)
-    read = sources.read_pairs(settings.data, report, on_error=settings.on_error, ignore_fields=settings.ignore_fields)
-    for i, pair in enumerate(read):
+    read = sources.read_examples(
+      settings.data, report, on_error=settings.on_error, ignore_fields=settings.ignore_fields
+    )
+    for i, example in enumerate(read):
       if i % PROGRESS_ROWS == 0:
         progress.update(task, completed=report.read)
-      yield pair
+      yield example
 
 
 def _console(color: str) -> rich_console.Console:

@@ -3,9 +3,9 @@
   alignjax sample --model=runs/first/model --prompt='Tell me about your day.' --samples=3
   alignjax sample --model=runs/first/model --prompts=questions.jsonl --greedy --output=answers.jsonl
 
-If the model has a chat template, the text of --prompt is a user's message; otherwise the model continues it. Rows of a
---prompts file are {"prompt": ...} as in training data: a string is continued, a list of messages goes through the chat
-template. Each line of --output holds the prompt, the response, its log-probability in nats under the model's own
+If the model has a chat template, the text of --prompt is a user's message; otherwise the model continues it. --prompts
+takes [form:]location like training data, such as hh:train.jsonl.gz. Without a form, rows are {"prompt": ...}: a string
+is continued, a list of messages goes through the chat template. Each line of --output holds the prompt, the response, its log-probability in nats under the model's own
 distribution, its number of tokens, and whether it ended. The same command draws the same responses.
 
 Exit codes: 0 done, 1 an error in flags, model or prompts.
@@ -17,7 +17,8 @@ import os
 import pathlib
 
 from alignjax.commands import program
-from alignjax.data import sources, tokenization
+from alignjax.data.reading import rows
+from alignjax.data.tokens import tokenization
 from alignjax.run import fields, user_code
 from alignjax.sampling import strategies, text
 
@@ -28,7 +29,8 @@ class Settings(user_code.UserCode):
 
   model: str = fields.field('', 'Folder of the model, in Hugging Face layout.', required=True)
   prompt: str = fields.field('', 'One prompt.')
-  prompts: str = fields.field('', 'File of rows with a prompt: .jsonl, .csv or .parquet; preference pairs work too.')
+  prompts: str = fields.field('', 'Prompts to read, [form:]location, as for --data of training.')
+  ignore_fields: tuple[str, ...] = fields.field((), 'Fields of the rows of --prompts to ignore; others must be known.')
   output: str = fields.field('', 'A .jsonl file to write; empty: responses are printed.')
   samples: int = fields.field(1, 'Responses to each prompt.', at_least=1)
   max_prompt: int = fields.field(1024, 'Largest prompt in tokens; longer ones are cut on the left.', at_least=2)
@@ -75,11 +77,11 @@ def build_strategy(settings: Settings) -> strategies.Strategy:
   return strategies.chain(*chosen)
 
 
-def _prompts(settings: Settings) -> list[sources.Prompt]:
+def _prompts(settings: Settings) -> list[rows.Prompt]:
   if bool(settings.prompt) == bool(settings.prompts):
     raise ValueError('give either --prompt or --prompts')
   if settings.prompts:
-    return text.read_prompts(settings.prompts)
+    return text.read_prompts(settings.prompts, settings.ignore_fields)
   if tokenization.Tokenizer.load(settings.model).template is None:
     return [settings.prompt]
   return [[{'role': 'user', 'content': settings.prompt}]]

@@ -20,7 +20,7 @@ METHODS: dict[str, Callable[..., base.Method]] = {
     offline.ties,
   )
 }
-"""Every merge method by the name that expressions use; `factory` adds to it."""
+"""Every merge method, by its name in expressions; `factory` adds to it."""
 
 
 def factory[**P](build: Callable[P, base.Method]) -> Callable[P, base.Method]:

@@ -57,7 +57,7 @@ class DataSettings:
     'raise', WARNS, 'Stop at the first malformed row, or skip and count it.', choices=('raise', 'skip')
   )
   max_prompt: int = _field(512, IDENTITY, 'Largest prompt in tokens; longer ones are cut on the left.')
-  max_response: int = _field(512, IDENTITY, 'Largest response in tokens; pairs with a longer one are dropped.')
+  max_response: int = _field(512, IDENTITY, 'Largest response in tokens; examples with a longer one are dropped.')
   batch_size: int = _field(32, IDENTITY, 'Prompts in an update, over all devices and processes.', at_least=1)
   buckets: tuple[tuple[int, int], ...] = _field(
     (), IDENTITY, 'Batch shapes (prompt, response) in tokens; empty: chosen from the data.'

@@ -5,13 +5,14 @@ import dataclasses
 import itertools
 import json
 import os
-from typing import Any, NamedTuple, TextIO
+from typing import NamedTuple, TextIO
 
+from absl import logging
 import jax
 import numpy as np
 
-from alignjax.data import forms, sources, tokenization, values
-from alignjax.data import report as report_lib
+from alignjax.data.reading import drops, rows, sources
+from alignjax.data.tokens import tokenization
 from alignjax.models import base as models
 from alignjax.models import checkpoint_io, transformer
 from alignjax.parallel import mesh as parallel_mesh
@@ -25,7 +26,7 @@ PROMPT_MULTIPLE = 64  # prompts are padded to multiples of this many tokens, so 
 class Response(NamedTuple):
   """One drawn response."""
 
-  prompt: sources.Prompt
+  prompt: rows.Prompt
   response: str
   logp: float  # nats, of the whole response
   tokens: int  # the end token included
@@ -87,7 +88,7 @@ class TextSampler:
 
     self._draw = draw
 
-  def __call__(self, params: Params, prompts: Iterable[sources.Prompt]) -> Iterator[Response]:
+  def __call__(self, params: Params, prompts: Iterable[rows.Prompt]) -> Iterator[Response]:
     """Draws `options.samples` responses to each prompt, in the order of the prompts.
 
     What is drawn for a prompt depends on the seed and on its position in `prompts`, not on the batch size.
@@ -104,7 +105,7 @@ class TextSampler:
         for i in range(self._options.samples):
           yield self._response(prompt, drawn, (row, i))
 
-  def _pad(self, batch: Sequence[tuple[int, sources.Prompt]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  def _pad(self, batch: Sequence[tuple[int, rows.Prompt]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Token ids [rows, P], lengths [rows] and positions in the list of prompts [rows]."""
     encoded = [self._tokenizer.encode_prompt(prompt, self._options.max_prompt) for _, prompt in batch]
     size = -(-max(map(len, encoded)) // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
@@ -116,7 +117,7 @@ class TextSampler:
       prompt[row, : len(ids)], length[row] = ids, len(ids)
     return prompt, length, row_ids
 
-  def _response(self, prompt: sources.Prompt, drawn: sampler.Samples, place: tuple[int, int]) -> Response:
+  def _response(self, prompt: rows.Prompt, drawn: sampler.Samples, place: tuple[int, int]) -> Response:
     tokens = int(drawn.response_length[place])
     return Response(
       prompt=prompt,
@@ -130,7 +131,7 @@ class TextSampler:
 
 def sample(
   folder: str | os.PathLike[str],
-  prompts: Iterable[sources.Prompt],
+  prompts: Iterable[rows.Prompt],
   options: Options | None = None,
   compute_dtype: str = 'float32',
 ) -> Iterator[Response]:
@@ -154,22 +155,26 @@ def sample(
   return TextSampler(model, tokenizer, mesh, options or Options())(params, prompts)
 
 
-def read_prompts(path: str) -> list[sources.Prompt]:
-  """The prompts of a file of any kind that `readers` has; rows of preference pairs will do too.
+def read_prompts(source: str, ignore_fields: Sequence[str] = ()) -> list[rows.Prompt]:
+  """The prompts of `[form:]location`. The default form is `prompts`; responses in the rows are not used.
+
+  Args:
+    source: the expression to read.
+    ignore_fields: names of fields to ignore; any other unknown field is an error.
 
   Raises:
-    DataError: naming the line and the field.
+    DataError: a malformed row; the message names the line and the field.
+    ValueError: no row is left.
   """
-  return list(sources.read_rows(path, _prompt_of_row, report_lib.DropReport()))
-
-
-def _prompt_of_row(fields: dict[str, Any], path: str, line: int) -> sources.Prompt:
-  del path, line  # the reader adds them to every error
-  unknown = sorted(set(fields) - set(forms.FORMS[forms.DEFAULT].columns))
-  if unknown:
-    raise sources.Refused('unknown_field', f'{", ".join(map(ascii, unknown))}: unknown; a row has a prompt')
-  values.require(fields, ('prompt',))
-  return values.prompt(fields['prompt'], 'prompt')
+  report = drops.DropReport()
+  prompts = [
+    example.prompt for example in sources.read_examples(source, report, ignore_fields=ignore_fields, default='prompts')
+  ]
+  if report.dropped:
+    logging.warning('%s: %s', source, report)
+  if not prompts:
+    raise ValueError(f'{source}: no prompts are left: {report}')
+  return prompts
 
 
 def write(responses: Iterator[Response], stream: TextIO) -> None:

@@ -103,6 +103,8 @@ def check_needs(setting: Setting) -> None:
 def check_reads(setting: Setting) -> None:
   """The loss depends on exactly the fields of the batch that it declares; the optional ones may be missing."""
   objective, table, batch = setting.objective, setting.table, setting.batch
+  refusal = _refusal(setting, table, functools.reduce(_without, sorted(objective.optional), batch))
+  _require(not refusal, setting, f'`optional` declares {sorted(objective.optional)}, but without them: {refusal}')
   variants = [batch, *(_without(batch, field) for field in sorted(objective.optional))]
   found = frozenset().union(*(recording.loss_reads(objective, table, variant) for variant in variants))
   undeclared, unread = sorted(found - objective.reads), sorted(objective.reads - found)
@@ -112,13 +114,6 @@ def check_reads(setting: Setting) -> None:
   jax.eval_shape(lambda: objective.apply(table, recorder))
   others = sorted(recorder.read - objective.reads - declarations.OF_EVERY_BATCH)
   _require(not others, setting, f'a metric reads the fields {others}, which not every batch has: add them to `reads`')
-  bare = functools.reduce(_without, sorted(objective.optional), batch)
-  try:
-    jax.eval_shape(objective.apply, table, bare)
-  except Exception as error:
-    raise AssertionError(
-      f'{objective.name}: `optional` declares {sorted(objective.optional)}, but without them: {error}'
-    ) from error
   for field in sorted(objective.reads - objective.optional - declarations.OF_EVERY_BATCH):
     refusal = _refusal(setting, table, _without(batch, field))
     _require(
@@ -138,6 +133,8 @@ def _refusal(setting: Setting, table: stats.StatTable, batch: PreferenceBatch) -
     jax.eval_shape(setting.objective.apply, table, batch)
   except ValueError as error:
     return str(error)
+  except Exception as error:
+    return f'{type(error).__name__}: {error}'
   return ''
 
 
