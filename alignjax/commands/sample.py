@@ -5,8 +5,9 @@
 
 If the model has a chat template, the text of --prompt is a user's message; otherwise the model continues it. --prompts
 takes [form:]location like training data, such as hh:train.jsonl.gz. Without a form, rows are {"prompt": ...}: a string
-is continued, a list of messages goes through the chat template. Each line of --output holds the prompt, the response, its log-probability in nats under the model's own
-distribution, its number of tokens, and whether it ended. The same command draws the same responses.
+is continued, a list of messages goes through the chat template. Each line of --output holds the prompt, the response,
+its log-probability in nats under the model's own distribution, its number of tokens, and whether it ended. The same
+command draws the same responses.
 
 Exit codes: 0 done, 1 an error in flags, model or prompts.
 """
