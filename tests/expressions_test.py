@@ -71,7 +71,7 @@ def caret_of(text: str, error: expressions.ExpressionError) -> str:
     ),
     ('cvr(0.9)', 'cvr', "unknown name 'cvr'; did you mean cvar(level, tail='upper')?"),
     ('cvar(0.9)', 'cvar(0.9)', r'not an objective'),
-    ('ra_dpo(risk=cvar(0))', 'cvar(0)', 'cvar: level must lie in (0, 1], got 0'),
+    ('ra_dpo(risk=cvar(0))', 'cvar(0)', 'cvar: level must be in (0, 1], got 0'),
     ('ra_dpo(risk=dpo())', 'ra_dpo(risk=dpo())', 'ra_dpo: risk must be a risk measure'),
     ('dpo(beta=0.1) + 0.1 * stf()', 'stf', 'did you mean sft()?'),
     ('dpo(bta=0.1)', 'bta=0.1', "no argument 'bta'; did you mean 'beta'? It is dpo(beta=0.1, label_smoothing=0.0)"),

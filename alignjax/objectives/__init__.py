@@ -30,7 +30,8 @@ def parse(text: str) -> Objective:
       `/ number`. Arguments are literals, other objectives and calls of the risk measures in `alignjax.risk.MEASURES`.
 
   Raises:
-    ExpressionError: for anything else. The message shows where, says why and lists the known objectives.
+    ExpressionError: if the text is anything else. The message points at the place, explains it and lists the known
+      objectives.
   """
   known = {'objectives': OBJECTIVES, 'risk measures': risk.MEASURES, 'coefficients': {'schedule': schedule}}
   return expressions.parse(text, Objective, 'an objective', known, coefficients=(Schedule,))

@@ -28,14 +28,14 @@ Coefficient = int | float | Array | schedules.Schedule
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-  """What an objective keeps of the batches that it has seen, such as a running mean: named arrays without gradient.
+  """The state that an objective keeps from batch to batch, such as a running mean: named arrays without gradient.
 
   The training step calls `update` once for each batch, before `apply`, carries the result and saves it in checkpoints.
   Evaluation only reads it. `apply` finds it in `table.memory`, which is empty in a notebook.
   """
 
   initial: Mapping[str, float]
-  update: Callable[[stats.StatTable, PreferenceBatch], Mapping[str, Array]]  # from `table.memory` to the next one
+  update: Callable[[stats.StatTable, PreferenceBatch], Mapping[str, Array]]  # returns the next `table.memory`
 
   def __add__(self, other: 'Memory') -> 'Memory':
     def update(table: stats.StatTable, batch: PreferenceBatch) -> Mapping[str, Array]:
@@ -71,8 +71,8 @@ class Objective:
     needs: the statistics that `apply` reads from the table.
     apply: the map.
     reads: the fields of the batch on which the loss depends; an array of `batch.cached` by its own name. Metrics may
-      read the label and the weight beside these, which every batch has.
-    optional: those of `reads` that the loss uses if the batch has them, and does without otherwise.
+      also read the label and the weight, which every batch has.
+    optional: the fields among `reads` that a batch may lack.
     responses: the number N of responses to a prompt for which the loss is defined, or a set of such numbers; None for
       any N.
     couples_rows: whether the loss of a prompt depends on other prompts of the batch.
@@ -117,7 +117,7 @@ class Objective:
 
   @property
   def leaves(self) -> tuple['Objective', ...]:
-    """The single objectives of which it is made: itself, or those of its parts."""
+    """The single objectives in it: itself, or those of its parts."""
     return tuple(leaf for part in self.parts for leaf in part.objective.leaves) or (self,)
 
   def __add__(self, other: 'Objective') -> 'Objective':
@@ -156,11 +156,11 @@ def _summands(objective: Objective) -> tuple[Part, ...]:
 
 
 def _coefficient(value: Any) -> Any:
-  """A coefficient as it is kept: a Python number, a schedule or a traced scalar; NotImplemented for anything else.
+  """A coefficient as a Python number, a schedule or a traced scalar; NotImplemented for anything else.
 
   Raises:
-    TypeError: for a truth value.
-    ValueError: for a number that is not finite, or an array that is no scalar.
+    TypeError: if it is a truth value.
+    ValueError: if it is a number that is not finite, or an array that is not a scalar.
   """
   if isinstance(value, schedules.Schedule):
     return value
@@ -228,12 +228,12 @@ class _Sum:
   def evaluate(
     self, table: stats.StatTable, batch: PreferenceBatch, outer: tuple[Coefficient, ...]
   ) -> tuple[Array, list[_Leaf]]:
-    """The loss, added up in the order in which the sum is written, and its leaves.
+    """The loss, summed in the order of the expression, and its leaves.
 
     Args:
-      table: of the batch.
-      batch: as for `apply`.
-      outer: the coefficients by which the sum itself is scaled, for the metrics alone.
+      table: the statistics of the batch.
+      batch: the batch.
+      outer: the coefficients that scale the sum itself; only metrics use them.
     """
     total, found = None, []
     for coefficient, objective in self.parts:

@@ -1,4 +1,4 @@
-"""What objectives declare that they read, and the check of a dataset against it, before any weights are read."""
+"""Checks a dataset against the declarations of an objective, before any weights are loaded."""
 
 from collections.abc import Collection, Sequence
 from typing import Any

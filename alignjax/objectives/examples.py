@@ -23,7 +23,7 @@ def batch(
   """A batch with every field, uneven lengths and weights, hard and soft labels.
 
   Args:
-    seed: of the random numbers.
+    seed: seeds the random numbers.
     prompts: B.
     responses: N.
     prompt_size: P.

@@ -15,9 +15,13 @@ def sft() -> base.Objective:
   loss = -q / |y_0| log pi(y_0|x) - (1 - q) / |y_1| log pi(y_1|x),   q = P(y_0 is preferred to y_1)
 
   Added to a preference objective, it is the regulariser of iterative RPO, which keeps the likelihood of preferred
-  responses from falling. A hard label gives -1 / |y_w| log pi(y_w|x). Responses after the first two are not read. For
-  N = 1 the label is the probability that the response is desirable: the loss is -q / |y_0| log pi(y_0|x), so an
+  responses from falling. A hard label gives -1 / |y_w| log pi(y_w|x). Responses after the first two are not read. For N
+  = 1 the label is the probability that the response is desirable: the loss is -q / |y_0| log pi(y_0|x), so an
   undesirable response is not imitated.
+
+  Use it when:
+    you train on demonstrations, or add it to a preference objective with a small weight to keep preferred responses
+    likely.
 
   Returns:
     An objective; [B] nats/token.

@@ -32,7 +32,7 @@ class Namespaces:
     return joined
 
   def view(self, index: int, joined: Mapping[str, Any]) -> dict[str, Any]:
-    """What part `index` knows its own metrics by: everything without a prefix, and what has its prefix."""
+    """The metrics of part `index` under its own names: those without a prefix, and those with its prefix."""
     own = f'{self.prefixes[index]}/'
     bare = {key: value for key, value in joined.items() if not self._prefixed(key)}
     return bare | {key.removeprefix(own): value for key, value in joined.items() if key.startswith(own)}

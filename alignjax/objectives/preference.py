@@ -1,10 +1,10 @@
-"""What the objectives of a preference pair share: the expectation over its label, and the metrics of a reward.
+"""Shared by the objectives of a preference pair: the expectation over the label, and the metrics of a reward.
 
-Notation, for prompt x with preferred response y_w (response 0) and dispreferred y_l (response 1):
+Notation for a prompt x with preferred response y_w (response 0) and dispreferred response y_l (response 1):
 
-  rho(y) = log pi(y|x) - log pi_ref(y|x)     log-ratio, summed over the tokens of y, nats
-  h      = rho(y_w) - rho(y_l)               margin
-  q                                          P(y_w is preferred), `batch.label`, after label smoothing
+  rho(y) = log pi(y|x) - log pi_ref(y|x)   log-ratio, summed over the tokens of y, in nats
+  h = rho(y_w) - rho(y_l)                  margin
+  q = P(y_w is preferred)                  `batch.label`, after label smoothing
 """
 
 from collections.abc import Callable
@@ -91,7 +91,7 @@ def of_reward(
 
 
 def of_two_log_ratios(name: str, beta: float, loss: Callable[[Array, Array], Array]) -> base.Objective:
-  """The objective E_q[L(rho(y_w), rho(y_l))] of a loss that is no function of the margin, with reward beta * rho(y)."""
+  """The objective E_q[L(rho(y_w), rho(y_l))] of any loss of two log-ratios, with implicit reward beta * rho(y)."""
 
   def apply(table: stats.StatTable, batch: PreferenceBatch) -> Term:
     base.require_pair(name, table)

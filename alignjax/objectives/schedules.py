@@ -47,7 +47,7 @@ def schedule(start: float, end: float, steps: int) -> Schedule:
 
   value(step) = (1 - f) start + f end,   f = min(step / steps, 1)
 
-  The step is the number of updates done, `table.step`. An evaluation uses the step at which it is made. A notebook
+  The step is the number of updates done, `table.step`. An evaluation uses the current step. A notebook
   whose table has no step gets `start`. The training metrics report the coefficient as `sft/coefficient`.
 
   Args:
@@ -59,6 +59,6 @@ def schedule(start: float, end: float, steps: int) -> Schedule:
     A coefficient: multiply an objective by it.
 
   Raises:
-    ValueError: for a start or end that is not finite, or fewer than 1 steps.
+    ValueError: if start or end is not finite, or steps is less than 1.
   """
   return Schedule(start, end, steps)

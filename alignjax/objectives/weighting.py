@@ -1,6 +1,6 @@
-"""Objectives that weigh the pairs of another one by how probable the current policy finds them.
+"""Objectives that weight the pairs of another objective by how probable the current policy finds them.
 
-Both take any objective, with any number N of responses to a prompt, and multiply its loss by a detached weight.
+Both take any objective, with any number N of responses per prompt, and multiply its loss by a detached weight.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ from alignjax import stats
 from alignjax.objectives import base, namespaces
 from alignjax.types import Array, PreferenceBatch, Term, WeightedSum
 
-# Without a clip a weight is at most e^60: far beyond any use, and still finite in float32 when it multiplies a loss.
+# Without a clip a weight is at most e^60: beyond any practical value, and still finite in float32 times a loss.
 _LARGEST_LOG_WEIGHT = 60.0
 
 
@@ -26,29 +26,33 @@ def importance_weighted(
 ) -> base.Objective:
   """Importance-sampled direct alignment (IS-DAA): any objective under clipped sequence-level importance weights.
 
-  loss = sg[w] objective,   w = exp(min(s, N clip)),   s = sum_n log pi(y_n|x) - log pi_data(y_n|x)
+  loss = sg[w] objective,   w = exp(min(s, N clip)),   s = sum_n (log pi(y_n|x) - log pi_data(y_n|x))
 
-  Offline pairs come from the policy that wrote them and not from the one that is trained; the weight turns the
-  expectation over the former into one over the latter, so that the objective's regularisation holds where the policy
-  now puts its mass, against reward over-optimisation. log pi_data is `stats.behaviour_logp(batch)` if the batch has
-  it, per response or per token, else that of the reference. The margin inside the objective is always taken to the
-  reference. For a pair (N = 2) the cap on s is 2 clip, on the sum and not on each response; there is no lower clip and
-  no gradient through w.
+  Offline pairs come from the policy that wrote them, not from the one being trained. The weight turns the expectation
+  over the former into an expectation over the latter. The objective's regularisation then acts where the policy now
+  puts its mass, which counters reward over-optimisation. log pi_data is `stats.behaviour_logp(batch)`, per response or
+  per token, if the batch has it, and the reference's log-probability otherwise. The margin inside the objective is
+  always relative to the reference. For a pair (N = 2) the cap on s is 2 clip, on the sum and not on each response.
+  There is no lower clip, and no gradient through w.
+
+  Use it when:
+    you train offline at low beta and the policy over-optimises: the weights emulate on-policy data without sampling.
+    With few pairs the effective sample size can get too small, so watch `importance/effective_sample_share`.
 
   Args:
-    objective: any.
-    clip: cap of a response's share of the log-weight, > 0, nats; None for raw importance weights.
-    self_normalised: divide the weights by their mean over the batch, which couples its rows.
-    per_length: the smoothed weights of AIS: each response's log-ratio is divided by its length in tokens.
+    objective: any objective.
+    clip: cap of each response's share of the log-weight, > 0, nats; None for unclipped importance weights.
+    self_normalised: whether to divide the weights by their mean over the batch, which couples its rows.
+    per_length: whether to divide each response's log-ratio by its length in tokens: the smoothed weights of AIS.
 
   Returns:
     An objective in the unit of `objective`; at policy == reference == pi_data it is `objective`.
 
   Raises:
-    ValueError: for something that is no objective, or a clip that is not positive.
+    ValueError: if objective is not an objective, or clip is not positive.
 
   Defaults:
-    clip of the released configuration; the released launch script sets 1.
+    clip from the released configuration; the released launch script sets 1.
 
   References:
     Nguyen et al. 2025, Mitigating Reward Over-optimization in Direct Alignment Algorithms with Importance Sampling,
@@ -107,23 +111,26 @@ def _spread(means: Mapping[str, Array]) -> dict[str, Array]:
 def wpo_weighted(objective: base.Objective, cap: float | None = 1.0) -> base.Objective:
   """Weighted preference optimisation (WPO): any objective, weighted by how on-policy its responses are.
 
-  loss = sg[w] objective,   w = min(cap, prod_n exp(1/|y_n| sum_t log pi(y_t) - log sum_v pi(v)^2))
+  loss = sg[w] objective,   w = min(cap, prod_n exp(1/|y_n| sum_t (log pi(y_t) - log sum_v pi(v)^2)))
 
-  A token's probability is compared with the average probability of a token that the policy would draw itself, so that a
-  response of its own has a weight near 1 whatever its entropy. No reference and no stored log-probability is needed.
+  A token's probability is compared with the average probability of a token drawn from the policy, so a response of the
+  policy's own has a weight near 1 whatever its entropy. No reference and no stored log-probabilities are needed.
+
+  Use it when:
+    you train on data from other models, and want pairs that resemble the current policy to count more.
 
   Args:
-    objective: any.
-    cap: largest weight, > 0; None for no cap, as some trainers have it.
+    objective: any objective.
+    cap: largest weight, > 0; None for no cap, as in some trainers.
 
   Returns:
     An objective in the unit of `objective`.
 
   Raises:
-    ValueError: for something that is no objective, or a cap that is not positive.
+    ValueError: if objective is not an objective, or cap is not positive.
 
   Defaults:
-    cap of the released code.
+    cap from the released code.
 
   References:
     Zhou et al. 2024, WPO: Enhancing RLHF with Weighted Preference Optimization, https://arxiv.org/abs/2406.11827 (the
@@ -150,10 +157,10 @@ def _weighted(name: str, objective: base.Objective, weighing: base.Objective, we
   """The objective with its loss multiplied by a weight.
 
   Args:
-    name: of the factory.
-    objective: what is weighted.
-    weighing: what the weight declares; its summary is of the weight's metrics.
-    weigh: gives the weight, [B] without gradient, and the metrics of it.
+    name: the name of the factory.
+    objective: the objective whose loss is weighted.
+    weighing: declares what the weight reads; its summary takes the metrics of the weight.
+    weigh: returns the weight, [B] without gradient, and its metrics.
   """
   names = namespaces.Namespaces((name, 'inner'))
   both = weighing + objective  # unites what the two declare

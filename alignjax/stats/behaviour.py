@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from alignjax import numerics
 from alignjax.types import Array, PreferenceBatch
 
-BEHAVIOUR_TOKEN_LOGP = 'behaviour_token_logp'  # in `PreferenceBatch.cached`: [B, N, R] nats
+BEHAVIOUR_TOKEN_LOGP = 'behaviour_token_logp'  # a key of `PreferenceBatch.cached`: [B, N, R] nats
 
 
 def behaviour_token_logp(batch: PreferenceBatch) -> Array | None:

@@ -1,6 +1,6 @@
 """From hidden states to statistics, without ever holding [B, N, R, V].
 
-Logits exist for one chunk of positions at a time, for the policy and the reference side by side, and are computed
+Logits exist for one chunk of positions at a time, for the policy and the reference together, and are computed
 again in the backward pass. Chunks run along positions and never along flattened tokens: prompts are sharded over
 devices, and a scan over a flattened [B * N * R] axis would make every device compute every token.
 """
@@ -17,9 +17,9 @@ from alignjax.types import Array, Head, PreferenceBatch
 
 
 class HiddenStates(NamedTuple):
-  """What a model says of a batch before its vocabulary is looked at."""
+  """The output of a model for a batch, before the projection to the vocabulary."""
 
-  states: Array  # [B, N, R, D], entry t predicts response token t; any leading dimensions where no batch is involved
+  states: Array  # [B, N, R, D], entry t predicts response token t; other leading dimensions are allowed without a batch
   head: Head
 
 
@@ -43,7 +43,7 @@ def log_probs(hidden: HiddenStates) -> Array:
 
 
 def missing_reference(needs: Iterable[table.Stat], cached: Iterable[str]) -> list[str]:
-  """Names of the statistics for which the reference model itself must be run, because no cached value stands in."""
+  """Names of the statistics for which the reference model itself must be run, because no cached value replaces it."""
   return sorted({stat.name for stat in needs if stat.reference} - set(cached))
 
 
@@ -58,11 +58,11 @@ def statistics(
   """Computes the statistics in `needs` from hidden states, `positions` response positions at a time.
 
   Args:
-    needs: the statistics; those found in `batch.cached` are taken from there.
+    needs: the statistics; those in `batch.cached` are read from there.
     policy: hidden states and head of the policy.
-    reference: the same of the reference; None if no statistic that has to be computed reads it. No gradient enters it.
-    batch: where the response tokens, lengths and cached statistics come from.
-    positions: response positions whose logits exist at once, B * N * positions * V numbers for each model.
+    reference: those of the reference; None if no statistic to compute reads it. Gradients stop here.
+    batch: provides the response tokens, lengths and cached statistics.
+    positions: number of response positions whose logits exist at once: B * N * positions * V numbers per model.
 
   Returns:
     The table: token statistics [B, N, R], response statistics [B, N].

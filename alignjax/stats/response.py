@@ -1,6 +1,6 @@
-"""Response statistics: one number for each response, out of the policy's hidden states, such as a value or a reward.
+"""Response statistics: one number per response from the policy's hidden states, such as a value or a reward.
 
-They stand beside the token statistics in the table: an objective names them in its `needs` and reads `table[stat]`.
+The table holds them with the token statistics: an objective names them in its `needs` and reads `table[stat]`.
 """
 
 from collections.abc import Callable
@@ -16,14 +16,14 @@ from alignjax.types import Array, Head, PreferenceBatch
 class ResponseStat:
   """A named function of (hidden states [B, N, R, D], head, batch) -> [B, N]. Gradients flow into the policy.
 
-  Two statistics of one name are the same statistic. A batch that has `cached[name]`, [B, N], provides the values, and
-  the function is not called. Nothing is masked: the function reads what it means to read, as with `last_state`.
+  Two statistics with the same name are the same statistic. If a batch has `cached[name]`, [B, N], these values are used
+  and the function is not called. Nothing is masked: the function selects the states that it reads, as in `last_state`.
   """
 
   name: str
   function: Callable[[Array, Head, PreferenceBatch], Array] = dataclasses.field(compare=False, repr=False)
   policy: ClassVar[bool] = True  # it reads the policy's hidden states
-  reference: ClassVar[bool] = False  # and none of the reference
+  reference: ClassVar[bool] = False  # it does not read those of the reference
 
   def __call__(self, states: Array, head: Head, batch: PreferenceBatch) -> Array:
     values = self.function(states, head, batch)
@@ -42,7 +42,7 @@ def last_state(states: Array, batch: PreferenceBatch) -> Array:
 
   Args:
     states: [B, N, R, D]; entry t predicts response token t.
-    batch: whose responses they are.
+    batch: the batch of the responses.
   """
   last = jnp.maximum(jnp.asarray(batch.response_length) - 1, 0)
   return jnp.take_along_axis(states, last[..., None, None], axis=2)[:, :, 0]

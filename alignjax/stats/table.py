@@ -1,4 +1,4 @@
-"""The small table of statistics through which an objective sees the models."""
+"""The table of statistics, through which an objective sees the models."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -16,22 +16,22 @@ Stat = token.TokenStat | response.ResponseStat
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class StatTable:
-  """Statistics of a batch, with the lengths of the responses, and what a training step knows beside the batch.
+  """Statistics of a batch, with the lengths of the responses, and the state of the training step.
 
   Token statistics are [B, N, R] float32 and 0 at padding, response statistics [B, N] float32.
   """
 
-  values: Mapping[str, Array]  # by the name of the statistic
+  values: Mapping[str, Array]  # name of the statistic to its values
   length: Array  # [B, N] int32
-  memory: Mapping[str, Array] = dataclasses.field(default_factory=dict)  # what an objective kept of earlier batches
+  memory: Mapping[str, Array] = dataclasses.field(default_factory=dict)  # state of an objective, from earlier batches
   step: Array | None = None  # [] int32, updates done so far; None in a notebook, where schedules are at their start
 
   @classmethod
   def create(cls, values: Mapping[str, Array], length: Array) -> 'StatTable':
-    """Casts the statistics to float32 and puts 0 at padding, whatever its values, with zero gradient."""
+    """Casts the statistics to float32 and sets padding to 0, with zero gradient, whatever its values are."""
 
     def clean(value: Array) -> Array:
-      if value.ndim == length.ndim:  # of a response
+      if value.ndim == length.ndim:  # a response statistic
         return value.astype(jnp.float32)
       return jnp.where(numerics.length_mask(length, value.shape[-1]), value.astype(jnp.float32), 0.0)
 
@@ -64,5 +64,5 @@ class StatTable:
 
   def log_ratio(self) -> Array:
     """[B, N]: log pi(y|x) - log pi_ref(y|x) of each response, nats."""
-    # Token by token, for the difference of two sums over hundreds of tokens would have the rounding of the sums.
+    # Subtract token by token: the difference of two sums over hundreds of tokens would carry the rounding of the sums.
     return numerics.masked_sum(self[token.logp] - self[token.reference_logp], self.mask)

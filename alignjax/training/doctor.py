@@ -1,6 +1,6 @@
 """Is a run in order before its first update? What the models say of one batch, what the step costs, and what is odd.
 
-The examination of the data is in `alignjax.data.health`; here is what needs the models. Each function looks at one
+The examination of the data is in `alignjax.doctor.examples`; here is what needs the models. Each function looks at one
 thing and returns findings, which are empty where all is well.
 """
 
@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from alignjax import numerics, objectives, stats
-from alignjax.data import batching, findings, tokenization
-from alignjax.data import pairs as pairs_lib
+from alignjax.data.batches import order, shapes
+from alignjax.data.tokens import dataset, tokenization
+from alignjax.doctor import findings
 from alignjax.models import base as models
 from alignjax.models import lora as lora_lib
 from alignjax.parallel import rules
@@ -261,14 +262,14 @@ def examine_coupling(objective: objectives.Objective, responses: int) -> list[Fi
   return [Finding('undeclared_coupling', findings.ERROR, seen, advice)]
 
 
-def examine_shapes(plan: batching.Plan, data: pairs_lib.TokenizedPairs) -> list[Finding]:
+def examine_shapes(plan: order.Plan, data: dataset.TokenDataset) -> list[Finding]:
   """What the shapes of batches cost in compilations and in padding."""
   found = []
   if len(plan.buckets) > FEW_SHAPES:
     seen = f'{len(plan.buckets)} shapes of batches, each of which is compiled, for training and for evaluation'
     found.append(Finding('many_shapes', findings.WARNING, seen, 'Give fewer config.buckets, or leave them out'))
-  chosen = batching.choose_buckets(data, batch_size=plan.batch_size)
-  given, best = (batching.epoch_tokens(data, shapes, batch_size=plan.batch_size) for shapes in (plan.buckets, chosen))
+  chosen = shapes.choose_buckets(data, batch_size=plan.batch_size)
+  given, best = (shapes.epoch_tokens(data, buckets, batch_size=plan.batch_size) for buckets in (plan.buckets, chosen))
   if given > WASTE * best:
     seen = f'shapes {list(plan.buckets)} make an epoch of {given} tokens, padding included; {best} would do'
     advice = f'Leave config.buckets out; then they are {list(chosen)}'
@@ -281,7 +282,7 @@ def examine_shapes(plan: batching.Plan, data: pairs_lib.TokenizedPairs) -> list[
 
 def examine_embeddings(
   table: Array,
-  data: pairs_lib.TokenizedPairs,
+  data: dataset.TokenDataset,
   tokenizer: tokenization.Tokenizer,
   mesh: jax.sharding.Mesh | None = None,
 ) -> list[Finding]:

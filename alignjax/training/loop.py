@@ -10,7 +10,7 @@ from absl import logging
 import jax
 import jax.numpy as jnp
 
-from alignjax.data import batching
+from alignjax.data.batches import batching, order
 from alignjax.optim import schedules
 from alignjax.parallel import rules
 from alignjax.training import checkpoint as checkpoint_lib
@@ -224,7 +224,7 @@ class _Run:
     self.write(pending.step, values | times | extra())
 
   def complaint(self, pending: _Pending, what: str) -> str:
-    examples = ', '.join(self.origin(int(i)) for i in pending.ids if i != batching.PADDING_ID)
+    examples = ', '.join(self.origin(int(i)) for i in pending.ids if i != order.PADDING_ID)
     return (
       f'step {pending.step}: {what}. The run stops, and saves nothing more. The batch (as far as this process fed it): '
       f'{examples}. Look at these examples, lower the learning rate, or compute in float32'
