@@ -53,16 +53,17 @@ def statistics(
   reference: HiddenStates | None,
   batch: PreferenceBatch,
   *,
-  positions: int,
+  chunk: int,
 ) -> table.StatTable:
-  """Computes the statistics in `needs` from hidden states, `positions` response positions at a time.
+  """Computes the statistics in `needs` from hidden states, `chunk` response tokens at a time.
 
   Args:
     needs: the statistics; those found in `batch.cached` are taken from there.
     policy: hidden states and head of the policy.
     reference: the same of the reference; None if no statistic that has to be computed reads it. No gradient enters it.
     batch: where the response tokens, lengths and cached statistics come from.
-    positions: response positions whose logits exist at once, B * N * positions * V numbers for each model.
+    chunk: response tokens whose logits exist at once, over all devices together: chunk * V numbers for each model.
+      Whole positions of all B * N responses are taken together, at least one.
 
   Returns:
     The table, each entry [B, N, R].
@@ -90,7 +91,9 @@ def statistics(
     policy.states if any(stat.policy for stat in live) else None,
     reference.states if reference is not None else None,
   )
-  values = _over_positions(compute, states, jnp.asarray(batch.response), positions) if live else {}
+  target = jnp.asarray(batch.response)
+  positions = max(1, chunk // (target.shape[0] * target.shape[1]))
+  values = _over_positions(compute, states, target, positions) if live else {}
   return table.StatTable.create({**values, **cached}, jnp.asarray(batch.response_length))
 
 

@@ -1,0 +1,85 @@
+"""The forward pass: from a batch to hidden states, to the table of statistics, to the sums of an objective."""
+
+from collections.abc import Iterable, Mapping
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from alignjax import stats
+from alignjax.models import base as models
+from alignjax.objectives import base as objectives
+from alignjax.training import rows
+from alignjax.types import Array, Params, PreferenceBatch, WeightedSum
+
+Sums = Mapping[str, WeightedSum]
+
+
+def assert_batch(batch: PreferenceBatch) -> None:
+  """Asserts that the fields of a batch have the shapes that `PreferenceBatch` documents."""
+  chex.assert_rank([batch.prompt, batch.response], [2, 3])
+  prompts, responses, size = batch.response.shape
+  chex.assert_shape(batch.prompt, (prompts, None))
+  chex.assert_shape([batch.prompt_length, batch.label, batch.weight], (prompts,))
+  chex.assert_shape(batch.response_length, (prompts, responses))
+  optional = [value for value in (batch.score, batch.behaviour_logp) if value is not None]
+  chex.assert_shape(optional, (prompts, responses))
+  chex.assert_shape(list(batch.cached.values()), (prompts, responses, size, ...))
+
+
+def assert_states(hidden: stats.HiddenStates, batch: PreferenceBatch) -> None:
+  """Asserts that hidden states [B, N, R, D] and a head [D, V] belong to a batch."""
+  chex.assert_shape(hidden.states, (*batch.response.shape, None))
+  chex.assert_shape(hidden.head.kernel, (hidden.states.shape[-1], None))
+
+
+def hidden_states(model: models.LanguageModel, params: Params, batch: PreferenceBatch) -> stats.HiddenStates:
+  """Runs the trunk of a model over a batch: final hidden states, [B, N, R, D], with the model's head."""
+  states = model.hidden(params, batch.prompt, batch.prompt_length, batch.response, batch.response_length)
+  return stats.HiddenStates(states, model.head(params))
+
+
+def table(
+  needs: Iterable[stats.TokenStat],
+  policy: stats.HiddenStates,
+  reference: stats.HiddenStates | None,
+  batch: PreferenceBatch,
+  layout: rows.Layout,
+) -> stats.StatTable:
+  """The statistics of a batch whose prompts are split over the devices of a mesh.
+
+  Args:
+    needs: the statistics.
+    policy: its final hidden states, [B, N, R, D].
+    reference: the same of the reference; None if no statistic has to be computed from it.
+    batch: prompts with responses, [B, N, R].
+    layout: how many tokens have logits at once on each device.
+
+  Returns:
+    The table.
+
+  Raises:
+    ValueError: if a statistic reads the reference, is not cached, and `reference` is None.
+  """
+  assert_states(policy, batch)
+  return stats.statistics(needs, policy, reference, batch, chunk=layout.chunk * layout.shards)
+
+
+def weighted_sums(objective: objectives.Objective, table: stats.StatTable, batch: PreferenceBatch) -> Sums:
+  """The loss and the metrics of a batch, each as a sum over prompts with its weight."""
+  loss, metrics = objective.apply(table, batch)
+  metrics = {**_response_metrics(table), **metrics, 'loss': loss}
+  weight = jnp.asarray(batch.weight)
+  return {name: WeightedSum.of(value, weight) for name, value in metrics.items()}
+
+
+def _response_metrics(table: stats.StatTable) -> dict[str, Array]:
+  """Metrics of every objective: lengths in tokens and, if known, log-probabilities of whole responses in nats."""
+  columns = {'length': table.length.astype(jnp.float32)}
+  if stats.logp.name in table.values:
+    columns['logp'] = jax.lax.stop_gradient(table.sum(stats.logp))
+  if table.length.shape[-1] != 2:
+    return {name: jnp.mean(value, axis=-1) for name, value in columns.items()}
+  return {
+    f'{name}_{side}': value[:, i] for name, value in columns.items() for i, side in enumerate(('chosen', 'rejected'))
+  }
