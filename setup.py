@@ -14,7 +14,7 @@ setuptools.setup(
   long_description_content_type='text/markdown',
   license='Apache-2.0',
   python_requires='>=3.12',
-  packages=setuptools.find_packages(include=['alignjax', 'alignjax.*', 'experiments', 'experiments.*']),
+  packages=setuptools.find_packages(include=['alignjax', 'alignjax.*']),
   install_requires=[
     'absl-py',
     'chex',

@@ -19,9 +19,10 @@ from typing import NamedTuple
 from absl import app, flags, logging
 import numpy as np
 
+from alignjax.commands import merge, sample
 from alignjax.models import folders
+from alignjax.run import folder_tensors, smollm2
 from alignjax.sampling import strategies
-from experiments import merge, merge_files, sample, smollm2
 
 ROOT = pathlib.Path(__file__).parents[1]
 # A process that a large one starts counts that one's memory as its own peak, so that a small one stands between.
@@ -59,18 +60,18 @@ def measure(arguments: Sequence[str]) -> Cost:
 
 def perturb(source: pathlib.Path, target: pathlib.Path, seed: int, spread: float) -> None:
   """Writes a copy of a model with noise added to every weight."""
-  places = merge_files.places(source)
+  places = folder_tensors.places(source)
   generator = np.random.default_rng(seed)
 
   def blocks(name: str):
     for block in places[name].blocks():
       yield block.astype(np.float32) + spread * generator.standard_normal(block.shape, np.float32)
 
-  planned = [merge_files.Planned(name, place.shape, place.dtype) for name, place in places.items()]
+  planned = [folder_tensors.Planned(name, place.shape, place.dtype) for name, place in places.items()]
   with folders.replacing(target) as partial:
     folders.write_json(partial / folders.CONFIG, folders.read_json(source / folders.CONFIG))
     folders.copy_assets(source, partial)
-    merge_files.write(partial, planned, blocks, {})
+    folder_tensors.write(partial, planned, blocks, {})
 
 
 def run(base: pathlib.Path, folder: pathlib.Path, methods: Sequence[str], spread: float) -> None:

@@ -17,7 +17,6 @@ import pytest
 
 from alignjax import objectives, stats
 from alignjax.types import PreferenceBatch
-from experiments import expressions
 from tests import fixtures
 from tests.oracles import cases
 
@@ -49,7 +48,7 @@ def total(objective, policy, reference, batch):
 
 
 FIRST = list({case.expression.split('(')[0]: case for case in reversed(cases.CASES)}.values())  # of each objective
-COUPLED = [case for case in cases.CASES if expressions.parse_objective(case.expression).couples_rows]
+COUPLED = [case for case in cases.CASES if objectives.parse(case.expression).couples_rows]
 # For properties that take long to compile, and depend on hyper-parameters only where these couple rows.
 ON_FEWER = pytest.mark.parametrize(
   'case', FIRST + [case for case in COUPLED if case not in FIRST], indirect=True, ids=lambda case: case.expression
@@ -62,7 +61,7 @@ def case(request):
   batch = fixtures.preference_batch(seed=3, responses=known.responses)
   return (
     known,
-    expressions.parse_objective(known.expression),
+    objectives.parse(known.expression),
     batch,
     fixtures.logits(1, batch),
     fixtures.logits(2, batch),
@@ -192,7 +191,7 @@ def test_algebra(case):
 
 def test_name_builds_the_same_objective(case):
   _, objective, batch, policy, reference = case
-  again = expressions.parse_objective(objective.name)
+  again = objectives.parse(objective.name)
   assert again.name == objective.name
   assert (again.needs, again.couples_rows) == (objective.needs, objective.couples_rows)
   np.testing.assert_array_equal(

@@ -7,6 +7,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 LEVEL = {
   'types': 0,
   'numerics': 0,
+  'expressions': 0,
   'models': 1,
   'merging': 1,
   'risk': 1,
@@ -16,8 +17,11 @@ LEVEL = {
   'stats': 2,
   'objectives': 3,
   'sampling': 4,
+  'rewards': 4,
   'evaluation': 4,
-  'training': 4,
+  'training': 5,
+  'run': 6,
+  'commands': 7,
 }
 ISOLATED = 1  # packages of this level do not import each other
 FORBIDDEN = {

@@ -11,7 +11,7 @@ import pytest
 from alignjax import objectives, risk, stats, types
 from alignjax.data import forms, readers, sources
 from alignjax.objectives import base, preference
-from experiments import document_objectives, expressions
+from docs.pages import objectives_page
 from tests import fixtures
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -54,7 +54,7 @@ def test_every_risk_measure_is_named():
 
 @pytest.mark.parametrize('expression', re.findall(r'`((?:\w+\([^`]*\)[ +*\d.]*)+)`', README))
 def test_expressions_can_be_read(expression):
-  assert isinstance(expressions.parse_objective(expression), objectives.Objective)
+  assert isinstance(objectives.parse(expression), objectives.Objective)
 
 
 def test_the_example_of_an_objective_in_the_architecture_is_one():
@@ -68,7 +68,7 @@ def test_the_example_of_an_objective_in_the_architecture_is_one():
     table = stats.from_logits(objective.needs, fixtures.logits(1, batch), fixtures.logits(2, batch), batch)
     losses.append(objective.apply(table, batch).loss)
   np.testing.assert_allclose(*losses, rtol=1e-6)
-  document_objectives.section(names['my_loss'])  # its docstring lacks nothing
+  objectives_page.section(names['my_loss'])  # its docstring lacks nothing
 
 
 @pytest.mark.parametrize(('text', 'folder'), [(README, ROOT), (ARCHITECTURE, ROOT / 'docs')], ids=['readme', 'docs'])

@@ -1,5 +1,6 @@
 """Preference objectives: pure functions from token statistics to one loss per prompt, which add and scale."""
 
+from alignjax import expressions, risk
 from alignjax.objectives.adaptive import alpha_dpo, alpha_dpo_released, beta_dpo
 from alignjax.objectives.base import Memory, Objective
 from alignjax.objectives.batchwise import aot, aot_unpaired, dr_dpo
@@ -85,6 +86,21 @@ OBJECTIVES = {
 }
 """Every objective by the name under which expressions know it."""
 
+
+def parse(text: str) -> Objective:
+  """Reads an objective from its expression, such as `'simpo(beta=2.0) + 0.1 * sft()'`.
+
+  Args:
+    text: calls of the factories in `OBJECTIVES`, joined by `+` and scaled by `number *`. Arguments are literals, other
+      objectives and calls of the risk measures in `alignjax.risk.MEASURES`.
+
+  Raises:
+    ExpressionError: for anything else. The message shows where, says why and lists the known objectives.
+  """
+  known = {'objectives': OBJECTIVES, 'risk measures': risk.MEASURES}
+  return expressions.parse(text, Objective, 'an objective', known)
+
+
 __all__ = [
   'OBJECTIVES',
   'Memory',
@@ -128,6 +144,7 @@ __all__ = [
   'nca',
   'odpo',
   'orpo',
+  'parse',
   'pmle',
   'preference_distillation',
   'r_dpo',

@@ -14,10 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alignjax import numerics, stats
+from alignjax import numerics, objectives, stats
 from alignjax.data import batching, findings, tokenization
 from alignjax.data import pairs as pairs_lib
-from alignjax.objectives import base as objectives
 from alignjax.parallel import rules
 from alignjax.sampling import sampler, strategies
 from alignjax.training import forward, rows

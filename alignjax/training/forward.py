@@ -6,9 +6,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from alignjax import stats
+from alignjax import objectives, stats
 from alignjax.models import base as models
-from alignjax.objectives import base as objectives
 from alignjax.training import rows
 from alignjax.types import Array, Params, PreferenceBatch, WeightedSum
 

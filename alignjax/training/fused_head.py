@@ -21,8 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from alignjax import stats
-from alignjax.objectives import base as objectives
+from alignjax import objectives, stats
 from alignjax.training import forward, rows
 from alignjax.types import Array, PreferenceBatch
 

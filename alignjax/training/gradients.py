@@ -1,6 +1,6 @@
 """The gradient of an objective, without ever holding logits for a whole batch.
 
-The loss sees the model only through a small table of token statistics. So there are two ways to its gradient, both plain
+The loss sees the model only through a small table of token statistics. That gives two ways to its gradient, both plain
 `jax.value_and_grad`:
 
   rowwise   The loss of a prompt depends on that prompt alone. The gradient of trunk -> `fused_head.fused_loss`, one
@@ -16,8 +16,7 @@ from typing import NamedTuple
 
 import jax
 
-from alignjax import stats
-from alignjax.objectives import base as objectives
+from alignjax import objectives, stats
 from alignjax.training import forward, fused_head, rows
 from alignjax.training.policy import Policy
 from alignjax.training.state import Frozen

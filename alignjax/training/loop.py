@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from alignjax.data import batching
+from alignjax.optim import schedules
 from alignjax.parallel import rules
 from alignjax.training import checkpoint as checkpoint_lib
 from alignjax.training import metrics as metrics_lib
-from alignjax.training import optimizer, placement, preemption
+from alignjax.training import placement, preemption
 from alignjax.training.state import Frozen, TrainState
 from alignjax.types import Array, Params, PreferenceBatch, WeightedSum
 
@@ -103,7 +104,7 @@ def train(
   *,
   mesh: jax.sharding.Mesh,
   steps: int,
-  schedule: optimizer.Schedule,
+  schedule: schedules.Schedule,
   writers: Sequence[metrics_lib.Writer] = (),
   evaluation: Evaluation | None = None,
   checkpoints: checkpoint_lib.Checkpoints | None = None,
@@ -149,7 +150,7 @@ class _Run:
     iterator: Any,
     mesh: jax.sharding.Mesh,
     steps: int,
-    schedule: optimizer.Schedule,
+    schedule: schedules.Schedule,
     writers: Sequence[metrics_lib.Writer],
     evaluation: Evaluation | None,
     checkpoints: checkpoint_lib.Checkpoints | None,
@@ -267,7 +268,7 @@ def _finite(params: Params) -> dict[str, Array]:
   return {jax.tree_util.keystr(path, simple=True, separator='.'): jnp.all(jnp.isfinite(leaf)) for path, leaf in leaves}
 
 
-def _instrumented(step: Step, schedule: optimizer.Schedule) -> Step:
+def _instrumented(step: Step, schedule: schedules.Schedule) -> Step:
   """The step, which also reports what the loop knows of it: learning rate, tokens, and a hash of the batch."""
 
   def instrumented(state: TrainState, frozen: Frozen, batch: PreferenceBatch) -> tuple[TrainState, dict[str, Array]]:

@@ -24,9 +24,7 @@ STATES = 'reference_states'  # in `PreferenceBatch.cached`: final hidden states,
 class Reference(Protocol):
   """Where a step gets the reference from."""
 
-  def states(
-    self, policy: policies.Policy, base: Params | None, batch: PreferenceBatch
-  ) -> stats.HiddenStates | None:
+  def states(self, policy: policies.Policy, base: Params | None, batch: PreferenceBatch) -> stats.HiddenStates | None:
     """The reference's final hidden states and head for a batch; None if no reference model is loaded.
 
     Args:

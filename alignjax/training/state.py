@@ -40,7 +40,7 @@ class TrainState:
 class Frozen:
   """Read by the step, never written: neither donated nor saved. An argument, since XLA embeds closures as constants."""
 
-  reference: references.Reference = references.NotLoaded()
+  reference: references.Reference = dataclasses.field(default_factory=references.NotLoaded)
   delta: Params | None = None  # reference delta of online merging, theta_SFT - theta_base
   base: Params | None = None  # the parameters that the policy's adapters adapt
   memory: Mapping[str, Array] = dataclasses.field(default_factory=dict)  # the objective's, from `TrainState.memory`

@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from alignjax import optim
-from alignjax.objectives import base as objectives
+from alignjax import objectives, optim
 from alignjax.training import forward, gradients, rows
 from alignjax.training.policy import Policy
 from alignjax.training.state import Frozen, TrainState
@@ -84,8 +83,9 @@ def build_eval_step(
 
   def evaluate(params: Params, frozen: Frozen, batch: PreferenceBatch) -> dict[str, WeightedSum]:
     forward.assert_batch(batch)
+    model = policy.bind(frozen.base)
     reference = frozen.reference_states(policy, objective.needs, batch)
-    hidden = forward.hidden_states(policy.bind(frozen.base), params, batch)
+    hidden = forward.hidden_states(model, params, batch)
     table = forward.table(objective.needs, hidden, reference, batch, layout)
     table = dataclasses.replace(table, memory=frozen.memory)
     return dict(forward.weighted_sums(objective, table, batch))

@@ -2,11 +2,11 @@
 
 import ml_collections
 
-from experiments import config
+from alignjax.run import settings
 
 
 def get_config() -> ml_collections.ConfigDict:
-  return config.config_dict(
+  return settings.config_dict(
     objective='dpo(beta=0.1)',
     batch_size=32,
     optimizer='adamw(1e-6)',

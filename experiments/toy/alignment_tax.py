@@ -50,9 +50,9 @@ from rich import console as rich_console
 from alignjax import merging, objectives, optim, stats
 from alignjax.models import base as models
 from alignjax.models import transformer
-from alignjax.training import gradients, state, step
+from alignjax.run import costs
+from alignjax.training import forward, policy, state, step
 from alignjax.types import Array, Params, PreferenceBatch
-from experiments import costs
 from experiments.toy import alignment_tax_report as report
 from experiments.toy import alignment_tax_world as world
 

@@ -21,7 +21,7 @@ import numpy as np
 from alignjax import stats
 from alignjax.models import base as models
 from alignjax.sampling import sampler, strategies
-from alignjax.training import gradients
+from alignjax.training import forward
 from alignjax.types import Array, Params, PreferenceBatch
 
 Measures = Mapping[str, float]

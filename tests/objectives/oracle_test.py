@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from alignjax import objectives, stats
-from experiments import expressions
 from tests import fixtures
 from tests.oracles import cases, tally
 from tests.oracles.data import Data
@@ -21,7 +20,7 @@ def setting(case, seed, prompts, **sizes):
   batch = fixtures.preference_batch(seed=seed, prompts=prompts, responses=case.responses, **sizes)
   vocab = sizes.get('vocab', 11)
   policy, reference = (fixtures.logits(seed + i, batch, vocab) for i in (1, 2))
-  return expressions.parse_objective(case.expression), batch, policy, reference
+  return objectives.parse(case.expression), batch, policy, reference
 
 
 def loss_of(objective, batch, policy, reference):

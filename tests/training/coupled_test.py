@@ -14,9 +14,10 @@ from alignjax import objectives, stats
 from alignjax.models import tabular
 from alignjax.parallel import mesh as mesh_lib
 from alignjax.parallel import rules
+from alignjax.training import references
 from alignjax.training import state as state_lib
 from alignjax.training import step as step_lib
-from experiments import expressions
+from alignjax.training.policy import Policy
 from tests import fixtures
 from tests.oracles import cases
 
@@ -28,7 +29,7 @@ POLICY, REFERENCE = ({'logits': 0.7 * MODEL.init(jax.random.key(seed))['logits']
 
 def coupled_cases():
   """One case of each coupled objective, by its name: the last, which is less likely to have defaults only."""
-  built = ((expressions.parse_objective(case.expression), case) for case in cases.CASES)
+  built = ((objectives.parse(case.expression), case) for case in cases.CASES)
   return {objective.label: case for objective, case in built if objective.couples_rows}
 
 
@@ -56,7 +57,7 @@ def table_of(objective, policy, batch, memory):
 @functools.cache
 def plain(name):
   """(batch, memory) -> (loss, gradient, next memory): autodiff through full logits of the whole batch."""
-  objective = expressions.parse_objective(CASES[name].expression)
+  objective = objectives.parse(CASES[name].expression)
 
   @jax.jit
   def evaluate(batch, memory):
@@ -78,7 +79,7 @@ def plain(name):
 @functools.cache
 def memory_of(name):
   """What an objective remembers after one step with another batch."""
-  initial = expressions.parse_objective(CASES[name].expression).memory.initial
+  initial = objectives.parse(CASES[name].expression).memory.initial
   return plain(name)(batch_of(name, seed=5), {key: jnp.float32(value) for key, value in initial.items()})[2]
 
 
@@ -94,15 +95,15 @@ def memory_of(name):
   ids=str,
 )
 def test_gradient_does_not_depend_on_microbatches_and_mesh(name, microbatches, shape):
-  objective, batch, tx = expressions.parse_objective(CASES[name].expression), batch_of(name), optax.sgd(1.0)
+  objective, batch, tx = objectives.parse(CASES[name].expression), batch_of(name), optax.sgd(1.0)
   loss, gradient, memory = plain(name)(batch, memory_of(name))
   mesh = None if shape is None else mesh_lib.make_mesh(*shape)
-  step = step_lib.build_train_step(MODEL, objective, tx, chunk=16, microbatches=microbatches, mesh=mesh)
+  step = step_lib.build_train_step(Policy(MODEL), objective, tx, chunk=16, microbatches=microbatches, mesh=mesh)
   state = state_lib.TrainState.create(POLICY, tx, jax.random.key(0), memory_of(name))
-  frozen = state_lib.Frozen(REFERENCE)
+  frozen = state_lib.Frozen(references.Live(REFERENCE))
   if mesh is not None:
     shardings = state_lib.shardings(mesh, state)
-    state, frozen = jax.device_put((state, frozen), (shardings, state_lib.Frozen(shardings.params)))
+    state, frozen = jax.device_put((state, frozen), (shardings, state_lib.Frozen(references.Live(shardings.params))))
     batch = jax.device_put(batch, rules.batch_sharding(mesh))
   after, metrics = jax.jit(step)(state, frozen, batch)
   found = np.asarray(POLICY['logits']) - np.asarray(after.params['logits'])

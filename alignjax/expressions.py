@@ -1,0 +1,204 @@
+"""Reads values from expressions: calls of known names, on the command line, in a config and in a notebook.
+
+  dpo(beta=0.1)        simpo(beta=2.0, gamma=0.5) + 0.1 * sft()        chain(adamw(1e-6), weight_decay(0.1))
+
+A small parser accepts the factories that the caller lists, literals, and, for values that can be added, the operators
+`+` and `*`. Nothing is ever evaluated as Python, so an expression from an untrusted source is harmless.
+"""
+
+import ast
+from collections.abc import Callable, Mapping
+import difflib
+import inspect
+import math
+import re
+import textwrap
+from typing import Any
+import warnings
+
+MAX_LENGTH = 4000  # characters; an expression is typed by a person, and a bound keeps hostile input cheap
+_LITERALS = (int, float, str, bool, type(None))
+
+
+class ExpressionError(ValueError):
+  """An expression that cannot be read, shown with a caret under the part at fault."""
+
+
+def parse[T](text: str, kind: type[T], noun: str, known: Mapping[str, Mapping[str, Callable[..., Any]]]) -> T:
+  """Reads a value from its expression: calls of known factories, with literals and such calls as arguments.
+
+  Args:
+    text: the expression, such as `'ties(density=0.5)'`.
+    kind: of the value that is wanted.
+    noun: what messages call such a value: 'an objective'.
+    known: the factories by name, by what messages call a group of them: {'objectives': OBJECTIVES}.
+
+  Raises:
+    ExpressionError: for anything else. The message shows where, says why and lists the known names.
+  """
+  return _Parser(text, kind, noun, known).parse()
+
+
+def _signature(name: str, factory: Callable[..., Any]) -> str:
+  parameters = [p.replace(annotation=inspect.Parameter.empty) for p in inspect.signature(factory).parameters.values()]
+  return name + str(inspect.Signature(parameters))
+
+
+def _is_number(value: Any) -> bool:
+  return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+class _Parser:
+  """Walks the syntax tree of one expression: the value of each node, or an ExpressionError that points at it."""
+
+  def __init__(self, text: str, kind: type, noun: str, known: Mapping[str, Mapping[str, Callable[..., Any]]]):
+    if not isinstance(text, str):
+      raise ExpressionError(f'{noun} is given as text, not as {type(text).__name__}')
+    # One line, so that the caret can stand under it; a lone surrogate becomes a '?', which the syntax then refuses.
+    self.text = re.sub(r'\s', ' ', text.strip()).encode('utf-8', 'replace').decode()
+    self.kind, self.noun, self.known = kind, noun, known
+    self.adds = hasattr(kind, '__add__')  # then the expression may have operators
+    self.factories = {name: factory for group in known.values() for name, factory in group.items()}
+
+  def parse(self) -> Any:
+    if not self.text:
+      raise self.error('the expression is empty')
+    if len(self.text) > MAX_LENGTH:
+      raise ExpressionError(f'the expression has {len(self.text)} characters; at most {MAX_LENGTH} are read')
+    try:
+      with warnings.catch_warnings():
+        warnings.simplefilter('error')  # a doubtful literal such as '\d' is refused rather than guessed
+        tree = ast.parse(self.text, mode='eval').body
+      value = self.visit(tree)
+    except SyntaxError as error:
+      raise self.error(f'this is not an expression: {error.msg}', column=max((error.offset or 1) - 1, 0)) from None
+    except (RecursionError, MemoryError):
+      raise ExpressionError('the expression is nested too deeply') from None
+    if not isinstance(value, self.kind):
+      raise self.error(f'this is {self.describe(value)}, not {self.noun}', tree)
+    return value
+
+  def visit(self, node: ast.AST) -> Any:
+    if isinstance(node, ast.Constant):
+      return self.literal(node)
+    if isinstance(node, ast.Call):
+      return self.call(node)
+    if isinstance(node, ast.BinOp) and self.adds:
+      return self.operation(node)
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+      value = self.visit(node.operand)
+      if not _is_number(value):
+        hint = ': write -1.0 * ...' if self.adds else ''
+        raise self.error(f'only a number can be negated, not {self.describe(value)}{hint}', node.operand)
+      return -value
+    if isinstance(node, ast.Name):
+      if node.id in self.factories:
+        raise self.error(f'{node.id} must be called: {_signature(node.id, self.factories[node.id])}', node)
+      raise self.unknown(node.id, node)
+    operators = ', literals, + and *' if self.adds else ' and literals'
+    raise self.error(f'only calls of known names{operators} are understood', node)
+
+  def literal(self, node: ast.Constant) -> Any:
+    if type(node.value) not in _LITERALS:
+      raise self.error(
+        f'a literal must be a number, a string, True, False or None, not {self.describe(node.value)}', node
+      )
+    if _is_number(node.value) and not math.isfinite(_as_float(node.value)):
+      raise self.error('this number is too large', node)
+    return node.value
+
+  def operation(self, node: ast.BinOp) -> Any:
+    if not isinstance(node.op, ast.Add | ast.Mult):
+      raise self.error('objectives are joined by + and scaled by *, with no other operator', node)
+    left, right = self.visit(node.left), self.visit(node.right)
+    if isinstance(node.op, ast.Add):
+      for value, side in ((left, node.left), (right, node.right)):
+        if not isinstance(value, self.kind):
+          raise self.error(f'+ joins two objectives, and this is {self.describe(value)}', side)
+      return left + right
+    if _is_number(left) and isinstance(right, self.kind):
+      return self.guarded(lambda: left * right, node)
+    if isinstance(left, self.kind) and _is_number(right):
+      return self.guarded(lambda: right * left, node)
+    sides = f'{self.describe(left)} and {self.describe(right)}'
+    raise self.error(f'* scales an objective by a number, and here stand {sides}', node)
+
+  def call(self, node: ast.Call) -> Any:
+    if not isinstance(node.func, ast.Name):
+      raise self.error('only a known name can be called, without a module in front', node.func)
+    name = node.func.id
+    if name not in self.factories:
+      raise self.unknown(name, node.func)
+    for argument in node.args:
+      if isinstance(argument, ast.Starred):
+        raise self.error('* does not unpack arguments here', argument)
+    for keyword in node.keywords:
+      if keyword.arg is None:
+        raise self.error('** does not unpack arguments here', keyword.value)
+    self.check_names(node)
+    positional = [self.visit(argument) for argument in node.args]
+    named = {keyword.arg: self.visit(keyword.value) for keyword in node.keywords}
+    return self.guarded(lambda: self.factories[name](*positional, **named), node)
+
+  def check_names(self, node: ast.Call) -> None:
+    name = node.func.id
+    factory = self.factories[name]
+    signature = inspect.signature(factory)
+    known = signature.parameters
+    open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
+    for keyword in node.keywords:
+      if keyword.arg not in known and not open_ended:
+        hint = _nearest(keyword.arg, known) or '.'
+        raise self.error(f'{name} has no argument {keyword.arg!r}{hint} It is {_signature(name, factory)}', keyword)
+    try:
+      signature.bind(*node.args, **{keyword.arg: None for keyword in node.keywords})
+    except TypeError as error:
+      raise self.error(f'{name}: {error}. It is {_signature(name, factory)}', node) from None
+
+  def guarded(self, make: Callable[[], Any], node: ast.AST) -> Any:
+    """Runs a factory, and reports the arguments that it refuses."""
+    try:
+      return make()
+    except ExpressionError:
+      raise
+    except (ValueError, TypeError, ArithmeticError) as error:
+      raise self.error(str(error), node) from error
+
+  def unknown(self, name: str, node: ast.AST) -> ExpressionError:
+    close = difflib.get_close_matches(name, list(self.factories), n=2, cutoff=0.5)
+    known = ' or '.join(_signature(found, self.factories[found]) for found in close)
+    hint = f'; did you mean {known}?' if close else ''
+    return self.error(f'unknown name {name!r}{hint}', node)
+
+  def describe(self, value: Any) -> str:
+    if isinstance(value, self.kind):
+      return self.noun
+    text = repr(value)
+    return text if len(text) <= 40 else f'a {type(value).__name__}'
+
+  def error(self, reason: str, node: ast.AST | None = None, column: int = 0) -> ExpressionError:
+    width = 1
+    if node is not None:
+      line = self.text.encode()  # the syntax tree counts bytes
+      column = len(line[: node.col_offset].decode())
+      width = max(len(line[node.col_offset : node.end_col_offset].decode()), 1)
+    caret = ' ' * column + '^' * min(width, max(len(self.text) - column, 1))
+    return ExpressionError(f'{reason}\n  {self.text}\n  {caret}\n{_describe_names(self.known)}')
+
+
+def _describe_names(known: Mapping[str, Mapping[str, Any]]) -> str:
+  """The names that an expression may use."""
+  lists = (f'Known {kind}: {", ".join(sorted(names))}' for kind, names in known.items())
+  return '\n'.join(textwrap.fill(line, 110, subsequent_indent='  ') for line in lists)
+
+
+def _as_float(value: float) -> float:
+  try:
+    return float(value)
+  except OverflowError:
+    return math.inf
+
+
+def _nearest(name: str, known: Any) -> str:
+  close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+  return f'; did you mean {close[0]!r}?' if close else ''

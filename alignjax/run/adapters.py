@@ -1,0 +1,96 @@
+"""Training adapters instead of a whole model: what the settings say, the base model, and what is exported.
+
+lora()        lora(rank=16, alpha=32, targets='attention+mlp')        lora(rank=8, targets='query+value')
+"""
+
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding
+
+from alignjax import expressions
+from alignjax.models import checkpoint_io, lora, quantization, transformer
+from alignjax.optim import recipes
+from alignjax.parallel import rules
+from alignjax.run import settings
+from alignjax.training.policy import Policy
+from alignjax.types import Array, Params
+
+ADAPTERS = {'lora': lora.LoRA}
+
+
+def parse_adapter(text: str) -> lora.LoRA:
+  """Reads an adapter from its expression, such as `'lora(rank=16, alpha=32)'`.
+
+  Raises:
+    ExpressionError: for anything else. The message shows where, says why and lists the known names.
+  """
+  return expressions.parse(text, lora.LoRA, 'an adapter', {'adapters': ADAPTERS})
+
+
+def configured(
+  config: settings.Config, recipe: recipes.Recipe, model_config: transformer.TransformerConfig
+) -> lora.LoRA | None:
+  """The adapter that a run trains; None where it trains the model's own parameters.
+
+  Raises:
+    ValueError: for settings that do not go together, or for targets that the model does not have.
+  """
+  if not config.adapter:
+    if config.base_quantization != 'none':
+      raise ValueError(
+        f'config.base_quantization = {config.base_quantization!r} has no use without config.adapter: a model whose own '
+        'parameters are trained keeps them in float32'
+      )
+    return None
+  if recipe.needs_delta:
+    raise ValueError(
+      f'config.optimizer = {config.optimizer!r} merges updates with a delta of whole weights, which the adapters of '
+      f'config.adapter = {config.adapter!r} do not have: leave one of them'
+    )
+  adapter = parse_adapter(config.adapter)
+  # Raises for targets that do not exist, before anything is read.
+  Policy(transformer.build(model_config), adapter).trained_shapes()
+  return adapter
+
+
+def initial_params(policy: Policy, config: settings.Config, mesh: jax.sharding.Mesh, key: Array) -> Params:
+  """What a run trains, before the first step: the model's parameters, or the adapter's. Each is made where it lives."""
+  shardings = rules.param_shardings(mesh, policy.trained_shapes())
+  if policy.adapter is None:
+    return checkpoint_io.load_params(config.model, policy.model.config, shardings)
+  model = policy.bind(_shapes(policy.model.config))
+  return jax.jit(model.init, out_shardings=shardings)(key)
+
+
+def load_base(
+  adapter: lora.LoRA | None,
+  config: settings.Config,
+  model_config: transformer.TransformerConfig,
+  mesh: jax.sharding.Mesh,
+) -> Params | None:
+  """The frozen model under an adapter, its kernels quantised one by one as they are read; None without an adapter."""
+  if adapter is None:
+    return None
+
+  def convert(path: str, leaf: Array) -> Any:
+    def place(part: Array) -> Array:  # the scales of a kernel lie beside what they scale
+      return jax.device_put(part, NamedSharding(mesh, rules.partition_spec(path, part.shape, mesh)))
+
+    if config.base_quantization == 'none':
+      return leaf
+    return jax.tree.map(place, quantization.convert(path, leaf, config.base_quantization))
+
+  shardings = rules.param_shardings(mesh, _shapes(model_config))
+  return checkpoint_io.load_params(config.model, model_config, shardings, convert)
+
+
+def describe(config: settings.Config, parameters: Params) -> str:
+  """A line of a run's summary."""
+  count = sum(leaf.size for leaf in jax.tree.leaves(parameters))
+  base = 'float32' if config.base_quantization == 'none' else config.base_quantization
+  return f'{config.adapter}, {count:,} parameters on a base in {base}'
+
+
+def _shapes(model_config: transformer.TransformerConfig) -> Params:
+  return jax.eval_shape(transformer.build(model_config).init, jax.random.key(0))

@@ -1,0 +1,186 @@
+"""What a run reads: preference pairs, and its reference in one of the ways in which there can be one."""
+
+from collections.abc import Callable, Sequence
+import hashlib
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+
+from alignjax import objectives, stats
+from alignjax.data import batching, pairs, reference_cache, sources, tokenization
+from alignjax.data import report as report_lib
+from alignjax.models import checkpoint_io
+from alignjax.run import adapters, settings
+from alignjax.training import caching, placement, references, rows
+from alignjax.training.policy import Policy
+from alignjax.types import Params
+
+Announce = Callable[[str], None]
+
+
+class Split(NamedTuple):
+  """One data set of a run."""
+
+  data: pairs.TokenizedPairs
+  batches: batching.Batches
+  training: bool  # shuffled and without end, or each pair once
+
+
+def read_split(
+  paths: Sequence[str],
+  config: settings.Config,
+  tokenizer: tokenization.Tokenizer,
+  vocab_size: int,
+  mesh: jax.sharding.Mesh,
+  announce: Announce,
+  *,
+  training: bool,
+) -> Split:
+  """Reads and tokenises pairs, says what became of them, and plans their batches."""
+  report = report_lib.DropReport()
+  data = pairs.tokenize(
+    sources.read_pairs(paths, report, on_error=config.on_error, ignore_fields=config.ignore_fields),
+    tokenizer,
+    max_prompt=config.max_prompt,
+    max_response=config.max_response,
+    vocab_size=vocab_size,
+    report=report,
+    on_error=config.on_error,
+  )
+  announce(f'{", ".join(paths)}: {data.report}')
+  return Split(data, _batches(data, config, mesh, training, None), training)
+
+
+def _batches(
+  data: pairs.TokenizedPairs,
+  config: settings.Config,
+  mesh: jax.sharding.Mesh,
+  training: bool,
+  cache: reference_cache.ReferenceCache | None,
+) -> batching.Batches:
+  index, count = placement.row_group(mesh)
+  return batching.make_batches(
+    data,
+    batch_size=config.batch_size,
+    seed=config.seed,
+    epochs=None if training else 1,
+    process_index=index,
+    process_count=count,
+    buckets=config.buckets or None,
+    shuffle=training,
+    cache=cache,
+  )
+
+
+class Reference:
+  """The reference of a run: none, separate parameters, the base of an adapter, or a cache on disk and at most the head.
+
+  Args:
+    config: of the run.
+    policy: whose model the reference shares; the frozen base of its adapters is the reference if config names no other.
+    objective: that needs it, or not.
+    mesh: of the run.
+    shardings: of parameters.
+    announce: told of the making of caches.
+  """
+
+  def __init__(
+    self,
+    config: settings.Config,
+    policy: Policy,
+    objective: objectives.Objective,
+    mesh: jax.sharding.Mesh,
+    shardings: Any,
+    announce: Announce,
+  ):
+    self._config, self._model, self._needs, self._mesh = config, policy.model, objective.needs, mesh
+    self._shardings, self._announce = shardings, announce
+    self.folder = config.reference or config.model
+    self._base = policy.adapter if self.folder == config.model else None
+    self.needed = bool(stats.missing_reference(objective.needs, ()))
+    if config.reference_cache and not self.needed:
+      raise ValueError(
+        f'config.reference_cache = {config.reference_cache!r} has no use: {config.objective!r} reads no reference'
+      )
+
+  def load(self) -> references.Reference:
+    """What the step needs of the reference besides what its batches hold."""
+    if not self.needed:
+      return references.NotLoaded()
+    if not self._config.reference_cache:
+      return references.Base() if self._base else references.Live(self._params())
+    if self._columns().keys() == {references.STATES}:
+      return references.CachedStates(checkpoint_io.load_head(self.folder, self._model.config, self._shardings))
+    return references.NotLoaded()
+
+  def cached(self, splits: Sequence[Split]) -> list[Split]:
+    """The same data sets, their batches with what a cache holds. Makes the caches that are not there yet.
+
+    Raises:
+      CacheError: a cache that is there is damaged, or another than its name says.
+    """
+    if not self._config.reference_cache:
+      return list(splits)
+    root, columns = pathlib.Path(self._config.reference_cache), self._columns()
+    weights = fingerprint(self.folder, whole=True)
+    how = {'compute_dtype': self._config.compute_dtype}
+    if self._base:
+      how['quantization'] = self._config.base_quantization
+    params, result = None, []
+    for split in splits:
+      identity = reference_cache.identity(split.data, weights, columns, **how)
+      folder = reference_cache.folder_of(root, identity)
+      if not folder.exists():
+        params = self._params() if params is None else params
+        self._announce(f'reference cache of {len(split.data)} pairs: making {folder}')
+        self._build(root, identity, split, params)
+      cache = reference_cache.ReferenceCache(root, identity, split.data)
+      self._announce(f'reference cache: {", ".join(columns)} of {len(split.data)} pairs from {folder}')
+      batches = _batches(split.data, self._config, self._mesh, split.training, cache)
+      result.append(split._replace(batches=batches))
+    return result
+
+  def _build(self, root: pathlib.Path, identity: dict[str, Any], split: Split, params: Params) -> None:
+    layout = rows.Layout(self._config.chunk, mesh=self._mesh)
+    caching.build_cache(
+      root,
+      identity,
+      self._needs,
+      split.data,
+      _batches(split.data, self._config, self._mesh, False, None),
+      caching.ReferenceModel(self._model, params, layout),
+      self._announce,
+    )
+
+  def _columns(self) -> dict[str, reference_cache.Column]:
+    return caching.columns(self._needs, self._model.config.width, self._config.compute_dtype)
+
+  def _params(self) -> Params:
+    if self._base:
+      return adapters.load_base(self._base, self._config, self._model.config, self._mesh)
+    return checkpoint_io.load_params(self.folder, self._model.config, self._shardings)
+
+
+def fingerprint(folder: str, whole: bool = False) -> str:
+  """A hash of a model: its small files in full, and its weights.
+
+  Args:
+    folder: of the model.
+    whole: hash all weights; else their sizes and 32 samples of 64 KiB, which is quick enough for every start of a run.
+  """
+  digest = hashlib.sha256()
+  files = [pathlib.Path(folder) / name for name in ('config.json', 'tokenizer.json', 'tokenizer_config.json')]
+  for file in [file for file in files if file.exists()]:
+    digest.update(f'{file.name}:{file.stat().st_size}:'.encode() + file.read_bytes())
+  for file in sorted(pathlib.Path(folder).glob('*.safetensors')):
+    size = file.stat().st_size
+    digest.update(f'{file.name}:{size}:'.encode())
+    with file.open('rb') as stream:
+      if whole:
+        digest.update(hashlib.file_digest(stream, 'sha256').digest())
+        continue
+      for sample in range(32):
+        stream.seek(size * sample // 32)
+        digest.update(stream.read(2**16))
+  return digest.hexdigest()

@@ -1,0 +1,184 @@
+"""Sampling from a folder: what is drawn, how it is told, and what is refused."""
+
+import io
+import json
+
+from absl import app, flags
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alignjax.commands import sample
+from alignjax.data import sources, tokenization
+from alignjax.models import checkpoint_io, transformer
+from alignjax.sampling import strategies
+from tests import assets
+
+PROMPTS = [
+  'The film was',
+  [{'role': 'user', 'content': 'Tell me.'}],
+  'A good review explains what works and',
+  'She said',
+]
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory) -> str:
+  return str(assets.write_tiny_model(tmp_path_factory.mktemp('sample') / 'model', layers=1))
+
+
+@pytest.fixture(scope='module')
+def drawn(folder) -> list[sample.Response]:
+  return list(sample.sample(folder, PROMPTS, strategies.chain(), samples=2, max_new_tokens=5, seed=3))
+
+
+def test_every_prompt_gets_its_samples_in_order(drawn):
+  assert [response.prompt for response in drawn] == [prompt for prompt in PROMPTS for _ in range(2)]
+  assert len({response.response for response in drawn}) > 4  # a random model: the samples differ
+  assert all(1 <= response.tokens <= 5 for response in drawn)
+  assert all(response.tokens == 5 for response in drawn if not response.finished)
+
+
+def test_log_probabilities_are_those_of_a_forward_pass(folder):
+  """Greedy, so that the tokens can be found again, and must be the most probable ones."""
+  config = checkpoint_io.load_config(folder)
+  model, params = transformer.build(config), checkpoint_io.load_params(folder, config)
+  tokenizer = tokenization.Tokenizer.load(folder)
+  (response,) = sample.sample(folder, PROMPTS[:1], strategies.greedy(), max_new_tokens=4)
+  ids = tokenizer.encode_prompt(PROMPTS[0])
+  kernel = np.asarray(model.head(params).kernel, np.float64)
+  hidden = jax.jit(model.hidden)
+  tokens = np.zeros(response.tokens, np.int32)
+  for i in range(response.tokens):
+    arguments = ([ids], [len(ids)], [[tokens]], [[response.tokens]])
+    logits = np.asarray(hidden(params, *map(jnp.asarray, arguments)), np.float64)[0, 0] @ kernel
+    tokens[i] = logits[i].argmax()
+  logp = logits - np.log(np.sum(np.exp(logits), axis=-1, keepdims=True))
+  assert response.response == tokenizer.decode(tokens)
+  assert response.logp == pytest.approx(logp[np.arange(len(tokens)), tokens].sum(), rel=1e-5)
+
+
+def test_draws_depend_on_the_seed_and_the_place_but_not_on_the_batch(folder, drawn):
+  def texts(prompts: list, seed: int) -> list[str]:
+    responses = sample.sample(folder, prompts, strategies.chain(), samples=2, max_new_tokens=5, seed=seed)
+    return [response.response for response in responses]
+
+  expected = [response.response for response in drawn]
+  # Longer prompts in the first batch, and a second batch, in which the first prompt stands again.
+  more = texts([*PROMPTS, *['padding ' * 9] * 4, PROMPTS[0]], seed=3)
+  assert more[: len(expected)] == expected
+  assert more[-2:] != expected[:2]
+  assert texts(PROMPTS, seed=4) != expected
+
+
+@pytest.mark.parametrize(
+  ('flag_values', 'kept'),
+  [
+    ({}, [0, 1, 2, 3]),
+    ({'top_k': 2}, [0, 2]),
+    ({'top_p': 0.9}, [0, 1, 2]),
+    ({'top_p': 0.9, 'temperature': 0.2}, [0]),
+    ({'greedy': True}, [0]),
+  ],
+)
+def test_flags_become_strategies(flag_values, kept):
+  logits = jnp.log(jnp.asarray([0.5, 0.2, 0.25, 0.05]))
+  values = {'greedy': False, 'temperature': 1.0, 'top_k': 0, 'top_p': 1.0} | flag_values
+  result = sample.build_strategy(**values)(logits)
+  assert np.flatnonzero(np.isfinite(result)).tolist() == kept
+
+
+@pytest.mark.parametrize(
+  ('flag_values', 'message'),
+  [
+    ({'greedy': True, 'temperature': 0.5}, '--greedy leaves nothing to draw'),
+    ({'greedy': True, 'top_k': 3}, '--greedy leaves nothing to draw'),
+    ({'temperature': 0.0}, 'temperature'),
+    ({'top_p': 0.0}, 'nucleus'),
+    ({'top_p': 1.5}, 'nucleus'),
+  ],
+)
+def test_flags_that_contradict_or_cannot_be(flag_values, message):
+  values = {'greedy': False, 'temperature': 1.0, 'top_k': 0, 'top_p': 1.0} | flag_values
+  with pytest.raises(ValueError, match=message):
+    sample.build_strategy(**values)
+
+
+def test_prompts_are_read_from_a_file(tmp_path):
+  rows = [{'prompt': 'one'}, {'prompt': PROMPTS[1], 'chosen': 'x', 'rejected': 'y'}]
+  (tmp_path / 'p.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+  assert sample.read_prompts(str(tmp_path / 'p.jsonl')) == ['one', PROMPTS[1]]
+
+
+@pytest.mark.parametrize(
+  ('row', 'message'),
+  [
+    ('{"prompt": ""}', "p.jsonl:2: field 'prompt': the prompt is empty"),
+    ('{"prompt": 3}', "p.jsonl:2: field 'prompt'"),
+    ('{"prompt": []}', "p.jsonl:2: field 'prompt'"),
+    ('{}', "p.jsonl:2: field 'prompt'"),
+    ('{"prompt": [{"role": "wizard", "content": "x"}]}', r"p.jsonl:2: field 'prompt\[0\].role': 'wizard' is none"),
+    ('{"prompt": [{"role": "user", "content": 3}]}', r"p.jsonl:2: field 'prompt\[0\].content'"),
+    ('{"prompt": ["x"]}', r"p.jsonl:2: field 'prompt\[0\]'"),
+    ('{"question": "x"}', "p.jsonl:2: 'question': unknown"),
+    ('{"prompt": "x"', 'p.jsonl:2:'),
+  ],
+)
+def test_bad_prompts_are_named(tmp_path, row, message):
+  (tmp_path / 'p.jsonl').write_text('{"prompt": "fine"}\n' + row + '\n')
+  with pytest.raises(sources.DataError, match=message):
+    sample.read_prompts(str(tmp_path / 'p.jsonl'))
+
+
+def test_lines_are_json(drawn):
+  stream = io.StringIO()
+  sample.write(iter(drawn), stream)
+  rows = [json.loads(line) for line in stream.getvalue().splitlines()]
+  assert [sample.Response(**row) for row in rows] == drawn
+
+
+def run(*arguments: str) -> int:
+  """The program with a command line, in this process."""
+  values = flags.FlagValues()
+  sample.define_flags(values)
+  values(['sample', *arguments])
+  return sample.attempt(values)
+
+
+def test_the_program_writes_a_file_or_prints(folder, tmp_path, capsys):
+  arguments = (f'--model={folder}', '--prompt=Hello', '--samples=2', '--max_new_tokens=3')
+  assert run(*arguments, f'--output={tmp_path / "o.jsonl"}') == 0
+  rows = [json.loads(line) for line in (tmp_path / 'o.jsonl').read_text(encoding='utf-8').splitlines()]
+  assert [row['prompt'] for row in rows] == [[{'role': 'user', 'content': 'Hello'}]] * 2
+  assert [path.name for path in tmp_path.iterdir()] == ['o.jsonl']
+  assert run(*arguments) == 0
+  output = capsys.readouterr().out
+  assert output.count('--- Hello\n') == 2
+  assert f'log-probability {rows[0]["logp"]:.2f}]' in output
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    (['--model=nowhere', '--prompt=x'], 'nowhere'),
+    (['--model=nowhere'], 'give either --prompt or --prompts'),
+    (['--model=nowhere', '--prompt=x', '--prompts=y'], 'give either --prompt or --prompts'),
+    (['--model=nowhere', '--prompts=missing.jsonl'], 'missing.jsonl'),
+  ],
+)
+def test_errors_of_the_user_are_one_message_and_exit_code_1(capsys, arguments, message):
+  assert run(*arguments) == 1
+  error = capsys.readouterr().err
+  assert message in error
+  assert 'Traceback' not in error
+
+
+def test_a_model_must_be_named():
+  with pytest.raises(flags.IllegalFlagValueError, match='--model'):
+    run('--prompt=x')
+
+
+def test_stray_arguments_are_refused():
+  with pytest.raises(app.UsageError, match="what is 'hello'"):
+    sample.main(['sample', 'hello'])

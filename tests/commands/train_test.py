@@ -1,0 +1,424 @@
+"""The trainer as people run it: killed, told to stop, misconfigured, and on several processes."""
+
+from collections.abc import Iterator
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors import numpy as safetensors_numpy
+
+from alignjax.commands import train
+from alignjax.run import settings
+from alignjax.training import loop, metrics
+from tests import assets
+
+ROOT = pathlib.Path(__file__).parents[2]
+STEPS = 32
+WORDS = ('film', 'story', 'warm', 'dull', 'bright', 'the', 'a', 'of', 'and', 'people', 'never', 'always', 'good', 'bad')
+
+
+def write_pairs(path: pathlib.Path, count: int, seed: int) -> None:
+  generator = random.Random(seed)
+
+  def text(words: int) -> str:
+    return ' '.join(generator.choice(WORDS) for _ in range(words))
+
+  with path.open('w', encoding='utf-8') as stream:
+    for _ in range(count):
+      row = {
+        'prompt': text(4),
+        'chosen': ' ' + text(3) + ' good',
+        'rejected': ' ' + text(generator.randint(2, 4)) + ' bad',
+      }
+      stream.write(json.dumps(row) + '\n')
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory) -> pathlib.Path:
+  path = tmp_path_factory.mktemp('train')
+  assets.write_tiny_model(path / 'model', layers=1, vocab_size=384)
+  write_pairs(path / 'train.jsonl', 61, seed=0)
+  write_pairs(path / 'eval.jsonl', 11, seed=1)
+  return path
+
+
+def make_config(folder: pathlib.Path, workdir: str, **overrides) -> settings.Config:
+  values = {
+    'model': str(folder / 'model'),
+    'data': (str(folder / 'train.jsonl'),),
+    'eval_data': (str(folder / 'eval.jsonl'),),
+    'steps': STEPS,
+    'batch_size': 8,
+    'buckets': ((16, 24),),
+    'optimizer': 'adamw(5e-4)',
+    'schedule': 'constant',
+    'remat': 'none',
+    'eval_every': 8,
+    'save_every': 5,
+    'keep': 10,
+    'doctor': 'off',  # tests/commands/doctor_test.py has it on
+    'workdir': str(folder / workdir),
+  }
+  return settings.Config(**values | overrides)
+
+
+def arguments(config: settings.Config) -> list[str]:
+  """The command line that says the same as a config."""
+  flat, default = settings.flat(config), settings.flat(settings.from_dict(default_values()))
+  return [f'--config.{name}={value}' for name, value in flat.items() if value != default[name]]
+
+
+def default_values() -> dict:
+  from experiments.configs import dpo
+
+  return dpo.get_config().to_dict()
+
+
+@pytest.fixture(scope='module')
+def environment(tmp_path_factory) -> dict[str, str]:
+  """Of a process that compiles as this one does, but is given its virtual devices by a flag of its own.
+
+  Compiled programs are shared by the processes of this module, to save time.
+  """
+  xla_flags = [flag for flag in os.environ['XLA_FLAGS'].split() if 'device_count' not in flag]
+  return os.environ | {
+    'JAX_COMPILATION_CACHE_DIR': str(tmp_path_factory.mktemp('programs')),
+    'PYTHON': sys.executable,
+    'PYTHONPATH': os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]),
+    'XLA_FLAGS': ' '.join(xla_flags),
+  }
+
+
+class Run:
+  """A training process, whose output goes to a file so that it never waits for a reader."""
+
+  def __init__(self, command: list[str], environment: dict[str, str], output: pathlib.Path):
+    self._output = output
+    with output.open('w') as stream:
+      self.process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
+      )
+
+  def wait_for_records(self, workdir: pathlib.Path, count: int, checkpoint: int | None = None) -> None:
+    """Until so many records are written and, if given, the checkpoint of that step is committed."""
+    file = workdir / 'metrics.jsonl'
+    committed = workdir / 'checkpoints' / ('' if checkpoint is None else str(checkpoint))
+    deadline = time.monotonic() + 180
+    while not (committed.exists() and file.exists() and file.read_text(encoding='utf-8').count('\n') >= count):
+      assert self.process.poll() is None, f'ended before record {count}: {self._output.read_text()}'
+      assert time.monotonic() < deadline, self._output.read_text()
+      time.sleep(0.01)
+
+  def leave(self, code: int) -> str:
+    """Waits for the end, which must have this exit code, and returns the output."""
+    self.process.wait(timeout=180)
+    output = self._output.read_text(encoding='utf-8')
+    assert self.process.returncode == code, output
+    return output
+
+
+@contextlib.contextmanager
+def started(command: list[str], environment: dict[str, str], output: pathlib.Path) -> Iterator[Run]:
+  run = Run(command, environment, output)
+  try:
+    yield run
+  finally:
+    with contextlib.suppress(ProcessLookupError):
+      os.killpg(run.process.pid, signal.SIGKILL)  # and what a launcher that fails its test leaves behind
+    run.process.wait()
+
+
+def single(config: settings.Config) -> list[str]:
+  return [sys.executable, '-m', 'experiments.train', '--local_devices=8', *arguments(config)]
+
+
+def deterministic(workdir: str | pathlib.Path) -> list[dict]:
+  records = metrics.read_jsonl(pathlib.Path(workdir) / 'metrics.jsonl')
+  return [{k: v for k, v in record.items() if not k.startswith(metrics.TIME_PREFIX)} for record in records]
+
+
+def weights(workdir: str | pathlib.Path) -> dict[str, np.ndarray]:
+  return safetensors_numpy.load_file(pathlib.Path(workdir) / 'model' / 'model.safetensors')
+
+
+@pytest.fixture(scope='module')
+def whole(folder) -> settings.Config:
+  """A run that nothing interrupts, in this process: 1 process x 8 devices."""
+  config = make_config(folder, 'whole')
+  result = train.run(config)
+  assert (result.step, result.preempted, result.compilations) == (STEPS, False, 1)
+  return config
+
+
+def test_a_whole_run(whole, capsys):
+  workdir = pathlib.Path(whole.workdir)
+  records = deterministic(workdir)
+  assert [record['step'] for record in records] == list(range(STEPS + 1))
+  assert records[1]['loss'] == pytest.approx(np.log(2), rel=1e-6)
+  assert records[1]['reward_margin'] == 0
+  assert [r['step'] for r in records if 'eval/loss' in r] == [0, 8, 16, 24, 32]
+  assert records[0]['eval/loss'] == pytest.approx(np.log(2), rel=1e-6)
+  assert records[-1]['eval/reward_accuracy'] > 0.9  # a chosen response ends well, a rejected one badly
+  assert settings.from_dict(json.loads((workdir / 'config.json').read_text())) == whole
+  assert sorted(weights(workdir)) == sorted(
+    safetensors_numpy.load_file(pathlib.Path(whole.model) / 'model.safetensors')
+  )
+  assert (workdir / 'model' / 'tokenizer.json').exists()
+  assert train.run(whole).step == STEPS
+  assert 'this run is finished: 32 of 32 steps are done' in capsys.readouterr().out
+  assert deterministic(workdir) == records
+
+
+def test_killed_and_told_to_stop_it_resumes_bit_identically(folder, whole, environment, tmp_path, capsys):
+  config = make_config(folder, 'interrupted')
+  workdir = pathlib.Path(config.workdir)
+  with started(single(config), environment, tmp_path / 'log') as run:
+    run.wait_for_records(workdir, 9, checkpoint=5)
+    run.process.kill()
+    run.leave(-signal.SIGKILL)
+  assert not (workdir / 'model').exists()
+  with started(single(config), environment, tmp_path / 'log') as run:
+    run.wait_for_records(workdir, 17)
+    run.process.terminate()
+    output = run.leave(train.PREEMPTED)
+  assert 'resuming from step' in output
+  assert 'told to stop: saved at step' in output
+  assert 'Traceback' not in output
+  # It was saved where it stopped, which need not be a multiple of save_every.
+  train.run(config)
+  assert int(capsys.readouterr().out.split('resuming from step ')[1].split()[0]) >= 16
+  assert deterministic(workdir) == deterministic(whole.workdir)
+  resumed, expected = ({name: w.tobytes() for name, w in weights(path).items()} for path in (workdir, whole.workdir))
+  assert resumed == expected
+
+
+def test_an_objective_that_remembers_batches_resumes_with_its_memory(folder, capsys):
+  config = make_config(
+    folder,
+    'remembers',
+    objective="alpha_dpo(normaliser='ema')",
+    steps=6,
+    save_every=3,
+    eval_every=3,
+    optimizer='adamw(1e-2)',
+  )
+  train.run(config)
+  source, workdir = pathlib.Path(config.workdir), folder / 'remembers_again'
+  shutil.copytree(source / 'checkpoints' / '3', workdir / 'checkpoints' / '3')
+  first = (source / 'metrics.jsonl').read_text(encoding='utf-8').splitlines(keepends=True)[:4]
+  (workdir / 'metrics.jsonl').write_text(''.join(first), encoding='utf-8')
+  train.run(dataclasses.replace(config, workdir=str(workdir)))
+  assert 'resuming from step 3' in capsys.readouterr().out
+  records = deterministic(workdir)
+  assert records == deterministic(source)
+  targets = [record['target_margin'] for record in records if 'target_margin' in record]
+  assert targets[0] == pytest.approx(1.5, rel=1e-6)  # the policy is the reference: gamma alone
+  assert len(set(targets[1:])) == len(targets) - 1  # with a memory the mean target is not gamma
+  resumed, expected = ({name: w.tobytes() for name, w in weights(path).items()} for path in (workdir, source))
+  assert resumed == expected
+
+
+MERGING = 'chain(adamw(1e-3), online_dare(reserve=0.5, alpha=0.01, every=3), weight_decay(0.1))'
+
+
+@pytest.fixture(scope='module')
+def merging(folder) -> settings.Config:
+  """A run that merges at steps 3 and 6, and is saved between them."""
+  base = assets.write_tiny_model(folder / 'base', seed=2, layers=1)
+  config = make_config(folder, 'merging', optimizer=MERGING, base_model=str(base), eval_data=(), steps=6, save_every=4)
+  train.run(config)
+  return config
+
+
+def test_online_merging_reports_what_it_does_and_resumes_bit_identically(folder, merging, capsys):
+  """Wherever tau lives."""
+  source, workdir = pathlib.Path(merging.workdir), folder / 'merging_again'
+  shutil.copytree(source / 'checkpoints' / '4', workdir / 'checkpoints' / '4')
+  first = (source / 'metrics.jsonl').read_text(encoding='utf-8').splitlines(keepends=True)[:4]
+  (workdir / 'metrics.jsonl').write_text(''.join(first), encoding='utf-8')
+  train.run(dataclasses.replace(merging, workdir=str(workdir), delta_memory='host'))
+  printed = capsys.readouterr().out
+  assert 'resuming from step 4' in printed
+  assert f'optimizer  {MERGING}, delta to {merging.base_model} in bfloat16\n' in printed
+  records = deterministic(workdir)
+  assert records == deterministic(source)
+  assert [record['merge/kept'] == 0 for record in records] == [True] * 2 + [False] * 4
+  for name, value in records[2].items():
+    if name.startswith('merge/cosine'):
+      assert 0 < value < 1, name
+  assert records[2]['merge/kept'] == pytest.approx(0.5, abs=0.02)
+  assert records[2]['merge/update_norm'] > 0
+  resumed, expected = ({name: w.tobytes() for name, w in weights(path).items()} for path in (workdir, source))
+  assert resumed == expected
+
+
+def test_tau_moves_the_parameters_and_their_average(folder, merging, capsys):
+  """With a learning rate that is too small to matter."""
+  optimizer = 'chain(adamw(1e-30), online_dare(reserve=1.0, alpha=0.25), moving_average(0.5))'
+  config = dataclasses.replace(merging, optimizer=optimizer, workdir=str(folder / 'drift'), steps=2, save_every=0)
+  train.run(config)
+  assert f'its moving average is in {folder / "drift" / "model_average"}' in capsys.readouterr().out
+  start, base = (
+    safetensors_numpy.load_file(pathlib.Path(path) / 'model.safetensors') for path in (config.model, config.base_model)
+  )
+  average = safetensors_numpy.load_file(folder / 'drift' / 'model_average' / 'model.safetensors')
+  for name, moved in weights(config.workdir).items():
+    tau = (start[name] - base[name]).astype(ml_dtypes.bfloat16).astype(np.float64)
+    np.testing.assert_allclose(moved, start[name] + 2 * 0.25 * tau, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(average[name], start[name] + (0.25 + 2 * 0.5) / 2 * 0.5 * tau, rtol=1e-6, atol=1e-7)
+
+
+def test_another_optimizer_or_base_model_in_the_same_folder_is_refused(folder, merging, caplog):
+  def refused(says: str, **overrides):
+    with pytest.raises(ValueError, match=re.escape(says)):
+      train.run(dataclasses.replace(merging, **overrides))
+
+  other = MERGING.replace(', every=3', '')
+  refused(f'config.optimizer was {MERGING!r} and is now {other!r}. Numbers in it may change', optimizer=other)
+  refused("and is now 'adamw(1e-3)'. Numbers in it may change", optimizer='adamw(1e-3)', base_model='')
+  refused('base_model_fingerprint: was', base_model=merging.model)
+  with caplog.at_level('WARNING', 'absl'):
+    train.run(dataclasses.replace(merging, optimizer=MERGING.replace('0.01', '0.02'), delta_dtype='float32'))
+  assert 'config.optimizer was' in caplog.text
+  assert "config.delta_dtype was 'bfloat16' and is now 'float32'" in caplog.text
+
+
+def test_the_same_model_as_its_base_is_refused(folder, merging):
+  config = dataclasses.replace(merging, base_model=merging.model, workdir=str(folder / 'nothing'))
+  with pytest.raises(ValueError, match=r'model: has the same weights as .*model, so their difference is 0'):
+    train.run(config)
+
+
+def test_two_processes_do_what_one_does(folder, whole, environment, tmp_path):
+  """2 processes x 4 devices take over from 1 x 8, are told to stop, and hand the run back."""
+  config = make_config(folder, 'processes')
+  workdir, source = pathlib.Path(config.workdir), pathlib.Path(whole.workdir)
+  shutil.copytree(source / 'checkpoints' / '5', workdir / 'checkpoints' / '5')
+  first = (source / 'metrics.jsonl').read_text(encoding='utf-8').splitlines(keepends=True)[:6]
+  (workdir / 'metrics.jsonl').write_text(''.join(first), encoding='utf-8')
+  command = [str(ROOT / 'launch' / 'local.sh'), '2', '--', '--local_devices=4', *arguments(config)]
+  with started(command, environment, tmp_path / 'log') as run:
+    run.wait_for_records(workdir, 7)
+    run.process.terminate()  # it takes them a second or two to agree on a step
+    output = run.leave(train.PREEMPTED)
+  assert '[0] resuming from step 5' in output
+  stopped = int(output.split('told to stop: saved at step ')[1].split()[0])
+  assert len(deterministic(workdir)) == stopped + 1
+  assert train.run(config).step == STEPS
+  records, expected = deterministic(workdir), deterministic(source)
+  assert [r['step'] for r in records] == [r['step'] for r in expected]
+  assert [r.get('batch_hash') for r in records] == [r.get('batch_hash') for r in expected]
+  for name in ('loss', 'eval/loss', 'gradient_norm', 'logp_chosen'):
+    values, wanted = ([record[name] for record in run if name in record] for run in (records, expected))
+    np.testing.assert_allclose(values, wanted, rtol=1e-6 if 'loss' in name else 1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(
+  ('overrides', 'says'),
+  [
+    ({'objective': 'dop()'}, ["unknown name 'dop'; did you mean dpop(", '  dop()\n  ^^^', 'sft']),
+    ({'optimizer': 'chain(adamw(1e-6))', 'base_model': 'b'}, ["config.base_model = 'b' has no use", 'online_dare']),
+    ({'optimizer': 'chain(sgd(1), online_ties(0.1, 0.1))'}, ['merges with model - base_model', '--base_model=']),
+    ({'optimizer': 'chain(sgd(1), lion(1))'}, ['a chain has one learning rate', '^^^', 'Known links of a chain']),
+    ({'data': ()}, ['config.data is missing: give --data=...']),
+    ({'data': ('nowhere.jsonl',)}, ['nowhere.jsonl']),
+    ({'model': 'nowhere'}, ['nowhere']),
+    ({'microbatches': 3}, ['3 microbatches']),
+    ({'mesh': settings.MeshConfig(fsdp=3)}, ['a mesh of data=1, fsdp=3, tensor=1 does not fit 8 devices']),
+    ({'buckets': ((4, 4),)}, ['train.jsonl:1', 'no bucket']),
+  ],
+)
+def test_errors_of_the_user_are_one_message_and_exit_code_1(folder, capsys, overrides, says):
+  code = train.attempt(lambda: train.run(make_config(folder, 'refused', **overrides)))
+  error = capsys.readouterr().err
+  assert code == train.REFUSED
+  assert 'Traceback' not in error
+  for text in says:
+    assert text in error
+
+
+def test_a_bad_row_is_named_by_file_line_and_field(folder, tmp_path):
+  bad = tmp_path / 'bad.jsonl'
+  bad.write_text('{"prompt": "a", "chosen": " b", "rejected": " c"}\n{"prompt": "a", "chosen": 3, "rejected": " c"}\n')
+  with pytest.raises(ValueError, match=f"{bad}:2: field 'chosen'"):
+    train.run(make_config(folder, 'refused', data=(str(bad),)))
+
+
+@pytest.mark.parametrize(
+  ('overrides', 'says'),
+  [
+    ({'seed': 1}, 'seed: was 0, is now 1'),
+    ({'objective': 'ipo()'}, "objective: was 'dpo(beta=0.1)', is now 'ipo()'"),
+    ({'batch_size': 16}, 'batch_size: was 8, is now 16'),
+    ({'buckets': ((16, 32),)}, 'buckets: was [[16, 24]], is now [[16, 32]]'),
+  ],
+)
+def test_another_run_in_the_same_folder_is_refused(whole, overrides, says):
+  config = dataclasses.replace(whole, **overrides)
+  with pytest.raises(ValueError, match='belongs to another run') as caught:
+    train.run(config)
+  assert says in str(caught.value)
+
+
+def test_other_data_or_models_in_the_same_folder_are_refused(folder, whole):
+  write_pairs(folder / 'other.jsonl', 61, seed=5)
+  with pytest.raises(ValueError, match='data_fingerprint: was'):
+    train.run(dataclasses.replace(whole, data=(str(folder / 'other.jsonl'),)))
+  assets.write_tiny_model(folder / 'other', seed=1, layers=1)
+  with pytest.raises(ValueError, match='reference_fingerprint: was'):
+    train.run(dataclasses.replace(whole, reference=str(folder / 'other')))
+
+
+def test_harmless_changes_go_on_and_questionable_ones_are_reported(whole, caplog):
+  with caplog.at_level('WARNING', 'absl'):
+    train.run(dataclasses.replace(whole, log_every=3, optimizer='chain(adamw(2e-3))'))
+  assert "config.optimizer was 'adamw(5e-4)' and is now 'chain(adamw(2e-3))'" in caplog.text
+  assert 'log_every' not in caplog.text
+  train.run(whole)  # gives the folder its configuration back
+
+
+def test_an_infinite_loss_ends_the_run_with_exit_code_1(folder, capsys):
+  config = make_config(folder, 'diverged', optimizer='adamw(1e38)', gradient_clip=0.0, eval_data=(), save_every=1)
+  assert train.attempt(lambda: train.run(config)) == train.REFUSED
+  assert 'error: step ' in capsys.readouterr().err
+  assert not (folder / 'diverged' / 'model').exists()
+
+
+@pytest.mark.parametrize(
+  ('outcome', 'code'),
+  [
+    (loop.Result(None, 3, True, 1), train.PREEMPTED),
+    (loop.Result(None, 3, False, 1), train.DONE),
+    (ValueError('why'), train.REFUSED),
+    (loop.NonFiniteError('why'), train.REFUSED),
+    (RuntimeError('why'), train.CRASHED),
+  ],
+)
+def test_exit_codes(capsys, outcome, code):
+  def start() -> loop.Result:
+    if isinstance(outcome, Exception):
+      raise outcome
+    return outcome
+
+  assert train.attempt(start) == code
+  assert ('Traceback' in capsys.readouterr().err) == (code == train.CRASHED)
+
+
+def test_unknown_settings_are_refused(environment):
+  command = [sys.executable, '-m', 'experiments.train', '--config.batchsize=4']
+  result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+  assert result.returncode == train.REFUSED
+  assert 'Did you mean "batch_size" instead of "batchsize"?' in result.stderr
+  assert 'Traceback' not in result.stderr

@@ -1,0 +1,103 @@
+"""Runs that train adapters: what they leave, resume and refuse."""
+
+import dataclasses
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from alignjax import expressions
+from alignjax.commands import train
+from alignjax.models import checkpoint_io, lora, peft, quantization
+from alignjax.optim import recipes
+from alignjax.run import adapters, settings
+from alignjax.training import metrics
+from tests import assets
+from tests.commands import train_test
+
+ADAPTER = "lora(rank=2, alpha=3, targets='query+mlp')"
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+  """A coupled objective on a base in 8 bits, on a mesh with every axis."""
+  folder = tmp_path_factory.mktemp('adapters')
+  assets.write_tiny_model(folder / 'model', layers=2, vocab_size=384)
+  train_test.write_pairs(folder / 'train.jsonl', 32, seed=0)
+  config = settings.Config(
+    model=str(folder / 'model'),
+    data=(str(folder / 'train.jsonl'),),
+    objective="alpha_dpo(normaliser='ema')",
+    adapter=ADAPTER,
+    base_quantization='int8',
+    optimizer='adamw(1e-2, weight_decay=0.1)',
+    steps=4,
+    save_every=2,
+    buckets=((16, 24),),
+    remat='none',
+    doctor='off',
+    mesh=settings.MeshConfig(data=2, fsdp=2, tensor=2),
+    workdir=str(folder / 'run'),
+  )
+  return config, train.run(config)
+
+
+def _records(workdir):
+  return [
+    {name: value for name, value in record.items() if not name.startswith(metrics.TIME_PREFIX)}
+    for record in metrics.read_jsonl(pathlib.Path(workdir) / 'metrics.jsonl')
+  ]
+
+
+def test_a_run_leaves_its_adapter_and_the_merged_model(finished):
+  config, result = finished
+  workdir, records = pathlib.Path(config.workdir), _records(config.workdir)
+  targets = [record['target_margin'] for record in records]
+  assert targets[0] == pytest.approx(1.5, rel=1e-6)  # gamma alone: the policy is the reference
+  assert all(abs(target - 1.5) > 1e-3 for target in targets[1:])
+  model_config = checkpoint_io.load_config(config.model)
+  adapter, stored = peft.load(workdir / 'adapter', model_config)
+  assert (adapter.rank, adapter.alpha) == (2, 3)
+  jax.tree.map(np.testing.assert_array_equal, stored, jax.device_get(result.state.params))
+  base = quantization.quantize(checkpoint_io.load_params(config.model, model_config), 'int8')
+  expected = lora.merge(base, stored, adapter)
+  found = checkpoint_io.load_params(workdir / 'model', model_config)
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), found, expected)
+  assert (workdir / 'model' / 'tokenizer.json').exists()
+
+
+def test_it_resumes_bit_identically(finished, capsys):
+  config, _ = finished
+  source, workdir = pathlib.Path(config.workdir), pathlib.Path(config.workdir + '_again')
+  shutil.copytree(source / 'checkpoints' / '2', workdir / 'checkpoints' / '2')
+  again = train.run(dataclasses.replace(config, workdir=str(workdir)))
+  printed = capsys.readouterr().out
+  assert 'resuming from step 2' in printed
+  assert f'adapter    {ADAPTER}, {sum(x.size for x in jax.tree.leaves(again.state.params)):,} parameters' in printed
+  assert _records(workdir) == _records(source)[2:]
+  for folder, file in (('model', 'model.safetensors'), ('adapter', peft.WEIGHTS)):
+    assert (workdir / folder / file).read_bytes() == (source / folder / file).read_bytes()
+  with pytest.raises(ValueError, match=r'adapter: was "lora\(rank=2.* is now .lora\(rank=4'):
+    train.run(dataclasses.replace(config, adapter='lora(rank=4)'))
+
+
+@pytest.mark.parametrize(
+  ('overrides', 'message'),
+  [
+    ({'base_quantization': 'int8'}, 'no use without config.adapter'),
+    ({'adapter': 'lora()', 'optimizer': 'chain(sgd(0.1), online_dare(reserve=0.1, alpha=1e-6))'}, 'leave one of them'),
+    ({'adapter': "lora(targets='unembed')"}, 'unembed is no part of a layer'),
+  ],
+)
+def test_settings_that_do_not_go_together_are_refused(finished, overrides, message):
+  config = settings.Config(**overrides)
+  with pytest.raises(ValueError, match=message):
+    adapters.configured(config, recipes.parse_optimizer(config.optimizer), checkpoint_io.load_config(finished[0].model))
+
+
+def test_an_expression_names_an_adapter():
+  assert adapters.parse_adapter("lora(rank=8, targets='query+value')") == lora.LoRA(8, 32.0, 'query+value')
+  with pytest.raises(expressions.ExpressionError, match="lora has no argument 'ranks'; did you mean 'rank'"):
+    adapters.parse_adapter('lora(ranks=8)')

@@ -1,0 +1,48 @@
+"""What a run begins with: rows that are refused or counted, and references of adapters."""
+
+import pytest
+
+from alignjax.commands import doctor
+from alignjax.data import sources
+from alignjax.run import preparation, settings
+from tests.commands import doctor_test, train_test
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('preparation')
+  doctor_test.write_model(folder / 'model')
+  train_test.write_pairs(folder / 'train.jsonl', 61, seed=0)
+  return folder
+
+
+def configure(folder, **overrides):
+  values = {'model': str(folder / 'model'), 'data': (str(folder / 'train.jsonl'),), 'remat': 'none'}
+  return settings.Config(**values | overrides)
+
+
+def test_a_malformed_row_stops_the_run_or_is_counted(folder, tmp_path):
+  rows = doctor_test.rows_of(folder / 'train.jsonl')
+  data = doctor_test.write_rows(tmp_path / 'x.jsonl', [*rows[:3], {'prompt': 'Hi', 'chosen': 3}, *rows[3:]])
+  with pytest.raises(sources.DataError, match=r"x\.jsonl:4: field 'rejected' is missing"):
+    preparation.prepare(configure(folder, data=data), doctor_test.SILENT)
+  report = preparation.prepare(configure(folder, data=data, on_error='skip'), doctor_test.SILENT).training.data.report
+  assert (report.read, report.kept) == (62, 61)
+  assert report.dropped['missing_field'].count == 1
+
+
+@pytest.mark.parametrize(('base', 'cache'), [('none', False), ('int8', False), ('int8', True)])
+def test_the_base_of_an_adapter_is_its_reference_however_it_is_kept(folder, tmp_path, base, cache):
+  """A cache of a quantised base is computed from the quantised base: else the rewards would not start at 0."""
+  cached = {'reference_cache': str(tmp_path)} if cache else {}
+  config = configure(folder, adapter='lora(rank=2)', base_quantization=base, **cached)
+  config, prepared, state, frozen = doctor_test.start_of(config)
+  assert frozen.reference is None
+  assert doctor_test.named(doctor.examine(config, prepared, state, frozen)) == {}
+
+
+def test_another_reference_of_an_adapter_has_parameters_of_its_own(folder, tmp_path):
+  doctor_test.write_model(tmp_path / 'other', seed=1)
+  config = configure(folder, adapter='lora(rank=2)', reference=str(tmp_path / 'other'))
+  _, _, _, frozen = doctor_test.start_of(config)
+  assert frozen.reference is not None
