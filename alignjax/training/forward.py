@@ -16,20 +16,28 @@ Sums = Mapping[str, WeightedSum]
 
 def assert_batch(batch: PreferenceBatch) -> None:
   """Asserts that the fields of a batch have the shapes that `PreferenceBatch` documents."""
-  chex.assert_rank([batch.prompt, batch.response], [2, 3])
+  chex.assert_rank(batch.response, 3, custom_message='batch.response must be [B, N, R]')
   prompts, responses, size = batch.response.shape
-  chex.assert_shape(batch.prompt, (prompts, None))
-  chex.assert_shape([batch.prompt_length, batch.label, batch.weight], (prompts,))
-  chex.assert_shape(batch.response_length, (prompts, responses))
-  optional = [value for value in (batch.score, batch.behaviour_logp) if value is not None]
-  chex.assert_shape(optional, (prompts, responses))
-  chex.assert_shape(list(batch.cached.values()), (prompts, responses, size, ...))
+  shapes = {
+    'prompt': (prompts, None),
+    'prompt_length': (prompts,),
+    'response_length': (prompts, responses),
+    'label': (prompts,),
+    'weight': (prompts,),
+    'score': (prompts, responses),
+    'behaviour_logp': (prompts, responses),
+  }
+  for name, shape in shapes.items():
+    if getattr(batch, name) is not None:
+      chex.assert_shape(getattr(batch, name), shape, custom_message=f'batch.{name} does not fit batch.response')
+  for name, value in batch.cached.items():
+    chex.assert_shape(value, (prompts, responses, size, ...), custom_message=f'batch.cached[{name!r}] does not fit')
 
 
 def assert_states(hidden: stats.HiddenStates, batch: PreferenceBatch) -> None:
   """Asserts that hidden states [B, N, R, D] and a head [D, V] belong to a batch."""
-  chex.assert_shape(hidden.states, (*batch.response.shape, None))
-  chex.assert_shape(hidden.head.kernel, (hidden.states.shape[-1], None))
+  chex.assert_shape(hidden.states, (*batch.response.shape, None), custom_message='states must be [B, N, R, D]')
+  chex.assert_shape(hidden.head.kernel, (hidden.states.shape[-1], None), custom_message='head.kernel must be [D, V]')
 
 
 def hidden_states(model: models.LanguageModel, params: Params, batch: PreferenceBatch) -> stats.HiddenStates:

@@ -154,7 +154,9 @@ def test_an_objective_that_couples_rows_is_refused():
     fused_head.fused_loss(objectives.alpha_dpo(), POLICY, REFERENCE, BATCH)
 
 
-def test_a_batch_of_another_shape_is_refused():
+def test_arrays_of_other_shapes_are_refused_by_name():
   wrong = POLICY._replace(states=POLICY.states[:, :, :-1])
-  with pytest.raises(AssertionError, match='shape'):
+  with pytest.raises(AssertionError, match='states must be'):
     fused_head.fused_loss(OBJECTIVES['dpo'], wrong, REFERENCE, BATCH)
+  with pytest.raises(AssertionError, match=r'batch\.weight does not fit'):
+    fused_head.fused_loss(OBJECTIVES['dpo'], POLICY, REFERENCE, dataclasses.replace(BATCH, weight=jnp.ones(3)))
