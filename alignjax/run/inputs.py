@@ -146,10 +146,9 @@ class Reference:
     caching.build_cache(
       root,
       identity,
-      self._needs,
       split.data,
       _batches(split.data, self._config, self._mesh, False, None),
-      caching.ReferenceModel(self._model, params, layout),
+      caching.ReferenceRun(self._model, params, self._needs, layout),
       self._announce,
     )
 

@@ -44,21 +44,21 @@ def columns(needs: Iterable[stats.TokenStat], width: int, dtype: str) -> dict[st
   return {stat.name: reference_cache.Column((), 'float32') for stat in reading}
 
 
-class ReferenceModel(NamedTuple):
-  """The reference model, and how it runs."""
+class ReferenceRun(NamedTuple):
+  """The reference model, how it runs, and what for."""
 
   model: models.LanguageModel
   params: Params  # on the mesh of the layout
+  needs: frozenset[stats.TokenStat]  # the objective's statistics
   layout: rows.Layout  # the mesh shared by all processes, and how many tokens have logits at once on a device
 
 
 def build_cache(
   root: str | os.PathLike[str],
   identity: Mapping[str, Any],
-  needs: Iterable[stats.TokenStat],
   pairs: pairs_lib.TokenizedPairs,
   batches: batching.Batches,
-  reference: ReferenceModel,
+  reference: ReferenceRun,
   announce: Callable[[str], None],
 ) -> None:
   """Runs the reference over a dataset once and writes its cache. Every process calls it; the first one writes.
@@ -66,13 +66,12 @@ def build_cache(
   Args:
     root: the folder of caches, visible to all processes.
     identity: identifies the cache; from `reference_cache.identity` with `columns`.
-    needs: the objective's statistics.
     pairs: the dataset.
     batches: each pair once: `make_batches(pairs, epochs=1, shuffle=False, ...)`.
     reference: the model that runs.
     announce: called with progress messages.
   """
-  own = frozenset(stat for stat in needs if stat.reference and not stat.policy)
+  own = frozenset(stat for stat in reference.needs if stat.reference and not stat.policy)
   kept, layout = identity['columns'].keys(), reference.layout
 
   def compute(params: Params, batch: PreferenceBatch) -> dict[str, Array]:

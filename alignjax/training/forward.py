@@ -31,7 +31,8 @@ def assert_batch(batch: PreferenceBatch) -> None:
     if getattr(batch, name) is not None:
       chex.assert_shape(getattr(batch, name), shape, custom_message=f'batch.{name} does not fit batch.response')
   for name, value in batch.cached.items():
-    chex.assert_shape(value, (prompts, responses, size, ...), custom_message=f'batch.cached[{name!r}] does not fit')
+    shape = (prompts, responses) if value.ndim == 2 else (prompts, responses, size, ...)  # of responses, or of tokens
+    chex.assert_shape(value, shape, custom_message=f'batch.cached[{name!r}] does not fit batch.response')
 
 
 def assert_states(hidden: stats.HiddenStates, batch: PreferenceBatch) -> None:
