@@ -5,9 +5,9 @@ The loss sees the model only through a small table of token statistics. That giv
 
   rowwise   The loss of a prompt depends on that prompt alone. The gradient of trunk -> `fused_head.fused_loss`, one
             microbatch at a time: three vocabulary-sized products instead of four.
-  coupled   The loss of a prompt depends on others too. The gradient of trunk -> table -> objective, where the table of
-            each microbatch is computed again in the backward pass. The price is a second forward pass, the gain a
-            gradient that does not depend on the number of microbatches.
+  coupled   The loss of a prompt depends on others too. The gradient of trunk -> table -> objective for a whole batch.
+            With several microbatches, the backward pass computes the table of each again. The price is a second forward
+            pass, the gain a gradient that does not depend on the number of microbatches.
 """
 
 from collections.abc import Mapping

@@ -69,10 +69,16 @@ def join(tree: Any) -> Any:
 
 
 def by_shard(tree: Any, layout: Layout) -> Any:
-  """[B, ...] -> [shards, B / shards, ...]: the contiguous block of rows that each batch shard holds."""
+  """[B, ...] -> [shards, B / shards, ...]: the contiguous block of rows that each batch shard holds.
+
+  Raises:
+    ValueError: if the number of rows is not a multiple of the shards.
+  """
   shards = layout.shards
 
   def one(x: Any) -> Any:
+    if x.shape[0] % shards:
+      raise ValueError(f'a batch of {x.shape[0]} prompts cannot be split over {shards} batch shards (data x fsdp)')
     x = jnp.asarray(x).reshape(shards, x.shape[0] // shards, *x.shape[1:])
     return _constrain(x, layout.mesh, PartitionSpec(mesh_lib.BATCH_AXES))
 
