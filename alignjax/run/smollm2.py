@@ -6,7 +6,7 @@ import pathlib
 import tempfile
 from typing import NamedTuple
 
-from alignjax.data import tokenization
+from alignjax.data.tokens import tokenization
 from alignjax.models import base as models
 from alignjax.models import checkpoint_io, gguf, transformer
 from alignjax.types import Params

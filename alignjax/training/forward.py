@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from alignjax import objectives, stats
 from alignjax.models import base as models
+from alignjax.objectives import preference
 from alignjax.training import rows
 from alignjax.types import Array, Params, PreferenceBatch, WeightedSum
 
@@ -48,7 +49,7 @@ def hidden_states(model: models.LanguageModel, params: Params, batch: Preference
 
 
 def table(
-  needs: Iterable[stats.TokenStat],
+  needs: Iterable[stats.Stat],
   policy: stats.HiddenStates,
   reference: stats.HiddenStates | None,
   batch: PreferenceBatch,
@@ -76,18 +77,22 @@ def table(
 def weighted_sums(objective: objectives.Objective, table: stats.StatTable, batch: PreferenceBatch) -> Sums:
   """The loss and the metrics of a batch, each as a sum over prompts with its weight."""
   loss, metrics = objective.apply(table, batch)
-  metrics = {**_response_metrics(table), **metrics, 'loss': loss}
+  metrics = {**_response_metrics(table, jnp.asarray(batch.label)), **metrics, 'loss': loss}
   weight = jnp.asarray(batch.weight)
   return {name: WeightedSum.of(value, weight) for name, value in metrics.items()}
 
 
-def _response_metrics(table: stats.StatTable) -> dict[str, Array]:
-  """Metrics of every objective: lengths in tokens and, if known, log-probabilities of whole responses in nats."""
+def _response_metrics(table: stats.StatTable, label: Array) -> dict[str, Array]:
+  """Metrics of every run: lengths in tokens, and log-probabilities summed over tokens, nats.
+
+  Those of a pair are of the preferred and the dispreferred response, in expectation over the label.
+  """
   columns = {'length': table.length.astype(jnp.float32)}
   if stats.logp.name in table.values:
     columns['logp'] = jax.lax.stop_gradient(table.sum(stats.logp))
   if table.length.shape[-1] != 2:
     return {name: jnp.mean(value, axis=-1) for name, value in columns.items()}
-  return {
-    f'{name}_{side}': value[:, i] for name, value in columns.items() for i, side in enumerate(('chosen', 'rejected'))
-  }
+  metrics = {}
+  for name, value in columns.items():
+    metrics[f'{name}_chosen'], metrics[f'{name}_rejected'] = preference.by_label(value, label)
+  return metrics

@@ -20,7 +20,7 @@ from alignjax import objectives, stats
 from alignjax.training import forward, fused_head, rows
 from alignjax.training.policy import Policy
 from alignjax.training.state import Frozen
-from alignjax.types import Array, Params, PreferenceBatch
+from alignjax.types import Array, Params, PreferenceBatch, Term
 
 
 class Gradient(NamedTuple):
@@ -45,17 +45,22 @@ def rowwise(
     policy: the model and what of it is trained.
     objective: the loss.
     params: the trained parameters.
-    frozen: reference and base.
+    frozen: reference, base, and the number of updates done.
     batch: prompts with responses, [B, N, R].
     layout: how the batch is split.
   """
   model = policy.bind(frozen.base)
 
+  def apply(table: stats.StatTable, part: PreferenceBatch) -> Term:
+    return objective.apply(dataclasses.replace(table, step=frozen.step), part)
+
+  now = dataclasses.replace(objective, apply=apply)
+
   def one(part: PreferenceBatch) -> tuple[Params, forward.Sums]:
     def loss(params: Params) -> tuple[Array, forward.Sums]:
       hidden = forward.hidden_states(model, params, part)
       reference = frozen.reference_states(policy, objective.needs, part)
-      return fused_head.fused_loss(objective, hidden, reference, part, chunk=layout.chunk, mesh=layout.mesh)
+      return fused_head.fused_loss(now, hidden, reference, part, chunk=layout.chunk, mesh=layout.mesh)
 
     (_, sums), gradient = jax.value_and_grad(loss, has_aux=True)(params)
     return gradient, sums
@@ -76,7 +81,7 @@ def coupled(
 
   Args:
     policy, objective, params, batch, layout: as for `rowwise`.
-    frozen: reference, base, and the objective's memory before this batch.
+    frozen: reference, base, the number of updates done, and the objective's memory before this batch.
   """
   model = policy.bind(frozen.base)
 
@@ -85,7 +90,7 @@ def coupled(
       reference = frozen.reference_states(policy, objective.needs, part)
       return forward.table(objective.needs, forward.hidden_states(model, params, part), reference, part, layout)
 
-    table = dataclasses.replace(rows.map_parts(one, batch, layout), memory=frozen.memory)
+    table = dataclasses.replace(rows.map_parts(one, batch, layout), memory=frozen.memory, step=frozen.step)
     memory = jax.lax.stop_gradient(dict(objective.memory.update(table, batch)))
     sums = forward.weighted_sums(objective, dataclasses.replace(table, memory=memory), batch)
     return sums['loss'].total, (sums, memory)

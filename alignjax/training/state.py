@@ -44,6 +44,7 @@ class Frozen:
   delta: Params | None = None  # reference delta of online merging, theta_SFT - theta_base
   base: Params | None = None  # the parameters that the policy's adapters adapt
   memory: Mapping[str, Array] = dataclasses.field(default_factory=dict)  # the objective's, from `TrainState.memory`
+  step: Array | None = None  # updates done so far, from `TrainState.step`
 
   def reference_states(
     self, policy: Policy, needs: Iterable[stats.TokenStat], batch: PreferenceBatch

@@ -51,7 +51,7 @@ def build_train_step(
 
   def step(state: TrainState, frozen: Frozen, batch: PreferenceBatch) -> tuple[TrainState, Metrics]:
     forward.assert_batch(batch)
-    frozen = dataclasses.replace(frozen, memory=state.memory)
+    frozen = dataclasses.replace(frozen, memory=state.memory, step=state.step)
     total, sums, memory = differentiate(policy, objective, state.params, frozen, batch, layout)
     weight = sums['loss'].weight
     mean = jax.tree.map(lambda g: g / jnp.where(weight > 0, weight, 1.0), total)
@@ -87,7 +87,7 @@ def build_eval_step(
     reference = frozen.reference_states(policy, objective.needs, batch)
     hidden = forward.hidden_states(model, params, batch)
     table = forward.table(objective.needs, hidden, reference, batch, layout)
-    table = dataclasses.replace(table, memory=frozen.memory)
+    table = dataclasses.replace(table, memory=frozen.memory, step=frozen.step)
     return dict(forward.weighted_sums(objective, table, batch))
 
   return evaluate

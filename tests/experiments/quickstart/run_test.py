@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from alignjax.data import tokenization
+from alignjax.data.tokens import tokenization
 from alignjax.models import checkpoint_io
 from experiments.quickstart import prompts as quickstart_prompts
 from experiments.quickstart import run as quickstart
