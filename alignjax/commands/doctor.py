@@ -59,12 +59,12 @@ def examine_data(prepared: preparation.Prepared) -> list[findings.Finding]:
   """The part that needs no weights."""
   training, held_out = prepared.training, prepared.held_out
   found = [
-    *tokenizers.examine(prepared.tokenizer, vocab_size=prepared.model.config.vocab_size),
+    *tokenizers.examine(prepared.tokenizer, vocab_size=prepared.policy.model.config.vocab_size),
     *examples.examine(
       training.data,
       prepared.tokenizer,
-      vocab_size=prepared.model.config.vocab_size,
-      max_positions=prepared.model.config.max_positions,
+      vocab_size=prepared.policy.model.config.vocab_size,
+      max_positions=prepared.policy.model.config.max_positions,
     ),
     *doctor.examine_shapes(training.batches.plan, training.data),
     *doctor.examine_coupling(prepared.objective, training.data.responses),
@@ -84,13 +84,12 @@ def examine_thoroughly(
   found = [item for item in examine(config, prepared, state, frozen) if item.name != 'memory']
   measured = (state.params, frozen, batch)
   key = jax.random.key(config.seed)
-  found += doctor.examine_sampling(
-    prepared.model, *measured, key, lora=prepared.lora, compute_dtype=config.compute_dtype
-  )
+  found += doctor.examine_sampling(prepared.policy, *measured, key, compute_dtype=config.compute_dtype)
   if config.compute_dtype != 'float32':
-    exact = dataclasses.replace(prepared.model.config, compute_dtype='float32', attention='xla')
+    exact = dataclasses.replace(prepared.policy.model.config, compute_dtype='float32', attention='xla')
     exact = transformer.build(exact, rules.activation_constraint(prepared.mesh))
-    found += doctor.examine_precision(prepared.model, exact, *measured, lora=prepared.lora, chunk=config.chunk)
+    exact = dataclasses.replace(prepared.policy, model=exact)
+    found += doctor.examine_precision(prepared.policy, exact, *measured, chunk=config.chunk)
   return [*found, *_compiled_memory(config, prepared, state, frozen, batch)]
 
 
@@ -127,9 +126,7 @@ def _start(
   frozen: state_lib.Frozen,
   batch: PreferenceBatch,
 ) -> list[findings.Finding]:
-  measure = doctor.build_start(
-    prepared.model, prepared.objective, lora=prepared.lora, chunk=config.chunk, mesh=prepared.mesh
-  )
+  measure = doctor.build_start(prepared.policy, prepared.objective, chunk=config.chunk, mesh=prepared.mesh)
   measure = jax.jit(measure, out_shardings=rules.replicated(prepared.mesh))
   values = measure(state.params, dataclasses.replace(frozen, memory=state.memory, step=state.step), batch)
   folder = prepared.reference.folder
@@ -137,7 +134,7 @@ def _start(
     {name: value.item() for name, value in jax.device_get(values).items()},
     same_model=inputs.fingerprint(folder) == inputs.fingerprint(config.model),
     compute_dtype=config.compute_dtype,
-    vocab_size=prepared.model.config.vocab_size,
+    vocab_size=prepared.policy.model.config.vocab_size,
     reference=config.reference_cache or folder,
   )
 
@@ -168,10 +165,9 @@ def _compiled_memory(
 ) -> list[findings.Finding]:
   """Compiles the training step for the largest shape, and asks what it needs."""
   step = step_lib.build_train_step(
-    prepared.model,
+    prepared.policy,
     prepared.objective,
     build_optimizer(config, prepared),
-    lora=prepared.lora,
     chunk=config.chunk,
     microbatches=config.microbatches,
     mesh=prepared.mesh,

@@ -48,8 +48,7 @@ def run(config: settings.Config) -> loop.Result:
   """
   preparation.require(config, 'workdir')
   prepared = preparation.prepare(config, _announce)
-  recipe, objective, mesh, model = prepared.recipe, prepared.objective, prepared.mesh, prepared.model
-  lora = prepared.lora
+  recipe, objective, mesh, policy = prepared.recipe, prepared.objective, prepared.mesh, prepared.policy
   data, batches, _ = prepared.training
   steps = config.steps or (config.epochs or 1) * batches.plan.steps_per_epoch
   schedule = schedules.build_schedule(
@@ -81,7 +80,7 @@ def run(config: settings.Config) -> loop.Result:
       _warn_of_changes(restored.config, config)
       if restored.step >= steps:
         _announce(f'this run is finished: {restored.step} of {steps} steps are done')
-        exports.export(workdir, model.config, state, config, recipe, _announce, lora, base)
+        exports.export(policy, state, base, config, recipe, _announce)
         return loop.Result(state, restored.step, False, 0)
     frozen = preparation.load_frozen(config, prepared, base)
     _announce(_summary(config, prepared, steps))
@@ -100,7 +99,7 @@ def run(config: settings.Config) -> loop.Result:
         state,
         frozen,
         step_lib.build_train_step(
-          model, objective, tx, lora=lora, chunk=config.chunk, microbatches=config.microbatches, mesh=mesh
+          policy, objective, tx, chunk=config.chunk, microbatches=config.microbatches, mesh=mesh
         ),
         iterator,
         mesh=mesh,
@@ -120,15 +119,14 @@ def run(config: settings.Config) -> loop.Result:
     _announce(f'told to stop: saved at step {result.step} of {steps}. The same command goes on from there')
   else:
     _announce(f'{result.step} steps are done, with {result.compilations} compiled programs')
-    exports.export(workdir, model.config, result.state, config, recipe, _announce, lora, base)
+    exports.export(policy, result.state, base, config, recipe, _announce)
   return result
 
 
 def _evaluation(config: settings.Config, prepared: preparation.Prepared) -> loop.Evaluation | None:
   if prepared.held_out is None:
     return None
-  options = {'lora': prepared.lora, 'chunk': config.chunk, 'mesh': prepared.mesh}
-  step = step_lib.build_eval_step(prepared.model, prepared.objective, **options)
+  step = step_lib.build_eval_step(prepared.policy, prepared.objective, chunk=config.chunk, mesh=prepared.mesh)
   return loop.Evaluation(step, prepared.held_out.batches, config.eval_every, prepared.objective.summary)
 
 

@@ -40,9 +40,10 @@ from alignjax.parallel import mesh as mesh_lib
 from alignjax.parallel import rules
 from alignjax.run import costs, smollm2, xla_flags
 from alignjax.sampling import strategies
-from alignjax.training import loop, metrics, placement
+from alignjax.training import loop, metrics, placement, references
 from alignjax.training import state as state_lib
 from alignjax.training import step as step_lib
+from alignjax.training.policy import Policy
 from alignjax.types import Params
 from experiments.quickstart import prompts as quickstart_prompts
 from experiments.quickstart import report as quickstart_report
@@ -281,15 +282,15 @@ def _train(
   try:
     result = loop.train(
       placement.create_state(mesh, jax.tree.map(jnp.copy, setup.reference), tx, key, objective.memory.initial),
-      state_lib.Frozen(setup.reference if needs_reference else None),
-      step_lib.build_train_step(setup.model, objective, tx, chunk=quickstart_policy.CHUNK, mesh=mesh),
+      state_lib.Frozen(references.Live(setup.reference) if needs_reference else references.NotLoaded()),
+      step_lib.build_train_step(Policy(setup.model), objective, tx, chunk=quickstart_policy.CHUNK, mesh=mesh),
       iter(train),
       mesh=mesh,
       steps=steps,
       schedule=schedule,
       writers=writers,
       evaluation=loop.Evaluation(
-        step_lib.build_eval_step(setup.model, objective, chunk=quickstart_policy.CHUNK, mesh=mesh),
+        step_lib.build_eval_step(Policy(setup.model), objective, chunk=quickstart_policy.CHUNK, mesh=mesh),
         batches('held_out', 1),
         summary=objective.summary,
       ),
