@@ -9,7 +9,7 @@ with one of `readers.SCHEMES`:
 A path that itself starts with the name of a form and a colon is written ./hh:x.jsonl, or given as a `pathlib.Path`.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import os
 from typing import Any, NamedTuple
 
@@ -77,7 +77,25 @@ def read_pairs(
     form, location = parse_expression(source)
     _check_exists(location)
     parser = _PairParser(forms.FORMS[form], ignored, uniform)
-    yield from _read(location, parser, report, on_error)
+    yield from _read(location, readers.open_rows(location), parser, report, on_error)
+
+
+def parse_pairs(
+  fields: Iterable[Mapping[str, Any]], report: report_lib.DropReport, *, form: str = forms.DEFAULT
+) -> Iterator[rows.Pair]:
+  """Yields the pairs of rows in memory, with the same checks as `read_pairs`.
+
+  Args:
+    fields: the rows: fields by name.
+    report: as for `read_pairs`.
+    form: the form of the rows.
+
+  Raises:
+    DataError: for a malformed row, named '<memory>:number', or no rows.
+  """
+  parser = _PairParser(forms.FORMS[form], frozenset(), _Uniform())
+  numbered = ((number, dict(row)) for number, row in enumerate(fields, start=1))
+  yield from _read('<memory>', numbered, parser, report, 'raise')
 
 
 def read_rows[Row](
@@ -90,14 +108,18 @@ def read_rows[Row](
   """Yields `parse(fields, location, number)` for each row; `parse` raises `Refused` or `Dropped` (see `read_pairs`)."""
   check_policy(on_error)
   for path in [paths] if isinstance(paths, Source) else paths:
-    yield from _read(os.fspath(path), parse, report, on_error)
+    yield from _read(os.fspath(path), readers.open_rows(os.fspath(path)), parse, report, on_error)
 
 
 def _read[Row](
-  location: str, parse: Callable[[dict[str, Any], str, int], Row], report: report_lib.DropReport, on_error: str
+  location: str,
+  numbered: Iterable[tuple[int, dict[str, Any] | rows.Refused]],
+  parse: Callable[[dict[str, Any], str, int], Row],
+  report: report_lib.DropReport,
+  on_error: str,
 ) -> Iterator[Row]:
   empty = True
-  for number, fields in readers.open_rows(location):
+  for number, fields in numbered:
     empty = False
     report.read += 1
     try:
