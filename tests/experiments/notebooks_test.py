@@ -195,8 +195,9 @@ def test_an_objective_of_ones_own_is_trained_with_thirty_lines_of_code(own):
   assert imported == {'alignjax', 'optax', 'matplotlib'}
   history = notebook.history
   assert [row['step'] for row in history] == list(range(1, 21))
-  assert history[0]['lost'] == 0.0  # policy and reference are equal before the first update
+  assert abs(history[0]['kl']) < 1e-6  # policy and reference are equal before the first update
   assert history[-1]['loss'] < history[0]['loss']
+  assert history[-1]['kl'] == pytest.approx(history[-1]['stay_close/loss'])
   assert np.all(notebook.tuned.params['embed']['embedding'] != notebook.smollm2.params['embed']['embedding'])
 
 

@@ -66,9 +66,13 @@ def _responder(model, group: int, samples: int) -> responses.Responder:
   return responses.Responder(model[0], model[2], reward, responses.Sizes(group, samples, 96, 6))
 
 
-def test_what_is_drawn_does_not_depend_on_the_grouping(model):
+@pytest.fixture(name='responder', scope='module')
+def make_responder(model):
+  return _responder(model, 4, 2)
+
+
+def test_what_is_drawn_does_not_depend_on_the_grouping(model, responder):
   asked, key = prompts.split(5, 1)[0], jax.random.key(3)
-  responder = _responder(model, 4, 2)
   one, other = (side.draw(model[1], asked, key, rounds=2) for side in (responder, _responder(model, 16, 2)))
   assert one.texts == other.texts
   jax.tree.map(np.testing.assert_array_equal, one.batch, other.batch)
@@ -79,14 +83,14 @@ def test_what_is_drawn_does_not_depend_on_the_grouping(model):
   np.testing.assert_array_equal(np.floor(one.rewards), [[len(prompt)] * 4 for prompt in asked])
 
 
-def test_kl_is_zero_at_the_reference_and_positive_away_from_it(model):
-  asked, responder = prompts.split(3, 1)[0], _responder(model, 2, 4)
-  drawn = responder.draw(model[1], asked, jax.random.key(0))
+def test_kl_is_zero_at_the_reference_and_positive_away_from_it(model, responder):
+  asked = prompts.split(5, 1)[0]
+  drawn = responder.draw(model[1], asked, jax.random.key(0), rounds=2)
   same = responder.kl(model[1], model[1], drawn)
   assert abs(same['kl'].mean) < 1e-5
   assert abs(same['kl_of_tokens'].mean) < 1e-5
   moved = jax.tree.map(lambda x: 1.2 * x, model[1])
-  drawn = responder.draw(moved, asked, jax.random.key(0))
+  drawn = responder.draw(moved, asked, jax.random.key(0), rounds=2)
   away = responder.kl(moved, model[1], drawn)
   assert away['kl_of_tokens'].mean > 0.1
   assert abs(away['kl'].mean - away['kl_of_tokens'].mean) < 4 * away['kl'].error
