@@ -8,7 +8,7 @@
 validate reads every row, and says what became of it. inspect tokenises the pairs too, as training would, and shows how
 long they are and the first of them token by token, with what is trained marked; --out adds a picture. convert writes
 the pairs as JSON Lines. build prepares a TFDS data set; without a name it lists those that it knows. --data is
-`[form:]location` (alignjax/data/sources.py), and may be repeated.
+`[form:]location` (alignjax/data/reading/sources.py), and may be repeated.
 
 Exit codes: 0 done, 1 an error in flags, data or model.
 """
@@ -31,8 +31,9 @@ from rich import progress as rich_progress
 import tensorflow_datasets as tfds
 
 from alignjax.commands import data_lengths, data_tokens
-from alignjax.data import builders, catalogue, pairs, row_form, sources, tokenization
-from alignjax.data import report as report_lib
+from alignjax.data import builders
+from alignjax.data.reading import catalogue, drops, json_rows, rows, sources
+from alignjax.data.tokens import encoding, tokenization
 from alignjax.models import checkpoint_io
 
 PROGRESS_ROWS = 1000  # between two signs of life
@@ -49,7 +50,7 @@ class Command(NamedTuple):
 def validate(given: flags.FlagValues, arguments: Sequence[str]) -> None:
   """Reads every row."""
   _no_arguments(arguments)
-  report, start = report_lib.DropReport(), time.monotonic()
+  report, start = drops.DropReport(), time.monotonic()
   for _ in _read(given, report, 'validating'):
     pass
   seconds = time.monotonic() - start
@@ -64,16 +65,9 @@ def inspect(given: flags.FlagValues, arguments: Sequence[str]) -> None:
   _no_arguments(arguments)
   if given.out is not None:
     data_lengths.require_matplotlib()  # before the work
-  tokenizer, report = tokenization.Tokenizer.load(given.model), report_lib.DropReport()
-  tokenized = pairs.tokenize(
-    _read(given, report, 'tokenising'),
-    tokenizer,
-    max_prompt=given.max_prompt,
-    max_response=given.max_response,
-    vocab_size=checkpoint_io.load_config(given.model).vocab_size,
-    report=report,
-    on_error=given.on_error,
-  )
+  tokenizer, report = tokenization.Tokenizer.load(given.model), drops.DropReport()
+  limits = encoding.Limits(given.max_prompt, given.max_response, checkpoint_io.load_config(given.model).vocab_size)
+  tokenized = encoding.tokenize(_read(given, report, 'tokenising'), tokenizer, limits, report, on_error=given.on_error)
   title = f'{", ".join(given.data)}, tokens of {given.model}'
   print(f'{title}\n{report}\n')
   lengths = data_lengths.lengths(tokenized)
@@ -90,13 +84,13 @@ def inspect(given: flags.FlagValues, arguments: Sequence[str]) -> None:
 def convert(given: flags.FlagValues, arguments: Sequence[str]) -> None:
   """Writes the pairs as rows of JSON."""
   _no_arguments(arguments)
-  report = report_lib.DropReport()
+  report = drops.DropReport()
   form = write(_read(given, report, 'converting'), given.out, overwrite=given.overwrite)
   print(report)
   print(f'wrote {given.out}; read it with --data={"" if form == "preference" else f"{form}:"}{given.out}')
 
 
-def write(converted: Iterator[sources.Pair], path: str, *, overwrite: bool = False) -> str:
+def write(converted: Iterator[rows.Example], path: str, *, overwrite: bool = False) -> str:
   """Writes pairs to .jsonl or .jsonl.gz; the file appears only once it is whole. Returns the form of its rows.
 
   Raises:
@@ -115,11 +109,11 @@ def write(converted: Iterator[sources.Pair], path: str, *, overwrite: bool = Fal
         gzip.GzipFile('', 'wb', fileobj=raw, mtime=0) if path.endswith('.gz') else contextlib.nullcontext(raw)
       )
       with compressed as file:
-        for pair in converted:
-          form, row = row_form.of_pair(pair)
+        for example in converted:
+          form, row = json_rows.of_example(example)
           forms.add(form)
           if len(forms) > 1:
-            raise ValueError(f'{pair.origin}: makes a row of the form {form}, and earlier pairs make another')
+            raise ValueError(f'{example.origin}: needs the form {form}, but earlier examples need another form')
           file.write(json.dumps(row, ensure_ascii=False).encode('utf-8') + b'\n')
     if not forms:
       raise ValueError('no row is left to write')
@@ -141,8 +135,8 @@ def build(given: flags.FlagValues, arguments: Sequence[str]) -> None:
   with contextlib.redirect_stdout(io.StringIO()):  # TFDS says how much it will not download
     builder = builders.build(arguments[0], manual_dir=given.manual_dir, data_dir=folder, on_error=given.on_error)
   for split, report in builder.reports.items():
-    rows = builder.info.splits[split].num_examples if split in builder.info.splits else 0
-    print(f'{split}: wrote {rows} pairs; {report}')
+    count = builder.info.splits[split].num_examples if split in builder.info.splits else 0
+    print(f'{split}: wrote {count} examples; {report}')
   place = builder.data_path if given.data_dir else builder.info.full_name.rpartition('/')[0]
   print(f'wrote {builder.data_path}; read it with --data=tfds:{place}:{next(iter(builder.info.splits))}')
 
@@ -162,17 +156,17 @@ def _no_arguments(arguments: Sequence[str]) -> None:
     raise ValueError(f'what is {arguments[0]!r}? What to read is given by --data')
 
 
-def _read(given: flags.FlagValues, report: report_lib.DropReport, what: str) -> Iterator[sources.Pair]:
+def _read(given: flags.FlagValues, report: drops.DropReport, what: str) -> Iterator[rows.Example]:
   """The pairs of --data, with a count of rows on a terminal."""
   console = rich_console.Console(stderr=True)
   columns = [f'{what}: {{task.completed:,}} rows,', rich_progress.TimeElapsedColumn()]
   with rich_progress.Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
     task = progress.add_task(what, total=None)
-    read = sources.read_pairs(given.data, report, on_error=given.on_error, ignore_fields=given.ignore_fields)
-    for i, pair in enumerate(read):
+    read = sources.read_examples(given.data, report, on_error=given.on_error, ignore_fields=given.ignore_fields)
+    for i, example in enumerate(read):
       if i % PROGRESS_ROWS == 0:
         progress.update(task, completed=report.read)
-      yield pair
+      yield example
 
 
 def _console(color: str) -> rich_console.Console:
@@ -196,7 +190,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
   )
   text('model', 'inspect: folder of the model, in Hugging Face layout.')
   whole('max_prompt', 512, 'inspect: tokens; longer prompts are cut on the left.')
-  whole('max_response', 512, 'inspect: tokens; pairs with a longer response are dropped.')
+  whole('max_response', 512, 'inspect: tokens; examples with a longer response are dropped.')
   flags.DEFINE_enum(
     'color', 'auto', ['auto', 'always', 'never'], 'inspect: auto means colours on a terminal.', flag_values=values
   )

@@ -19,7 +19,8 @@ from absl import app, logging
 import jax
 import optax
 
-from alignjax.data import batching, findings, health
+from alignjax.data.batches import shapes
+from alignjax.doctor import examples, findings, tokenizers
 from alignjax.models import checkpoint_io, transformer
 from alignjax.optim import recipes, schedules
 from alignjax.parallel import rules
@@ -58,19 +59,20 @@ def examine_data(prepared: preparation.Prepared) -> list[findings.Finding]:
   """The part that needs no weights."""
   training, held_out = prepared.training, prepared.held_out
   found = [
-    *health.examine_tokenizer(prepared.tokenizer, vocab_size=prepared.model.config.vocab_size),
-    *health.examine_pairs(
+    *tokenizers.examine(prepared.tokenizer, vocab_size=prepared.model.config.vocab_size),
+    *examples.examine(
       training.data,
       prepared.tokenizer,
       vocab_size=prepared.model.config.vocab_size,
       max_positions=prepared.model.config.max_positions,
     ),
     *doctor.examine_shapes(training.batches.plan, training.data),
+    *doctor.examine_coupling(prepared.objective, training.data.responses),
   ]
-  if not doctor.reads_labels(prepared.objective, training.data.responses):
+  if 'label' not in prepared.objective.reads:
     found = [finding for finding in found if finding.name not in OF_LABELS]
   if held_out is not None:
-    found += health.examine_split(training.data, held_out.data)
+    found += examples.examine_split(training.data, held_out.data)
   return found
 
 
@@ -129,7 +131,7 @@ def _start(
     prepared.model, prepared.objective, lora=prepared.lora, chunk=config.chunk, mesh=prepared.mesh
   )
   measure = jax.jit(measure, out_shardings=rules.replicated(prepared.mesh))
-  values = measure(state.params, dataclasses.replace(frozen, memory=state.memory), batch)
+  values = measure(state.params, dataclasses.replace(frozen, memory=state.memory, step=state.step), batch)
   folder = prepared.reference.folder
   return doctor.examine_start(
     {name: value.item() for name, value in jax.device_get(values).items()},
@@ -190,7 +192,7 @@ def build_optimizer(config: settings.Config, prepared: preparation.Prepared) -> 
   return recipes.build_optimizer(prepared.recipe, rate, config.gradient_clip)
 
 
-def _resized(batch: PreferenceBatch, bucket: batching.Bucket) -> PreferenceBatch:
+def _resized(batch: PreferenceBatch, bucket: shapes.Bucket) -> PreferenceBatch:
   """The shapes of a batch of another bucket."""
   prompt, response = bucket
 

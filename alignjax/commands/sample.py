@@ -4,9 +4,10 @@
   python -m experiments.sample --model=runs/first/model --prompts=questions.jsonl --greedy --output=answers.jsonl
 
 A text given by --prompt is a user's message where the model has a chat template, and otherwise the beginning of a text.
-Rows of a --prompts file are {"prompt": ...} as in training data: a string stands as it is, a list of messages goes
-through the chat template. Each line of --output holds prompt, response, its log-probability in nats under the model's
-own distribution, its tokens, and whether it came to an end. The same command draws the same responses.
+--prompts takes [form:]location like training data, such as hh:train.jsonl.gz. Without a form, rows are {"prompt": ...},
+where a string stands as it is and a list of messages goes through the chat template. Each line of --output holds
+prompt, response, its log-probability in nats under the model's own distribution, its tokens, and whether it came to an
+end. The same command draws the same responses.
 
 Exit codes: 0 done, 1 an error in flags, model or prompts.
 """
@@ -24,8 +25,8 @@ from absl import app, flags, logging
 import jax
 import numpy as np
 
-from alignjax.data import forms, sources, tokenization, values
-from alignjax.data import report as report_lib
+from alignjax.data.reading import drops, rows, sources
+from alignjax.data.tokens import tokenization
 from alignjax.models import checkpoint_io, transformer
 from alignjax.parallel import mesh as mesh_lib
 from alignjax.parallel import rules
@@ -38,7 +39,7 @@ PROMPT_MULTIPLE = 64  # prompts are padded to multiples of this many tokens, so 
 class Response(NamedTuple):
   """One drawn response."""
 
-  prompt: sources.Prompt
+  prompt: rows.Prompt
   response: str
   logp: float  # nats, of the whole response
   tokens: int  # the end token included
@@ -67,7 +68,7 @@ def build_strategy(*, greedy: bool, temperature: float, top_k: int, top_p: float
 
 def sample(
   folder: str,
-  prompts: Sequence[sources.Prompt],
+  prompts: Sequence[rows.Prompt],
   strategy: strategies.Strategy,
   *,
   samples: int = 1,
@@ -130,29 +131,33 @@ def sample(
         )
 
 
-def read_prompts(path: str) -> list[sources.Prompt]:
-  """The prompts of a file of any kind that `readers` has; rows of preference pairs will do too.
+def read_prompts(source: str, ignore_fields: Sequence[str] = ()) -> list[rows.Prompt]:
+  """The prompts of `[form:]location`. The default form is `prompts`; responses in the rows are not used.
+
+  Args:
+    source: the expression to read.
+    ignore_fields: names of fields to ignore; any other unknown field is an error.
 
   Raises:
-    DataError: naming the line and the field.
+    DataError: a malformed row; the message names the line and the field.
+    ValueError: no row is left.
   """
-  return list(sources.read_rows(path, _prompt_of_row, report_lib.DropReport()))
+  report = drops.DropReport()
+  prompts = [
+    example.prompt for example in sources.read_examples(source, report, ignore_fields=ignore_fields, default='prompts')
+  ]
+  if report.dropped:
+    logging.warning('%s: %s', source, report)
+  if not prompts:
+    raise ValueError(f'{source}: no prompts are left: {report}')
+  return prompts
 
 
-def _prompt_of_row(fields: dict[str, Any], path: str, line: int) -> sources.Prompt:
-  del path, line  # the reader adds them to every error
-  unknown = sorted(set(fields) - set(forms.FORMS[forms.DEFAULT].columns))
-  if unknown:
-    raise sources.Refused('unknown_field', f'{", ".join(map(ascii, unknown))}: unknown; a row has a prompt')
-  values.require(fields, ('prompt',))
-  return values.prompt(fields['prompt'], 'prompt')
-
-
-def _given_prompts(given: flags.FlagValues) -> list[sources.Prompt]:
+def _given_prompts(given: flags.FlagValues) -> list[rows.Prompt]:
   if (given.prompt is None) == (given.prompts is None):
     raise ValueError('give either --prompt or --prompts')
   if given.prompts is not None:
-    return read_prompts(given.prompts)
+    return read_prompts(given.prompts, given.ignore_fields)
   if tokenization.Tokenizer.load(given.model).template is None:
     return [given.prompt]
   return [[{'role': 'user', 'content': given.prompt}]]
@@ -182,7 +187,8 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
 
   text('model', 'Folder of the model, in Hugging Face layout.')
   text('prompt', 'One prompt.')
-  text('prompts', 'File of rows that have a prompt, such as .jsonl, .csv or .parquet; rows of pairs will do.')
+  text('prompts', 'Prompts to read, [form:]location, as for --data of training; the default form is prompts.')
+  flags.DEFINE_list('ignore_fields', [], 'Fields of the rows of --prompts to ignore; any other must be known.', values)
   text('output', 'A .jsonl file to write; without it, responses are printed.')
   whole('samples', 1, 1, 'Responses to each prompt.')
   whole('max_prompt', 1024, 2, 'Tokens; longer prompts are cut on the left.')

@@ -28,7 +28,8 @@ from absl import app, flags, logging
 import jax
 
 from alignjax.commands import doctor
-from alignjax.data import batching, pairs
+from alignjax.data.batches import batching
+from alignjax.data.tokens import dataset
 from alignjax.optim import recipes, schedules
 from alignjax.run import adapters, command_line, exports, inputs, preparation, settings
 from alignjax.training import checkpoint, loop, metrics, placement, source
@@ -142,7 +143,7 @@ def _restore(
 
 
 def _identity(
-  config: settings.Config, data: pairs.TokenizedPairs, batches: batching.Batches, folders: Mapping[str, str]
+  config: settings.Config, data: dataset.TokenDataset, batches: batching.Batches, folders: Mapping[str, str]
 ) -> dict[str, Any]:
   """What has to be the same for a run to be resumed."""
   values = settings.flat(config)

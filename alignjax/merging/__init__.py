@@ -1,4 +1,4 @@
-"""Merging of models: pure functions on parameter trees, which also run tensor by tensor over files of any size.
+"""Model merging: pure functions on parameter trees, which also run tensor by tensor over files of any size.
 
 merged = merge(ties(density=0.5), [helpful, harmless], base, weights=[0.7, 0.3])
 """
@@ -20,7 +20,7 @@ from alignjax.merging.task_vectors import apply, task_vector
 METHODS = {
   build.__name__: build for build in (breadcrumbs, dare, della, linear, model_stock, slerp, task_arithmetic, ties)
 }
-"""Every merge method by the name under which expressions know it."""
+"""Every merge method, by its name in expressions."""
 
 __all__ = [
   'METHODS',

@@ -1,10 +1,10 @@
-"""Optimizers that are no part of optax: online merging with a reference delta, and what it is compared with."""
+"""Optimizers beyond optax: online merging with a reference delta, and its baselines."""
 
 from alignjax.optim.baselines import averaged, child_tuning, moving_average
 from alignjax.optim.online_merging import OnlineMergeState, merge_metrics, online_dare, online_merge, online_ties
 
 TRANSFORMS = {build.__name__: build for build in (child_tuning, moving_average, online_dare, online_merge, online_ties)}
-"""Every transform by the name under which expressions know it."""
+"""Every transform, by its name in expressions."""
 
 __all__ = [
   'TRANSFORMS',

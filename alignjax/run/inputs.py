@@ -1,4 +1,4 @@
-"""What a run reads: preference pairs, and its reference in one of the ways in which there can be one."""
+"""What a run reads: a dataset, and the reference model in one of its forms."""
 
 from collections.abc import Callable, Sequence
 import hashlib
@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import jax
 
 from alignjax import objectives, stats
-from alignjax.data import batching, pairs, reference_cache, sources, tokenization
-from alignjax.data import report as report_lib
+from alignjax.data.batches import batching, reference_cache
+from alignjax.data.reading import drops, sources
+from alignjax.data.tokens import dataset, encoding, tokenization
 from alignjax.models import base, checkpoint_io
 from alignjax.models import lora as lora_lib
 from alignjax.run import adapters, settings
@@ -20,11 +21,11 @@ Announce = Callable[[str], None]
 
 
 class Split(NamedTuple):
-  """One data set of a run."""
+  """One dataset of a run."""
 
-  data: pairs.TokenizedPairs
+  data: dataset.TokenDataset
   batches: batching.Batches
-  training: bool  # shuffled and without end, or each pair once
+  training: bool  # shuffled and repeated forever, or each example once
 
 
 def read_split(
@@ -37,40 +38,39 @@ def read_split(
   *,
   training: bool,
 ) -> Split:
-  """Reads and tokenises pairs, says what became of them, and plans their batches."""
-  report = report_lib.DropReport()
-  data = pairs.tokenize(
-    sources.read_pairs(paths, report, on_error=config.on_error, ignore_fields=config.ignore_fields),
+  """Reads and tokenises a dataset, announces what was dropped, and plans its batches."""
+  report = drops.DropReport()
+  data = encoding.tokenize(
+    sources.read_examples(paths, report, on_error=config.on_error, ignore_fields=config.ignore_fields),
     tokenizer,
-    max_prompt=config.max_prompt,
-    max_response=config.max_response,
-    vocab_size=vocab_size,
-    report=report,
+    encoding.Limits(config.max_prompt, config.max_response, vocab_size),
+    report,
     on_error=config.on_error,
   )
+  if not data.responses:
+    raise ValueError(
+      f'{", ".join(paths)}: the rows are prompts without responses, and an objective needs responses; '
+      'use data of another form, such as preference'
+    )
   announce(f'{", ".join(paths)}: {data.report}')
   return Split(data, _batches(data, config, mesh, training, None), training)
 
 
 def _batches(
-  data: pairs.TokenizedPairs,
+  data: dataset.TokenDataset,
   config: settings.Config,
   mesh: jax.sharding.Mesh,
   training: bool,
   cache: reference_cache.ReferenceCache | None,
 ) -> batching.Batches:
-  index, count = placement.row_group(mesh)
-  return batching.make_batches(
-    data,
-    batch_size=config.batch_size,
+  spec = batching.BatchSpec(
+    config.batch_size,
     seed=config.seed,
     epochs=None if training else 1,
-    process_index=index,
-    process_count=count,
     buckets=config.buckets or None,
     shuffle=training,
-    cache=cache,
   )
+  return batching.make_batches(data, spec, batching.Shard(*placement.row_group(mesh)), cache)
 
 
 class Reference:
@@ -135,10 +135,10 @@ class Reference:
       folder = reference_cache.folder_of(root, identity)
       if not folder.exists():
         params = self._params() if params is None else params
-        self._announce(f'reference cache of {len(split.data)} pairs: making {folder}')
+        self._announce(f'reference cache of {len(split.data)} examples: making {folder}')
         self._build(root, identity, split, params)
       cache = reference_cache.ReferenceCache(root, identity, split.data)
-      self._announce(f'reference cache: {", ".join(columns)} of {len(split.data)} pairs from {folder}')
+      self._announce(f'reference cache: {", ".join(columns)} of {len(split.data)} examples from {folder}')
       batches = _batches(split.data, self._config, self._mesh, split.training, cache)
       result.append(split._replace(batches=batches))
     return result

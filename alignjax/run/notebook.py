@@ -17,7 +17,9 @@ import numpy as np
 import optax
 
 from alignjax import objectives, stats
-from alignjax.data import batching, pairs, report, sources, tokenization
+from alignjax.data.batches import batching
+from alignjax.data.reading import drops, sources
+from alignjax.data.tokens import dataset, encoding, tokenization
 from alignjax.models import base, checkpoint_io, transformer
 from alignjax.optim import recipes
 from alignjax.parallel import mesh as parallel_mesh
@@ -69,7 +71,7 @@ def read(
   *,
   max_prompt: int = 512,
   max_response: int = 512,
-) -> pairs.TokenizedPairs:
+) -> dataset.TokenDataset:
   """Reads and tokenizes preference data, and prints how many rows were kept and why others were dropped.
 
   Args:
@@ -82,24 +84,18 @@ def read(
     DataError: for a malformed row.
     ValueError: if no example is left.
   """
-  drops = report.DropReport()
+  report = drops.DropReport()
   if isinstance(data, str | os.PathLike):
-    examples = sources.read_pairs(data, drops)
+    examples = sources.read_examples(data, report)
   else:
-    examples = sources.parse_pairs(data, drops)
-  tokens = pairs.tokenize(
-    examples,
-    loaded.tokenizer,
-    max_prompt=max_prompt,
-    max_response=max_response,
-    vocab_size=loaded.model.config.vocab_size,
-    report=drops,
-  )
-  print(tokens.report)
+    examples = sources.parse_examples(data, report)
+  limits = encoding.Limits(max_prompt, max_response, loaded.model.config.vocab_size)
+  tokens = encoding.tokenize(examples, loaded.tokenizer, limits, report)
+  print(report)
   return tokens
 
 
-def one_batch(examples: pairs.TokenizedPairs, size: int | None = None) -> PreferenceBatch:
+def one_batch(examples: dataset.TokenDataset, size: int | None = None) -> PreferenceBatch:
   """Returns the first examples as one batch, padded to the longest of them.
 
   Args:
@@ -109,7 +105,7 @@ def one_batch(examples: pairs.TokenizedPairs, size: int | None = None) -> Prefer
   size = len(examples) if size is None else size
   if not 1 <= size <= len(examples):
     raise ValueError(f'size={size}: must be from 1 to {len(examples)}, the number of examples')
-  first = pairs.pack(examples[i] for i in range(size))
+  first = dataset.pack(examples[i] for i in range(size))
   return jax.tree.map(jnp.asarray, next(iter(_batches(first, size, repeat=False))).data)
 
 
@@ -136,7 +132,7 @@ def table(
 def fit(
   loaded: Loaded,
   objective: objectives.Objective | str,
-  examples: pairs.TokenizedPairs,
+  examples: dataset.TokenDataset,
   *,
   steps: int,
   optimizer: optax.GradientTransformation | str = 'adamw(1e-5)',
@@ -192,19 +188,11 @@ def _optimizer(expression: str) -> optax.GradientTransformation:
   return recipes.build_optimizer(recipe, lambda count: recipe.learning_rate)
 
 
-def _batches(examples: pairs.TokenizedPairs, batch_size: int, *, repeat: bool) -> batching.Batches:
+def _batches(examples: dataset.TokenDataset, batch_size: int, *, repeat: bool) -> batching.Batches:
   """Batches of one shape, the longest prompt and response, so that a step is compiled once."""
   shape = (int(np.max(examples.prompt_length)), int(np.max(examples.response_length)))
-  return batching.make_batches(
-    examples,
-    batch_size=batch_size,
-    seed=0,
-    epochs=None if repeat else 1,
-    process_index=0,
-    process_count=1,
-    buckets=[shape],
-    shuffle=repeat,
-  )
+  spec = batching.BatchSpec(batch_size, epochs=None if repeat else 1, buckets=[shape], shuffle=repeat)
+  return batching.make_batches(examples, spec)
 
 
 def _logits(model: base.LanguageModel, params: Params, batch: PreferenceBatch) -> Array:

@@ -1,6 +1,6 @@
 """Is a run in order before its first update? What the models say of one batch, what the step costs, and what is odd.
 
-The examination of the data is in `alignjax.data.health`; here is what needs the models. Each function looks at one
+The examination of the data is in `alignjax.doctor.examples`; here is what needs the models. Each function looks at one
 thing and returns findings, which are empty where all is well.
 """
 
@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from alignjax import numerics, objectives, stats
-from alignjax.data import batching, findings, tokenization
-from alignjax.data import pairs as pairs_lib
+from alignjax.data.batches import order, shapes
+from alignjax.data.tokens import dataset, tokenization
+from alignjax.doctor import findings
 from alignjax.models import base as models
 from alignjax.models import lora as lora_lib
 from alignjax.parallel import rules
@@ -71,7 +72,7 @@ def build_start(
 
     def evaluate(reference: stats.HiddenStates | None, batch: PreferenceBatch) -> tuple[Array, stats.StatTable]:
       table = stats.statistics(needs, policy, reference, batch, positions=positions)
-      table = dataclasses.replace(table, memory=frozen.memory)
+      table = dataclasses.replace(table, memory=frozen.memory, step=frozen.step)
       return gradients.weighted_sums(objective, table, batch)['loss'].mean(), table
 
     loss, table = evaluate(gradients.reference_states(model, needs, reference, batch), batch)
@@ -247,37 +248,28 @@ def examine_precision(
   return [Finding('precision', findings.WARNING, seen, advice)]
 
 
-def reads_labels(objective: objectives.Objective, responses: int) -> bool:
-  """Whether the loss depends on labels, tried out on a few prompts with N = `responses` responses of two tokens.
+def examine_coupling(objective: objectives.Objective, responses: int) -> list[Finding]:
+  """Whether the objective sees other prompts of the batch without declaring it.
 
-  Several prompts, since an objective may compare them with each other.
+  Args:
+    objective: the loss.
+    responses: N of the data.
   """
-  prompts, vocabulary = 3, 5
-  policy, reference = jax.random.normal(jax.random.key(0), (2, prompts, responses, 2, vocabulary))
-  response = jax.random.randint(jax.random.key(1), (prompts, responses, 2), 0, vocabulary)
-  batch = PreferenceBatch(
-    prompt=jnp.zeros((prompts, 1), jnp.int32),
-    prompt_length=jnp.ones(prompts, jnp.int32),
-    response=response,
-    response_length=jnp.full((prompts, responses), 2),
-    label=jnp.ones(prompts),
-    weight=jnp.ones(prompts),
-    score=jnp.ones((prompts, responses)),
-    behaviour_logp=jnp.full((prompts, responses), -3.0),
-  )
-  table = stats.from_logits(objective.needs, policy, reference, batch)
-  other = dataclasses.replace(batch, label=jnp.full(prompts, 0.25))
-  return bool(jnp.any(objective.apply(table, batch).loss != objective.apply(table, other).loss))
+  if objective.couples_rows or not objectives.couples(objective, responses):
+    return []
+  seen = f'the loss of a prompt under {objective.name} depends on other prompts of the batch, which it does not declare'
+  advice = 'Declare couples_rows=True, or the gradient depends on the number of microbatches and devices'
+  return [Finding('undeclared_coupling', findings.ERROR, seen, advice)]
 
 
-def examine_shapes(plan: batching.Plan, data: pairs_lib.TokenizedPairs) -> list[Finding]:
+def examine_shapes(plan: order.Plan, data: dataset.TokenDataset) -> list[Finding]:
   """What the shapes of batches cost in compilations and in padding."""
   found = []
   if len(plan.buckets) > FEW_SHAPES:
     seen = f'{len(plan.buckets)} shapes of batches, each of which is compiled, for training and for evaluation'
     found.append(Finding('many_shapes', findings.WARNING, seen, 'Give fewer config.buckets, or leave them out'))
-  chosen = batching.choose_buckets(data, batch_size=plan.batch_size)
-  given, best = (batching.epoch_tokens(data, shapes, batch_size=plan.batch_size) for shapes in (plan.buckets, chosen))
+  chosen = shapes.choose_buckets(data, batch_size=plan.batch_size)
+  given, best = (shapes.epoch_tokens(data, buckets, batch_size=plan.batch_size) for buckets in (plan.buckets, chosen))
   if given > WASTE * best:
     seen = f'shapes {list(plan.buckets)} make an epoch of {given} tokens, padding included; {best} would do'
     advice = f'Leave config.buckets out; then they are {list(chosen)}'
@@ -290,7 +282,7 @@ def examine_shapes(plan: batching.Plan, data: pairs_lib.TokenizedPairs) -> list[
 
 def examine_embeddings(
   table: Array,
-  data: pairs_lib.TokenizedPairs,
+  data: dataset.TokenDataset,
   tokenizer: tokenization.Tokenizer,
   mesh: jax.sharding.Mesh | None = None,
 ) -> list[Finding]:

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from alignjax import objectives, stats
 from alignjax.models import base as models
+from alignjax.objectives import preference
 from alignjax.parallel import mesh as mesh_lib
 from alignjax.training import rows
 from alignjax.types import Array, Head, Params, PreferenceBatch, WeightedSum
@@ -62,21 +63,25 @@ def reference_states(
 def weighted_sums(objective: objectives.Objective, table: stats.StatTable, batch: PreferenceBatch) -> Sums:
   """The loss and the metrics of a batch, each as a sum over prompts with its weight."""
   loss, metrics = objective.apply(table, batch)
-  metrics = {**_response_metrics(table), **metrics, 'loss': loss}
+  metrics = {**_response_metrics(table, jnp.asarray(batch.label)), **metrics, 'loss': loss}
   weight = jnp.asarray(batch.weight)
   return {name: WeightedSum.of(value, weight) for name, value in metrics.items()}
 
 
-def _response_metrics(table: stats.StatTable) -> dict[str, Array]:
-  """What is worth watching in every run, whatever its objective; summed over tokens, nats, and lengths in tokens."""
+def _response_metrics(table: stats.StatTable, label: Array) -> dict[str, Array]:
+  """Metrics of every run: lengths in tokens, and log-probabilities summed over tokens, nats.
+
+  Those of a pair are of the preferred and the dispreferred response, in expectation over the label.
+  """
   columns = {'length': table.length.astype(jnp.float32)}
   if stats.logp.name in table.values:
     columns['logp'] = jax.lax.stop_gradient(table.sum(stats.logp))
   if table.length.shape[-1] != 2:
     return {name: jnp.mean(value, axis=-1) for name, value in columns.items()}
-  return {
-    f'{name}_{side}': value[:, i] for name, value in columns.items() for i, side in enumerate(('chosen', 'rejected'))
-  }
+  metrics = {}
+  for name, value in columns.items():
+    metrics[f'{name}_chosen'], metrics[f'{name}_rejected'] = preference.by_label(value, label)
+  return metrics
 
 
 def rowwise(
@@ -90,6 +95,7 @@ def rowwise(
   chunk: int,
   microbatches: int,
   mesh: jax.sharding.Mesh | None,
+  step: Array | None = None,
 ) -> tuple[Params, Sums]:
   """Gradient of sum_b weight_b loss_b, and the sums, for an objective that does not couple rows."""
 
@@ -101,7 +107,7 @@ def rowwise(
     head, head_vjp = jax.vjp(model.head, params)
     frozen = reference_states(reference_model, objective.needs, reference, part)
     policy = stats.HiddenStates(states, head)
-    (d_states, d_head), sums = head_gradients(objective, policy, frozen, part, chunk=chunk, mesh=mesh)
+    (d_states, d_head), sums = head_gradients(objective, policy, frozen, part, chunk=chunk, mesh=mesh, step=step)
     return jax.tree.map(jnp.add, trunk_vjp(d_states)[0], head_vjp(d_head)[0]), sums
 
   return rows.accumulate(one, rows.split(batch, microbatches, mesh))
@@ -115,6 +121,7 @@ def head_gradients(
   *,
   chunk: int,
   mesh: jax.sharding.Mesh | None,
+  step: Array | None = None,
 ) -> tuple[stats.HiddenStates, Sums]:
   """Loss, d hidden and d head in one pass: logits of `chunk` response tokens exist at once on a device, and only once.
 
@@ -132,7 +139,7 @@ def head_gradients(
   def loss(states: Array, head: Any, reference_states: Array | None, part: PreferenceBatch) -> tuple[Array, Sums]:
     frozen = None if reference_states is None else stats.HiddenStates(reference_states, reference_head)
     table = stats.statistics(objective.needs, stats.HiddenStates(states, head), frozen, part, positions=positions)
-    sums = weighted_sums(objective, table, part)
+    sums = weighted_sums(objective, dataclasses.replace(table, step=step), part)
     return sums['loss'].total, sums
 
   def shard(xs: Any) -> tuple[Any, Sums, Array]:
@@ -176,6 +183,7 @@ def coupled(
   chunk: int,
   microbatches: int,
   mesh: jax.sharding.Mesh | None,
+  step: Array | None = None,
 ) -> tuple[Params, Sums, Mapping[str, Array]]:
   """Gradient of sum_b weight_b loss_b, the sums and the next memory, for an objective in which rows see each other."""
 
@@ -186,7 +194,7 @@ def coupled(
 
   parts = rows.split(batch, microbatches, mesh)
   tables = jax.lax.map(lambda part: table_of(objective.needs, params, part), parts)
-  table = dataclasses.replace(rows.join(tables), memory=memory)
+  table = dataclasses.replace(rows.join(tables), memory=memory, step=step)
   memory = jax.lax.stop_gradient(dict(objective.memory.update(table, batch)))
 
   def loss(values: Mapping[str, Array]) -> tuple[Array, Sums]:

@@ -10,7 +10,7 @@ from absl import logging
 import jax
 import jax.numpy as jnp
 
-from alignjax.data import batching
+from alignjax.data.batches import batching, order
 from alignjax.optim import schedules
 from alignjax.parallel import rules
 from alignjax.training import checkpoint, metrics, placement, preemption, source
@@ -298,7 +298,7 @@ class _Run:
     self.write(pending.step, values | times | extra())
 
   def complaint(self, pending: _Pending, what: str) -> str:
-    examples = ', '.join(self.log.origin(int(i)) for i in pending.ids if i != batching.PADDING_ID)
+    examples = ', '.join(self.log.origin(int(i)) for i in pending.ids if i != order.PADDING_ID)
     return (
       f'step {pending.step}: {what}. The run stops without saving again. Examples of this batch on this process: '
       f'{examples}. Check these examples, lower the learning rate, or compute in float32'
@@ -311,7 +311,7 @@ class _Run:
   def evaluate(self) -> dict[str, float]:
     """Means over the held-out examples, under names that start with `eval/`."""
     total: dict[str, WeightedSum] = {}
-    frozen = dataclasses.replace(self.training.frozen, memory=self.state.memory)
+    frozen = dataclasses.replace(self.training.frozen, memory=self.state.memory, step=self.state.step)
     for batch in self.evaluation.batches:
       sums = self.eval_program(self.state.params, frozen, placement.to_global(self.training.mesh, batch.data))
       total = {name: total[name] + value if total else value for name, value in sums.items()}

@@ -16,8 +16,8 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from alignjax import stats
-from alignjax.data import batching, reference_cache
-from alignjax.data import pairs as pairs_lib
+from alignjax.data.batches import batching, reference_cache
+from alignjax.data.tokens import dataset
 from alignjax.models import base as models
 from alignjax.training import gradients, loop, placement
 from alignjax.types import Array, Params, PreferenceBatch
@@ -48,7 +48,7 @@ def columns(needs: Iterable[stats.TokenStat], width: int, dtype: str) -> dict[st
 def build_cache(
   root: str | os.PathLike[str],
   identity: Mapping[str, Any],
-  pairs: pairs_lib.TokenizedPairs,
+  pairs: dataset.TokenDataset,
   batches: batching.Batches,
   model: models.LanguageModel,
   params: Params,

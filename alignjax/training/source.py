@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import grain
 import numpy as np
 
-from alignjax.data import batching
+from alignjax.data.batches import batching, order
 from alignjax.training import state as state_lib
 
 
@@ -57,30 +57,32 @@ class GrainSource:
 
 
 class Mixed:
-  """Batches from several sources, in a fixed order.
+  """Batches from several sources, in a fixed pattern.
 
   A batch keeps its shape and comes from one source. Example ids are made unique: example i of source k becomes
   i * n + k for n sources, and `locate` inverts that.
 
   Args:
     sources: the sources.
-    order: the index of the source that each update draws from, repeated forever: (0, 0, 1) takes two batches from the
+    pattern: the index of the source that each update draws from, repeated forever: (0, 0, 1) takes two batches from the
       first source, then one from the second.
 
   Raises:
-    ValueError: for an order that is empty or names a source that does not exist.
+    ValueError: for a pattern that is empty or names a source that does not exist.
   """
 
-  def __init__(self, sources: Sequence[Source], order: Sequence[int]):
-    if not order or not set(order) <= set(range(len(sources))):
-      raise ValueError(f'order={list(order)}: give indices of the {len(sources)} sources, from 0 to {len(sources) - 1}')
-    self._sources, self._order, self._taken = list(sources), tuple(order), 0
+  def __init__(self, sources: Sequence[Source], pattern: Sequence[int]):
+    if not pattern or not set(pattern) <= set(range(len(sources))):
+      raise ValueError(
+        f'pattern={list(pattern)}: give indices of the {len(sources)} sources, from 0 to {len(sources) - 1}'
+      )
+    self._sources, self._pattern, self._taken = list(sources), tuple(pattern), 0
 
   def next(self, state: state_lib.TrainState) -> batching.Batch:
-    index = self._order[self._taken % len(self._order)]
+    index = self._pattern[self._taken % len(self._pattern)]
     batch = self._sources[index].next(state)
     self._taken += 1
-    ids = np.where(batch.ids == batching.PADDING_ID, batching.PADDING_ID, batch.ids * len(self._sources) + index)
+    ids = np.where(batch.ids == order.PADDING_ID, order.PADDING_ID, batch.ids * len(self._sources) + index)
     return batch._replace(ids=ids)
 
   def locate(self, example: int) -> tuple[int, int]:

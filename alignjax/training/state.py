@@ -42,7 +42,8 @@ class Frozen:
   reference: Params | Head | None = None
   delta: Params | None = None  # reference delta of online merging, theta_SFT - theta_base
   base: Params | None = None  # weights that adapters adapt; they are the reference too, where `reference` is None
-  memory: Mapping[str, Array] = dataclasses.field(default_factory=dict)  # the state's, while it is evaluated
+  memory: Mapping[str, Array] = dataclasses.field(default_factory=dict)  # the state's, in an evaluation
+  step: Array | None = None  # the state's, in an evaluation
 
 
 def shardings(mesh: jax.sharding.Mesh, state: TrainState) -> TrainState:

@@ -56,9 +56,9 @@ def build_train_step(
     inputs = (policy, objective, state.params, reference, batch)
     memory = state.memory
     if objective.couples_rows:
-      total, sums, memory = gradients.coupled(*inputs, memory=memory, **options)
+      total, sums, memory = gradients.coupled(*inputs, memory=memory, step=state.step, **options)
     else:
-      total, sums = gradients.rowwise(*inputs, **options)
+      total, sums = gradients.rowwise(*inputs, step=state.step, **options)
     weight = sums['loss'].weight
     mean = jax.tree.map(lambda g: g / jnp.where(weight > 0, weight, 1.0), total)
     updates, opt_state = update(mean, state.opt_state, state.params, reference_delta=frozen.delta)
@@ -91,7 +91,7 @@ def build_eval_step(
     positions = gradients.positions_of(batch, chunk, mesh)
     policy = gradients.hidden_states(policy, params, batch)
     table = stats.statistics(objective.needs, policy, reference, batch, positions=positions)
-    table = dataclasses.replace(table, memory=frozen.memory)
+    table = dataclasses.replace(table, memory=frozen.memory, step=frozen.step)
     return dict(gradients.weighted_sums(objective, table, batch))
 
   return evaluate

@@ -9,7 +9,8 @@ import jax
 import numpy as np
 
 from alignjax import rewards, stats
-from alignjax.data import sources, tokenization
+from alignjax.data.reading import rows
+from alignjax.data.tokens import tokenization
 from alignjax.evaluation import evaluator
 from alignjax.models import base as models
 from alignjax.sampling import sampler, strategies
@@ -83,8 +84,8 @@ class Responder:
     """
     prompt, prompt_length = self._encode(prompts)
     count, parts = len(prompts), []
-    for rows in self._groups(rounds * count):
-      drawn = self._draw(params, prompt[rows % count], prompt_length[rows % count], rows, key)
+    for group in self._groups(rounds * count):
+      drawn = self._draw(params, prompt[group % count], prompt_length[group % count], group, key)
       parts.append(jax.device_get((drawn.response, drawn.response_length)))
     response, response_length = (_by_prompt(side, rounds, count) for side in zip(*parts, strict=True))
     ones = np.ones(count, np.float32)
@@ -100,8 +101,8 @@ class Responder:
   def kl(self, params: Params, reference: Params, drawn: Drawn) -> dict[str, evaluator.Estimate]:
     """Estimates KL(policy || reference) from the policy's samples: by log-ratios of tokens, and by KLs of tokens."""
     parts = []
-    for rows in self._groups(len(drawn.prompts)):
-      batch = jax.tree.map(lambda x, rows=rows: x[rows], drawn.batch)
+    for group in self._groups(len(drawn.prompts)):
+      batch = jax.tree.map(lambda x, group=group: x[group], drawn.batch)
       parts.append(jax.device_get(self._measure(params, reference, batch).values))
     values = {name: np.concatenate([part[name] for part in parts])[: len(drawn.prompts)] for name in parts[0]}
     mask = np.arange(drawn.batch.response.shape[-1]) < drawn.batch.response_length[..., None]
@@ -131,7 +132,7 @@ def _by_prompt(parts: Sequence[np.ndarray], rounds: int, count: int) -> np.ndarr
   return rows.reshape(count, -1, *rows.shape[3:])
 
 
-def messages(prompt: str) -> list[sources.Message]:
+def messages(prompt: str) -> list[rows.Message]:
   """A chat that consists of one prompt."""
   return [{'role': 'user', 'content': prompt}]
 

@@ -29,7 +29,9 @@ import jax.numpy as jnp
 from rich import console as rich_console
 
 from alignjax import objectives, rewards, stats
-from alignjax.data import batching, pairs, report, sources, tokenization
+from alignjax.data.batches import batching, shapes
+from alignjax.data.reading import drops, sources
+from alignjax.data.tokens import dataset, encoding, tokenization
 from alignjax.evaluation import evaluator
 from alignjax.models import base as models
 from alignjax.models import checkpoint_io, transformer
@@ -58,7 +60,7 @@ class Setup(NamedTuple):
   mesh: jax.sharding.Mesh
   tokenizer: tokenization.Tokenizer
   reference: Params
-  shape: batching.Bucket  # tokens of a prompt and of a response
+  shape: shapes.Bucket  # tokens of a prompt and of a response
 
   def responder(self, group: int, samples: int, *strategy: strategies.Strategy) -> responses.Responder:
     sizes = responses.Sizes(group, samples, *self.shape)
@@ -159,22 +161,16 @@ def _compute_dtype(wanted: str) -> str:
 
 def _make_pairs(
   setup: Setup, console: rich_console.Console, name: str, drawn: responses.Drawn, per_prompt: int
-) -> pairs.TokenizedPairs:
+) -> dataset.TokenDataset:
   """Writes pairs to a file and reads them back like any other preference data."""
   path = setup.workdir / f'{name}.jsonl'
   ties = responses.write_pairs(path, drawn, per_prompt)
-  drops = report.DropReport()
-  tokenized = pairs.tokenize(
-    sources.read_pairs(path, drops),
-    setup.tokenizer,
-    max_prompt=setup.shape[0],
-    max_response=setup.shape[1],
-    vocab_size=setup.config.vocab_size,
-    report=drops,
-    truncate_response=True,  # a response that was cut off while sampling is trained without an end token
-  )
+  report = drops.DropReport()
+  # A response that was cut off while sampling is trained without an end token.
+  limits = encoding.Limits(*setup.shape, setup.config.vocab_size, truncate_response=True)
+  tokenized = encoding.tokenize(sources.read_examples(path, report), setup.tokenizer, limits, report)
   console.print(
-    f'{path}: {len(tokenized)} pairs; left out: {ties} ties, {drops.read - drops.kept} unfit', highlight=False
+    f'{path}: {len(tokenized)} pairs; left out: {ties} ties, {report.read - report.kept} unfit', highlight=False
   )
   return tokenized
 
@@ -183,7 +179,7 @@ def _train(
   setup: Setup,
   objective: objectives.Objective,
   recipe: recipes.Recipe,
-  data: Mapping[str, pairs.TokenizedPairs],
+  data: Mapping[str, dataset.TokenDataset],
   key: jax.Array,
   evaluated: evaluations.Evaluations,
 ) -> Params:
@@ -191,16 +187,10 @@ def _train(
   settings, mesh = setup.settings, setup.mesh
 
   def batches(name: str, epochs: int | None) -> batching.Batches:
-    return batching.make_batches(
-      data[name],
-      batch_size=settings.batch_size,
-      seed=settings.seed,
-      epochs=epochs,
-      process_index=0,
-      process_count=1,
-      buckets=[setup.shape],
-      shuffle=name == 'train',
+    spec = batching.BatchSpec(
+      settings.batch_size, seed=settings.seed, epochs=epochs, buckets=[setup.shape], shuffle=name == 'train'
     )
+    return batching.make_batches(data[name], spec)
 
   train = batches('train', None)
   steps = train.plan.steps_per_epoch

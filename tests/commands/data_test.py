@@ -8,7 +8,7 @@ from absl import flags
 import pytest
 
 from alignjax.commands import data
-from alignjax.data import catalogue, report, sources
+from alignjax.data.reading import catalogue, drops, sources
 from tests import assets
 
 GOOD = {'prompt': 'Once', 'chosen': ' upon a time', 'rejected': ' a'}
@@ -42,7 +42,7 @@ def run(*arguments: str) -> int:
 
 
 def read(expression):
-  pairs = sources.read_pairs(expression, report.DropReport())
+  pairs = sources.read_examples(expression, drops.DropReport())
   return [pair._replace(path='', line=0) for pair in pairs]
 
 
@@ -192,13 +192,13 @@ def test_build_prepares_what_the_catalogue_reads(write, tmp_path, capsys, monkey
   assert run(*build, f'--data_dir={tmp_path / "here"}') == 0
   place = tmp_path / 'here' / 'jsonl_preferences' / 'text' / '1.0.0'
   output = capsys.readouterr().out
-  assert output.startswith('train: wrote 1 pairs; 2 rows read, 1 kept, 1 dropped\n')
+  assert output.startswith('train: wrote 1 examples; 2 rows read, 1 kept, 1 dropped\n')
   assert output.endswith(f'wrote {place}; read it with --data=tfds:{place}:train\n')
-  assert list(catalogue.rows(f'{place}:train')) == [(1, GOOD)]
+  assert list(catalogue.read(f'{place}:train')) == [(1, GOOD)]
   monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'there'))
   assert run(*build) == 0
   assert capsys.readouterr().out.endswith('read it with --data=tfds:jsonl_preferences/text:train\n')
-  assert list(catalogue.rows('jsonl_preferences/text:train')) == [(1, GOOD)]
+  assert list(catalogue.read('jsonl_preferences/text:train')) == [(1, GOOD)]
 
 
 def test_build_counts_malformed_rows_when_told(write, tmp_path, capsys):

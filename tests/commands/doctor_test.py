@@ -13,7 +13,8 @@ import pytest
 from safetensors import numpy as safetensors_numpy
 
 from alignjax.commands import doctor, train
-from alignjax.data import findings, tokenization
+from alignjax.data.tokens import tokenization
+from alignjax.doctor import findings
 from alignjax.models import checkpoint_io
 from alignjax.run import inputs, preparation, settings
 from alignjax.training import doctor as examinations
@@ -87,11 +88,11 @@ def named(found):
 # --- faults of the data and the tokenizer, which are seen without weights: each function writes a set-up
 
 
-def duplicate_pairs(sound, folder):
+def duplicate_examples(sound, folder):
   return {'data': (str(sound / 'train.jsonl'), *write_rows(folder / 'again.jsonl', rows_of(sound / 'train.jsonl')[:5]))}
 
 
-def contradictory_pairs(sound, folder):
+def contradictory_examples(sound, folder):
   rows = rows_of(sound / 'train.jsonl')
   swapped = [row | {'chosen': row['rejected'], 'rejected': row['chosen']} for row in rows[:5]]
   return {'data': write_rows(folder / 'both.jsonl', rows + swapped)}
@@ -128,7 +129,7 @@ def beyond_positions(sound, folder):
   return {'model': str(folder / 'model')}
 
 
-def shared_pairs(sound, folder):
+def shared_examples(sound, folder):
   return {'eval_data': write_rows(folder / 'x.jsonl', rows_of(sound / 'train.jsonl')[:4])}
 
 
@@ -153,16 +154,16 @@ def wasteful_shapes(sound, folder):
 
 OF_DATA = (
   (beyond_positions, 'error'),
-  (contradictory_pairs, 'warning'),
+  (contradictory_examples, 'warning'),
   (dominating_prompt, 'warning'),
   (double_bos, 'error'),
-  (duplicate_pairs, 'warning'),
+  (duplicate_examples, 'warning'),
   (end_token_inside, 'error'),
   (length_bias, 'warning'),
   (no_signal, 'error'),
   (prompts_cut, 'error'),
   (responses_dropped, 'error'),
-  (shared_pairs, 'warning'),
+  (shared_examples, 'warning'),
   (swapped_labels, 'error'),
   (wasteful_shapes, 'warning'),
 )

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from alignjax.commands import sample
-from alignjax.data import sources, tokenization
+from alignjax.data.reading import rows
+from alignjax.data.tokens import tokenization
 from alignjax.models import checkpoint_io, transformer
 from alignjax.sampling import strategies
 from tests import assets
+from tests.data import examples
 
 PROMPTS = [
   'The film was',
@@ -111,6 +113,18 @@ def test_prompts_are_read_from_a_file(tmp_path):
   assert sample.read_prompts(str(tmp_path / 'p.jsonl')) == ['one', PROMPTS[1]]
 
 
+def test_prompts_are_read_from_data_of_every_form(tmp_path):
+  path = tmp_path / 'train.jsonl'
+  path.write_text(json.dumps(examples.HH) + '\n')
+  (prompt,) = sample.read_prompts(f'hh:{path}')
+  assert [message['role'] for message in prompt] == ['user', 'assistant', 'user']
+  path.write_text(json.dumps({'prompt': 'one', 'question': 'x'}) + '\n')
+  assert sample.read_prompts(str(path), ['question']) == ['one']
+  path.write_text(json.dumps(examples.HH | {'rejected': examples.HH['chosen']}) + '\n')
+  with pytest.raises(ValueError, match='no prompts are left: 1 rows read, 0 kept'):
+    sample.read_prompts(f'hh:{path}')
+
+
 @pytest.mark.parametrize(
   ('row', 'message'),
   [
@@ -118,16 +132,16 @@ def test_prompts_are_read_from_a_file(tmp_path):
     ('{"prompt": 3}', "p.jsonl:2: field 'prompt'"),
     ('{"prompt": []}', "p.jsonl:2: field 'prompt'"),
     ('{}', "p.jsonl:2: field 'prompt'"),
-    ('{"prompt": [{"role": "wizard", "content": "x"}]}', r"p.jsonl:2: field 'prompt\[0\].role': 'wizard' is none"),
+    ('{"prompt": [{"role": "wizard", "content": "x"}]}', r"p.jsonl:2: field 'prompt\[0\].role': 'wizard' is not one"),
     ('{"prompt": [{"role": "user", "content": 3}]}', r"p.jsonl:2: field 'prompt\[0\].content'"),
     ('{"prompt": ["x"]}', r"p.jsonl:2: field 'prompt\[0\]'"),
-    ('{"question": "x"}', "p.jsonl:2: 'question': unknown"),
+    ('{"question": "x"}', "p.jsonl:2: field 'question': unknown"),
     ('{"prompt": "x"', 'p.jsonl:2:'),
   ],
 )
 def test_bad_prompts_are_named(tmp_path, row, message):
   (tmp_path / 'p.jsonl').write_text('{"prompt": "fine"}\n' + row + '\n')
-  with pytest.raises(sources.DataError, match=message):
+  with pytest.raises(rows.DataError, match=message):
     sample.read_prompts(str(tmp_path / 'p.jsonl'))
 
 

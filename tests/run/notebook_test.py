@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import alignjax
-from alignjax.data import sources
+from alignjax.data.reading import rows
 from alignjax.run import notebook
 from tests import assets
 
@@ -49,9 +49,9 @@ def test_rows_in_memory_are_read_like_those_of_a_file(loaded, examples, tmp_path
     assert [list(ids) for ids in of_file[row].responses] == [list(ids) for ids in examples[row].responses]
     assert list(of_file[row].prompt) == list(examples[row].prompt)
   assert examples.origin(1) == '<memory>:2'
-  with pytest.raises(sources.DataError, match=r"<memory>:2: .*'rejected'"):
+  with pytest.raises(rows.DataError, match=r"<memory>:2: .*'rejected'"):
     alignjax.read([ROWS[0], {'prompt': 'a', 'chosen': 'b'}], loaded)
-  with pytest.raises(sources.DataError, match='<memory>'):
+  with pytest.raises(rows.DataError, match='<memory>'):
     alignjax.read([], loaded)
 
 

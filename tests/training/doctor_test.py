@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from alignjax import objectives, risk
-from alignjax.data import batching, findings, pairs, tokenization
+from alignjax.data.batches import batching
+from alignjax.data.tokens import dataset, tokenization
+from alignjax.doctor import findings
 from alignjax.models import transformer
 from alignjax.training import doctor, gradients, state
 from tests import assets, fixtures
@@ -134,26 +136,15 @@ def test_what_bfloat16_costs_is_told_and_is_large_only_where_it_is(params, batch
     assert named(found) == {'precision': severity}
 
 
-@pytest.mark.parametrize(
-  ('objective', 'responses', 'expected'),
-  [
-    (objectives.dpo(), 2, True),
-    (objectives.sft(), 2, False),
-    (objectives.sft(), 1, False),
-    (objectives.kto(), 1, True),
-    (objectives.bco(), 1, True),
-    (objectives.importance_weighted(objectives.dpo()), 2, True),
-    (objectives.kto() + objectives.sft(), 1, True),
-    (objectives.odpo(), 2, True),
-    (objectives.reverse_kl(), 2, False),
-  ],
-)
-def test_what_reads_labels_is_found_out(objective, responses, expected):
-  assert doctor.reads_labels(objective, responses) == expected
+def test_a_coupling_that_is_not_declared_is_an_error():
+  hidden = dataclasses.replace(objectives.kto(), couples_rows=False)
+  assert named(doctor.examine_coupling(hidden, 2)) == {'undeclared_coupling': 'error'}
+  assert named(doctor.examine_coupling(objectives.kto(), 2)) == {}
+  assert named(doctor.examine_coupling(objectives.dpo(), 2)) == {}
 
 
 def rows(lengths):
-  return pairs.pack([pairs.TokenPair([1] * prompt, [[1] * size, [2] * size]) for prompt, size in lengths])
+  return dataset.pack([dataset.TokenExample([1] * prompt, [[1] * size, [2] * size]) for prompt, size in lengths])
 
 
 @pytest.mark.parametrize(
@@ -167,16 +158,14 @@ def rows(lengths):
 )
 def test_shapes_that_waste_are_seen(lengths, batch_size, buckets, expected):
   data = rows(lengths)
-  batches = batching.make_batches(
-    data, batch_size=batch_size, seed=0, epochs=1, process_index=0, process_count=1, buckets=buckets
-  )
+  batches = batching.make_batches(data, batching.BatchSpec(batch_size, epochs=1, buckets=buckets))
   assert named(doctor.examine_shapes(batches.plan, data)) == expected
 
 
 def test_tokens_that_were_never_trained_are_named(tmp_path):
   assets.write_tiny_tokenizer(tmp_path)
   tokenizer = tokenization.Tokenizer.load(tmp_path)
-  data = pairs.pack([pairs.TokenPair([1, 10], [[11, 2], [12, 2]])])
+  data = dataset.pack([dataset.TokenExample([1, 10], [[11, 2], [12, 2]])])
   table = np.random.default_rng(0).normal(size=(384, 8)).astype(np.float32)
   table[300] = 0  # not in the data
   assert doctor.examine_embeddings(jnp.asarray(table), data, tokenizer) == []

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from alignjax.data import batching
+from alignjax.data.batches import batching, order
 from alignjax.parallel import mesh as mesh_lib
 from alignjax.parallel import rules
 from alignjax.training import checkpoint, loop, metrics, placement, source
@@ -39,7 +39,7 @@ def make_batch(index: int) -> batching.Batch:
     label=np.ones(ROWS, np.float32),
     weight=np.r_[np.ones(ROWS - 1), 0].astype(np.float32),
   )
-  return batching.Batch(data, np.r_[np.arange(ROWS - 1) + 100 * index, batching.PADDING_ID])
+  return batching.Batch(data, np.r_[np.arange(ROWS - 1) + 100 * index, order.PADDING_ID])
 
 
 HELD_OUT = [make_batch(1), make_batch(2), make_batch(6)]

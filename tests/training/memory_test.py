@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from alignjax import objectives, stats
-from alignjax.data import batching
+from alignjax.data.batches import batching
 from alignjax.models import transformer
 from alignjax.parallel import mesh as mesh_lib
 from alignjax.parallel import rules

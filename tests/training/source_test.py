@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from alignjax.data import batching
+from alignjax.data.batches import batching, order
 from alignjax.parallel import mesh as mesh_lib
 from alignjax.parallel import rules
 from alignjax.training import checkpoint, loop, placement, source
@@ -31,7 +31,7 @@ def make_batch(index: int, label: float = 1.0) -> batching.Batch:
     label=np.full(ROWS, label, np.float32),
     weight=np.ones(ROWS, np.float32),
   )
-  return batching.Batch(data, np.r_[10 * index + np.arange(ROWS - 1), batching.PADDING_ID])
+  return batching.Batch(data, np.r_[10 * index + np.arange(ROWS - 1), order.PADDING_ID])
 
 
 def make_grain() -> source.GrainSource:
@@ -58,7 +58,7 @@ class FromPolicy:
 
 
 def make_mixed() -> source.Mixed:
-  return source.Mixed([make_grain(), FromPolicy()], order=(0, 1, 1))
+  return source.Mixed([make_grain(), FromPolicy()], pattern=(0, 1, 1))
 
 
 def step(state: state_lib.TrainState, frozen: state_lib.Frozen, batch: PreferenceBatch):
@@ -127,7 +127,7 @@ def test_the_position_of_a_source_is_a_json_file(tmp_path):
   assert saved == {'taken': 2, 'sources': [{'next_index': 1}, {'drawn': 1}]}
 
 
-def test_mixed_follows_its_order_and_keeps_ids_apart():
+def test_mixed_follows_its_pattern_and_keeps_ids_apart():
   batches, state = make_mixed(), make_state()
   drawn = [batches.next(state) for _ in range(7)]
   numbers = [int(batch.data.prompt[0, 0]) for batch in drawn]
@@ -135,11 +135,11 @@ def test_mixed_follows_its_order_and_keeps_ids_apart():
   for batch, number in zip(drawn, numbers, strict=True):
     expected = [(int(number > 1000), 10 * number + row) for row in range(ROWS - 1)]
     assert [batches.locate(int(i)) for i in batch.ids[:-1]] == expected
-    assert batch.ids[-1] == batching.PADDING_ID
+    assert batch.ids[-1] == order.PADDING_ID
   assert len({int(i) for batch in drawn for i in batch.ids}) == 7 * (ROWS - 1) + 1
 
 
-@pytest.mark.parametrize('order', [(), (0, 2), (-1,)])
-def test_mixed_refuses_an_order_of_sources_that_it_does_not_have(order):
+@pytest.mark.parametrize('pattern', [(), (0, 2), (-1,)])
+def test_mixed_refuses_a_pattern_of_sources_that_it_does_not_have(pattern):
   with pytest.raises(ValueError, match='from 0 to 1'):
-    source.Mixed([FromPolicy(), FromPolicy()], order)
+    source.Mixed([FromPolicy(), FromPolicy()], pattern)

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from alignjax.data import report, sources, tokenization
+from alignjax.data.reading import drops, sources
+from alignjax.data.tokens import tokenization
 from alignjax.models import checkpoint_io, transformer
 from alignjax.types import PreferenceBatch
 from experiments.quickstart import prompts, responses
@@ -23,7 +24,7 @@ def _drawn(rows: list[list[tuple[str, float]]]) -> responses.Drawn:
 
 
 def _pairs(path) -> list[tuple[str, str]]:
-  return [pair.responses for pair in sources.read_pairs(path, report.DropReport())]
+  return [pair.responses for pair in sources.read_examples(path, drops.DropReport())]
 
 
 def test_the_best_meets_the_worst_and_the_second_best_the_second_worst(tmp_path):

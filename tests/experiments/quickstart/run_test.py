@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from alignjax.data import tokenization
+from alignjax.data.tokens import tokenization
 from alignjax.models import checkpoint_io
 from experiments.quickstart import command_line, prompts, run
 from tests import assets
