@@ -32,7 +32,7 @@ from alignjax.data.batches import batching
 from alignjax.data.tokens import dataset
 from alignjax.optim import recipes, schedules
 from alignjax.run import adapters, command_line, exports, inputs, preparation, settings
-from alignjax.training import checkpoint, loop, metrics, placement
+from alignjax.training import checkpoint, loop, metrics, placement, source
 from alignjax.training import state as state_lib
 from alignjax.training import step as step_lib
 
@@ -62,13 +62,13 @@ def run(config: settings.Config) -> loop.Result:
     folders['base_model'] = config.base_model
   identity = _identity(config, data, batches, folders)
   workdir = pathlib.Path(config.workdir)
-  iterator = iter(batches)
+  batch_source = source.GrainSource(iter(batches))
   key = jax.random.key(config.seed)
   with checkpoint.Checkpoints(
     workdir / 'checkpoints', config=dataclasses.asdict(config), identity=identity, keep=config.keep
   ) as checkpoints:
     like = placement.abstract_state(mesh, prepared.trained, tx, key, objective.memory.initial)
-    restored = _restore(checkpoints, like, iterator, config)
+    restored = _restore(checkpoints, like, batch_source, config)
     base = preparation.load_base(config, prepared)
     if restored is None:
       params = preparation.initial_params(config, prepared)
@@ -95,22 +95,16 @@ def run(config: settings.Config) -> loop.Result:
       metrics.ConsoleWriter(steps, config.log_every),
     ]
     try:
+      step = step_lib.build_train_step(
+        policy, objective, tx, chunk=config.chunk, microbatches=config.microbatches, mesh=mesh
+      )
       result = loop.train(
         state,
-        frozen,
-        step_lib.build_train_step(
-          policy, objective, tx, chunk=config.chunk, microbatches=config.microbatches, mesh=mesh
-        ),
-        iterator,
-        mesh=mesh,
-        steps=steps,
-        schedule=schedule,
-        writers=writers,
+        batch_source,
+        loop.Training(step, frozen, mesh, steps, schedule),
+        log=loop.Logging(writers, _announce, data.origin),
         evaluation=_evaluation(config, prepared),
-        checkpoints=checkpoints,
-        save_every=config.save_every,
-        origin=data.origin,
-        announce=_announce,
+        saving=loop.Saving(checkpoints, config.save_every),
       )
     finally:
       for writer in writers:
@@ -131,11 +125,11 @@ def _evaluation(config: settings.Config, prepared: preparation.Prepared) -> loop
 
 
 def _restore(
-  checkpoints: checkpoint.Checkpoints, like: state_lib.TrainState, iterator: Any, config: settings.Config
+  checkpoints: checkpoint.Checkpoints, like: state_lib.TrainState, batches: source.Source, config: settings.Config
 ) -> checkpoint.Restored | None:
   """Reads the newest checkpoint. If it does not fit, and the optimizer is another, that is likely to be why."""
   try:
-    return checkpoints.restore(like, iterator)
+    return checkpoints.restore(like, batches)
   except checkpoint.MismatchError as error:
     before = error.config.get('optimizer')
     if before == config.optimizer:
