@@ -40,7 +40,8 @@ from alignjax.parallel import mesh as mesh_lib
 from alignjax.parallel import rules
 from alignjax.run import costs, smollm2, xla_flags
 from alignjax.sampling import strategies
-from alignjax.training import loop, metrics, placement, source, state, step
+from alignjax.training import loop, metrics, placement, references, source, state, step
+from alignjax.training.policy import Policy
 from alignjax.types import Params
 from experiments.quickstart import command_line, evaluations, outputs, prompts, responses
 
