@@ -13,6 +13,7 @@ from alignjax.models import checkpoint_io, lora, quantization, transformer
 from alignjax.optim import recipes
 from alignjax.parallel import rules
 from alignjax.run import settings
+from alignjax.training.policy import Policy
 from alignjax.types import Array, Params
 
 ADAPTERS = {'lora': lora.LoRA}
@@ -48,30 +49,18 @@ def configured(
       f'config.adapter = {config.adapter!r} do not have: leave one of them'
     )
   adapter = parse_adapter(config.adapter)
-  trained(adapter, _shapes(model_config))  # which refuses targets that do not exist, before anything is read
+  # Raises for targets that do not exist, before anything is read.
+  Policy(transformer.build(model_config), adapter).trained_shapes()
   return adapter
 
 
-def trained(adapter: lora.LoRA | None, shapes: Params) -> Params:
-  """The shapes of what a run trains, given those of the model."""
-  if adapter is None:
-    return shapes
-  return jax.eval_shape(lambda key: lora.init(key, shapes, adapter), jax.random.key(0))
-
-
-def initial_params(
-  adapter: lora.LoRA | None,
-  config: settings.ModelSettings,
-  model_config: transformer.TransformerConfig,
-  mesh: jax.sharding.Mesh,
-  key: Array,
-) -> Params:
+def initial_params(policy: Policy, config: settings.ModelSettings, mesh: jax.sharding.Mesh, key: Array) -> Params:
   """What a run trains, before the first step: the model's parameters, or the adapter's. Each is made where it lives."""
-  shapes = _shapes(model_config)
-  shardings = rules.param_shardings(mesh, trained(adapter, shapes))
-  if adapter is None:
-    return checkpoint_io.load_params(config.model, model_config, shardings)
-  return jax.jit(lambda key: lora.init(key, shapes, adapter), out_shardings=shardings)(key)
+  shardings = rules.param_shardings(mesh, policy.trained_shapes())
+  if policy.adapter is None:
+    return checkpoint_io.load_params(config.model, policy.model.config, shardings)
+  model = policy.bind(_shapes(policy.model.config))
+  return jax.jit(model.init, out_shardings=shardings)(key)
 
 
 def load_base(

@@ -14,8 +14,8 @@ from alignjax.optim import recipes, schedules
 from alignjax.parallel import rules
 from alignjax.run import inputs, preparation, settings
 from alignjax.training import doctor, placement
-from alignjax.training import state as state_lib
-from alignjax.training import step as step_lib
+from alignjax.training import state as training_state
+from alignjax.training import step as training_step
 from alignjax.types import PreferenceBatch
 
 # Findings about labels, which do not matter to an objective that reads none.
@@ -23,7 +23,10 @@ OF_LABELS = ('bad_label', 'no_signal', 'one_class', 'rare_class', 'swapped_label
 
 
 def examine(
-  config: settings.InputSettings, prepared: preparation.Prepared, state: state_lib.TrainState, frozen: state_lib.Frozen
+  config: settings.InputSettings,
+  prepared: preparation.Prepared,
+  state: training_state.TrainState,
+  frozen: training_state.Frozen,
 ) -> list[findings.Finding]:
   """Examines a run that is about to begin.
 
@@ -47,12 +50,12 @@ def examine_data(prepared: preparation.Prepared) -> list[findings.Finding]:
   """The part that needs no weights."""
   training, held_out = prepared.training, prepared.held_out
   found = [
-    *tokenizers.examine(prepared.tokenizer, vocab_size=prepared.model.config.vocab_size),
+    *tokenizers.examine(prepared.tokenizer, vocab_size=prepared.policy.model.config.vocab_size),
     *examples.examine(
       training.data,
       prepared.tokenizer,
-      vocab_size=prepared.model.config.vocab_size,
-      max_positions=prepared.model.config.max_positions,
+      vocab_size=prepared.policy.model.config.vocab_size,
+      max_positions=prepared.policy.model.config.max_positions,
     ),
     *doctor.examine_shapes(training.batches.plan, training.data),
     *doctor.examine_coupling(prepared.objective, training.data.responses),
@@ -65,20 +68,22 @@ def examine_data(prepared: preparation.Prepared) -> list[findings.Finding]:
 
 
 def examine_thoroughly(
-  config: settings.InputSettings, prepared: preparation.Prepared, state: state_lib.TrainState, frozen: state_lib.Frozen
+  config: settings.InputSettings,
+  prepared: preparation.Prepared,
+  state: training_state.TrainState,
+  frozen: training_state.Frozen,
 ) -> list[findings.Finding]:
   """`examine`, and what takes more programs to compile."""
   batch = _first_batch(prepared)
   found = [item for item in examine(config, prepared, state, frozen) if item.name != 'memory']
   measured = (state.params, frozen, batch)
   key = jax.random.key(config.seed)
-  found += doctor.examine_sampling(
-    prepared.model, *measured, key, lora=prepared.lora, compute_dtype=config.compute_dtype
-  )
+  found += doctor.examine_sampling(prepared.policy, *measured, key, compute_dtype=config.compute_dtype)
   if config.compute_dtype != 'float32':
-    exact = dataclasses.replace(prepared.model.config, compute_dtype='float32', attention='xla')
+    exact = dataclasses.replace(prepared.policy.model.config, compute_dtype='float32', attention='xla')
     exact = transformer.build(exact, rules.activation_constraint(prepared.mesh))
-    found += doctor.examine_precision(prepared.model, exact, *measured, lora=prepared.lora, chunk=config.chunk)
+    exact = dataclasses.replace(prepared.policy, model=exact)
+    found += doctor.examine_precision(prepared.policy, exact, *measured, chunk=config.chunk)
   return [*found, *_compiled_memory(config, prepared, state, frozen, batch)]
 
 
@@ -104,20 +109,18 @@ def _first_batch(prepared: preparation.Prepared) -> PreferenceBatch:
   return placement.to_global(prepared.mesh, next(iter(prepared.training.batches)).data)
 
 
-def _embeddings(state: state_lib.TrainState, frozen: state_lib.Frozen) -> jax.Array:
+def _embeddings(state: training_state.TrainState, frozen: training_state.Frozen) -> jax.Array:
   return (state.params if frozen.base is None else frozen.base)['embed']['embedding']
 
 
 def _start(
   config: settings.InputSettings,
   prepared: preparation.Prepared,
-  state: state_lib.TrainState,
-  frozen: state_lib.Frozen,
+  state: training_state.TrainState,
+  frozen: training_state.Frozen,
   batch: PreferenceBatch,
 ) -> list[findings.Finding]:
-  measure = doctor.build_start(
-    prepared.model, prepared.objective, lora=prepared.lora, chunk=config.chunk, mesh=prepared.mesh
-  )
+  measure = doctor.build_start(prepared.policy, prepared.objective, chunk=config.chunk, mesh=prepared.mesh)
   measure = jax.jit(measure, out_shardings=rules.replicated(prepared.mesh))
   values = measure(state.params, dataclasses.replace(frozen, memory=state.memory, step=state.step), batch)
   folder = prepared.reference.folder
@@ -125,7 +128,7 @@ def _start(
     {name: value.item() for name, value in jax.device_get(values).items()},
     same_model=inputs.fingerprint(folder) == inputs.fingerprint(config.model),
     compute_dtype=config.compute_dtype,
-    vocab_size=prepared.model.config.vocab_size,
+    vocab_size=prepared.policy.model.config.vocab_size,
     reference=config.reference_cache or folder,
   )
 
@@ -137,7 +140,7 @@ def _dtypes(config: settings.InputSettings, prepared: preparation.Prepared) -> l
   return doctor.examine_dtypes(*map(checkpoint_io.stored_dtypes, folders))
 
 
-def _memory(state: state_lib.TrainState, frozen: state_lib.Frozen) -> list[findings.Finding]:
+def _memory(state: training_state.TrainState, frozen: training_state.Frozen) -> list[findings.Finding]:
   parts = [
     ('parameters', doctor.bytes_on_device(state.params)),
     ('gradients', doctor.bytes_on_device(state.params)),
@@ -150,16 +153,15 @@ def _memory(state: state_lib.TrainState, frozen: state_lib.Frozen) -> list[findi
 def _compiled_memory(
   config: settings.InputSettings,
   prepared: preparation.Prepared,
-  state: state_lib.TrainState,
-  frozen: state_lib.Frozen,
+  state: training_state.TrainState,
+  frozen: training_state.Frozen,
   batch: PreferenceBatch,
 ) -> list[findings.Finding]:
   """Compiles the training step for the largest shape, and reads the memory that it needs."""
-  step = step_lib.build_train_step(
-    prepared.model,
+  step = training_step.build_train_step(
+    prepared.policy,
     prepared.objective,
     build_optimizer(prepared),
-    lora=prepared.lora,
     chunk=config.chunk,
     microbatches=config.microbatches,
     mesh=prepared.mesh,

@@ -7,14 +7,14 @@ import jax
 
 from alignjax import objectives
 from alignjax.data.tokens import dataset, tokenization
-from alignjax.models import base, checkpoint_io, transformer
-from alignjax.models import lora as lora_lib
+from alignjax.models import checkpoint_io, transformer
 from alignjax.optim import recipes
-from alignjax.parallel import mesh as mesh_lib
+from alignjax.parallel import mesh as parallel_mesh
 from alignjax.parallel import rules
 from alignjax.run import adapters, inputs, settings, user_code
 from alignjax.training import placement
-from alignjax.training import state as state_lib
+from alignjax.training import state as training_state
+from alignjax.training.policy import Policy
 from alignjax.types import Params
 
 
@@ -24,10 +24,9 @@ class Prepared:
 
   objective: objectives.Objective
   recipe: recipes.Recipe
-  lora: lora_lib.LoRA | None  # what is trained instead of the model's own parameters
   tokenizer: tokenization.Tokenizer
   mesh: jax.sharding.Mesh
-  model: base.LanguageModel
+  policy: Policy
   shapes: Any  # of the parameters
   shardings: Any  # of the parameters
   reference: inputs.Reference
@@ -37,7 +36,7 @@ class Prepared:
   @property
   def trained(self) -> Any:
     """The shapes of what is trained: the model's parameters, or an adapter's."""
-    return adapters.trained(self.lora, self.shapes)
+    return self.policy.trained_shapes()
 
 
 def prepare(config: settings.Config, announce: inputs.Announce) -> Prepared:
@@ -50,7 +49,7 @@ def prepare(config: settings.Config, announce: inputs.Announce) -> Prepared:
   user_code.load(config.imports)
   objective = objectives.parse(config.objective)
   recipe = _recipe(config, config.base_model)
-  mesh = mesh_lib.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+  mesh = parallel_mesh.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
   model_config = checkpoint_io.load_config(
     config.model,
     compute_dtype=config.compute_dtype,
@@ -58,11 +57,11 @@ def prepare(config: settings.Config, announce: inputs.Announce) -> Prepared:
     scan_layers=config.scan_layers,
     attention=config.attention,
   )
-  lora = adapters.configured(config, recipe, model_config)
-  model = transformer.build(model_config, rules.activation_constraint(mesh))
-  shapes = jax.eval_shape(model.init, jax.random.key(config.seed))
+  adapter = adapters.configured(config, recipe, model_config)
+  policy = Policy(transformer.build(model_config, rules.activation_constraint(mesh)), adapter)
+  shapes = jax.eval_shape(policy.model.init, jax.random.key(config.seed))
   shardings = rules.param_shardings(mesh, shapes)
-  reference = inputs.Reference(config, model, lora, objective, mesh, shardings, announce)
+  reference = inputs.Reference(config, policy, objective, mesh, shardings, announce)
   tokenizer = tokenization.Tokenizer.load(config.model)
   reading = inputs.Reading(tokenizer, model_config.vocab_size, mesh, announce)
   splits = [
@@ -73,7 +72,7 @@ def prepare(config: settings.Config, announce: inputs.Announce) -> Prepared:
   for split in splits:
     objectives.check_batch(objective, _fields(split.data), split.data.responses)
   training, held_out = (*reference.cached(splits), None)[:2]
-  return Prepared(objective, recipe, lora, tokenizer, mesh, model, shapes, shardings, reference, training, held_out)
+  return Prepared(objective, recipe, tokenizer, mesh, policy, shapes, shardings, reference, training, held_out)
 
 
 def _fields(data: dataset.TokenDataset) -> list[str]:
@@ -84,15 +83,15 @@ def _fields(data: dataset.TokenDataset) -> list[str]:
 def initial_params(config: settings.InputSettings, prepared: Prepared) -> Params:
   """What is trained, before the first step."""
   key = jax.random.fold_in(jax.random.key(config.seed), 0)
-  return adapters.initial_params(prepared.lora, config, prepared.model.config, prepared.mesh, key)
+  return adapters.initial_params(prepared.policy, config, prepared.mesh, key)
 
 
 def load_base(config: settings.ModelSettings, prepared: Prepared) -> Params | None:
   """The model under an adapter; None without one."""
-  return adapters.load_base(prepared.lora, config, prepared.model.config, prepared.mesh)
+  return adapters.load_base(prepared.policy.adapter, config, prepared.policy.model.config, prepared.mesh)
 
 
-def load_frozen(config: settings.ModelSettings, prepared: Prepared, base: Params | None) -> state_lib.Frozen:
+def load_frozen(config: settings.ModelSettings, prepared: Prepared, base: Params | None) -> training_state.Frozen:
   """Reads what the training step only reads: the reference, and the delta of online merging.
 
   Args:
@@ -105,8 +104,10 @@ def load_frozen(config: settings.ModelSettings, prepared: Prepared, base: Params
     places = prepared.shardings
     if config.delta_memory == 'host':
       places = placement.in_host_memory(places)
-    delta = checkpoint_io.delta_from(config.model, config.base_model, prepared.model.config, places, config.delta_dtype)
-  return state_lib.Frozen(reference=prepared.reference.load(), delta=delta, base=base)
+    delta = checkpoint_io.delta_from(
+      config.model, config.base_model, prepared.policy.model.config, places, config.delta_dtype
+    )
+  return training_state.Frozen(reference=prepared.reference.load(), delta=delta, base=base)
 
 
 def _recipe(config: settings.OptimizerSettings, base_model: str) -> recipes.Recipe:

@@ -9,10 +9,8 @@ import jax
 
 from alignjax.optim import recipes, schedules
 from alignjax.run import examination, exports, preparation, record, settings
-from alignjax.training import checkpoint, loop, metrics, placement
-from alignjax.training import state as training_state
+from alignjax.training import checkpoint, loop, metrics, placement, source
 from alignjax.training import step as training_step
-from alignjax.types import Params
 
 
 def announce(text: str) -> None:
@@ -38,14 +36,15 @@ def train(config: settings.Config) -> loop.Result:
   tx = recipes.build_optimizer(recipe, schedule, config.gradient_clip)
   identity = record.identity(config, prepared)
   workdir = pathlib.Path(config.workdir)
-  iterator = iter(batches)
+  target = exports.Target(workdir, config.model)
+  batch_source = source.GrainSource(iter(batches))
   key = jax.random.key(config.seed)
   with checkpoint.Checkpoints(
     workdir / 'checkpoints', config=dataclasses.asdict(config), identity=identity, keep=config.keep
   ) as checkpoints:
     try:
       like = placement.abstract_state(prepared.mesh, prepared.trained, tx, key, objective.memory.initial)
-      restored = checkpoints.restore(like, iterator)
+      restored = checkpoints.restore(like, batch_source)
     except checkpoint.MismatchError as error:
       raise record.explain(error, identity, config.optimizer) from error
     base = preparation.load_base(config, prepared)
@@ -59,7 +58,7 @@ def train(config: settings.Config) -> loop.Result:
       record.warn_of_changes(restored.config, config)
       if restored.step >= steps:
         announce(f'this run is finished: {restored.step} of {steps} steps are done')
-        _export(workdir, config.model, prepared, state, base)
+        exports.export(target, prepared.policy, state, base, recipe.averages, announce)
         return loop.Result(state, restored.step, False, 0)
     frozen = preparation.load_frozen(config, prepared, base)
     announce(record.summary(config, prepared, steps))
@@ -69,34 +68,27 @@ def train(config: settings.Config) -> loop.Result:
     record.write_config(workdir, config)
     resumed_at = None if restored is None else restored.step
     with _writers(workdir, resumed_at, steps, config.log_every) as writers:
+      step = training_step.build_train_step(
+        prepared.policy,
+        objective,
+        tx,
+        chunk=config.chunk,
+        microbatches=config.microbatches,
+        mesh=prepared.mesh,
+      )
       result = loop.train(
         state,
-        frozen,
-        training_step.build_train_step(
-          prepared.model,
-          objective,
-          tx,
-          lora=prepared.lora,
-          chunk=config.chunk,
-          microbatches=config.microbatches,
-          mesh=prepared.mesh,
-        ),
-        iterator,
-        mesh=prepared.mesh,
-        steps=steps,
-        schedule=schedule,
-        writers=writers,
+        batch_source,
+        loop.Training(step, frozen, prepared.mesh, steps, schedule),
+        log=loop.Logging(writers, announce, prepared.training.data.origin),
         evaluation=_evaluation(prepared, config.chunk, config.eval_every),
-        checkpoints=checkpoints,
-        save_every=config.save_every,
-        origin=prepared.training.data.origin,
-        announce=announce,
+        saving=loop.Saving(checkpoints, config.save_every),
       )
   if result.preempted:
     announce(f'stopped on request: saved at step {result.step} of {steps}. The same command resumes the run')
   else:
     announce(f'{result.step} steps are done, with {result.compilations} compiled programs')
-    _export(workdir, config.model, prepared, result.state, base)
+    exports.export(target, prepared.policy, result.state, base, recipe.averages, announce)
   return result
 
 
@@ -117,18 +109,5 @@ def _writers(workdir: pathlib.Path, resumed_at: int | None, steps: int, log_ever
 def _evaluation(prepared: preparation.Prepared, chunk: int, every: int) -> loop.Evaluation | None:
   if prepared.held_out is None:
     return None
-  step = training_step.build_eval_step(
-    prepared.model, prepared.objective, lora=prepared.lora, chunk=chunk, mesh=prepared.mesh
-  )
+  step = training_step.build_eval_step(prepared.policy, prepared.objective, chunk=chunk, mesh=prepared.mesh)
   return loop.Evaluation(step, prepared.held_out.batches, every, prepared.objective.summary)
-
-
-def _export(
-  workdir: pathlib.Path,
-  folder: str,
-  prepared: preparation.Prepared,
-  state: training_state.TrainState,
-  base: Params | None,
-) -> None:
-  origin = exports.Origin(folder, prepared.model.config, prepared.lora, prepared.recipe.averages)
-  exports.export(workdir, origin, state, base, announce)

@@ -4,6 +4,7 @@ import pytest
 
 from alignjax.data.reading import rows
 from alignjax.run import examination, preparation, settings
+from alignjax.training import references
 from tests.commands import doctor_test, train_test
 
 
@@ -49,7 +50,7 @@ def test_the_base_of_an_adapter_is_its_reference_however_it_is_kept(folder, tmp_
   cached = {'reference_cache': str(tmp_path)} if cache else {}
   config = configure(folder, adapter='lora(rank=2)', base_quantization=base, **cached)
   config, prepared, state, frozen = doctor_test.start_of(config)
-  assert frozen.reference is None
+  assert frozen.reference == (references.NotLoaded() if cache else references.Base())
   assert doctor_test.named(examination.examine(config, prepared, state, frozen)) == {}
 
 
@@ -57,4 +58,4 @@ def test_another_reference_of_an_adapter_has_parameters_of_its_own(folder, tmp_p
   doctor_test.write_model(tmp_path / 'other', seed=1)
   config = configure(folder, adapter='lora(rank=2)', reference=str(tmp_path / 'other'))
   _, _, _, frozen = doctor_test.start_of(config)
-  assert frozen.reference is not None
+  assert isinstance(frozen.reference, references.Live)

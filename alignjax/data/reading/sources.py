@@ -92,7 +92,24 @@ def read_examples(
   for source in [sources] if isinstance(sources, Source) else sources:
     form, location = parse_expression(source, default)
     _check_exists(location)
-    yield from _read(location, _Parser(FORMS[form], ignored, uniform), report, on_error)
+    yield from _read(location, readers.open_rows(location), _Parser(FORMS[form], ignored, uniform), report, on_error)
+
+
+def parse_examples(
+  fields: Iterable[Mapping[str, Any]], report: drops.DropReport, form: str = DEFAULT
+) -> Iterator[rows.Example]:
+  """Yields the examples of rows in memory, with the same checks as `read_examples`.
+
+  Args:
+    fields: one mapping of field names to values for each row.
+    report: counts the rows, as in `read_examples`.
+    form: the name of the form of the rows.
+
+  Raises:
+    DataError: a malformed row, named '<memory>:number', or no rows at all.
+  """
+  numbered = ((number, dict(row)) for number, row in enumerate(fields, start=1))
+  yield from _read('<memory>', numbered, _Parser(FORMS[form], frozenset(), _Uniform()), report, 'raise')
 
 
 def read_rows[Row](
@@ -105,14 +122,18 @@ def read_rows[Row](
   """Yields `parse(fields, location, number)` of each row. `parse` may raise Refused or Dropped; see `read_examples`."""
   rows.check_policy(on_error)
   for path in [paths] if isinstance(paths, Source) else paths:
-    yield from _read(os.fspath(path), parse, report, on_error)
+    yield from _read(os.fspath(path), readers.open_rows(os.fspath(path)), parse, report, on_error)
 
 
 def _read[Row](
-  location: str, parse: Callable[[dict[str, Any], str, int], Row], report: drops.DropReport, on_error: str
+  location: str,
+  numbered: Iterable[tuple[int, dict[str, Any] | rows.Refused]],
+  parse: Callable[[dict[str, Any], str, int], Row],
+  report: drops.DropReport,
+  on_error: str,
 ) -> Iterator[Row]:
   empty = True
-  for number, fields in readers.open_rows(location):
+  for number, fields in numbered:
     empty = False
     report.read += 1
     try:

@@ -1,4 +1,4 @@
-"""What the quickstart shows: a table on the terminal, summary.json, figure.png and samples.md."""
+"""The results of the quickstart: a table on the terminal, summary.json, figure.png and samples.md."""
 
 from collections.abc import Mapping, Sequence
 import json
@@ -13,7 +13,7 @@ from rich import console as rich_console
 from rich import table as rich_table
 
 from alignjax.evaluation import frontier
-from experiments.quickstart import responses as quickstart_policy
+from experiments.quickstart import responses
 
 STYLE = {
   'axes.spines.top': False,
@@ -29,7 +29,7 @@ SMOOTHED = 8  # steps
 
 
 def print_summary(console: rich_console.Console, summary: Mapping[str, Any]) -> None:
-  """Prints the results, which two runs share, and then what they cost, which varies."""
+  """Prints the results, which are reproducible, and the costs, which are not."""
   results = summary['results']
   table = rich_table.Table(title=f'{summary["objective"]}, on held-out prompts', box=box.SIMPLE, title_justify='left')
   table.add_column('')
@@ -41,7 +41,7 @@ def print_summary(console: rich_console.Console, summary: Mapping[str, Any]) -> 
   table.add_row('gain in standard errors', '', f'{results["gain_in_standard_errors"]:.1f}')
   table.add_row('win rate against the reference', '', _estimate(results['win_rate']))
   table.add_row('KL to the reference, nats', '', _estimate(results['kl']))
-  if results['reward_accuracy'] is not None:  # not every objective has a reward
+  if results['reward_accuracy'] is not None:  # some objectives define no reward
     table.add_row('reward accuracy, held-out pairs', '', f'{results["reward_accuracy"]:.3f}')
   table.add_row('response tokens', *(f'{results[f"response_tokens_{when}"]:.1f}' for when in ('before', 'after')))
   console.print(table)
@@ -56,7 +56,7 @@ def _estimate(entry: Mapping[str, float]) -> str:
 
 
 def write_summary(path: pathlib.Path, summary: Mapping[str, Any]) -> None:
-  """Writes the summary as JSON; what it cannot hold, such as the infinite error of a single prompt, becomes null."""
+  """Writes the summary as JSON. Numbers that are not finite, such as the error over a single prompt, become null."""
   path.write_text(json.dumps(_finite(summary), indent=2, allow_nan=False) + '\n', encoding='utf-8')
 
 
@@ -68,14 +68,12 @@ def _finite(value: Any) -> Any:
   return value if not isinstance(value, float) or np.isfinite(value) else None
 
 
-def write_samples(
-  path: pathlib.Path, title: str, before: quickstart_policy.Drawn, after: quickstart_policy.Drawn
-) -> None:
+def write_samples(path: pathlib.Path, title: str, before: responses.Drawn, after: responses.Drawn) -> None:
   """Writes a Markdown table of the first response to each prompt, before and after, with its gold reward."""
   lines = [
     f'# {title}',
     '',
-    'Greedy answers to held-out prompts, cut off at the limit, with their gold reward.',
+    'Greedy answers to held-out prompts, cut off at the length limit, with their gold reward.',
     '',
   ]
   lines += ['| prompt | before | after |', '| --- | --- | --- |']
@@ -96,20 +94,20 @@ def draw_figure(
   """Draws the four panels of the run.
 
   Args:
-    path: of the PNG.
-    title: of the whole figure.
-    records: of the metrics, in order.
-    points: evaluated checkpoints.
-    before: gold rewards of all held-out samples of the reference.
-    after: the same of the aligned model.
+    path: the PNG file.
+    title: the title of the figure.
+    records: the metrics in order of their steps.
+    points: the evaluations during training.
+    before: gold rewards of the reference's held-out samples, [B, N].
+    after: gold rewards of the aligned model's held-out samples, [B, N].
   """
   with matplotlib.rc_context(STYLE):
     figure = matplotlib_figure.Figure(figsize=(10, 7), layout='constrained')
     figure.suptitle(title)
-    (loss, responses), (tradeoff, histogram) = figure.subplots(2, 2)
-    steps = [record for record in records if 'loss' in record]  # the others hold evaluations alone
+    (loss, sides), (tradeoff, histogram) = figure.subplots(2, 2)
+    steps = [record for record in records if 'loss' in record]  # the others hold only evaluations
     _draw_loss(loss, steps)
-    _draw_responses(responses, steps)
+    _draw_sides(sides, steps)
     tradeoff.set_title('Gold reward against distance from the reference (number: step)')
     frontier.draw(tradeoff, points)
     _draw_histogram(histogram, before, after)
@@ -132,8 +130,8 @@ def _draw_loss(axes: Any, records: Sequence[Mapping[str, float]]) -> None:
   axes.legend(handles=lines, loc='lower left')
 
 
-def _draw_responses(axes: Any, records: Sequence[Mapping[str, float]]) -> None:
-  """The implicit rewards of both responses; their log-probabilities where the objective has no reward."""
+def _draw_sides(axes: Any, records: Sequence[Mapping[str, float]]) -> None:
+  """Implicit rewards of both responses; log-probabilities if the objective defines no reward."""
   name, what = ('reward', 'implicit reward') if 'reward_chosen' in records[0] else ('logp', 'log-probability, nats')
   axes.set_title(f'Training: {what} of the responses')
   axes.set_xlabel('step')
@@ -144,7 +142,7 @@ def _draw_responses(axes: Any, records: Sequence[Mapping[str, float]]) -> None:
 
 
 def _curve(axes: Any, records: Sequence[Mapping[str, float]], name: str, color: str, label: str) -> Any:
-  """Draws a metric faintly, and boldly its mean over the last steps; returns the latter."""
+  """Draws a metric in a pale line and its running mean in a strong one; returns the latter."""
   steps, values = ([record[key] for record in records] for key in ('step', name))
   smooth = [np.mean(values[max(0, i + 1 - SMOOTHED) : i + 1]) for i in range(len(values))]
   axes.plot(steps, values, color=color, alpha=0.25)
