@@ -26,6 +26,6 @@ def parse(text: str) -> Reward:
   """Reads a reward from its expression, such as `'vader()'`.
 
   Raises:
-    ExpressionError: for anything else. The message shows where, gives the reason and lists the known names.
+    ExpressionError: the text is not a reward. The message shows where, gives the reason and lists the known names.
   """
   return expressions.parse(text, Callable, 'a reward', {'rewards': REWARDS})

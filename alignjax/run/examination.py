@@ -31,8 +31,8 @@ def examine(
   """Examines a run that is about to begin.
 
   Args:
-    config: of the run.
-    prepared: from `preparation.prepare`.
+    config: the models, the data and how the run computes.
+    prepared: the result of `preparation.prepare`.
     state: before the first update.
     frozen: as the step will get it.
   """

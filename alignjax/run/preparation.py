@@ -27,8 +27,8 @@ class Prepared:
   tokenizer: tokenization.Tokenizer
   mesh: jax.sharding.Mesh
   policy: Policy
-  shapes: Any  # of the parameters
-  shardings: Any  # of the parameters
+  shapes: Any  # shapes of the model's parameters
+  shardings: Any  # shardings of the model's parameters
   reference: inputs.Reference
   training: inputs.Split
   held_out: inputs.Split | None
@@ -43,7 +43,7 @@ def prepare(config: settings.Config, announce: inputs.Announce) -> Prepared:
   """Reads everything that a configuration names but weights; caches of the reference are made where they are missing.
 
   Raises:
-    ValueError: for what is wrong with the configuration, the model or the data.
+    ValueError: the configuration, the model or the data cannot be used.
   """
   settings.require(config, 'model', 'data')
   user_code.load(config.imports)
@@ -95,9 +95,9 @@ def load_frozen(config: settings.ModelSettings, prepared: Prepared, base: Params
   """Reads what the training step only reads: the reference, and the delta of online merging.
 
   Args:
-    config: of the run.
-    prepared: from `prepare`.
-    base: from `load_base`.
+    config: the models.
+    prepared: the result of `prepare`.
+    base: the result of `load_base`.
   """
   delta = None
   if prepared.recipe.needs_delta:

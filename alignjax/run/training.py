@@ -23,7 +23,7 @@ def train(config: settings.Config) -> loop.Result:
   """Trains, or goes on where an earlier run of the same work directory stopped.
 
   Raises:
-    ValueError: for what is wrong with the configuration, the model or the data.
+    ValueError: the configuration, the model or the data cannot be used.
     NonFiniteError: if the loss or the gradient is not finite.
   """
   settings.require(config, 'workdir')

@@ -34,7 +34,7 @@ def parse(text: str) -> Strategy:
   """Reads a strategy from its expression, such as `'chain(temperature(0.7), nucleus(0.9))'`.
 
   Raises:
-    ExpressionError: for anything else. The message shows where, gives the reason and lists the known names.
+    ExpressionError: the text is not a strategy. The message shows where, gives the reason and lists the known names.
   """
   return expressions.parse(text, Callable, 'a decoding strategy', {'decoding strategies': STRATEGIES})
 

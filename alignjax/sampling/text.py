@@ -94,7 +94,7 @@ class TextSampler:
     What is drawn for a prompt depends on the seed and on its position in `prompts`, not on the batch size.
 
     Args:
-      params: of the model, on the mesh.
+      params: the parameters of the model, on the mesh.
       prompts: texts, or conversations for the chat template.
     """
     key = jax.random.key(self._options.seed)
@@ -138,7 +138,7 @@ def sample(
   """Draws responses from the model in a Hugging Face folder.
 
   Args:
-    folder: of the model.
+    folder: the model.
     prompts: texts, or conversations for the chat template.
     options: how to draw; None means the defaults of `Options`.
     compute_dtype: 'float32' or 'bfloat16', the type of activations.
