@@ -29,7 +29,7 @@ def parse_adapter(text: str) -> lora.LoRA:
 
 
 def configured(
-  config: settings.Config, recipe: recipes.Recipe, model_config: transformer.TransformerConfig
+  config: settings.ModelSettings, recipe: recipes.Recipe, model_config: transformer.TransformerConfig
 ) -> lora.LoRA | None:
   """The adapter that a run trains; None where it trains the model's own parameters.
 
@@ -45,7 +45,7 @@ def configured(
     return None
   if recipe.needs_delta:
     raise ValueError(
-      f'config.optimizer = {config.optimizer!r} merges updates with a delta of whole weights, which the adapters of '
+      f'the optimizer {recipe.name} merges updates with a delta of whole weights, which the adapters of '
       f'config.adapter = {config.adapter!r} do not have: leave one of them'
     )
   adapter = parse_adapter(config.adapter)
@@ -54,7 +54,7 @@ def configured(
   return adapter
 
 
-def initial_params(policy: Policy, config: settings.Config, mesh: jax.sharding.Mesh, key: Array) -> Params:
+def initial_params(policy: Policy, config: settings.ModelSettings, mesh: jax.sharding.Mesh, key: Array) -> Params:
   """What a run trains, before the first step: the model's parameters, or the adapter's. Each is made where it lives."""
   shardings = rules.param_shardings(mesh, policy.trained_shapes())
   if policy.adapter is None:
@@ -65,7 +65,7 @@ def initial_params(policy: Policy, config: settings.Config, mesh: jax.sharding.M
 
 def load_base(
   adapter: lora.LoRA | None,
-  config: settings.Config,
+  config: settings.ModelSettings,
   model_config: transformer.TransformerConfig,
   mesh: jax.sharding.Mesh,
 ) -> Params | None:
@@ -85,7 +85,7 @@ def load_base(
   return checkpoint_io.load_params(config.model, model_config, shardings, convert)
 
 
-def describe(config: settings.Config, parameters: Params) -> str:
+def describe(config: settings.ModelSettings, parameters: Params) -> str:
   """A line of a run's summary."""
   count = sum(leaf.size for leaf in jax.tree.leaves(parameters))
   base = 'float32' if config.base_quantization == 'none' else config.base_quantization

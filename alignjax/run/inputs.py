@@ -28,22 +28,22 @@ class Split(NamedTuple):
   training: bool  # shuffled and repeated forever, or each example once
 
 
-def read_split(
-  paths: Sequence[str],
-  config: settings.Config,
-  tokenizer: tokenization.Tokenizer,
-  vocab_size: int,
-  mesh: jax.sharding.Mesh,
-  announce: Announce,
-  *,
-  training: bool,
-) -> Split:
+class Reading(NamedTuple):
+  """What data are read with."""
+
+  tokenizer: tokenization.Tokenizer
+  vocab_size: int  # of the model
+  mesh: jax.sharding.Mesh
+  announce: Announce
+
+
+def read_split(paths: Sequence[str], config: settings.DataSettings, reading: Reading, *, training: bool) -> Split:
   """Reads and tokenises a dataset, announces what was dropped, and plans its batches."""
   report = drops.DropReport()
   data = encoding.tokenize(
     sources.read_examples(paths, report, on_error=config.on_error, ignore_fields=config.ignore_fields),
-    tokenizer,
-    encoding.Limits(config.max_prompt, config.max_response, vocab_size),
+    reading.tokenizer,
+    encoding.Limits(config.max_prompt, config.max_response, reading.vocab_size),
     report,
     on_error=config.on_error,
   )
@@ -52,13 +52,13 @@ def read_split(
       f'{", ".join(paths)}: the rows are prompts without responses, and an objective needs responses; '
       'use data of another form, such as preference'
     )
-  announce(f'{", ".join(paths)}: {data.report}')
-  return Split(data, _batches(data, config, mesh, training, None), training)
+  reading.announce(f'{", ".join(paths)}: {data.report}')
+  return Split(data, _batches(data, config, reading.mesh, training, None), training)
 
 
 def _batches(
   data: dataset.TokenDataset,
-  config: settings.Config,
+  config: settings.DataSettings,
   mesh: jax.sharding.Mesh,
   training: bool,
   cache: reference_cache.ReferenceCache | None,
@@ -87,7 +87,7 @@ class Reference:
 
   def __init__(
     self,
-    config: settings.Config,
+    config: settings.InputSettings,
     policy: Policy,
     objective: objectives.Objective,
     mesh: jax.sharding.Mesh,
@@ -101,7 +101,7 @@ class Reference:
     self.needed = bool(stats.missing_reference(objective.needs, ()))
     if config.reference_cache and not self.needed:
       raise ValueError(
-        f'config.reference_cache = {config.reference_cache!r} has no use: {config.objective!r} reads no reference'
+        f'config.reference_cache = {config.reference_cache!r} has no use: {objective.name} reads no reference'
       )
 
   def load(self) -> references.Reference:

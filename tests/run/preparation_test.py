@@ -2,9 +2,8 @@
 
 import pytest
 
-from alignjax.commands import doctor
 from alignjax.data.reading import rows
-from alignjax.run import preparation, settings
+from alignjax.run import examination, preparation, settings
 from alignjax.training import references
 from tests.commands import doctor_test, train_test
 
@@ -18,7 +17,7 @@ def folder(tmp_path_factory):
 
 
 def configure(folder, **overrides):
-  values = {'model': str(folder / 'model'), 'data': (str(folder / 'train.jsonl'),), 'remat': 'none'}
+  values = {'model': str(folder / 'model'), 'data': (str(folder / 'train.jsonl'),), 'batch_size': 8, 'remat': 'none'}
   return settings.Config(**values | overrides)
 
 
@@ -52,7 +51,7 @@ def test_the_base_of_an_adapter_is_its_reference_however_it_is_kept(folder, tmp_
   config = configure(folder, adapter='lora(rank=2)', base_quantization=base, **cached)
   config, prepared, state, frozen = doctor_test.start_of(config)
   assert frozen.reference == (references.NotLoaded() if cache else references.Base())
-  assert doctor_test.named(doctor.examine(config, prepared, state, frozen)) == {}
+  assert doctor_test.named(examination.examine(config, prepared, state, frozen)) == {}
 
 
 def test_another_reference_of_an_adapter_has_parameters_of_its_own(folder, tmp_path):
