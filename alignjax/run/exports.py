@@ -11,19 +11,19 @@ from alignjax.training.policy import Policy
 from alignjax.types import Params
 
 
-class Target(NamedTuple):
-  """Where a run writes its models, and where it takes what it does not train."""
+class Origin(NamedTuple):
+  """What was trained."""
 
-  workdir: pathlib.Path
-  origin: str  # folder of the model before training, whose tokenizer and configuration are copied
+  folder: str  # the model before training
+  policy: Policy
+  averages: bool  # whether the optimizer keeps an average of the parameters
 
 
 def export(
-  target: Target,
-  policy: Policy,
+  workdir: pathlib.Path,
+  origin: Origin,
   state: training_state.TrainState,
   base: Params | None,
-  averages: bool,
   announce: Callable[[str], None],
 ) -> None:
   """Writes model/, the aligned model; model_average/ if the optimizer keeps one; adapter/ if an adapter was trained.
@@ -31,26 +31,25 @@ def export(
   Folders that exist stay as they are.
 
   Args:
-    target: where to write.
-    policy: the model and what of it was trained.
-    state: the state of the finished run.
+    workdir: the run's folder.
+    origin: the policy and where it came from.
+    state: the state after the last step.
     base: the frozen parameters under an adapter, which are merged with it; None without one.
-    averages: whether the optimizer keeps an average of the parameters.
     announce: called with a line for each folder.
   """
-  workdir, model_config = target.workdir, policy.model.config
+  policy, config = origin.policy, origin.policy.model.config
 
   def export_model(name: str, what: str, params: Params) -> None:
     folder = workdir / name
     if not (folder / 'config.json').exists():
-      checkpoint_io.save(folder, model_config, policy.merged(params, base), assets_from=target.origin)
+      checkpoint_io.save(folder, config, policy.merged(params, base), assets_from=origin.folder)
     announce(f'{what} is in {folder}')
 
   export_model('model', 'the aligned model', state.params)
-  if averages:
+  if origin.averages:
     export_model('model_average', 'its moving average', optim.averaged(state.opt_state, state.params))
   if policy.adapter is not None:
     folder = workdir / 'adapter'
     if not (folder / peft.CONFIG).exists():
-      peft.save(folder, model_config, policy.adapter, state.params, target.origin)
+      peft.save(folder, config, policy.adapter, state.params, origin.folder)
     announce(f'the adapter is in {folder}, as PEFT reads it')

@@ -36,7 +36,7 @@ def train(config: settings.Config) -> loop.Result:
   tx = recipes.build_optimizer(recipe, schedule, config.gradient_clip)
   identity = record.identity(config, prepared)
   workdir = pathlib.Path(config.workdir)
-  target = exports.Target(workdir, config.model)
+  origin = exports.Origin(config.model, prepared.policy, recipe.averages)
   batch_source = source.GrainSource(iter(batches))
   key = jax.random.key(config.seed)
   with checkpoint.Checkpoints(
@@ -58,7 +58,7 @@ def train(config: settings.Config) -> loop.Result:
       record.warn_of_changes(restored.config, config)
       if restored.step >= steps:
         announce(f'this run is finished: {restored.step} of {steps} steps are done')
-        exports.export(target, prepared.policy, state, base, recipe.averages, announce)
+        exports.export(workdir, origin, state, base, announce)
         return loop.Result(state, restored.step, False, 0)
     frozen = preparation.load_frozen(config, prepared, base)
     announce(record.summary(config, prepared, steps))
@@ -88,7 +88,7 @@ def train(config: settings.Config) -> loop.Result:
     announce(f'stopped on request: saved at step {result.step} of {steps}. The same command resumes the run')
   else:
     announce(f'{result.step} steps are done, with {result.compilations} compiled programs')
-    exports.export(target, prepared.policy, result.state, base, recipe.averages, announce)
+    exports.export(workdir, origin, result.state, base, announce)
   return result
 
 
