@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from alignjax import objectives
-from alignjax.data.tokens import dataset, tokenization
+from alignjax.data.tokens import tokenization
 from alignjax.models import base, checkpoint_io, transformer
 from alignjax.models import lora as lora_lib
 from alignjax.optim import recipes
@@ -69,14 +69,9 @@ def prepare(config: settings.Config, announce: inputs.Announce) -> Prepared:
     if paths
   ]
   for split in splits:
-    objectives.check_batch(objective, _fields(split.data), split.data.responses)
+    objectives.check_batch(objective, split.data.fields, split.data.responses)
   training, held_out = (*reference.cached(splits), None)[:2]
   return Prepared(objective, recipe, lora, tokenizer, mesh, model, shapes, shardings, reference, training, held_out)
-
-
-def _fields(data: dataset.TokenDataset) -> list[str]:
-  """The fields of a batch that the data fill, beside those that every batch has."""
-  return [name for name in ('score', 'behaviour_logp', 'behaviour_token_logp') if getattr(data, name) is not None]
 
 
 def initial_params(config: settings.Config, prepared: Prepared) -> Params:
