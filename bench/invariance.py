@@ -16,8 +16,10 @@ from alignjax import objectives
 from alignjax.models import transformer
 from alignjax.parallel import mesh as mesh_lib
 from alignjax.parallel import rules
+from alignjax.training import references
 from alignjax.training import state as state_lib
 from alignjax.training import step as step_lib
+from alignjax.training.policy import Policy
 from alignjax.types import PreferenceBatch
 
 CONFIG = transformer.TransformerConfig(
@@ -76,11 +78,11 @@ def loss_and_gradient(objective: str, *, mesh=(1, 1, 1), microbatches=1, chunk=1
   state = state_lib.TrainState.create(params, tx, jax.random.key(0))
   shardings = state_lib.shardings(mesh, state)
   step = step_lib.build_train_step(
-    model, objectives.parse(objective), tx, chunk=chunk, microbatches=microbatches, mesh=mesh
+    Policy(model), objectives.parse(objective), tx, chunk=chunk, microbatches=microbatches, mesh=mesh
   )
   after, metrics = jax.jit(step, out_shardings=(shardings, rules.replicated(mesh)))(
     jax.device_put(state, shardings),
-    jax.device_put(state_lib.Frozen(reference), state_lib.Frozen(shardings.params)),
+    jax.device_put(state_lib.Frozen(references.Live(reference)), state_lib.Frozen(references.Live(shardings.params))),
     jax.device_put(make_batch(padding), rules.batch_sharding(mesh)),
   )
   return float(metrics['loss']), jax.tree.map(lambda x, y: np.asarray(x) - np.asarray(y), params, after.params)

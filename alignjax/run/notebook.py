@@ -25,7 +25,7 @@ from alignjax.optim import recipes
 from alignjax.parallel import mesh as parallel_mesh
 from alignjax.parallel import rules
 from alignjax.run import smollm2
-from alignjax.training import loop, metrics, placement, source, state, step
+from alignjax.training import loop, metrics, placement, policy, references, source, state, step
 from alignjax.types import Array, Params, PreferenceBatch
 
 SMOLLM2 = 'smollm2'
@@ -122,11 +122,11 @@ def table(
     batch: from `one_batch`.
     reference: the reference; None uses the policy.
   """
-  policy = _logits(loaded.model, loaded.params, batch)
+  logits = _logits(loaded.model, loaded.params, batch)
   if not stats.missing_reference(objective.needs, batch.cached):
-    return stats.from_logits(objective.needs, policy, None, batch)
-  other = policy if reference is None else _logits(reference.model, reference.params, batch)
-  return stats.from_logits(objective.needs, policy, other, batch)
+    return stats.from_logits(objective.needs, logits, None, batch)
+  other = logits if reference is None else _logits(reference.model, reference.params, batch)
+  return stats.from_logits(objective.needs, logits, other, batch)
 
 
 def fit(
@@ -168,8 +168,8 @@ def fit(
   start = jax.tree.map(jnp.copy, jax.device_put(loaded.params, shardings))  # a copy, because the loop donates it
   frozen = state.Frozen()
   if stats.missing_reference(objective.needs, ()):
-    frozen = state.Frozen(jax.device_put((reference or loaded).params, shardings))
-  update = step.build_train_step(loaded.model, objective, tx, mesh=mesh)
+    frozen = state.Frozen(references.Live(jax.device_put((reference or loaded).params, shardings)))
+  update = step.build_train_step(policy.Policy(loaded.model), objective, tx, mesh=mesh)
   history, console = _History(), metrics.ConsoleWriter(steps, every=max(1, steps // 10))
   try:
     result = loop.train(

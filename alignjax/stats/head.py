@@ -53,16 +53,17 @@ def statistics(
   reference: HiddenStates | None,
   batch: PreferenceBatch,
   *,
-  positions: int,
+  chunk: int,
 ) -> table.StatTable:
-  """Computes the statistics in `needs` from hidden states, `positions` response positions at a time.
+  """Computes the statistics in `needs` from hidden states, `chunk` response tokens at a time.
 
   Args:
     needs: the statistics; those in `batch.cached` are read from there.
     policy: hidden states and head of the policy.
     reference: those of the reference; None if no statistic to compute reads it. Gradients stop here.
     batch: provides the response tokens, lengths and cached statistics.
-    positions: number of response positions whose logits exist at once: B * N * positions * V numbers per model.
+    chunk: response tokens whose logits exist at once, over all devices together: chunk * V numbers per model. Whole
+      positions of all B * N responses are taken together, at least one.
 
   Returns:
     The table: token statistics [B, N, R], response statistics [B, N].
@@ -95,7 +96,9 @@ def statistics(
     policy.states if any(stat.policy for stat in live) else None,
     reference.states if reference is not None else None,
   )
-  values = _over_positions(compute, states, jnp.asarray(batch.response), positions) if live else {}
+  target = jnp.asarray(batch.response)
+  positions = max(1, chunk // (target.shape[0] * target.shape[1]))
+  values = _over_positions(compute, states, target, positions) if live else {}
   return table.StatTable.create({**values, **of_responses, **cached}, jnp.asarray(batch.response_length))
 
 

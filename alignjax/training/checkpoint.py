@@ -42,11 +42,16 @@ class CorruptCheckpointError(CheckpointError):
 
 
 class MismatchError(CheckpointError):
-  """A checkpoint of another run, whose identity or arrays differ. `config` is the configuration of that run."""
+  """A checkpoint of another run: something differs that must not.
 
-  def __init__(self, message: str, config: Mapping[str, Any]):
+  Attributes:
+    config: the configuration of that run.
+    identity: the identity of that run if it is what differs, otherwise None.
+  """
+
+  def __init__(self, message: str, config: Mapping[str, Any], identity: Mapping[str, Any] | None = None):
     super().__init__(message)
-    self.config = config
+    self.config, self.identity = config, identity
 
 
 class Restored(NamedTuple):
@@ -349,6 +354,7 @@ class Checkpoints:
         f'checkpoint {step} in {self.folder} belongs to another run. {"; ".join(changed)}. '
         'Restore the old value, or choose another work directory',
         metadata['config'],
+        saved,
       )
 
   def _check_arrays(self, step: int, metadata: Mapping[str, Any], leaves: Mapping[str, Any]) -> None:

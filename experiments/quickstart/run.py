@@ -40,7 +40,8 @@ from alignjax.parallel import mesh as mesh_lib
 from alignjax.parallel import rules
 from alignjax.run import costs, smollm2, xla_flags
 from alignjax.sampling import strategies
-from alignjax.training import loop, metrics, placement, source, state, step
+from alignjax.training import loop, metrics, placement, references, source, state, step
+from alignjax.training.policy import Policy
 from alignjax.types import Params
 from experiments.quickstart import command_line, evaluations, outputs, prompts, responses
 
@@ -198,8 +199,8 @@ def _train(
   schedule = schedules.build_schedule('linear', recipe.learning_rate, steps=steps, warmup=min(4, steps))
   tx = recipes.build_optimizer(recipe, schedule, settings.gradient_clip)
   needs_reference = bool(stats.missing_reference(objective.needs, ()))
-  update = step.build_train_step(setup.model, objective, tx, chunk=responses.CHUNK, mesh=mesh)
-  frozen = state.Frozen(setup.reference if needs_reference else None)
+  update = step.build_train_step(Policy(setup.model), objective, tx, chunk=responses.CHUNK, mesh=mesh)
+  frozen = state.Frozen(references.Live(setup.reference) if needs_reference else references.NotLoaded())
   writers = [metrics.JsonlWriter(setup.workdir / 'metrics.jsonl'), metrics.ConsoleWriter(steps, every=4)]
   try:
     result = loop.train(
@@ -208,7 +209,7 @@ def _train(
       loop.Training(update, frozen, mesh, steps, schedule),
       log=loop.Logging(writers, origin=data['train'].origin),
       evaluation=loop.Evaluation(
-        step.build_eval_step(setup.model, objective, chunk=responses.CHUNK, mesh=mesh),
+        step.build_eval_step(Policy(setup.model), objective, chunk=responses.CHUNK, mesh=mesh),
         batches('held_out', 1),
         summary=objective.summary,
       ),

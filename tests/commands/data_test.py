@@ -4,10 +4,9 @@ import gzip
 import json
 import sys
 
-from absl import flags
 import pytest
 
-from alignjax.commands import data
+from alignjax.commands import data, program
 from alignjax.data.reading import catalogue, drops, sources
 from tests import assets
 
@@ -36,9 +35,7 @@ def write(tmp_path):
 
 def run(*arguments: str) -> int:
   """The program with a command line, in this process."""
-  values = flags.FlagValues()
-  data.define_flags(values)
-  return data.attempt(values(['data', *arguments])[1:], values)
+  return program.execute(data.PROGRAM, ['data', *arguments])
 
 
 def read(expression):
@@ -216,22 +213,23 @@ def test_build_counts_malformed_rows_when_told(write, tmp_path, capsys):
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [
-    ([], 'say what to do, one of validate, inspect, convert, build'),
-    (['check'], 'not check'),
-    (['validate'], 'validate needs --data'),
-    (['validate', 'rows.jsonl', '--data=x.jsonl'], "what is 'rows.jsonl'? What to read is given by --data"),
+    (['--verbosity=1'], 'alignjax data needs a program, one of validate, inspect, convert, build'),
+    (['chek'], "alignjax data has no program 'chek'. It has validate, "),
+    (['validat'], "alignjax data has no program 'validat'; did you mean validate?"),
+    (['validate'], '--data is missing: [form:]location'),
+    (['validate', 'rows.jsonl', '--data=x.jsonl'], "what is 'rows.jsonl'? Settings are given as --<name>=<value>"),
     (['validate', '--data=missing.jsonl'], 'missing.jsonl'),
     (
       ['validate', '--data=x.jsonl', '--model=m'],
-      '--model has no use in validate, which takes --data, --ignore_fields',
+      '--model is not a flag of data validate: it takes --import, --data, --ignore_fields',
     ),
-    (['convert', '--data=x.jsonl'], 'convert needs --out'),
-    (['inspect', '--data=x.jsonl'], 'inspect needs --model'),
+    (['convert', '--data=x.jsonl'], '--out is missing: The file to write'),
+    (['inspect', '--data=x.jsonl'], '--model is missing: Folder of the model'),
     (['inspect', '--data=x.jsonl', '--model=nowhere'], 'nowhere'),
-    (['build'], 'name one data set after `build`: hh_rlhf/harmless-base'),
+    (['build'], 'name one dataset after `build`: hh_rlhf/harmless-base'),
     (['build', 'hh_rlhf'], 'give --manual_dir. Download train.jsonl.gz'),
     (['build', 'unheard_of', '--manual_dir=x'], 'unheard_of: no such builder'),
-    (['build', 'hh_rlhf', '--data=x.jsonl'], '--data has no use in build'),
+    (['build', 'hh_rlhf', '--data=x.jsonl'], '--data is not a flag of data build: it takes --import, --dataset'),
   ],
 )
 def test_errors_of_the_user_are_one_message_and_exit_code_1(capsys, arguments, message):

@@ -2,9 +2,9 @@
 
 import pytest
 
-from alignjax.commands import doctor
 from alignjax.data.reading import rows
-from alignjax.run import preparation, settings
+from alignjax.run import examination, preparation, settings
+from alignjax.training import references
 from tests.commands import doctor_test, train_test
 
 
@@ -17,7 +17,7 @@ def folder(tmp_path_factory):
 
 
 def configure(folder, **overrides):
-  values = {'model': str(folder / 'model'), 'data': (str(folder / 'train.jsonl'),), 'remat': 'none'}
+  values = {'model': str(folder / 'model'), 'data': (str(folder / 'train.jsonl'),), 'batch_size': 8, 'remat': 'none'}
   return settings.Config(**values | overrides)
 
 
@@ -50,12 +50,12 @@ def test_the_base_of_an_adapter_is_its_reference_however_it_is_kept(folder, tmp_
   cached = {'reference_cache': str(tmp_path)} if cache else {}
   config = configure(folder, adapter='lora(rank=2)', base_quantization=base, **cached)
   config, prepared, state, frozen = doctor_test.start_of(config)
-  assert frozen.reference is None
-  assert doctor_test.named(doctor.examine(config, prepared, state, frozen)) == {}
+  assert frozen.reference == (references.NotLoaded() if cache else references.Base())
+  assert doctor_test.named(examination.examine(config, prepared, state, frozen)) == {}
 
 
 def test_another_reference_of_an_adapter_has_parameters_of_its_own(folder, tmp_path):
   doctor_test.write_model(tmp_path / 'other', seed=1)
   config = configure(folder, adapter='lora(rank=2)', reference=str(tmp_path / 'other'))
   _, _, _, frozen = doctor_test.start_of(config)
-  assert frozen.reference is not None
+  assert isinstance(frozen.reference, references.Live)

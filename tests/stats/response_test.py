@@ -20,8 +20,8 @@ PROBE = jnp.asarray(RNG.standard_normal(WIDTH), jnp.float32)
 REWARD = stats.ResponseStat('toy_reward', lambda states, head, batch: stats.last_state(states, batch) @ PROBE)
 
 
-def table(states, batch=BATCH, positions=3):
-  return stats.statistics({REWARD, stats.logp}, stats.HiddenStates(states, HEAD), None, batch, positions=positions)
+def table(states, batch=BATCH, chunk=36):
+  return stats.statistics({REWARD, stats.logp}, stats.HiddenStates(states, HEAD), None, batch, chunk=chunk)
 
 
 def test_the_state_that_predicts_the_last_token_is_read():
@@ -47,11 +47,11 @@ def test_gradients_flow_to_the_hidden_states_of_the_last_tokens_alone():
 
 
 def test_the_token_statistics_and_the_mask_are_what_they_are_without():
-  alone = stats.statistics({stats.logp}, stats.HiddenStates(STATES, HEAD), None, BATCH, positions=3)
+  alone = stats.statistics({stats.logp}, stats.HiddenStates(STATES, HEAD), None, BATCH, chunk=36)
   np.testing.assert_array_equal(table(STATES)[stats.logp], alone[stats.logp])
   np.testing.assert_array_equal(table(STATES).mask, alone.mask)
   with pytest.raises(ValueError, match='mask of response tokens needs a token statistic'):
-    _ = stats.statistics({REWARD}, stats.HiddenStates(STATES, HEAD), None, BATCH, positions=3).mask
+    _ = stats.statistics({REWARD}, stats.HiddenStates(STATES, HEAD), None, BATCH, chunk=36).mask
 
 
 def test_cached_values_take_its_place_without_gradient():
@@ -71,7 +71,7 @@ def test_full_logits_cannot_give_it():
 def test_a_function_that_returns_another_shape_is_refused_by_name():
   wrong = stats.ResponseStat('per_token', lambda states, head, batch: states[..., 0])
   with pytest.raises(ValueError, match=r"'per_token' must return one value for each response, shape \(6, 2\), got"):
-    stats.statistics({wrong}, stats.HiddenStates(STATES, HEAD), None, BATCH, positions=3)
+    stats.statistics({wrong}, stats.HiddenStates(STATES, HEAD), None, BATCH, chunk=36)
 
 
 def test_an_objective_reads_it_and_permuting_rows_permutes_it():

@@ -14,9 +14,10 @@ from alignjax.data.batches import batching
 from alignjax.models import transformer
 from alignjax.parallel import mesh as mesh_lib
 from alignjax.parallel import rules
-from alignjax.training import checkpoint, loop, placement, source
+from alignjax.training import checkpoint, loop, placement, references, source
 from alignjax.training import state as state_lib
 from alignjax.training import step as step_lib
+from alignjax.training.policy import Policy
 from tests import fixtures
 
 CONFIG = transformer.TransformerConfig(
@@ -100,9 +101,10 @@ def expected(params):
 def test_it_is_that_of_whole_batches_for_any_number_of_microbatches_and_any_mesh(params, expected, microbatches, shape):
   mesh = None if shape is None else mesh_lib.make_mesh(*shape, devices=jax.devices()[: np.prod(shape)])
   model = transformer.build(CONFIG) if mesh is None else transformer.build(CONFIG, rules.activation_constraint(mesh))
-  step = jax.jit(step_lib.build_train_step(model, OBJECTIVE, TX, chunk=64, microbatches=microbatches, mesh=mesh))
+  options = {'chunk': 64, 'microbatches': microbatches, 'mesh': mesh}
+  step = jax.jit(step_lib.build_train_step(Policy(model), OBJECTIVE, TX, **options))
   state = state_lib.TrainState.create(copies(params[0]), TX, jax.random.key(0), OBJECTIVE.memory.initial)
-  frozen = state_lib.Frozen(params[1])
+  frozen = state_lib.Frozen(references.Live(params[1]))
   if mesh is not None:
     state = jax.device_put(state, state_lib.shardings(mesh, state))
   for index in range(3):
@@ -132,8 +134,8 @@ def make_source():
 @pytest.fixture(scope='module')
 def programs():
   model = transformer.build(CONFIG, rules.activation_constraint(MESH))
-  step = step_lib.build_train_step(model, OBJECTIVE, TX, chunk=64, microbatches=2, mesh=MESH)
-  return step, step_lib.build_eval_step(model, OBJECTIVE, chunk=64, mesh=MESH)
+  step = step_lib.build_train_step(Policy(model), OBJECTIVE, TX, chunk=64, microbatches=2, mesh=MESH)
+  return step, step_lib.build_eval_step(Policy(model), OBJECTIVE, chunk=64, mesh=MESH)
 
 
 def make_state(params):
@@ -157,7 +159,8 @@ class Recorder:
 def run(params, programs, steps, *, evaluated=False, state=None, batches=None, checkpoints=None):
   recorder = Recorder()
   evaluation = loop.Evaluation(programs[1], [batching.Batch(jax.device_get(make_batch(99)), np.arange(ROWS))], every=1)
-  frozen = state_lib.Frozen(jax.device_put(params[1], rules.param_shardings(MESH, params[1])))
+  reference = jax.device_put(params[1], rules.param_shardings(MESH, params[1]))
+  frozen = state_lib.Frozen(references.Live(reference))
   result = loop.train(
     make_state(params) if state is None else state,
     make_source() if batches is None else batches,
@@ -223,7 +226,7 @@ def test_evaluation_does_not_change_it(params, programs, whole):
 
 def test_evaluation_reads_what_training_remembers(params, programs, whole):
   state, records = whole
-  frozen = state_lib.Frozen(params[1], memory=state.memory)
+  frozen = state_lib.Frozen(references.Live(params[1]), memory=state.memory)
   evaluate = jax.jit(programs[1])
   batch = placement.to_global(MESH, jax.device_get(make_batch(99)))
   held_out = evaluate(state.params, frozen, batch)

@@ -12,7 +12,7 @@ from alignjax.commands import train
 from alignjax.data.batches import reference_cache
 from alignjax.models import checkpoint_io
 from alignjax.run import preparation, settings
-from alignjax.training import reference
+from alignjax.training import caching
 from tests import assets
 from tests.commands import train_test
 
@@ -67,7 +67,7 @@ def test_a_cache_gives_the_losses_of_a_live_reference(folder, objective, column,
   assert (
     said.count('reference cache of 13 examples: making') == said.count('reference cache of 5 examples: making') == 1
   )
-  monkeypatch.setattr(reference, 'build_cache', None)  # it is there: nothing may make it again
+  monkeypatch.setattr(caching, 'build_cache', None)  # it is there: nothing may make it again
   found = records(folder, f'{name}-found', microbatches=2, **options)
   said = capsys.readouterr().out
   assert 'doctor' not in said
@@ -97,10 +97,10 @@ def test_a_cache_without_use_is_refused(folder):
 def test_what_is_worth_keeping_follows_from_what_an_objective_needs():
   dpo, ra_dpo = objectives.dpo(), objectives.ra_dpo(risk=risk.cvar(0.9))
   number, states = reference_cache.Column((), 'float32'), reference_cache.Column((64,), 'bfloat16')
-  assert reference.columns(dpo.needs, 64, 'bfloat16') == {'reference_logp': number}
-  assert reference.columns((dpo + ra_dpo).needs, 64, 'bfloat16') == {'reference_states': states}
+  assert caching.columns(dpo.needs, 64, 'bfloat16') == {'reference_logp': number}
+  assert caching.columns((dpo + ra_dpo).needs, 64, 'bfloat16') == {'reference_states': states}
   with pytest.raises(ValueError, match='nothing to cache'):
-    reference.columns(objectives.sft().needs, 64, 'bfloat16')
+    caching.columns(objectives.sft().needs, 64, 'bfloat16')
 
 
 def test_the_program_with_cached_states_reads_the_head_alone(folder):

@@ -10,9 +10,10 @@ import pytest
 
 from alignjax import objectives, stats
 from alignjax.models import transformer
-from alignjax.training import gradients
+from alignjax.training import forward
 from alignjax.training import state as state_lib
 from alignjax.training import step as step_lib
+from alignjax.training.policy import Policy
 from alignjax.types import Term
 from tests import fixtures
 from tests.training import step_test
@@ -38,8 +39,8 @@ def expected_gradient(params, step):
   """Autodiff through the whole table."""
 
   def loss(params):
-    hidden = gradients.hidden_states(MODEL, params, BATCH)
-    table = stats.statistics(OBJECTIVE.needs, hidden, None, BATCH, positions=4)
+    hidden = forward.hidden_states(MODEL, params, BATCH)
+    table = stats.statistics(OBJECTIVE.needs, hidden, None, BATCH, chunk=32)
     losses = OBJECTIVE.apply(dataclasses.replace(table, step=step), BATCH).loss
     return jnp.sum(BATCH.weight * losses) / jnp.sum(BATCH.weight)
 
@@ -50,7 +51,7 @@ def expected_gradient(params, step):
 def test_steps_and_response_statistics_reach_the_objective(couples_rows):
   objective = dataclasses.replace(OBJECTIVE, couples_rows=couples_rows)
   tx = optax.sgd(1.0)
-  step = jax.jit(step_lib.build_train_step(MODEL, objective, tx, chunk=4, microbatches=2))
+  step = jax.jit(step_lib.build_train_step(Policy(MODEL), objective, tx, chunk=4, microbatches=2))
   for done, coefficient in ((0, 1.0), (3, 0.25)):
     state = dataclasses.replace(state_lib.TrainState.create(PARAMS, tx, jax.random.key(0)), step=jnp.int32(done))
     after, metrics = step(state, state_lib.Frozen(), BATCH)
@@ -61,7 +62,7 @@ def test_steps_and_response_statistics_reach_the_objective(couples_rows):
 
 
 def test_an_evaluation_uses_the_step_at_which_it_is_made():
-  evaluate = jax.jit(step_lib.build_eval_step(MODEL, OBJECTIVE, chunk=64))
+  evaluate = jax.jit(step_lib.build_eval_step(Policy(MODEL), OBJECTIVE, chunk=64))
   sums = evaluate(PARAMS, state_lib.Frozen(step=jnp.int32(2)), BATCH)
   assert float(sums['sft/coefficient'].mean()) == 0.5
 
@@ -73,7 +74,7 @@ def test_lengths_and_log_probabilities_are_those_of_the_labelled_response():
     response_length=BATCH.response_length[:, ::-1],
     label=1.0 - BATCH.label,
   )
-  evaluate = jax.jit(step_lib.build_eval_step(MODEL, objectives.sft(), chunk=64))
+  evaluate = jax.jit(step_lib.build_eval_step(Policy(MODEL), objectives.sft(), chunk=64))
   one, other = (evaluate(PARAMS, state_lib.Frozen(), batch) for batch in (BATCH, swapped))
   for name in ('length_chosen', 'length_rejected', 'logp_chosen', 'logp_rejected', 'loss'):
     np.testing.assert_allclose(one[name].mean(), other[name].mean(), rtol=1e-5, err_msg=name)

@@ -21,7 +21,7 @@ class ImdbPreferences(base.PreferenceBuilder):
 
   MANUAL_DOWNLOAD_INSTRUCTIONS = """
   Sample several continuations of the first few tokens of each review, for instance with
-  `python -m experiments.sample --samples=4`, score them, and write train.jsonl, and optionally test.jsonl, to
+  `alignjax sample --samples=4`, score them, and write train.jsonl, and optionally test.jsonl, to
   --manual_dir, with one line per prompt: {"prompt": "This film", "responses": [" was", ...], "scores": [0.7, ...]}.
   """
   BUILDER_CONFIGS = base.configs('all_pairs', 'best_and_worst')

@@ -11,7 +11,7 @@ class JsonlPreferences(base.PreferenceBuilder):
 
   MANUAL_DOWNLOAD_INSTRUCTIONS = """
   Put train.jsonl, and optionally validation.jsonl and test.jsonl, into --manual_dir; they may be gzipped (.jsonl.gz).
-  `python -m experiments.data convert` writes such files from other forms.
+  `alignjax data convert` writes such files from other forms.
   """
   BUILDER_CONFIGS = base.configs('text', 'chat')
   splits = ('train', 'validation', 'test')

@@ -74,7 +74,7 @@ def _find(place: str) -> tfds.core.DatasetBuilder:
   available = ', '.join(_prepared(folder)) or 'none'
   raise ValueError(
     f'{place}: no such dataset is prepared in {folder}, the folder set by TFDS_DATA_DIR; available: {available}. To '
-    'prepare one: python -m experiments.data build NAME --manual_dir=FOLDER; omit NAME to list the known ones'
+    'prepare one: alignjax data build NAME --manual_dir=FOLDER; omit NAME to list the known ones'
   )
 
 

@@ -145,7 +145,7 @@ def test_rows_are_what_json_would_hold():
       'nothing',
       r'nothing: no such dataset is prepared in .*; available: everything, jsonl_preferences/text\. To prepare',
     ),
-    ('nothing', 'To prepare one: python -m experiments.data build NAME'),
+    ('nothing', 'To prepare one: alignjax data build NAME'),
     ('jsonl_preferences/chat', 'jsonl_preferences/chat: no such dataset is prepared'),
     ('imdb_reviews', 'imdb_reviews: no such dataset is prepared'),  # TFDS knows it, but it is not there
     ('two words', 'two words: no such dataset is prepared'),

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 import contextlib
 import os
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import multihost_utils
@@ -19,10 +19,9 @@ from alignjax import stats
 from alignjax.data.batches import batching, reference_cache
 from alignjax.data.tokens import dataset
 from alignjax.models import base as models
-from alignjax.training import gradients, loop, placement
+from alignjax.training import forward, loop, placement, references, rows
 from alignjax.types import Array, Params, PreferenceBatch
 
-REFERENCE_STATES = gradients.REFERENCE_STATES
 PROGRESS = 10.0  # seconds between messages
 
 
@@ -41,8 +40,17 @@ def columns(needs: Iterable[stats.TokenStat], width: int, dtype: str) -> dict[st
   if not reading:
     raise ValueError('no statistic of the objective reads the reference, so there is nothing to cache')
   if any(stat.policy for stat in reading):
-    return {REFERENCE_STATES: reference_cache.Column((width,), dtype)}
+    return {references.STATES: reference_cache.Column((width,), dtype)}
   return {stat.name: reference_cache.Column((), 'float32') for stat in reading}
+
+
+class ReferenceRun(NamedTuple):
+  """The reference model, how it runs, and what for."""
+
+  model: models.LanguageModel
+  params: Params  # on the mesh of the layout
+  needs: frozenset[stats.TokenStat]  # the objective's statistics
+  layout: rows.Layout  # the mesh shared by all processes, and how many tokens have logits at once on a device
 
 
 def build_cache(
@@ -50,37 +58,28 @@ def build_cache(
   identity: Mapping[str, Any],
   pairs: dataset.TokenDataset,
   batches: batching.Batches,
-  model: models.LanguageModel,
-  params: Params,
-  needs: Iterable[stats.TokenStat],
-  *,
-  mesh: jax.sharding.Mesh,
-  chunk: int,
+  reference: ReferenceRun,
   announce: Callable[[str], None],
 ) -> None:
-  """Runs the reference over a data set, once, and writes its cache. All processes call it; the first one writes.
+  """Runs the reference over a dataset once and writes its cache. Every process calls it; the first one writes.
 
   Args:
-    root: folder of caches, which all processes see.
-    identity: of the cache, from `reference_cache.identity` with `columns`.
-    pairs: the data.
-    batches: of these pairs, each once: `make_batches(pairs, epochs=1, shuffle=False, ...)`.
-    model: the reference.
-    params: its parameters, on the mesh.
-    needs: of the objective.
-    mesh: of all processes.
-    chunk: response tokens whose logits exist at once on a device.
-    announce: told of the progress.
+    root: the folder of caches, visible to all processes.
+    identity: identifies the cache; from `reference_cache.identity` with `columns`.
+    pairs: the dataset.
+    batches: each pair once: `make_batches(pairs, epochs=1, shuffle=False, ...)`.
+    reference: the model that runs.
+    announce: called with progress messages.
   """
-  own = frozenset(stat for stat in needs if stat.reference and not stat.policy)
-  kept = identity['columns'].keys()
+  own = frozenset(stat for stat in reference.needs if stat.reference and not stat.policy)
+  kept, layout = identity['columns'].keys(), reference.layout
 
   def compute(params: Params, batch: PreferenceBatch) -> dict[str, Array]:
-    hidden = gradients.hidden_states(model, params, batch)
-    if REFERENCE_STATES in kept:
-      return {REFERENCE_STATES: hidden.states}
-    positions = gradients.positions_of(batch, chunk, mesh)
-    table = stats.statistics(own, hidden, hidden, batch, positions=positions)
+    forward.assert_batch(batch)
+    hidden = forward.hidden_states(reference.model, params, batch)
+    if references.STATES in kept:
+      return {references.STATES: hidden.states}
+    table = forward.table(own, hidden, hidden, batch, layout)
     return {name: table.values[name] for name in kept}
 
   program = loop.Programs('reference', compute, announce)
@@ -90,7 +89,7 @@ def build_cache(
     if jax.process_index() == 0:
       writer = stack.enter_context(reference_cache.writing(root, identity, pairs))
     for step, batch in enumerate(batches, start=1):
-      values = program(params, placement.to_global(mesh, batch.data))
+      values = program(reference.params, placement.to_global(layout.mesh, batch.data))
       values = {name: _on_host(value) for name, value in values.items()}
       if writer is not None:
         writer.write(batches.plan[step - 1][1], values)
@@ -100,7 +99,7 @@ def build_cache(
         left = (now - start) / step * (batches.steps - step)
         announce(f'reference cache: {step} of {batches.steps} batches, {left:.0f} s to go')
   if jax.process_count() > 1:
-    multihost_utils.sync_global_devices('alignjax.training.reference.build_cache')
+    multihost_utils.sync_global_devices('alignjax.training.caching.build_cache')
 
 
 def _on_host(value: Array) -> np.ndarray:
