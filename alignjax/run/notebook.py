@@ -157,9 +157,11 @@ def fit(
 
   Raises:
     NonFiniteError: if the loss, the gradient or a parameter is not finite.
-    ValueError: for an invalid expression, or an optimizer that needs more than a notebook has.
+    ValueError: for an invalid expression, data without a field that the objective reads, or an optimizer that merges or
+      averages.
   """
   objective = objectives.parse(objective) if isinstance(objective, str) else objective
+  objectives.check_batch(objective, examples.fields, examples.responses)
   tx = _optimizer(optimizer) if isinstance(optimizer, str) else optimizer
   mesh = parallel_mesh.make_mesh(devices=jax.devices()[: math.gcd(batch_size, jax.device_count())])
   shardings = rules.param_shardings(mesh, loaded.params)
