@@ -188,7 +188,7 @@ def test_eight_devices_draw_what_one_does():
   [
     ({'samples': 0}, 'samples=0 and max_new_tokens=5 must both be at least 1'),
     ({'max_new_tokens': 0}, 'max_new_tokens=0'),
-    ({'end_ids': (2, -1)}, r'end_ids=\(2, -1\) must be token ids'),
+    ({'end_ids': (2, -1)}, r'end_ids=\(2, -1\) must not be negative'),
   ],
 )
 def test_wrong_arguments_are_refused(options, message):
