@@ -1,4 +1,4 @@
-"""The shapes of models that benchmarks measure, without their weights."""
+"""Model configurations for benchmarks, without weights."""
 
 from alignjax.models import transformer
 

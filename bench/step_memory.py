@@ -1,11 +1,11 @@
-"""Memory of the compiled training step, with logits in chunks and with all of them at once; nothing is run.
+"""Memory of the compiled training step, with logits in chunks and all at once. Nothing is executed.
 
   python -m bench.step_memory
 
-The model has the shape of SmolLM2-135M, with its own vocabulary and with that of Llama 3. `temporaries` is what the
-program needs beyond its arguments (parameters, Adam's moments, the reference and the batch) by the compiler's own
-account; state and gradients are updated in place of the arguments. `logits` is the size of one float32 array of logits
-for the whole batch.
+The model has the shape of SmolLM2-135M, with its own vocabulary and with that of Llama 3. `temporaries` is the memory
+that the program needs in addition to its arguments (parameters, Adam's moments, the reference and the batch), as
+reported by the compiler. The arguments are donated, so state and gradients reuse their memory. `logits` is the size of
+one float32 array of logits for the whole batch.
 """
 
 import dataclasses
@@ -23,9 +23,9 @@ from alignjax.types import PreferenceBatch
 from bench import shapes
 
 _PROMPTS = flags.DEFINE_integer('prompts', 8, 'Prompts in the batch, two responses each.')
-_PROMPT = flags.DEFINE_integer('prompt', 128, 'Tokens of a prompt.')
-_RESPONSE = flags.DEFINE_integer('response', 256, 'Tokens of a response.')
-_CHUNK = flags.DEFINE_integer('chunk', 512, 'Response tokens whose logits exist at once.')
+_PROMPT = flags.DEFINE_integer('prompt', 128, 'Tokens per prompt.')
+_RESPONSE = flags.DEFINE_integer('response', 256, 'Tokens per response.')
+_CHUNK = flags.DEFINE_integer('chunk', 512, 'Response tokens whose logits are in memory at once.')
 _VOCABULARIES = flags.DEFINE_multi_integer('vocabulary', [49_152, 128_256], 'Vocabulary sizes.')
 
 
