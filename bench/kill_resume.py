@@ -48,7 +48,7 @@ def start(folder: pathlib.Path, workdir: pathlib.Path, steps: int) -> subprocess
     'save_every': 3,
     'eval_every': 10,
   }
-  command = [sys.executable, '-m', 'experiments.train', f'--model={folder / "model"}', f'--workdir={workdir}']
+  command = [sys.executable, '-m', 'alignjax', 'train', f'--model={folder / "model"}', f'--workdir={workdir}']
   command += [f'--data={folder / "train.jsonl"}', f'--eval_data={folder / "eval.jsonl"}', '--local_devices=2']
   command += [f'--config.{name}={value}' for name, value in settings.items()]
   environment = os.environ | {'PYTHONPATH': str(ROOT)}

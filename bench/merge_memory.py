@@ -19,10 +19,9 @@ from typing import NamedTuple
 from absl import app, flags, logging
 import numpy as np
 
-from alignjax.commands import merge, sample
 from alignjax.models import folders
-from alignjax.run import folder_tensors, smollm2
-from alignjax.sampling import strategies
+from alignjax.run import folder_tensors, merge_folders, smollm2
+from alignjax.sampling import strategies, text
 
 ROOT = pathlib.Path(__file__).parents[1]
 # A child process inherits the peak memory of its parent, so a small process launches the measured one.
@@ -86,15 +85,15 @@ def run(base: pathlib.Path, folder: pathlib.Path, methods: Sequence[str], spread
   def tell(label: str, cost: Cost) -> None:
     print(f'{label:24} {cost.seconds:8.1f} {cost.peak / 2**20:9.0f} {cost.peak / size:13.2f}', flush=True)
 
-  tell('import', measure(['-c', 'import jax; from experiments import merge; jax.numpy.zeros(1)']))
+  tell('import', measure(['-c', 'import jax; from alignjax.commands import merge; jax.numpy.zeros(1)']))
   for i, method in enumerate(methods):
     out = folder / f'merged_{i}'
-    command = ['-m', 'experiments.merge', f'--method={method}', f'--models={models[0]},{models[1]}', f'--out={out}']
-    if merge.parse_method(method).needs_base:
+    command = ['-m', 'alignjax', 'merge', f'--method={method}', f'--models={models[0]},{models[1]}', f'--out={out}']
+    if merge_folders.parse_method(method).needs_base:
       command.append(f'--base={base}')
     tell(method, measure(command))
   prompt = [{'role': 'user', 'content': 'What is the capital of France?'}]
-  (response,) = sample.sample(str(out), [prompt], strategies.greedy(), max_new_tokens=24)
+  (response,) = text.sample(out, [prompt], text.Options(max_new_tokens=24, strategy=strategies.greedy()))
   print(f'{methods[-1]} answers: {response.response!r}')
 
 

@@ -27,8 +27,10 @@ import optax
 
 from alignjax import objectives, optim
 from alignjax.models import transformer
+from alignjax.training import references
 from alignjax.training import state as state_lib
 from alignjax.training import step as step_lib
+from alignjax.training.policy import Policy
 from alignjax.types import Params, PreferenceBatch
 from bench import shapes
 
@@ -98,7 +100,7 @@ class Step:
   def __init__(self, tx: optax.GradientTransformation, bench: 'Steps'):
     self.bench, self.opt_state = bench, tx.init(bench.params)
     self.bytes = sum(x.nbytes for x in jax.tree.leaves(self.opt_state))
-    step = step_lib.build_train_step(bench.model, objectives.dpo(), tx, chunk=256)
+    step = step_lib.build_train_step(Policy(bench.model), objectives.dpo(), tx, chunk=256)
     self.program = jax.jit(step, donate_argnums=0).lower(self._state(), bench.frozen, bench.batch(0)).compile()
 
   def _state(self) -> state_lib.TrainState:
@@ -123,7 +125,7 @@ class Steps:
     self.model, self.params = model, jax.jit(model.init)(jax.random.key(0))
     self.vocabulary = vocabulary
     delta = noise(self.params, 1, jnp.bfloat16)
-    self.frozen = state_lib.Frozen(jax.tree.map(jnp.add, self.params, noise(self.params, 2)), delta)
+    self.frozen = state_lib.Frozen(references.Live(jax.tree.map(jnp.add, self.params, noise(self.params, 2))), delta)
 
   def batch(self, round_: int) -> PreferenceBatch:
     prompts, tokens = _PROMPTS.value, _TOKENS.value

@@ -21,8 +21,8 @@ from absl import app, flags
 import pyarrow
 from pyarrow import parquet
 
-from alignjax.data import pairs, sources, tokenization
-from alignjax.data import report as report_lib
+from alignjax.data.reading import drops, rows, sources
+from alignjax.data.tokens import encoding, tokenization
 from tests import assets
 
 ROWS_BETWEEN_MESSAGES = 100_000
@@ -100,7 +100,7 @@ def tell(text: str) -> None:
   print(text, file=sys.stderr, flush=True)
 
 
-def watched(found: Iterator[sources.Pair]) -> Iterator[sources.Pair]:
+def watched(found: Iterator[rows.Example]) -> Iterator[rows.Example]:
   """Passes on the pairs and reports progress from time to time."""
   began = time.monotonic()
   for i, pair in enumerate(found, 1):
@@ -109,9 +109,9 @@ def watched(found: Iterator[sources.Pair]) -> Iterator[sources.Pair]:
     yield pair
 
 
-def measure(name: str, what: str, consume: Callable[[report_lib.DropReport], Any], size: int) -> None:
+def measure(name: str, what: str, consume: Callable[[drops.DropReport], Any], size: int) -> None:
   """Measures one case and prints a line of the table."""
-  report = report_lib.DropReport()
+  report = drops.DropReport()
   wall, cpu = time.monotonic(), time.process_time()
   consume(report)
   wall, cpu = time.monotonic() - wall, time.process_time() - cpu
@@ -134,16 +134,15 @@ def run(name: str, folder: pathlib.Path, tokenizer: tokenization.Tokenizer) -> N
     tell(f'{name}: writing {count} rows')
     write(path, (row(f'{i} {draw.choice(texts)}', *draw.sample(texts, 2)) for i in range(count)))
 
-    def checked(report: report_lib.DropReport, path: pathlib.Path = path) -> Iterator[sources.Pair]:
-      return watched(sources.read_pairs(f'{form}:{path}', report))
+    def checked(report: drops.DropReport, path: pathlib.Path = path) -> Iterator[rows.Example]:
+      return watched(sources.read_examples(f'{form}:{path}', report))
 
-    def count_only(report: report_lib.DropReport) -> None:
+    def count_only(report: drops.DropReport) -> None:
       for _ in checked(report):
         pass
 
-    def with_tokens(report: report_lib.DropReport) -> None:
-      limits = {'max_prompt': 512, 'max_response': 512, 'vocab_size': VOCABULARY}
-      pairs.tokenize(checked(report), tokenizer, report=report, **limits)
+    def with_tokens(report: drops.DropReport) -> None:
+      encoding.tokenize(checked(report), tokenizer, encoding.Limits(512, 512, VOCABULARY), report)
 
     measure(name, what, count_only if what == 'checked' else with_tokens, path.stat().st_size)
     path.unlink()

@@ -34,9 +34,10 @@ from alignjax import objectives, stats
 from alignjax.models import base as models
 from alignjax.models import lora as lora_lib
 from alignjax.models import quantization, transformer
-from alignjax.training import gradients, reference
+from alignjax.training import caching, forward, references
 from alignjax.training import state as state_lib
 from alignjax.training import step as step_lib
+from alignjax.training.policy import Policy
 from alignjax.types import Array, Params, PreferenceBatch
 from bench import shapes
 
@@ -60,7 +61,7 @@ class Start(NamedTuple):
   params: Params
   frozen: state_lib.Frozen
   cached: Mapping[str, Array] = {}
-  lora: lora_lib.LoRA | None = None
+  adapter: lora_lib.LoRA | None = None
 
 
 class Run(NamedTuple):
@@ -74,24 +75,25 @@ class Run(NamedTuple):
 
 
 def live(run: Run) -> Start:
-  return Start(jax.tree.map(jnp.array, run.policy), state_lib.Frozen(run.reference))
+  return Start(jax.tree.map(jnp.array, run.policy), state_lib.Frozen(references.Live(run.reference)))
 
 
 def on_base(run: Run, kind: str | None = None) -> Start:
   settings = lora_lib.LoRA(_RANK.value)
   base = run.reference if kind is None else quantization.quantize(run.reference, kind)
-  return Start(lora_lib.init(jax.random.key(1), base, settings), state_lib.Frozen(base=base), lora=settings)
+  frozen = state_lib.Frozen(references.Base(), base=base)
+  return Start(lora_lib.init(jax.random.key(1), base, settings), frozen, adapter=settings)
 
 
 def cache(run: Run) -> Start:
-  hidden = jax.jit(functools.partial(gradients.hidden_states, run.model))(run.reference, run.batch)
-  columns = reference.columns(run.objective.needs, run.model.config.width, 'float32')
-  if reference.REFERENCE_STATES in columns:
-    cached, frozen = {reference.REFERENCE_STATES: hidden.states}, state_lib.Frozen(hidden.head)
+  hidden = jax.jit(functools.partial(forward.hidden_states, run.model))(run.reference, run.batch)
+  columns = caching.columns(run.objective.needs, run.model.config.width, 'float32')
+  if references.STATES in columns:
+    cached, frozen = {references.STATES: hidden.states}, state_lib.Frozen(references.CachedStates(hidden.head))
   else:
     stat_of = {stat.name: stat for stat in run.objective.needs}
     needs = [stat_of[name] for name in columns]
-    table = jax.jit(functools.partial(stats.statistics, needs, positions=16))(hidden, hidden, run.batch)
+    table = jax.jit(functools.partial(stats.statistics, needs, chunk=_CHUNK.value))(hidden, hidden, run.batch)
     cached, frozen = table.values, state_lib.Frozen()
   return Start(jax.tree.map(jnp.array, run.policy), frozen, cached)
 
@@ -126,9 +128,9 @@ class Contender:
   def __init__(self, way: str, run: Run):
     start = WAYS[way](run)
     self.batch, self.frozen = dataclasses.replace(run.batch, cached=start.cached), start.frozen
-    self.trains_all = start.lora is None
+    self.trains_all = start.adapter is None
     self.state = state_lib.TrainState.create(start.params, TX, jax.random.key(0), run.objective.memory.initial)
-    step = step_lib.build_train_step(run.model, run.objective, TX, lora=start.lora, chunk=_CHUNK.value)
+    step = step_lib.build_train_step(Policy(run.model, start.adapter), run.objective, TX, chunk=_CHUNK.value)
     self.program = jax.jit(step, donate_argnums=0).lower(self.state, self.frozen, self.batch).compile()
     memory = self.program.memory_analysis()
     self.arguments, self.temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes

@@ -15,3 +15,18 @@ SMOLLM2_135M = transformer.TransformerConfig(
   tied_embeddings=True,
   max_positions=8192,
 )
+
+# A narrow trunk under a vocabulary of realistic size: the head takes about half of a step.
+NARROW = transformer.TransformerConfig(
+  vocab_size=16_384,
+  width=256,
+  layers=4,
+  heads=4,
+  kv_heads=2,
+  head_width=64,
+  mlp_width=768,
+  norm_epsilon=1e-5,
+  rope_theta=1e5,
+  tied_embeddings=True,
+  max_positions=1024,
+)

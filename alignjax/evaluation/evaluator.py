@@ -91,8 +91,7 @@ def build_kl_step(
   def step(params: Params, reference: Params, batch: PreferenceBatch) -> stats.StatTable:
     inputs = (batch.prompt, batch.prompt_length, batch.response, batch.response_length)
     sides = [stats.HiddenStates(model.hidden(side, *inputs), model.head(side)) for side in (params, reference)]
-    prompts, samples = batch.response.shape[:2]
-    return stats.statistics(needs, *sides, batch, positions=max(1, chunk // (prompts * samples)))
+    return stats.statistics(needs, *sides, batch, chunk=chunk)
 
   return step
 

@@ -1,4 +1,4 @@
-"""Model merging: pure functions on parameter trees, which also run tensor by tensor over files of any size.
+"""Merging of models: pure functions on parameter trees, which also run tensor by tensor over files of any size.
 
 merged = merge(ties(density=0.5), [helpful, harmless], base, weights=[0.7, 0.3])
 """
@@ -14,13 +14,9 @@ from alignjax.merging.offline import (
   task_arithmetic,
   ties,
 )
+from alignjax.merging.registered import METHODS, factory
 from alignjax.merging.settings import setting
 from alignjax.merging.task_vectors import apply, task_vector
-
-METHODS = {
-  build.__name__: build for build in (breadcrumbs, dare, della, linear, model_stock, slerp, task_arithmetic, ties)
-}
-"""Every merge method, by its name in expressions."""
 
 __all__ = [
   'METHODS',
@@ -31,6 +27,7 @@ __all__ = [
   'breadcrumbs',
   'dare',
   'della',
+  'factory',
   'linear',
   'merge',
   'model_stock',

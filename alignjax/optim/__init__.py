@@ -1,16 +1,15 @@
-"""Optimizers beyond optax: online merging with a reference delta, and its baselines."""
+"""Optimizers that are no part of optax: online merging with a reference delta, and what it is compared with."""
 
 from alignjax.optim.baselines import averaged, child_tuning, moving_average
 from alignjax.optim.online_merging import OnlineMergeState, merge_metrics, online_dare, online_merge, online_ties
-
-TRANSFORMS = {build.__name__: build for build in (child_tuning, moving_average, online_dare, online_merge, online_ties)}
-"""Every transform, by its name in expressions."""
+from alignjax.optim.recipes import TRANSFORMS, factory
 
 __all__ = [
   'TRANSFORMS',
   'OnlineMergeState',
   'averaged',
   'child_tuning',
+  'factory',
   'merge_metrics',
   'moving_average',
   'online_dare',

@@ -20,8 +20,8 @@ import jax
 import optax
 from optax import contrib
 
-from alignjax import expressions, optim
-from alignjax.optim import schedules
+from alignjax import expressions, registry
+from alignjax.optim import baselines, online_merging, schedules
 from alignjax.types import Params
 
 
@@ -59,6 +59,61 @@ class Recipe:
   averages: bool = False
 
 
+BASES: dict[str, Callable[..., Recipe]] = {}
+"""Every optimizer by the name that expressions use; `factory` adds to it."""
+
+
+def _base(build: Callable[..., Recipe]) -> Callable[..., Recipe]:
+  """Registers a base optimizer of this module."""
+  return registry.add(BASES, build, 'optimizers')
+
+
+def factory[**P](
+  build: Callable[P, optax.GradientTransformation],
+) -> Callable[P, optax.GradientTransformation]:
+  """Registers a function that builds an optimizer of optax, so that expressions know it by its name.
+
+  @factory
+  def clipped_sgd(learning_rate, largest=1.0):
+    return optax.chain(optax.clip(largest), optax.sgd(learning_rate))
+
+  Args:
+    build: a function of a learning rate, which it gets as a number or as a function of the updates done, as optax's own
+      optimizers do, and of other hyper-parameters.
+
+  Returns:
+    The function as it was.
+
+  Raises:
+    ValueError: it has no argument `learning_rate`, or another optimizer is registered under the name.
+  """
+  name, signature = build.__name__, inspect.signature(build)
+  if 'learning_rate' not in signature.parameters:
+    raise ValueError(f'{name}: needs an argument learning_rate, the peak of the schedule')
+
+  @functools.wraps(build)
+  def make(*args: P.args, **kwargs: P.kwargs) -> Recipe:
+    bound = signature.bind(*args, **kwargs)
+    rate = bound.arguments['learning_rate']
+    _positive(learning_rate=rate)
+
+    def transform(learning_rate: float | schedules.Schedule) -> optax.GradientTransformation:
+      bound.arguments['learning_rate'] = learning_rate
+      made = build(*bound.args, **bound.kwargs)
+      if not isinstance(made, optax.GradientTransformation):
+        raise ValueError(f'{name}: must return an optax.GradientTransformation, not {type(made).__name__}')
+      return made
+
+    transform(rate)  # refuses unfit hyper-parameters now, where the expression can be shown
+    return Recipe(name, Place.BASE, transform, float(rate))
+
+  if name in LINKS or name == 'chain':
+    raise ValueError(f'two optimizers are called {name}: one in {__name__}, one in {build.__module__}. Rename one')
+  registry.add(BASES, make, 'optimizers')
+  return build
+
+
+@_base
 def adamw(
   learning_rate: float, beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8, weight_decay: float = 0.0
 ) -> Recipe:
@@ -87,6 +142,7 @@ def adamw(
   return Recipe('adamw', Place.BASE, build, learning_rate, decays=weight_decay > 0)
 
 
+@_base
 def adafactor(learning_rate: float, decay: float = 0.8, clip: float = 1.0) -> Recipe:
   """Adafactor: second moments of matrices factored into row and column means, without a first moment.
 
@@ -112,6 +168,7 @@ def adafactor(learning_rate: float, decay: float = 0.8, clip: float = 1.0) -> Re
   return Recipe('adafactor', Place.BASE, build, learning_rate)
 
 
+@_base
 def lion(learning_rate: float, beta1: float = 0.9, beta2: float = 0.99) -> Recipe:
   """Lion: the sign of an interpolated momentum.
 
@@ -132,6 +189,7 @@ def lion(learning_rate: float, beta1: float = 0.9, beta2: float = 0.99) -> Recip
   )
 
 
+@_base
 def muon(learning_rate: float, beta: float = 0.95, rms: float = 0.2) -> Recipe:
   """Muon: the momentum of each matrix, orthogonalised by Newton-Schulz iterations.
 
@@ -159,6 +217,7 @@ def muon(learning_rate: float, beta: float = 0.95, rms: float = 0.2) -> Recipe:
   return Recipe('muon', Place.BASE, build, learning_rate)
 
 
+@_base
 def sgd(learning_rate: float, momentum: float = 0.0) -> Recipe:
   """Gradient descent.
 
@@ -214,7 +273,7 @@ def _check_links(links: Sequence[Any]) -> None:
       raise ValueError('chain: chains cannot be nested; write the links of the inner chain instead')
   bases = [link.name for link in links if link.place is Place.BASE]
   if not bases:
-    raise ValueError(f'no link has a learning rate: chain one of {", ".join(BASES)}')
+    raise ValueError(f'no link has a learning rate: chain one of {", ".join(sorted(BASES))}')
   if len(bases) > 1:
     raise ValueError(f'a chain has one learning rate, but {" and ".join(bases)} have one each: keep only one of them')
   for early, late in itertools.pairwise(links):
@@ -261,8 +320,18 @@ def _link(factory: Callable[..., optax.GradientTransformation]) -> Callable[...,
   return make
 
 
-BASES = {factory.__name__: factory for factory in (adafactor, adamw, lion, muon, sgd)}
-LINKS = {'weight_decay': weight_decay} | {name: _link(factory) for name, factory in optim.TRANSFORMS.items()}
+TRANSFORMS = {
+  build.__name__: build
+  for build in (
+    baselines.child_tuning,
+    baselines.moving_average,
+    online_merging.online_dare,
+    online_merging.online_merge,
+    online_merging.online_ties,
+  )
+}
+"""Every transform of this package by the name that expressions use."""
+LINKS = {'weight_decay': weight_decay} | {name: _link(build) for name, build in TRANSFORMS.items()}
 
 
 def parse_optimizer(text: str) -> Recipe:

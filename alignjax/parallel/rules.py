@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-import alignjax.parallel.mesh
+from alignjax.parallel import mesh as parallel_mesh
 from alignjax.types import Array, Params
 
 # (pattern of a parameter path, mesh axes of the last dimensions). Leading dimensions (layers) are not sharded.
@@ -30,7 +30,7 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 
 # Mesh axes by the logical axis names that models use.
 LOGICAL_AXES: dict[str | None, tuple[str, ...]] = {
-  'batch': alignjax.parallel.mesh.BATCH_AXES,
+  'batch': parallel_mesh.BATCH_AXES,
   'vocab': ('tensor',),
   None: (),
 }

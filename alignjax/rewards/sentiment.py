@@ -1,14 +1,14 @@
 """Gold rewards, computed from the text of a response."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-Reward = Callable[[Sequence[str], Sequence[str]], np.ndarray]
-"""(prompts, responses), one prompt per response -> float64 [len(responses)]; higher is better."""
+from alignjax.rewards import base
 
 
-def vader() -> Reward:
+@base.factory
+def vader() -> base.Reward:
   """Sentiment of the response: the compound score of the VADER lexicon in [-1, 1], or 0 if no word carries sentiment.
 
   Returns:

@@ -6,15 +6,15 @@ from typing import Any
 import jax
 
 from alignjax import objectives
-from alignjax.data import tokenization
-from alignjax.models import base, checkpoint_io, transformer
-from alignjax.models import lora as lora_lib
+from alignjax.data.tokens import dataset, tokenization
+from alignjax.models import checkpoint_io, transformer
 from alignjax.optim import recipes
 from alignjax.parallel import mesh as mesh_lib
 from alignjax.parallel import rules
-from alignjax.run import adapters, inputs, settings
+from alignjax.run import adapters, inputs, settings, user_code
 from alignjax.training import placement
 from alignjax.training import state as state_lib
+from alignjax.training.policy import Policy
 from alignjax.types import Params
 
 
@@ -24,10 +24,9 @@ class Prepared:
 
   objective: objectives.Objective
   recipe: recipes.Recipe
-  lora: lora_lib.LoRA | None  # what is trained instead of the model's own parameters
   tokenizer: tokenization.Tokenizer
   mesh: jax.sharding.Mesh
-  model: base.LanguageModel
+  policy: Policy
   shapes: Any  # of the parameters
   shardings: Any  # of the parameters
   reference: inputs.Reference
@@ -37,7 +36,7 @@ class Prepared:
   @property
   def trained(self) -> Any:
     """The shapes of what is trained: the model's parameters, or an adapter's."""
-    return adapters.trained(self.lora, self.shapes)
+    return self.policy.trained_shapes()
 
 
 def prepare(config: settings.Config, announce: inputs.Announce) -> Prepared:
@@ -46,9 +45,10 @@ def prepare(config: settings.Config, announce: inputs.Announce) -> Prepared:
   Raises:
     ValueError: for what is wrong with the configuration, the model or the data.
   """
-  require(config, 'model', 'data')
+  settings.require(config, 'model', 'data')
+  user_code.load(config.imports)
   objective = objectives.parse(config.objective)
-  recipe = _recipe(config)
+  recipe = _recipe(config, config.base_model)
   mesh = mesh_lib.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
   model_config = checkpoint_io.load_config(
     config.model,
@@ -57,33 +57,41 @@ def prepare(config: settings.Config, announce: inputs.Announce) -> Prepared:
     scan_layers=config.scan_layers,
     attention=config.attention,
   )
-  lora = adapters.configured(config, recipe, model_config)
-  model = transformer.build(model_config, rules.activation_constraint(mesh))
-  shapes = jax.eval_shape(model.init, jax.random.key(config.seed))
+  adapter = adapters.configured(config, recipe, model_config)
+  policy = Policy(transformer.build(model_config, rules.activation_constraint(mesh)), adapter)
+  shapes = jax.eval_shape(policy.model.init, jax.random.key(config.seed))
   shardings = rules.param_shardings(mesh, shapes)
-  reference = inputs.Reference(config, model, lora, objective, mesh, shardings, announce)
+  reference = inputs.Reference(config, policy, objective, mesh, shardings, announce)
   tokenizer = tokenization.Tokenizer.load(config.model)
+  reading = inputs.Reading(tokenizer, model_config.vocab_size, mesh, announce)
   splits = [
-    inputs.read_split(paths, config, tokenizer, model_config.vocab_size, mesh, announce, training=training)
+    inputs.read_split(paths, config, reading, training=training)
     for paths, training in ((config.data, True), (config.eval_data, False))
     if paths
   ]
+  for split in splits:
+    objectives.check_batch(objective, _fields(split.data), split.data.responses)
   training, held_out = (*reference.cached(splits), None)[:2]
-  return Prepared(objective, recipe, lora, tokenizer, mesh, model, shapes, shardings, reference, training, held_out)
+  return Prepared(objective, recipe, tokenizer, mesh, policy, shapes, shardings, reference, training, held_out)
 
 
-def initial_params(config: settings.Config, prepared: Prepared) -> Params:
+def _fields(data: dataset.TokenDataset) -> list[str]:
+  """The fields of a batch that the data fill, beside those that every batch has."""
+  return [name for name in ('score', 'behaviour_logp', 'behaviour_token_logp') if getattr(data, name) is not None]
+
+
+def initial_params(config: settings.InputSettings, prepared: Prepared) -> Params:
   """What is trained, before the first step."""
   key = jax.random.fold_in(jax.random.key(config.seed), 0)
-  return adapters.initial_params(prepared.lora, config, prepared.model.config, prepared.mesh, key)
+  return adapters.initial_params(prepared.policy, config, prepared.mesh, key)
 
 
-def load_base(config: settings.Config, prepared: Prepared) -> Params | None:
+def load_base(config: settings.ModelSettings, prepared: Prepared) -> Params | None:
   """The model under an adapter; None without one."""
-  return adapters.load_base(prepared.lora, config, prepared.model.config, prepared.mesh)
+  return adapters.load_base(prepared.policy.adapter, config, prepared.policy.model.config, prepared.mesh)
 
 
-def load_frozen(config: settings.Config, prepared: Prepared, base: Params | None) -> state_lib.Frozen:
+def load_frozen(config: settings.ModelSettings, prepared: Prepared, base: Params | None) -> state_lib.Frozen:
   """Reads what the training step only reads: the reference, and the delta of online merging.
 
   Args:
@@ -96,28 +104,23 @@ def load_frozen(config: settings.Config, prepared: Prepared, base: Params | None
     places = prepared.shardings
     if config.delta_memory == 'host':
       places = placement.in_host_memory(places)
-    delta = checkpoint_io.delta_from(config.model, config.base_model, prepared.model.config, places, config.delta_dtype)
+    delta = checkpoint_io.delta_from(
+      config.model, config.base_model, prepared.policy.model.config, places, config.delta_dtype
+    )
   return state_lib.Frozen(reference=prepared.reference.load(), delta=delta, base=base)
 
 
-def require(config: settings.Config, *names: str) -> None:
-  """Raises a ValueError if one of these settings is empty."""
-  for name in names:
-    if not getattr(config, name):
-      raise ValueError(f'config.{name} is missing: give --{name}=...')
-
-
-def _recipe(config: settings.Config) -> recipes.Recipe:
-  """The optimizer, after a look at whether it has the base model that it needs."""
+def _recipe(config: settings.OptimizerSettings, base_model: str) -> recipes.Recipe:
+  """The optimizer, once it is known to have the base model that it needs."""
   recipe = recipes.parse_optimizer(config.optimizer)
-  if recipe.needs_delta and not config.base_model:
+  if recipe.needs_delta and not base_model:
     raise ValueError(
-      f'config.optimizer = {config.optimizer!r} merges with model - base_model: say with --base_model=... which folder '
-      'the model was fine-tuned from'
+      f'config.optimizer = {config.optimizer!r} merges with model - base_model: name the folder of the model '
+      'before fine-tuning with --base_model=...'
     )
-  if config.base_model and not recipe.needs_delta:
+  if base_model and not recipe.needs_delta:
     raise ValueError(
-      f'config.base_model = {config.base_model!r} has no use: nothing in config.optimizer = {config.optimizer!r} '
+      f'config.base_model = {base_model!r} has no use: nothing in config.optimizer = {config.optimizer!r} '
       'merges with model - base_model, as online_dare and online_ties do'
     )
   return recipe

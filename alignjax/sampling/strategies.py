@@ -9,15 +9,37 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from alignjax import numerics
+from alignjax import expressions, numerics, registry
 from alignjax.types import Array
 
 Strategy = Callable[[Array], Array]
+
+STRATEGIES: dict[str, Callable[..., Strategy]] = {}
+"""Every factory by the name that expressions use; `factory` adds to it."""
 
 _BLOCK = 128  # number of tokens per block; divides the vocabulary size of most model families
 _ONE_AS_BITS = 0x3F800000  # the bits of float32 1.0
 
 
+def factory[**P](build: Callable[P, Strategy]) -> Callable[P, Strategy]:
+  """Registers a function that builds a strategy, so that expressions know it by its name.
+
+  Raises:
+    ValueError: another function is registered under the name.
+  """
+  return registry.add(STRATEGIES, build, 'decoding strategies')
+
+
+def parse(text: str) -> Strategy:
+  """Reads a strategy from its expression, such as `'chain(temperature(0.7), nucleus(0.9))'`.
+
+  Raises:
+    ExpressionError: for anything else. The message shows where, gives the reason and lists the known names.
+  """
+  return expressions.parse(text, Callable, 'a decoding strategy', {'decoding strategies': STRATEGIES})
+
+
+@factory
 def chain(*strategies: Strategy) -> Strategy:
   """Applies strategies from left to right. An empty chain samples from the model's own distribution."""
 
@@ -29,6 +51,7 @@ def chain(*strategies: Strategy) -> Strategy:
   return apply
 
 
+@factory
 def greedy() -> Strategy:
   """Keeps only the most probable token; ties go to the lowest id."""
 
@@ -42,6 +65,7 @@ def greedy() -> Strategy:
   return apply
 
 
+@factory
 def temperature(value: float) -> Strategy:
   """softmax(logits / value): sharper below 1, flatter above 1, and the model's own distribution at 1.
 
@@ -53,6 +77,7 @@ def temperature(value: float) -> Strategy:
   return chain() if value == 1 else lambda logits: logits / value
 
 
+@factory
 def top_k(k: int) -> Strategy:
   """Keeps the k most probable tokens, and all ties with the k-th.
 
@@ -71,6 +96,7 @@ def top_k(k: int) -> Strategy:
   return apply
 
 
+@factory
 def nucleus(mass: float) -> Strategy:
   """Keeps the fewest most probable tokens whose probabilities sum to at least `mass`, and all ties with the last one.
 

@@ -51,7 +51,7 @@ from alignjax import merging, objectives, optim, stats
 from alignjax.models import base as models
 from alignjax.models import transformer
 from alignjax.run import costs
-from alignjax.training import gradients, state, step
+from alignjax.training import forward, policy, state, step
 from alignjax.types import Array, Params, PreferenceBatch
 from experiments.toy import alignment_tax_report as report
 from experiments.toy import alignment_tax_world as world
@@ -128,7 +128,7 @@ class Descent:
     def advance(
       now: state.TrainState, frozen: state.Frozen, data: PreferenceBatch, order: Array, knobs: Knobs
     ) -> state.TrainState:
-      update = step.build_train_step(model, objective, build(knobs), chunk=CHUNK)
+      update = step.build_train_step(policy.Policy(model), objective, build(knobs), chunk=CHUNK)
 
       def body(now: state.TrainState, rows: Array) -> tuple[state.TrainState, None]:
         return update(now, frozen, jax.tree.map(lambda x: x[rows], data))[0], None
@@ -297,8 +297,8 @@ class Tuner:
 
 
 def _logp(model: models.LanguageModel, params: Params, batch: PreferenceBatch) -> Array:
-  states = gradients.hidden_states(model, params, batch)
-  return stats.statistics({stats.logp}, states, None, batch, positions=1).values[stats.logp.name]
+  states = forward.hidden_states(model, params, batch)
+  return stats.statistics({stats.logp}, states, None, batch, chunk=1).values[stats.logp.name]
 
 
 def contend(

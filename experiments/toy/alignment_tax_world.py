@@ -21,7 +21,7 @@ import numpy as np
 from alignjax import stats
 from alignjax.models import base as models
 from alignjax.sampling import sampler, strategies
-from alignjax.training import gradients
+from alignjax.training import forward
 from alignjax.types import Array, Params, PreferenceBatch
 
 Measures = Mapping[str, float]
@@ -214,7 +214,7 @@ class Judge:
 
 def answered(model: models.LanguageModel, params: Params, batch: PreferenceBatch) -> tuple[Array, Array]:
   """For each row [B], the nats per byte of the answer and whether the greedy answer is correct in all bytes."""
-  log_probs = stats.log_probs(gradients.hidden_states(model, params, batch))
+  log_probs = stats.log_probs(forward.hidden_states(model, params, batch))
   answer = jnp.asarray(batch.response)
   valid = jnp.arange(answer.shape[-1])[None, None] < jnp.asarray(batch.response_length)[..., None]
   nats = -jnp.take_along_axis(log_probs, answer[..., None], axis=-1)[..., 0]
