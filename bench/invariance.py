@@ -17,8 +17,8 @@ from alignjax.models import transformer
 from alignjax.parallel import mesh as parallel_mesh
 from alignjax.parallel import rules
 from alignjax.training import references
-from alignjax.training import state as state_lib
-from alignjax.training import step as step_lib
+from alignjax.training import state as training_state
+from alignjax.training import step as training_step
 from alignjax.training.policy import Policy
 from alignjax.types import PreferenceBatch
 
@@ -75,14 +75,16 @@ def loss_and_gradient(objective: str, *, mesh=(1, 1, 1), microbatches=1, chunk=1
   params = model.init(jax.random.key(0))
   reference = jax.tree.map(lambda x, y: x + 0.1 * y, params, model.init(jax.random.key(1)))
   tx = optax.sgd(1.0)
-  state = state_lib.TrainState.create(params, tx, jax.random.key(0))
-  shardings = state_lib.shardings(mesh, state)
-  step = step_lib.build_train_step(
+  state = training_state.TrainState.create(params, tx, jax.random.key(0))
+  shardings = training_state.shardings(mesh, state)
+  step = training_step.build_train_step(
     Policy(model), objectives.parse(objective), tx, chunk=chunk, microbatches=microbatches, mesh=mesh
   )
   after, metrics = jax.jit(step, out_shardings=(shardings, rules.replicated(mesh)))(
     jax.device_put(state, shardings),
-    jax.device_put(state_lib.Frozen(references.Live(reference)), state_lib.Frozen(references.Live(shardings.params))),
+    jax.device_put(
+      training_state.Frozen(references.Live(reference)), training_state.Frozen(references.Live(shardings.params))
+    ),
     jax.device_put(make_batch(padding), rules.batch_sharding(mesh)),
   )
   return float(metrics['loss']), jax.tree.map(lambda x, y: np.asarray(x) - np.asarray(y), params, after.params)

@@ -28,8 +28,8 @@ from alignjax.models import base as models
 from alignjax.models import transformer
 from alignjax.run import xla_flags
 from alignjax.training import references
-from alignjax.training import state as state_lib
-from alignjax.training import step as step_lib
+from alignjax.training import state as training_state
+from alignjax.training import step as training_step
 from alignjax.training.policy import Policy
 from alignjax.types import Params, PreferenceBatch
 from bench import shapes
@@ -84,7 +84,7 @@ class Contender:
     objective, self.bench = objectives.parse(expression), bench
     self.couples_rows = objective.couples_rows
     self.memory = {name: jnp.asarray(value, jnp.float32) for name, value in objective.memory.initial.items()}
-    step = step_lib.build_train_step(Policy(model), objective, TX, chunk=_CHUNK.value)
+    step = training_step.build_train_step(Policy(model), objective, TX, chunk=_CHUNK.value)
     state = dataclasses.replace(bench.state, memory=self.memory)
     # Donate the state, as in training; otherwise new parameters, and much scratch space, would need separate arrays.
     self.program = jax.jit(step, donate_argnums=0).lower(state, bench.frozen, bench.batch).compile()
@@ -106,8 +106,8 @@ class Bench:
 
   def __init__(self, params: Params, batch: PreferenceBatch):
     reference = jax.tree.map(lambda x: x + 1e-3 * jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape), params)
-    self.state = state_lib.TrainState.create(params, TX, jax.random.key(0))
-    self.frozen, self.batch = state_lib.Frozen(references.Live(reference)), batch
+    self.state = training_state.TrainState.create(params, TX, jax.random.key(0))
+    self.frozen, self.batch = training_state.Frozen(references.Live(reference)), batch
 
 
 def compare(vocabulary: int, names: list[str]) -> None:

@@ -28,8 +28,8 @@ import optax
 from alignjax import objectives, optim
 from alignjax.models import transformer
 from alignjax.training import references
-from alignjax.training import state as state_lib
-from alignjax.training import step as step_lib
+from alignjax.training import state as training_state
+from alignjax.training import step as training_step
 from alignjax.training.policy import Policy
 from alignjax.types import Params, PreferenceBatch
 from bench import shapes
@@ -100,12 +100,12 @@ class Step:
   def __init__(self, tx: optax.GradientTransformation, bench: 'Steps'):
     self.bench, self.opt_state = bench, tx.init(bench.params)
     self.bytes = sum(x.nbytes for x in jax.tree.leaves(self.opt_state))
-    step = step_lib.build_train_step(Policy(bench.model), objectives.dpo(), tx, chunk=256)
+    step = training_step.build_train_step(Policy(bench.model), objectives.dpo(), tx, chunk=256)
     self.program = jax.jit(step, donate_argnums=0).lower(self._state(), bench.frozen, bench.batch(0)).compile()
 
-  def _state(self) -> state_lib.TrainState:
+  def _state(self) -> training_state.TrainState:
     zero = jnp.zeros((), jnp.int32)
-    return state_lib.TrainState(zero, self.bench.params, self.opt_state, jax.random.key(0))
+    return training_state.TrainState(zero, self.bench.params, self.opt_state, jax.random.key(0))
 
   def run(self, round_: int) -> float:
     state, batch = self._state(), jax.block_until_ready(self.bench.batch(round_))
@@ -125,7 +125,9 @@ class Steps:
     self.model, self.params = model, jax.jit(model.init)(jax.random.key(0))
     self.vocabulary = vocabulary
     delta = noise(self.params, 1, jnp.bfloat16)
-    self.frozen = state_lib.Frozen(references.Live(jax.tree.map(jnp.add, self.params, noise(self.params, 2))), delta)
+    self.frozen = training_state.Frozen(
+      references.Live(jax.tree.map(jnp.add, self.params, noise(self.params, 2))), delta
+    )
 
   def batch(self, round_: int) -> PreferenceBatch:
     prompts, tokens = _PROMPTS.value, _TOKENS.value

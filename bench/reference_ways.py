@@ -32,11 +32,10 @@ import optax
 
 from alignjax import objectives, stats
 from alignjax.models import base as models
-from alignjax.models import lora as lora_lib
-from alignjax.models import quantization, transformer
+from alignjax.models import lora, quantization, transformer
 from alignjax.training import caching, forward, references
-from alignjax.training import state as state_lib
-from alignjax.training import step as step_lib
+from alignjax.training import state as training_state
+from alignjax.training import step as training_step
 from alignjax.training.policy import Policy
 from alignjax.types import Array, Params, PreferenceBatch
 from bench import shapes
@@ -59,9 +58,9 @@ class Start(NamedTuple):
   """The starting point of one way: trained parameters, frozen parameters, cached statistics and the adapter."""
 
   params: Params
-  frozen: state_lib.Frozen
+  frozen: training_state.Frozen
   cached: Mapping[str, Array] = {}
-  adapter: lora_lib.LoRA | None = None
+  adapter: lora.LoRA | None = None
 
 
 class Run(NamedTuple):
@@ -75,26 +74,26 @@ class Run(NamedTuple):
 
 
 def live(run: Run) -> Start:
-  return Start(jax.tree.map(jnp.array, run.policy), state_lib.Frozen(references.Live(run.reference)))
+  return Start(jax.tree.map(jnp.array, run.policy), training_state.Frozen(references.Live(run.reference)))
 
 
 def on_base(run: Run, kind: str | None = None) -> Start:
-  settings = lora_lib.LoRA(_RANK.value)
+  settings = lora.LoRA(_RANK.value)
   base = run.reference if kind is None else quantization.quantize(run.reference, kind)
-  frozen = state_lib.Frozen(references.Base(), base=base)
-  return Start(lora_lib.init(jax.random.key(1), base, settings), frozen, adapter=settings)
+  frozen = training_state.Frozen(references.Base(), base=base)
+  return Start(lora.init(jax.random.key(1), base, settings), frozen, adapter=settings)
 
 
 def cache(run: Run) -> Start:
   hidden = jax.jit(functools.partial(forward.hidden_states, run.model))(run.reference, run.batch)
   columns = caching.columns(run.objective.needs, run.model.config.width, 'float32')
   if references.STATES in columns:
-    cached, frozen = {references.STATES: hidden.states}, state_lib.Frozen(references.CachedStates(hidden.head))
+    cached, frozen = {references.STATES: hidden.states}, training_state.Frozen(references.CachedStates(hidden.head))
   else:
     stat_of = {stat.name: stat for stat in run.objective.needs}
     needs = [stat_of[name] for name in columns]
     table = jax.jit(functools.partial(stats.statistics, needs, chunk=_CHUNK.value))(hidden, hidden, run.batch)
-    cached, frozen = table.values, state_lib.Frozen()
+    cached, frozen = table.values, training_state.Frozen()
   return Start(jax.tree.map(jnp.array, run.policy), frozen, cached)
 
 
@@ -129,8 +128,8 @@ class Contender:
     start = WAYS[way](run)
     self.batch, self.frozen = dataclasses.replace(run.batch, cached=start.cached), start.frozen
     self.trains_all = start.adapter is None
-    self.state = state_lib.TrainState.create(start.params, TX, jax.random.key(0), run.objective.memory.initial)
-    step = step_lib.build_train_step(Policy(run.model, start.adapter), run.objective, TX, chunk=_CHUNK.value)
+    self.state = training_state.TrainState.create(start.params, TX, jax.random.key(0), run.objective.memory.initial)
+    step = training_step.build_train_step(Policy(run.model, start.adapter), run.objective, TX, chunk=_CHUNK.value)
     self.program = jax.jit(step, donate_argnums=0).lower(self.state, self.frozen, self.batch).compile()
     memory = self.program.memory_analysis()
     self.arguments, self.temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes

@@ -18,8 +18,8 @@ import optax
 from alignjax import objectives
 from alignjax.models import transformer
 from alignjax.training import references
-from alignjax.training import state as state_lib
-from alignjax.training import step as step_lib
+from alignjax.training import state as training_state
+from alignjax.training import step as training_step
 from alignjax.training.policy import Policy
 from alignjax.types import PreferenceBatch
 from bench import shapes
@@ -52,10 +52,10 @@ def compile_step(vocabulary: int, chunk: int) -> jax.stages.Compiled:
   config = dataclasses.replace(shapes.SMOLLM2_135M, vocab_size=vocabulary, remat='full')
   model, tx = transformer.build(config), optax.adamw(1e-6)
   params = jax.eval_shape(model.init, jax.random.key(0))
-  state = jax.eval_shape(lambda p: state_lib.TrainState.create(p, tx, jax.random.key(0)), params)
-  step = step_lib.build_train_step(Policy(model), objectives.dpo(), tx, chunk=chunk)
+  state = jax.eval_shape(lambda p: training_state.TrainState.create(p, tx, jax.random.key(0)), params)
+  step = training_step.build_train_step(Policy(model), objectives.dpo(), tx, chunk=chunk)
   batch = abstract_batch(_PROMPTS.value, _PROMPT.value, _RESPONSE.value)
-  return jax.jit(step, donate_argnums=0).lower(state, state_lib.Frozen(references.Live(params)), batch).compile()
+  return jax.jit(step, donate_argnums=0).lower(state, training_state.Frozen(references.Live(params)), batch).compile()
 
 
 def main(_):

@@ -60,7 +60,7 @@ class Recipe:
 
 
 BASES: dict[str, Callable[..., Recipe]] = {}
-"""Every optimizer by the name that expressions use; `factory` adds to it."""
+"""All base optimizers, by their names in expressions; `factory` adds entries."""
 
 
 def _base(build: Callable[..., Recipe]) -> Callable[..., Recipe]:
@@ -71,21 +71,21 @@ def _base(build: Callable[..., Recipe]) -> Callable[..., Recipe]:
 def factory[**P](
   build: Callable[P, optax.GradientTransformation],
 ) -> Callable[P, optax.GradientTransformation]:
-  """Registers a function that builds an optimizer of optax, so that expressions know it by its name.
+  """Registers a function that builds an optax optimizer, so that expressions can use its name.
 
   @factory
   def clipped_sgd(learning_rate, largest=1.0):
     return optax.chain(optax.clip(largest), optax.sgd(learning_rate))
 
   Args:
-    build: a function of a learning rate, which it gets as a number or as a function of the updates done, as optax's own
-      optimizers do, and of other hyper-parameters.
+    build: a function with an argument `learning_rate` and other hyperparameters. As in optax, the learning rate is a
+      number or a schedule: number of updates -> learning rate.
 
   Returns:
-    The function as it was.
+    `build`, unchanged.
 
   Raises:
-    ValueError: it has no argument `learning_rate`, or another optimizer is registered under the name.
+    ValueError: `build` has no argument `learning_rate`, or another optimizer is registered under the same name.
   """
   name, signature = build.__name__, inspect.signature(build)
   if 'learning_rate' not in signature.parameters:
@@ -104,11 +104,13 @@ def factory[**P](
         raise ValueError(f'{name}: must return an optax.GradientTransformation, not {type(made).__name__}')
       return made
 
-    transform(rate)  # refuses unfit hyper-parameters now, where the expression can be shown
+    transform(rate)  # raises errors for invalid hyperparameters now, while the expression can be shown
     return Recipe(name, Place.BASE, transform, float(rate))
 
   if name in LINKS or name == 'chain':
-    raise ValueError(f'two optimizers are called {name}: one in {__name__}, one in {build.__module__}. Rename one')
+    raise ValueError(
+      f'two optimizers are called {name}: one in {__name__}, one in {build.__module__}. Rename one of them'
+    )
   registry.add(BASES, make, 'optimizers')
   return build
 
@@ -330,7 +332,7 @@ TRANSFORMS = {
     online_merging.online_ties,
   )
 }
-"""Every transform of this package by the name that expressions use."""
+"""All transforms of this package, by their names in expressions."""
 LINKS = {'weight_decay': weight_decay} | {name: _link(build) for name, build in TRANSFORMS.items()}
 
 

@@ -15,17 +15,17 @@ from alignjax.types import Array
 Strategy = Callable[[Array], Array]
 
 STRATEGIES: dict[str, Callable[..., Strategy]] = {}
-"""Every factory by the name that expressions use; `factory` adds to it."""
+"""All strategy factories, by their names in expressions; `factory` adds entries."""
 
 _BLOCK = 128  # number of tokens per block; divides the vocabulary size of most model families
 _ONE_AS_BITS = 0x3F800000  # the bits of float32 1.0
 
 
 def factory[**P](build: Callable[P, Strategy]) -> Callable[P, Strategy]:
-  """Registers a function that builds a strategy, so that expressions know it by its name.
+  """Registers a function that builds a strategy, so that expressions can use its name.
 
   Raises:
-    ValueError: another function is registered under the name.
+    ValueError: another function is registered under the same name.
   """
   return registry.add(STRATEGIES, build, 'decoding strategies')
 
@@ -34,7 +34,7 @@ def parse(text: str) -> Strategy:
   """Reads a strategy from its expression, such as `'chain(temperature(0.7), nucleus(0.9))'`.
 
   Raises:
-    ExpressionError: for anything else. The message shows where, gives the reason and lists the known names.
+    ExpressionError: the text is not a valid strategy. The message shows the position, the reason and the known names.
   """
   return expressions.parse(text, Callable, 'a decoding strategy', {'decoding strategies': STRATEGIES})
 
