@@ -13,6 +13,34 @@ from alignjax.sampling import strategies
 from alignjax.types import Array, Head, Params
 
 
+class Prompts(NamedTuple):
+  """B prompts to sample responses to."""
+
+  tokens: Array  # [B, P] int32, right-padded
+  length: Array  # [B] int32, at least 1
+  row_ids: Array | None = None  # [B] int32, ids of the prompts for random draws; None for 0 .. B - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoding:
+  """How responses are drawn.
+
+  Raises:
+    ValueError: `samples` or `max_new_tokens` is below 1, or an end id is negative.
+  """
+
+  samples: int  # N, the number of responses per prompt
+  max_new_tokens: int  # R, the number of tokens after which a response is cut off
+  strategy: strategies.Strategy = dataclasses.field(default_factory=strategies.chain)  # the model's own distribution
+  end_ids: Sequence[int] = ()  # ids of the tokens that end a response; if empty, every response has R tokens
+
+  def __post_init__(self):
+    if self.samples < 1 or self.max_new_tokens < 1:
+      raise ValueError(f'samples={self.samples} and max_new_tokens={self.max_new_tokens} must both be at least 1')
+    if any(end < 0 for end in self.end_ids):
+      raise ValueError(f'end_ids={tuple(self.end_ids)} must not be negative')
+
+
 class Samples(NamedTuple):
   """N responses to each of B prompts, with at most R tokens each. All arrays are 0 at padding."""
 
@@ -23,47 +51,23 @@ class Samples(NamedTuple):
   strategy_logp: Array  # [B, N, R] float32, nats, under the distribution of the strategy
 
 
-def sample(
-  model: base.LanguageModel,
-  params: Params,
-  prompt: Array,
-  prompt_length: Array,
-  key: Array,
-  *,
-  samples: int,
-  max_new_tokens: int,
-  strategy: strategies.Strategy,
-  end_ids: Sequence[int],
-  row_ids: Array | None = None,
-) -> Samples:
-  """Draws `samples` responses to each prompt, token by token, until all of them have ended.
+def sample(model: base.LanguageModel, params: Params, prompts: Prompts, key: Array, decoding: Decoding) -> Samples:
+  """Draws N responses to each prompt, token by token, until all of them have ended.
 
   Call it under `jax.jit`; otherwise every call compiles the loop again.
 
   Args:
     model: the model to sample from.
     params: the parameters of the model.
-    prompt: prompts, [B, P] int32, right-padded.
-    prompt_length: lengths of the prompts, [B] int32, at least 1.
-    key: a typed PRNG key.
-    samples: N, the number of responses per prompt.
-    max_new_tokens: R, the number of tokens after which a response is cut off.
-    strategy: the decoding strategy; `strategies.chain()` samples from the model's own distribution.
-    end_ids: ids of the tokens that end a response; if empty, every response has R tokens.
-    row_ids: ids of the prompts for random draws, [B] int32, by default 0 .. B - 1. The draws of a response depend only
-      on the key, its row id and its index among the samples.
-
-  Raises:
-    ValueError: `samples` or `max_new_tokens` is below 1, or an end id is negative.
+    prompts: the prompts to respond to.
+    key: a typed PRNG key. The draws of a response depend only on the key, its row id and its index among the samples.
+    decoding: the number and length of responses, and the strategy.
   """
-  if samples < 1 or max_new_tokens < 1:
-    raise ValueError(f'samples={samples} and max_new_tokens={max_new_tokens} must both be at least 1')
-  if any(end < 0 for end in end_ids):
-    raise ValueError(f'end_ids={tuple(end_ids)} must not be negative')
-  prompt, prompt_length = jnp.asarray(prompt), jnp.asarray(prompt_length)
+  samples, max_new_tokens, strategy = decoding.samples, decoding.max_new_tokens, decoding.strategy
+  prompt, prompt_length, row_ids = jnp.asarray(prompts.tokens), jnp.asarray(prompts.length), prompts.row_ids
   shape = (prompt.shape[0], samples)
   keys = _row_keys(key, jnp.arange(shape[0]) if row_ids is None else row_ids, samples)
-  ends = jnp.asarray(end_ids, jnp.int32).reshape(1, 1, -1)
+  ends = jnp.asarray(decoding.end_ids, jnp.int32).reshape(1, 1, -1)
   state = _State(
     cache=model.prefill(params, prompt, prompt_length, samples=samples, max_new_tokens=max_new_tokens),
     index=jnp.zeros((), jnp.int32),

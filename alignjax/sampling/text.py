@@ -71,20 +71,12 @@ class TextSampler:
     shards = parallel_mesh.batch_shards(mesh)
     self._rows = -(-options.batch_size // shards) * shards
 
+    end_ids = tuple(sorted(tokenizer.end_ids))
+    decoding = sampler.Decoding(options.samples, options.max_new_tokens, options.strategy, end_ids)
+
     @jax.jit
     def draw(params: Params, key: Array, prompt: Array, length: Array, row_ids: Array) -> sampler.Samples:
-      return sampler.sample(
-        model,
-        params,
-        prompt,
-        length,
-        key,
-        samples=options.samples,
-        max_new_tokens=options.max_new_tokens,
-        strategy=options.strategy,
-        end_ids=sorted(tokenizer.end_ids),
-        row_ids=row_ids,
-      )
+      return sampler.sample(model, params, sampler.Prompts(prompt, length, row_ids), key, decoding)
 
     self._draw = draw
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from alignjax import stats
 from alignjax.models import base as models
-from alignjax.sampling import sampler, strategies
+from alignjax.sampling import sampler
 from alignjax.training import forward
 from alignjax.types import Array, Params, PreferenceBatch
 
@@ -199,17 +199,8 @@ class Judge:
     return loss, right, jnp.mean(answered(self._model, params, self._windows)[0])
 
   def _drawn(self, params: Params, prompt: Array, prompt_length: Array, key: Array) -> Array:
-    return sampler.sample(
-      self._model,
-      params,
-      prompt,
-      prompt_length,
-      key,
-      samples=self._samples,
-      max_new_tokens=RESPONSE,
-      strategy=strategies.chain(),
-      end_ids=(),
-    ).response
+    decoding = sampler.Decoding(self._samples, max_new_tokens=RESPONSE)
+    return sampler.sample(self._model, params, sampler.Prompts(prompt, prompt_length), key, decoding).response
 
 
 def answered(model: models.LanguageModel, params: Params, batch: PreferenceBatch) -> tuple[Array, Array]:
