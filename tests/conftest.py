@@ -1,6 +1,8 @@
 """Every test runs on 8 virtual CPU devices, with implicit rank promotion refused."""
 
+import gc
 import os
+import tempfile
 
 # Compiling takes most of the time of these tests, so the backend does not optimise.
 os.environ['XLA_FLAGS'] = ' '.join(
@@ -11,6 +13,14 @@ os.environ['XLA_FLAGS'] = ' '.join(
   ]
 )
 os.environ['JAX_PLATFORMS'] = 'cpu'
+
+# Workers, and the programs that tests start, share one compilation cache. It lives as long as the run.
+COMPILED = None
+if 'PYTEST_XDIST_WORKER' not in os.environ:
+  COMPILED = tempfile.TemporaryDirectory(prefix='alignjax_tests_')
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = COMPILED.name
+  os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+  os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '-1'
 
 import jax
 import pytest
@@ -30,6 +40,17 @@ def pytest_collection_modifyitems(config, items):
     slow = [item for item in items if item.get_closest_marker('slow')]
     items[:] = [item for item in items if item not in slow]
     config.hook.pytest_deselected(items=slow)
+
+
+def pytest_collection_finish():
+  """Keeps the garbage collector from walking through all modules and tests again and again."""
+  gc.collect()
+  gc.freeze()
+
+
+def pytest_unconfigure():
+  if COMPILED:
+    COMPILED.cleanup()
 
 
 def pytest_sessionfinish(session):
