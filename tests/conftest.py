@@ -26,6 +26,7 @@ import jax
 import pytest
 
 from alignjax import objectives, risk, stats
+from tests import runs
 from tests.oracles import tally
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
@@ -72,3 +73,9 @@ def pytest_terminal_summary(terminalreporter):
     terminalreporter.write_line('names: ' + ', '.join(f'{count} in {package}' for package, count in names.items()))
     for line in tally.summary():
       terminalreporter.write_line(line)
+
+
+@pytest.fixture(scope='session')
+def tiny_run(tmp_path_factory):
+  """A folder with a tiny model and pairs, written once per worker. Tests read it and write elsewhere."""
+  return runs.write_folder(tmp_path_factory.mktemp('tiny_run'))
