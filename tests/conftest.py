@@ -14,14 +14,6 @@ os.environ['XLA_FLAGS'] = ' '.join(
 )
 os.environ['JAX_PLATFORMS'] = 'cpu'
 
-# Workers, and the programs that tests start, share one compilation cache. It lives as long as the run.
-COMPILED = None
-if 'PYTEST_XDIST_WORKER' not in os.environ:
-  COMPILED = tempfile.TemporaryDirectory(prefix='alignjax_tests_')
-  os.environ['JAX_COMPILATION_CACHE_DIR'] = COMPILED.name
-  os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
-  os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '-1'
-
 import jax
 import pytest
 
@@ -30,6 +22,18 @@ from tests import runs
 from tests.oracles import tally
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+# Workers, and the programs that tests start, share one compilation cache. It lives as long as the run.
+COMPILED = None
+if 'PYTEST_XDIST_WORKER' not in os.environ:
+  COMPILED = tempfile.TemporaryDirectory(prefix='alignjax_tests_')
+  for option, value in {
+    'jax_compilation_cache_dir': COMPILED.name,
+    'jax_persistent_cache_min_compile_time_secs': 0,
+    'jax_persistent_cache_min_entry_size_bytes': -1,
+  }.items():
+    jax.config.update(option, value)
+    os.environ[option.upper()] = str(value)
 
 
 def pytest_addoption(parser):

@@ -106,9 +106,7 @@ def test_a_state_can_be_donated_and_has_a_place_on_a_mesh(name):
   assert merge.count == rules.replicated(mesh)
   placed = jax.device_put(state.opt_state, places.opt_state)
   assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves(placed[1].thresholds))
-  donated = jax.jit(
-    lambda s: tx.update(gradient, s.opt_state, s.params, reference_delta=tau), donate_argnums=0
-  )
+  donated = jax.jit(lambda s: tx.update(gradient, s.opt_state, s.params, reference_delta=tau), donate_argnums=0)
   updates, _ = donated(state)
   assert all(np.isfinite(x).all() for x in runs.leaves(updates))
 
