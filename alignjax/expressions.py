@@ -3,7 +3,7 @@
   dpo(beta=0.1)        simpo(beta=2.0, gamma=0.5) + 0.1 * sft()        chain(adamw(1e-6), weight_decay(0.1))
 
 A small parser accepts the factories that the caller lists, literals, and, for values that can be added, the operators
-`+` and `*`. Nothing is ever evaluated as Python, so an expression from an untrusted source is harmless.
+`+`, `-`, `*` and `/`. Nothing is ever evaluated as Python, so an expression from an untrusted source is harmless.
 """
 
 import ast
@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 import difflib
 import inspect
 import math
+import operator
 import re
 import textwrap
 from typing import Any
@@ -24,7 +25,14 @@ class ExpressionError(ValueError):
   """An expression that cannot be read, shown with a caret under the part at fault."""
 
 
-def parse[T](text: str, kind: type[T], noun: str, known: Mapping[str, Mapping[str, Callable[..., Any]]]) -> T:
+def parse[T](
+  text: str,
+  kind: type[T],
+  noun: str,
+  known: Mapping[str, Mapping[str, Callable[..., Any]]],
+  *,
+  coefficients: tuple[type, ...] = (),
+) -> T:
   """Reads a value from its expression: calls of known factories, with literals and such calls as arguments.
 
   Args:
@@ -32,11 +40,12 @@ def parse[T](text: str, kind: type[T], noun: str, known: Mapping[str, Mapping[st
     kind: of the value that is wanted.
     noun: what messages call such a value: 'an objective'.
     known: the factories by name, by what messages call a group of them: {'objectives': OBJECTIVES}.
+    coefficients: types of values, beside numbers, by which one of that kind can be multiplied.
 
   Raises:
     ExpressionError: for anything else. The message shows where, says why and lists the known names.
   """
-  return _Parser(text, kind, noun, known).parse()
+  return _Parser(text, kind, noun, known, coefficients).parse()
 
 
 def _signature(name: str, factory: Callable[..., Any]) -> str:
@@ -51,12 +60,19 @@ def _is_number(value: Any) -> bool:
 class _Parser:
   """Walks the syntax tree of one expression: the value of each node, or an ExpressionError that points at it."""
 
-  def __init__(self, text: str, kind: type, noun: str, known: Mapping[str, Mapping[str, Callable[..., Any]]]):
+  def __init__(
+    self,
+    text: str,
+    kind: type,
+    noun: str,
+    known: Mapping[str, Mapping[str, Callable[..., Any]]],
+    coefficients: tuple[type, ...],
+  ):
     if not isinstance(text, str):
       raise ExpressionError(f'{noun} is given as text, not as {type(text).__name__}')
     # One line, so that the caret can stand under it; a lone surrogate becomes a '?', which the syntax then refuses.
     self.text = re.sub(r'\s', ' ', text.strip()).encode('utf-8', 'replace').decode()
-    self.kind, self.noun, self.known = kind, noun, known
+    self.kind, self.noun, self.known, self.coefficients = kind, noun, known, coefficients
     self.adds = hasattr(kind, '__add__')  # then the expression may have operators
     self.factories = {name: factory for group in known.values() for name, factory in group.items()}
 
@@ -87,15 +103,14 @@ class _Parser:
       return self.operation(node)
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
       value = self.visit(node.operand)
-      if not _is_number(value):
-        hint = ': write -1.0 * ...' if self.adds else ''
-        raise self.error(f'only a number can be negated, not {self.describe(value)}{hint}', node.operand)
+      if not self.scales(value) and not (self.adds and isinstance(value, self.kind)):
+        raise self.error(f'only a number can be negated, not {self.describe(value)}', node.operand)
       return -value
     if isinstance(node, ast.Name):
       if node.id in self.factories:
         raise self.error(f'{node.id} must be called: {_signature(node.id, self.factories[node.id])}', node)
       raise self.unknown(node.id, node)
-    operators = ', literals, + and *' if self.adds else ' and literals'
+    operators = ', literals, +, -, * and /' if self.adds else ' and literals'
     raise self.error(f'only calls of known names{operators} are understood', node)
 
   def literal(self, node: ast.Constant) -> Any:
@@ -108,20 +123,29 @@ class _Parser:
     return node.value
 
   def operation(self, node: ast.BinOp) -> Any:
-    if not isinstance(node.op, ast.Add | ast.Mult):
-      raise self.error('objectives are joined by + and scaled by *, with no other operator', node)
+    if not isinstance(node.op, ast.Add | ast.Sub | ast.Mult | ast.Div):
+      raise self.error('objectives are joined by + and -, and scaled by * and /, with no other operator', node)
     left, right = self.visit(node.left), self.visit(node.right)
-    if isinstance(node.op, ast.Add):
+    if isinstance(node.op, ast.Add | ast.Sub):
+      join, symbol = (operator.add, '+') if isinstance(node.op, ast.Add) else (operator.sub, '-')
       for value, side in ((left, node.left), (right, node.right)):
         if not isinstance(value, self.kind):
-          raise self.error(f'+ joins two objectives, and this is {self.describe(value)}', side)
-      return left + right
-    if _is_number(left) and isinstance(right, self.kind):
-      return self.guarded(lambda: left * right, node)
-    if isinstance(left, self.kind) and _is_number(right):
-      return self.guarded(lambda: right * left, node)
+          raise self.error(f'{symbol} joins two objectives, and this is {self.describe(value)}', side)
+      return self.guarded(lambda: join(left, right), node)
     sides = f'{self.describe(left)} and {self.describe(right)}'
-    raise self.error(f'* scales an objective by a number, and here stand {sides}', node)
+    if isinstance(node.op, ast.Div):
+      if isinstance(left, self.kind) and _is_number(right):
+        return self.guarded(lambda: left / right, node)
+      raise self.error(f'/ divides an objective by a number, got {sides}', node)
+    if self.scales(left) and isinstance(right, self.kind):
+      return self.guarded(lambda: left * right, node)
+    if isinstance(left, self.kind) and self.scales(right):
+      return self.guarded(lambda: right * left, node)
+    raise self.error(f'* scales an objective by a number, got {sides}', node)
+
+  def scales(self, value: Any) -> bool:
+    """Whether it is a coefficient."""
+    return _is_number(value) or isinstance(value, self.coefficients)
 
   def call(self, node: ast.Call) -> Any:
     if not isinstance(node.func, ast.Name):

@@ -1,6 +1,6 @@
 """The same program as `alignjax data`: python -m experiments.data."""
 
-from alignjax.commands import data
+from alignjax.commands import data, program
 
 if __name__ == '__main__':
-  data.start()
+  program.start(data.PROGRAM)

@@ -1,6 +1,6 @@
 """The same program as `alignjax doctor`: python -m experiments.doctor."""
 
-from alignjax.commands import doctor
+from alignjax.commands import doctor, program
 
 if __name__ == '__main__':
-  doctor.start()
+  program.start(doctor.PROGRAM)

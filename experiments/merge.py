@@ -1,6 +1,6 @@
 """The same program as `alignjax merge`: python -m experiments.merge."""
 
-from alignjax.commands import merge
+from alignjax.commands import merge, program
 
 if __name__ == '__main__':
-  merge.start()
+  program.start(merge.PROGRAM)

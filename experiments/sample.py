@@ -1,6 +1,6 @@
 """The same program as `alignjax sample`: python -m experiments.sample."""
 
-from alignjax.commands import sample
+from alignjax.commands import program, sample
 
 if __name__ == '__main__':
-  sample.start()
+  program.start(sample.PROGRAM)

@@ -1,6 +1,6 @@
 """The same program as `alignjax train`: python -m experiments.train."""
 
-from alignjax.commands import train
+from alignjax.commands import program, train
 
 if __name__ == '__main__':
-  train.start()
+  program.start(train.PROGRAM)

@@ -4,8 +4,8 @@
 #   launch/local.sh 2 -- --model=models/smollm2 --data=train.jsonl --workdir=runs/first
 #
 # Environment: DEVICES_PER_PROCESS (virtual CPU devices of each process; unset: the real devices), PYTHON.
-# SIGTERM and Ctrl-C reach every process, which save and leave. Exit code: that of the first process that fails (the
-# others are then stopped), 42 if the run was told to stop and has saved, 0 if it is done.
+# SIGTERM and Ctrl-C reach every process, which saves a checkpoint and exits. Exit code: that of the first process that
+# fails (the others are then stopped), 42 if the run was stopped on request and has saved, 0 if it is done.
 set -euo pipefail
 
 PREEMPTED=42
@@ -61,7 +61,7 @@ for ((i = 0; i < processes; i++)); do
   exec {log}> >(trap '' TERM INT HUP && exec sed -u "s/^/[$i] /")
   loggers+=("$!")
   logs+=("$log")
-  "$python" -u -m experiments.train "${arguments[@]}" "--process_id=$i" "$@" >&"$log" 2>&1 &
+  "$python" -u -m alignjax train "${arguments[@]}" "--process_id=$i" "$@" >&"$log" 2>&1 &
   pids+=("$!")
 done
 

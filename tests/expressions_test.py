@@ -21,6 +21,15 @@ parse = objectives.parse
     ('0.1 * sft()', '0.1 * sft()'),
     ('sft() * 2', '2 * sft()'),
     ('-1 * sft()', '-1 * sft()'),
+    ('-sft()', '-1 * sft()'),
+    ('--sft()', 'sft()'),
+    ('sft() / 2', '0.5 * sft()'),
+    ('sft() - 2 * hinge()', 'sft() - 2 * hinge(beta=0.1)'),
+    ('sft() - (hinge() - 0.5 * sft())', 'sft() - hinge(beta=0.1) + 0.5 * sft()'),
+    ('sft() - 2 * (hinge() + sft())', 'sft() - 2 * (hinge(beta=0.1) + sft())'),
+    ('2 * (3 * sft())', '2 * (3 * sft())'),
+    ('schedule(1, 0, steps=5) * sft()', 'schedule(start=1, end=0, steps=5) * sft()'),
+    ('sft() - schedule(1.0, 0.5, 5) * sft()', 'sft() + schedule(start=-1.0, end=-0.5, steps=5) * sft()'),
     ('dpo(beta=1e-2) + 0.5 * sft()', 'dpo(beta=0.01, label_smoothing=0.0) + 0.5 * sft()'),
     ('2 * (dpo() + sft())', '2 * (dpo(beta=0.1, label_smoothing=0.0) + sft())'),
     ('dpo()\n + sft()\n + hinge()', None),
@@ -31,6 +40,7 @@ def test_expressions_that_name_an_objective(text, name):
   assert isinstance(objective, objectives.Objective)
   if name is not None:
     assert objective.name == name
+  assert parse(objective.name).name == objective.name
 
 
 @pytest.mark.parametrize('name', sorted(objectives.OBJECTIVES))
@@ -61,7 +71,7 @@ def caret_of(text: str, error: expressions.ExpressionError) -> str:
     ),
     ('cvr(0.9)', 'cvr', "unknown name 'cvr'; did you mean cvar(level, tail='upper')?"),
     ('cvar(0.9)', 'cvar(0.9)', r'not an objective'),
-    ('ra_dpo(risk=cvar(0))', 'cvar(0)', 'cvar: level must lie in (0, 1], got 0'),
+    ('ra_dpo(risk=cvar(0))', 'cvar(0)', 'cvar: level must be in (0, 1], got 0'),
     ('ra_dpo(risk=dpo())', 'ra_dpo(risk=dpo())', 'ra_dpo: risk must be a risk measure'),
     ('dpo(beta=0.1) + 0.1 * stf()', 'stf', 'did you mean sft()?'),
     ('dpo(bta=0.1)', 'bta=0.1', "no argument 'bta'; did you mean 'beta'? It is dpo(beta=0.1, label_smoothing=0.0)"),
@@ -75,12 +85,18 @@ def caret_of(text: str, error: expressions.ExpressionError) -> str:
     ('é * sft()', 'é', "unknown name 'é'"),
     ('0.5', '0.5', 'this is 0.5, not an objective'),
     ("'dpo()'", "'dpo()'", 'not an objective'),
-    ('dpo() - sft()', 'dpo() - sft()', 'joined by + and scaled by *'),
-    ('dpo() / 2', 'dpo() / 2', 'joined by + and scaled by *'),
+    ('dpo() @ sft()', 'dpo() @ sft()', 'joined by + and -, and scaled by * and /'),
+    ('2 / dpo()', '2 / dpo()', '/ divides an objective by a number, got 2 and an objective'),
+    ('dpo() / 0', 'dpo() / 0', 'an objective cannot be divided by 0'),
+    ('dpo() - 1', '1', '- joins two objectives, and this is 1'),
+    ('1 - dpo()', '1', '- joins two objectives, and this is 1'),
+    ('dpo() / schedule(1, 0, 5)', 'dpo() / schedule(1, 0, 5)', '/ divides an objective by a number'),
+    ('schedule(1, 0, 5)', 'schedule(1, 0, 5)', 'not an objective'),
+    ('schedule(1, 0, 0) * dpo()', 'schedule(1, 0, 0)', 'schedule: steps must be a whole number'),
     ('dpo() + 1', '1', '+ joins two objectives, and this is 1'),
     ('dpo() * sft()', 'dpo() * sft()', '* scales an objective by a number'),
     ('True * sft()', 'True * sft()', '* scales an objective by a number'),
-    ('-sft()', 'sft()', 'only a number can be negated'),
+    ("-'x' * sft()", "'x'", 'only a number can be negated'),
     ('1e999 * sft()', '1e999', 'too large'),
     ('dpo(beta=1' + '0' * 400 + ')', '1' + '0' * 400, 'too large'),
     ('dpo(beta=1j)', '1j', 'a literal must be'),
@@ -159,7 +175,29 @@ def test_only_text_is_read(text):
     parse(text)
 
 
-_PIECES = ['dpo', 'sft', '(', ')', '+', '*', ',', '=', 'beta', '0.1', '-', ' ', '"', '.', '[', ']', 'lambda', ':', '\n']
+_PIECES = [
+  'dpo',
+  'sft',
+  '(',
+  ')',
+  '+',
+  '*',
+  '/',
+  'schedule',
+  ',',
+  '=',
+  'beta',
+  '0.1',
+  '-',
+  ' ',
+  '"',
+  '.',
+  '[',
+  ']',
+  'lambda',
+  ':',
+  '\n',
+]
 
 
 @hypothesis.settings(max_examples=300, deadline=None)

@@ -12,8 +12,10 @@ from alignjax import objectives
 from alignjax.models import transformer
 from alignjax.parallel import mesh as mesh_lib
 from alignjax.parallel import rules
+from alignjax.training import references
 from alignjax.training import state as state_lib
 from alignjax.training import step as step_lib
+from alignjax.training.policy import Policy
 from tests import fixtures
 from tests.training import step_test
 
@@ -35,8 +37,8 @@ def lowered(shape):
 
   batch = jax.eval_shape(lambda: fixtures.preference_batch(prompts=PROMPTS))
   batch = place(batch, jax.tree.map(lambda _: rules.batch_sharding(mesh), batch))
-  frozen = state_lib.Frozen(place(params, shardings.params))
-  step = step_lib.build_train_step(model, objectives.dpo(), tx, chunk=14, mesh=mesh)
+  frozen = state_lib.Frozen(references.Live(place(params, shardings.params)))
+  step = step_lib.build_train_step(Policy(model), objectives.dpo(), tx, chunk=14, mesh=mesh)
   out = (shardings, rules.replicated(mesh))
   return jax.jit(step, out_shardings=out, donate_argnums=0).lower(place(state, shardings), frozen, batch)
 

@@ -1,20 +1,18 @@
-"""Preference data: is it sound, what is in it, and how does the model see it?
+"""Preference data: validates, inspects, converts and builds it.
 
-  python -m experiments.data validate --data=hh:train.jsonl.gz
-  python -m experiments.data inspect --model=models/smollm2 --data=pairs.jsonl --out=runs/data
-  python -m experiments.data convert --data=hh:train.jsonl.gz --out=train.jsonl
-  python -m experiments.data build hh_rlhf/harmless-base --manual_dir=downloads
+  alignjax data validate --data=hh:train.jsonl.gz
+  alignjax data inspect --model=models/smollm2 --data=pairs.jsonl --out=runs/data
+  alignjax data convert --data=hh:train.jsonl.gz --out=train.jsonl
+  alignjax data build hh_rlhf/harmless-base --manual_dir=downloads
 
-validate reads every row, and says what became of it. inspect tokenises the pairs too, as training would, and shows how
-long they are and the first of them token by token, with what is trained marked; --out adds a picture. convert writes
-the pairs as JSON Lines. build prepares a TFDS data set; without a name it lists those that it knows. --data is
-`[form:]location` (alignjax/data/sources.py), and may be repeated.
+--data is `[form:]location` (alignjax/data/reading/sources.py), and can be repeated.
 
 Exit codes: 0 done, 1 an error in flags, data or model.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 import contextlib
+import dataclasses
 import gzip
 import io
 import json
@@ -22,35 +20,76 @@ import os
 import pathlib
 import sys
 import time
-import traceback
-from typing import NamedTuple
+from typing import Any
 
-from absl import app, flags, logging
 from rich import console as rich_console
 from rich import progress as rich_progress
 import tensorflow_datasets as tfds
 
-from alignjax.commands import data_lengths, data_tokens
-from alignjax.data import builders, catalogue, pairs, row_form, sources, tokenization
-from alignjax.data import report as report_lib
+from alignjax.commands import data_lengths, data_tokens, program
+from alignjax.data import builders
+from alignjax.data.reading import catalogue, drops, json_rows, rows, sources
+from alignjax.data.tokens import encoding, tokenization
 from alignjax.models import checkpoint_io
+from alignjax.run import fields, user_code
 
-PROGRESS_ROWS = 1000  # between two signs of life
-
-
-class Command(NamedTuple):
-  """A sub-command: what it does with the flags and the arguments that follow its name, and which flags it takes."""
-
-  run: Callable[[flags.FlagValues, Sequence[str]], None]
-  required: tuple[str, ...] = ()
-  optional: tuple[str, ...] = ()
+PROGRESS_ROWS = 1000  # between two updates of the progress line
 
 
-def validate(given: flags.FlagValues, arguments: Sequence[str]) -> None:
-  """Reads every row."""
-  _no_arguments(arguments)
-  report, start = report_lib.DropReport(), time.monotonic()
-  for _ in _read(given, report, 'validating'):
+@dataclasses.dataclass(frozen=True)
+class Settings(user_code.UserCode):
+  """Data."""
+
+  data: tuple[str, ...] = fields.field((), '[form:]location; can be repeated.', required=True)
+  ignore_fields: tuple[str, ...] = fields.field((), 'Fields of the rows to ignore; any other unknown one is an error.')
+  on_error: str = fields.field(
+    'raise', 'Stop at the first malformed row, or skip and count it.', choices=('raise', 'skip')
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class InspectSettings(Settings):
+  """Tokens."""
+
+  model: str = fields.field('', 'Folder of the model, in Hugging Face layout.', required=True)
+  max_prompt: int = fields.field(512, 'Largest prompt in tokens; longer ones are cut on the left.', at_least=2)
+  max_response: int = fields.field(
+    512, 'Largest response in tokens; examples with a longer one are dropped.', at_least=2
+  )
+  out: str = fields.field('', 'Folder for lengths.png; empty: no picture.')
+  color: str = fields.field('auto', 'Colours; auto: on a terminal.', choices=('auto', 'always', 'never'))
+
+  def __post_init__(self):
+    fields.check(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvertSettings(Settings):
+  """Output."""
+
+  out: str = fields.field('', 'The file to write, .jsonl or .jsonl.gz.', required=True)
+  overwrite: bool = fields.field(False, 'Replace the file if it exists.')
+
+
+@dataclasses.dataclass(frozen=True)
+class BuildSettings(user_code.UserCode):
+  """Dataset."""
+
+  dataset: str = fields.field('', f'Name of the dataset: {", ".join(builders.names())}.', positional=True)
+  manual_dir: str = fields.field('', 'Folder of the files that the dataset is made of.')
+  data_dir: str = fields.field('', 'Folder of prepared datasets; empty: that of TFDS_DATA_DIR, or that of TFDS.')
+  on_error: str = fields.field(
+    'raise', 'Stop at the first malformed row, or skip and count it.', choices=('raise', 'skip')
+  )
+
+
+def validate(settings: Settings) -> None:
+  """Reads every row, and reports how many are kept.
+
+  alignjax data validate --data=hh:train.jsonl.gz
+  """
+  report, start = drops.DropReport(), time.monotonic()
+  for _ in _read(settings, report, 'validating'):
     pass
   seconds = time.monotonic() - start
   print(report)
@@ -59,44 +98,43 @@ def validate(given: flags.FlagValues, arguments: Sequence[str]) -> None:
     raise ValueError('no row is left to train on')
 
 
-def inspect(given: flags.FlagValues, arguments: Sequence[str]) -> None:
-  """Tokenises the pairs, and shows what comes of it."""
-  _no_arguments(arguments)
-  if given.out is not None:
+def inspect(settings: InspectSettings) -> None:
+  """Tokenises the pairs as training would; shows their lengths and one of them token by token.
+
+  alignjax data inspect --model=models/smollm2 --data=pairs.jsonl --out=runs/data
+  """
+  if settings.out:
     data_lengths.require_matplotlib()  # before the work
-  tokenizer, report = tokenization.Tokenizer.load(given.model), report_lib.DropReport()
-  tokenized = pairs.tokenize(
-    _read(given, report, 'tokenising'),
-    tokenizer,
-    max_prompt=given.max_prompt,
-    max_response=given.max_response,
-    vocab_size=checkpoint_io.load_config(given.model).vocab_size,
-    report=report,
-    on_error=given.on_error,
-  )
-  title = f'{", ".join(given.data)}, tokens of {given.model}'
+  tokenizer, report = tokenization.Tokenizer.load(settings.model), drops.DropReport()
+  vocab_size = checkpoint_io.load_config(settings.model).vocab_size
+  limits = encoding.Limits(settings.max_prompt, settings.max_response, vocab_size)
+  read = _read(settings, report, 'tokenising')
+  tokenized = encoding.tokenize(read, tokenizer, limits, report, on_error=settings.on_error)
+  title = f'{", ".join(settings.data)}, tokens of {settings.model}'
   print(f'{title}\n{report}\n')
   lengths = data_lengths.lengths(tokenized)
   print('\n'.join(data_lengths.table(lengths)), end='\n\n')
   print('\n'.join(data_lengths.histogram(lengths)), end='\n\n')
-  data_tokens.show(tokenized, tokenizer, _console(given.color))
-  if given.out is not None:
-    folder = pathlib.Path(given.out)
+  data_tokens.show(tokenized, tokenizer, _console(settings.color))
+  if settings.out:
+    folder = pathlib.Path(settings.out)
     folder.mkdir(parents=True, exist_ok=True)
-    data_lengths.draw(folder / 'lengths.png', title, lengths, given.max_prompt)
+    data_lengths.draw(folder / 'lengths.png', title, lengths, settings.max_prompt)
     print(f'\nwrote {folder / "lengths.png"}')
 
 
-def convert(given: flags.FlagValues, arguments: Sequence[str]) -> None:
-  """Writes the pairs as rows of JSON."""
-  _no_arguments(arguments)
-  report = report_lib.DropReport()
-  form = write(_read(given, report, 'converting'), given.out, overwrite=given.overwrite)
+def convert(settings: ConvertSettings) -> None:
+  """Writes the pairs as JSON Lines.
+
+  alignjax data convert --data=hh:train.jsonl.gz --out=train.jsonl
+  """
+  report = drops.DropReport()
+  form = write(_read(settings, report, 'converting'), settings.out, overwrite=settings.overwrite)
   print(report)
-  print(f'wrote {given.out}; read it with --data={"" if form == "preference" else f"{form}:"}{given.out}')
+  print(f'wrote {settings.out}; read it with --data={"" if form == "preference" else f"{form}:"}{settings.out}')
 
 
-def write(converted: Iterator[sources.Pair], path: str, *, overwrite: bool = False) -> str:
+def write(converted: Iterator[rows.Example], path: str, *, overwrite: bool = False) -> str:
   """Writes pairs to .jsonl or .jsonl.gz; the file appears only once it is whole. Returns the form of its rows.
 
   Raises:
@@ -115,11 +153,11 @@ def write(converted: Iterator[sources.Pair], path: str, *, overwrite: bool = Fal
         gzip.GzipFile('', 'wb', fileobj=raw, mtime=0) if path.endswith('.gz') else contextlib.nullcontext(raw)
       )
       with compressed as file:
-        for pair in converted:
-          form, row = row_form.of_pair(pair)
+        for example in converted:
+          form, row = json_rows.of_example(example)
           forms.add(form)
           if len(forms) > 1:
-            raise ValueError(f'{pair.origin}: makes a row of the form {form}, and earlier pairs make another')
+            raise ValueError(f'{example.origin}: needs the form {form}, but earlier examples need another form')
           file.write(json.dumps(row, ensure_ascii=False).encode('utf-8') + b'\n')
     if not forms:
       raise ValueError('no row is left to write')
@@ -129,50 +167,42 @@ def write(converted: Iterator[sources.Pair], path: str, *, overwrite: bool = Fal
   return forms.pop()
 
 
-def build(given: flags.FlagValues, arguments: Sequence[str]) -> None:
-  """Prepares a data set of TFDS, or lists those that can be."""
-  if len(arguments) != 1:
-    raise ValueError(f'name one data set after `build`: {", ".join(builders.names())}')
-  if given.manual_dir is None:
-    raise ValueError(f'give --manual_dir. {builders.instructions(arguments[0])}')
-  folder = given.data_dir or catalogue.data_dir()
+def build(settings: BuildSettings) -> None:
+  """Prepares a TFDS dataset; without a name, lists those that it knows.
+
+  alignjax data build hh_rlhf/harmless-base --manual_dir=downloads
+  """
+  if not settings.dataset:
+    raise ValueError(f'name one dataset after `build`: {", ".join(builders.names())}')
+  if not settings.manual_dir:
+    raise ValueError(f'give --manual_dir. {builders.instructions(settings.dataset)}')
+  folder = settings.data_dir or catalogue.data_dir()
   if not sys.stderr.isatty():
     tfds.disable_progress_bar()
-  with contextlib.redirect_stdout(io.StringIO()):  # TFDS says how much it will not download
-    builder = builders.build(arguments[0], manual_dir=given.manual_dir, data_dir=folder, on_error=given.on_error)
+  with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints how much it will not download
+    builder = builders.build(
+      settings.dataset, manual_dir=settings.manual_dir, data_dir=folder, on_error=settings.on_error
+    )
   for split, report in builder.reports.items():
-    rows = builder.info.splits[split].num_examples if split in builder.info.splits else 0
-    print(f'{split}: wrote {rows} pairs; {report}')
-  place = builder.data_path if given.data_dir else builder.info.full_name.rpartition('/')[0]
+    count = builder.info.splits[split].num_examples if split in builder.info.splits else 0
+    print(f'{split}: wrote {count} examples; {report}')
+  place = builder.data_path if settings.data_dir else builder.info.full_name.rpartition('/')[0]
   print(f'wrote {builder.data_path}; read it with --data=tfds:{place}:{next(iter(builder.info.splits))}')
 
 
-COMMANDS = {
-  'validate': Command(validate, ('data',), ('ignore_fields', 'on_error')),
-  'inspect': Command(
-    inspect, ('model', 'data'), ('ignore_fields', 'on_error', 'max_prompt', 'max_response', 'out', 'color')
-  ),
-  'convert': Command(convert, ('data', 'out'), ('ignore_fields', 'on_error', 'overwrite')),
-  'build': Command(build, (), ('manual_dir', 'data_dir', 'on_error')),
-}
-
-
-def _no_arguments(arguments: Sequence[str]) -> None:
-  if arguments:
-    raise ValueError(f'what is {arguments[0]!r}? What to read is given by --data')
-
-
-def _read(given: flags.FlagValues, report: report_lib.DropReport, what: str) -> Iterator[sources.Pair]:
+def _read(settings: Settings, report: drops.DropReport, what: str) -> Iterator[rows.Example]:
   """The pairs of --data, with a count of rows on a terminal."""
   console = rich_console.Console(stderr=True)
   columns = [f'{what}: {{task.completed:,}} rows,', rich_progress.TimeElapsedColumn()]
   with rich_progress.Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
     task = progress.add_task(what, total=None)
-    read = sources.read_pairs(given.data, report, on_error=given.on_error, ignore_fields=given.ignore_fields)
-    for i, pair in enumerate(read):
+    read = sources.read_examples(
+      settings.data, report, on_error=settings.on_error, ignore_fields=settings.ignore_fields
+    )
+    for i, example in enumerate(read):
       if i % PROGRESS_ROWS == 0:
         progress.update(task, completed=report.read)
-      yield pair
+      yield example
 
 
 def _console(color: str) -> rich_console.Console:
@@ -180,71 +210,24 @@ def _console(color: str) -> rich_console.Console:
   return rich_console.Console(highlight=False, color_system=systems[color], force_terminal=color == 'always' or None)
 
 
-def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
-  """The flags of the program. Not on import: flags are global, and other programs have flags of the same names."""
-
-  def text(name: str, meaning: str) -> None:
-    flags.DEFINE_string(name, None, meaning, flag_values=values)
-
-  def whole(name: str, default: int, meaning: str) -> None:
-    flags.DEFINE_integer(name, default, meaning, lower_bound=2, flag_values=values)
-
-  flags.DEFINE_multi_string('data', None, '[form:]location; may be repeated.', flag_values=values)
-  flags.DEFINE_list('ignore_fields', [], 'Fields of the rows that are not used; others must be known.', values)
-  flags.DEFINE_enum(
-    'on_error', 'raise', ['raise', 'skip'], 'Stop at the first malformed row, or count it and go on.', values
-  )
-  text('model', 'inspect: folder of the model, in Hugging Face layout.')
-  whole('max_prompt', 512, 'inspect: tokens; longer prompts are cut on the left.')
-  whole('max_response', 512, 'inspect: tokens; pairs with a longer response are dropped.')
-  flags.DEFINE_enum(
-    'color', 'auto', ['auto', 'always', 'never'], 'inspect: auto means colours on a terminal.', flag_values=values
-  )
-  text('out', 'inspect: folder for lengths.png; convert: the file to write, .jsonl or .jsonl.gz.')
-  flags.DEFINE_bool('overwrite', False, 'convert: replace --out if it is there.', flag_values=values)
-  text('manual_dir', 'build: folder of the files that the data set is made of.')
-  text('data_dir', 'build: folder of prepared data sets; that of TFDS_DATA_DIR, or that of TFDS.')
+def _program(run: Callable[[Any], None], settings: type) -> program.Program:
+  """A sub-command, which refuses the flags of the others with a reason."""
+  takes = [leaf.flag for leaf in fields.leaves(settings)]
+  kinds = (InspectSettings, ConvertSettings, BuildSettings)
+  others = {leaf.flag for kind in kinds for leaf in fields.leaves(kind)} - set(takes)
+  hint = f'it takes --{", --".join(takes)}'
+  return program.Program(f'data {run.__name__}', run.__doc__, settings, run, hints=dict.fromkeys(others, hint))
 
 
-def run(arguments: Sequence[str], given: flags.FlagValues) -> None:
-  """Does what the flags say.
-
-  Raises:
-    ValueError: for arguments, flags, data or a model that are unfit.
-  """
-  if not arguments or arguments[0] not in COMMANDS:
-    raise ValueError(f'say what to do, one of {", ".join(COMMANDS)}' + (f', not {arguments[0]}' if arguments else ''))
-  command = COMMANDS[arguments[0]]
-  takes = command.required + command.optional
-  for other in COMMANDS.values():
-    for name in other.required + other.optional:
-      if given[name].present and name not in takes:
-        raise ValueError(f'--{name} has no use in {arguments[0]}, which takes --{", --".join(takes)}')
-  for name in command.required:
-    if not given[name].value:
-      raise ValueError(f'{arguments[0]} needs --{name}')
-  command.run(given, arguments[1:])
-
-
-def attempt(arguments: Sequence[str], given: flags.FlagValues) -> int:
-  """Runs, tells what went wrong, and returns the exit code."""
-  try:
-    run(arguments, given)
-  except (ValueError, OSError) as error:
-    logging.debug('%s', traceback.format_exc())
-    print(f'error: {error}\n(--verbosity=1 shows where)', file=sys.stderr)
-    return 1
-  return 0
-
-
-def main(argv: Sequence[str]) -> None:
-  if not flags.FLAGS['verbosity'].present:
-    logging.set_verbosity(logging.WARNING)
-  sys.exit(attempt(argv[1:], flags.FLAGS))
-
-
-def start() -> None:
-  """The program; flags are defined here and not on import, because they are global."""
-  sys.modules['__main__'].__doc__ = __doc__
-  define_flags()
-  app.run(main)
+PROGRAMS = {
+  'validate': _program(validate, Settings),
+  'inspect': _program(inspect, InspectSettings),
+  'convert': _program(convert, ConvertSettings),
+  'build': _program(build, BuildSettings),
+}
+PROGRAM = program.Group(
+  'alignjax data',
+  __doc__,
+  {name: each.text.partition('\n')[0] for name, each in PROGRAMS.items()},
+  PROGRAMS.__getitem__,
+)

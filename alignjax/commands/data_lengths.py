@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from alignjax.commands import data_tokens
-from alignjax.data import pairs
+from alignjax.data.tokens import dataset
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 BAR = 24  # characters of the longest bar
-BINS = 60  # of the picture, at most
+BINS = 60  # largest number of bins in the picture
 SHOWN = 0.99  # part of the responses that the picture has at their place
 DIFFERENCE = 'chosen - rejected'
 COLORS = {'prompt': '#5b6770', 'chosen': '#2f7d4f', 'rejected': '#b5443c', 'response': '#3c6ea5'}
@@ -29,7 +29,7 @@ STYLE = {
 }
 
 
-def lengths(tokenized: pairs.TokenizedPairs) -> dict[str, np.ndarray]:
+def lengths(tokenized: dataset.TokenDataset) -> dict[str, np.ndarray]:
   """Tokens of prompts and of each response, by name: [n] int64."""
   return {
     'prompt': tokenized.prompt_length,
@@ -94,8 +94,8 @@ def draw(path: pathlib.Path, title: str, found: Mapping[str, np.ndarray], max_pr
   """Draws histograms of the lengths as a PNG, and of the difference where there are two responses.
 
   Args:
-    path: of the PNG.
-    title: of the whole picture.
+    path: the PNG to write.
+    title: the title of the picture.
     found: see `lengths`.
     max_prompt: tokens at which prompts were cut.
 
@@ -104,12 +104,12 @@ def draw(path: pathlib.Path, title: str, found: Mapping[str, np.ndarray], max_pr
   """
   matplotlib, figure = require_matplotlib()
   responses = {name: values for name, values in found.items() if name != 'prompt'}
-  if 'chosen' not in found:
+  if responses and 'chosen' not in found:
     responses = {'response': np.concatenate(list(responses.values()))}
   with matplotlib.rc_context(STYLE):
     picture = figure.Figure(figsize=(10, 6.5 if len(responses) == 2 else 3.6), layout='constrained')
     picture.suptitle(title, x=0.01, ha='left', fontsize=10)
-    axes = picture.subplots(len(responses), 2, squeeze=False)
+    axes = picture.subplots(len(responses) or 1, 2 if responses else 1, squeeze=False)
     _draw_lengths(axes[0, 0], 'prompt', found['prompt'], found['prompt'].max())
     if np.any(cut := found['prompt'] >= max_prompt):
       axes[0, 0].axvline(max_prompt, color='black', linewidth=1, linestyle=':')
@@ -118,8 +118,8 @@ def draw(path: pathlib.Path, title: str, found: Mapping[str, np.ndarray], max_pr
       _draw_difference(axes[0, 1], found['chosen'] - found['rejected'])
       axes[1, 1].sharex(axes[1, 0])
       axes[1, 1].sharey(axes[1, 0])
-    longest = max(_quantiles(values, SHOWN)[0] for values in responses.values())
-    for panel, (name, values) in zip(axes.flat[-len(responses) :], responses.items(), strict=True):
+    longest = max((_quantiles(values, SHOWN)[0] for values in responses.values()), default=0)
+    for panel, (name, values) in zip(axes.flat[axes.size - len(responses) :], responses.items(), strict=True):
       _draw_lengths(panel, name, values, longest)
     picture.savefig(path, dpi=120)
   picture.clear()
@@ -134,7 +134,7 @@ def _draw_lengths(axes: Any, name: str, values: np.ndarray, longest: int) -> Non
   _note(axes, middle, 'median')
   axes.set_xlim(left=0)
   _label(axes, values.max() > longest)
-  axes.set_ylabel('pairs' if name != 'response' else 'responses')
+  axes.set_ylabel('examples' if name != 'response' else 'responses')
 
 
 def _draw_difference(axes: Any, values: np.ndarray) -> None:
@@ -143,7 +143,7 @@ def _draw_difference(axes: Any, values: np.ndarray) -> None:
   (widest,) = _quantiles(np.abs(values), SHOWN)
   shown = np.clip(values, -widest, widest)
   width = _width(2 * widest + 1)
-  bins = widest // width + 1  # to each side of the one around 0
+  bins = widest // width + 1  # bins on each side of the one around 0
   sides = [shown[values < 0], shown[values == 0], shown[values > 0]]
   colors = [COLORS[name] for name in ('rejected', 'prompt', 'chosen')]
   axes.hist(sides, (np.arange(-bins, bins + 2) - 0.5) * width, color=colors, stacked=True, **BARS)

@@ -1,11 +1,11 @@
-"""One pair, token by token, as the model sees it: what is given, what is trained, and where it ends."""
+"""One example, token by token, as the model sees it: what is given, what is trained, and where it ends."""
 
 from collections.abc import Iterator, Sequence
 
 from rich import console as rich_console
 from rich import text as rich_text
 
-from alignjax.data import pairs, tokenization
+from alignjax.data.tokens import dataset, tokenization
 
 SHOWN = 400  # tokens of a text; the middle of a longer one is left out
 GIVEN, TRAINED, END, BOS = KINDS = ('given, not trained', 'trained', 'end token, trained', 'BOS')
@@ -19,17 +19,19 @@ def names(responses: int) -> list[str]:
   return ['chosen', 'rejected'] if responses == 2 else [f'response {i + 1}' for i in range(responses)]
 
 
-def show(tokenized: pairs.TokenizedPairs, tokenizer: tokenization.Tokenizer, console: rich_console.Console) -> None:
-  """Prints the first pair: each token with its id, in the colour or the mark of what becomes of it."""
-  pair = tokenized[0]
-  told = [f'label {pair.label:g}', f'weight {pair.weight:g}']
+def show(tokenized: dataset.TokenDataset, tokenizer: tokenization.Tokenizer, console: rich_console.Console) -> None:
+  """Prints the first example: each token with its id, in the colour or with the mark of its kind."""
+  example = tokenized[0]
+  told = [f'label {example.label:g}', f'weight {example.weight:g}']
   told += [f'{name} {", ".join(f"{v:g}" for v in column[0])}' for name, column in tokenized.per_response.items()]
-  console.print(rich_text.Text(f'first pair, {tokenized.origin(0)}: {", ".join(told)}'))  # a string could hold :codes:
+  console.print(
+    rich_text.Text(f'first example, {tokenized.origin(0)}: {", ".join(told)}')
+  )  # a string could hold :codes:
   console.print(
     rich_text.Text('  ').join([rich_text.Text('text/id:'), *(_marked(kind, kind, console) for kind in KINDS)])
   )
-  sections = [('prompt', pair.prompt, GIVEN)]
-  sections += [(name, ids, TRAINED) for name, ids in zip(names(tokenized.responses), pair.responses, strict=True)]
+  sections = [('prompt', example.prompt, GIVEN)]
+  sections += [(name, ids, TRAINED) for name, ids in zip(names(tokenized.responses), example.responses, strict=True)]
   for name, ids, kind in sections:
     cut = '' if kind == GIVEN or ids[-1] in tokenizer.end_ids else ', cut: no end token'
     console.print(rich_text.Text(f'\n{name}, {len(ids)} tokens{cut}', style='bold'))

@@ -1,243 +1,30 @@
-"""Tells what is wrong with a run before it trains: its tokenizer, its data, its models, its memory.
+"""Examines a run before it trains: its tokenizer, its data, its models, its memory.
 
-  python -m experiments.doctor --model=models/smollm2 --data=train.jsonl --objective='dpo(beta=0.1)'
+  alignjax doctor --model=models/smollm2 --data=train.jsonl --objective='dpo(beta=0.1)'
 
-It takes the settings of experiments.train, trains nothing and writes nothing. Every finding says what was seen and what
-to do. `experiments.train` makes the same examination before its first update, without the parts that compile more than
-one program: sampling against training, what bfloat16 costs, and the memory of the compiled step.
+It takes the settings of `alignjax train`, trains nothing and writes nothing. Every finding reports what was seen and
+what to do. `alignjax train` makes the same examination before its first update, without the parts that compile more
+programs: sampling against training, the cost of bfloat16, and the memory of the compiled step.
 
 Exit codes: 0 no errors; 1 errors were found, or the settings cannot be read.
-
 """
 
-import collections
-from collections.abc import Sequence
-import dataclasses
-import sys
-
-from absl import app, logging
-import jax
-import optax
-
-from alignjax.data import batching, findings, health
-from alignjax.models import checkpoint_io, transformer
-from alignjax.optim import recipes, schedules
-from alignjax.parallel import rules
-from alignjax.run import command_line, inputs, preparation, settings
-from alignjax.training import doctor, placement
-from alignjax.training import state as state_lib
-from alignjax.training import step as step_lib
-from alignjax.types import PreferenceBatch
-
-# Findings about labels, which are of no concern to an objective that reads none.
-OF_LABELS = ('bad_label', 'no_signal', 'one_class', 'rare_class', 'swapped_labels')
+from alignjax.commands import program
+from alignjax.run import command_line, examination, training
 
 
-def examine(
-  config: settings.Config, prepared: preparation.Prepared, state: state_lib.TrainState, frozen: state_lib.Frozen
-) -> list[findings.Finding]:
-  """What is odd about a run that is about to begin.
-
-  Args:
-    config: of the run.
-    prepared: from `preparation.prepare`.
-    state: before the first update.
-    frozen: as the step will get it.
-  """
-  batch = _first_batch(prepared)
-  return [
-    *examine_data(prepared),
-    *_start(config, prepared, state, frozen, batch),
-    *_dtypes(config, prepared),
-    *doctor.examine_embeddings(_embeddings(state, frozen), prepared.training.data, prepared.tokenizer, prepared.mesh),
-    *_memory(state, frozen),
-  ]
+def run(invocation: command_line.Invocation) -> int:
+  """Examines a run, and returns the exit code."""
+  invocation.processes.join()
+  return program.REFUSED if examination.stops(invocation.config, training.announce) else program.DONE
 
 
-def examine_data(prepared: preparation.Prepared) -> list[findings.Finding]:
-  """The part that needs no weights."""
-  training, held_out = prepared.training, prepared.held_out
-  found = [
-    *health.examine_tokenizer(prepared.tokenizer, vocab_size=prepared.model.config.vocab_size),
-    *health.examine_pairs(
-      training.data,
-      prepared.tokenizer,
-      vocab_size=prepared.model.config.vocab_size,
-      max_positions=prepared.model.config.max_positions,
-    ),
-    *doctor.examine_shapes(training.batches.plan, training.data),
-  ]
-  if not doctor.reads_labels(prepared.objective, training.data.responses):
-    found = [finding for finding in found if finding.name not in OF_LABELS]
-  if held_out is not None:
-    found += health.examine_split(training.data, held_out.data)
-  return found
-
-
-def examine_thoroughly(
-  config: settings.Config, prepared: preparation.Prepared, state: state_lib.TrainState, frozen: state_lib.Frozen
-) -> list[findings.Finding]:
-  """`examine`, and what takes more programs to compile."""
-  batch = _first_batch(prepared)
-  found = [item for item in examine(config, prepared, state, frozen) if item.name != 'memory']
-  measured = (state.params, frozen, batch)
-  key = jax.random.key(config.seed)
-  found += doctor.examine_sampling(
-    prepared.model, *measured, key, lora=prepared.lora, compute_dtype=config.compute_dtype
-  )
-  if config.compute_dtype != 'float32':
-    exact = dataclasses.replace(prepared.model.config, compute_dtype='float32', attention='xla')
-    exact = transformer.build(exact, rules.activation_constraint(prepared.mesh))
-    found += doctor.examine_precision(prepared.model, exact, *measured, lora=prepared.lora, chunk=config.chunk)
-  return [*found, *_compiled_memory(config, prepared, state, frozen, batch)]
-
-
-def report(found: Sequence[findings.Finding], *, stop: bool, notes: bool, announce: inputs.Announce) -> None:
-  """Says what was found, the worst first; notes are counted only, unless they are asked for.
-
-  Raises:
-    ValueError: there are errors, and `stop`.
-  """
-  for finding in findings.worst_first(found):
-    if notes or finding.severity != findings.NOTE:
-      announce(f'doctor     {finding}')
-  counts = collections.Counter(finding.severity for finding in found)
-  total = ', '.join(f'{counts[severity]} {severity}s' for severity in findings.SEVERITIES)
-  announce(f'doctor     {total}' + ('' if notes else ' (python -m experiments.doctor with these settings tells more)'))
-  errors = [finding for finding in found if finding.severity == findings.ERROR]
-  if errors and stop:
-    listed = '\n'.join(f'  {finding.name}: {finding.seen}. {finding.advice}' for finding in errors)
-    raise ValueError(f'the doctor found errors, so nothing was trained (--doctor=warn trains all the same):\n{listed}')
-
-
-def _first_batch(prepared: preparation.Prepared) -> PreferenceBatch:
-  return placement.to_global(prepared.mesh, next(iter(prepared.training.batches)).data)
-
-
-def _embeddings(state: state_lib.TrainState, frozen: state_lib.Frozen) -> jax.Array:
-  return (state.params if frozen.base is None else frozen.base)['embed']['embedding']
-
-
-def _start(
-  config: settings.Config,
-  prepared: preparation.Prepared,
-  state: state_lib.TrainState,
-  frozen: state_lib.Frozen,
-  batch: PreferenceBatch,
-) -> list[findings.Finding]:
-  measure = doctor.build_start(
-    prepared.model, prepared.objective, lora=prepared.lora, chunk=config.chunk, mesh=prepared.mesh
-  )
-  measure = jax.jit(measure, out_shardings=rules.replicated(prepared.mesh))
-  values = measure(state.params, dataclasses.replace(frozen, memory=state.memory), batch)
-  folder = prepared.reference.folder
-  return doctor.examine_start(
-    {name: value.item() for name, value in jax.device_get(values).items()},
-    same_model=inputs.fingerprint(folder) == inputs.fingerprint(config.model),
-    compute_dtype=config.compute_dtype,
-    vocab_size=prepared.model.config.vocab_size,
-    reference=config.reference_cache or folder,
-  )
-
-
-def _dtypes(config: settings.Config, prepared: preparation.Prepared) -> list[findings.Finding]:
-  if not prepared.reference.needed:
-    return []
-  folders = (config.model, prepared.reference.folder)
-  return doctor.examine_dtypes(*map(checkpoint_io.stored_dtypes, folders))
-
-
-def _memory(state: state_lib.TrainState, frozen: state_lib.Frozen) -> list[findings.Finding]:
-  parts = [
-    ('parameters', doctor.bytes_on_device(state.params)),
-    ('gradients', doctor.bytes_on_device(state.params)),
-    ('optimizer state', doctor.bytes_on_device(state.opt_state)),
-    ('reference, base and delta', doctor.bytes_on_device(frozen)),
-  ]
-  return doctor.examine_memory(parts, doctor.device_memory(jax.local_devices()[0]))
-
-
-def _compiled_memory(
-  config: settings.Config,
-  prepared: preparation.Prepared,
-  state: state_lib.TrainState,
-  frozen: state_lib.Frozen,
-  batch: PreferenceBatch,
-) -> list[findings.Finding]:
-  """Compiles the training step for the largest shape, and asks what it needs."""
-  step = step_lib.build_train_step(
-    prepared.model,
-    prepared.objective,
-    build_optimizer(config, prepared),
-    lora=prepared.lora,
-    chunk=config.chunk,
-    microbatches=config.microbatches,
-    mesh=prepared.mesh,
-  )
-  largest = _resized(batch, prepared.training.batches.plan.buckets[-1])
-  places = jax.tree.map(lambda leaf: leaf.sharding, state), rules.replicated(prepared.mesh)
-  compiled = jax.jit(step, donate_argnums=0, out_shardings=places).lower(state, frozen, largest).compile()
-  memory = compiled.memory_analysis()
-  if memory is None:
-    return _memory(state, frozen)
-  parts = [('arguments', memory.argument_size_in_bytes), ('temporaries', memory.temp_size_in_bytes)]
-  return doctor.examine_memory(parts, doctor.device_memory(jax.local_devices()[0]))
-
-
-def build_optimizer(config: settings.Config, prepared: preparation.Prepared) -> optax.GradientTransformation:
-  """The optimizer of a run, at its highest learning rate."""
-  rate = schedules.build_schedule('constant', prepared.recipe.learning_rate, steps=1, warmup=0)
-  return recipes.build_optimizer(prepared.recipe, rate, config.gradient_clip)
-
-
-def _resized(batch: PreferenceBatch, bucket: batching.Bucket) -> PreferenceBatch:
-  """The shapes of a batch of another bucket."""
-  prompt, response = bucket
-
-  def shape(leaf: jax.Array, axis: int, size: int) -> jax.ShapeDtypeStruct:
-    sizes = (*leaf.shape[:axis], size, *leaf.shape[axis + 1 :])
-    return jax.ShapeDtypeStruct(sizes, leaf.dtype, sharding=leaf.sharding)
-
-  return dataclasses.replace(
-    batch,
-    prompt=shape(batch.prompt, 1, prompt),
-    response=shape(batch.response, 2, response),
-    cached={name: shape(value, 2, response) for name, value in batch.cached.items()},
-  )
-
-
-def run(config: settings.Config) -> int:
-  """Examines a run thoroughly; returns the exit code."""
-  prepared = preparation.prepare(config, _announce)
-  tx = build_optimizer(config, prepared)
-  base, params = preparation.load_base(config, prepared), preparation.initial_params(config, prepared)
-  key = jax.random.key(config.seed)
-  state = placement.create_state(prepared.mesh, params, tx, key, prepared.objective.memory.initial)
-  frozen = preparation.load_frozen(config, prepared, base)
-  found = examine_thoroughly(config, prepared, state, frozen)
-  report(found, stop=False, notes=True, announce=_announce)
-  errors = any(finding.severity == findings.ERROR for finding in found)
-  return int(errors and config.doctor == 'stop')
-
-
-def _announce(text: str) -> None:
-  if jax.process_index() == 0:
-    print(text, flush=True)
-
-
-def main(argv: Sequence[str]) -> None:
-  command_line.begin(argv)
-  try:
-    code = run(command_line.resolve())
-  except (ValueError, OSError) as error:
-    logging.debug('%s', error, exc_info=True)
-    print(f'error: {error}\n(--verbosity=1 shows where)', file=sys.stderr)
-    code = 1
-  sys.exit(code)
-
-
-def start() -> None:
-  """The program; flags are defined here and not on import, because they are global."""
-  sys.modules['__main__'].__doc__ = __doc__ + settings.describe_fields()
-  command_line.define_flags()
-  app.run(main, flags_parser=command_line.parse)
+PROGRAM = program.Program(
+  'doctor',
+  __doc__,
+  command_line.Invocation,
+  run,
+  parse=command_line.parse_flags,
+  hints=command_line.HINTS,
+  leave=lambda invocation, code: invocation.processes.leave(code),
+)

@@ -1,251 +1,122 @@
 """Samples responses from a language model.
 
-  python -m experiments.sample --model=runs/first/model --prompt='Tell me about your day.' --samples=3
-  python -m experiments.sample --model=runs/first/model --prompts=questions.jsonl --greedy --output=answers.jsonl
+  alignjax sample --model=runs/first/model --prompt='Tell me about your day.' --samples=3
+  alignjax sample --model=runs/first/model --prompts=questions.jsonl --greedy --output=answers.jsonl
 
-A text given by --prompt is a user's message where the model has a chat template, and otherwise the beginning of a text.
-Rows of a --prompts file are {"prompt": ...} as in training data: a string stands as it is, a list of messages goes
-through the chat template. Each line of --output holds prompt, response, its log-probability in nats under the model's
-own distribution, its tokens, and whether it came to an end. The same command draws the same responses.
+If the model has a chat template, the text of --prompt is a user's message; otherwise the model continues it. --prompts
+takes [form:]location like training data, such as hh:train.jsonl.gz. Without a form, rows are {"prompt": ...}: a string
+is continued, a list of messages goes through the chat template. Each line of --output holds the prompt, the response,
+its log-probability in nats under the model's own distribution, its number of tokens, and whether it ended. The same
+command draws the same responses.
 
 Exit codes: 0 done, 1 an error in flags, model or prompts.
 """
 
-from collections.abc import Iterator, Sequence
-import itertools
-import json
+from collections.abc import Iterator
+import dataclasses
 import os
 import pathlib
-import sys
-import traceback
-from typing import Any, NamedTuple, TextIO
 
-from absl import app, flags, logging
-import jax
-import numpy as np
-
-from alignjax.data import forms, sources, tokenization, values
-from alignjax.data import report as report_lib
-from alignjax.models import checkpoint_io, transformer
-from alignjax.parallel import mesh as mesh_lib
-from alignjax.parallel import rules
-from alignjax.sampling import sampler, strategies
-from alignjax.training import placement
-
-PROMPT_MULTIPLE = 64  # prompts are padded to multiples of this many tokens, so that few shapes are compiled
+from alignjax.commands import program
+from alignjax.data.reading import rows
+from alignjax.data.tokens import tokenization
+from alignjax.run import fields, user_code
+from alignjax.sampling import strategies, text
 
 
-class Response(NamedTuple):
-  """One drawn response."""
+@dataclasses.dataclass(frozen=True)
+class Settings(user_code.UserCode):
+  """Sampling."""
 
-  prompt: sources.Prompt
-  response: str
-  logp: float  # nats, of the whole response
-  tokens: int  # the end token included
-  finished: bool  # False where it was cut
+  model: str = fields.field('', 'Folder of the model, in Hugging Face layout.', required=True)
+  prompt: str = fields.field('', 'One prompt.')
+  prompts: str = fields.field('', 'Prompts to read, [form:]location, as for --data of training.')
+  ignore_fields: tuple[str, ...] = fields.field((), 'Fields of the rows of --prompts to ignore; others must be known.')
+  output: str = fields.field('', 'A .jsonl file to write; empty: responses are printed.')
+  samples: int = fields.field(1, 'Responses to each prompt.', at_least=1)
+  max_prompt: int = fields.field(1024, 'Largest prompt in tokens; longer ones are cut on the left.', at_least=2)
+  max_new_tokens: int = fields.field(128, 'Tokens after which a response is cut.', at_least=1)
+  greedy: bool = fields.field(False, 'Always take the most probable token instead of drawing.')
+  temperature: float = fields.field(1.0, 'Below 1 the distribution is sharper than the model, above 1 flatter.')
+  top_k: int = fields.field(0, 'Draw from the k most probable tokens; 0: from all.', at_least=0)
+  top_p: float = fields.field(1.0, 'Draw from the most probable tokens whose probabilities sum to this.')
+  strategy: str = fields.field(
+    '', 'Expression of a decoding strategy instead of these, such as chain(temperature(0.7), nucleus(0.9)).'
+  )
+  seed: int = fields.field(0, 'Seed of all draws.', at_least=0)
+  batch_size: int = fields.field(8, 'Prompts that are answered together.', at_least=1)
+  compute_dtype: str = fields.field(
+    'float32', 'Type of activations; parameters are float32.', choices=('float32', 'bfloat16')
+  )
+
+  def __post_init__(self):
+    fields.check(self)
 
 
-def build_strategy(*, greedy: bool, temperature: float, top_k: int, top_p: float) -> strategies.Strategy:
-  """The strategy that the flags describe: temperature first, then the exclusions.
+def build_strategy(settings: Settings) -> strategies.Strategy:
+  """The strategy that the settings describe: temperature first, then the exclusions.
 
   Raises:
-    ValueError: for values that are out of range or contradict one another.
+    ValueError: if values are out of range or contradict one another.
   """
-  if greedy:
-    if (temperature, top_k, top_p) != (1.0, 0, 1.0):
+  parts = (settings.temperature, settings.top_k, settings.top_p)
+  if settings.strategy:
+    if settings.greedy or parts != (1.0, 0, 1.0):
+      raise ValueError('--strategy replaces --greedy, --temperature, --top_k and --top_p: give it without them')
+    return strategies.parse(settings.strategy)
+  if settings.greedy:
+    if parts != (1.0, 0, 1.0):
       raise ValueError('--greedy leaves nothing to draw: give it without --temperature, --top_k and --top_p')
     return strategies.greedy()
-  parts = []
-  if temperature != 1.0:
-    parts.append(strategies.temperature(temperature))
-  if top_k:
-    parts.append(strategies.top_k(top_k))
-  if top_p != 1.0:
-    parts.append(strategies.nucleus(top_p))
-  return strategies.chain(*parts)
+  chosen = []
+  if settings.temperature != 1.0:
+    chosen.append(strategies.temperature(settings.temperature))
+  if settings.top_k:
+    chosen.append(strategies.top_k(settings.top_k))
+  if settings.top_p != 1.0:
+    chosen.append(strategies.nucleus(settings.top_p))
+  return strategies.chain(*chosen)
 
 
-def sample(
-  folder: str,
-  prompts: Sequence[sources.Prompt],
-  strategy: strategies.Strategy,
-  *,
-  samples: int = 1,
-  max_prompt: int = 1024,
-  max_new_tokens: int = 128,
-  seed: int = 0,
-  batch_size: int = 8,
-  compute_dtype: str = 'float32',
-) -> Iterator[Response]:
-  """Draws `samples` responses to each prompt, in the order of the prompts.
-
-  What is drawn for a prompt depends on the seed and on its place in `prompts`, not on the batch size.
-
-  Raises:
-    ValueError: for a folder or prompts that are unfit.
-  """
-  tokenizer = tokenization.Tokenizer.load(folder)
-  mesh = mesh_lib.make_mesh()
-  config = checkpoint_io.load_config(folder, compute_dtype=compute_dtype)
-  model = transformer.build(config, rules.activation_constraint(mesh))
-  key = jax.random.key(seed)
-  params = checkpoint_io.load_params(folder, config, rules.param_shardings(mesh, jax.eval_shape(model.init, key)))
-  rows = -(-batch_size // mesh_lib.batch_shards(mesh)) * mesh_lib.batch_shards(mesh)
-
-  @jax.jit
-  def draw(params: Any, key: jax.Array, prompt: jax.Array, length: jax.Array, row_ids: jax.Array) -> sampler.Samples:
-    return sampler.sample(
-      model,
-      params,
-      prompt,
-      length,
-      key,
-      samples=samples,
-      max_new_tokens=max_new_tokens,
-      strategy=strategy,
-      end_ids=sorted(tokenizer.end_ids),
-      row_ids=row_ids,
-    )
-
-  for batch in itertools.batched(enumerate(prompts), rows):
-    encoded = [tokenizer.encode_prompt(prompt, max_prompt) for _, prompt in batch]
-    size = -(-max(map(len, encoded)) // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
-    prompt = np.zeros((rows, size), np.int32)
-    length = np.ones(rows, np.int32)  # rows past the last prompt draw something that nobody looks at
-    row_ids = np.full(rows, batch[0][0], np.int32)
-    row_ids[: len(batch)] = [index for index, _ in batch]
-    for row, ids in enumerate(encoded):
-      prompt[row, : len(ids)], length[row] = ids, len(ids)
-    drawn = jax.device_get(draw(params, key, *placement.to_global(mesh, (prompt, length, row_ids))))
-    for row, (_, text) in enumerate(batch):
-      for i in range(samples):
-        tokens = int(drawn.response_length[row, i])
-        yield Response(
-          prompt=text,
-          # After a string, the response may start with a space; before an assistant's words, it is the template's.
-          response=tokenizer.decode(drawn.response[row, i, :tokens], continues=isinstance(text, str)),
-          logp=float(drawn.logp[row, i].sum(dtype=np.float64)),
-          tokens=tokens,
-          finished=bool(drawn.finished[row, i]),
-        )
-
-
-def read_prompts(path: str) -> list[sources.Prompt]:
-  """The prompts of a file of any kind that `readers` has; rows of preference pairs will do too.
-
-  Raises:
-    DataError: naming the line and the field.
-  """
-  return list(sources.read_rows(path, _prompt_of_row, report_lib.DropReport()))
-
-
-def _prompt_of_row(fields: dict[str, Any], path: str, line: int) -> sources.Prompt:
-  del path, line  # the reader adds them to every error
-  unknown = sorted(set(fields) - set(forms.FORMS[forms.DEFAULT].columns))
-  if unknown:
-    raise sources.Refused('unknown_field', f'{", ".join(map(ascii, unknown))}: unknown; a row has a prompt')
-  values.require(fields, ('prompt',))
-  return values.prompt(fields['prompt'], 'prompt')
-
-
-def _given_prompts(given: flags.FlagValues) -> list[sources.Prompt]:
-  if (given.prompt is None) == (given.prompts is None):
+def _prompts(settings: Settings) -> list[rows.Prompt]:
+  if bool(settings.prompt) == bool(settings.prompts):
     raise ValueError('give either --prompt or --prompts')
-  if given.prompts is not None:
-    return read_prompts(given.prompts)
-  if tokenization.Tokenizer.load(given.model).template is None:
-    return [given.prompt]
-  return [[{'role': 'user', 'content': given.prompt}]]
+  if settings.prompts:
+    return text.read_prompts(settings.prompts, settings.ignore_fields)
+  if tokenization.Tokenizer.load(settings.model).template is None:
+    return [settings.prompt]
+  return [[{'role': 'user', 'content': settings.prompt}]]
 
 
-def write(responses: Iterator[Response], stream: TextIO) -> None:
-  """One JSON object a line."""
-  for response in responses:
-    stream.write(json.dumps(response._asdict(), ensure_ascii=False) + '\n')
-
-
-def _print(responses: Iterator[Response]) -> None:
+def _print(responses: Iterator[text.Response]) -> None:
   for response in responses:
     prompt = response.prompt if isinstance(response.prompt, str) else response.prompt[-1]['content']
     length = f'{response.tokens} tokens' if response.finished else f'cut after {response.tokens} tokens'
     print(f'--- {prompt}\n{response.response}\n    [{length}, log-probability {response.logp:.2f}]')
 
 
-def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
-  """The flags of the program. Not on import: flags are global, and other programs have flags of the same names."""
-
-  def text(name: str, meaning: str) -> None:
-    flags.DEFINE_string(name, None, meaning, flag_values=values)
-
-  def whole(name: str, default: int, lower_bound: int, meaning: str) -> None:
-    flags.DEFINE_integer(name, default, meaning, lower_bound=lower_bound, flag_values=values)
-
-  text('model', 'Folder of the model, in Hugging Face layout.')
-  text('prompt', 'One prompt.')
-  text('prompts', 'File of rows that have a prompt, such as .jsonl, .csv or .parquet; rows of pairs will do.')
-  text('output', 'A .jsonl file to write; without it, responses are printed.')
-  whole('samples', 1, 1, 'Responses to each prompt.')
-  whole('max_prompt', 1024, 2, 'Tokens; longer prompts are cut on the left.')
-  whole('max_new_tokens', 128, 1, 'Tokens after which a response is cut.')
-  whole('top_k', 0, 0, 'Draw from the k most probable tokens; 0: from all.')
-  whole('seed', 0, 0, 'Of all draws.')
-  whole('batch_size', 8, 1, 'Prompts at a time.')
-  flags.DEFINE_bool('greedy', False, 'Always the most probable token, instead of drawing.', flag_values=values)
-  flags.DEFINE_float('temperature', 1.0, 'Below 1 sharper, above 1 flatter than the model.', flag_values=values)
-  flags.DEFINE_float('top_p', 1.0, 'Draw from the most probable tokens that sum to this.', flag_values=values)
-  flags.DEFINE_enum(
-    'compute_dtype', 'float32', ['float32', 'bfloat16'], 'Of activations; parameters are float32.', flag_values=values
-  )
-  flags.mark_flag_as_required('model', flag_values=values)
-
-
-def run(given: flags.FlagValues) -> None:
-  """Does what the flags say.
+def run(settings: Settings) -> None:
+  """Draws responses, and prints or writes them.
 
   Raises:
-    ValueError: for flags, a model or prompts that are unfit.
+    ValueError: the settings, the model or the prompts cannot be used.
   """
-  responses = sample(
-    given.model,
-    _given_prompts(given),
-    build_strategy(greedy=given.greedy, temperature=given.temperature, top_k=given.top_k, top_p=given.top_p),
-    samples=given.samples,
-    max_prompt=given.max_prompt,
-    max_new_tokens=given.max_new_tokens,
-    seed=given.seed,
-    batch_size=given.batch_size,
-    compute_dtype=given.compute_dtype,
+  options = text.Options(
+    samples=settings.samples,
+    max_prompt=settings.max_prompt,
+    max_new_tokens=settings.max_new_tokens,
+    batch_size=settings.batch_size,
+    seed=settings.seed,
+    strategy=build_strategy(settings),
   )
-  if given.output is None:
+  responses = text.sample(settings.model, _prompts(settings), options, settings.compute_dtype)
+  if not settings.output:
     _print(responses)
     return
-  partial = pathlib.Path(given.output + '.partial')
+  partial = pathlib.Path(settings.output + '.partial')
   with partial.open('w', encoding='utf-8') as stream:
-    write(responses, stream)
-  os.replace(partial, given.output)
+    text.write(responses, stream)
+  os.replace(partial, settings.output)
 
 
-def attempt(given: flags.FlagValues) -> int:
-  """Runs, tells what went wrong, and returns the exit code."""
-  try:
-    run(given)
-  except (ValueError, OSError) as error:
-    logging.debug('%s', traceback.format_exc())
-    print(f'error: {error}\n(--verbosity=1 shows where)', file=sys.stderr)
-    return 1
-  return 0
-
-
-def main(argv: Sequence[str]) -> None:
-  if argv[1:]:
-    raise app.UsageError(f'what is {argv[1]!r}? Prompts are given by --prompt')
-  if not flags.FLAGS['verbosity'].present:
-    logging.set_verbosity(logging.WARNING)
-  sys.exit(attempt(flags.FLAGS))
-
-
-def start() -> None:
-  """The program; flags are defined here and not on import, because they are global."""
-  sys.modules['__main__'].__doc__ = __doc__
-  define_flags()
-  app.run(main)
+PROGRAM = program.Program('sample', __doc__, Settings, run)

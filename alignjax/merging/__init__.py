@@ -14,13 +14,9 @@ from alignjax.merging.offline import (
   task_arithmetic,
   ties,
 )
+from alignjax.merging.registered import METHODS, factory
 from alignjax.merging.settings import setting
 from alignjax.merging.task_vectors import apply, task_vector
-
-METHODS = {
-  build.__name__: build for build in (breadcrumbs, dare, della, linear, model_stock, slerp, task_arithmetic, ties)
-}
-"""Every merge method by the name under which expressions know it."""
 
 __all__ = [
   'METHODS',
@@ -31,6 +27,7 @@ __all__ = [
   'breadcrumbs',
   'dare',
   'della',
+  'factory',
   'linear',
   'merge',
   'model_stock',

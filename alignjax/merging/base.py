@@ -1,8 +1,8 @@
-"""What a merge method is, and how one runs over a tensor that may be too large to hold.
+"""The interface of a merge method, and how a method runs over a tensor that may not fit in memory.
 
-A tensor is read in blocks of rows, as often as the method needs: first for its statistics (a threshold, a norm, an
-angle), which add up over blocks, then for the merged values, which need only their own rows. A tree of parameters is
-the case of one block for each leaf; a command that streams files gives many small ones. Both give the same values.
+A tensor is read in blocks of rows, once per pass: first for its statistics (a threshold, a norm, an angle), which add
+up over blocks, then for the merged values, which need only their own rows. Merging parameter trees in memory uses one
+block per leaf; merging files uses many small blocks. Both give the same values.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,16 +20,16 @@ from alignjax.merging import settings as settings_lib
 from alignjax.merging import task_vectors
 from alignjax.types import Array, Params
 
-State = Mapping[str, Any]  # arrays by name: what a method knows of a tensor so far
+State = Mapping[str, Any]  # arrays by name: the statistics of a tensor collected so far
 MAX_ENTRIES = 2**32  # statistics count entries in 32 bits
 
 
 class Block(NamedTuple):
-  """Consecutive rows of one tensor, in every model: arrays [rows, columns] of any floating type."""
+  """Consecutive rows of one tensor in every model: arrays [rows, columns] of any floating dtype."""
 
   base: Array | None
   models: tuple[Array, ...]
-  row: Any = 0  # index of the first one, so that draws do not depend on how a tensor is cut
+  row: Any = 0  # index of the first row, so that random draws do not depend on how a tensor is split into blocks
 
   def deltas(self) -> Array:
     """[models, rows, columns] float32: the task vectors."""
@@ -39,10 +39,10 @@ class Block(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-  """One tensor of all models, to be read as often as needed.
+  """One tensor across all models, readable any number of times.
 
   Attributes:
-    name: it selects values of settings, and the draws of random methods.
+    name: the tensor's name; it selects per-tensor settings and seeds random methods.
     rows: product of all axes but the last; 1 for a vector.
     columns: the last axis.
     blocks: reads all rows once, in order.
@@ -59,10 +59,10 @@ class Tensor:
 
 
 class Pass(NamedTuple):
-  """One reading of a tensor for a statistic."""
+  """One pass over a tensor to compute a statistic."""
 
-  reduce: Callable[[Block, State], Any]  # a tree of arrays that add up over blocks
-  finish: Callable[[Any, State], State]  # from their sums
+  reduce: Callable[[Block, State], Any]  # returns a tree of arrays that add up over blocks
+  finish: Callable[[Any, State], State]  # turns their sums into the next state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,16 +70,16 @@ class Method:
   """A rule that merges models.
 
   Attributes:
-    name: an expression that builds it again.
-    start: what is known of a tensor before it is read, from its name, its size and its settings.
-    passes: readings for statistics, in order.
-    merge: from a block and the statistics to [rows, columns] float32.
-    needs_base: whether it works on differences to a base model.
-    takes_weights: whether models have weights.
-    settings: what may differ from tensor to tensor, by name.
-    verify: raises a ValueError for values that cannot be, from the name of a tensor and its settings.
-    fewest: models that it needs.
-    most: models that it can merge, or None.
+    name: the expression that builds the method.
+    start: builds the initial state of a tensor from its name, size and settings.
+    passes: the passes that compute statistics, in order.
+    merge: maps a block and the statistics to merged rows, [rows, columns] float32.
+    needs_base: whether the method works on differences from a base model.
+    takes_weights: whether each model can have a weight.
+    settings: the settings that may vary by tensor, by name.
+    verify: called with a tensor's name and settings; raises a ValueError for invalid values.
+    fewest: the smallest number of models that the method merges.
+    most: the largest number of models that the method merges; None for no limit.
   """
 
   name: str
@@ -97,11 +97,11 @@ class Method:
     return self.name
 
   def check(self, names: Iterable[str], models: int, has_base: bool, weights: settings_lib.Given | None) -> None:
-    """Compares the method with what it is to merge.
+    """Checks that the method can merge the given models.
 
     Raises:
-      ValueError: too few or too many models, a base that is missing or not used, weights that are not used or cannot
-        be, or a pattern at fault.
+      ValueError: too few or too many models, a base that is missing or unused, weights that are invalid or unused, or
+        an invalid pattern.
     """
     wanted = f'{self.fewest}' if self.most == self.fewest else f'at least {self.fewest}'
     if models < self.fewest or (self.most is not None and models > self.most):
@@ -121,7 +121,7 @@ class Method:
     """Yields the merged blocks of one tensor, [rows, columns] float32."""
     state = self.start(tensor, self._resolve(tensor.name, models, weights))
     for reading in self.passes:
-      # Waiting keeps blocks that are read from piling up before a busy device.
+      # Wait for each block: dispatch is asynchronous, and unprocessed blocks would fill the memory.
       parts = (jax.block_until_ready(reading.reduce(block, state)) for block in tensor.blocks())
       state = reading.finish(functools.reduce(functools.partial(jax.tree.map, jnp.add), parts), state)
     for block in tensor.blocks():
@@ -139,7 +139,7 @@ class Method:
 
 
 def factory[**P](build: Callable[P, Method]) -> Callable[P, Method]:
-  """Names what a factory builds by the expression that builds it: `ties(density=0.5, normalize=True, scale=1.0)`."""
+  """Names a method by the expression that builds it: `ties(density=0.5, normalize=True, scale=1.0)`."""
   signature = inspect.signature(build)
 
   @functools.wraps(build)
@@ -155,7 +155,7 @@ def factory[**P](build: Callable[P, Method]) -> Callable[P, Method]:
 
 
 def draw_key(seed: int, name: str) -> Array:
-  """The key of a tensor's draws: it depends on the name, not on the order of tensors or on where they lie."""
+  """The PRNG key of a tensor; it depends on the tensor's name, not on the order of tensors or their sharding."""
   digest = hashlib.sha256(name.encode()).digest()
   return jax.random.fold_in(jax.random.key(seed), int.from_bytes(digest[:4], 'little'))
 
@@ -170,21 +170,21 @@ def merge(
 ) -> Params:
   """Merges trees of parameters, leaf by leaf, in float32.
 
-  A leaf is one tensor: where it stacks the layers of a model, shares of a tensor (densities) are shares of the stack.
+  Each leaf is one tensor: if a leaf stacks the layers of a model, densities are fractions of the whole stack.
 
   Args:
-    method: what to do, such as `ties(density=0.5)`.
-    models: trees of the same names and shapes, on any sharding.
-    base: the tree that they were trained from, for methods that need it.
-    weights: one for all models or one for each, or a mapping from patterns of names to these; 1 by default.
-    dtype: of the result; None leaves each leaf the type that it has in the first model.
+    method: the merge method, such as `ties(density=0.5)`.
+    models: parameter trees with the same names and shapes, with any sharding.
+    base: the tree that the models were trained from, for methods that need it.
+    weights: one weight for all models, one per model, or a mapping from name patterns to either; 1 by default.
+    dtype: the dtype of the result; None keeps the dtype of each leaf of the first model.
 
   Returns:
     A tree like the first model.
 
   Raises:
-    ValueError: models that differ or do not suit the method, a leaf that is not of a floating type, or settings at
-      fault; the message names it.
+    ValueError: the models differ or do not suit the method, a leaf is not floating point, or a setting is invalid; the
+      message names it.
   """
   if not models:
     raise ValueError(f'{method.name}: there is no model to merge')
@@ -203,7 +203,7 @@ def merge(
 
 
 def _whole(name: str, base: Array | None, models: Sequence[Array]) -> Tensor:
-  """A tensor in memory, as one block."""
+  """Wraps a tensor in memory as one block."""
 
   def as_rows(leaf: Array) -> Array:
     leaf = jnp.asarray(leaf)
@@ -216,5 +216,5 @@ def _whole(name: str, base: Array | None, models: Sequence[Array]) -> Tensor:
 
 
 def rows_and_columns(shape: Sequence[int]) -> tuple[int, int]:
-  """Sizes of a tensor as a matrix: its last axis is kept, and the others become one; a vector is one row."""
+  """The shape of a tensor viewed as a matrix: the last axis is kept, the others are merged; a vector is one row."""
   return (math.prod(shape[:-1]), shape[-1]) if shape else (1, 1)

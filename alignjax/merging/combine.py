@@ -1,4 +1,4 @@
-"""How task vectors, thinned or not, are put together: sums, averages, and the election of signs."""
+"""Combines task vectors, sparsified or not: sums, averages and sign election."""
 
 from collections.abc import Mapping
 import math
@@ -43,7 +43,7 @@ def check_total(name: str, values: Values) -> None:
 
 
 def _check_signs(name: str, values: Values) -> None:
-  # An average under weights of both signs could point the way that lost the election.
+  # With weights of both signs, the average could have the sign that lost the election.
   least = min(values['weight'])
   require(
     least >= 0, f'weights of the tensor {name}', 'they must not be negative in an average of those that agree', least
@@ -58,7 +58,7 @@ def added(
   normalize: bool,
   scale: float,
 ) -> base.Method:
-  """theta_0 + scale * (the weighted sum or average of task vectors, thinned)."""
+  """theta_0 + scale * (the weighted sum or average of the sparsified task vectors)."""
   require(consensus in CONSENSUS, name, f'consensus must be one of {", ".join(CONSENSUS)}', consensus)
   finite = isinstance(scale, int | float) and not isinstance(scale, bool) and math.isfinite(scale)
   require(finite, name, 'scale must be a finite number', scale)
@@ -78,7 +78,7 @@ def added(
 
 
 def _elected(deltas: Array, weight: Array, normalize: bool) -> Array:
-  """[rows, columns]: sum or average of the entries that have the sign of the weighted sum."""
+  """[rows, columns]: the sum or average of the entries whose sign agrees with the weighted sum."""
   weight = weight[:, None, None]
   weighted = weight * deltas
   elected = jnp.where(jnp.sum(weighted, axis=0) >= 0, 1.0, -1.0)

@@ -1,8 +1,8 @@
-"""Merge methods: factories of `Method`, named as expressions know them.
+"""Merge methods: factories of `Method`, under their names in expressions.
 
-Theta_i are the models, theta_0 the base, tau_i = theta_i - theta_0 the task vectors and w_i the weights. Every formula
-holds for each tensor on its own: a share of the entries is a share of a tensor, as in mergekit, where the original TIES
-ranks the entries of the whole model together.
+theta_i are the models, theta_0 the base, tau_i = theta_i - theta_0 the task vectors and w_i the weights. Every formula
+applies to each tensor separately: a density is a fraction of one tensor, as in mergekit. The original TIES ranks the
+entries of the whole model together.
 
 References:
   Goddard et al. 2024, Arcee's MergeKit: A Toolkit for Merging Large Language Models, https://arxiv.org/abs/2403.13257:
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from alignjax.merging import base, combine, settings, sparsify
 from alignjax.types import Array
 
-COLINEAR = 0.9995  # |cosine| above which slerp takes the straight line
+COLINEAR = 0.9995  # |cosine| above which slerp interpolates linearly
 
 
 @base.factory
@@ -52,11 +52,12 @@ def slerp(t: settings.Given = 0.5) -> base.Method:
   theta = [sin((1 - t) phi) theta_1 + sin(t phi) theta_2] / sin(phi)
   cos(phi) = <theta_1, theta_2> / (|theta_1| |theta_2|)
 
-  Tensors of nearly the same or the opposite direction, |cos(phi)| > 0.9995, are interpolated along the straight line,
-  (1 - t) theta_1 + t theta_2. A tensor of zeros has no direction, and counts as orthogonal.
+  Tensors with nearly equal or opposite directions, |cos(phi)| > 0.9995, are interpolated linearly,
+  (1 - t) theta_1 + t theta_2. A tensor of zeros has no direction and counts as orthogonal.
 
   Args:
-    t: in [0, 1], 0 for the first model and 1 for the second; a number, or patterns of tensor names with one each.
+    t: position between the models, in [0, 1]: 0 is the first model and 1 the second. One number, or one per pattern of
+      tensor names.
 
   Returns:
     A method for 2 models, without a base or weights.
@@ -104,7 +105,7 @@ def task_arithmetic(normalize: bool = False, scale: float = 1.0) -> base.Method:
 
   Args:
     normalize: whether to divide by the sum of weights.
-    scale: the coefficient lambda; negative to move away.
+    scale: the coefficient lambda; a negative one moves away from the models.
 
   Returns:
     A method for 1 or more models and their base.
@@ -120,19 +121,19 @@ def task_arithmetic(normalize: bool = False, scale: float = 1.0) -> base.Method:
 
 @base.factory
 def ties(density: settings.Given = 0.2, normalize: bool = True, scale: float = 1.0) -> base.Method:
-  """Trims task vectors, elects a sign for every entry, and averages those that have it.
+  """Trims task vectors, elects a sign for every entry, and averages the entries with that sign.
 
   tau~_i = tau_i where |tau_i| is among the largest, else 0
   s = sign(sum_i w_i tau~_i), and + for 0;  A = {i: sign(w_i tau~_i) = s}
   theta = theta_0 + scale * sum_A w_i tau~_i / sum_A w_i
 
-  Entries that tie with the smallest one kept are kept too. The original trims over the whole model, not over each
-  tensor as here and in mergekit, and has equal weights.
+  Entries that tie with the smallest one kept are kept too. The original trims over the whole model, not per tensor as
+  here and in mergekit, and weights all models equally.
 
   Args:
-    density: share of entries that is kept, in (0, 1]; one, one for each model, or by patterns of tensor names.
-    normalize: whether to divide by the weights that agree; False gives their weighted sum. With it, weights must not be
-      negative.
+    density: fraction of entries to keep, in (0, 1]; one number, one per model, or one per pattern of tensor names.
+    normalize: whether to divide by the sum of the weights that agree; False returns the weighted sum. If True, weights
+      must not be negative.
     scale: the coefficient lambda.
 
   Returns:
@@ -142,7 +143,7 @@ def ties(density: settings.Given = 0.2, normalize: bool = True, scale: float = 1
     ValueError: an argument is out of range.
 
   Defaults:
-    density of the paper, which keeps the top 20 %.
+    density from the paper, which keeps the top 20 %.
 
   References:
     Yadav et al. 2023, TIES-Merging: Resolving Interference When Merging Models, https://arxiv.org/abs/2306.01708.
@@ -159,21 +160,21 @@ def dare(
   scale: float = 1.0,
   seed: int = 0,
 ) -> base.Method:
-  """Drops entries of task vectors at random, and rescales the others.
+  """Drops entries of task vectors at random and rescales the others.
 
   theta = theta_0 + scale * sum_i w_i m_i tau_i / density,  m_i ~ Bernoulli(density)
 
-  Draws depend on the seed, the name of the tensor, the model's place and the row, so that the result is the same on any
-  mesh, in any order and from any file.
+  Draws depend on the seed, the tensor's name, the model's index and the row, so the result does not depend on the mesh,
+  the order of tensors or how they are split into files.
 
   Args:
-    density: probability of being kept, in (0, 1]; one, one for each model, or by patterns of tensor names.
-    consensus: 'linear' adds what is left; 'ties' elects a sign and adds what agrees with it, as in `ties`.
-    rescale: 'inverse' divides by the density, as in the paper; 'l1' scales each tensor to the L1 norm that it had
-      before, as mergekit does; 'none'.
+    density: probability of keeping an entry, in (0, 1]; one number, one per model, or one per pattern of tensor names.
+    consensus: 'linear' adds the remaining entries; 'ties' elects a sign and adds the entries that agree with it.
+    rescale: 'inverse' divides by the density, as in the paper; 'l1' restores the L1 norm of each tensor, as mergekit
+      does; 'none' does not rescale.
     normalize: whether to divide by the sum of the weights that are added.
     scale: the coefficient lambda.
-    seed: of the draws.
+    seed: seed of the random draws.
 
   Returns:
     A method for 1 or more models and their base.
@@ -199,15 +200,15 @@ def breadcrumbs(
   normalize: bool = False,
   scale: float = 1.0,
 ) -> base.Method:
-  """Adds the entries of task vectors of middling magnitude: without outliers, and without the smallest.
+  """Adds the entries of task vectors with medium magnitude, without outliers and without the smallest entries.
 
-  theta = theta_0 + scale * sum_i w_i b_i tau_i, where b_i drops the share gamma of largest |tau_i|, and so many of the
-  smallest that the share `density` is left.
+  theta = theta_0 + scale * sum_i w_i b_i tau_i, where b_i drops the fraction gamma with the largest |tau_i|, and the
+  smallest entries until the fraction `density` is left.
 
   Args:
-    density: share of entries that is kept, in (0, 1]; one, one for each model, or by patterns of tensor names.
-    gamma: share of largest entries that is dropped, in [0, 1); at most 1 - density are.
-    consensus: 'linear' adds what is left; 'ties' elects a sign and adds what agrees with it, as in `ties`.
+    density: fraction of entries to keep, in (0, 1]; one number, one per model, or one per pattern of tensor names.
+    gamma: fraction of largest entries to drop, in [0, 1); at most 1 - density are dropped.
+    consensus: 'linear' adds the remaining entries; 'ties' elects a sign and adds the entries that agree with it.
     normalize: whether to divide by the sum of the weights that are added.
     scale: the coefficient lambda.
 
@@ -217,11 +218,11 @@ def breadcrumbs(
   Raises:
     ValueError: an argument is out of range.
 
-  Where gamma or what density leaves of it is less than one entry, no large entry is dropped; in mergekit a slice that
-  ends at -0 keeps nothing of such a tensor.
+  If gamma amounts to less than one entry, no large entry is dropped. In mergekit, a slice that ends at -0 drops the
+  whole tensor in this case.
 
   Defaults:
-    gamma of mergekit.
+    gamma from mergekit.
 
   References:
     Davari and Belilovsky 2024, Model Breadcrumbs: Scaling Multi-Task Model Merging with Sparse Masks,
@@ -241,24 +242,24 @@ def della(
   scale: float = 1.0,
   seed: int = 0,
 ) -> base.Method:
-  """As DARE, but large entries are more likely to be kept.
+  """DARE with larger entries more likely to be kept.
 
   p_i = density + epsilon (2 rank_i / (columns - 1) - 1),  m_i ~ Bernoulli(p_i)
-  theta = theta_0 + scale * the average of those m_i tau_i / p_i that agree in sign, as in `ties`
+  theta = theta_0 + scale * (the average of the m_i tau_i / p_i that agree in sign, as in `ties`)
 
   The rank is that of |tau_i| in its row (the last axis), from 0 for the smallest; the mean of p is the density.
 
   Args:
-    density: mean probability of being kept, in (0, 1]; one, one for each model, or by patterns of tensor names. 1 keeps
-      everything.
+    density: mean probability of keeping an entry, in (0, 1]; one number, one per model, or one per pattern of tensor
+      names. 1 keeps everything.
     epsilon: half the range of probabilities, in [0, 0.5); density - epsilon must be positive and density + epsilon at
-      most 1, at least where they are used. The window of the paper is the whole range, twice this one.
-    consensus: 'ties' elects a sign and averages what agrees with it, as in `ties`; 'linear' adds everything.
-    rescale: 'inverse' divides by the probability of each entry, as in the paper; 'l1' scales each tensor to the L1 norm
-      that it had before, as mergekit does; 'none'.
+      most 1. The window of the paper is the whole range, 2 epsilon.
+    consensus: 'ties' elects a sign and averages the entries that agree with it; 'linear' adds everything.
+    rescale: 'inverse' divides by the probability of each entry, as in the paper; 'l1' restores the L1 norm of each
+      tensor, as mergekit does; 'none' does not rescale.
     normalize: whether to divide by the sum of the weights that are added.
     scale: the coefficient lambda.
-    seed: of the draws.
+    seed: seed of the random draws.
 
   Returns:
     A method for 1 or more models and their base.
@@ -267,7 +268,7 @@ def della(
     ValueError: an argument is out of range.
 
   Defaults:
-    epsilon of mergekit.
+    epsilon from mergekit.
 
   References:
     Deep et al. 2024, DELLA-Merging: Reducing Interference in Model Merging through Magnitude-Based Sampling,
@@ -283,20 +284,20 @@ def della(
     method.verify(name, values)
     for share, half in zip(values['density'], values['epsilon'], strict=True):
       possible = share == 1.0 or (share - half > 0.0 and share + half <= 1.0)
-      combine.require(possible, f'della, tensor {name}', 'density -+ epsilon must lie in (0, 1]', (share, half))
+      combine.require(possible, f'della, tensor {name}', 'density ± epsilon must be in (0, 1]', (share, half))
 
   return dataclasses.replace(method, verify=verify)
 
 
 @base.factory
 def model_stock() -> base.Method:
-  """Moves from the base towards the average of models, the further the more their task vectors point the same way.
+  """Interpolates between the base and the average of the models; the more the task vectors align, the further it moves.
 
   theta = t mean_i(theta_i) + (1 - t) theta_0,  t = N cos(phi) / (1 + (N - 1) cos(phi))
 
-  cos(phi) is the mean cosine of pairs of task vectors, each tensor as one vector (the paper has one angle for all
-  pairs; the mean is mergekit's choice). Where it is negative, t is 0: the formula would extrapolate, without bound
-  towards cos(phi) = -1 / (N - 1). A task vector of zeros is orthogonal to all.
+  cos(phi) is the mean cosine over pairs of task vectors, each tensor as one vector. (The paper assumes the same angle
+  for all pairs; the mean is mergekit's choice.) If it is negative, t is 0, because the formula would extrapolate and
+  diverges at cos(phi) = -1 / (N - 1). A task vector of zeros is orthogonal to all others.
 
   Returns:
     A method for 2 or more models and their base, without weights.
@@ -344,4 +345,4 @@ def _check_random(method: str, rescale: str, seed: int) -> None:
   combine.require(
     rescale in sparsify.RESCALES, method, f'rescale must be one of {", ".join(sparsify.RESCALES)}', rescale
   )
-  combine.require(type(seed) is int and 0 <= seed < 2**32, method, 'seed must be a whole number in [0, 2**32)', seed)
+  combine.require(type(seed) is int and 0 <= seed < 2**32, method, 'seed must be an integer in [0, 2**32)', seed)

@@ -1,4 +1,4 @@
-"""Numbers that a merge takes for each model and, where wanted, for each tensor: weights, densities, ratios."""
+"""Per-model and per-tensor numbers of a merge: weights, densities, ratios."""
 
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
@@ -8,39 +8,40 @@ import numbers
 
 Values = float | Sequence[float]
 Given = Values | Mapping[str, Values] | str
-_RESERVED = frozenset('=;,')  # they separate the parts of the written form
+_RESERVED = frozenset('=;,')  # separators of the written form
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-  """Rules, of which the first whose pattern matches a tensor's name holds: one value for all models or one for each.
+  """Rules from name patterns to values; the first pattern that matches a tensor's name applies.
 
   Attributes:
-    label: what it is, for messages: 'density'.
-    rules: pairs of a shell pattern (`*` stands for anything, dots and slashes included) and values.
+    label: the name used in messages: 'density'.
+    rules: pairs of a shell pattern (`*` matches anything, including dots and slashes) and values, one for all models or
+      one per model.
   """
 
   label: str
   rules: tuple[tuple[str, tuple[float, ...]], ...]
 
   def __str__(self) -> str:
-    """The written form, which `setting` reads again."""
+    """The written form, which `setting` parses."""
     written = [(pattern, ','.join(map(repr, values))) for pattern, values in self.rules]
     if len(written) == 1 and written[0][0] == '*':
       return written[0][1]
     return '; '.join(f'{pattern}={values}' for pattern, values in written)
 
   def argument(self) -> str:
-    """As an argument of an expression: a number where it is one, and otherwise a quoted text."""
+    """The argument in an expression: a number if the setting is a single number, else a quoted string."""
     text = str(self)
     return text if self.rules == (('*', self.rules[0][1][:1]),) else repr(text)
 
   def check(self, names: Iterable[str], models: int) -> None:
-    """Compares the rules with the tensors and the number of models that they are for.
+    """Checks the rules against the tensor names and the number of models.
 
     Raises:
-      ValueError: a tensor that no pattern matches, a pattern that holds for no tensor, or another number of values
-        than models; the message names it.
+      ValueError: a tensor that no pattern matches, a pattern that applies to no tensor, or a number of values that is
+        not the number of models; the message names it.
     """
     for _, values in self.rules:
       if len(values) not in (1, models):
@@ -51,11 +52,11 @@ class Setting:
     if idle:
       raise ValueError(
         f'{self.label}: no tensor is left for the pattern {next(iter(idle))!r} ({self}): '
-        'the first pattern that matches holds, so general ones stand last'
+        'the first pattern that matches applies, so put general patterns last'
       )
 
   def resolve(self, name: str, models: int) -> tuple[float, ...]:
-    """The values for one tensor, one for each model.
+    """The values for one tensor, one per model.
 
     Raises:
       ValueError: no pattern matches `name`.
@@ -71,16 +72,16 @@ class Setting:
 
 
 def setting(label: str, given: Given, interval: str = '(-inf, inf)') -> Setting:
-  """Reads a setting.
+  """Parses a setting.
 
   Args:
-    label: what it is, for messages.
-    given: a number for all models; a sequence with one for each model; a mapping from patterns of tensor names to
-      either, first match first; or the written form of these: '0.5', '0.3,0.7' or '*.mlp.*=0.3,0.7; *=0.5'.
-    interval: that values must lie in, such as '(0, 1]', without 0.
+    label: the name used in messages.
+    given: a number for all models; a sequence with one number per model; a mapping from patterns of tensor names to
+      either, where the first match applies; or the written form of these: '0.5', '0.3,0.7', '*.mlp.*=0.3,0.7; *=0.5'.
+    interval: the interval of valid values, such as '(0, 1]', which excludes 0.
 
   Raises:
-    ValueError: something else, or a value out of range; the message names the setting.
+    ValueError: the setting cannot be parsed, or a value is out of range; the message names the setting.
   """
   rules = _parse(label, given) if isinstance(given, str) else _rules(given)
   read = []
@@ -88,7 +89,7 @@ def setting(label: str, given: Given, interval: str = '(-inf, inf)') -> Setting:
     if not pattern or _RESERVED & set(pattern) or pattern != pattern.strip():
       raise ValueError(f'{label}: {pattern!r} is not a pattern of tensor names')
     if any(pattern == earlier for earlier, _ in read):
-      raise ValueError(f'{label}: the pattern {pattern!r} stands twice')
+      raise ValueError(f'{label}: the pattern {pattern!r} is given twice')
     read.append((pattern, tuple(_number(label, value, interval) for value in values)))
     if not values:
       raise ValueError(f'{label}: no value for the pattern {pattern!r}')
@@ -114,7 +115,7 @@ def _parse(label: str, text: str) -> list[tuple[str, tuple[float, ...]]]:
       numbers = tuple(map(float, values.split(',')))
     except ValueError:
       raise ValueError(
-        f"{label}: {text!r} is not read: write 0.5, or 0.3,0.7 for two models, or '*.mlp.*=0.3,0.7; *=0.5'"
+        f"{label}: cannot parse {text!r}: write 0.5, or 0.3,0.7 for two models, or '*.mlp.*=0.3,0.7; *=0.5'"
       ) from None
     rules.append((pattern.strip() if equals else '*', numbers))
   return rules
@@ -125,5 +126,5 @@ def _number(label: str, value: float, interval: str) -> float:
     raise ValueError(f'{label}: {value!r} is not a finite number')
   low, high = map(float, interval[1:-1].split(','))
   if not low <= value <= high or (value == low and interval[0] == '(') or (value == high and interval[-1] == ')'):
-    raise ValueError(f'{label}: must lie in {interval}, got {value!r}')
+    raise ValueError(f'{label}: must be in {interval}, got {value!r}')
   return float(value)

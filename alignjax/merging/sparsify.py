@@ -1,4 +1,4 @@
-"""Thinning of task vectors before they are added: by magnitude, by a band of magnitudes, or at random."""
+"""Sparsifies task vectors before they are added: by magnitude, by a band of magnitudes, or at random."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -11,16 +11,16 @@ from alignjax.merging import base
 from alignjax.types import Array
 
 RESCALES = ('inverse', 'l1', 'none')
-_DIGIT = 16  # bits of a magnitude that one pass settles
+_DIGIT = 16  # bits of the threshold that one pass determines
 _DIGITS = 2**_DIGIT
-_SMALL = 1e-7  # L1 norms below this are left as they are
+_SMALL = 1e-7  # tensors with an L1 norm below this are not rescaled
 
 
 class Sparsifier(NamedTuple):
-  """A way to thin task vectors: its state, the statistics that it reads, and the thinning of a block."""
+  """A way to sparsify task vectors: initial state, statistics passes, and the function applied to a block."""
 
   start: Callable[[base.Tensor, Mapping[str, tuple[float, ...]]], base.State]
-  apply: Callable[[base.Block, base.State], Array]  # to [models, rows, columns] float32
+  apply: Callable[[base.Block, base.State], Array]  # returns [models, rows, columns] float32
   passes: tuple[base.Pass, ...] = ()
 
 
@@ -30,9 +30,9 @@ def dense() -> Sparsifier:
 
 
 def largest() -> Sparsifier:
-  """Keeps the share `density` of largest magnitude: floor(density * entries) of them, and at least one.
+  """Keeps the fraction `density` with the largest magnitude: floor(density * entries), at least one.
 
-  Entries exactly as large as the smallest of these are kept too, so that the result does not depend on their order.
+  Entries that tie with the smallest one kept are kept too, so the result does not depend on the order of entries.
   """
 
   def start(tensor: base.Tensor, values: Mapping[str, tuple[float, ...]]) -> base.State:
@@ -47,10 +47,9 @@ def largest() -> Sparsifier:
 
 
 def band() -> Sparsifier:
-  """Drops the share `gamma` of largest magnitude, and so many of the smallest that the share `density` is left.
+  """Drops the fraction `gamma` with the largest magnitude, and the smallest entries until `density` is left.
 
-  Where the two shares exceed 1, fewer of the largest are dropped. Entries exactly as large as one at an end of the band
-  are kept.
+  If density + gamma exceeds 1, fewer of the largest are dropped. Entries that tie with either end of the band are kept.
   """
 
   def start(tensor: base.Tensor, values: Mapping[str, tuple[float, ...]]) -> base.State:
@@ -79,10 +78,10 @@ def bernoulli(seed: int, rescale: str) -> Sparsifier:
 
 
 def by_rank(seed: int, rescale: str) -> Sparsifier:
-  """Keeps an entry with a probability that rises with the rank of its magnitude within its row.
+  """Keeps an entry with a probability that increases with the rank of its magnitude within its row.
 
-  It runs evenly from density - epsilon, for the smallest entry of a row, to density + epsilon, for the largest. A
-  density of 1 keeps everything.
+  The probability is linear in the rank, from density - epsilon at the smallest entry to density + epsilon at the
+  largest. A density of 1 keeps everything.
   """
 
   def probability(deltas: Array, state: base.State) -> Array:
@@ -99,10 +98,10 @@ def by_rank(seed: int, rescale: str) -> Sparsifier:
 
 
 def _random(seed: int, rescale: str, probability: Callable[[Array, base.State], Array]) -> Sparsifier:
-  """Keeps entries at random, and rescales what is kept as `rescale` says.
+  """Keeps entries at random and rescales them.
 
-  'inverse' divides by the probability, so that the expectation is the task vector; 'l1' scales a tensor to the L1 norm
-  that it had; 'none' leaves it.
+  'inverse' divides by the probability, so that the expectation is the task vector; 'l1' restores the L1 norm of each
+  tensor; 'none' does not rescale.
   """
 
   def start(tensor: base.Tensor, values: Mapping[str, tuple[float, ...]]) -> base.State:
@@ -130,7 +129,7 @@ def _random(seed: int, rescale: str, probability: Callable[[Array, base.State], 
 
 
 def _uniform(key: Array, row: Array, shape: tuple[int, ...]) -> Array:
-  """[models, rows, columns] in [0, 1): a draw depends on model and row, not on where blocks begin."""
+  """[models, rows, columns] in [0, 1): a draw depends on the model and the row, not on the block boundaries."""
   models, rows, columns = shape
 
   def of_row(key: Array, index: Array) -> Array:
@@ -146,21 +145,21 @@ def _kept(density: float, entries: int) -> int:
 
 
 def _bits(values: Array) -> Array:
-  """Magnitudes as whole numbers of the same order."""
+  """Magnitudes as integers that sort in the same order."""
   return jax.lax.bitcast_convert_type(jnp.abs(values), jnp.uint32)
 
 
 def _selection(ranks: list[list[int]]) -> base.State:
-  """The search for the magnitudes that stand at `ranks` [models, searches] from the top, 1 being the largest.
+  """The state of a radix search for the magnitudes at `ranks` [models, searches]; rank 1 is the largest.
 
-  `prefix` holds the bits that are known, and `mask` says which they are; ranks count among entries that have them.
+  `prefix` holds the bits found so far and `mask` marks them; ranks count among the entries that share these bits.
   """
   rank = jnp.asarray(np.asarray(ranks, np.uint32))
   return {'rank': rank, 'prefix': jnp.zeros_like(rank), 'mask': jnp.uint32(0), 'shift': jnp.uint32(32 - _DIGIT)}
 
 
 def _histogram(block: base.Block, state: base.State) -> Array:
-  """[models, searches, digits]: how many entries that share the known bits have each digit next."""
+  """[models, searches, digits]: among the entries that share the known bits, a histogram of the next digit."""
   bits = _bits(block.deltas())
 
   def count(bits: Array, prefix: Array) -> Array:
@@ -172,7 +171,7 @@ def _histogram(block: base.Block, state: base.State) -> Array:
 
 
 def _settle(histogram: Array, state: base.State) -> base.State:
-  """Takes the largest digit with which enough entries are at least as large."""
+  """Picks the largest digit such that enough entries are at least that large."""
   reached = jnp.cumsum(histogram[..., ::-1], axis=-1, dtype=jnp.uint32)[..., ::-1]
   rank, shift = state['rank'], state['shift']
   digit = jnp.sum(reached >= rank[..., None], axis=-1, dtype=jnp.uint32) - 1
@@ -186,6 +185,6 @@ def _settle(histogram: Array, state: base.State) -> base.State:
   }
 
 
-# A search in the bits of float32 magnitudes, from the highest: exact, without a sort, and its counts add up over blocks
-# and over devices, so that no tensor is gathered.
+# A radix search over the bits of float32 magnitudes, highest first. It is exact, needs no sort, and its counts add up
+# over blocks and devices, so no tensor is gathered.
 _SELECT = (base.Pass(jax.jit(_histogram), jax.jit(_settle)),) * (32 // _DIGIT)

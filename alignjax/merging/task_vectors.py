@@ -1,4 +1,4 @@
-"""Task vectors: what training has changed, as a tree like the parameters."""
+"""Task vectors: the change of the parameters during training, as a tree like the parameters."""
 
 from typing import Any
 
@@ -15,10 +15,10 @@ def named_leaves(tree: Params) -> tuple[dict[str, Any], Any]:
 
 
 def check_alike(reference: Params, other: Params, label: str) -> None:
-  """Compares the names and shapes of two trees.
+  """Checks that two trees have the same names and shapes.
 
   Raises:
-    ValueError: naming `label`, which is what `other` is called, and the first parameters at fault.
+    ValueError: they differ; the message names `label` (the name of `other`) and the first parameter that differs.
   """
   expected, found = named_leaves(reference)[0], named_leaves(other)[0]
   if different := sorted(expected.keys() ^ found.keys()):
@@ -26,18 +26,18 @@ def check_alike(reference: Params, other: Params, label: str) -> None:
     raise ValueError(f'{label} {kind} parameter {different[0]} ({len(different)} names differ)')
   for name, leaf in expected.items():
     if jnp.shape(leaf) != jnp.shape(found[name]):
-      raise ValueError(f'{label}: {name} has shape {jnp.shape(found[name])}, and the first has {jnp.shape(leaf)}')
+      raise ValueError(f'{label}: {name} has shape {jnp.shape(found[name])}, but the first model has {jnp.shape(leaf)}')
 
 
 def task_vector(model: Params, base: Params) -> Params:
-  """tau = theta - theta_base, in float32 whatever the types of the two.
+  """tau = theta - theta_base, computed in float32 for any input dtypes.
 
   Args:
     model: parameters after training.
-    base: parameters before it, of the same names and shapes.
+    base: parameters before training, with the same names and shapes.
 
   Returns:
-    A tree like `model`, of float32 arrays.
+    A tree like `model` with float32 arrays.
 
   Raises:
     ValueError: the trees differ; the message names the parameter.
@@ -50,12 +50,12 @@ def task_vector(model: Params, base: Params) -> Params:
 
 
 def apply(base: Params, vector: Params, scale: float = 1.0) -> Params:
-  """theta_base + scale * tau, computed in float32, with the types of `base`.
+  """theta_base + scale * tau, computed in float32 and cast to the dtypes of `base`.
 
   Args:
     base: parameters.
-    vector: a task vector, of the same names and shapes.
-    scale: its coefficient: 1 gives back the trained model, -1 moves away from it.
+    vector: a task vector with the same names and shapes.
+    scale: the coefficient: 1 recovers the trained model, -1 moves away from it.
 
   Returns:
     A tree like `base`.

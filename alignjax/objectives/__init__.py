@@ -1,10 +1,12 @@
-"""Preference objectives: pure functions from token statistics to one loss per prompt, which add and scale."""
+"""Preference objectives: pure functions from statistics to one loss per prompt, which add and scale."""
 
 from alignjax import expressions, risk
 from alignjax.objectives.adaptive import alpha_dpo, alpha_dpo_released, beta_dpo
-from alignjax.objectives.base import Memory, Objective
+from alignjax.objectives.base import OBJECTIVES, Memory, Objective, Part, factory
 from alignjax.objectives.batchwise import aot, aot_unpaired, dr_dpo
 from alignjax.objectives.calibrated import apo_down, apo_zero, bco_pair, c2_dpo, cal_dpo, nca, sppo
+from alignjax.objectives.coupling import couples
+from alignjax.objectives.declarations import check_batch
 from alignjax.objectives.distribution import pmle, preference_distillation, rebel
 from alignjax.objectives.divergences import alpha_divergence_dpo, chi_po, forward_kl_dpo, jensen_shannon_dpo
 from alignjax.objectives.lengths import dpo_norm, ld_dpo, r_dpo, sampo
@@ -14,97 +16,33 @@ from alignjax.objectives.margins import bpo, dpo_shift, dpop, h_dpo, minor_dpo, 
 from alignjax.objectives.on_policy import kl_penalty, reverse_kl, rlhf
 from alignjax.objectives.pairwise import discopop, dpo, exo, focal_po, hinge, ipo, robust_dpo
 from alignjax.objectives.reference_free import alpha_po, cpo, orpo, repo, rrhf, simper, simpo, slic_hf
+from alignjax.objectives.schedules import Schedule, schedule
 from alignjax.objectives.token_level import ra_dpo, ra_dpo_released, tdpo
 from alignjax.objectives.unpaired import bco, kto
 from alignjax.objectives.weighting import importance_weighted, wpo_weighted
-
-OBJECTIVES = {
-  build.__name__: build
-  for build in (
-    alpha_divergence_dpo,
-    alpha_dpo,
-    alpha_dpo_released,
-    alpha_po,
-    aot,
-    aot_unpaired,
-    apo_down,
-    apo_zero,
-    bco,
-    bco_pair,
-    beta_dpo,
-    bpo,
-    c2_dpo,
-    cal_dpo,
-    chi_po,
-    cpo,
-    discopop,
-    dpo,
-    dpo_norm,
-    dpo_shift,
-    dpop,
-    dr_dpo,
-    exo,
-    exponential_po,
-    focal_po,
-    forward_kl_dpo,
-    h_dpo,
-    hinge,
-    importance_weighted,
-    ipo,
-    jensen_shannon_dpo,
-    kl_penalty,
-    kto,
-    ld_dpo,
-    minor_dpo,
-    mmpo,
-    nca,
-    odpo,
-    orpo,
-    pmle,
-    preference_distillation,
-    r_dpo,
-    ra_dpo,
-    ra_dpo_released,
-    rebel,
-    repo,
-    reverse_kl,
-    rlhf,
-    robust_dpo,
-    rrhf,
-    sampo,
-    savage_po,
-    sft,
-    simper,
-    simpo,
-    slic_hf,
-    spo,
-    sppo,
-    tdpo,
-    truncated_quadratic_po,
-    wpo_weighted,
-  )
-}
-"""Every objective by the name under which expressions know it."""
 
 
 def parse(text: str) -> Objective:
   """Reads an objective from its expression, such as `'simpo(beta=2.0) + 0.1 * sft()'`.
 
   Args:
-    text: calls of the factories in `OBJECTIVES`, joined by `+` and scaled by `number *`. Arguments are literals, other
-      objectives and calls of the risk measures in `alignjax.risk.MEASURES`.
+    text: calls of the factories in `OBJECTIVES`, joined by `+` and `-`, and scaled by `number *`, `schedule(...) *` or
+      `/ number`. Arguments are literals, other objectives and calls of the risk measures in `alignjax.risk.MEASURES`.
 
   Raises:
-    ExpressionError: for anything else. The message shows where, says why and lists the known objectives.
+    ExpressionError: if the text is anything else. The message points at the place, explains it and lists the known
+      objectives.
   """
-  known = {'objectives': OBJECTIVES, 'risk measures': risk.MEASURES}
-  return expressions.parse(text, Objective, 'an objective', known)
+  known = {'objectives': OBJECTIVES, 'risk measures': risk.MEASURES, 'coefficients': {'schedule': schedule}}
+  return expressions.parse(text, Objective, 'an objective', known, coefficients=(Schedule,))
 
 
 __all__ = [
   'OBJECTIVES',
   'Memory',
   'Objective',
+  'Part',
+  'Schedule',
   'alpha_divergence_dpo',
   'alpha_dpo',
   'alpha_dpo_released',
@@ -119,7 +57,9 @@ __all__ = [
   'bpo',
   'c2_dpo',
   'cal_dpo',
+  'check_batch',
   'chi_po',
+  'couples',
   'cpo',
   'discopop',
   'dpo',
@@ -129,6 +69,7 @@ __all__ = [
   'dr_dpo',
   'exo',
   'exponential_po',
+  'factory',
   'focal_po',
   'forward_kl_dpo',
   'h_dpo',
@@ -158,6 +99,7 @@ __all__ = [
   'rrhf',
   'sampo',
   'savage_po',
+  'schedule',
   'sft',
   'simper',
   'simpo',

@@ -1,11 +1,11 @@
 """Objectives whose margin or strength follows the margins of the batch: each pair is judged against the others.
 
 Notation as in `preference`. The drift margin G = rho(y_w) - rho(y_l) is the margin of log-ratios, averaged over the
-tokens of a response where an objective normalises by length, and summed otherwise. Its mean and deviation, over the
-batch or over the batches so far, are those of `moving_average`; they carry no gradient. All rows of a step are one
-batch, whatever the microbatches and devices, and rows of weight 0 are no part of it.
+tokens of a response if the objective normalises by length, and summed otherwise. `moving_average` defines its mean and
+deviation, over the batch or over the batches so far; they carry no gradient. All rows of a step are one batch, whatever
+the microbatches and devices. Rows of weight 0 are excluded.
 
-A soft label takes the expectation over swapping the two responses, in the loss as in the statistics.
+A soft label is an expectation over swapping the two responses, in the loss and in the statistics.
 """
 
 from collections.abc import Callable
@@ -19,8 +19,8 @@ from alignjax import stats
 from alignjax.objectives import base, draws, moving_average, preference
 from alignjax.types import Array, PreferenceBatch, Term
 
-_DECAY = 0.9  # of every moving average here, as in the released code of both methods
-_SMALLEST_BETA = 1e-3  # of beta-DPO, as in its released code
+_DECAY = 0.9  # every moving average here uses it, as does the released code of both methods
+_SMALLEST_BETA = 1e-3  # beta-DPO's, as in its released code
 
 _Read = Callable[[moving_average.MarginAverage, stats.StatTable, PreferenceBatch], moving_average.Moments]
 
@@ -41,29 +41,33 @@ def alpha_dpo(
   """alpha-DPO: SimPO whose target margin adapts to how far a pair has moved from the reference, as in the paper.
 
   loss = -log sigmoid(u - sg[gamma + alpha M*]),   u = beta (l_w - l_l),   M* = (M - mean(M)) / deviation(M)
-         M = beta ((l_w - r_w) - (l_l - r_l)),   l, r: log-probabilities per token of policy and reference
+  M = beta ((l_w - r_w) - (l_l - r_l))
+  where l and r are the log-probabilities per token of policy and reference
 
-  A pair that has improved on the reference by more than the average is given a larger target and goes on training; one
-  that lags behind, perhaps for a wrong label, is relaxed. M* does not depend on beta, so the average may be shared by
-  objectives of another beta. With alpha = 0 it is SimPO. What the authors' code computes is `alpha_dpo_released`.
+  A pair that has improved on the reference by more than the average gets a larger target and keeps training. A pair
+  that lags behind, perhaps because its label is wrong, gets a smaller one. M* does not depend on beta, so objectives
+  with different beta can share the average. alpha = 0 gives SimPO. `alpha_dpo_released` follows the authors' code.
+
+  Use it when:
+    you like SimPO but want its target margin to depend on the pair, and you can afford a reference model.
 
   Args:
     beta: scale of the reward, > 0, tokens/nat (1/nat without length normalisation).
     gamma: target reward margin, >= 0.
-    alpha: how much one deviation of M moves the target, >= 0, in units of reward.
-    length_normalised: l and r are means over tokens; else sums, which makes SimPO reference-free DPO.
-    normaliser: 'batch' for mean and deviation of the batch at hand; 'ema' for their moving averages (decay 0.9,
-      corrected for their start at zero), updated before use in training and only read in evaluation.
+    alpha: shift of the target per deviation of M, >= 0, in units of reward.
+    length_normalised: whether l and r are means over tokens; with sums SimPO becomes reference-free DPO.
+    normaliser: 'batch' for the mean and deviation of the current batch; 'ema' for their moving averages (decay 0.9,
+      corrected for starting at zero), which are updated before use in training and only read in evaluation.
 
   Returns:
     An objective; [B] nats. At policy == reference it is SimPO.
 
   Raises:
-    ValueError: for beta <= 0, a negative gamma or alpha, or another normaliser.
+    ValueError: if beta <= 0, gamma < 0 or alpha < 0, or normaliser is unknown.
 
   Defaults:
-    the released setting for Llama-3-8B-Instruct, beta 2.5, gamma / beta 0.6 and alpha 0.2, in the paper's units, where
-    alpha is 0.2 beta.
+    the released setting for Llama-3-8B-Instruct, beta 2.5, gamma / beta 0.6 and alpha 0.2, converted to the paper's
+    units, in which alpha is 0.2 beta.
 
   References:
     Wu et al. 2024, alpha-DPO: Adaptive Reward Margin is What Direct Preference Optimization Needs,
@@ -86,28 +90,33 @@ def alpha_dpo_released(
   """alpha-DPO as the authors' released code computes it, to reproduce published runs.
 
   loss = -(1 - e) log sigmoid(v) - e log sigmoid(-v),   v = beta (l_w - l_l - sg[gamma_beta_ratio + alpha z])
-         z = (G - mean) / deviation,   G = (l_w - r_w) - (l_l - r_l),   e = label_smoothing
+  z = (G - mean(G)) / deviation(G),   G = (l_w - r_w) - (l_l - r_l),   e = label_smoothing
+  where l and r are the log-probabilities per token of policy and reference
 
-  It is the paper's form with gamma = gamma_beta_ratio beta and alpha = alpha beta. Mean and deviation are moving
-  averages (decay 0.9, of the deviation and not of the variance) that start at zero, are updated before use and are not
-  corrected for their start: after t batches they are 1 - 0.9^t of what they tend to, so z begins ten times too large.
+  It is the paper's form with gamma = gamma_beta_ratio beta and with alpha beta for alpha. Mean and deviation are moving
+  averages (decay 0.9, of the deviation and not of the variance). They start at zero, are updated before use and are not
+  corrected for their start: after t batches they are 1 - 0.9^t of their limit, so z begins ten times too large.
 
-  It differs in what the code does around the formula. There a batch of the average is a microbatch of all devices, so
-  that a step has as many batches as microbatches; here it is one. There evaluation moves the averages and a checkpoint
-  forgets them; here neither. There a deviation of zero (policy == reference, or one pair) gives NaN; here z is 0. There
-  the reported reward mixes in the reference's log-probability; here it is SimPO's.
+  It differs from the code in four ways. (1) In the code, each microbatch of all devices updates the averages, so one
+  step makes as many updates as it has microbatches; here a step is one batch. (2) In the code, evaluation also updates
+  the averages and checkpoints do not contain them; here evaluation only reads them, and checkpoints save them. (3) In
+  the code, a deviation of zero (policy == reference, or a single pair) gives NaN; here z is 0. (4) In the code, the
+  reported reward mixes in the reference's log-probability; here it is SimPO's.
+
+  Use it when:
+    you reproduce published alpha-DPO runs; otherwise use `alpha_dpo`.
 
   Args:
     beta: scale of the reward, > 0, tokens/nat.
-    gamma_beta_ratio: target margin over beta, >= 0, nats/token.
-    alpha: how much one deviation of G moves the target over beta, >= 0, nats/token.
+    gamma_beta_ratio: target margin divided by beta, >= 0, nats/token.
+    alpha: shift of the target per deviation of G, divided by beta, >= 0, nats/token.
     label_smoothing: probability e in [0, 0.5) that a label is flipped; it flips the sign of v as a whole.
 
   Returns:
     An objective; [B] nats. At policy == reference it is SimPO.
 
   Raises:
-    ValueError: for beta <= 0, a negative gamma_beta_ratio or alpha, or a label_smoothing outside [0, 0.5).
+    ValueError: if beta <= 0, gamma_beta_ratio < 0 or alpha < 0, or if label_smoothing is outside [0, 0.5).
 
   Defaults:
     the released setting for Llama-3-8B-Instruct.
@@ -120,7 +129,7 @@ def alpha_dpo_released(
   base.require(0 < beta < math.inf, name, 'beta must be positive', beta)
   base.require(0 <= gamma_beta_ratio < math.inf, name, 'gamma_beta_ratio must not be negative', gamma_beta_ratio)
   base.require(0 <= alpha < math.inf, name, 'alpha must not be negative', alpha)
-  base.require(0 <= label_smoothing < 0.5, name, 'label_smoothing must lie in [0, 0.5)', label_smoothing)
+  base.require(0 <= label_smoothing < 0.5, name, 'label_smoothing must be in [0, 0.5)', label_smoothing)
   average = moving_average.MarginAverage(_DECAY, length_normalised=True)
   read = moving_average.MarginAverage.uncorrected
   return _adaptive_margin(
@@ -153,43 +162,53 @@ def _adaptive_margin(
       return preference.expected(lambda v: -jax.nn.log_sigmoid(v), logit, 1.0 - smoothing)
 
     label = jnp.asarray(batch.label)
-    metrics = preference.reward_metrics(reward) | {'drift_margin': margin, 'target_margin': target(1.0)}
+    metrics = preference.reward_metrics(reward, label) | {
+      'drift_margin': preference.mixed(margin, -margin, label),
+      'target_margin': gamma + alpha * preference.mixed(*map(moments.standardise, (margin, -margin)), label),
+    }
     return Term(label * loss(1.0) + (1.0 - label) * loss(-1.0), metrics)
 
-  return base.Objective(preference.LOG_RATIO_NEEDS, apply, couples_rows=True, memory=memory)
+  return base.Objective(
+    preference.LOG_RATIO_NEEDS, apply, reads=base.LABEL_AND_WEIGHT, responses=2, couples_rows=True, memory=memory
+  )
 
 
 @base.factory
 def beta_dpo(beta: float = 0.1, alpha: float = 0.6, ratio: float = 0.8) -> base.Objective:
-  """beta-DPO: DPO on a share of the batch's pairs, with a strength that follows how large their margins are.
+  """beta-DPO: DPO on a share of the batch's pairs, with a strength that follows the size of their margins.
 
-  loss = -log sigmoid(b h) if the pair is kept, else 0;   b = sg[max(beta (1 + alpha (mean_kept(h) - m)), 0.001)]
-         kept: ratio B pairs, drawn without replacement with probability in proportion to exp(-((h - m) / s)^2 / 2)
+  loss = -log sigmoid(b h) if the pair is kept, else 0,   b = sg[max(beta (1 + alpha (mean_kept[h] - m)), 0.001)]
+  where m and s are moving averages of the mean and the deviation of h
 
-  Pairs with a margin far from the moving average m, in units of the moving deviation s, are taken for outliers and
-  mostly left out. Losses are scaled such that the mean over the batch is the mean over the pairs that are kept. A batch
-  of larger margins than usual is fitted more conservatively. The strength is one number for the whole batch.
+  A share `ratio` of the pairs is kept, drawn without replacement with probability proportional to exp(-((h - m) / s)^2
+  / 2). So pairs with a margin far from m, in units of s, are treated as outliers and mostly left out. Losses are scaled
+  so that the mean over the batch is the mean over the kept pairs. A batch with larger margins than usual is fitted more
+  conservatively. The strength is one number for the whole batch.
 
   The averages have decay 0.9, are updated before use in training and only read in evaluation. Here they are corrected
-  for their start at zero; in the authors' code they are not, so that the first batch is compared with a tenth of its
-  own mean, and the loss is averaged over the kept pairs of each device separately. The draw comes from the content of
-  the rows and the number of batches seen: it does not depend on the order of rows, the mesh or the microbatches, and
-  rows of equal content are kept or left out together. Evaluation leaves pairs out, too, as in the code.
+  for starting at zero. In the authors' code they are not, so the first batch is compared with a tenth of its own mean,
+  and the loss is averaged over the kept pairs of each device separately. The draw depends on the content of the rows
+  and the number of batches seen, not on the order of rows, the mesh or the microbatches; rows with equal content are
+  kept or left out together. Evaluation also leaves pairs out, as in the code.
+
+  Use it when:
+    the quality of pairs varies a lot, and no single beta fits: easy pairs need a larger beta than hard ones, and
+    outliers should not count.
 
   Args:
     beta: strength of the KL constraint to the reference at the average margin, at least 0.001, 1/nats.
-    alpha: how strongly it follows the margins, >= 0, 1/nats.
-    ratio: share of pairs that is kept, in (0, 1]; rounded down to whole pairs, at least one.
+    alpha: how strongly the strength follows the margins, >= 0, 1/nats.
+    ratio: share of pairs to keep, in (0, 1]; rounded down to whole pairs, at least one.
 
   Returns:
     An objective; [B] nats. At policy == reference the mean loss of a batch is log 2 and every reward 0. The implicit
     reward is reported at the given beta, so that it can be compared over batches.
 
   Raises:
-    ValueError: for beta < 0.001, alpha < 0 or a ratio outside (0, 1].
+    ValueError: if beta < 0.001 or alpha < 0, or ratio is outside (0, 1].
 
   Defaults:
-    those of the authors' example on Anthropic HH.
+    the authors' example on Anthropic HH.
 
   References:
     Wu et al. 2024, beta-DPO: Direct Preference Optimization with Dynamic beta, https://arxiv.org/abs/2407.08639
@@ -198,7 +217,7 @@ def beta_dpo(beta: float = 0.1, alpha: float = 0.6, ratio: float = 0.8) -> base.
   name = 'beta_dpo'
   base.require(_SMALLEST_BETA <= beta < math.inf, name, f'beta must be at least {_SMALLEST_BETA}', beta)
   base.require(0 <= alpha < math.inf, name, 'alpha must not be negative', alpha)
-  base.require(0 < ratio <= 1, name, 'ratio must lie in (0, 1]', ratio)
+  base.require(0 < ratio <= 1, name, 'ratio must be in (0, 1]', ratio)
   average = moving_average.MarginAverage(_DECAY, length_normalised=False)
 
   def apply(table: stats.StatTable, batch: PreferenceBatch) -> Term:
@@ -212,13 +231,20 @@ def beta_dpo(beta: float = 0.1, alpha: float = 0.6, ratio: float = 0.8) -> base.
     kept_mean = jnp.sum(jnp.where(kept, weight * (2.0 * label - 1.0) * margin, 0.0)) / _divisor(kept_weight)
     strength = jnp.maximum(beta * (1.0 + alpha * (kept_mean - moments.mean)), _SMALLEST_BETA)
     loss = preference.expected(lambda h: -jax.nn.log_sigmoid(strength * h), log_ratio[:, 0] - log_ratio[:, 1], label)
-    metrics = preference.reward_metrics(beta * log_ratio) | {
+    metrics = preference.reward_metrics(beta * log_ratio, label) | {
       'beta': jnp.broadcast_to(strength, margin.shape),
       'kept': kept.astype(jnp.float32),
     }
     return Term(jnp.where(kept, jnp.sum(weight) / _divisor(kept_weight), 0.0) * loss, metrics)
 
-  return base.Objective(preference.LOG_RATIO_NEEDS, apply, couples_rows=True, memory=average.memory)
+  return base.Objective(
+    preference.LOG_RATIO_NEEDS,
+    apply,
+    reads=base.LABEL_AND_WEIGHT | draws.READS,
+    responses=2,
+    couples_rows=True,
+    memory=average.memory,
+  )
 
 
 def _divisor(weight: Array) -> Array:
@@ -242,7 +268,7 @@ def _draw(log_weight: Array, keys: Array, row_weight: Array, ratio: float) -> Ar
   """
   real = jnp.asarray(row_weight) > 0
   score = jnp.where(real, log_weight + jax.vmap(jax.random.gumbel)(keys), -jnp.inf)
-  # In Python's precision, for a float32 product can round to the next whole number.
+  # Computed in Python floats, because a float32 product can round up to the next whole number.
   sizes = np.asarray([max(1, math.floor(ratio * rows + 1e-9)) for rows in range(score.size + 1)])
   size = jnp.asarray(sizes)[jnp.sum(real)]
   return real & (score >= jnp.sort(score, descending=True)[size - 1])

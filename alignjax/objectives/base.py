@@ -1,29 +1,41 @@
-"""Objectives as values: what an objective is, its name, and its algebra (`a + b`, `0.1 * a`)."""
+"""Objectives as values: what one declares that it reads, and their algebra (`a + b`, `a - b`, `0.1 * a`, `a / 2`)."""
 
 from collections.abc import Callable, Mapping
 import dataclasses
 import functools
 import inspect
 import math
+import operator
 import re
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from alignjax import stats
+from alignjax import registry, stats
+from alignjax.objectives import declarations, namespaces, schedules
 from alignjax.types import Array, PreferenceBatch, Term
+
+LABEL = frozenset({'label'})
+LABEL_AND_WEIGHT = frozenset({'label', 'weight'})
+SCORE = frozenset({'score'})
+
+Apply = Callable[[stats.StatTable, PreferenceBatch], Term]
+Summary = Callable[[Mapping[str, Array]], Mapping[str, Array]]
+Coefficient = int | float | Array | schedules.Schedule
 
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-  """What an objective keeps of the batches that it has seen, such as a running mean: named arrays without gradient.
+  """The state that an objective keeps from batch to batch, such as a running mean: named arrays without gradient.
 
   The training step calls `update` once for each batch, before `apply`, carries the result and saves it in checkpoints.
-  In evaluation it is only read. `apply` finds it in `table.memory`, which is empty in a notebook.
+  Evaluation only reads it. `apply` finds it in `table.memory`, which is empty in a notebook.
   """
 
   initial: Mapping[str, float]
-  update: Callable[[stats.StatTable, PreferenceBatch], Mapping[str, Array]]  # from `table.memory` to the next one
+  update: Callable[[stats.StatTable, PreferenceBatch], Mapping[str, Array]]  # returns the next `table.memory`
 
   def __add__(self, other: 'Memory') -> 'Memory':
     def update(table: stats.StatTable, batch: PreferenceBatch) -> Mapping[str, Array]:
@@ -35,91 +47,281 @@ class Memory:
 NO_MEMORY = Memory({}, lambda table, batch: {})
 
 
-def _no_summary(means: Mapping[str, Array]) -> Mapping[str, Array]:
+def no_summary(means: Mapping[str, Array]) -> Mapping[str, Array]:
+  """The summary of an objective that has none."""
   del means
   return {}
 
 
-@dataclasses.dataclass(frozen=True)
-class Objective:
-  """The token statistics that a loss needs, and the map from them to one loss per prompt.
+class Part(NamedTuple):
+  """A summand of an objective: `coefficient * objective`."""
 
-  Objectives form a vector space: `a + b` adds losses, `0.1 * a` scales one. Metrics of a sum are the metrics of its
-  parts; where two parts report the same name, the later one's is prefixed with its label.
+  coefficient: Coefficient
+  objective: 'Objective'
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Objective:
+  """A map from token statistics to one loss per prompt, with a declaration of everything that the map reads.
+
+  Objectives form a vector space: `a + b` adds losses, `0.1 * a` scales one, by a number or by a `schedule`. Metrics of
+  a sum are the metrics of its parts; if two parts report the same name, the later one's is prefixed with its label.
+
+  Args:
+    needs: the statistics that `apply` reads from the table.
+    apply: the map.
+    reads: the fields of the batch on which the loss depends; an array of `batch.cached` by its own name. Metrics may
+      also read the label and the weight, which every batch has.
+    optional: the fields among `reads` that a batch may lack.
+    responses: the number N of responses to a prompt for which the loss is defined, or a set of such numbers; None for
+      any N.
+    couples_rows: whether the loss of a prompt depends on other prompts of the batch.
+    name: an expression that builds the objective again.
+    memory: what is kept from batch to batch; requires couples_rows, so that a batch is seen as a whole, once.
+    summary: maps the means of the metrics to further metrics.
+    parts: the summands of a sum or a multiple, with their coefficients; empty for a single objective. They follow from
+      the operators; replacing another field of a sum makes it a single objective.
   """
 
-  needs: frozenset[stats.TokenStat]
-  apply: Callable[[stats.StatTable, PreferenceBatch], Term]
-  couples_rows: bool = False  # does the loss of one prompt depend on other prompts of the batch?
-  name: str = 'objective'  # an expression that builds it again
-  memory: Memory = NO_MEMORY  # only with couples_rows, so that a batch is seen as a whole, once
-  summary: Callable[[Mapping[str, Array]], Mapping[str, Array]] = _no_summary  # more metrics, from the metrics' means
+  needs: frozenset[stats.Stat]
+  apply: Apply
+  reads: frozenset[str] = frozenset()
+  optional: frozenset[str] = frozenset()
+  responses: int | frozenset[int] | None = None
+  couples_rows: bool = False
+  name: str = 'objective'
+  memory: Memory = NO_MEMORY
+  summary: Summary = no_summary
+  parts: tuple[Part, ...] = ()
+
+  __array_ufunc__ = None  # `np.float32(2) * objective` asks the objective, and makes no array of objects
 
   def __post_init__(self):
     if self.memory.initial and not self.couples_rows:
-      raise ValueError(f'{self.name}: an objective that remembers batches must say couples_rows=True')
+      raise ValueError(f'{self.name}: an objective that remembers batches must declare couples_rows=True')
+    if not self.optional <= self.reads:
+      raise ValueError(f'{self.name}: optional fields {sorted(self.optional - self.reads)} are missing from `reads`')
+    if self.parts and not (isinstance(self.apply, _Sum) and self.apply.is_all_of(self)):
+      object.__setattr__(self, 'parts', ())
+
+  def __repr__(self) -> str:
+    return self.name
 
   @property
   def label(self) -> str:
     """The name of its (first) factory, without arguments."""
+    if self.parts:
+      return self.leaves[0].label
     match = re.search(r'(\w+)\(', self.name)
     return match.group(1) if match else self.name
 
+  @property
+  def leaves(self) -> tuple['Objective', ...]:
+    """The single objectives in it: itself, or those of its parts."""
+    return tuple(leaf for part in self.parts for leaf in part.objective.leaves) or (self,)
+
   def __add__(self, other: 'Objective') -> 'Objective':
-    if not isinstance(other, Objective):
+    if isinstance(other, Objective):
+      return _sum(_summands(self) + _summands(other))
+    return NotImplemented
+
+  def __radd__(self, other: int) -> 'Objective':
+    return self if isinstance(other, int) and other == 0 else NotImplemented  # `sum` starts from 0
+
+  def __neg__(self) -> 'Objective':
+    return _sum(tuple(Part(-coefficient, objective) for coefficient, objective in _summands(self)))
+
+  def __sub__(self, other: 'Objective') -> 'Objective':
+    return self + -other if isinstance(other, Objective) else NotImplemented
+
+  def __rmul__(self, coefficient: Coefficient) -> 'Objective':
+    known = _coefficient(coefficient)
+    if known is NotImplemented:
       return NotImplemented
-
-    def apply(table: stats.StatTable, batch: PreferenceBatch) -> Term:
-      left, right = self.apply(table, batch), other.apply(table, batch)
-      return Term(left.loss + right.loss, _merge(self, left, other, right))
-
-    return Objective(
-      needs=self.needs | other.needs,
-      apply=apply,
-      couples_rows=self.couples_rows or other.couples_rows,
-      name=f'{self.name} + {other.name}',
-      memory=self.memory + other.memory,
-      summary=lambda means: {**other.summary(means), **self.summary(means)},
-    )
-
-  def __rmul__(self, scale: float) -> 'Objective':
-    if isinstance(scale, bool) or not isinstance(scale, int | float):
-      return NotImplemented
-    if not math.isfinite(scale):
-      raise ValueError(f'an objective can only be scaled by a finite number, not by {scale}')
-
-    def apply(table: stats.StatTable, batch: PreferenceBatch) -> Term:
-      loss, metrics = self.apply(table, batch)
-      return Term(scale * loss, metrics)
-
-    name = f'({self.name})' if ' + ' in self.name else self.name
-    return dataclasses.replace(self, apply=apply, name=f'{scale!r} * {name}')
+    return _sum((Part(known, self),))
 
   __mul__ = __rmul__
 
-
-def _merge(left: Objective, left_term: Term, right: Objective, right_term: Term) -> Mapping[str, Array]:
-  metrics = dict(left_term.metrics)
-  for side, term in ((left, left_term), (right, right_term)):
-    # A sum reports the loss of each part; a part that is itself a sum has done so already.
-    if ' + ' not in side.name:
-      _insert(metrics, f'{side.label}/loss', jax.lax.stop_gradient(term.loss))
-  for key, value in right_term.metrics.items():
-    _insert(metrics, key if key not in metrics else f'{right.label}/{key}', value)
-  return metrics
+  def __truediv__(self, divisor: float | Array) -> 'Objective':
+    known = _coefficient(divisor)
+    if known is NotImplemented or isinstance(known, schedules.Schedule):
+      return NotImplemented
+    if not isinstance(known, jax.core.Tracer) and known == 0:
+      raise ZeroDivisionError('an objective cannot be divided by 0')
+    return _coefficient(1.0 / known) * self
 
 
-def _insert(metrics: dict[str, Array], key: str, value: Array) -> None:
-  """Adds an entry under a key that is free: `dpo/loss`, `dpo/loss_2`, ..."""
-  candidate, count = key, 1
-  while candidate in metrics:
-    count += 1
-    candidate = f'{key}_{count}'
-  metrics[candidate] = value
+def _summands(objective: Objective) -> tuple[Part, ...]:
+  return objective.parts or (Part(1, objective),)
+
+
+def _coefficient(value: Any) -> Any:
+  """A coefficient as a Python number, a schedule or a traced scalar; NotImplemented for anything else.
+
+  Raises:
+    TypeError: if it is a truth value.
+    ValueError: if it is a number that is not finite, or an array that is not a scalar.
+  """
+  if isinstance(value, schedules.Schedule):
+    return value
+  if isinstance(value, bool | np.bool_) or getattr(value, 'dtype', None) == np.dtype(bool):
+    raise TypeError(f'an objective is scaled by a number, and {value!r} is a truth value')
+  if isinstance(value, np.generic | np.ndarray | jax.Array):
+    if value.ndim or not (jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)):
+      raise ValueError(
+        f'an objective is scaled by one real number, got an array of shape {value.shape} and type {value.dtype}'
+      )
+    if isinstance(value, jax.core.Tracer):
+      return value
+    value = value.item()
+  if not isinstance(value, int | float):
+    return NotImplemented
+  if not math.isfinite(value):
+    raise ValueError(f'an objective can only be scaled by a finite number, not by {value}')
+  return value
+
+
+def _is_one(coefficient: Coefficient) -> bool:
+  """Whether there is nothing to multiply by. A factor 1.0 stays in the name, as it was written."""
+  return type(coefficient) is int and coefficient == 1
+
+
+def _term_name(coefficient: Coefficient, objective: Objective) -> str:
+  name = f'({objective.name})' if objective.parts else objective.name
+  if _is_one(coefficient):
+    return name
+  return f'{"traced" if isinstance(coefficient, jax.core.Tracer) else repr(coefficient)} * {name}'
+
+
+def _sum_name(parts: tuple[Part, ...]) -> str:
+  text = _term_name(*parts[0])
+  for coefficient, objective in parts[1:]:
+    negative = isinstance(coefficient, int | float) and math.copysign(1.0, coefficient) < 0
+    text += f' - {_term_name(-coefficient, objective)}' if negative else f' + {_term_name(coefficient, objective)}'
+  return text
+
+
+class _Leaf(NamedTuple):
+  """A single objective inside a sum, evaluated."""
+
+  metrics: Mapping[str, Array]
+  own: Mapping[str, Array]  # metrics that always have the prefix of the leaf: its loss, its coefficient
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Sum:
+  """The loss and the metrics of a linear combination of objectives, and everything else that follows from its parts."""
+
+  parts: tuple[Part, ...]
+
+  def __call__(self, table: stats.StatTable, batch: PreferenceBatch) -> Term:
+    loss, found = self.evaluate(table, batch, ())
+    metrics = self.names.join([leaf.metrics for leaf in found])
+    for prefix, leaf in zip(self.names.prefixes, found, strict=True):
+      metrics |= {
+        f'{prefix}/{key}': jax.lax.stop_gradient(jnp.broadcast_to(value, loss.shape))
+        for key, value in leaf.own.items()
+        if len(found) > 1 or key != 'loss'
+      }
+    return Term(loss, metrics)
+
+  def evaluate(
+    self, table: stats.StatTable, batch: PreferenceBatch, outer: tuple[Coefficient, ...]
+  ) -> tuple[Array, list[_Leaf]]:
+    """The loss, summed in the order of the expression, and its leaves.
+
+    Args:
+      table: the statistics of the batch.
+      batch: the batch.
+      outer: the coefficients that scale the sum itself; only metrics use them.
+    """
+    total, found = None, []
+    for coefficient, objective in self.parts:
+      path = (*outer, coefficient)
+      if objective.parts:
+        loss, leaves = objective.apply.evaluate(table, batch, path)
+      else:
+        loss, metrics = objective.apply(table, batch)
+        leaves = [_Leaf(metrics, _scheduled(path, table.step))]
+      if not _is_one(coefficient):
+        loss = _value(coefficient, table.step) * loss
+      if len(leaves) == 1:
+        leaves = [_Leaf(leaves[0].metrics, {**leaves[0].own, 'loss': loss})]
+      total = loss if total is None else total + loss
+      found += leaves
+    return total, found
+
+  def summary(self, means: Mapping[str, Array]) -> Mapping[str, Array]:
+    """The summaries of the leaves, each of the means of its own metrics."""
+    return self.names.join([leaf.summary(self.names.view(i, means)) for i, leaf in enumerate(self.leaves)])
+
+  @functools.cached_property
+  def leaves(self) -> tuple[Objective, ...]:
+    return tuple(leaf for part in self.parts for leaf in part.objective.leaves)
+
+  @functools.cached_property
+  def names(self) -> namespaces.Namespaces:
+    return namespaces.Namespaces([leaf.label for leaf in self.leaves])
+
+  @functools.cached_property
+  def fields(self) -> Mapping[str, Any]:
+    """The fields of the sum as an objective."""
+    terms = [part.objective for part in self.parts]
+    reads = frozenset().union(*(term.reads for term in terms))
+    return {
+      'needs': frozenset().union(*(term.needs for term in terms)),
+      'reads': reads,
+      'optional': reads.difference(*(term.reads - term.optional for term in terms)),
+      'responses': declarations.common_responses(terms),
+      'couples_rows': any(term.couples_rows for term in terms),
+      'name': _sum_name(self.parts),
+      'memory': functools.reduce(operator.add, (term.memory for term in terms)),
+      'summary': self.summary,
+      'parts': self.parts,
+    }
+
+  def is_all_of(self, objective: Objective) -> bool:
+    """Whether the objective is this sum and nothing more: no field was replaced."""
+    return all(getattr(objective, name) is value for name, value in self.fields.items())
+
+
+def _sum(parts: tuple[Part, ...]) -> Objective:
+  if len(parts) == 1 and _is_one(parts[0].coefficient):
+    return parts[0].objective
+  total = _Sum(parts)
+  return Objective(apply=total, **total.fields)
+
+
+def _scheduled(path: tuple[Coefficient, ...], step: Array | None) -> dict[str, Array]:
+  """{'coefficient': the product of the coefficients}, if one of them follows a schedule."""
+  if not any(isinstance(coefficient, schedules.Schedule) for coefficient in path):
+    return {}
+  return {'coefficient': functools.reduce(operator.mul, [_value(coefficient, step) for coefficient in path])}
+
+
+def _value(coefficient: Coefficient, step: Array | None) -> Array | float:
+  return coefficient(step) if isinstance(coefficient, schedules.Schedule) else coefficient
+
+
+OBJECTIVES: dict[str, Callable[..., Objective]] = {}
+"""Every factory by the name under which expressions know it; `factory` adds to it."""
 
 
 def factory[**P](build: Callable[P, Objective]) -> Callable[P, Objective]:
-  """Names what a factory builds by the expression that builds it: `dpo(beta=0.1, label_smoothing=0.0)`."""
+  """Registers a function that builds an objective, and names what it builds by the expression that builds it again.
+
+  Expressions then know the function by its name: `dpo(beta=0.1, label_smoothing=0.0)`. Defining a function again, as
+  in a notebook cell that is run twice, replaces it.
+
+  Args:
+    build: a function of hyper-parameters, which are literals, objectives or risk measures.
+
+  Returns:
+    The function. An objective that it builds is a single one, even if it is written as a sum.
+
+  Raises:
+    ValueError: if another function is registered under the name.
+  """
   signature = inspect.signature(build)
 
   @functools.wraps(build)
@@ -129,7 +331,7 @@ def factory[**P](build: Callable[P, Objective]) -> Callable[P, Objective]:
     arguments = ', '.join(f'{key}={_expression(value)}' for key, value in bound.arguments.items())
     return dataclasses.replace(build(*args, **kwargs), name=f'{build.__name__}({arguments})')
 
-  return named
+  return registry.add(OBJECTIVES, named, 'objectives')
 
 
 def _expression(value: object) -> str:
@@ -137,7 +339,7 @@ def _expression(value: object) -> str:
 
 
 def require(condition: bool, objective: str, requirement: str, value: object) -> None:
-  """Raises a ValueError that names the objective and the hyper-parameter which cannot be."""
+  """Raises a ValueError that names the objective and the hyper-parameter at fault."""
   if not condition:
     raise ValueError(f'{objective}: {requirement}, got {value!r}')
 
@@ -153,7 +355,7 @@ def require_pair(objective: str, table: stats.StatTable) -> None:
 
 
 def require_score(objective: str, batch: PreferenceBatch) -> Array:
-  """[B, N] float32: the scores of the responses; raises a ValueError, at trace time, where the batch has none."""
+  """[B, N] float32: the scores of the responses; raises a ValueError, at trace time, if the batch has none."""
   if batch.score is None:
     raise ValueError(f'{objective} reads batch.score, a reward for each response, and this batch has none')
   return jax.lax.stop_gradient(jnp.asarray(batch.score, jnp.float32))

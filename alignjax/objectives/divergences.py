@@ -1,8 +1,8 @@
-"""DPO under another divergence than the reverse KL: its logarithm gives way to the derivative f' of the divergence.
+"""DPO under a divergence other than the reverse KL: the derivative f' of the divergence replaces the logarithm.
 
 For the constraint D_f(pi || pi_ref) = E_{pi_ref}[f(pi / pi_ref)] the implicit reward is beta f'(u) with
-u = pi(y|x) / pi_ref(y|x) = exp(rho(y)), and DPO is f'(u) = log(u). Rewards are given relative to the one of the
-reference, beta (f'(u) - f'(1)), which leaves their differences as they are. Notation as in `preference`.
+u = pi(y|x) / pi_ref(y|x) = exp(rho(y)); DPO has f'(u) = log(u). Rewards are reported relative to the reference's,
+beta (f'(u) - f'(1)), which does not change their differences. Notation as in `preference`.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ MAX_CHI_EXPONENT = 20.0
 def _of_divergence(
   name: str, beta: float, derivative: Callable[[Array], Array], max_margin: float = math.inf
 ) -> base.Objective:
-  """The objective -log sigmoid(clip(beta (f'(u_w) - f'(u_l)))), for the derivative as a function of rho = log(u)."""
+  """The objective -log sigmoid(clip(beta (f'(u_w) - f'(u_l)))); `derivative` is f' as a function of rho = log(u)."""
 
   return preference.of_reward(
     name,
@@ -41,16 +41,19 @@ def forward_kl_dpo(beta: float = 0.1) -> base.Objective:
 
   loss = -log sigmoid(beta (f'(u_w) - f'(u_l))),   f'(u) = 1 - 1/u,   u = exp(rho(y))
 
-  The exponent -rho is clipped at 30: beyond, a response has a constant reward and no gradient.
+  The exponent -rho is clipped at 30. Beyond the clip a response has a constant reward and no gradient.
+
+  Use it when:
+    the policy should keep covering all responses of the reference: the forward KL preserves diversity.
 
   Args:
-    beta: strength of the constraint to the reference, > 0.
+    beta: strength of the divergence constraint to the reference, > 0.
 
   Returns:
     An objective; [B] nats. At policy == reference every loss is log 2 and every reward 0.
 
   Raises:
-    ValueError: for beta <= 0.
+    ValueError: if beta <= 0.
 
   Defaults:
     beta as for DPO.
@@ -71,14 +74,17 @@ def jensen_shannon_dpo(beta: float = 0.1) -> base.Objective:
 
   The reward cannot exceed beta log 2.
 
+  Use it when:
+    you want a compromise between the mode-seeking reverse KL of DPO and the mass-covering forward KL.
+
   Args:
-    beta: strength of the constraint to the reference, > 0.
+    beta: strength of the divergence constraint to the reference, > 0.
 
   Returns:
     An objective; [B] nats. At policy == reference every loss is log 2 and every reward 0.
 
   Raises:
-    ValueError: for beta <= 0.
+    ValueError: if beta <= 0.
 
   Defaults:
     beta as for DPO.
@@ -95,57 +101,63 @@ def jensen_shannon_dpo(beta: float = 0.1) -> base.Objective:
 
 @base.factory
 def alpha_divergence_dpo(beta: float = 0.1, alpha: float = 0.5) -> base.Objective:
-  """f-DPO with an alpha divergence, which leads from the reverse KL of DPO (alpha to 0) to the forward KL (alpha 1).
+  """f-DPO with an alpha divergence, between the reverse KL of DPO (alpha to 0) and the forward KL (alpha = 1).
 
   loss = -log sigmoid(beta (f'(u_w) - f'(u_l))),   f'(u) = (1 - u^-alpha) / alpha,   u = exp(rho(y))
 
-  TRL's coefficient is 1 - alpha. The exponent -alpha rho is clipped at 30: beyond, a response has a constant reward and
-  no gradient.
+  TRL's coefficient is 1 - alpha. The exponent -alpha rho is clipped at 30. Beyond the clip a response has a constant
+  reward and no gradient.
+
+  Use it when:
+    you want to tune the balance of alignment and diversity continuously from DPO to the forward KL.
 
   Args:
-    beta: strength of the constraint to the reference, > 0.
-    alpha: in (0, 1].
+    beta: strength of the divergence constraint to the reference, > 0.
+    alpha: order of the divergence, in (0, 1]; DPO is the limit 0, the forward KL is 1.
 
   Returns:
     An objective; [B] nats. At policy == reference every loss is log 2 and every reward 0.
 
   Raises:
-    ValueError: for beta <= 0 or an alpha outside (0, 1].
+    ValueError: if beta <= 0, or alpha is outside (0, 1].
 
   Defaults:
-    beta as for DPO; alpha in the middle, as TRL's.
+    beta as for DPO; alpha in the middle, like TRL's.
 
   References:
     Wang et al. 2023, Beyond Reverse KL: Generalizing Direct Preference Optimization with Diverse Divergence
     Constraints, https://arxiv.org/abs/2309.16240, the alpha divergence row of its table of divergences.
   """
   base.require(beta > 0, 'alpha_divergence_dpo', 'beta must be positive', beta)
-  base.require(0 < alpha <= 1, 'alpha_divergence_dpo', 'alpha must lie in (0, 1]', alpha)
+  base.require(0 < alpha <= 1, 'alpha_divergence_dpo', 'alpha must be in (0, 1]', alpha)
   return _of_divergence('alpha_divergence_dpo', beta, _alpha_derivative(alpha))
 
 
 @base.factory
 def chi_po(beta: float = 0.1, r_max: float = 5.0) -> base.Objective:
-  """Chi-squared preference optimisation: DPO with the chi-squared divergence added to the KL, against over-optimising.
+  """Chi-squared preference optimisation: DPO with a chi-squared term added to the KL, against over-optimisation.
 
   loss = -log sigmoid(clip(beta (phi(u_w) - phi(u_l)), -2 r_max, 2 r_max)),   phi(u) = u + log(u),   u = exp(rho(y))
 
-  A pair whose clipped difference is at either end has no gradient. The exponent rho is clipped at 20 in u, not in
-  log(u).
+  A pair whose clipped difference is at either end has no gradient. rho is clipped at 20 in u, not in log(u).
+
+  Use it when:
+    DPO over-optimises because the data cover only part of the responses: the chi-squared term penalises probability
+    mass where the reference has little.
 
   Args:
-    beta: strength of the constraint to the reference, > 0.
-    r_max: bound on the rewards, > 0 and finite.
+    beta: strength of the divergence constraint to the reference, > 0.
+    r_max: bound on the rewards, positive and finite.
 
   Returns:
     An objective; [B] nats. At policy == reference every loss is log 2 and every reward 0; the gradient there is twice
     that of DPO.
 
   Raises:
-    ValueError: for beta <= 0 or an r_max that is not positive and finite.
+    ValueError: if beta <= 0, or r_max is not positive and finite.
 
   Defaults:
-    beta as for DPO; r_max ours, so large that a pair is left alone only once it is ranked beyond doubt.
+    beta as for DPO; r_max is our choice, large enough that only pairs ranked beyond doubt lose their gradient.
 
   References:
     Huang et al. 2024, Correcting the Mythos of KL-Regularization: Direct Alignment without Overoptimization via

@@ -1,4 +1,4 @@
-"""Random draws for objectives that are random by definition: a function of the pair itself, and of nothing else."""
+"""Random draws for objectives that are random by definition: functions of the pair itself and nothing else."""
 
 import jax
 import jax.numpy as jnp
@@ -6,18 +6,19 @@ import jax.numpy as jnp
 from alignjax import numerics
 from alignjax.types import Array, PreferenceBatch
 
+READS = frozenset({'prompt', 'prompt_length', 'response', 'response_length'})  # what `row_keys` depends on
 _IMPLEMENTATION = 'threefry2x32'  # fixed, so that the draws do not depend on JAX's configuration
 
 
 def row_keys(batch: PreferenceBatch) -> Array:
   """One PRNG key for each row, derived from the tokens of prompt and responses, their positions and their number.
 
-  A row has the same key whatever stands in the padding or how wide it is, wherever the row stands in the batch, and
-  however the batch is sharded or cut into microbatches. So nothing random has to be carried, or saved in a checkpoint;
-  the price is that a pair meets the same draws in every epoch.
+  The key of a row does not depend on the content or width of the padding, on its place in the batch, or on how the
+  batch is sharded or split into microbatches. So no random state needs to be carried or checkpointed. The price is that
+  a pair meets the same draws in every epoch.
 
   Args:
-    batch: its prompts, its responses and their lengths are read.
+    batch: reads its prompts, its responses and their lengths.
 
   Returns:
     [B] keys.
@@ -30,7 +31,7 @@ def row_keys(batch: PreferenceBatch) -> Array:
 
 
 def _digest(key: Array, tokens: Array, length: Array) -> Array:
-  """[B, 2] uint32 of token ids [B, N, T], of which the first `length` [B, N] are read."""
+  """[B, 2] uint32 of token ids [B, N, T]; reads the first `length` [B, N] tokens of each response."""
   places = _each(key, (tokens.shape[1], tokens.shape[2]))
   hashed = jax.random.key_data(jax.vmap(jax.vmap(jax.vmap(jax.random.fold_in)), in_axes=(None, 0))(places, tokens))
   mask = numerics.length_mask(length, tokens.shape[-1])
@@ -39,7 +40,7 @@ def _digest(key: Array, tokens: Array, length: Array) -> Array:
 
 
 def token_bits(keys: Array, responses: int, size: int) -> Array:
-  """[B, N, R] uint32: random bits for each token of each response, that do not depend on how wide the padding is.
+  """[B, N, R] uint32: random bits for each token of each response, independent of the padding width.
 
   Args:
     keys: [B], as from `row_keys`.

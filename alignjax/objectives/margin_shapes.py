@@ -1,6 +1,6 @@
-"""Further shapes f(beta h) of the loss of a margin, to be compared with the logistic one of DPO.
+"""Other shapes f(beta h) of the loss of a margin, to compare with the logistic loss of DPO.
 
-Notation and treatment of soft labels as in `pairwise`.
+Notation and soft labels as in `pairwise`.
 """
 
 import jax
@@ -11,14 +11,17 @@ from alignjax.objectives import base, pairwise, preference
 
 @base.factory
 def spo(beta: float = 0.1) -> base.Objective:
-  """Self preference optimisation: the SiLU function in place of the logistic loss, with a finite optimal margin.
+  """Self preference optimisation: the SiLU function replaces the logistic loss, with a finite optimal margin.
 
   loss = SiLU(-beta h) = -beta h sigmoid(-beta h)
 
-  DPO's loss is this one plus the entropy of a coin of probability sigmoid(beta h), so this one plus log 2 bounds DPO's
-  from above. It has its minimum at beta h = 1.278, unlike -SiLU(beta h), as which the loss is also quoted: that one has
-  no lower bound and rewards an ever larger margin. The paper compares with methods that have no reference; here beta h
-  is the margin of log-ratios.
+  DPO's loss equals this one plus the entropy of a coin with probability sigmoid(beta h). So this loss plus log 2 is an
+  upper bound of DPO's. Its minimum is at beta h = 1.278. The loss is also quoted as -SiLU(beta h), but that form has no
+  lower bound and rewards ever larger margins. The paper compares with reference-free methods; here beta h is the margin
+  of log-ratios.
+
+  Use it when:
+    you want a loss that stops pushing the margin at a finite value without a target to tune.
 
   Args:
     beta: strength of the KL constraint to the reference, > 0, 1/nats.
@@ -27,7 +30,7 @@ def spo(beta: float = 0.1) -> base.Objective:
     An objective; [B]. At policy == reference every loss and every reward is 0.
 
   Raises:
-    ValueError: for beta <= 0.
+    ValueError: if beta <= 0.
 
   Defaults:
     beta as for DPO.
@@ -48,6 +51,10 @@ def exponential_po(beta: float = 0.1) -> base.Objective:
 
   The exponent is clipped at 30: a pair with beta h < -30 has a constant loss and no gradient.
 
+  Use it when:
+    you compare loss shapes, or want wrongly ranked pairs to dominate. Labels must be clean, since one outlier has a
+    huge gradient.
+
   Args:
     beta: strength of the constraint to the reference, > 0, 1/nats.
 
@@ -55,7 +62,7 @@ def exponential_po(beta: float = 0.1) -> base.Objective:
     An objective; [B]. At policy == reference every loss is 1 and every reward 0.
 
   Raises:
-    ValueError: for beta <= 0.
+    ValueError: if beta <= 0.
 
   Defaults:
     beta as for DPO.
@@ -76,14 +83,17 @@ def truncated_quadratic_po(beta: float = 0.1) -> base.Objective:
 
   loss = max(0, 1 - beta h)^2
 
+  Use it when:
+    you want the hinge loss with a smooth gradient at its corner.
+
   Args:
-    beta: inverse of the margin, in nats, beyond which a pair no longer counts; > 0.
+    beta: inverse of the margin, in nats, beyond which a pair has no gradient; > 0.
 
   Returns:
     An objective; [B]. At policy == reference every loss is 1 and every reward 0.
 
   Raises:
-    ValueError: for beta <= 0.
+    ValueError: if beta <= 0.
 
   Defaults:
     beta as for DPO.
@@ -100,9 +110,12 @@ def truncated_quadratic_po(beta: float = 0.1) -> base.Objective:
 
 @base.factory
 def savage_po(beta: float = 0.1) -> base.Objective:
-  """Generalised preference optimisation with the Savage loss, which is bounded: outliers lose their pull.
+  """Generalised preference optimisation with the Savage loss, which is bounded, so outliers lose their influence.
 
   loss = sigmoid(-beta h)^2 = 1 / (1 + exp(beta h))^2
+
+  Use it when:
+    a share of the labels is wrong and should not dominate the gradient.
 
   Args:
     beta: strength of the constraint to the reference, > 0, 1/nats.
@@ -111,7 +124,7 @@ def savage_po(beta: float = 0.1) -> base.Objective:
     An objective; [B]. At policy == reference every loss is 1/4 and every reward 0.
 
   Raises:
-    ValueError: for beta <= 0.
+    ValueError: if beta <= 0.
 
   Defaults:
     beta as for DPO.

@@ -1,16 +1,17 @@
-"""Mean and deviation of a preference pair's margin: over one batch, and as moving averages over batches.
+"""Mean and deviation of the margin of preference pairs: over one batch, and as moving averages over batches.
 
-The margin is G = rho(y_w) - rho(y_l), of log-ratios that are summed over tokens, or averaged over them. With weights w
-of the rows of a batch, W their sum, and q the probability that the label is right:
+The margin is G = rho(y_w) - rho(y_l), of log-ratios summed or averaged over tokens. With row weights w, their sum W,
+and q the probability that the label is right:
 
   mean      = sum_b w_b (2 q_b - 1) G_b / W
   deviation = sqrt( sum_b w_b (q_b (G_b - mean)^2 + (1 - q_b) (-G_b - mean)^2) / (W - 1) )
 
-Weights are frequencies: a row of weight 2 counts as two rows, one of weight 0 as none, and W - 1 is the `n - 1` of an
-unbiased variance. A soft label is two pairs, one in each order, with weights q and 1 - q. Where W <= 1 there is no
-deviation, and it is given as infinite, for then a standardised margin is 0; such a batch does not enter the averages.
+Weights are frequencies: a row of weight 2 counts as two rows, one of weight 0 does not count, and W - 1 is the `n - 1`
+of an unbiased variance. A soft label is two pairs, one in each order, with weights q and 1 - q. For W <= 1 the
+deviation is undefined. It is set to infinity, so that standardised margins are 0, and the batch does not enter the
+averages.
 
-All batches of a step are one batch here: nothing depends on microbatches or on the mesh.
+All rows of a step are one batch: microbatches and the mesh make no difference.
 """
 
 from collections.abc import Mapping
@@ -24,7 +25,7 @@ from alignjax import stats
 from alignjax.objectives import base
 from alignjax.types import Array, PreferenceBatch
 
-_SMALLEST_DEVIATION = 1e-6  # nats: below it lies the rounding of float32 log-probabilities
+_SMALLEST_DEVIATION = 1e-6  # nats: the rounding of float32 log-probabilities is below it
 
 
 class Moments(NamedTuple):
@@ -36,14 +37,15 @@ class Moments(NamedTuple):
   def standardise(self, margin: Array) -> Array:
     """(G - mean) / deviation of [B]; exactly 0 for a margin of 0 whose mean is 0.
 
-    The deviation is floored at 1e-6 of the mean's size, or of 1 nat: policy == reference gives 0, and not 0 / 0.
+    The deviation is at least 1e-6 times the mean's size or 1 nat, whichever is larger, so policy == reference gives 0
+    instead of 0 / 0.
     """
     floor = _SMALLEST_DEVIATION * jnp.maximum(1.0, jnp.abs(self.mean))
     return (margin - self.mean) / jnp.maximum(self.deviation, floor)
 
 
 def of_batch(margin: Array, batch: PreferenceBatch) -> Moments:
-  """The moments of margins [B] over a batch; 0 and infinite where nothing is weighed."""
+  """The moments of margins [B] over a batch; mean 0 and deviation infinity if all weights are 0."""
   margin, weight = jax.lax.stop_gradient(margin), jnp.asarray(batch.weight, jnp.float32)
   margin = jnp.where(weight > 0, margin, 0.0)
   label, total = jnp.asarray(batch.label), jnp.sum(weight)
@@ -57,15 +59,15 @@ def of_batch(margin: Array, batch: PreferenceBatch) -> Moments:
 class MarginAverage:
   """Exponential moving averages of the moments of a margin, m <- decay m + (1 - decay) m_batch, from zero.
 
-  They live in an objective's memory under names that say what they are, so that two objectives of a sum share them. The
-  average is of the deviation, not of the variance.
+  The averages are kept in an objective's memory under names that describe them, so the objectives of a sum share equal
+  ones. The deviation is averaged, not the variance.
 
-  Where no batch has been seen (in a notebook, or before the first step), reading gives what it would give after one
-  update by the batch at hand.
+  Before the first batch (in a notebook, or before the first step), reading returns what one update by the current batch
+  would give.
 
   Args:
-    decay: in [0, 1).
-    length_normalised: are log-ratios averaged over the tokens of a response, or summed?
+    decay: weight of the old average in an update, in [0, 1).
+    length_normalised: whether log-ratios are averaged over the tokens of a response instead of summed.
   """
 
   decay: float
@@ -79,19 +81,19 @@ class MarginAverage:
 
   @property
   def memory(self) -> base.Memory:
-    """The averages as an objective carries them: {count, mean, deviation}, not corrected for their start at zero."""
+    """The averages as an objective carries them: {count, mean, deviation}, not corrected for starting at zero."""
     return base.Memory({self._key(name): 0.0 for name in ('count', 'mean', 'deviation')}, self._update)
 
   def present(self, table: stats.StatTable, batch: PreferenceBatch) -> Moments:
-    """The moments of the batch at hand, whatever is remembered."""
+    """The moments of the current batch, independent of the memory."""
     return of_batch(self.margin(table), batch)
 
   def count(self, table: stats.StatTable) -> Array:
-    """[] float32: how many batches have entered."""
+    """[] float32: how many batches have been averaged."""
     return self._stored(table, 'count')
 
   def uncorrected(self, table: stats.StatTable, batch: PreferenceBatch) -> Moments:
-    """The averages as they are: after t equal batches, 1 - decay^t of what they tend to."""
+    """The averages without correction: after t equal batches, 1 - decay^t of their limit."""
     return self._read(table, batch, 1.0, 1.0 - self.decay)
 
   def corrected(self, table: stats.StatTable, batch: PreferenceBatch) -> Moments:

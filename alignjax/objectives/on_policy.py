@@ -1,24 +1,24 @@
-"""Objectives over the policy's own samples: score-function surrogates, whose value and gradient are both meant.
+"""Objectives over the policy's own samples: score-function surrogates whose value and gradient are both meaningful.
 
 The N responses y_1, ..., y_N to a prompt x are independent samples of the current policy, at temperature 1 and without
-truncation. With the return R_n = score_n - gamma log pi(y_n|x) - beta rho(y_n), rho = log pi - log pi_ref, summed over
-tokens, the objective is
+truncation. The return is R_n = score_n - gamma log pi(y_n|x) - beta rho(y_n) with rho = log pi - log pi_ref, summed
+over tokens. The objective is
 
   J = -E_{y ~ pi}[score(y)] - gamma H(pi(.|x)) + beta KL(pi(.|x) || pi_ref(.|x)) = -E_{y ~ pi}[R]
 
-and the loss of a prompt is, with sg for stop-gradient and the mean b_n of the returns of the other N - 1 responses,
+and the loss of a prompt, with b_n the mean return of the other N - 1 responses and sg for stop-gradient, is
 
-  -(1/N) sum_n [ sg(R_n - b_n) (log pi(y_n|x) - sg(log pi(y_n|x))) + sg(R_n) ]
+  loss = -(1/N) sum_n [ sg(R_n - b_n) (log pi(y_n|x) - sg(log pi(y_n|x))) + sg(R_n) ]
 
-Its value is an unbiased estimate of J, and its gradient one of the gradient of J: b_n does not depend on y_n, so it
-takes away variance and no more, and the terms in which log pi itself is differentiated have expectation 0. Entropy and
-KL enter through one sample each, -log pi(y_n|x) and rho(y_n): exact in expectation, also where several responses
-happen to be the same, which must all stay. With N = 1 there is no baseline.
+Its value is an unbiased estimate of J, and its gradient an unbiased estimate of the gradient of J: b_n does not depend
+on y_n, so it only reduces variance, and the terms that differentiate log pi itself have expectation 0. Entropy and KL
+enter through one sample each, -log pi(y_n|x) and rho(y_n). They are exact in expectation even if several responses are
+equal, so keep duplicates. With N = 1 there is no baseline.
 
-Responses of another policy (yesterday's parameters, a data set, a low temperature) are not reweighted here. The value
-is then a mean over that policy, and for N >= 2 the gradient is that of the sample variance of the returns among the
-N responses, over 2 (beta + gamma): a regression (VarGrad, 2010.10436) which the same optimum solves if the returns of
-all responses can be made equal, but no longer the gradient of J. With N = 1 it has no such meaning.
+Responses of another policy (older parameters, a dataset, a low temperature) are not reweighted here. The value is then
+a mean over that policy. For N >= 2 the gradient is that of the sample variance of the returns among the N responses,
+divided by 2 (beta + gamma): a regression (VarGrad, 2010.10436) with the same optimum if the returns of all responses
+can be made equal, but no longer the gradient of J. For N = 1 it has no such meaning.
 """
 
 from collections.abc import Callable
@@ -36,29 +36,34 @@ from alignjax.types import Array, PreferenceBatch, Term
 def reverse_kl(gamma: float = 0.01, beta: float = 0.05) -> base.Objective:
   """Reverse KL minimisation: reward maximisation with an entropy bonus, the reverse KL to the reward's distribution.
 
-  loss = -(1/N) sum_n [ sg(R_n - b_n) (log pi(y_n|x) - sg(log pi(y_n|x))) + sg(R_n) ],
-  R_n = score_n - gamma log pi(y_n|x) - beta rho(y_n),   b_n = mean of R_m over m != n, or 0 for N = 1
+  loss = -(1/N) sum_n [ sg(R_n - b_n) (log pi(y_n|x) - sg(log pi(y_n|x))) + sg(R_n) ]
+  R_n = score_n - gamma log pi(y_n|x) - beta rho(y_n),   b_n = mean_{m != n} R_m
+  where b_n is 0 for N = 1
 
-  In expectation over y_n ~ pi this is -E[score] - gamma H(pi) + beta KL(pi || pi_ref), value and gradient. With
-  beta = 0 it is gamma KL(pi || pi*) but for a constant, pi* proportional to exp(score / gamma); in general its optimum
-  is proportional to pi_ref^(beta / (beta + gamma)) exp(score / (beta + gamma)). The responses must be the current
-  policy's own samples; the module's docstring says what others mean.
+  In expectation over y_n ~ pi this is -E[score] - gamma H(pi) + beta KL(pi || pi_ref), value and gradient. With beta =
+  0 it is gamma KL(pi || pi*) up to a constant, with pi* proportional to exp(score / gamma). In general its optimum is
+  proportional to pi_ref^(beta / (beta + gamma)) exp(score / (beta + gamma)). The responses must be the current policy's
+  own samples; the module docstring explains what happens otherwise.
 
-  The per-response metric `kl` estimates KL(pi || pi_ref) and `entropy` that of the whole response, both from one
-  sample each; `return_spread` is the standard deviation of the returns among the responses of a prompt.
+  The per-response metric `kl` estimates KL(pi || pi_ref) and `entropy` estimates the entropy of the whole response,
+  both from one sample each. `return_spread` is the standard deviation of the returns among the responses of a prompt.
+
+  Use it when:
+    you train on-policy with a reward model, and want to fit its distribution instead of collapsing onto the best
+    response as `rlhf` does at low beta.
 
   Args:
-    gamma: temperature, the weight of the entropy of whole responses, >= 0, units of score per nat; 0 makes it `rlhf`.
-    beta: strength of the KL penalty to the reference, >= 0, units of score per nat; with 0 no reference is read.
+    gamma: temperature: the weight of the entropy of whole responses, >= 0, units of score per nat; 0 gives `rlhf`.
+    beta: strength of the KL penalty to the reference, >= 0, units of score per nat; 0 reads no reference.
 
   Returns:
     An objective for any N >= 1; [B] units of score. At policy == reference the KL adds 0.
 
   Raises:
-    ValueError: for gamma < 0 or beta < 0.
+    ValueError: if gamma < 0 or beta < 0.
 
   Defaults:
-    gamma and beta as in the paper's summarisation (TL;DR) experiments, which use PPO.
+    gamma and beta from the paper's summarisation (TL;DR) experiments, which use PPO.
 
   References:
     Yun et al. 2025, Alignment as Distribution Learning, https://arxiv.org/abs/2506.01523, reverse KL minimisation.
@@ -72,25 +77,29 @@ def reverse_kl(gamma: float = 0.01, beta: float = 0.05) -> base.Objective:
 def rlhf(beta: float = 0.05) -> base.Objective:
   """Reward maximisation under a KL penalty to the reference, by policy gradient with a leave-one-out baseline (RLOO).
 
-  loss = -(1/N) sum_n [ sg(R_n - b_n) (log pi(y_n|x) - sg(log pi(y_n|x))) + sg(R_n) ],
-  R_n = score_n - beta rho(y_n),   b_n = mean of R_m over m != n, or 0 for N = 1
+  loss = -(1/N) sum_n [ sg(R_n - b_n) (log pi(y_n|x) - sg(log pi(y_n|x))) + sg(R_n) ]
+  R_n = score_n - beta rho(y_n),   b_n = mean_{m != n} R_m
+  where b_n is 0 for N = 1
 
-  In expectation over y_n ~ pi this is -E[score] + beta KL(pi || pi_ref), value and gradient; the optimum is
+  In expectation over y_n ~ pi this is -E[score] + beta KL(pi || pi_ref), value and gradient. The optimum is
   proportional to pi_ref exp(score / beta), and collapses to the best response as beta -> 0. For N = 2 the gradient is
-  that of `rebel(eta=1/beta)` over 4 beta. The responses must be the current policy's own samples; the module's
-  docstring says what others mean.
+  that of `rebel(eta=1/beta)` divided by 4 beta. The responses must be the current policy's own samples; the module
+  docstring explains what happens otherwise.
+
+  Use it when:
+    you train on-policy with a reward model and want the standard RLHF objective without a value network.
 
   Args:
-    beta: strength of the KL penalty to the reference, >= 0, units of score per nat; with 0 no reference is read.
+    beta: strength of the KL penalty to the reference, >= 0, units of score per nat; 0 reads no reference.
 
   Returns:
     An objective for any N >= 1; [B] units of score. At policy == reference every loss is minus the mean score.
 
   Raises:
-    ValueError: for beta < 0.
+    ValueError: if beta < 0.
 
   Defaults:
-    beta as in the summarisation (TL;DR) experiments of Yun et al. 2025, which use PPO.
+    beta from the summarisation (TL;DR) experiments of Yun et al. 2025, which use PPO.
 
   References:
     Ahmadian et al. 2024, Back to Basics: Revisiting REINFORCE Style Optimization for Learning from Human Feedback in
@@ -102,30 +111,35 @@ def rlhf(beta: float = 0.05) -> base.Objective:
 
 @base.factory
 def kl_penalty(beta: float = 1e-5) -> base.Objective:
-  """KL penalty to the reference, estimated on the policy's own samples: a term to be added to another objective.
+  """KL penalty to the reference, estimated on the policy's own samples: a term to add to another objective.
 
-  loss = (1/N) sum_n [ beta sg(rho(y_n) - b_n) (log pi(y_n|x) - sg(log pi(y_n|x))) + beta sg(rho(y_n)) ],
-  b_n = mean of rho(y_m) over m != n, or 0 for N = 1
+  loss = (1/N) sum_n [ beta sg(rho(y_n) - b_n) (log pi(y_n|x) - sg(log pi(y_n|x))) + beta sg(rho(y_n)) ]
+  b_n = mean_{m != n} rho(y_m)
+  where b_n is 0 for N = 1
 
-  In expectation over y_n ~ pi this is beta KL(pi || pi_ref), value and gradient; no score is read. Without the
-  surrogate, differentiating the mean of rho itself would give a gradient of expectation 0.
+  In expectation over y_n ~ pi this is beta KL(pi || pi_ref), value and gradient; no score is read. Differentiating the
+  mean of rho directly, without the surrogate, would give a gradient of expectation 0.
 
-  `pmle(gamma=0.01) + kl_penalty(beta=1e-05)` is the whole objective of the paper. Both terms see the same responses,
-  so the labelled pairs must then be samples of the current policy. On pairs from a data set the penalty is the
-  regression that the module's docstring describes, with the gradient of beta h^2 / 4 for N = 2: it keeps the margins of
-  these pairs near the reference's, and says nothing of responses that the data do not hold.
+  `pmle(gamma=0.01) + kl_penalty(beta=1e-05)` is the complete objective of the paper. Both terms see the same responses,
+  so the labelled pairs must be samples of the current policy. On pairs from a dataset the penalty becomes the
+  regression described in the module docstring, with the gradient of beta h^2 / 4 for N = 2: it keeps the margins of
+  these pairs near the reference's, and does not constrain responses outside the data.
+
+  Use it when:
+    you train on samples of the current policy with an objective that has no reference, such as `pmle`, and want to
+    limit its drift.
 
   Args:
     beta: strength of the penalty, > 0, in units of the other terms per nat.
 
   Returns:
-    An objective for any N >= 1; [B] nats. At policy == reference every loss is 0, and so is every gradient.
+    An objective for any N >= 1; [B] nats. At policy == reference every loss and every gradient is 0.
 
   Raises:
-    ValueError: for beta <= 0.
+    ValueError: if beta <= 0.
 
   Defaults:
-    beta as for maximum likelihood in the summarisation (TL;DR) experiments of Yun et al. 2025.
+    beta from the maximum-likelihood runs in the summarisation (TL;DR) experiments of Yun et al. 2025.
 
   References:
     Yun et al. 2025, Alignment as Distribution Learning, https://arxiv.org/abs/2506.01523, the penalty of its
@@ -140,10 +154,10 @@ def kl_penalty(beta: float = 1e-5) -> base.Objective:
 def _score_function(
   name: str, gamma: float, beta: float, read_score: Callable[[PreferenceBatch], Array] | None = None
 ) -> base.Objective:
-  """The surrogate of the module's docstring; without scores, a return is what entropy and KL alone make it."""
+  """The surrogate of the module docstring; without scores, a return consists of entropy and KL alone."""
   base.require(gamma >= 0, name, 'gamma must not be negative', gamma)
   base.require(beta >= 0, name, 'beta must not be negative', beta)
-  # With beta = 0 no reference model has to be held, and none is asked for.
+  # If beta = 0 the objective needs no reference model, and no model is loaded for it.
   needs = frozenset({stats.logp, stats.reference_logp} if beta > 0 else {stats.logp})
 
   def apply(table: stats.StatTable, batch: PreferenceBatch) -> Term:
@@ -163,7 +177,7 @@ def _score_function(
     surrogate = (returns - _leave_one_out(returns)) * (logp - fixed)
     return Term(-jnp.mean(surrogate + returns, axis=1), metrics)
 
-  return base.Objective(needs, apply)
+  return base.Objective(needs, apply, reads=base.SCORE if read_score is not None else frozenset())
 
 
 def _leave_one_out(returns: Array) -> Array:

@@ -1,7 +1,7 @@
-"""Objectives of a preference pair: functions of one margin between the preferred and the dispreferred response.
+"""Objectives of a preference pair: functions of the margin between the preferred and the dispreferred response.
 
-Notation as in `preference`: h = rho(y_w) - rho(y_l), the difference of summed log-ratios, nats. Every loss f(h) is
-taken in expectation over the label: with q = P(y_w is preferred) from `batch.label`, it is q f(h) + (1 - q) f(-h); a
+Notation as in `preference`: h = rho(y_w) - rho(y_l) is the difference of the summed log-ratios, in nats. The label
+enters as an expectation: with q = P(y_w is preferred) from `batch.label`, a loss f(h) becomes q f(h) + (1 - q) f(-h). A
 hard label gives f(h).
 """
 
@@ -22,6 +22,10 @@ def dpo(beta: float = 0.1, label_smoothing: float = 0.0) -> base.Objective:
 
   loss = -(1 - e) log sigmoid(beta h) - e log sigmoid(-beta h),   e = label_smoothing
 
+  Use it when:
+    you have pairs from a fixed dataset and want the standard baseline. Add label smoothing if you suspect that a share
+    of the labels is wrong.
+
   Args:
     beta: strength of the KL constraint to the reference, > 0, 1/nats.
     label_smoothing: probability e in [0, 0.5) that a label is flipped.
@@ -30,10 +34,10 @@ def dpo(beta: float = 0.1, label_smoothing: float = 0.0) -> base.Objective:
     An objective; [B] nats. At policy == reference every loss is log 2 and every reward 0.
 
   Raises:
-    ValueError: for beta <= 0 or a label_smoothing outside [0, 0.5).
+    ValueError: if beta <= 0, or label_smoothing is outside [0, 0.5).
 
   Defaults:
-    beta of the paper's controlled experiments and released code; no smoothing.
+    beta from the paper's controlled experiments and released code; no smoothing.
 
   References:
     Rafailov et al. 2023, Direct Preference Optimization, https://arxiv.org/abs/2305.18290, equation 7.
@@ -41,26 +45,30 @@ def dpo(beta: float = 0.1, label_smoothing: float = 0.0) -> base.Objective:
     https://ericmitchell.ai/cdpo.pdf, equation 3.
   """
   base.require(beta > 0, 'dpo', 'beta must be positive', beta)
-  base.require(0 <= label_smoothing < 0.5, 'dpo', 'label_smoothing must lie in [0, 0.5)', label_smoothing)
+  base.require(0 <= label_smoothing < 0.5, 'dpo', 'label_smoothing must be in [0, 0.5)', label_smoothing)
   return preference.of_log_ratio('dpo', beta, lambda margin: -jax.nn.log_sigmoid(beta * margin), label_smoothing)
 
 
 @base.factory
 def ipo(tau: float = 0.1) -> base.Objective:
-  """Identity preference optimisation, a regression of the margin to a finite target.
+  """Identity preference optimisation: regresses the margin to a finite target.
 
   loss = (h - 1 / (2 tau))^2
 
-  h is made of log-probabilities summed over tokens, as in the paper; several trainers average them over tokens instead.
+  h sums log-probabilities over the tokens, as in the paper. Several trainers average over tokens instead.
+
+  Use it when:
+    labels are nearly deterministic and DPO overfits: the target is finite, so a pair that has reached it no longer
+    pushes the policy away from the reference.
 
   Args:
-    tau: strength of the KL constraint to the reference, > 0, 1/nats. The optimum lies at h = 1 / (2 tau).
+    tau: strength of the KL constraint to the reference, > 0, 1/nats. The optimum is h = 1 / (2 tau).
 
   Returns:
     An objective; [B] nats^2. At policy == reference every loss is 1 / (4 tau^2). The implicit reward is tau * rho.
 
   Raises:
-    ValueError: for tau <= 0.
+    ValueError: if tau <= 0.
 
   Defaults:
     tau within the range {0.01, 0.1, 0.5, 1} that SimPO's comparison (2405.14734) searches.
@@ -79,17 +87,20 @@ def hinge(beta: float = 0.1) -> base.Objective:
 
   loss = max(0, 1 - beta h)
 
+  Use it when:
+    pairs should stop contributing once they are ranked with a fixed margin.
+
   Args:
-    beta: inverse of the margin, in nats, beyond which a pair no longer counts; > 0.
+    beta: inverse of the margin, in nats, beyond which a pair has no gradient; > 0.
 
   Returns:
     An objective; [B]. At policy == reference every loss is 1.
 
   Raises:
-    ValueError: for beta <= 0.
+    ValueError: if beta <= 0.
 
   Defaults:
-    beta as for DPO, which is how trainers offer it; the paper tunes gamma.
+    beta as for DPO, as trainers offer it; the paper tunes gamma.
 
   References:
     Liu et al. 2023, Statistical Rejection Sampling Improves Preference Optimization (RSO),
@@ -101,12 +112,16 @@ def hinge(beta: float = 0.1) -> base.Objective:
 
 @base.factory
 def robust_dpo(beta: float = 0.1, label_smoothing: float = 0.1) -> base.Objective:
-  """Robust DPO, an unbiased estimate of the DPO loss on clean labels from labels that are flipped at a known rate.
+  """Robust DPO: an unbiased estimate of the DPO loss on clean labels, from labels flipped at a known rate.
 
   loss = (-(1 - e) log sigmoid(beta h) + e log sigmoid(-beta h)) / (1 - 2 e),   e = label_smoothing
 
-  With labels flipped with probability e, its expectation is the DPO loss of the unflipped pair. It equals the DPO loss
+  With labels flipped with probability e, its expectation is the DPO loss of the clean pair. It equals the DPO loss
   minus e beta h / (1 - 2 e), so it has no lower bound.
+
+  Use it when:
+    you know the rate at which labels are flipped, and want the loss to be unbiased under that noise. Label smoothing in
+    `dpo` is the conservative alternative with a finite optimum.
 
   Args:
     beta: strength of the KL constraint to the reference, > 0, 1/nats.
@@ -116,7 +131,7 @@ def robust_dpo(beta: float = 0.1, label_smoothing: float = 0.1) -> base.Objectiv
     An objective; [B] nats. At policy == reference every loss is log 2 and every reward 0.
 
   Raises:
-    ValueError: for beta <= 0 or a label_smoothing outside [0, 0.5).
+    ValueError: if beta <= 0, or label_smoothing is outside [0, 0.5).
 
   Defaults:
     beta as for DPO; label_smoothing as in the paper's experiments.
@@ -126,7 +141,7 @@ def robust_dpo(beta: float = 0.1, label_smoothing: float = 0.1) -> base.Objectiv
     https://arxiv.org/abs/2403.00409, the loss in its section 3.1.
   """
   base.require(beta > 0, 'robust_dpo', 'beta must be positive', beta)
-  base.require(0 <= label_smoothing < 0.5, 'robust_dpo', 'label_smoothing must lie in [0, 0.5)', label_smoothing)
+  base.require(0 <= label_smoothing < 0.5, 'robust_dpo', 'label_smoothing must be in [0, 0.5)', label_smoothing)
 
   def loss(margin: Array) -> Array:
     right, flipped = -jax.nn.log_sigmoid(beta * margin), -jax.nn.log_sigmoid(-beta * margin)
@@ -141,7 +156,10 @@ def exo(beta: float = 0.1, label_smoothing: float = 1e-3) -> base.Objective:
 
   loss = p log(p / (1 - e)) + (1 - p) log((1 - p) / e),   p = sigmoid(beta h),   e = label_smoothing
 
-  The loss is 0 exactly at beta h = log((1 - e) / e). It needs a smoothed label: it diverges as e goes to 0.
+  The loss is 0 exactly at beta h = log((1 - e) / e). It diverges as e goes to 0, so the label must be smoothed.
+
+  Use it when:
+    you want the mode-seeking behaviour of reverse KL, as in RLHF, from pairs alone.
 
   Args:
     beta: strength of the KL constraint to the reference, > 0, 1/nats.
@@ -151,17 +169,17 @@ def exo(beta: float = 0.1, label_smoothing: float = 1e-3) -> base.Objective:
     An objective; [B] nats. At policy == reference every loss is -log(2) - log(e (1 - e)) / 2 and every reward 0.
 
   Raises:
-    ValueError: for beta <= 0 or a label_smoothing outside (0, 0.5).
+    ValueError: if beta <= 0, or label_smoothing is outside (0, 0.5).
 
   Defaults:
-    beta as for DPO; label_smoothing as TRL's where none is given.
+    beta as for DPO; label_smoothing is TRL's fallback for an unset value.
 
   References:
     Ji et al. 2024, Towards Efficient Exact Optimization of Language Model Alignment,
     https://arxiv.org/abs/2402.00856, the loss for preference pairs.
   """
   base.require(beta > 0, 'exo', 'beta must be positive', beta)
-  base.require(0 < label_smoothing < 0.5, 'exo', 'label_smoothing must lie in (0, 0.5)', label_smoothing)
+  base.require(0 < label_smoothing < 0.5, 'exo', 'label_smoothing must be in (0, 0.5)', label_smoothing)
   log_right, log_flipped = math.log1p(-label_smoothing), math.log(label_smoothing)
 
   def loss(margin: Array) -> Array:
@@ -174,12 +192,16 @@ def exo(beta: float = 0.1, label_smoothing: float = 1e-3) -> base.Objective:
 
 @base.factory
 def discopop(beta: float = 0.05, temperature: float = 0.05) -> base.Objective:
-  """DiscoPOP, the log-ratio modulated loss: logistic where the pair is ranked wrongly, exponential where rightly.
+  """DiscoPOP, the log-ratio modulated loss: logistic for wrongly ranked pairs, exponential for rightly ranked ones.
 
   loss = -(1 - m) log sigmoid(beta h) + m exp(-beta h),   m = sigmoid(beta h / temperature)
 
-  The loss is not convex. m exp(-beta h) is formed as one exponential, whose exponent is clipped at 30: this matters
-  only for a temperature above 1, where the product grows for wrongly ranked pairs.
+  The loss is not convex. m exp(-beta h) is computed as one exponential whose exponent is clipped at 30. The clip
+  matters only for a temperature above 1, where the product grows for wrongly ranked pairs.
+
+  Use it when:
+    you compare loss shapes: this one was found by a language-model search over losses and blends the logistic with the
+    exponential loss.
 
   Args:
     beta: strength of the KL constraint to the reference, > 0, 1/nats.
@@ -189,7 +211,7 @@ def discopop(beta: float = 0.05, temperature: float = 0.05) -> base.Objective:
     An objective; [B] nats. At policy == reference every loss is (log(2) + 1) / 2 and every reward 0.
 
   Raises:
-    ValueError: for beta <= 0 or temperature <= 0.
+    ValueError: if beta <= 0 or temperature <= 0.
 
   Defaults:
     beta and temperature as in the paper's experiments and TRL.
@@ -211,25 +233,28 @@ def discopop(beta: float = 0.05, temperature: float = 0.05) -> base.Objective:
 
 @base.factory
 def focal_po(beta: float = 0.1, gamma: float = 0.05) -> base.Objective:
-  """FocalPO: the DPO loss with less weight on the pairs that the policy ranks wrongly.
+  """FocalPO: the DPO loss with less weight on pairs that the policy ranks wrongly.
 
   loss = -sigmoid(beta h)^gamma log sigmoid(beta h)
 
-  The factor carries gradient. For gamma > 0 the loss falls again where log sigmoid(beta h) < -1 / gamma: pairs that are
-  ranked that wrongly are given up.
+  The factor carries gradient. For gamma > 0 the loss falls again below log sigmoid(beta h) = -1 / gamma: pairs ranked
+  that wrongly are given up.
+
+  Use it when:
+    many pairs are too hard or mislabelled, and you want the model to refine the rankings that it already gets right.
 
   Args:
     beta: strength of the KL constraint to the reference, > 0, 1/nats.
-    gamma: strength of the modulation, >= 0; 0 is DPO.
+    gamma: strength of the modulation, >= 0; 0 gives DPO.
 
   Returns:
     An objective; [B] nats. At policy == reference every loss is 2^-gamma log 2 and every reward 0.
 
   Raises:
-    ValueError: for beta <= 0 or gamma < 0.
+    ValueError: if beta <= 0 or gamma < 0.
 
   Defaults:
-    beta as for DPO; gamma ours, small enough to reverse only the gradient of hopeless pairs.
+    beta as for DPO; gamma is our choice, small enough to reverse the gradient of hopeless pairs only.
 
   References:
     Liu et al. 2025, FocalPO: Enhancing Preference Optimizing by Focusing on Correct Preference Rankings,

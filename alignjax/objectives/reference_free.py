@@ -1,7 +1,7 @@
 """Preference objectives without a reference model: functions of the policy's own likelihoods.
 
-Notation: log pi(y|x) is summed over the tokens of y, and divided by |y| where an equation says so; m_w and m_l are such
-means, nats/token. Soft labels enter by expectation over which of the two responses is preferred.
+Notation: log pi(y|x) is summed over the tokens of y, and divided by |y| where an equation shows it; m_w and m_l are
+such means, in nats/token. Soft labels enter as an expectation over which of the two responses is preferred.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from alignjax import numerics, stats
 from alignjax.objectives import base, preference
 from alignjax.types import Array, PreferenceBatch, Term
 
-# A response of probability 1 has infinite odds. No mean of float32 log-probabilities but 0 itself is above this one.
+# A response of probability 1 has infinite odds. The only mean of float32 log-probabilities above this value is 0.
 _LARGEST_MEAN_LOGP = -1e-12
 _LARGEST_EXPONENT = 30.0
 
@@ -35,7 +35,7 @@ def _of_reward(
     preferred = jnp.asarray(batch.label)
     value = reward(table)
     total = preference.expected(loss, value[:, 0] - value[:, 1], preferred)
-    metrics = preference.reward_metrics(value)
+    metrics = preference.reward_metrics(value, preferred)
     if imitation is not None:
       likelihood = imitation(table)
       regulariser = -(preferred * likelihood[:, 0] + (1.0 - preferred) * likelihood[:, 1])
@@ -43,14 +43,18 @@ def _of_reward(
       metrics['imitation_loss'] = jax.lax.stop_gradient(regulariser)
     return Term(total, metrics)
 
-  return base.Objective(frozenset({stats.logp}), apply)
+  return base.Objective(frozenset({stats.logp}), apply, reads=base.LABEL, responses=2)
 
 
 @base.factory
 def simpo(beta: float = 2.0, gamma: float = 1.0) -> base.Objective:
-  """Simple preference optimisation: a length-normalised reward without reference, and a target margin.
+  """Simple preference optimisation: a length-normalised reward without a reference, and a target margin.
 
   loss = -log sigmoid(beta / |y_w| log pi(y_w|x) - beta / |y_l| log pi(y_l|x) - gamma)
+
+  Use it when:
+    you want no reference model in memory and no length bias. It is sensitive to beta, gamma and the learning rate, so
+    plan to tune them.
 
   Args:
     beta: scale of the reward, > 0, tokens/nat.
@@ -60,10 +64,10 @@ def simpo(beta: float = 2.0, gamma: float = 1.0) -> base.Objective:
     An objective; [B] nats. Where both responses have the same mean log-probability, the loss is log(1 + exp(gamma)).
 
   Raises:
-    ValueError: for beta <= 0 or gamma < 0.
+    ValueError: if beta <= 0 or gamma < 0.
 
   Defaults:
-    beta of the paper's Base setting; gamma in the middle of its range 0.3 to 1.6.
+    beta from the paper's Base setting; gamma in the middle of its range 0.3 to 1.6.
 
   References:
     Meng et al. 2024, SimPO, https://arxiv.org/abs/2405.14734, equation 6.
@@ -75,28 +79,32 @@ def simpo(beta: float = 2.0, gamma: float = 1.0) -> base.Objective:
 
 @base.factory
 def alpha_po(beta: float = 2.5, gamma: float = 0.1, alpha: float = 0.25) -> base.Objective:
-  """AlphaPO, NOT alpha-DPO: SimPO with the shape of the reward bent by alpha.
+  """AlphaPO (not alpha-DPO): SimPO with the shape of the reward bent by alpha.
 
   loss = -log sigmoid(beta (R_w - R_l) - gamma),   R = (1 - p^-alpha) / alpha,   p = exp(log pi(y|x) / |y|)
 
-  alpha = 0 is its limit, R = log p, which is SimPO. A positive alpha raises the reward's slope where a response is
-  improbable, a negative one lowers it. The exponent -alpha log p is cut at 30: beyond it, for means below -30 / alpha
-  nats/token, a response has no gradient. alpha-DPO (2410.10148), of similar name, bends SimPO's margin by the reference
-  instead: another method altogether.
+  alpha = 0 is the limit R = log p, which is SimPO. A positive alpha raises the reward's slope where a response is
+  improbable; a negative one lowers it. The exponent -alpha log p is clipped at 30: a response whose mean is below -30 /
+  alpha nats/token has no gradient. alpha-DPO (2410.10148) has a similar name but is a different method: it shifts
+  SimPO's margin by the reference.
+
+  Use it when:
+    SimPO lowers both likelihoods too far or too little, and you want to control how strongly improbable responses are
+    pushed.
 
   Args:
     beta: scale of the reward, > 0, tokens/nat.
     gamma: target reward margin, >= 0.
-    alpha: bend of the reward, any finite number.
+    alpha: bend of the reward, any finite number; 0 gives SimPO.
 
   Returns:
     An objective; [B] nats. Where both responses have the same mean log-probability, the loss is log(1 + exp(gamma)).
 
   Raises:
-    ValueError: for beta <= 0, gamma < 0 or an alpha that is not finite.
+    ValueError: if beta <= 0, gamma < 0, or alpha is not finite.
 
   Defaults:
-    those of the paper for Mistral-Instruct, as TRL's recipe quotes them.
+    the paper's values for Mistral-Instruct, as TRL's recipe quotes them.
 
   References:
     Gupta et al. 2025, AlphaPO: Reward Shape Matters for LLM Alignment, https://arxiv.org/abs/2501.03884, its loss.
@@ -116,12 +124,15 @@ def alpha_po(beta: float = 2.5, gamma: float = 0.1, alpha: float = 0.25) -> base
 
 @base.factory
 def repo(gamma: float = 0.6) -> base.Objective:
-  """ReLU-based preference optimisation: SimPO's margin under a hinge, with no scale beta to choose.
+  """ReLU-based preference optimisation: SimPO's margin under a hinge, without a scale beta to tune.
 
   loss = max(0, gamma - (m_w - m_l))
 
   It is the limit of SimPO's loss divided by beta, for the target margin beta gamma, as beta -> infinity: pairs beyond
-  the margin have no gradient, all others the same.
+  the margin have no gradient, and all others have the same.
+
+  Use it when:
+    you want SimPO with one hyper-parameter.
 
   Args:
     gamma: target margin, >= 0, nats/token. The paper tunes it in [0, 1].
@@ -130,10 +141,10 @@ def repo(gamma: float = 0.6) -> base.Objective:
     An objective; [B] nats/token. Where both responses have the same mean log-probability, the loss is gamma.
 
   Raises:
-    ValueError: for gamma < 0.
+    ValueError: if gamma < 0.
 
   Defaults:
-    gamma of the released configuration for Llama-3-8B-Instruct.
+    gamma from the released configuration for Llama-3-8B-Instruct.
 
   References:
     Wu et al. 2025, RePO: ReLU-based Preference Optimization, https://arxiv.org/abs/2503.07426, the RePO loss.
@@ -148,7 +159,10 @@ def simper() -> base.Objective:
 
   loss = -exp(m_w) + exp(m_l)
 
-  No hyper-parameters, and no logarithm that would let an ever less probable y_l dominate.
+  It has no hyper-parameters, and no logarithm that would let an ever less probable y_l dominate.
+
+  Use it when:
+    you cannot tune hyper-parameters, or tuning is too expensive.
 
   Returns:
     An objective; [B], in [-1, 1]. Where both responses have the same mean log-probability, the loss is 0.
@@ -166,17 +180,21 @@ def cpo(beta: float = 0.1, weight: float = 1.0) -> base.Objective:
 
   loss = -log sigmoid(beta (log pi(y_w|x) - log pi(y_l|x))) - weight log pi(y_w|x)
 
-  The likelihood is summed over tokens, as in the paper; several trainers average it over tokens.
+  The likelihood is summed over tokens, as in the paper; several trainers average over tokens.
+
+  Use it when:
+    you want DPO without a reference model and the preferred responses are good enough to imitate, as in machine
+    translation.
 
   Args:
     beta: scale of the reward, > 0, 1/nats.
-    weight: of the negative log-likelihood, >= 0.
+    weight: weight of the negative log-likelihood, >= 0.
 
   Returns:
     An objective; [B] nats.
 
   Raises:
-    ValueError: for beta <= 0 or a negative weight.
+    ValueError: if beta <= 0 or weight < 0.
 
   Defaults:
     beta as for DPO; weight 1, the plain sum of the paper.
@@ -197,23 +215,29 @@ def cpo(beta: float = 0.1, weight: float = 1.0) -> base.Objective:
 
 @base.factory
 def orpo(weight: float = 0.1) -> base.Objective:
-  """Odds ratio preference optimisation: fine-tuning on y_w, plus a contrast of the log-odds of both responses.
+  """Odds ratio preference optimisation: fine-tuning on y_w, plus a contrast of the log-odds of the two responses.
 
-  loss = -m_w - weight log sigmoid(o(m_w) - o(m_l)),   o(m) = m - log(1 - exp(m)) = log odds of exp(m)
+  loss = -m_w - weight log sigmoid(o(m_w) - o(m_l)),   o(m) = m - log(1 - exp(m))
+  where o(m) is the log-odds of exp(m)
 
-  The implicit reward is o(m). Means above -1e-12 nats/token, probabilities of 1 in float32, are taken as -1e-12.
+  The implicit reward is o(m). Means above -1e-12 nats/token, which are probabilities of 1 in float32, are replaced by
+  -1e-12.
+
+  Use it when:
+    you want to train a base model on preferences in one stage, without supervised fine-tuning first and without a
+    reference.
 
   Args:
-    weight: of the odds ratio, the paper's lambda, >= 0.
+    weight: weight of the odds ratio, the paper's lambda, >= 0.
 
   Returns:
     An objective; [B] nats. Where both responses have the mean log-probability m, the loss is -m + weight log 2.
 
   Raises:
-    ValueError: for a negative weight.
+    ValueError: if weight < 0.
 
   Defaults:
-    weight as TRL's, which calls it beta.
+    TRL's weight; TRL calls it beta.
 
   References:
     Hong et al. 2024, ORPO: Monolithic Preference Optimization without Reference Model,
@@ -234,16 +258,19 @@ def rrhf(weight: float = 1.0) -> base.Objective:
 
   loss = max(0, m_l - m_w) - weight log pi(y_w|x)
 
-  Responses are ranked by mean log-probability, and imitated by its sum over tokens, as in the paper.
+  Responses are ranked by their mean log-probability, and imitated by its sum over tokens, as in the paper.
+
+  Use it when:
+    you want a simple ranking baseline whose main force is imitation of the better response.
 
   Args:
-    weight: of the negative log-likelihood, >= 0.
+    weight: weight of the negative log-likelihood, >= 0.
 
   Returns:
     An objective; [B] nats.
 
   Raises:
-    ValueError: for a negative weight.
+    ValueError: if weight < 0.
 
   Defaults:
     weight 1, the plain sum of the paper.
@@ -264,20 +291,24 @@ def slic_hf(margin: float = 1.0, weight: float = 0.1) -> base.Objective:
 
   loss = max(0, margin - log pi(y_w|x) + log pi(y_l|x)) - weight log pi(y_w|x)
 
-  The paper imitates the targets of supervised fine-tuning; with pairs alone, these are the preferred responses.
+  The paper imitates the targets of supervised fine-tuning; here these are the preferred responses, because a pair has
+  no other target.
+
+  Use it when:
+    you want calibration by a fixed likelihood margin, with imitation as the regulariser instead of a reference.
 
   Args:
-    margin: difference beyond which a pair no longer counts, the paper's delta, >= 0, nats.
-    weight: of the negative log-likelihood, >= 0.
+    margin: difference beyond which a pair has no gradient, the paper's delta, >= 0, nats.
+    weight: weight of the negative log-likelihood, >= 0.
 
   Returns:
     An objective; [B] nats.
 
   Raises:
-    ValueError: for a negative margin or weight.
+    ValueError: if margin < 0 or weight < 0.
 
   Defaults:
-    ours, of the order that comparisons of the method tune in.
+    our choice, within the ranges that comparisons of the method tune over.
 
   References:
     Zhao et al. 2023, SLiC-HF: Sequence Likelihood Calibration with Human Feedback, https://arxiv.org/abs/2305.10425,

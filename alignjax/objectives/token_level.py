@@ -1,19 +1,19 @@
 """Token-level DPO and its risk-aware form: the DPO margin, corrected by how far each prefix's distribution has drifted.
 
-Notation as in `preference`, and for response y of prompt x:
+Notation as in `preference`, and for a response y to prompt x:
 
-  D_t(v) = log pi_ref(v|x, y_<t) - log pi(v|x, y_<t)     drift: positive where the policy has lost mass, nats
-  K(y)   = sum_t measure_{v ~ pi_ref}[ D_t(v) ]          sequential risk ratio; for the mean, the sequential forward KL
-  sg                                                     stop-gradient
+  D_t(v) = log pi_ref(v|x, y_<t) - log pi(v|x, y_<t)   drift, in nats: positive where the policy has lost mass
+  K(y) = sum_t measure_{v ~ pi_ref}[ D_t(v) ]          sequential risk ratio; for the mean, the sequential forward KL
 
-  variant 1:  l = h - (K(y_l) - K(y_w))
-  variant 2:  l = h - alpha (K(y_l) - sg[K(y_w)])
-  loss = -log sigmoid(beta l),   reward(y) = beta (rho(y) + K(y)),   in both variants
+  variant 1: l = h - (K(y_l) - K(y_w))
+  variant 2: l = h - alpha (K(y_l) - sg[K(y_w)])
+  loss = -log sigmoid(beta l),   reward(y) = beta (rho(y) + K(y))
 
-Variant 1 rewards drift along the preferred response; variant 2 only penalises it along the other. A soft label takes
-the expectation over swapping the two responses.
+The loss and the reward hold in both variants. Variant 1 rewards drift along the preferred response; variant 2 only
+penalises it along the dispreferred one. A soft label is an expectation over swapping the two responses.
 
-The reward is each method's own, so accuracies by it do not compare methods; `log_ratio_accuracy`, by rho alone, does.
+Each method reports its own reward, so accuracies by reward do not compare methods. `log_ratio_accuracy`, by rho alone,
+does.
 """
 
 import jax
@@ -30,26 +30,30 @@ _CVAR_97 = measures.cvar(0.97)
 
 @base.factory
 def tdpo(beta: float = 0.1, alpha: float = 0.5, variant: int = 2) -> base.Objective:
-  """Token-level direct preference optimisation (TDPO), with the sequential forward KL of both responses.
+  """Token-level direct preference optimisation (TDPO): DPO with the sequential forward KL of both responses.
 
-  loss = -log sigmoid(beta (h - alpha (K(y_l) - sg[K(y_w)]))),   K(y) = sum_t KL(pi_ref || pi)(x, y_<t)
-         variant 1: -log sigmoid(beta (h - (K(y_l) - K(y_w))))
+  loss = -log sigmoid(beta (h - alpha (K(y_l) - sg[K(y_w)])))
+  variant 1: -log sigmoid(beta (h - (K(y_l) - K(y_w))))
+  K(y) = sum_t KL(pi_ref(.|x, y_<t) || pi(.|x, y_<t))
 
-  The released configuration trains variant 1 unless told otherwise; the paper recommends variant 2.
+  The released configuration trains variant 1 by default; the paper recommends variant 2.
+
+  Use it when:
+    DPO drifts too far from the reference, and you want to penalise the KL at every prefix.
 
   Args:
     beta: strength of the KL constraint to the reference, > 0, 1/nats.
-    alpha: weight of the correction in variant 2, >= 0; variant 1 has none and does not read it.
-    variant: 1 or 2.
+    alpha: weight of the correction in variant 2, >= 0; variant 1 does not read it.
+    variant: 1 or 2, as in the equations.
 
   Returns:
     An objective; [B] nats. At policy == reference every loss is log 2 and every reward 0.
 
   Raises:
-    ValueError: for beta <= 0, alpha < 0 or another variant.
+    ValueError: if beta <= 0 or alpha < 0, or variant is unknown.
 
   Defaults:
-    beta, alpha and variant of the paper's Anthropic HH experiments.
+    beta, alpha and variant from the paper's Anthropic HH experiments.
 
   References:
     Zeng et al. 2024, Token-level Direct Preference Optimization, https://arxiv.org/abs/2404.11999.
@@ -67,33 +71,38 @@ def ra_dpo(
 ) -> base.Objective:
   """Risk-aware DPO (Ra-DPO), in the form that its derivation implies: TDPO with a risk measure of the drift.
 
-  loss = -log sigmoid(beta (h - alpha (K(y_l) - sg[K(y_w)]))),   K(y) = sum_t risk_{v ~ pi_ref}[ D_t(v) ]
-         variant 1: -log sigmoid(beta (h - (K(y_l) - K(y_w))))
+  loss = -log sigmoid(beta (h - alpha (K(y_l) - sg[K(y_w)])))
+  variant 1: -log sigmoid(beta (h - (K(y_l) - K(y_w))))
+  K(y) = sum_t risk_{v ~ pi_ref}[ D_t(v) ]
 
-  The risk measure is one of the upper tail of the drift: `cvar(0.97)` leaves out the 3 % of the reference's mass where
-  the policy has gained most. The paper's formula averages the lower tail instead, by a sign that flips where -Phi(X) is
-  replaced by Phi(-X); that quantity can be negative at a drift and is no divergence (`cvar(level, tail='lower')` gives
-  it). For the entropic measure, which is not positively homogeneous, the paper's parameter mu corresponds to
-  kappa = mu beta. What the authors' code computes is `ra_dpo_released`.
+  The risk measure is taken of the upper tail of the drift: `cvar(0.97)` leaves out the 3 % of the reference's mass
+  where the policy has gained most. The paper's formula averages the lower tail instead, because of a sign error where
+  -Phi(X) is replaced by Phi(-X). The lower-tail quantity can be negative under drift, so it is not a divergence;
+  `cvar(level, tail='lower')` computes it. The entropic measure is not positively homogeneous, so the paper's parameter
+  mu corresponds to kappa = mu beta. `ra_dpo_released` computes what the authors' code computes.
 
-  To first order in a small drift a measure with aversion kappa is TDPO with alpha (1 + kappa): compare methods at
+  To first order in a small drift, a measure with aversion kappa is TDPO with alpha (1 + kappa): compare methods at
   matched strength.
 
+  Use it when:
+    a few tokens with large drift matter more than the average: the risk measure weighs the tail of each next-token
+    distribution.
+
   Args:
-    risk: a measure of `alignjax.risk`; `expectation()` gives `tdpo`.
+    risk: a measure from `alignjax.risk`; `expectation()` gives `tdpo`.
     beta: strength of the KL constraint to the reference, > 0, 1/nats.
-    alpha: weight of the correction in variant 2, >= 0; variant 1 has none and does not read it.
-    variant: 1 or 2.
-    aggregate: over the tokens of a response: 'sum' (the paper), 'mean' or 'max' (ours).
+    alpha: weight of the correction in variant 2, >= 0; variant 1 does not read it.
+    variant: 1 or 2, as in the equations.
+    aggregate: how K combines the tokens of a response: 'sum' (the paper), 'mean' or 'max' (ours).
 
   Returns:
     An objective; [B] nats. At policy == reference every loss is log 2 and every reward 0.
 
   Raises:
-    ValueError: for a risk that is no measure, beta <= 0, alpha < 0, or another variant or aggregate.
+    ValueError: if risk is not a risk measure, beta <= 0 or alpha < 0, or variant or aggregate is unknown.
 
   Defaults:
-    risk, beta and alpha of the paper's comparison on Anthropic HH; variant as for `tdpo`.
+    risk, beta and alpha from the paper's comparison on Anthropic HH; variant as for `tdpo`.
 
   References:
     Zhang et al. 2025, Risk-aware Direct Preference Optimization under Nested Risk Measure,
@@ -115,36 +124,40 @@ def ra_dpo_released(
 ) -> base.Objective:
   """Risk-aware DPO as the authors' released code computes it, to reproduce published runs.
 
-  loss = -log sigmoid(beta (h - (K(y_l) - K(y_w)))),   K(y) = sum_t sum_{v : D_t(v) > tau} pi_ref(v) D_t(v)
-         variant 2: -log sigmoid(beta (h - alpha (K(y_l) - sg[K(y_w)])))
-         tau: the quantile of level 1 - confidence of D_t over token ids, each id counting once
+  loss = -log sigmoid(beta (h - (K(y_l) - K(y_w))))
+  variant 2: -log sigmoid(beta (h - alpha (K(y_l) - sg[K(y_w)])))
+  K(y) = sum_t sum_{v : D_t(v) > tau} pi_ref(v) D_t(v)
+  where tau is the quantile of D_t at level 1 - confidence over token ids, each id counted once
 
-  This is no CVaR: the quantile counts ids and not probability, the sum is not divided by the mass of the tail, and ids
-  at the quantile are dropped. With `split_vocabulary` (their default) the first half of the ids and the rest have a
-  quantile each, so that the result depends on the order of the ids. They sum the loss over a batch; here, as in all
-  objectives, it is averaged. `ra_dpo` is the consistent form.
+  K is not a CVaR: the quantile counts ids instead of probability, the sum is not divided by the mass of the tail, and
+  ids at the quantile are dropped. With `split_vocabulary`, the default of the released code, the first half of the ids
+  and the rest have separate quantiles, so the result depends on the order of the ids. The released code sums the loss
+  over a batch; here it is averaged, as for all objectives. `ra_dpo` is the consistent form.
+
+  Use it when:
+    you reproduce published Ra-DPO runs; otherwise use `ra_dpo`.
 
   Args:
-    confidence: c in [0, 1]; at 0 nothing is kept, which is DPO.
-    split_vocabulary: a quantile for each half of the vocabulary.
+    confidence: c in [0, 1]; at 0 nothing is kept, which gives DPO.
+    split_vocabulary: whether each half of the vocabulary has its own quantile.
     beta: strength of the KL constraint to the reference, > 0, 1/nats.
-    alpha: weight of the correction in variant 2, >= 0; variant 1 has none and does not read it.
-    variant: 1 or 2.
+    alpha: weight of the correction in variant 2, >= 0; variant 1 does not read it.
+    variant: 1 or 2, as in the equations.
 
   Returns:
     An objective; [B] nats. At policy == reference every loss is log 2 and every reward 0.
 
   Raises:
-    ValueError: for a confidence outside [0, 1], beta <= 0, alpha < 0 or another variant.
+    ValueError: if confidence is outside [0, 1], beta <= 0 or alpha < 0, or variant is unknown.
 
   Defaults:
-    those of the released configuration.
+    the released configuration.
 
   References:
     Zhang et al. 2025, Risk-aware Direct Preference Optimization under Nested Risk Measure,
     https://arxiv.org/abs/2505.20359, released code (zlj123-max/Ra-DPO).
   """
-  base.require(0 <= confidence <= 1, 'ra_dpo_released', 'confidence must lie in [0, 1]', confidence)
+  base.require(0 <= confidence <= 1, 'ra_dpo_released', 'confidence must be in [0, 1]', confidence)
   drift = stats.TokenStat(
     f'released_risk_ratio(confidence={confidence!r}, split_vocabulary={split_vocabulary!r})',
     lambda policy, reference, target: _partial_expectation(reference - policy, reference, confidence, split_vocabulary),
@@ -154,7 +167,7 @@ def ra_dpo_released(
 
 
 def _partial_expectation(drift: Array, reference: Array, confidence: float, split_vocabulary: bool) -> Array:
-  """[...] of [..., V]: sum of p D over the ids whose drift exceeds the quantile of their part of the vocabulary."""
+  """[...] of [..., V]: the sum of p D over the ids whose drift exceeds the quantile of their part of the vocabulary."""
   drift = jnp.where(jnp.isneginf(reference), 0.0, drift)
   half = drift.shape[-1] // 2
   parts = (slice(0, half), slice(half, None)) if split_vocabulary else (slice(None),)
@@ -187,11 +200,13 @@ def _sequential(
     label = jnp.asarray(batch.label)
     loss = -label * jax.nn.log_sigmoid(beta * logit(log_ratio, risk, 0, 1))
     loss -= (1.0 - label) * jax.nn.log_sigmoid(beta * logit(log_ratio, risk, 1, 0))
-    metrics = preference.reward_metrics(beta * (log_ratio + risk)) | _drift_metrics(table, log_ratio, risk)
+    metrics = preference.reward_metrics(beta * (log_ratio + risk), label) | _drift_metrics(
+      table, log_ratio, risk, label
+    )
     return Term(loss, jax.lax.stop_gradient(metrics))
 
   needs = preference.LOG_RATIO_NEEDS | {drift, stats.forward_kl, stats.reverse_kl}
-  return base.Objective(needs, apply)
+  return base.Objective(needs, apply, reads=base.LABEL, responses=2)
 
 
 def _aggregate(table: stats.StatTable, stat: stats.TokenStat, aggregate: str) -> Array:
@@ -203,16 +218,17 @@ def _aggregate(table: stats.StatTable, stat: stats.TokenStat, aggregate: str) ->
   return jnp.max(jnp.where(table.mask, table[stat], -jnp.inf), axis=-1, initial=0.0)
 
 
-def _drift_metrics(table: stats.StatTable, log_ratio: Array, risk: Array) -> dict[str, Array]:
-  """What the method claims to control, each [B]: sequential divergences, and the tail of the tokens' forward KL."""
-  metrics = {'log_ratio_accuracy': preference.accuracy(log_ratio[:, 0] - log_ratio[:, 1])}
+def _drift_metrics(table: stats.StatTable, log_ratio: Array, risk: Array, label: Array) -> dict[str, Array]:
+  """Metrics of what the method aims to control, each [B]: sequential divergences, and the tail of the token KL."""
+  metrics = {'log_ratio_accuracy': preference.labelled_accuracy(log_ratio[:, 0] - log_ratio[:, 1], label)}
   sides = {
     'forward_kl': table.sum(stats.forward_kl),
     'reverse_kl': table.sum(stats.reverse_kl),
     'risk_ratio': risk,
   }
   for name, value in sides.items():
-    metrics |= {f'{name}_chosen': value[:, 0], f'{name}_rejected': value[:, 1]}
+    chosen, rejected = preference.by_label(value, label)
+    metrics |= {f'{name}_chosen': chosen, f'{name}_rejected': rejected}
   prompts = table.length.shape[0]
   tokens, mask = table[stats.forward_kl].reshape(prompts, -1), table.mask.reshape(prompts, -1)
   return metrics | {
@@ -223,7 +239,7 @@ def _drift_metrics(table: stats.StatTable, log_ratio: Array, risk: Array) -> dic
 
 
 def _quantile(values: Array, mask: Array, level: float) -> Array:
-  """[B] of [B, T]: the smallest value that a share `level` of those where `mask` does not exceed; 0 for none."""
+  """[B] of [B, T]: the smallest value not exceeded by a share `level` of the masked values; 0 for an empty mask."""
   count = jnp.sum(mask, axis=-1, keepdims=True)
   rank = jnp.clip(jnp.ceil(level * count).astype(jnp.int32) - 1, 0, values.shape[-1] - 1)
   ordered = jnp.sort(jnp.where(mask, values, jnp.inf), axis=-1)

@@ -1,11 +1,12 @@
 """Objectives for single responses that are labelled desirable or undesirable.
 
-A batch has N = 1 response to a prompt, with `batch.label` = P(it is desirable), or pairs, N = 2, with response 0
+A batch has N = 1 response per prompt, with `batch.label` = P(it is desirable), or pairs, N = 2, where response 0 is
 desirable with probability `batch.label` and response 1 with 1 - `batch.label`. The loss of a prompt is the mean over
 its responses, each in expectation over its label.
 
-Notation: r(y) = beta rho(y), rho(y) = log pi(y|x) - log pi_ref(y|x), summed over the tokens of y, nats. Both objectives
-compare r with a detached statistic of the batch, in which rows count by `batch.weight`; so they couple rows.
+Notation: r(y) = beta rho(y), where rho(y) = log pi(y|x) - log pi_ref(y|x) is summed over the tokens of y, in nats. Both
+objectives compare r with a detached statistic of the batch, to which rows contribute by `batch.weight`. So they couple
+rows.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,11 +18,13 @@ from alignjax import stats
 from alignjax.objectives import base, preference
 from alignjax.types import Array, PreferenceBatch, Term, WeightedSum
 
+ONE_OR_TWO = frozenset({1, 2})
+
 
 def _desirable(name: str, table: stats.StatTable, batch: PreferenceBatch) -> Array:
   """[B, N]: the probability that each response is desirable; a ValueError at trace time unless N is 1 or 2."""
   responses = table.length.shape[-1]
-  if responses not in (1, 2):
+  if responses not in ONE_OR_TWO:
     raise ValueError(
       f'{name} takes single responses with a label, or pairs: it needs N = 1 or 2 responses to a prompt, '
       f'got N = {responses}'
@@ -34,7 +37,7 @@ def _term(reward: Array, desirable: Array, good: Callable[[Array], Array], bad: 
   """The mean over responses of P(desirable) good(r) + P(undesirable) bad(r), with the metrics of the rewards."""
   loss = jnp.mean(desirable * good(reward) + (1.0 - desirable) * bad(reward), axis=-1)
   if reward.shape[-1] == 2:
-    return Term(loss, preference.reward_metrics(reward))
+    return Term(loss, preference.reward_metrics(reward, desirable[:, 0]))
   return Term(loss, {'reward': jax.lax.stop_gradient(reward[:, 0])})
 
 
@@ -46,28 +49,32 @@ def _row_weight(batch: PreferenceBatch) -> Array:
 def kto(beta: float = 0.1, desirable_weight: float = 1.0, undesirable_weight: float = 1.0) -> base.Objective:
   """Kahneman-Tversky optimisation: a saturating value of gains and losses against a reference point.
 
-  loss = desirable_weight (1 - sigmoid(r(y) - z)) for a desirable y, undesirable_weight (1 - sigmoid(z - r(y))) for an
-  undesirable one,   z = sg[max(0, mean over the batch of r)]
+  loss = desirable_weight (1 - sigmoid(r(y) - z)) if y is desirable, else undesirable_weight (1 - sigmoid(z - r(y)))
+  z = sg[max(0, mean_batch[r])]
 
-  The paper's z is beta KL(pi || pi_ref), which it estimates from prompts paired with responses to other prompts: extra
-  forward passes. Here z is the mean reward of the batch's own responses, the estimate that several released trainers
-  fall back to; it is biased, since desirable responses gain reward and undesirable ones lose it. Trainers that take
-  pairs often use the mean of the opposite half for each response instead.
+  The paper's z is beta KL(pi || pi_ref), estimated from prompts paired with responses to other prompts, which takes
+  extra forward passes. Here z is the mean reward of the batch's own responses, the fallback of several released
+  trainers. It is biased, because desirable responses gain reward and undesirable ones lose it. For pairs, trainers
+  often use the mean of the opposite half for each response instead.
+
+  Use it when:
+    your data are single responses with a thumbs up or down, possibly unbalanced or noisy, instead of pairs.
 
   Args:
     beta: strength of the KL constraint to the reference, > 0, 1/nats.
     desirable_weight: weight of desirable responses, > 0.
-    undesirable_weight: weight of undesirable responses, > 0. The paper balances both with the numbers of responses.
+    undesirable_weight: weight of undesirable responses, > 0. The paper sets the two weights to balance the numbers of
+      responses.
 
   Returns:
     An objective; [B], in [0, max(desirable_weight, undesirable_weight)]. At policy == reference every loss of a pair is
     (desirable_weight + undesirable_weight) / 4, which is 0.5 for unit weights, and every reward 0.
 
   Raises:
-    ValueError: for beta or a weight that is not positive; at trace time unless N = 1 or N = 2.
+    ValueError: if beta or a weight is not positive; at trace time, if N is not 1 or 2.
 
   Defaults:
-    beta and unit weights as TRL's.
+    TRL's beta and unit weights.
 
   References:
     Ethayarajh et al. 2024, KTO: Model Alignment as Prospect Theoretic Optimization, https://arxiv.org/abs/2402.01306,
@@ -90,45 +97,51 @@ def kto(beta: float = 0.1, desirable_weight: float = 1.0, undesirable_weight: fl
     )
     return term._replace(metrics={**term.metrics, 'reference_point': jnp.broadcast_to(point, term.loss.shape)})
 
-  return base.Objective(preference.LOG_RATIO_NEEDS, apply, couples_rows=True)
+  return base.Objective(
+    preference.LOG_RATIO_NEEDS, apply, reads=base.LABEL_AND_WEIGHT, responses=ONE_OR_TWO, couples_rows=True
+  )
 
 
 @base.factory
 def bco(beta: float = 0.1, momentum: float = 0.0) -> base.Objective:
   """Binary classifier optimisation with reward shift: classifies responses as desirable by their shifted reward.
 
-  loss = -log sigmoid(r(y) - d) for a desirable y, -log sigmoid(d - r(y)) for an undesirable one,
-  d = sg[1/2 mean of r over the desirable + 1/2 mean of r over the undesirable responses]
+  loss = -log sigmoid(r(y) - d) if y is desirable, else -log sigmoid(d - r(y))
+  d = sg[1/2 mean_desirable[r] + 1/2 mean_undesirable[r]]
 
-  Where one kind is missing, d is the mean over the other. On pairs d is simply the mean reward. The importance weights
-  by which the paper corrects for prompts of one kind being unlike those of the other are left out.
+  If one kind is missing, d is the mean over the other. For pairs, d is the mean reward. The paper also applies
+  importance weights, which correct for desirable and undesirable responses coming from different prompts; they are left
+  out here.
 
-  The means are those of the batch, or with a momentum running ones: sums over all batches so far, those of k batches
-  ago scaled by momentum^k, divided by the sums of weights that are scaled alike. They need no correction for their
-  start at zero. Running means live in the training state; in evaluation they are only read. Where no batch has been
-  seen, as in a notebook, the batch at hand stands alone.
+  The means are taken over the batch, or, with a momentum, over all batches so far: sums in which the batch k steps ago
+  is scaled by momentum^k, divided by the sums of weights scaled in the same way. They need no correction for starting
+  at zero. Running means are kept in the training state; evaluation only reads them. Before the first batch, and in a
+  notebook, the current batch is used alone.
+
+  Use it when:
+    your data are thumbs up or down, as for `kto`, and you want a loss with the logistic shape of DPO.
 
   Args:
     beta: strength of the KL constraint to the reference, > 0, 1/nats.
-    momentum: factor in [0, 1) by which each batch discounts what was seen before it; 0 for the batch alone.
+    momentum: factor in [0, 1) by which each batch discounts the earlier ones; 0 uses the current batch alone.
 
   Returns:
     An objective; [B] nats. At policy == reference every loss is log 2 and every reward 0.
 
   Raises:
-    ValueError: for beta <= 0 or a momentum outside [0, 1); at trace time unless N = 1 or N = 2.
+    ValueError: if beta <= 0, or momentum is outside [0, 1); at trace time, if N is not 1 or 2.
 
   Defaults:
-    beta as TRL's; no momentum: ours, so that a loss depends on its batch alone. TRL averages over all batches.
+    TRL's beta; no momentum is our choice, so that a loss depends on its batch alone. TRL averages over all batches.
 
   References:
     Jung et al. 2024, Binary Classifier Optimization for Large Language Model Alignment,
     https://arxiv.org/abs/2404.04656, the loss with the reward shift.
   """
   base.require(beta > 0, 'bco', 'beta must be positive', beta)
-  base.require(0 <= momentum < 1, 'bco', 'momentum must lie in [0, 1)', momentum)
+  base.require(0 <= momentum < 1, 'bco', 'momentum must be in [0, 1)', momentum)
   kinds = ('desirable', 'undesirable')
-  # Sums of log-ratios, not of rewards: objectives that differ in beta alone may share them, others may not.
+  # The sums are of log-ratios, not rewards, so that objectives which differ only in beta share them.
   names = {kind: tuple(f'bco(momentum={momentum!r})/{kind}_{part}' for part in ('total', 'weight')) for kind in kinds}
 
   def batch_sums(table: stats.StatTable, batch: PreferenceBatch) -> dict[str, Array]:
@@ -169,4 +182,11 @@ def bco(beta: float = 0.1, momentum: float = 0.0) -> base.Objective:
   memory = base.NO_MEMORY
   if momentum > 0:
     memory = base.Memory({name: 0.0 for pair in names.values() for name in pair}, update)
-  return base.Objective(preference.LOG_RATIO_NEEDS, apply, couples_rows=True, memory=memory)
+  return base.Objective(
+    preference.LOG_RATIO_NEEDS,
+    apply,
+    reads=base.LABEL_AND_WEIGHT,
+    responses=ONE_OR_TWO,
+    couples_rows=True,
+    memory=memory,
+  )

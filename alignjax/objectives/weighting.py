@@ -1,18 +1,19 @@
-"""Objectives that weigh the pairs of another one by how probable the current policy finds them.
+"""Objectives that weight the pairs of another objective by how probable the current policy finds them.
 
-Both take any objective, with any number N of responses to a prompt, and multiply its loss by a detached weight.
+Both take any objective, with any number N of responses per prompt, and multiply its loss by a detached weight.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 
 from alignjax import stats
-from alignjax.objectives import base
+from alignjax.objectives import base, namespaces
 from alignjax.types import Array, PreferenceBatch, Term, WeightedSum
 
-# Without a clip a weight is at most e^60: far beyond any use, and still finite in float32 when it multiplies a loss.
+# Without a clip a weight is at most e^60: beyond any practical value, and still finite in float32 times a loss.
 _LARGEST_LOG_WEIGHT = 60.0
 
 
@@ -25,28 +26,33 @@ def importance_weighted(
 ) -> base.Objective:
   """Importance-sampled direct alignment (IS-DAA): any objective under clipped sequence-level importance weights.
 
-  loss = sg[w] objective,   w = exp(min(s, N clip)),   s = sum_n log pi(y_n|x) - log pi_data(y_n|x)
+  loss = sg[w] objective,   w = exp(min(s, N clip)),   s = sum_n (log pi(y_n|x) - log pi_data(y_n|x))
 
-  Offline pairs come from the policy that wrote them and not from the one that is trained; the weight turns the
-  expectation over the former into one over the latter, so that the objective's regularisation holds where the policy
-  now puts its mass, against reward over-optimisation. pi_data is `batch.behaviour_logp` where the batch carries it,
-  else the reference. The margin inside the objective is always taken to the reference. For a pair (N = 2) the cap on s
-  is 2 clip, on the sum and not on each response; there is no lower clip and no gradient through w.
+  Offline pairs come from the policy that wrote them, not from the one being trained. The weight turns the expectation
+  over the former into an expectation over the latter. The objective's regularisation then acts where the policy now
+  puts its mass, which counters reward over-optimisation. log pi_data is `stats.behaviour_logp(batch)`, per response or
+  per token, if the batch has it, and the reference's log-probability otherwise. The margin inside the objective is
+  always relative to the reference. For a pair (N = 2) the cap on s is 2 clip, on the sum and not on each response.
+  There is no lower clip, and no gradient through w.
+
+  Use it when:
+    you train offline at low beta and the policy over-optimises: the weights emulate on-policy data without sampling.
+    With few pairs the effective sample size can get too small, so watch `importance/effective_sample_share`.
 
   Args:
-    objective: any.
-    clip: cap of a response's share of the log-weight, > 0, nats; None for raw importance weights.
-    self_normalised: divide the weights by their mean over the batch, which couples its rows.
-    per_length: the smoothed weights of AIS: each response's log-ratio is divided by its length in tokens.
+    objective: any objective.
+    clip: cap of each response's share of the log-weight, > 0, nats; None for unclipped importance weights.
+    self_normalised: whether to divide the weights by their mean over the batch, which couples its rows.
+    per_length: whether to divide each response's log-ratio by its length in tokens: the smoothed weights of AIS.
 
   Returns:
     An objective in the unit of `objective`; at policy == reference == pi_data it is `objective`.
 
   Raises:
-    ValueError: for something that is no objective, or a clip that is not positive.
+    ValueError: if objective is not an objective, or clip is not positive.
 
   Defaults:
-    clip of the released configuration; the released launch script sets 1.
+    clip from the released configuration; the released launch script sets 1.
 
   References:
     Nguyen et al. 2025, Mitigating Reward Over-optimization in Direct Alignment Algorithms with Importance Sampling,
@@ -57,10 +63,10 @@ def importance_weighted(
   _require_objective(name, objective)
   base.require(clip is None or clip > 0, name, 'clip must be positive, or None for unclipped weights', clip)
 
-  def apply(table: stats.StatTable, batch: PreferenceBatch) -> Term:
-    log_ratio = table.log_ratio()
-    if batch.behaviour_logp is not None:
-      log_ratio = table.sum(stats.logp) - jnp.asarray(batch.behaviour_logp, jnp.float32)
+  def weigh(table: stats.StatTable, batch: PreferenceBatch) -> tuple[Array, dict[str, Array]]:
+    behaviour_logp, log_ratio = stats.behaviour_logp(batch), table.log_ratio()
+    if behaviour_logp is not None:
+      log_ratio = table.sum(stats.logp) - behaviour_logp
     if per_length:
       log_ratio = log_ratio / jnp.maximum(table.length, 1)
     log_weight = jax.lax.stop_gradient(jnp.sum(log_ratio, axis=-1))
@@ -69,7 +75,6 @@ def importance_weighted(
     if self_normalised:
       mean = WeightedSum.of(weight, jnp.asarray(batch.weight)).mean()
       weight = weight / jnp.maximum(mean, jnp.finfo(jnp.float32).tiny)
-    loss, metrics = objective.apply(table, batch)
     own = {
       'importance/weight': weight,
       'importance/weight_squared': jnp.square(weight),
@@ -77,15 +82,19 @@ def importance_weighted(
       'importance/log_weight': log_weight,
       'importance/log_weight_squared': jnp.square(log_weight),
     }
-    return Term(weight * loss, {**metrics, **own})
+    return weight, own
 
-  return base.Objective(
-    needs=objective.needs | {stats.logp, stats.reference_logp},
-    apply=apply,
-    couples_rows=objective.couples_rows or self_normalised,
-    memory=objective.memory,
-    summary=lambda means: {**objective.summary(means), **_spread(means)},
+  behaviour = frozenset({'behaviour_logp', stats.BEHAVIOUR_TOKEN_LOGP})
+  reads = behaviour | {'response_length'} | ({'weight'} if self_normalised else set())
+  declared = base.Objective(
+    frozenset({stats.logp, stats.reference_logp}),
+    objective.apply,
+    reads=reads,
+    optional=behaviour,
+    couples_rows=self_normalised,
+    summary=_spread,
   )
+  return _weighted(name, objective, declared, weigh)
 
 
 def _spread(means: Mapping[str, Array]) -> dict[str, Array]:
@@ -102,23 +111,26 @@ def _spread(means: Mapping[str, Array]) -> dict[str, Array]:
 def wpo_weighted(objective: base.Objective, cap: float | None = 1.0) -> base.Objective:
   """Weighted preference optimisation (WPO): any objective, weighted by how on-policy its responses are.
 
-  loss = sg[w] objective,   w = min(cap, prod_n exp(1/|y_n| sum_t log pi(y_t) - log sum_v pi(v)^2))
+  loss = sg[w] objective,   w = min(cap, prod_n exp(1/|y_n| sum_t (log pi(y_t) - log sum_v pi(v)^2)))
 
-  A token's probability is compared with the average probability of a token that the policy would draw itself, so that a
-  response of its own has a weight near 1 whatever its entropy. No reference and no stored log-probability is needed.
+  A token's probability is compared with the average probability of a token drawn from the policy, so a response of the
+  policy's own has a weight near 1 whatever its entropy. No reference and no stored log-probabilities are needed.
+
+  Use it when:
+    you train on data from other models, and want pairs that resemble the current policy to count more.
 
   Args:
-    objective: any.
-    cap: largest weight, > 0; None for no cap, as some trainers have it.
+    objective: any objective.
+    cap: largest weight, > 0; None for no cap, as in some trainers.
 
   Returns:
     An objective in the unit of `objective`.
 
   Raises:
-    ValueError: for something that is no objective, or a cap that is not positive.
+    ValueError: if objective is not an objective, or cap is not positive.
 
   Defaults:
-    cap of the released code.
+    cap from the released code.
 
   References:
     Zhou et al. 2024, WPO: Enhancing RLHF with Weighted Preference Optimization, https://arxiv.org/abs/2406.11827 (the
@@ -128,20 +140,40 @@ def wpo_weighted(objective: base.Objective, cap: float | None = 1.0) -> base.Obj
   _require_objective(name, objective)
   base.require(cap is None or cap > 0, name, 'cap must be positive, or None', cap)
 
-  def apply(table: stats.StatTable, batch: PreferenceBatch) -> Term:
+  def weigh(table: stats.StatTable, batch: PreferenceBatch) -> tuple[Array, dict[str, Array]]:
     log_weight = jax.lax.stop_gradient(jnp.sum(table.mean(stats.logp) - table.mean(stats.log_collision), axis=-1))
     weight = jnp.exp(jnp.minimum(log_weight, _LARGEST_LOG_WEIGHT))
     weight = weight if cap is None else jnp.minimum(weight, cap)
-    loss, metrics = objective.apply(table, batch)
-    return Term(weight * loss, {**metrics, 'wpo/weight': weight})
+    return weight, {'wpo/weight': weight}
 
-  return base.Objective(
-    needs=objective.needs | {stats.logp, stats.log_collision},
-    apply=apply,
-    couples_rows=objective.couples_rows,
-    memory=objective.memory,
-    summary=objective.summary,
-  )
+  declared = base.Objective(frozenset({stats.logp, stats.log_collision}), objective.apply)
+  return _weighted(name, objective, declared, weigh)
+
+
+Weigh = Callable[[stats.StatTable, PreferenceBatch], tuple[Array, dict[str, Array]]]
+
+
+def _weighted(name: str, objective: base.Objective, weighing: base.Objective, weigh: Weigh) -> base.Objective:
+  """The objective with its loss multiplied by a weight.
+
+  Args:
+    name: the name of the factory.
+    objective: the objective whose loss is weighted.
+    weighing: declares what the weight reads; its summary takes the metrics of the weight.
+    weigh: returns the weight, [B] without gradient, and its metrics.
+  """
+  names = namespaces.Namespaces((name, 'inner'))
+  both = weighing + objective  # unites what the two declare
+
+  def apply(table: stats.StatTable, batch: PreferenceBatch) -> Term:
+    weight, own = weigh(table, batch)
+    loss, metrics = objective.apply(table, batch)
+    return Term(weight * loss, names.join((own, metrics)))
+
+  def summary(means: Mapping[str, Array]) -> Mapping[str, Array]:
+    return names.join((weighing.summary(names.view(0, means)), objective.summary(names.view(1, means))))
+
+  return dataclasses.replace(both, apply=apply, summary=summary)
 
 
 def _require_objective(name: str, objective: object) -> None:

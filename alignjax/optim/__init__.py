@@ -2,15 +2,14 @@
 
 from alignjax.optim.baselines import averaged, child_tuning, moving_average
 from alignjax.optim.online_merging import OnlineMergeState, merge_metrics, online_dare, online_merge, online_ties
-
-TRANSFORMS = {build.__name__: build for build in (child_tuning, moving_average, online_dare, online_merge, online_ties)}
-"""Every transform by the name under which expressions know it."""
+from alignjax.optim.recipes import TRANSFORMS, factory
 
 __all__ = [
   'TRANSFORMS',
   'OnlineMergeState',
   'averaged',
   'child_tuning',
+  'factory',
   'merge_metrics',
   'moving_average',
   'online_dare',

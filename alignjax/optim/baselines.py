@@ -1,4 +1,4 @@
-"""What online merging is compared with: sparsified gradients, and averages of the parameters along the run."""
+"""Baselines for online merging: sparsified gradients and averages of the parameters."""
 
 from typing import Any, NamedTuple
 
@@ -16,25 +16,26 @@ class ChildTuningState(NamedTuple):
 
 
 def child_tuning(reserve: float, seed: int = 0) -> optax.GradientTransformation:
-  """ChildTuning-F: a fresh random share of the gradient's entries, before the optimizer sees it.
+  """ChildTuning-F: keeps a fresh random subset of the gradient's entries, before the optimizer.
 
   g <- g B / p,   B ~ Bernoulli(p) for each entry and step
 
-  It stands before the base optimizer, `optax.chain(child_tuning(0.1), optax.adam(1e-6))`, so the moments see the sparse
-  gradient. `online_dare` with alpha = 0 masks the finished update, and leaves the moments dense: it is not the same.
+  Chain it before the base optimizer, `optax.chain(child_tuning(0.1), optax.adam(1e-6))`, so that the moments see the
+  sparse gradient. `online_dare` with alpha = 0 is different: it masks the finished update and leaves the moments dense.
 
   Args:
-    reserve: p in (0, 1]. May be a traced scalar under `optax.inject_hyperparams`; then its range is not checked.
-    seed: of the masks, which are the same for every mesh.
+    reserve: fraction of entries to keep, p in (0, 1]. May be a traced scalar under `optax.inject_hyperparams`; then its
+      range is not checked.
+    seed: seed of the masks, which are the same on every mesh.
 
   Raises:
-    ValueError: for a reserve out of range.
+    ValueError: reserve is out of range.
 
   References:
     Xu et al. 2021, Raise a Child in Large Language Model, https://arxiv.org/abs/2109.05687.
   """
   if not isinstance(reserve, jax.Array) and not 0 < reserve <= 1:
-    raise ValueError(f'reserve={reserve} must be in (0, 1]: the share of gradient entries that are kept')
+    raise ValueError(f'reserve={reserve} must be in (0, 1]: the fraction of gradient entries to keep')
 
   def init(params: Params) -> ChildTuningState:
     del params
@@ -60,23 +61,23 @@ class MovingAverageState(NamedTuple):
 def moving_average(rate: float = 1e-3, history: str = 'average') -> optax.GradientTransformation:
   """An exponential moving average of the parameters, the paper's baseline "EMA"; the last link of a chain.
 
-  The paper names a rate c, best at 1e-3, and neither says what is averaged with what nor which side c weighs; its
-  release lacks the optimizer. With theta' the parameters after the update, this has both readings:
+  The paper gives a rate c, best at 1e-3, but does not define what is averaged or which side c weights, and its released
+  code lacks this optimizer. With theta' the parameters after the update, both readings are available:
 
-    'average'   phi <- (1 - c) phi + c theta'. Training goes on from theta', and `averaged` hands out phi, the model
-                that the run yields. It is the usual average with decay 1 - c, begun at the first parameters.
-    'previous'  theta <- (1 - c) theta' + c theta, the literal one: c is the weight of what was there before the step.
-                It is no more than a learning rate of 1 - c times the given one, and needs no memory.
+    'average'   phi <- (1 - c) phi + c theta'. Training continues from theta'; `averaged` returns phi, the model to
+                export. This is the usual moving average with decay 1 - c, initialised at the first parameters.
+    'previous'  theta <- (1 - c) theta' + c theta, the literal reading: c weights the parameters before the step. It is
+                equivalent to scaling the learning rate by 1 - c, and needs no memory.
 
   Args:
     rate: c in [0, 1].
-    history: 'average', 4 bytes a parameter; or 'previous'.
+    history: 'average', which takes 4 bytes per parameter, or 'previous'.
 
   Raises:
-    ValueError: for a rate out of range or an unknown history; where updates come without parameters.
+    ValueError: the rate is out of range, the history is unknown, or `update` is called without parameters.
 
   References:
-    Lu et al. 2024, Online Merging Optimizers, https://arxiv.org/abs/2405.17931, which has it as a baseline.
+    Lu et al. 2024, Online Merging Optimizers, https://arxiv.org/abs/2405.17931 (a baseline there).
   """
   if history not in ('average', 'previous'):
     raise ValueError(f"history={history!r} is not one of 'average', 'previous'")
@@ -84,7 +85,7 @@ def moving_average(rate: float = 1e-3, history: str = 'average') -> optax.Gradie
     raise ValueError(f'rate={rate} must be in [0, 1]')
 
   def init(params: Params) -> MovingAverageState:
-    # A copy: parameters and state are donated to the training step together, and one buffer cannot be donated twice.
+    # A copy, because parameters and state are both donated to the training step and a buffer can be donated only once.
     def copied(param: Array) -> Array:
       return jnp.array(param, jnp.float32, copy=True)
 
@@ -108,10 +109,10 @@ def moving_average(rate: float = 1e-3, history: str = 'average') -> optax.Gradie
 
 
 def averaged(opt_state: optax.OptState, params: Params) -> Params:
-  """phi of the `moving_average` in an optimizer's state, in the dtypes of `params`.
+  """Returns phi, the average that `moving_average` keeps in an optimizer's state, in the dtypes of `params`.
 
   Raises:
-    ValueError: if there is no such average, or more than one.
+    ValueError: the state holds no average, or more than one.
   """
 
   def is_average(node: Any) -> bool:

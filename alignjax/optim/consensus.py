@@ -1,4 +1,4 @@
-"""How two reserved updates become one, and what is reported of it."""
+"""Combines two reserved updates into one, with an optional election, and its metrics."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -16,10 +16,10 @@ METRICS = ('update_norm', 'merged_norm', 'kept', 'vetoed', 'cosine_with_update',
 class Summands(NamedTuple):
   """The terms of (1 - alpha) update (+) alpha delta, 0 where an entry is not reserved or lost its election."""
 
-  part: Array  # of the update
-  drift: Array  # of tau
-  reserved: Array  # bool: entries of the update that the reservation kept, zeros aside
-  dropped: Array | None  # bool: those of them that lost; None where there is no election
+  part: Array  # the term of the update
+  drift: Array  # the term of tau
+  reserved: Array  # bool: nonzero entries of the update that the reservation kept
+  dropped: Array | None  # bool: reserved entries that lost the election; None without an election
 
 
 def elected(update: Array, delta: Array, alpha: Array | float, elect: str) -> Summands:
@@ -39,7 +39,7 @@ def elected(update: Array, delta: Array, alpha: Array | float, elect: str) -> Su
 
 
 def terms(update: Array, summands: Summands, delta: Array) -> counting.Terms:
-  """What the metrics sum over the entries of a tensor: conditions and values, in the order of `SUMS`."""
+  """The conditions and values that the metrics sum over a tensor, in the order of `SUMS`."""
   merged = summands.part + summands.drift
   dropped = jnp.zeros_like(summands.reserved) if summands.dropped is None else summands.dropped
   products = [update * update, merged * merged, delta * delta, merged * update, merged * delta]
@@ -47,12 +47,12 @@ def terms(update: Array, summands: Summands, delta: Array) -> counting.Terms:
 
 
 def named(size: int, sums: Sequence[Array]) -> dict[str, Array]:
-  """The sums of `terms` over a tensor, with its size, for `metrics`."""
+  """Names the sums of `terms` over a tensor and adds the tensor's size, for `metrics`."""
   return {'size': jnp.float32(size)} | {name: x.astype(jnp.float32) for name, x in zip(SUMS, sums, strict=True)}
 
 
 def metrics(of_tensors: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
-  """`METRICS` of the whole tree."""
+  """Computes `METRICS` over the whole tree."""
   total = {name: sum(one[name] for one in of_tensors) for name in of_tensors[0]}
   norm = {name: jnp.sqrt(total[name]) for name in ('update', 'merged', 'delta')}
 

@@ -1,9 +1,9 @@
-"""Sums over large tensors of what is worked out entry by entry: in one pass over memory, and without moving the tensor.
+"""Sums of elementwise expressions over large tensors, in one pass over memory and without moving the tensor.
 
-XLA for GPU and TPU fuses a sum with whatever computes its summands. XLA for CPU does so too, but then adds one by one.
-There, an axis is divided and a loop goes through its parts, adding whole blocks to an accumulator that stays in the
-cache. Each part takes its entries from everywhere along the axis, so a tensor that is split over devices along it is
-looped over where it lies. Truth values are packed several to an integer before they are added.
+On GPU and TPU, XLA fuses a sum with the computation of its summands. On CPU it does too, but then adds serially. There,
+an axis is divided into parts, and a loop adds whole blocks to an accumulator that fits in the cache. Each part takes
+entries from all along the axis, so a tensor that is sharded along it needs no communication. Booleans are packed,
+several per integer, before they are added.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,19 +16,19 @@ from alignjax.types import Array
 
 Terms = tuple[Sequence[Array], Sequence[Array]]
 
-_BITS = 31  # of a packed integer: the sign stays clear
-_CACHED = 2**19  # entries of an accumulator
-_SLACK = 4  # how many times smaller an accumulator may be, for a better division
+_BITS = 31  # usable bits of a packed int32; the sign bit stays clear
+_CACHED = 2**19  # target number of accumulator entries
+_SLACK = 4  # the accumulator may be smaller by up to this factor, if that divides the axis better
 
 
 def sums(function: Callable[..., Terms], arrays: Sequence[Array], axes: Sequence[int]) -> tuple[list[Array], ...]:
   """Counts of conditions and sums of values, with the `axes` kept at length 1.
 
   Args:
-    function: from the arrays, or from equal parts of all of them, to (conditions, values): bool and float32 arrays of
-      the shape of its arguments, each made entry by entry. It may use other arrays, of length 1 along `axes`.
-    arrays: of one shape, of fewer than 2^31 entries.
-    axes: over which to add.
+    function: an elementwise function of the arrays (or of equal parts of them) that returns (conditions, values): bool
+      and float32 arrays with the shape of its arguments. It may close over arrays with length 1 along `axes`.
+    arrays: arrays with the same shape and fewer than 2^31 entries.
+    axes: the axes to sum over.
 
   Returns:
     (counts, totals): exact int32 for each condition, float32 for each value.
@@ -47,10 +47,10 @@ def sums(function: Callable[..., Terms], arrays: Sequence[Array], axes: Sequence
 
 
 def _division(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, int] | None:
-  """An axis and the number of its parts; None where there is no need, or no good way.
+  """An axis and the number of parts to divide it into; None if that is unnecessary or no axis divides well.
 
-  The last axis stays whole, for its entries lie side by side. What is left of a divided axis has as many factors of 2
-  as possible: it is to be divisible by the number of devices that hold it.
+  The last axis is never divided, because its entries are contiguous. The parts have as many factors of 2 as possible,
+  so that the number of devices along the axis divides them.
   """
   need = math.prod(shape) / _CACHED
   if need <= 1:
@@ -75,7 +75,7 @@ def _in_parts(
 ) -> tuple[list[Array], ...]:
   shape = arrays[0].shape
   divided = [x.reshape(*shape[:axis], shape[axis] // parts, parts, *shape[axis + 1 :]) for x in arrays]
-  field = parts.bit_length()  # a count along the parts fits
+  field = parts.bit_length()  # bits that hold a count of up to `parts`
   together = max(_BITS // field, 1)
 
   def part(index: Array | int) -> Terms:

@@ -1,30 +1,29 @@
-"""Online merging optimizers: each finished update is merged with the reference delta while training goes on.
+"""Online merging optimizers: every update is merged with the reference delta during training.
 
-With D the update that the base optimizer has finished (learning rate and sign included), tau = theta_SFT - theta_base
-the reference delta, and R_p the reservation of a share p of a tensor's entries,
+With D the update from the base optimizer (learning rate and sign included), tau = theta_SFT - theta_base the reference
+delta, and R_p the reservation of a fraction p of a tensor's entries,
 
   theta <- theta + (1 - alpha) R_p(D) (+) alpha R_p(tau)
 
-where R_p is random (DARE) or keeps the largest magnitudes (TIES), and (+) is a sum, or elects a sign for each entry.
-The transforms here stand after a base optimizer and its learning rate, and before weight decay:
+where R_p is random (DARE) or keeps the largest magnitudes (TIES), and (+) is a sum or elects a sign for each entry.
+Chain these transforms after a base optimizer with its learning rate, and before weight decay:
 
   optax.chain(optax.adam(1e-6), online_dare(reserve=0.1, alpha=1e-7), optax.add_decayed_weights(-1e-8))
 
-where -1e-8 is the decay times minus the learning rate. It falls on the old weights, as in `optax.adamw`; the released
-code decays the merged ones. The learning rate
-scales D alone: alpha R_p(tau) is added at every merge, in the warm-up too, and adds up to N alpha tau over N merges.
+where -1e-8 is minus the learning rate times the decay rate. The decay applies to the old weights, as in `optax.adamw`;
+the released code decays the merged weights. The learning rate scales D only: alpha R_p(tau) is added at every merge,
+during warm-up too, and adds up to N alpha tau over N merges.
 
-**Precision.** One alpha tau is far below half an ulp of a weight, and plain addition would lose all of it. So each
-parameter has a residual, the drift that could not yet be added, in float32: D is added as the base optimizer alone
-would have added it, with the same rounding; then the residual and the new drift are added to the result, and what
-rounding loses of them is the next residual. Only what comes from tau is carried. Without tau (alpha = 0), an update
-passes through bit for bit. What a weight stands for is the sum of itself and its residual.
+**Precision.** A single alpha tau is far below half an ulp of a weight, so plain addition would lose all of it. Each
+parameter therefore has a float32 residual, the drift that has not been added yet: D is added exactly as the base
+optimizer alone would add it, with the same rounding; then the residual and the new drift are added to the result, and
+the rounding error becomes the next residual. Only contributions of tau are carried. With alpha = 0, updates pass
+through bit for bit. The exact value of a weight is the weight plus its residual.
 
-**Memory.** 4 bytes a parameter for the residual (`carry=False` does without), as much again for `every` > 1, and
-nothing else: tau is an argument, never part of the state, of any float dtype, and may live in the memory of the host.
-Adam itself has 8.
+**Memory.** 4 bytes per parameter for the residual (none with `carry=False`), and another 4 for `every` > 1. tau is an
+argument, not part of the state; it can have any float dtype and can live in host memory. Adam itself takes 8.
 
-**Meshes.** Masks are functions of (seed, tensor, merge, position), thresholds come from counts of integers: both are
+**Meshes.** Masks are functions of (seed, tensor, merge, position) and thresholds come from integer counts, so both are
 the same for every sharding, and no tensor is gathered.
 
 References:
@@ -44,24 +43,24 @@ from alignjax.optim import consensus, random_bits, top_fraction
 from alignjax.optim import rule as rules
 from alignjax.types import Array, Params
 
-# Layers that are stacked on a leading axis are separate tensors; layers that are numbered in the path are not stacked.
+# Layers stacked on a leading axis are separate tensors. Layers numbered in the path are not stacked.
 STACKED = r'(^|/)layers/(?!\d)'
 
 
 class OnlineMergeState(NamedTuple):
-  """Everything that a resumed run needs.
+  """The state of online merging, sufficient to resume a run.
 
-  Trees of the size of the parameters have their structure, so that they are sharded alike; thresholds are a tuple in
-  the order of the leaves.
+  Trees of parameter size have the structure of the parameters, so that they are sharded alike. Thresholds are a tuple
+  in the order of the leaves.
   """
 
   count: Array  # [] int32, merges done
   step: Array  # [] int32, updates since the last merge
   key: Array  # [2] uint32
-  residual: Params | None  # float32: drift that rounding has not let in yet
+  residual: Params | None  # float32: drift lost to rounding so far
   cache: Params | None  # float32: displacement since the last merge, with every > 1
   thresholds: tuple[tuple[Array, Array], ...]  # bits of the thresholds of D and of tau, with keep='largest'
-  metrics: Mapping[str, Array]  # [] float32 each, of the last merge, for `merge_metrics`
+  metrics: Mapping[str, Array]  # [] float32 each, from the last merge, for `merge_metrics`
 
 
 def online_merge(
@@ -78,40 +77,42 @@ def online_merge(
   carry: bool = True,
   stacked: str = STACKED,
 ) -> optax.GradientTransformationExtraArgs:
-  """Merges finished updates with the reference delta: any reservation with any election.
+  """Merges updates with the reference delta: any reservation combined with any election.
 
   theta <- theta + (1 - alpha) R(D) (+) alpha R(tau)
 
-  `update(updates, state, params, *, reference_delta)` needs the parameters, and tau as a tree like them, of any float
-  dtype. With `every` = K, D is the displacement of K steps: the parameters follow the base optimizer for K - 1 steps,
-  and at the K-th go back to where they were after the last merge and from there by the merged displacement. What they
-  go back by is the displacement after rounding, so they arrive exactly, except where the displacement is of the size of
-  the weight and rounding shows in its last digit; decay that follows in the chain stays.
+  `update(updates, state, params, *, reference_delta)` needs the parameters, and tau as a tree like them with any float
+  dtype. With `every` = K, D is the displacement over K steps: the parameters follow the base optimizer for K - 1 steps;
+  at the K-th step they return to their values after the last merge and move by the merged displacement. The return
+  subtracts the displacement after rounding and is exact, unless the displacement is as large as the weight, where the
+  last digit can differ. Weight decay later in the chain is kept.
 
   Args:
-    reserve: p, the share of the entries of a tensor that is kept, in (0, 1]. May be a traced scalar under
+    reserve: fraction p of a tensor's entries to keep, in (0, 1]. May be a traced scalar under
       `optax.inject_hyperparams`; then its range is not checked, and with 'largest' p n is rounded to float32.
     alpha: weight of the reference delta, in [0, 1]. May be a traced scalar.
-    keep: 'random', each entry with probability p, independently for D and tau; or 'largest', the max(1, int(p n)) of
-      largest magnitude of each tensor, and whatever ties with the smallest of them.
-    elect: 'none' adds; 'weighted' adds where (1 - alpha) D and alpha tau have one sign, and keeps the larger of them
-      elsewhere (nothing, if they cancel); 'raw' elects the sign of R(D) + R(tau), + for 0, and drops what has another.
-    mask: with 'random', draw the mask of tau at every merge ('fresh') or once for the whole run ('fixed'). That of D is
+    keep: 'random' keeps each entry with probability p, independently for D and tau; 'largest' keeps the
+      max(1, int(p n)) entries of each tensor with the largest magnitude, plus ties with the smallest of them.
+    elect: 'none' adds; 'weighted' adds where (1 - alpha) D and alpha tau agree in sign and otherwise keeps the larger
+      of the two (neither, if they cancel); 'raw' elects the sign of R(D) + R(tau), + for 0, and drops entries with the
+      other sign.
+    mask: with 'random', draw the mask of tau at every merge ('fresh') or once per run ('fixed'). The mask of D is
       always fresh.
-    rescale: what is kept of D and of tau is multiplied by 1 ('none'), 1 / p ('inverse', with 'random' only), or
-      what restores the sum of magnitudes of the tensor ('l1').
-    clip: the largest magnitude of an entry of tau after the rescaling; None for no bound.
-    every: K, steps from merge to merge.
-    seed: of the masks.
-    carry: keep what rounding loses of tau. False adds plainly: less memory, but no drift at small alpha.
-    stacked: a regular expression; where it is found in a parameter's path, the leading axis counts separate tensors.
+    rescale: multiply the kept entries of D and tau by 1 ('none'), by 1 / p ('inverse', with 'random' only), or by the
+      factor that restores the L1 norm of the tensor ('l1').
+    clip: largest magnitude of an entry of tau after rescaling; None for no bound.
+    every: K, steps between merges.
+    seed: seed of the masks.
+    carry: carry the rounding error of tau in the residual. False uses plain addition, which saves memory but loses the
+      drift at small alpha.
+    stacked: a regular expression; in parameters whose path matches, the leading axis indexes separate tensors.
 
   Returns:
-    A transform. In `optax.masked` it needs mask_compatible_extra_args=True; in `optax.MultiSteps` it merges once for
-    each accumulated step; `merge_metrics` reads its state.
+    A transform. In `optax.masked` it needs mask_compatible_extra_args=True; in `optax.MultiSteps` it merges once per
+    accumulated step; `merge_metrics` reads its state.
 
   Raises:
-    ValueError: for an argument out of range; at trace time if `reference_delta` is missing or does not fit.
+    ValueError: an argument is out of range; at trace time, `reference_delta` is missing or does not fit.
   """
   rule = rules.Rule(reserve, alpha, keep, elect, mask, rescale, clip, every)
 
@@ -119,7 +120,7 @@ def online_merge(
     def zeros(wanted: bool) -> Params | None:
       return optax.tree.zeros_like(params, dtype=jnp.float32) if wanted else None
 
-    # Each an array of its own: a state is donated to the training step, and no buffer can be donated twice.
+    # Every field gets its own array, because the state is donated to the training step and buffers cannot be shared.
     return OnlineMergeState(
       count=jnp.zeros((), jnp.int32),
       step=jnp.zeros((), jnp.int32),
@@ -131,8 +132,8 @@ def online_merge(
     )
 
   def merged(updates: Params, state: OnlineMergeState, params: Params, delta: Params) -> tuple[Any, OnlineMergeState]:
-    # Stored, for several kernels read it, and each would do the base optimizer's work again. Tensor by tensor: behind a
-    # single barrier, all of them would be in memory at once.
+    # The barrier materialises the update, because several kernels read it and each would recompute the base optimizer.
+    # One barrier per tensor: a single one would hold all of them in memory at once.
     leaves = _leaves(jax.tree.map(jax.lax.optimization_barrier, updates), state, params, delta, stacked)
     reserved = [rule.reserve_of(leaf, state.key, state.count) for leaf in leaves]
     summands = [rule.summands(leaf, kept) for leaf, kept in zip(leaves, reserved, strict=True)]
@@ -190,10 +191,10 @@ def online_dare(
   theta <- theta + (1 - alpha) B D + alpha B' tau,   B, B' ~ Bernoulli(p) for each entry
 
   The defaults are the paper's form. The released code is `online_dare(p, alpha, mask='fixed', rescale='inverse',
-  clip=1.0)`: it draws B' once, divides both terms by p and bounds tau's. So its mean update is 1 / p times as large as
-  the paper's, and learning rates do not transfer. Its flag `rescale` matches the L1 norm of D in place of 1 / p:
-  rescale='l1' does so, for tau too. Its `use_merge=False` is alpha = 0. Left out: its bound of 1 on D, which no update
-  reaches, and its `online_step`, which updates only the first parameter between merges.
+  clip=1.0)`: it draws B' once, divides both terms by p and clips tau. Its mean update is therefore 1 / p times the
+  paper's, and learning rates do not transfer. Its flag `rescale` matches the L1 norm of D instead of dividing by p;
+  rescale='l1' does this for D and tau. Its `use_merge=False` is alpha = 0. Not implemented: its bound of 1 on D, which
+  no update reaches, and its `online_step`, which updates only the first parameter between merges.
 
   Args and Raises: as for `online_merge`.
 
@@ -213,17 +214,17 @@ def online_ties(
   every: int = 1,
   carry: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
-  """OnTIES: the largest entries of the update and of the reference delta, with an elected sign for each entry.
+  """OnTIES: the largest entries of the update and of the reference delta, with a sign elected for each entry.
 
   theta <- theta + (1 - alpha) Top_p(D) (+) alpha Top_p(tau)
 
-  where a (+) b = a + b if their signs agree, else the one of larger magnitude, and 0 if they cancel. The defaults are
-  the paper's form. The released code is `online_ties(p, alpha, elect='raw')`: it elects the sign of Top_p(D) +
-  Top_p(tau), unweighted, so that tau, a thousand times larger than an update, deletes every entry of the update that
-  disagrees with it. Left out: that it leaves a tensor of fewer than 1 / p entries whole (here one entry is kept), and
-  its `online_step`, which updates only the first parameter between merges.
+  where a (+) b = a + b if their signs agree, otherwise the one with the larger magnitude, and 0 if they cancel. The
+  defaults are the paper's form. The released code is `online_ties(p, alpha, elect='raw')`: it elects the sign of
+  Top_p(D) + Top_p(tau), unweighted; because tau is about a thousand times larger than an update, it drops every entry
+  of the update that disagrees with tau. Not implemented: the release keeps tensors with fewer than 1 / p entries whole
+  (here one entry is kept), and its `online_step` updates only the first parameter between merges.
 
-  The threshold of D is found anew at every merge, beginning at the last one; that of tau once.
+  The threshold of D is searched at every merge, starting from the previous one; the threshold of tau is searched once.
 
   Args and Raises: as for `online_merge`.
 
@@ -236,15 +237,15 @@ def online_ties(
 
 
 def merge_metrics(opt_state: optax.OptState) -> dict[str, Array]:
-  """What the last merge did, from the state of an optimizer in which a transform of this module stands anywhere.
+  """Metrics of the last merge, from the state of any optimizer that contains a transform of this module.
 
-  `update_norm` and `merged_norm`, of D and of what became of it; `kept`, the share of all entries of D that
-  the reservation kept, and that are not 0; `vetoed`, the share of these that the election dropped; cosines of the
-  merged update, `cosine_with_update` and `cosine_with_delta`. They are those of the last merge, before rounding, and 0
-  before the first.
+  `update_norm` and `merged_norm` are the norms of D and of the merged update; `kept` is the fraction of entries of D
+  that the reservation kept and that are not 0; `vetoed` is the fraction of these that the election dropped;
+  `cosine_with_update` and `cosine_with_delta` are cosines with the merged update. All are computed before rounding, and
+  are 0 before the first merge.
 
   Returns:
-    float32 scalars by name; several transforms' are numbered, `1/kept`; {} where there is none.
+    float32 scalars by name, with a number in front if there are several transforms (`1/kept`); {} if there is none.
   """
   nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, OnlineMergeState))
   states = [node for node in nodes if isinstance(node, OnlineMergeState)]
@@ -275,7 +276,7 @@ def _leaves(updates: Params, state: OnlineMergeState, params: Params, delta: Par
   nothing = [None] * len(paths)
   columns = (
     jax.tree.leaves(updates),
-    [jax.device_put(leaf, jax.memory.Space.Device) for leaf in jax.tree.leaves(delta)],  # it may live on the host
+    [jax.device_put(leaf, jax.memory.Space.Device) for leaf in jax.tree.leaves(delta)],  # it may be in host memory
     nothing if state.residual is None else jax.tree.leaves(state.residual),
     nothing if state.cache is None else jax.tree.leaves(state.cache),
     state.thresholds or nothing,
@@ -290,7 +291,7 @@ def _check(params: Params | None, delta: Any) -> None:
   if params is None:
     raise ValueError('online merging needs the parameters: call update(updates, state, params, reference_delta=...)')
   hint = (
-    'give the training step Frozen(delta=theta_SFT - theta_base), or call update(..., reference_delta=...), '
+    'pass Frozen(delta=theta_SFT - theta_base) to the training step, or call update(..., reference_delta=...) '
     'with a tree like the parameters; optax.masked needs mask_compatible_extra_args=True'
   )
   if delta is None:

@@ -1,8 +1,9 @@
-"""Masks whose bits are a function of key and position alone, so that they do not depend on the mesh.
+"""Random masks that depend only on key and position, and therefore not on the mesh.
 
-Threefry-2x32 with 20 rounds, the same numbers as `jax.random.split` of a threefry key gives. It is spelt out, because
-JAX's own is, on a CPU, a loop over whole arrays, which costs several times an optimizer's update; as plain elementwise
-operations it fuses with whatever reads the mask, and nothing is stored. Both words of a position are handed out.
+Threefry-2x32 with 20 rounds; the numbers equal those of `jax.random.split` of a threefry key. It is written out here
+because JAX's own implementation on CPU is a loop over whole arrays that costs several times an optimizer update. As
+plain elementwise operations it fuses with the code that reads the mask, and nothing is stored. Both words of a position
+are returned.
 
 References:
   Salmon, Moraes, Dror, Shaw 2011, Parallel Random Numbers: As Easy as 1, 2, 3,
@@ -21,16 +22,16 @@ from alignjax.types import Array
 _IMPLEMENTATION = 'threefry2x32'
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = np.uint32(0x1BD11BDA)
-_RESOLUTION = 24  # bits of a draw that decide: as many as a float32 holds exactly
+_RESOLUTION = 24  # bits of a draw that are compared: as many as float32 represents exactly
 
 
 def key_words(seed: Array | int) -> Array:
-  """[2] uint32: the key of a seed as plain numbers, which every wrapper of optax can select and every folder save."""
+  """[2] uint32: the key of a seed as raw data, which optax wrappers can select and checkpoints can store."""
   return jax.random.key_data(jax.random.key(seed, impl=_IMPLEMENTATION))
 
 
 def fold(words: Array, *data: Array | int) -> Array:
-  """[2] uint32: `jax.random.fold_in` of each number in turn."""
+  """[2] uint32: applies `jax.random.fold_in` with each number in order."""
   key = jax.random.wrap_key_data(words, impl=_IMPLEMENTATION)
   for number in data:
     key = jax.random.fold_in(key, number)
@@ -41,8 +42,8 @@ def bits(words: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
   """Two independent uint32 arrays of random bits.
 
   Args:
-    words: [2] uint32.
-    shape: of fewer than 2^32 entries.
+    words: [2] uint32, the key.
+    shape: the shape of each array, with fewer than 2^32 entries.
   """
   keys = (words[0], words[1], words[0] ^ words[1] ^ _PARITY)
   strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
@@ -60,22 +61,22 @@ def bits(words: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
 
 
 def bernoulli(word: Array, probability: Array | float) -> Array:
-  """bool: True with the given probability, to 2^-24.
+  """bool: True with the given probability, to a precision of 2^-24.
 
   Args:
-    word: one of the two arrays of `bits`.
-    probability: in (0, 1]; 1 is always True.
+    word: one of the two arrays that `bits` returns.
+    probability: the probability of True, in (0, 1]; 1 is always True.
   """
   draw = (word >> np.uint32(32 - _RESOLUTION)).astype(jnp.float32)
   return draw < jnp.asarray(probability, jnp.float32) * 2.0**_RESOLUTION
 
 
 def packed(masks: Sequence[Array]) -> Array:
-  """uint8: the masks, drawn once and kept in memory, for whatever reads one on the way would draw it again."""
+  """uint8: packs the masks and materialises them, because every fused reader would otherwise draw them again."""
   together = sum(mask.astype(jnp.uint8) << np.uint8(place) for place, mask in enumerate(masks))
   return jax.lax.optimization_barrier(together)
 
 
 def unpacked(together: Array, count: int) -> tuple[Array, ...]:
-  """The masks in `packed`."""
+  """Inverts `packed`."""
   return tuple((together >> np.uint8(place)) & np.uint8(1) != 0 for place in range(count))

@@ -1,4 +1,4 @@
-"""The merge of one tensor: which entries are reserved, who wins an election, and where rounding takes the parameter."""
+"""The merge of one tensor: which entries are reserved, which sign is elected, and how the parameter is rounded."""
 
 from collections.abc import Callable, Sequence
 import dataclasses
@@ -20,7 +20,7 @@ _CHOICES = {
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-  """One tensor on its way through a merge."""
+  """One tensor and its merge state."""
 
   index: int
   stacked: bool
@@ -33,22 +33,22 @@ class Leaf:
 
   @property
   def displacement(self) -> Array:
-    """D, float32: of this step, or since the last merge."""
+    """D, float32: the update of this step, or the displacement since the last merge."""
     update = self.update.astype(jnp.float32)
     return update if self.cache is None else self.cache + update
 
 
 class Reservation(NamedTuple):
-  """What is kept of D and of tau."""
+  """Which entries of D and tau are kept, and how they are scaled."""
 
-  masks: Array | None = None  # uint8, a bit for each of the two, with keep='random'; None keeps all
+  masks: Array | None = None  # uint8, one bit each for D and tau, with keep='random'; None keeps all
   thresholds: tuple[Array, Array] | None = None  # bits of magnitudes, with keep='largest'
-  scales: tuple[Array | float, Array | float] = (1.0, 1.0)  # of what is kept
+  scales: tuple[Array | float, Array | float] = (1.0, 1.0)  # factors applied to the kept entries
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-  """The arguments of `online_merge`, and what they do to one tensor."""
+  """The arguments of `online_merge`, and how they apply to one tensor."""
 
   reserve: Array | float
   alpha: Array | float
@@ -63,24 +63,23 @@ class Rule:
     for name, choices in _CHOICES.items():
       if getattr(self, name) not in choices:
         raise ValueError(f'{name}={getattr(self, name)!r} is not one of {", ".join(map(repr, choices))}')
-    # inject_hyperparams hands over arrays, whose values are not known here.
+    # inject_hyperparams passes traced arrays, whose values are unknown here.
     if not isinstance(self.reserve, jax.Array) and not 0 < self.reserve <= 1:
-      raise ValueError(f'reserve={self.reserve} must be in (0, 1]: the share of entries that are kept')
+      raise ValueError(f'reserve={self.reserve} must be in (0, 1]: the fraction of entries to keep')
     if not isinstance(self.alpha, jax.Array) and not 0 <= self.alpha <= 1:
       raise ValueError(f'alpha={self.alpha} must be in [0, 1]: the weight of the reference delta')
     if not isinstance(self.every, int) or self.every < 1:
       raise ValueError(
-        f'every={self.every!r} must be an int of at least 1; '
-        "where optax.inject_hyperparams makes an array of it, name it: static_args=('every',)"
+        f"every={self.every!r} must be an int of at least 1; with optax.inject_hyperparams, pass static_args=('every',)"
       )
     if self.clip is not None and not isinstance(self.clip, jax.Array) and not self.clip > 0:
       raise ValueError(f'clip={self.clip} must be positive, or None for no bound')
     for name, default in (('mask', 'fresh'), ('rescale', 'none')):
       if self.keep == 'largest' and getattr(self, name) in ('fixed', 'inverse'):
-        raise ValueError(f"{name}={getattr(self, name)!r} is for keep='random'; with 'largest' leave it {default!r}")
+        raise ValueError(f"{name}={getattr(self, name)!r} requires keep='random'; with keep='largest' use {default!r}")
 
   def reserve_of(self, leaf: Leaf, key: Array, count: Array) -> Reservation:
-    """Decides what is kept of one tensor at the merge after `count` others."""
+    """Decides which entries of one tensor are kept at merge number `count`, counted from 0."""
     if self.keep == 'random':
       reservation = Reservation(masks=self._masks(leaf, key, count))
     else:
@@ -94,7 +93,7 @@ class Rule:
     return self._summands(leaf.displacement, leaf.delta, reservation)
 
   def sums(self, leaf: Leaf, reservation: Reservation) -> dict[str, Array]:
-    """What metrics need to know of this tensor, [] each."""
+    """The sums over this tensor that the metrics need, [] each."""
 
     def terms(update: Array, delta: Array, part: Reservation) -> counting.Terms:
       return consensus.terms(update, self._summands(update, delta, part), delta)
@@ -112,7 +111,7 @@ class Rule:
 
   def _thresholds(self, leaf: Leaf, count: Array) -> tuple[Array, Array]:
     options = {'fraction': self.reserve, 'stacked': leaf.stacked}
-    # tau does not change, nor does its threshold, unless the share of entries that it keeps may.
+    # tau is constant, and so is its threshold unless the fraction of entries to keep is traced.
     known = jnp.asarray(False) if isinstance(self.reserve, jax.Array) else count > 0
     return (
       top_fraction.threshold(leaf.displacement, previous=leaf.thresholds[0], **options),
@@ -120,7 +119,7 @@ class Rule:
     )
 
   def _l1(self, leaf: Leaf, reservation: Reservation) -> tuple[Array, Array]:
-    """What restores the sums of magnitudes of each tensor."""
+    """The factors that restore the L1 norms of D and tau."""
 
     def terms(update: Array, delta: Array, part: Reservation) -> counting.Terms:
       return [], [jnp.abs(x) for x in (update, delta, *_kept(update, delta, part))]
@@ -147,7 +146,7 @@ def _sums(
   reservation: Reservation,
   axes: Sequence[int],
 ) -> tuple[list[Array], ...]:
-  """`counting.sums` of a function of D, tau and what is reserved of them."""
+  """`counting.sums` of a function of D, tau and their reservation."""
 
   def terms(update: Array, delta: Array, *masks: Array) -> counting.Terms:
     part = reservation._replace(masks=masks[0]) if masks else reservation
@@ -170,27 +169,27 @@ def _kept(update: Array, delta: Array, reservation: Reservation) -> tuple[Array,
 
 
 def rounded(x: Array, dtype: Any) -> Array:
-  """float32 with the values that a float of fewer bits can take: the compiler may undo a pair of conversions."""
+  """Rounds float32 values to `dtype` and keeps them in float32; the compiler could elide a pair of casts."""
   info = jnp.finfo(dtype)
   return x if info.bits >= 32 else jax.lax.reduce_precision(x, info.nexp, info.nmant)
 
 
 def landed(leaf: Leaf, part: Array, drift: Array) -> tuple[Array, Array | None]:
-  """The update that takes the parameter where it belongs after rounding, and the drift that is still owed."""
+  """The update that moves the parameter to its rounded target, and the drift left for later merges."""
   out = jnp.promote_types(leaf.update.dtype, leaf.param.dtype)
   if leaf.residual is None:
     total = part + drift
     return (total if leaf.cache is None else total - leaf.cache).astype(out), None
   applied = _applied(leaf, part, drift).astype(out)
-  # First the update, then the residual, then (by the caller) the parameters: only in this order can the compiler write
-  # all of them in place. It would copy old parameters and old residuals otherwise.
+  # The order is update, residual, then parameters (by the caller), so that the compiler can write all of them in place.
+  # Any other order makes it copy the old parameters and residuals.
   param, residual, applied = jax.lax.optimization_barrier((leaf.param, leaf.residual, applied))
   owed = _owed(dataclasses.replace(leaf, param=param, residual=residual), part, drift)
   return jax.lax.optimization_barrier((applied, owed))
 
 
 def _places(leaf: Leaf, part: Array, drift: Array) -> tuple[Array, Array, Array]:
-  """Where the parameter would be without drift, where it should be with all drift that is owed, and this drift."""
+  """The parameter after D alone, its target after D and all accumulated drift, and that drift."""
   param = leaf.param.astype(jnp.float32)
   plain = rounded((param if leaf.cache is None else param - leaf.cache) + part, leaf.param.dtype)
   owed = leaf.residual + drift

@@ -1,4 +1,4 @@
-"""What the optimizers of all runs share: the schedule of the learning rate, and which weights decay."""
+"""Learning-rate schedules, and the mask of weights that decay."""
 
 from collections.abc import Callable
 from typing import Any
@@ -31,10 +31,16 @@ def build_schedule(shape: str, peak: float, *, steps: int, warmup: int = 0) -> S
 
   rate(t) = peak (t + 1) / warmup for t < warmup, else peak shape((t - warmup) / (steps - warmup)),   t = updates done
 
-  No step has a rate of 0, so none is wasted.
+  The rate is positive at every step.
+
+  Args:
+    shape: 'constant', 'cosine' or 'linear'.
+    peak: the learning rate after the warm-up, > 0.
+    steps: updates in the run.
+    warmup: updates over which the rate rises.
 
   Raises:
-    ValueError: for an unknown shape, a peak that is not positive, or a warm-up that is longer than the run.
+    ValueError: the shape is unknown, the peak is not positive, or the warm-up is longer than the run.
   """
   if shape not in SHAPES:
     raise ValueError(f'schedule={shape!r} is not one of {", ".join(SHAPES)}')
@@ -52,5 +58,5 @@ def build_schedule(shape: str, peak: float, *, steps: int, warmup: int = 0) -> S
 
 
 def decays(params: Params) -> Any:
-  """A tree like the parameters: whether each decays. Norm scales and biases do not."""
+  """A tree like the parameters, True where weight decay applies: everywhere but norm scales and biases."""
   return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in ('scale', 'bias'), params)

@@ -1,19 +1,19 @@
 """The k-th largest magnitude of a tensor, found by counting alone.
 
-Sorting a tensor that is split over devices gathers it. Counting how many entries reach a candidate costs one pass over
-what each device holds and a sum of integers over devices, whatever the mesh, and the answer is exact.
+Sorting a sharded tensor gathers it. Counting the entries at or above a candidate takes one pass over each device's
+shard and an integer sum over devices, on any mesh, and the result is exact.
 
-The bits of a non-negative float32, read as an integer, are in the order of the numbers. So the threshold t is an
-integer, and the search keeps a bracket
+The bits of non-negative float32 numbers, read as integers, sort like the numbers. The threshold t is therefore an
+integer, and the search maintains a bracket
 
   low < high,   #{bits(|x|) >= low} >= k > #{bits(|x|) >= high}
 
-Each pass counts three candidates: the place where k should be, by interpolation of the logarithm of the counts, and one
-on either side of it, about as far away as it may be off. Begun at the threshold of the last merge, about five passes
-are enough. Where a pass does not halve the bracket, the next one divides it evenly, so that 31 passes are enough for
-any tensor: those of the first updates of Adam, all nearly equal in magnitude, take up to 20. The search ends
-where exactly k entries reach `low`, for then any number up to the k-th largest is as good, or where low + 1 = high, for
-then several entries tie at `low`: all of them reach it.
+Each pass counts three candidates: the expected position of k, interpolated in the logarithm of the counts, and one on
+either side of it at about the expected error. Starting from the threshold of the last merge, about five passes are
+enough. If a pass does not halve the bracket, the next one divides it evenly, so 31 passes are enough for any tensor;
+the first updates of Adam, all nearly equal in magnitude, take up to 20. The search ends when exactly k entries reach
+`low`, because any number up to the k-th largest then gives the same result, or when low + 1 = high, because the entries
+at `low` are then tied and are all kept.
 """
 
 import math
@@ -26,34 +26,34 @@ from alignjax.optim import counting
 from alignjax.types import Array
 
 _TOP = 2**31 - 1  # above the bits of every float32, infinity included
-_COARSE = 2**22  # half a factor of two: in a wider bracket, interpolation says nothing
-_STEP = 2**18  # of bits: 3 percent, about as far as a threshold moves from merge to merge
+_COARSE = 2**22  # half an octave: interpolation is unreliable in wider brackets
+_STEP = 2**18  # in bits: 3 percent, about as far as a threshold moves between merges
 
 
 class _Bracket(NamedTuple):
-  """Bits, and how many entries reach them; each int32, with the shape of the threshold."""
+  """The ends of the search interval and the counts there; each int32, with the shape of the threshold."""
 
   low: Array
   low_count: Array
   high: Array
   high_count: Array
-  stalled: Array  # bool: has the last pass left more than half of it?
+  stalled: Array  # bool: the last pass did not halve the bracket
 
 
 def magnitude_bits(x: Array) -> Array:
-  """int32 in the order of |x|; NaN is above infinity. A bfloat16 is read as the float32 that it is."""
+  """int32 that sorts like |x|; NaN sorts above infinity. bfloat16 is converted to float32 first."""
   return jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.int32) & jnp.int32(_TOP)
 
 
 def kept_count(fraction: Array | float, size: int) -> Array | int:
-  """k = max(1, int(fraction * size)); to float32 rounding of the product where the fraction is traced."""
+  """k = max(1, int(fraction * size)), with the product rounded to float32 if the fraction is traced."""
   if isinstance(fraction, jax.Array):
     return jnp.clip(jnp.floor(fraction.astype(jnp.float32) * size).astype(jnp.int32), 1, size)
   return max(1, int(fraction * size))
 
 
 def tensor_axes(x: Array, stacked: bool) -> tuple[int, ...]:
-  """The axes of one tensor: all, or all but the first where it counts separate tensors."""
+  """The axes of one tensor: all of them, or all but the first if `stacked`."""
   return tuple(range(1 if stacked else 0, x.ndim))
 
 
@@ -71,20 +71,20 @@ def threshold(
   previous: Array | None = None,
   known: Array | bool = False,
 ) -> Array:
-  """The bits t such that `magnitude_bits(x) >= t` keeps the fraction of largest magnitude.
+  """The bits t such that `magnitude_bits(x) >= t` keeps the given fraction with the largest magnitude.
 
-  Exactly max(1, int(fraction * size)) entries are kept where magnitudes are distinct. Entries that tie with the
+  If all magnitudes are distinct, exactly max(1, int(fraction * size)) entries are kept. Entries that tie with the
   smallest one kept are all kept.
 
   Args:
-    x: a tensor of fewer than 2^31 entries.
-    fraction: in (0, 1].
-    stacked: is the first axis one of separate tensors, each with a threshold of its own?
-    previous: an earlier answer, where the search begins; 0 for none. What is kept does not depend on it.
-    known: is `previous` the answer itself? Then nothing is counted.
+    x: a tensor with fewer than 2^31 entries.
+    fraction: fraction of entries to keep, in (0, 1].
+    stacked: whether the first axis indexes separate tensors, each with its own threshold.
+    previous: an earlier result, from which the search starts; 0 for none. It does not affect the result.
+    known: whether `previous` is already the result; then nothing is counted.
 
   Returns:
-    int32, with all axes of x of length 1, the first one excepted if `stacked`.
+    int32, with every axis of x reduced to length 1, except the first if `stacked`.
   """
   axes, shape = tensor_axes(x, stacked), threshold_shape(x, stacked)
   size = math.prod(x.shape[axis] for axis in axes)
@@ -115,7 +115,7 @@ def threshold(
 
 
 def _candidates(bracket: _Bracket, count: Array, previous: Array) -> list[Array]:
-  """Three places strictly inside the bracket."""
+  """Three candidates strictly inside the bracket."""
   low, width = bracket.low, bracket.high - bracket.low
   near, deviation = _expected(bracket, count)
   begins, evenly = (previous > 0) & (width == _TOP), bracket.stalled | (width > _COARSE)
@@ -128,10 +128,10 @@ def _candidates(bracket: _Bracket, count: Array, previous: Array) -> list[Array]
 
 
 def _expected(bracket: _Bracket, count: Array) -> tuple[Array, Array]:
-  """How far from `low` the k-th entry should be, and how far off that may well be.
+  """The expected distance of the k-th entry from `low`, and the error of that estimate.
 
-  Counts of the tail of a distribution fall about exponentially. Of c entries between the ends, the number above a place
-  that a share f of them should exceed deviates by sqrt(f (1 - f) c).
+  Tail counts decay roughly exponentially. Of c entries inside the bracket, the number above a point that a fraction f
+  of them is expected to exceed has a standard deviation of sqrt(f (1 - f) c).
   """
   width = (bracket.high - bracket.low).astype(jnp.float32)
   above = jnp.maximum(bracket.high_count, 1).astype(jnp.float32)
@@ -143,7 +143,7 @@ def _expected(bracket: _Bracket, count: Array) -> tuple[Array, Array]:
 
 
 def _narrowed(bracket: _Bracket, candidate: Array, reached: Array, count: Array) -> _Bracket:
-  """The bracket with one of its ends moved to the candidate, if that is an improvement."""
+  """The bracket with one end moved to the candidate, if that narrows it."""
   enough = reached >= count
   raises, lowers = enough & (candidate > bracket.low), ~enough & (candidate < bracket.high)
   return bracket._replace(

@@ -1,5 +1,12 @@
-"""Rewards: what a response to a prompt is worth."""
+"""Rewards of responses to prompts."""
 
-from alignjax.rewards.sentiment import Reward, vader
+from alignjax.rewards.base import REWARDS, Reward, factory, parse
+from alignjax.rewards.sentiment import vader
 
-__all__ = ['Reward', 'vader']
+__all__ = [
+  'REWARDS',
+  'Reward',
+  'factory',
+  'parse',
+  'vader',
+]

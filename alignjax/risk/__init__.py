@@ -1,10 +1,10 @@
-"""Risk measures: what a random loss is worth to one who fears its tail, in one step and nested along tokens."""
+"""Risk measures of a random loss, for one step and nested along the tokens of a response."""
 
 from alignjax.risk.measures import RiskMeasure, cvar, entropic, expectation, mean_semideviation, worst_case
 from alignjax.risk.nested import advantage, markov_value, path_value
 
 MEASURES = {build.__name__: build for build in (cvar, entropic, expectation, mean_semideviation, worst_case)}
-"""Every risk measure by the name under which expressions know it."""
+"""Every risk measure by its name in expressions."""
 
 __all__ = [
   'MEASURES',

@@ -1,15 +1,17 @@
 """Risk measures of a discrete random variable: reductions of its values under their log-probabilities.
 
-Notation, over the last axis: values d_v (nats), log-probabilities log p_v, F the distribution function of d under p. By
-default a measure is one of a *cost*: it is at least the mean, and large where the upper tail is heavy.
+Notation, over the last axis: values d_v (nats), log-probabilities log p_v, and F, the distribution function of d under
+p. By default a measure applies to a *cost*: it is at least the mean, and large if the upper tail is heavy.
 
 Every measure
-  - is exact for discrete distributions: atoms are split in proportion to their probability, so that equal values weigh
-    as their probabilities do, and nothing depends on the order of the entries;
-  - leaves out entries of probability zero (log p = -inf), whatever value stands there, gradient included;
-  - has its closed-form gradient (an envelope theorem each; no sort, quantile or maximum is differentiated).
-Values that differ by no more than TIE counts as equal where the order of values matters: with p == q up to rounding,
-log-ratios are noise, and a tail picked among them would be noise of first order in the gradient.
+
+- is exact for discrete distributions: atoms are split in proportion to their probability, so equal values count by
+  their probabilities and the order of the entries does not matter;
+- ignores entries of probability zero (log p = -inf), whatever their values, in the gradient too;
+- has its closed-form gradient, from an envelope theorem; no sort, quantile or maximum is differentiated.
+
+Values that differ by no more than 4e-6 nats (TIE) count as equal where their order matters. With p == q up to rounding,
+log-ratios are noise, and a tail picked from noise would add first-order noise to the gradient.
 """
 
 from collections.abc import Callable
@@ -68,7 +70,7 @@ def _measure(name: str, evaluate: _Evaluate) -> RiskMeasure:
 
   def jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
     value, *derivatives = evaluate(*primals)
-    # A side without tangent costs nothing: it is usually the reference's.
+    # A side without a tangent costs nothing; it is usually the reference's.
     live = [(d, t) for d, t in zip(derivatives, tangents, strict=True) if not isinstance(t, SymbolicZero)]
     return value, sum((jnp.sum(d * t, axis=-1) for d, t in live), start=jnp.zeros_like(value))
 
@@ -94,9 +96,12 @@ def _mean(values: Array, log_probs: Array) -> _Evaluation:
 
 
 def expectation() -> RiskMeasure:
-  """The mean: the measure of one who is neutral to risk.
+  """The mean: the risk-neutral measure.
 
   value = sum_v p_v d_v
+
+  Use it when:
+    you want the risk-neutral baseline: `ra_dpo(risk=expectation())` is `tdpo`.
 
   Returns:
     A measure; its gradient in the values is p.
@@ -108,28 +113,36 @@ def cvar(level: float, tail: str = 'upper') -> RiskMeasure:
   """Conditional value at risk: the mean of the worst `level` of the probability mass.
 
   value = min_eta eta + E[(d - eta)^+] / level = max { sum_v w_v d_v : 0 <= w <= p / level, sum_v w_v = 1 }
-  lower:  the mean of the lowest `level` of the mass, -value(-d) = (1 / level) int_0^level F^-1(u) du
+  lower tail: -value(-d) = (1 / level) int_0^level F^-1(u) d u
 
-  The dual weights are w* = p / level above the quantile, 0 below it, and at the quantile itself what is left, shared
-  in proportion to p. The quantile is found by bisection: no sort, and for a vocabulary that is split over devices one
-  small sum a step.
+  The lower tail gives the mean of the lowest `level` of the mass.
+
+  The dual weights are w* = p / level above the quantile and 0 below it. At the quantile itself the remaining mass is
+  shared in proportion to p. The quantile is found by bisection: it needs no sort, and for a vocabulary sharded over
+  devices only one small sum per step.
+
+  Use it when:
+    the worst outcomes matter, and you can say which share of the probability mass counts as worst.
 
   Args:
-    level: probability mass of the tail, in (0, 1]; 1 is the expectation, the limit 0 the worst case.
+    level: probability mass of the tail, in (0, 1]; 1 is the expectation, and the limit 0 the worst case.
     tail: 'upper' for a cost, 'lower' for a reward.
 
   Returns:
-    A measure; its gradient in the values is w*: p / level above the quantile, 0 below it, what is left at it.
+    A measure; its gradient in the values is w*: p / level above the quantile, 0 below it, and the remaining mass at it.
 
   Raises:
-    ValueError: for a level outside (0, 1] or an unknown tail.
+    ValueError: if level is outside (0, 1], or tail is unknown.
+
+  Defaults:
+    tail 'upper', because a drift is a cost.
 
   References:
     Rockafellar and Uryasev 2002, Conditional value-at-risk for general loss distributions, J. Banking & Finance 26,
     theorem 10 (the minimum) and proposition 8 (atoms).
   """
   if not 0 < level <= 1:
-    raise ValueError(f'cvar: level must lie in (0, 1], got {level!r}')
+    raise ValueError(f'cvar: level must be in (0, 1], got {level!r}')
   name = f'cvar(level={level!r}, tail={tail!r})'
   return _of_tail(name, tail, _mean if level == 1 else functools.partial(_upper_cvar, level=level))
 
@@ -139,7 +152,7 @@ def _upper_cvar(values: Array, log_probs: Array, level: float) -> _Evaluation:
   tail_mass = level * jnp.sum(probs, axis=-1)  # rounding makes the sum a little more or less than 1
   below, quantile = (edge[..., None] for edge in _quantile_bracket(values, probs, tail_mass))
   above = jnp.where(values > quantile + TIE, probs, 0.0)
-  # >=, for the bracket may end at the smallest value itself.
+  # >=, because the bracket may end at the smallest value itself.
   tied = jnp.where((values >= below - TIE) & (values <= quantile + TIE), probs, 0.0)
   left = tail_mass - jnp.sum(above, axis=-1)
   share = jnp.clip(left / jnp.maximum(jnp.sum(tied, axis=-1), jnp.finfo(jnp.float32).tiny), 0.0, 1.0)
@@ -149,7 +162,7 @@ def _upper_cvar(values: Array, log_probs: Array, level: float) -> _Evaluation:
   return _Evaluation(jnp.sum(weights * values, axis=-1), weights, excess)
 
 
-@jax.jit  # so that the loop is not compiled anew by every call outside of a jitted function
+@jax.jit  # otherwise every call outside a jitted function would compile the loop again
 def _quantile_bracket(values: Array, probs: Array, tail_mass: Array) -> tuple[Array, Array]:
   """Two values [...] around the quantile: no more than `tail_mass` lies above the second, but at or above the first."""
   if values.ndim == 1:
@@ -158,7 +171,7 @@ def _quantile_bracket(values: Array, probs: Array, tail_mass: Array) -> tuple[Ar
 
 
 def _bisect_by_position(values: Array, probs: Array, tail_mass: Array) -> tuple[Array, Array]:
-  """`_bisect`, one position [..., V] of [..., T, V] after the other, so that the loop works in a CPU's cache."""
+  """`_bisect` for one position [..., V] of [..., T, V] at a time, so that the loop stays in a CPU's cache."""
   axis = values.ndim - 2
 
   def one(_: None, position: Array) -> tuple[None, tuple[Array, Array]]:
@@ -185,12 +198,16 @@ def entropic(kappa: float) -> RiskMeasure:
 
   value = (1 / kappa) log E[exp(kappa d)]
 
-  Of a drift d = log p - log q it is the Renyi divergence of order 1 + kappa of p from q. For small kappa it is
-  E[d] + (kappa / 2) Var[d]; kappa = 0 is the expectation; for kappa -> infinity it is the largest value.
+  Of a drift d = log p - log q it is the Renyi divergence of order 1 + kappa of p from q. For small kappa it is E[d] +
+  (kappa / 2) Var[d]; kappa = 0 gives the expectation, and kappa -> infinity the largest value.
+
+  Use it when:
+    you want a smooth measure: every value counts, large ones exponentially more. Without discount its
+    static and nested values agree.
 
   Args:
-    kappa: aversion to high values of a cost, 1/nats; negative values fear low values instead: for a reward r and
-      kappa > 0, entropic(-kappa) is its certainty equivalent -(1 / kappa) log E[exp(-kappa r)].
+    kappa: aversion to high values of a cost, 1/nats. Negative values are averse to low values: for a reward r and kappa
+      > 0, entropic(-kappa) is its certainty equivalent -(1 / kappa) log E[exp(-kappa r)].
 
   Returns:
     A measure; its gradient in the values is the escort distribution softmax(log p + kappa d).
@@ -225,9 +242,13 @@ def _entropic(values: Array, log_probs: Array, kappa: float) -> _Evaluation:
 
 
 def worst_case(tail: str = 'upper') -> RiskMeasure:
-  """The largest value that has positive probability (or, of the lower tail, the smallest).
+  """The largest value with positive probability, or the smallest for the lower tail.
 
   value = max { d_v : p_v > 0 }
+
+  Use it when:
+    no outcome may be ignored, however improbable. The gradient touches only the extreme values, so it is noisy as a
+    training signal.
 
   Args:
     tail: 'upper' for a cost, 'lower' for a reward.
@@ -236,7 +257,10 @@ def worst_case(tail: str = 'upper') -> RiskMeasure:
     A measure; its gradient in the values is p restricted to the values at the extreme.
 
   Raises:
-    ValueError: for an unknown tail.
+    ValueError: if tail is unknown.
+
+  Defaults:
+    tail 'upper', because a drift is a cost.
   """
   return _of_tail(f'worst_case(tail={tail!r})', tail, _maximum)
 
@@ -250,25 +274,28 @@ def _maximum(values: Array, log_probs: Array) -> _Evaluation:
 
 
 def mean_semideviation(weight: float) -> RiskMeasure:
-  """The mean and a share of the mean excess over it.
+  """The mean plus a share of the mean excess over it.
 
   value = E[d] + weight E[(d - E[d])^+]
 
+  Use it when:
+    you want a mild, easily interpreted correction of the mean: it penalises only values above the mean.
+
   Args:
-    weight: in [0, 1], for beyond 1 the measure is not monotone; 0 is the expectation.
+    weight: share of the excess, in [0, 1]; above 1 the measure would not be monotone, and 0 gives the expectation.
 
   Returns:
     A measure; its gradient in the values is p (1 + weight (1{d > E[d]} - P(d > E[d]))).
 
   Raises:
-    ValueError: for a weight outside [0, 1].
+    ValueError: if weight is outside [0, 1].
 
   References:
     Ogryczak and Ruszczynski 1999, From stochastic dominance to mean-risk models: semideviations as risk measures,
     European Journal of Operational Research 116 (order 1, of a cost).
   """
   if not 0 <= weight <= 1:
-    raise ValueError(f'mean_semideviation: weight must lie in [0, 1], got {weight!r}')
+    raise ValueError(f'mean_semideviation: weight must be in [0, 1], got {weight!r}')
   return _measure(f'mean_semideviation(weight={weight!r})', functools.partial(_semideviation, weight=weight))
 
 

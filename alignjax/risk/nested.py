@@ -1,7 +1,7 @@
 """Nested (Markov) risk: a one-step measure applied token by token, from the last token back to the first.
 
-Tokens are the only randomness of a response: what follows a prefix s and a token z is the prefix s + z. A nested
-measure is time-consistent; a static one, of the whole return at once, is not (but for the entropic ones, undiscounted).
+Tokens are the only randomness of a response: prefix s and token z lead to the prefix s + z. A nested measure is
+time-consistent. A static measure of the whole return is not, except for the undiscounted entropic ones.
 
 References:
   Ruszczynski 2010, Risk-averse dynamic programming for Markov decision processes, Mathematical Programming 125,
@@ -27,22 +27,22 @@ def path_value(
 
   V_t = measure_{z ~ p_t}[ values_t(z) + discount V_{t+1} ],   V_T = 0
 
-  Whatever token z is drawn at step t, the observed prefix's value V_{t+1} stands for what follows: along a path the
-  values of other prefixes are unknown. A measure that is translation equivariant then gives
-  V_0 = sum_t discount^t measure(values_t); with log-ratios as values and no discount, the sequential risk ratio.
+  Whatever token z is drawn at step t, the observed prefix's value V_{t+1} is used for the future, because along a path
+  the values of other prefixes are unknown. For a translation-equivariant measure this gives V_0 = sum_t discount^t
+  measure(values_t): with log-ratios as values and no discount, the sequential risk ratio.
 
   Args:
-    values: [..., T, V], of each token that could come at step t.
+    values: [..., T, V], the value of each token that could come at step t.
     log_probs: [..., T, V], nats.
-    mask: [..., T] bool; a step that is masked out passes on V_{t+1}, undiscounted.
+    mask: [..., T] bool; a masked step passes on V_{t+1}, undiscounted.
     measure: the one-step risk measure.
-    discount: in [0, 1].
+    discount: factor per step, in [0, 1].
 
   Returns:
     [..., T], V_t of each step, in the unit of the values.
 
   Raises:
-    ValueError: for a discount outside [0, 1].
+    ValueError: if discount is outside [0, 1].
   """
   _require_discount(discount)
   chex.assert_equal_shape([values, log_probs])
@@ -65,21 +65,21 @@ def markov_value(
 
   V(s) = measure_{z ~ p(.|s)}[ rewards(s, z) + discount V(next_state(s, z)) ],   V(end) = 0
 
-  States are numbered so that every token leads to a later one, as it does for prefixes in order of length; the number S
-  is the end. One reverse scan over the states then solves the recursion exactly.
+  States are numbered so that every token leads to a later state, as for prefixes ordered by length; the number S is the
+  end. One reverse scan over the states then solves the recursion exactly.
 
   Args:
-    rewards: [S, V], of token z in state s.
-    log_probs: [S, V], nats; the policy.
+    rewards: [S, V], the reward of token z in state s.
+    log_probs: [S, V], nats, the policy's.
     next_state: [S, V] int, greater than its row and at most S.
     measure: the one-step risk measure: of the lower tail for rewards, of the upper tail for costs.
-    discount: in [0, 1].
+    discount: factor per step, in [0, 1].
 
   Returns:
-    [S + 1], the value of each state and, last, the 0 of the end.
+    [S + 1], the value of each state, followed by the 0 of the end.
 
   Raises:
-    ValueError: for a discount outside [0, 1], or a next state that is not later (where its values are known at trace
+    ValueError: if discount is outside [0, 1], or a next state is not later (checked if its values are known at trace
       time).
   """
   _require_discount(discount)
@@ -103,14 +103,14 @@ def markov_value(
 def advantage(
   rewards: Array, log_probs: Array, next_state: Array, measure: measures.RiskMeasure, discount: float = 1.0
 ) -> Array:
-  """What a token is worth beyond the nested value of its state.
+  """The advantage of each token: its nested value minus that of its state.
 
   A(s, z) = rewards(s, z) + discount V(next_state(s, z)) - V(s)
 
-  Along any path s_0, z_0, s_1, ... to the end the advantages telescope, whatever the measure:
+  Along any path s_0, z_0, s_1, ... to the end the advantages telescope, for every measure:
   sum_t discount^t A(s_t, z_t) = sum_t discount^t rewards(s_t, z_t) - V(s_0).
 
-  Args and Raises: as for `markov_value`.
+  Args and Raises as for `markov_value`.
 
   Returns:
     [S, V], in the unit of the rewards.
@@ -121,7 +121,7 @@ def advantage(
 
 def _require_discount(discount: float) -> None:
   if not 0 <= discount <= 1:
-    raise ValueError(f'discount must lie in [0, 1], got {discount!r}')
+    raise ValueError(f'discount must be in [0, 1], got {discount!r}')
 
 
 def _require_order(next_state: Array, states: int) -> None:

@@ -13,6 +13,7 @@ from alignjax.models import checkpoint_io, lora, quantization, transformer
 from alignjax.optim import recipes
 from alignjax.parallel import rules
 from alignjax.run import settings
+from alignjax.training.policy import Policy
 from alignjax.types import Array, Params
 
 ADAPTERS = {'lora': lora.LoRA}
@@ -22,18 +23,18 @@ def parse_adapter(text: str) -> lora.LoRA:
   """Reads an adapter from its expression, such as `'lora(rank=16, alpha=32)'`.
 
   Raises:
-    ExpressionError: for anything else. The message shows where, says why and lists the known names.
+    ExpressionError: the text is not an adapter. The message shows where, gives the reason and lists the known names.
   """
   return expressions.parse(text, lora.LoRA, 'an adapter', {'adapters': ADAPTERS})
 
 
 def configured(
-  config: settings.Config, recipe: recipes.Recipe, model_config: transformer.TransformerConfig
+  config: settings.ModelSettings, recipe: recipes.Recipe, model_config: transformer.TransformerConfig
 ) -> lora.LoRA | None:
   """The adapter that a run trains; None where it trains the model's own parameters.
 
   Raises:
-    ValueError: for settings that do not go together, or for targets that the model does not have.
+    ValueError: settings contradict one another, or the model does not have a target.
   """
   if not config.adapter:
     if config.base_quantization != 'none':
@@ -44,48 +45,36 @@ def configured(
     return None
   if recipe.needs_delta:
     raise ValueError(
-      f'config.optimizer = {config.optimizer!r} merges updates with a delta of whole weights, which the adapters of '
+      f'the optimizer {recipe.name} merges updates with a delta of whole weights, which the adapters of '
       f'config.adapter = {config.adapter!r} do not have: leave one of them'
     )
   adapter = parse_adapter(config.adapter)
-  trained(adapter, _shapes(model_config))  # which refuses targets that do not exist, before anything is read
+  # Raises for targets that do not exist, before anything is read.
+  Policy(transformer.build(model_config), adapter).trained_shapes()
   return adapter
 
 
-def trained(adapter: lora.LoRA | None, shapes: Params) -> Params:
-  """The shapes of what a run trains, given those of the model."""
-  if adapter is None:
-    return shapes
-  return jax.eval_shape(lambda key: lora.init(key, shapes, adapter), jax.random.key(0))
-
-
-def initial_params(
-  adapter: lora.LoRA | None,
-  config: settings.Config,
-  model_config: transformer.TransformerConfig,
-  mesh: jax.sharding.Mesh,
-  key: Array,
-) -> Params:
+def initial_params(policy: Policy, config: settings.ModelSettings, mesh: jax.sharding.Mesh, key: Array) -> Params:
   """What a run trains, before the first step: the model's parameters, or the adapter's. Each is made where it lives."""
-  shapes = _shapes(model_config)
-  shardings = rules.param_shardings(mesh, trained(adapter, shapes))
-  if adapter is None:
-    return checkpoint_io.load_params(config.model, model_config, shardings)
-  return jax.jit(lambda key: lora.init(key, shapes, adapter), out_shardings=shardings)(key)
+  shardings = rules.param_shardings(mesh, policy.trained_shapes())
+  if policy.adapter is None:
+    return checkpoint_io.load_params(config.model, policy.model.config, shardings)
+  model = policy.bind(_shapes(policy.model.config))
+  return jax.jit(model.init, out_shardings=shardings)(key)
 
 
 def load_base(
   adapter: lora.LoRA | None,
-  config: settings.Config,
+  config: settings.ModelSettings,
   model_config: transformer.TransformerConfig,
   mesh: jax.sharding.Mesh,
 ) -> Params | None:
-  """The frozen model under an adapter, its kernels quantised one by one as they are read; None without an adapter."""
+  """The frozen model under an adapter, each kernel quantised when it is read; None without an adapter."""
   if adapter is None:
     return None
 
   def convert(path: str, leaf: Array) -> Any:
-    def place(part: Array) -> Array:  # the scales of a kernel lie beside what they scale
+    def place(part: Array) -> Array:  # the scales of a kernel get the sharding of the kernel
       return jax.device_put(part, NamedSharding(mesh, rules.partition_spec(path, part.shape, mesh)))
 
     if config.base_quantization == 'none':
@@ -96,7 +85,7 @@ def load_base(
   return checkpoint_io.load_params(config.model, model_config, shardings, convert)
 
 
-def describe(config: settings.Config, parameters: Params) -> str:
+def describe(config: settings.ModelSettings, parameters: Params) -> str:
   """A line of a run's summary."""
   count = sum(leaf.size for leaf in jax.tree.leaves(parameters))
   base = 'float32' if config.base_quantization == 'none' else config.base_quantization

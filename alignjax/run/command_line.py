@@ -1,79 +1,142 @@
-"""The flags of the programs that take the settings of a run."""
+"""The flags of the programs that take the configuration of a run: train and doctor.
+
+Every setting has a flag, --batch_size=16. A file gives many, --config=path.py (or .json, .yaml), and
+--config.batch_size=16 changes one of them; --batch_size=16 is the same.
+"""
 
 from collections.abc import Iterator, Sequence
 import contextlib
-import pathlib
+import dataclasses
+import difflib
+import os
 import sys
+from typing import NoReturn
+import warnings
 
-from absl import app, flags, logging
+from absl import flags
 from ml_collections import config_flags
 
 from alignjax.parallel import distributed
-from alignjax.run import settings
+from alignjax.run import config_file, fields, settings
 
-# Settings with a flag of their own, because nearly every run gives them.
-SHORT = (
-  'model',
-  'reference',
-  'reference_cache',
-  'base_model',
-  'data',
-  'eval_data',
-  'objective',
-  'optimizer',
-  'adapter',
-  'doctor',
-  'workdir',
-)
+# What other trainers call a setting, and what to give instead.
+HINTS = {
+  'learning_rate': "the learning rate is part of the optimizer: --optimizer='adamw(1e-6)'",
+  'lr': "the learning rate is part of the optimizer: --optimizer='adamw(1e-6)'",
+  'weight_decay': "weight decay is part of the optimizer: --optimizer='adamw(1e-6, weight_decay=0.01)'",
+  'beta': "beta is part of the objective: --objective='dpo(beta=0.1)'",
+  'loss_type': "the loss is an expression: --objective='ipo()'",
+  'num_train_epochs': 'give --epochs=1',
+  'max_steps': 'give --steps=1000',
+  'warmup_ratio': 'give --warmup=0.1',
+  'max_grad_norm': 'give --gradient_clip=1.0',
+  'per_device_train_batch_size': 'give --batch_size=32, the prompts in an update over all devices',
+  'gradient_accumulation_steps': 'give --microbatches=4, the parts of a batch',
+  'model_name_or_path': 'give --model=FOLDER',
+  'ref_model': 'give --reference=FOLDER',
+  'dataset_name': 'give --data=FILE',
+  'output_dir': 'give --workdir=FOLDER',
+  'bf16': 'give --compute_dtype=bfloat16',
+}
 
 
-def define_flags() -> None:
-  """The flags of the program. Not on import: flags are global, and other programs have flags of the same names."""
-  with _refusing_unknown_settings():
+@dataclasses.dataclass(frozen=True)
+class Processes:
+  """Processes."""
+
+  coordinator: str = fields.field('', 'host:port of process 0, for runs of several processes.')
+  num_processes: int = fields.field(1, 'Number of processes in the run.')
+  process_id: int = fields.field(0, 'Number of this process, from 0.')
+  local_devices: int = fields.field(0, 'Virtual CPU devices of this process; 0: the real devices.')
+
+  def join(self) -> None:
+    """Joins this process to the run. Call it before anything uses a device."""
+    distributed.initialize(self.coordinator or None, self.num_processes, self.process_id, self.local_devices)
+
+  def leave(self, code: int) -> NoReturn:
+    """Ends this process. After an error it does not wait for the others, which may be waiting for this one."""
+    if code and self.num_processes > 1:
+      sys.stdout.flush()
+      sys.stderr.flush()
+      os._exit(code)
+    sys.exit(code)
+
+
+@dataclasses.dataclass(frozen=True)
+class Invocation:
+  """What a command line asks for."""
+
+  config: settings.Config = dataclasses.field(default_factory=settings.Config, metadata={'flag': ''})
+  processes: Processes = dataclasses.field(default_factory=Processes, metadata={'flag': ''})
+
+
+def parse_flags(kind: type[Invocation], argv: Sequence[str], values: flags.FlagValues) -> Invocation:
+  """The configuration and the processes that a command line describes.
+
+  Args:
+    kind: `Invocation`.
+    argv: the command line.
+    values: where to define the flags.
+
+  Raises:
+    ValueError: a setting is unknown, given twice with different values, or has an invalid value.
+  """
+  argv = [_checked(argument) for argument in argv]
+  with _one_message():
     config_flags.DEFINE_config_file(
-      'config',
-      str(pathlib.Path(__file__).parent / 'default_config.py'),
-      'A file whose get_config() gives the settings; --config.<name>=<value> changes one of them.',
+      'config', config_file.__file__, 'A file of settings.', flag_values=values, sys_argv=argv
     )
-  for name in SHORT:
-    if name in ('data', 'eval_data'):
-      flags.DEFINE_multi_string(name, None, f'Short for --config.{name}; may be repeated.')
-    else:
-      flags.DEFINE_string(name, None, f'Short for --config.{name}.')
-  flags.DEFINE_string('coordinator', None, 'host:port of process 0, where there are several processes.')
-  flags.DEFINE_integer('num_processes', 1, 'Processes in the run.')
-  flags.DEFINE_integer('process_id', 0, 'Of this process, from 0.')
-  flags.DEFINE_integer('local_devices', 0, 'Virtual CPU devices of this process; 0: the real devices.')
+    fields.define_flags(kind, values)
+    fields.parse(kind, argv, values)
+    from_file = fields.flat_dict(values.config.to_dict(), 'config.')
+  plain = fields.given(kind, values)
+  for name, dotted in values['config'].override_values.items():
+    value = plain.get(f'config.{name}', dotted)
+    if fields.listed(value) != fields.listed(dotted):
+      raise ValueError(f'--{name}={value} and --config.{name}={dotted} differ: give one of them')
+  chosen = fields.nested(from_file | plain)
+  return kind(settings.from_dict(chosen['config']), fields.build(Processes, chosen.get('processes', {})))
+
+
+def _checked(argument: str) -> str:
+  """Refuses --config=<file> without a file and --config.<name> without such a setting; a file of text is read here.
+
+  Returns:
+    The argument, with lists as tuples, and --config=run/config.json as --config=.../config_file.py:run/config.json.
+  """
+  name, _, path = argument.partition('=')
+  option = name.lstrip('-').removeprefix('no')
+  if option.startswith('config.'):
+    known = {leaf.name: leaf.field.type for leaf in fields.leaves(settings.Config)}
+    setting = option.removeprefix('config.')
+    if setting not in [*known, 'mesh']:
+      close = difflib.get_close_matches(setting, known, n=1)
+      raise ValueError(f'--{option} is not a setting' + (f'; did you mean {close[0]}?' if close else ''))
+    if known.get(setting) == fields.Strings and '=' in argument:
+      return f'{name}={fields.split(path)}'  # ml_collections would take a,b for one string
+  if option != 'config' or not path:
+    return argument
+  if not os.path.isfile(path.partition(':')[0]):
+    raise ValueError(f'{argument}: there is no such file')
+  if not path.endswith(('.json', '.yaml', '.yml')):
+    return argument
+  config_file.get_config(path)
+  return f'--config={config_file.__file__}:{path}'
 
 
 @contextlib.contextmanager
-def _refusing_unknown_settings() -> Iterator[None]:
-  """ml_collections reports --config.<name> of a name that does not exist by exceptions, with a good message."""
+def _one_message() -> Iterator[None]:
+  """Errors of ml_collections, and of config files, as a ValueError with one message."""
   try:
-    yield
-  except (AttributeError, KeyError, TypeError, ValueError) as error:
-    print(f'error: in the flags: {error.args[0] if error.args else error}', file=sys.stderr)
-    sys.exit(1)
-
-
-def parse(argv: Sequence[str]) -> Sequence[str]:
-  with _refusing_unknown_settings():
-    return app.parse_flags_with_usage(argv)
-
-
-def begin(argv: Sequence[str]) -> None:
-  """What a program does first: refuses what is no flag, and is quiet about what is no warning."""
-  if argv[1:]:
-    raise app.UsageError(f'what is {argv[1]!r}? Settings are given as --config.<name>=<value>')
-  if not flags.FLAGS['verbosity'].present:
-    logging.set_verbosity(logging.WARNING)  # at INFO, every checkpoint writes 40 lines
-
-
-def resolve() -> settings.Config:
-  """The configuration that the flags describe, once the processes of the run know each other."""
-  given = flags.FLAGS
-  values = given.config.to_dict()
-  short = {name: given[name].value for name in SHORT}
-  config = settings.from_dict(values | {name: value for name, value in short.items() if value is not None})
-  distributed.initialize(given.coordinator, given.num_processes, given.process_id, given.local_devices)
-  return config
+    with warnings.catch_warnings():
+      warnings.simplefilter('ignore', DeprecationWarning)  # ml_collections loads files in a deprecated way
+      yield
+  except SyntaxError as error:
+    raise ValueError(f'--config: {error.filename}:{error.lineno}: {error.msg}') from error
+  except Exception as error:
+    text = str(error.args[0] if error.args else error).strip()
+    if 'Traceback' in text:  # ml_collections puts one into its messages
+      raise ValueError(f'--config: {text.splitlines()[-1]}') from error
+    if isinstance(error, ValueError | flags.Error):
+      raise
+    raise ValueError(f'--config: {type(error).__name__}: {text}') from error

@@ -2,52 +2,54 @@
 
 from collections.abc import Callable
 import pathlib
+from typing import NamedTuple
 
 from alignjax import optim
-from alignjax.models import checkpoint_io, lora, peft, transformer
-from alignjax.optim import recipes
-from alignjax.run import settings
-from alignjax.training import state as state_lib
+from alignjax.models import checkpoint_io, peft
+from alignjax.training import state as training_state
+from alignjax.training.policy import Policy
 from alignjax.types import Params
+
+
+class Origin(NamedTuple):
+  """What was trained."""
+
+  folder: str  # the model before training
+  policy: Policy
+  averages: bool  # whether the optimizer keeps an average of the parameters
 
 
 def export(
   workdir: pathlib.Path,
-  model_config: transformer.TransformerConfig,
-  state: state_lib.TrainState,
-  config: settings.Config,
-  recipe: recipes.Recipe,
+  origin: Origin,
+  state: training_state.TrainState,
+  base: Params | None,
   announce: Callable[[str], None],
-  adapter: lora.LoRA | None = None,
-  base: Params | None = None,
 ) -> None:
   """Writes model/, the aligned model; model_average/ if the optimizer keeps one; adapter/ if an adapter was trained.
 
-  What is there already stays.
+  Folders that exist stay as they are.
 
   Args:
-    workdir: of the run.
-    model_config: of the model.
-    state: when the run is finished.
-    config: of the run.
-    recipe: its optimizer.
-    announce: told of every folder.
-    adapter: what was trained if not the model's own parameters.
-    base: the model under the adapter, which is merged with it.
+    workdir: the run's folder.
+    origin: the policy and where it came from.
+    state: the state after the last step.
+    base: the frozen parameters under an adapter, which are merged with it; None without one.
+    announce: called with a line for each folder.
   """
+  policy, config = origin.policy, origin.policy.model.config
 
   def export_model(name: str, what: str, params: Params) -> None:
     folder = workdir / name
     if not (folder / 'config.json').exists():
-      params = params if adapter is None else lora.merge(base, params, adapter)
-      checkpoint_io.save(folder, model_config, params, assets_from=config.model)
+      checkpoint_io.save(folder, config, policy.merged(params, base), assets_from=origin.folder)
     announce(f'{what} is in {folder}')
 
   export_model('model', 'the aligned model', state.params)
-  if recipe.averages:
+  if origin.averages:
     export_model('model_average', 'its moving average', optim.averaged(state.opt_state, state.params))
-  if adapter is not None:
+  if policy.adapter is not None:
     folder = workdir / 'adapter'
     if not (folder / peft.CONFIG).exists():
-      peft.save(folder, model_config, adapter, state.params, config.model)
+      peft.save(folder, config, policy.adapter, state.params, origin.folder)
     announce(f'the adapter is in {folder}, as PEFT reads it')

@@ -1,4 +1,4 @@
-"""What a run reads: preference pairs, and its reference in one of the ways in which there can be one."""
+"""What a run reads: a dataset, and the reference model in one of its forms."""
 
 from collections.abc import Callable, Sequence
 import hashlib
@@ -8,113 +8,111 @@ from typing import Any, NamedTuple
 import jax
 
 from alignjax import objectives, stats
-from alignjax.data import batching, pairs, reference_cache, sources, tokenization
-from alignjax.data import report as report_lib
-from alignjax.models import base, checkpoint_io
-from alignjax.models import lora as lora_lib
+from alignjax.data.batches import batching, reference_cache
+from alignjax.data.reading import drops, sources
+from alignjax.data.tokens import dataset, encoding, tokenization
+from alignjax.models import checkpoint_io
 from alignjax.run import adapters, settings
-from alignjax.training import placement, reference
-from alignjax.types import Head, Params
+from alignjax.training import caching, placement, references, rows
+from alignjax.training.policy import Policy
+from alignjax.types import Params
 
 Announce = Callable[[str], None]
 
 
 class Split(NamedTuple):
-  """One data set of a run."""
+  """One dataset of a run."""
 
-  data: pairs.TokenizedPairs
+  data: dataset.TokenDataset
   batches: batching.Batches
-  training: bool  # shuffled and without end, or each pair once
+  training: bool  # shuffled and repeated forever, or each example once
 
 
-def read_split(
-  paths: Sequence[str],
-  config: settings.Config,
-  tokenizer: tokenization.Tokenizer,
-  vocab_size: int,
-  mesh: jax.sharding.Mesh,
-  announce: Announce,
-  *,
-  training: bool,
-) -> Split:
-  """Reads and tokenises pairs, says what became of them, and plans their batches."""
-  report = report_lib.DropReport()
-  data = pairs.tokenize(
-    sources.read_pairs(paths, report, on_error=config.on_error, ignore_fields=config.ignore_fields),
-    tokenizer,
-    max_prompt=config.max_prompt,
-    max_response=config.max_response,
-    vocab_size=vocab_size,
-    report=report,
+class Reading(NamedTuple):
+  """What data are read with."""
+
+  tokenizer: tokenization.Tokenizer
+  vocab_size: int  # vocabulary size of the model
+  mesh: jax.sharding.Mesh
+  announce: Announce
+
+
+def read_split(paths: Sequence[str], config: settings.DataSettings, reading: Reading, *, training: bool) -> Split:
+  """Reads and tokenises a dataset, announces what was dropped, and plans its batches."""
+  report = drops.DropReport()
+  data = encoding.tokenize(
+    sources.read_examples(paths, report, on_error=config.on_error, ignore_fields=config.ignore_fields),
+    reading.tokenizer,
+    encoding.Limits(config.max_prompt, config.max_response, reading.vocab_size),
+    report,
     on_error=config.on_error,
   )
-  announce(f'{", ".join(paths)}: {data.report}')
-  return Split(data, _batches(data, config, mesh, training, None), training)
+  if not data.responses:
+    raise ValueError(
+      f'{", ".join(paths)}: the rows are prompts without responses, and an objective needs responses; '
+      'use data of another form, such as preference'
+    )
+  reading.announce(f'{", ".join(paths)}: {data.report}')
+  return Split(data, _batches(data, config, reading.mesh, training, None), training)
 
 
 def _batches(
-  data: pairs.TokenizedPairs,
-  config: settings.Config,
+  data: dataset.TokenDataset,
+  config: settings.DataSettings,
   mesh: jax.sharding.Mesh,
   training: bool,
   cache: reference_cache.ReferenceCache | None,
 ) -> batching.Batches:
-  index, count = placement.row_group(mesh)
-  return batching.make_batches(
-    data,
-    batch_size=config.batch_size,
+  spec = batching.BatchSpec(
+    config.batch_size,
     seed=config.seed,
     epochs=None if training else 1,
-    process_index=index,
-    process_count=count,
     buckets=config.buckets or None,
     shuffle=training,
-    cache=cache,
   )
+  return batching.make_batches(data, spec, batching.Shard(*placement.row_group(mesh)), cache)
 
 
 class Reference:
   """The reference of a run: none, separate parameters, the base of an adapter, or a cache on disk and at most the head.
 
   Args:
-    config: of the run.
-    model: whose shape the reference has.
-    lora: with an adapter, the frozen base is the reference, if no other one is named.
-    objective: that needs it, or not.
-    mesh: of the run.
-    shardings: of parameters.
-    announce: told of the making of caches.
+    config: the models, the data and how the run computes.
+    policy: whose model the reference shares; the frozen base of its adapters is the reference if config names no other.
+    objective: the objective, which may need no reference.
+    mesh: the mesh of the run.
+    shardings: shardings of the parameters.
+    announce: called with progress messages.
   """
 
   def __init__(
     self,
-    config: settings.Config,
-    model: base.LanguageModel,
-    lora: lora_lib.LoRA | None,
+    config: settings.InputSettings,
+    policy: Policy,
     objective: objectives.Objective,
     mesh: jax.sharding.Mesh,
     shardings: Any,
     announce: Announce,
   ):
-    self._config, self._model, self._needs, self._mesh = config, model, objective.needs, mesh
+    self._config, self._model, self._needs, self._mesh = config, policy.model, objective.needs, mesh
     self._shardings, self._announce = shardings, announce
     self.folder = config.reference or config.model
-    self._base = lora if self.folder == config.model else None
+    self._base = policy.adapter if self.folder == config.model else None
     self.needed = bool(stats.missing_reference(objective.needs, ()))
     if config.reference_cache and not self.needed:
       raise ValueError(
-        f'config.reference_cache = {config.reference_cache!r} has no use: {config.objective!r} reads no reference'
+        f'config.reference_cache = {config.reference_cache!r} has no use: {objective.name} reads no reference'
       )
 
-  def load(self) -> Params | Head | None:
+  def load(self) -> references.Reference:
     """What the step needs of the reference besides what its batches hold."""
     if not self.needed:
-      return None
+      return references.NotLoaded()
     if not self._config.reference_cache:
-      return None if self._base else self._params()
-    if self._columns().keys() == {reference.REFERENCE_STATES}:
-      return checkpoint_io.load_head(self.folder, self._model.config, self._shardings)
-    return None
+      return references.Base() if self._base else references.Live(self._params())
+    if self._columns().keys() == {references.STATES}:
+      return references.CachedStates(checkpoint_io.load_head(self.folder, self._model.config, self._shardings))
+    return references.NotLoaded()
 
   def cached(self, splits: Sequence[Split]) -> list[Split]:
     """The same data sets, their batches with what a cache holds. Makes the caches that are not there yet.
@@ -135,30 +133,27 @@ class Reference:
       folder = reference_cache.folder_of(root, identity)
       if not folder.exists():
         params = self._params() if params is None else params
-        self._announce(f'reference cache of {len(split.data)} pairs: making {folder}')
+        self._announce(f'reference cache of {len(split.data)} examples: making {folder}')
         self._build(root, identity, split, params)
       cache = reference_cache.ReferenceCache(root, identity, split.data)
-      self._announce(f'reference cache: {", ".join(columns)} of {len(split.data)} pairs from {folder}')
+      self._announce(f'reference cache: {", ".join(columns)} of {len(split.data)} examples from {folder}')
       batches = _batches(split.data, self._config, self._mesh, split.training, cache)
       result.append(split._replace(batches=batches))
     return result
 
   def _build(self, root: pathlib.Path, identity: dict[str, Any], split: Split, params: Params) -> None:
-    reference.build_cache(
+    layout = rows.Layout(self._config.chunk, mesh=self._mesh)
+    caching.build_cache(
       root,
       identity,
       split.data,
       _batches(split.data, self._config, self._mesh, False, None),
-      self._model,
-      params,
-      self._needs,
-      mesh=self._mesh,
-      chunk=self._config.chunk,
-      announce=self._announce,
+      caching.ReferenceRun(self._model, params, self._needs, layout),
+      self._announce,
     )
 
   def _columns(self) -> dict[str, reference_cache.Column]:
-    return reference.columns(self._needs, self._model.config.width, self._config.compute_dtype)
+    return caching.columns(self._needs, self._model.config.width, self._config.compute_dtype)
 
   def _params(self) -> Params:
     if self._base:
@@ -170,7 +165,7 @@ def fingerprint(folder: str, whole: bool = False) -> str:
   """A hash of a model: its small files in full, and its weights.
 
   Args:
-    folder: of the model.
+    folder: the model.
     whole: hash all weights; else their sizes and 32 samples of 64 KiB, which is quick enough for every start of a run.
   """
   digest = hashlib.sha256()

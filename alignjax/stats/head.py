@@ -1,6 +1,6 @@
-"""From hidden states to token statistics, without ever holding [B, N, R, V].
+"""From hidden states to statistics, without ever holding [B, N, R, V].
 
-Logits exist for one chunk of positions at a time, for the policy and the reference side by side, and are computed
+Logits exist for one chunk of positions at a time, for the policy and the reference together, and are computed
 again in the backward pass. Chunks run along positions and never along flattened tokens: prompts are sharded over
 devices, and a scan over a flattened [B * N * R] axis would make every device compute every token.
 """
@@ -12,14 +12,14 @@ import jax
 import jax.numpy as jnp
 
 from alignjax import numerics
-from alignjax.stats import table, token
+from alignjax.stats import response, table, token
 from alignjax.types import Array, Head, PreferenceBatch
 
 
 class HiddenStates(NamedTuple):
-  """What a model says of a batch before its vocabulary is looked at."""
+  """The output of a model for a batch, before the projection to the vocabulary."""
 
-  states: Array  # [B, N, R, D], entry t predicts response token t; any leading dimensions where no batch is involved
+  states: Array  # [B, N, R, D], entry t predicts response token t; other leading dimensions are allowed without a batch
   head: Head
 
 
@@ -42,37 +42,43 @@ def log_probs(hidden: HiddenStates) -> Array:
   return jax.nn.log_softmax(logits(hidden))
 
 
-def missing_reference(needs: Iterable[token.TokenStat], cached: Iterable[str]) -> list[str]:
-  """Names of the statistics for which the reference model itself must be run, because no cached value stands in."""
+def missing_reference(needs: Iterable[table.Stat], cached: Iterable[str]) -> list[str]:
+  """Names of the statistics for which the reference model itself must be run, because no cached value replaces it."""
   return sorted({stat.name for stat in needs if stat.reference} - set(cached))
 
 
 def statistics(
-  needs: Iterable[token.TokenStat],
+  needs: Iterable[table.Stat],
   policy: HiddenStates,
   reference: HiddenStates | None,
   batch: PreferenceBatch,
   *,
-  positions: int,
+  chunk: int,
 ) -> table.StatTable:
-  """Computes the statistics in `needs` from hidden states, `positions` response positions at a time.
+  """Computes the statistics in `needs` from hidden states, `chunk` response tokens at a time.
 
   Args:
-    needs: the statistics; those found in `batch.cached` are taken from there.
+    needs: the statistics; those in `batch.cached` are read from there.
     policy: hidden states and head of the policy.
-    reference: the same of the reference; None if no statistic that has to be computed reads it. No gradient enters it.
-    batch: where the response tokens, lengths and cached statistics come from.
-    positions: response positions whose logits exist at once, B * N * positions * V numbers for each model.
+    reference: those of the reference; None if no statistic to compute reads it. Gradients stop here.
+    batch: provides the response tokens, lengths and cached statistics.
+    chunk: response tokens whose logits exist at once, over all devices together: chunk * V numbers per model. Whole
+      positions of all B * N responses are taken together, at least one.
 
   Returns:
-    The table, each entry [B, N, R].
+    The table: token statistics [B, N, R], response statistics [B, N].
 
   Raises:
     ValueError: if a statistic reads the reference, is not cached, and `reference` is None.
   """
   needs = sorted(set(needs), key=lambda stat: stat.name)
   cached = {stat.name: jax.lax.stop_gradient(batch.cached[stat.name]) for stat in needs if stat.name in batch.cached}
-  live = [stat for stat in needs if stat.name not in cached]
+  of_responses = {
+    stat.name: stat(policy.states, policy.head, batch)
+    for stat in needs
+    if isinstance(stat, response.ResponseStat) and stat.name not in cached
+  }
+  live = [stat for stat in needs if isinstance(stat, token.TokenStat) and stat.name not in cached]
   if reference is None and (missing := missing_reference(live, ())):
     raise ValueError(
       f'the statistics {missing} read the reference model: give its parameters, or cache these statistics in the batch'
@@ -90,12 +96,14 @@ def statistics(
     policy.states if any(stat.policy for stat in live) else None,
     reference.states if reference is not None else None,
   )
-  values = _over_positions(compute, states, jnp.asarray(batch.response), positions) if live else {}
-  return table.StatTable.create({**values, **cached}, jnp.asarray(batch.response_length))
+  target = jnp.asarray(batch.response)
+  positions = max(1, chunk // (target.shape[0] * target.shape[1]))
+  values = _over_positions(compute, states, target, positions) if live else {}
+  return table.StatTable.create({**values, **of_responses, **cached}, jnp.asarray(batch.response_length))
 
 
 def from_logits(
-  needs: Iterable[token.TokenStat],
+  needs: Iterable[table.Stat],
   policy_logits: Array,
   reference_logits: Array | None,
   batch: PreferenceBatch,
@@ -103,9 +111,16 @@ def from_logits(
   """The same table from full logits, [B, N, R, V], that predict each response token; for notebooks and tests.
 
   Raises:
-    ValueError: if a statistic reads the reference, is not cached, and `reference_logits` is None.
+    ValueError: if a statistic reads the reference, is not cached, and `reference_logits` is None; for a response
+      statistic that is not cached.
   """
   needs = set(needs)
+  for stat in needs:
+    if isinstance(stat, response.ResponseStat) and stat.name not in batch.cached:
+      raise ValueError(
+        f'the response statistic {stat.name!r} reads hidden states, and here are only logits: '
+        f'put its values, [B, N], into batch.cached[{stat.name!r}], or use `stats.statistics`'
+      )
   missing = missing_reference(needs, batch.cached)
   if reference_logits is None and missing:
     raise ValueError(f'the statistics {missing} read the reference model: give `reference_logits`, or cache them')

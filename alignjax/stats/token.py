@@ -1,7 +1,7 @@
-"""Token statistics: what an objective may know of a response token, out of the two next-token distributions before it.
+"""Token statistics: what an objective can read about a response token from the two next-token distributions before it.
 
-A statistic maps log-probabilities over the vocabulary and the token that came to one number per token. An objective
-names the statistics that it needs; the head computes exactly these, a chunk of positions at a time.
+A statistic maps log-probabilities over the vocabulary and the observed token to one number per token. An objective
+names the statistics that it needs; the head computes only these, one chunk of positions at a time.
 """
 
 from collections.abc import Callable
@@ -18,8 +18,8 @@ from alignjax.types import Array
 class TokenStat:
   """A named function of (policy log-probs [..., V], reference log-probs [..., V], token ids [...]) -> [...].
 
-  Two statistics of one name are the same statistic, so sets of them are well defined and cached values can be found by
-  name. A side that the statistic does not read is given as None.
+  Two statistics with the same name are the same statistic, so they can be kept in sets and cached by name. A side that
+  the statistic does not read is passed as None.
   """
 
   name: str
@@ -32,8 +32,8 @@ class TokenStat:
 
 
 def _expectation(log_probs: Array, values: Array) -> Array:
-  # A token of probability 0 has log-probability -inf; it adds nothing, and must not turn 0 * inf into NaN, in the value
-  # or in the gradient: hence the `where` inside the product.
+  # A token of probability 0 has log-probability -inf and adds nothing. The `where` inside the product prevents the NaN
+  # of 0 * inf, in the value and in the gradient.
   return jnp.sum(jnp.exp(log_probs) * jnp.where(jnp.isneginf(log_probs), 0.0, values), axis=-1)
 
 
@@ -61,7 +61,7 @@ log_collision = TokenStat(
   'log_collision',
   lambda policy, reference, target: jax.nn.logsumexp(2.0 * policy, axis=-1),
 )
-"""log sum_v pi(v | x, y_<t)^2, nats: how probable a token that the policy draws is on average."""
+"""log sum_v pi(v | x, y_<t)^2, nats: the log of the average probability of a token drawn from the policy."""
 
 forward_kl = TokenStat(
   'forward_kl',
@@ -79,11 +79,11 @@ reverse_kl = TokenStat(
 
 
 def risk_ratio(measure: risk.RiskMeasure) -> TokenStat:
-  """The risk of the drift before token t, nats: what the policy has lost against the reference, for who fears the tail.
+  """The risk of the drift before token t, nats: how much log-probability the policy has lost against the reference.
 
   measure_{v ~ pi_ref}[ log pi_ref(v | x, y_<t) - log pi(v | x, y_<t) ]
 
-  With the expectation it is the forward KL; with a measure of the upper tail it is at least that, and 0 only where both
+  With the expectation it is the forward KL. With a measure of the upper tail it is at least that, and 0 only if both
   distributions agree (2505.20359, with the tail that its derivation implies: see `objectives.ra_dpo`).
   """
   return TokenStat(

@@ -1,17 +1,18 @@
-"""Checkpoints: state, data iterator and metadata together, verified when they are read back.
+"""Checkpoints of a run: its state, the position of its source and its metadata, verified when they are restored.
 
-A checkpoint of step n holds three items:
+The checkpoint of step n has three items:
 
   state     every array of the state by its path in the tree; PRNG keys as their raw data
-  data      the state of the Grain iterator, one file a process
+  data      `Source.get_state()` as JSON, one file per process
   metadata  identity and configuration of the run, versions, and shape, dtype and checksum of each array
 
-Orbax commits a checkpoint atomically, so a killed run leaves the previous one intact; but it does not notice a flipped
-bit among array bytes. Hence the checksums: computed on the devices before a save and after a restore, and equal for
-every mesh and sharding.
+Orbax commits a checkpoint atomically, so a killed run leaves the previous one intact. It does not detect a flipped bit
+in array files. The checksums do: they are computed on the devices before a save and after a restore, and do not depend
+on the mesh or the sharding.
 """
 
 from collections.abc import Mapping
+import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -20,13 +21,13 @@ from typing import Any, NamedTuple
 import zlib
 
 from absl import logging
-from grain import checkpoint as grain_checkpoint
 import jax
 from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from alignjax.training import source
 from alignjax.types import Array
 
 _VERSIONED = ('alignjax', 'flax', 'grain', 'jax', 'jaxlib', 'numpy', 'optax', 'orbax-checkpoint')
@@ -37,19 +38,24 @@ class CheckpointError(ValueError):
 
 
 class CorruptCheckpointError(CheckpointError):
-  """A checkpoint whose bytes are not those that were saved."""
+  """A checkpoint whose bytes have changed since it was saved."""
 
 
 class MismatchError(CheckpointError):
-  """A checkpoint of another run: something differs that must not. `config` is the configuration of that run."""
+  """A checkpoint of another run: something differs that must not.
 
-  def __init__(self, message: str, config: Mapping[str, Any]):
+  Attributes:
+    config: the configuration of that run.
+    identity: the identity of that run if it is what differs, otherwise None.
+  """
+
+  def __init__(self, message: str, config: Mapping[str, Any], identity: Mapping[str, Any] | None = None):
     super().__init__(message)
-    self.config = config
+    self.config, self.identity = config, identity
 
 
 class Restored(NamedTuple):
-  """What was read back."""
+  """A checkpoint that was read back."""
 
   step: int  # updates done
   state: Any
@@ -59,8 +65,8 @@ class Restored(NamedTuple):
 def checksum(array: Array) -> Array:
   """The sum over elements of bits(x_i) * odd(i) mod 2^32, where odd(i) is an odd hash of the index i.
 
-  An odd factor makes every single flipped bit visible, its dependence on i makes exchanged elements visible, and since
-  a sum of integers does not depend on order, neither does the result depend on the mesh.
+  The odd factor detects every single flipped bit. Its dependence on i detects exchanged elements. A sum of integers
+  does not depend on the order of addition, so the checksum does not depend on the mesh.
 
   Args:
     array: any shape; bool, integer or floating.
@@ -70,7 +76,7 @@ def checksum(array: Array) -> Array:
   """
   if array.dtype == jnp.bool_:
     array = array.astype(jnp.uint8)
-  unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(array.dtype.itemsize, jnp.uint32)  # 8 bytes become a last axis of 2
+  unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(array.dtype.itemsize, jnp.uint32)  # 8 bytes: a new last axis of 2
   bits = jax.lax.bitcast_convert_type(array, unsigned).astype(jnp.uint32)
   index = jnp.zeros(bits.shape, jnp.uint32)
   for axis, size in enumerate(bits.shape):
@@ -86,7 +92,7 @@ def _checksums(arrays: dict[str, Array]) -> dict[str, Array]:
 
 
 def checksums(tree: Any) -> dict[str, int]:
-  """The checksum of each array of a tree, by its path; PRNG keys by their raw data."""
+  """The checksum of each array of a tree, by path. PRNG keys count as their raw data."""
   raw = {name: _raw(leaf) for name, leaf in _by_path(tree).items()}
   return {name: int(value) for name, value in jax.device_get(_checksums(raw)).items()}
 
@@ -106,7 +112,7 @@ def _raw(leaf: Array) -> Array:
 
 def _abstract(name: str, leaf: Any) -> jax.ShapeDtypeStruct:
   if leaf.sharding is None:
-    raise ValueError(f'{name}: to restore it, its sharding must be known, and this shape has none')
+    raise ValueError(f'{name}: cannot be restored without a sharding; pass a ShapeDtypeStruct that has one')
   raw = jax.eval_shape(_raw, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
   return jax.ShapeDtypeStruct(raw.shape, raw.dtype, sharding=leaf.sharding)
 
@@ -120,7 +126,7 @@ def _versions() -> dict[str, str]:
   for name in _VERSIONED:
     try:
       found[name] = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:  # alignjax itself, run from a checkout that is not installed
+    except importlib.metadata.PackageNotFoundError:  # alignjax itself, in a checkout that is not installed
       found[name] = 'not installed'
   return found
 
@@ -129,22 +135,46 @@ def _digest(content: Mapping[str, Any]) -> str:
   return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+def _crc(position: Any) -> int:
+  return zlib.crc32(json.dumps(position, sort_keys=True).encode())
+
+
 def _per_process(value: int) -> list[int]:
-  """One uint32 of each process."""
+  """Gathers one uint32 from each process."""
   if jax.process_count() == 1:
     return [value]
   return [int(x) for x in multihost_utils.process_allgather(np.array([value], np.uint32)).ravel()]
 
 
+def _file_of(process: int, count: int) -> str:
+  return f'process_{process}-of-{count}.json'
+
+
+class _PositionHandler(ocp.CheckpointHandler):
+  """Writes one JSON file per process. `Checkpoints` reads them without Orbax."""
+
+  def save(self, directory: Any, args: '_PositionSave') -> None:
+    (directory / _file_of(jax.process_index(), jax.process_count())).write_text(args.text)
+
+  def restore(self, directory: Any, args: Any = None) -> None:
+    raise NotImplementedError('Checkpoints.restore reads these files')
+
+
+@ocp.args.register_with_handler(_PositionHandler, for_save=True, for_restore=True)
+@dataclasses.dataclass
+class _PositionSave(ocp.args.CheckpointArgs):
+  text: str
+
+
 class Checkpoints:
-  """The checkpoints of one run, in one folder that all processes see.
+  """The checkpoints of one run, in one folder that all processes can read and write.
 
   Args:
     folder: created if absent.
-    config: the resolved configuration, JSON-like; given back by `restore`.
-    identity: what must stay the same for as long as a run is resumed (model, data, objective, seed ...), JSON-like.
-      A checkpoint in which an entry differs is refused.
-    keep: the number of checkpoints to keep, the newest ones.
+    config: the resolved configuration, JSON-like; `restore` returns it.
+    identity: everything that must stay the same when a run resumes (model, data, objective, seed, ...), JSON-like. A
+      checkpoint in which an entry differs is refused.
+    keep: the number of newest checkpoints to keep.
   """
 
   def __init__(
@@ -168,17 +198,18 @@ class Checkpoints:
     self.close()
 
   def steps(self) -> list[int]:
-    """Steps of the checkpoints, the newest last."""
+    """The steps that have a checkpoint, the newest last."""
     return sorted(self._manager.all_steps())
 
-  def save(self, step: int, state: Any, iterator: Any) -> None:
-    """Saves in the background. On return the state may be donated, and the iterator may move on.
+  def save(self, step: int, state: Any, batches: source.Source) -> None:
+    """Saves in the background. After it returns, the state may be donated and the source may advance.
 
     Args:
       step: updates done.
-      state: a tree of arrays that the caller knows to be finite.
-      iterator: a Grain iterator, whose state is taken at once.
+      state: a tree of arrays. The caller has checked that they are finite.
+      batches: the source, positioned at the batch of the next update.
     """
+    position = batches.get_state()
     leaves = _by_path(state)
     sums = checksums(state)
     arrays = {name: _specification(leaf) | {'checksum': sums[name]} for name, leaf in leaves.items()}
@@ -190,47 +221,47 @@ class Checkpoints:
       'versions': _versions(),
       'arrays': arrays,
       'keys': keys,
-      'data': _per_process(zlib.crc32(json.dumps(iterator.get_state(), sort_keys=True).encode())),
+      'data': _per_process(_crc(position)),
     }
     self._manager.save(
       step,
       args=ocp.args.Composite(
         state=ocp.args.StandardSave({name: _raw(leaf) for name, leaf in leaves.items()}),
-        data=grain_checkpoint.CheckpointSave(iterator),
+        data=_PositionSave(json.dumps(position, indent=4)),
         metadata=ocp.args.JsonSave({'content': content, 'sha256': _digest(content)}),
       ),
       force=True,
     )
 
   def wait(self) -> None:
-    """Returns when the last save is committed."""
+    """Waits until the last save is committed."""
     self._manager.wait_until_finished()
 
   def close(self) -> None:
     """Waits for the last save and releases the folder."""
     self._manager.close()
 
-  def restore(self, like: Any, iterator: Any) -> Restored | None:
-    """Reads the newest good checkpoint, and moves the iterator to where it stood.
+  def restore(self, like: Any, batches: source.Source) -> Restored | None:
+    """Restores the newest intact checkpoint, and moves the source to its position.
 
-    A corrupt checkpoint is reported as an error in the log, moved to the folder `<folder>-corrupt`, and the one before
-    it is read.
+    A corrupt checkpoint is logged as an error and moved to the folder `<folder>-corrupt`; then the one before it is
+    tried.
 
     Args:
-      like: a tree of arrays or of ShapeDtypeStructs, with shardings, which the restored arrays get.
-      iterator: a Grain iterator over the same data.
+      like: a tree of arrays or ShapeDtypeStructs with shardings. The restored arrays get these shardings.
+      batches: a source over the same data.
 
     Returns:
-      None where there is no checkpoint.
+      The step, the state and the saved configuration; None if there is no checkpoint.
 
     Raises:
-      MismatchError: for a checkpoint of a run of another identity, or of other arrays.
-      CorruptCheckpointError: where there are checkpoints and none is good.
+      MismatchError: if the checkpoint belongs to a run of another identity or has other arrays.
+      CorruptCheckpointError: if every checkpoint is corrupt.
     """
     failures: dict[int, str] = {}
     for step in reversed(self.steps()):
       try:
-        restored = self._restore_step(step, like, iterator)
+        restored = self._restore_step(step, like, batches)
       except CorruptCheckpointError as error:
         failures[step] = str(error)
         logging.error('CORRUPT CHECKPOINT: %s. Trying the one before it.', failures[step])
@@ -240,36 +271,38 @@ class Checkpoints:
       return restored
     if failures:
       raise CorruptCheckpointError(
-        f'no checkpoint in {self.folder} is good: {"; ".join(failures.values())}. Remove the folder to start anew'
+        f'no checkpoint in {self.folder} is intact: {"; ".join(failures.values())}. Remove the folder to start over'
       )
     return None
 
-  def _restore_step(self, step: int, like: Any, iterator: Any) -> Restored:
+  def _restore_step(self, step: int, like: Any, batches: source.Source) -> Restored:
     metadata = self._read_metadata(step)
     leaves = _by_path(like)
     self._check_identity(step, metadata)
     self._check_arrays(step, metadata, leaves)
-    data_state = self._read_data(step, metadata)
+    position = self._read_data(step, metadata)
     abstract = {name: _abstract(name, leaf) for name, leaf in leaves.items()}
     arguments = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
     arrays = self._guard(step, 'state', lambda: self._manager.restore(step, args=arguments)['state'])
     wrong = [name for name, value in checksums(arrays).items() if value != metadata['arrays'][name]['checksum']]
     if wrong:
-      raise CorruptCheckpointError(f'checkpoint {step}: the bytes of {", ".join(wrong)} are not those that were saved')
+      raise CorruptCheckpointError(
+        f'checkpoint {step}: the bytes of {", ".join(wrong)} have changed since it was saved'
+      )
     for name, implementation in metadata['keys'].items():
       arrays[name] = jax.random.wrap_key_data(arrays[name], impl=implementation)
-    # The iterator moves last: had it moved for a checkpoint that proved corrupt, nothing would move it back.
-    iterator.set_state(data_state)
+    # The source moves last, so that a corrupt checkpoint leaves it where it was.
+    batches.set_state(position)
     self._warn_of_versions(step, metadata['versions'])
     state = jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in leaves])
     return Restored(step, state, metadata['config'])
 
   def _guard(self, step: int, item: str, read: Any) -> Any:
-    """Runs `read` on every process; if it fails on one, all of them agree that the checkpoint is corrupt."""
+    """Calls `read` on every process; if it fails on one, all of them treat the checkpoint as corrupt."""
     result, cause = None, None
     try:
       result = read()
-    except Exception as error:  # damaged files surface as KeyError, JSONDecodeError, text of the storage layer, ...
+    except Exception as error:  # damaged files raise KeyError, JSONDecodeError, errors of the storage layer, ...
       if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error):
         raise
       cause = error
@@ -290,22 +323,22 @@ class Checkpoints:
     return self._guard(step, 'metadata', read)
 
   def _read_data(self, step: int, metadata: Mapping[str, Any]) -> Any:
-    """The state of this process's data iterator; where all states are equal, any number of processes can resume."""
+    """This process's position in the data. If all positions are equal, any number of processes can resume."""
     sums = metadata['data']
     if len(sums) != jax.process_count() and len(set(sums)) > 1:
       raise MismatchError(
         f'checkpoint {step} was saved by {len(sums)} processes and cannot be resumed by {jax.process_count()}: '
-        'each process had a place of its own in the data',
+        'its processes were at different positions in the data',
         metadata['config'],
       )
     process = jax.process_index() if len(sums) == jax.process_count() else 0
 
     def read() -> Any:
-      file = self.folder / str(step) / 'data' / f'process_{process}-of-{len(sums)}.json'
-      state = json.loads(file.read_text(encoding='utf-8'))
-      if zlib.crc32(json.dumps(state, sort_keys=True).encode()) != sums[process]:
+      file = self.folder / str(step) / 'data' / _file_of(process, len(sums))
+      position = json.loads(file.read_text(encoding='utf-8'))
+      if _crc(position) != sums[process]:
         raise ValueError('its checksum does not match')
-      return state
+      return position
 
     return self._guard(step, 'data', read)
 
@@ -319,8 +352,9 @@ class Checkpoints:
     if changed:
       raise MismatchError(
         f'checkpoint {step} in {self.folder} belongs to another run. {"; ".join(changed)}. '
-        'Go back to the old value, or choose another work directory',
+        'Restore the old value, or choose another work directory',
         metadata['config'],
+        saved,
       )
 
   def _check_arrays(self, step: int, metadata: Mapping[str, Any], leaves: Mapping[str, Any]) -> None:
@@ -335,14 +369,16 @@ class Checkpoints:
       if was != now:
         raise MismatchError(
           f'checkpoint {step}: {name} was {described(was)} and is now {described(now)}. '
-          'Go back to the old settings, or choose another work directory',
+          'Restore the old settings, or choose another work directory',
           metadata['config'],
         )
 
   def _warn_of_versions(self, step: int, saved: Mapping[str, str]) -> None:
     for name, now in _versions().items():
       if saved.get(name) != now:
-        logging.warning('checkpoint %d was written with %s %s; this is %s', step, name, saved.get(name), now)
+        logging.warning(
+          'checkpoint %d was written with %s %s; the installed version is %s', step, name, saved.get(name), now
+        )
 
   def _set_aside(self, step: int) -> None:
     target = self.folder.with_name(self.folder.name + '-corrupt')
@@ -350,6 +386,6 @@ class Checkpoints:
       target.mkdir(exist_ok=True)
       free = next(n for n in range(1000) if not (target / f'{step}.{n}').exists())
       (self.folder / str(step)).rename(target / f'{step}.{free}')
-    _per_process(0)  # nobody goes on before the folder is gone
+    _per_process(0)  # no process continues before the folder is gone
     self._manager.reload()
-    logging.error('checkpoint %d is now in %s', step, target)
+    logging.error('moved checkpoint %d to %s', step, target)

@@ -1,6 +1,6 @@
 """Is a run in order before its first update? What the models say of one batch, what the step costs, and what is odd.
 
-The examination of the data is in `alignjax.data.health`; here is what needs the models. Each function looks at one
+The examination of the data is in `alignjax.doctor.examples`; here is what needs the models. Each function looks at one
 thing and returns findings, which are empty where all is well.
 """
 
@@ -15,13 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from alignjax import numerics, objectives, stats
-from alignjax.data import batching, findings, tokenization
-from alignjax.data import pairs as pairs_lib
-from alignjax.models import base as models
-from alignjax.models import lora as lora_lib
+from alignjax.data.batches import order, shapes
+from alignjax.data.tokens import dataset, tokenization
+from alignjax.doctor import findings
 from alignjax.parallel import rules
-from alignjax.sampling import sampler, strategies
-from alignjax.training import gradients, step
+from alignjax.sampling import sampler
+from alignjax.training import forward, rows
+from alignjax.training.policy import Policy
 from alignjax.training.state import Frozen
 from alignjax.types import Array, Params, PreferenceBatch
 
@@ -40,19 +40,17 @@ SAMPLED = 8  # tokens of a response
 
 
 def build_start(
-  model: models.LanguageModel,
+  policy: Policy,
   objective: objectives.Objective,
   *,
-  lora: lora_lib.LoRA | None = None,
   chunk: int,
   mesh: jax.sharding.Mesh | None = None,
 ) -> Callable[[Params, Frozen, PreferenceBatch], dict[str, Array]]:
   """Builds the measurement of one batch at the start of a run.
 
   Args:
-    model: the policy.
+    policy: the model and what of it is trained.
     objective: the loss.
-    lora: of a run that trains adapters of `Frozen.base`.
     chunk: response tokens whose logits exist at once on a device.
     mesh: where the batch is split.
 
@@ -61,25 +59,25 @@ def build_start(
     preferred responses, nats; and where the objective needs a reference, `loss_at_reference`, the loss that the
     objective would have if the policy were its own reference, and `drift`, the mean |log pi - log pi_ref| of a token.
   """
+  layout = rows.Layout(chunk, mesh=mesh)
   compares = bool(stats.missing_reference(objective.needs, ()))
   needs = objective.needs | {stats.logp} | ({stats.reference_logp} if compares else set())
 
   def start(params: Params, frozen: Frozen, batch: PreferenceBatch) -> dict[str, Array]:
-    positions = gradients.positions_of(batch, chunk, mesh)
-    bound, reference = step.models_of(model, lora, frozen)
-    policy = gradients.hidden_states(bound, params, batch)
+    forward.assert_batch(batch)
+    hidden = forward.hidden_states(policy.bind(frozen.base), params, batch)
 
     def evaluate(reference: stats.HiddenStates | None, batch: PreferenceBatch) -> tuple[Array, stats.StatTable]:
-      table = stats.statistics(needs, policy, reference, batch, positions=positions)
-      table = dataclasses.replace(table, memory=frozen.memory)
-      return gradients.weighted_sums(objective, table, batch)['loss'].mean(), table
+      table = forward.table(needs, hidden, reference, batch, layout)
+      table = dataclasses.replace(table, memory=frozen.memory, step=frozen.step)
+      return forward.weighted_sums(objective, table, batch)['loss'].mean(), table
 
-    loss, table = evaluate(gradients.reference_states(model, needs, reference, batch), batch)
+    loss, table = evaluate(frozen.reference_states(policy, needs, batch), batch)
     mask = table.mask & (batch.weight > 0)[:, None, None]
     result = {'loss': loss, 'logp': _mean(table[stats.logp][:, 0], mask[:, 0])}
     if compares:
       drift = jnp.abs(table[stats.logp] - table[stats.reference_logp])
-      itself, _ = evaluate(policy, dataclasses.replace(batch, cached={}))
+      itself, _ = evaluate(hidden, dataclasses.replace(batch, cached={}))
       result |= {'loss_at_reference': itself, 'drift': _mean(drift, mask)}
     return result
 
@@ -163,43 +161,32 @@ def examine_dtypes(policy: Collection[str], reference: Collection[str]) -> list[
 
 
 def examine_sampling(
-  model: models.LanguageModel,
+  policy: Policy,
   params: Params,
   frozen: Frozen,
   batch: PreferenceBatch,
   key: Array,
   *,
-  lora: lora_lib.LoRA | None = None,
   compute_dtype: str,
 ) -> list[Finding]:
   """Samples from the policy, and compares the log-probabilities with those that training computes of the same tokens.
 
   Args:
-    model: the policy.
-    params: its parameters.
+    policy: the model and what of it is trained.
+    params: the trained parameters.
     frozen: as the training step gets it.
     batch: prompts to sample responses to.
     key: a typed PRNG key.
-    lora: of a run that trains adapters of `Frozen.base`.
     compute_dtype: of activations.
   """
 
   def gap(params: Params, frozen: Frozen, batch: PreferenceBatch, key: Array) -> Array:
-    policy, _ = step.models_of(model, lora, frozen)
-    drawn = sampler.sample(
-      policy,
-      params,
-      batch.prompt,
-      batch.prompt_length,
-      key,
-      samples=1,
-      max_new_tokens=SAMPLED,
-      strategy=strategies.chain(),
-      end_ids=(),
-    )
+    model = policy.bind(frozen.base)
+    prompts = sampler.Prompts(batch.prompt, batch.prompt_length)
+    drawn = sampler.sample(model, params, prompts, key, sampler.Decoding(samples=1, max_new_tokens=SAMPLED))
     again = dataclasses.replace(batch, response=drawn.response, response_length=drawn.response_length, cached={})
-    hidden = gradients.hidden_states(policy, params, again)
-    table = stats.statistics({stats.logp}, hidden, None, again, positions=SAMPLED)
+    hidden = forward.hidden_states(model, params, again)
+    table = stats.statistics({stats.logp}, hidden, None, again, chunk=again.response.size)
     return jnp.max(jnp.abs(table[stats.logp] - drawn.logp))
 
   largest, limit = float(jax.jit(gap)(params, frozen, batch, key)), SAME_TOKEN[compute_dtype]
@@ -217,25 +204,22 @@ def examine_sampling(
 
 
 def examine_precision(
-  model: models.LanguageModel,
-  exact: models.LanguageModel,
+  policy: Policy,
+  exact: Policy,
   params: Params,
   frozen: Frozen,
   batch: PreferenceBatch,
   *,
-  lora: lora_lib.LoRA | None = None,
   chunk: int,
 ) -> list[Finding]:
-  """What the compute dtype costs: log-probabilities of the model against those of `exact`, the same in float32."""
+  """What the compute dtype costs: log-probabilities of the policy against those of `exact`, the same in float32."""
 
   def gap(params: Params, frozen: Frozen, batch: PreferenceBatch) -> Array:
-    def table_of(model: models.LanguageModel) -> stats.StatTable:
-      policy, _ = step.models_of(model, lora, frozen)
-      hidden = gradients.hidden_states(policy, params, batch)
-      positions = gradients.positions_of(batch, chunk, None)
-      return stats.statistics({stats.logp}, hidden, None, batch, positions=positions)
+    def table_of(policy: Policy) -> stats.StatTable:
+      hidden = forward.hidden_states(policy.bind(frozen.base), params, batch)
+      return stats.statistics({stats.logp}, hidden, None, batch, chunk=chunk)
 
-    table = table_of(model)
+    table = table_of(policy)
     mask = table.mask & (batch.weight > 0)[:, None, None]
     return _mean(jnp.abs(table[stats.logp] - table_of(exact)[stats.logp]), mask)
 
@@ -247,37 +231,28 @@ def examine_precision(
   return [Finding('precision', findings.WARNING, seen, advice)]
 
 
-def reads_labels(objective: objectives.Objective, responses: int) -> bool:
-  """Whether the loss depends on labels, tried out on a few prompts with N = `responses` responses of two tokens.
+def examine_coupling(objective: objectives.Objective, responses: int) -> list[Finding]:
+  """Whether the objective sees other prompts of the batch without declaring it.
 
-  Several prompts, since an objective may compare them with each other.
+  Args:
+    objective: the loss.
+    responses: N of the data.
   """
-  prompts, vocabulary = 3, 5
-  policy, reference = jax.random.normal(jax.random.key(0), (2, prompts, responses, 2, vocabulary))
-  response = jax.random.randint(jax.random.key(1), (prompts, responses, 2), 0, vocabulary)
-  batch = PreferenceBatch(
-    prompt=jnp.zeros((prompts, 1), jnp.int32),
-    prompt_length=jnp.ones(prompts, jnp.int32),
-    response=response,
-    response_length=jnp.full((prompts, responses), 2),
-    label=jnp.ones(prompts),
-    weight=jnp.ones(prompts),
-    score=jnp.ones((prompts, responses)),
-    behaviour_logp=jnp.full((prompts, responses), -3.0),
-  )
-  table = stats.from_logits(objective.needs, policy, reference, batch)
-  other = dataclasses.replace(batch, label=jnp.full(prompts, 0.25))
-  return bool(jnp.any(objective.apply(table, batch).loss != objective.apply(table, other).loss))
+  if objective.couples_rows or not objectives.couples(objective, responses):
+    return []
+  seen = f'the loss of a prompt under {objective.name} depends on other prompts of the batch, which it does not declare'
+  advice = 'Declare couples_rows=True, or the gradient depends on the number of microbatches and devices'
+  return [Finding('undeclared_coupling', findings.ERROR, seen, advice)]
 
 
-def examine_shapes(plan: batching.Plan, data: pairs_lib.TokenizedPairs) -> list[Finding]:
+def examine_shapes(plan: order.Plan, data: dataset.TokenDataset) -> list[Finding]:
   """What the shapes of batches cost in compilations and in padding."""
   found = []
   if len(plan.buckets) > FEW_SHAPES:
     seen = f'{len(plan.buckets)} shapes of batches, each of which is compiled, for training and for evaluation'
     found.append(Finding('many_shapes', findings.WARNING, seen, 'Give fewer config.buckets, or leave them out'))
-  chosen = batching.choose_buckets(data, batch_size=plan.batch_size)
-  given, best = (batching.epoch_tokens(data, shapes, batch_size=plan.batch_size) for shapes in (plan.buckets, chosen))
+  chosen = shapes.choose_buckets(data, batch_size=plan.batch_size)
+  given, best = (shapes.epoch_tokens(data, buckets, batch_size=plan.batch_size) for buckets in (plan.buckets, chosen))
   if given > WASTE * best:
     seen = f'shapes {list(plan.buckets)} make an epoch of {given} tokens, padding included; {best} would do'
     advice = f'Leave config.buckets out; then they are {list(chosen)}'
@@ -290,7 +265,7 @@ def examine_shapes(plan: batching.Plan, data: pairs_lib.TokenizedPairs) -> list[
 
 def examine_embeddings(
   table: Array,
-  data: pairs_lib.TokenizedPairs,
+  data: dataset.TokenDataset,
   tokenizer: tokenization.Tokenizer,
   mesh: jax.sharding.Mesh | None = None,
 ) -> list[Finding]:

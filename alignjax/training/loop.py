@@ -1,6 +1,6 @@
 """The training loop: batches in, metrics and checkpoints out."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 import dataclasses
 import math
 import time
@@ -10,12 +10,10 @@ from absl import logging
 import jax
 import jax.numpy as jnp
 
-from alignjax.data import batching
+from alignjax.data.batches import batching, order
 from alignjax.optim import schedules
 from alignjax.parallel import rules
-from alignjax.training import checkpoint as checkpoint_lib
-from alignjax.training import metrics as metrics_lib
-from alignjax.training import placement, preemption
+from alignjax.training import checkpoint, metrics, placement, preemption, source
 from alignjax.training.state import Frozen, TrainState
 from alignjax.types import Array, Params, PreferenceBatch, WeightedSum
 
@@ -34,12 +32,12 @@ class Result(NamedTuple):
 
   state: TrainState
   step: int  # updates done
-  preempted: bool  # it was told to stop, and has saved
-  compilations: int  # of the training step: one for each shape of batch
+  preempted: bool  # SIGTERM arrived; the state is saved
+  compilations: int  # of the training step: one per batch shape
 
 
 class Programs:
-  """A function compiled ahead of time, once for each shape of its last argument, which is announced."""
+  """A function, compiled ahead of time once per shape of its last argument. Each compilation is announced."""
 
   def __init__(self, name: str, function: Callable[..., Any], announce: Announce, **jit_options: Any):
     self._name = name
@@ -64,21 +62,55 @@ class Programs:
 def _describe(compiled: jax.stages.Compiled, seconds: float) -> str:
   memory = compiled.memory_analysis()
   text = f'compiled in {seconds:.1f} s'
-  if memory is None:  # not every backend says
+  if memory is None:  # some backends do not report it
     return text
   sizes = (('arguments', memory.argument_size_in_bytes), ('temporaries', memory.temp_size_in_bytes))
   return text + ''.join(f', {size / 2**20:.1f} MiB of {what}' for what, size in sizes) + ' on each device'
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluation:
-  """Held-out pairs, and how they are evaluated.
+class Training:
+  """What a run computes, and for how long.
 
   Args:
-    step: as `build_eval_step` makes it.
-    batches: of this process's rows; iterated anew each time, with the same number of batches in every process.
-    every: steps between evaluations; 0 for before and after training alone.
-    summary: further metrics from the means of metrics, the objective's `summary`.
+    step: from `build_train_step`, not jitted.
+    frozen: reference and delta, placed on the mesh.
+    mesh: the mesh shared by all processes.
+    steps: total updates, including those done before a resume.
+    schedule: the learning rate as a function of updates done, for the log; None logs none.
+  """
+
+  step: Step
+  frozen: Frozen
+  mesh: jax.sharding.Mesh
+  steps: int
+  schedule: schedules.Schedule | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Logging:
+  """Where a run reports.
+
+  Args:
+    writers: receive the metrics. The loop does not close them.
+    announce: called with a line for each compilation: its time and its memory.
+    origin: maps an example id to 'file:line', for error messages.
+  """
+
+  writers: Sequence[metrics.Writer] = ()
+  announce: Announce = logging.info
+  origin: Origin = str
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """Held-out examples, and how to evaluate them.
+
+  Args:
+    step: from `build_eval_step`, not jitted.
+    batches: this process's rows; iterated once per evaluation, with the same number of batches in every process.
+    every: updates between evaluations; 0 evaluates before and after training only.
+    summary: maps the means of the metrics to further metrics: the objective's `summary`.
   """
 
   step: EvalStep
@@ -88,8 +120,48 @@ class Evaluation:
 
 
 @dataclasses.dataclass(frozen=True)
+class Saving:
+  """Where and how often to save.
+
+  Args:
+    checkpoints: the run's checkpoints.
+    every: updates between checkpoints; 0 saves at the end only.
+  """
+
+  checkpoints: checkpoint.Checkpoints
+  every: int = 0
+
+
+class Hook(NamedTuple):
+  """A function, and the updates after which the loop calls it.
+
+  The metrics of the update are written first. The next update donates the state, so `call` must not keep a reference to
+  it. Every process calls every hook.
+  """
+
+  due: Callable[[int], bool]  # updates done -> whether to call
+  call: Callable[[int, TrainState], None]  # receives the updates done, and the state after them
+
+
+def every(steps: int, call: Callable[[int, TrainState], None]) -> Hook:
+  """Calls a function after every `steps` updates.
+
+  Raises:
+    ValueError: if `steps` is below 1.
+  """
+  if steps < 1:
+    raise ValueError(f'steps={steps}: a hook is called every 1 or more updates')
+  return Hook(lambda done: done % steps == 0, call)
+
+
+def at(steps: Collection[int], call: Callable[[int, TrainState], None]) -> Hook:
+  """Calls a function after each of these numbers of updates. Hooks follow an update, so 0 is never reached."""
+  return Hook(frozenset(steps).__contains__, call)
+
+
+@dataclasses.dataclass(frozen=True)
 class _Pending:
-  """A step that has been dispatched, and whose metrics have not been waited for."""
+  """A step that has been dispatched and whose metrics have not been read yet."""
 
   step: int
   metrics: Mapping[str, Array]
@@ -98,117 +170,119 @@ class _Pending:
 
 def train(
   state: TrainState,
-  frozen: Frozen,
-  step: Step,
-  iterator: Any,
+  batches: source.Source,
+  training: Training,
   *,
-  mesh: jax.sharding.Mesh,
-  steps: int,
-  schedule: schedules.Schedule,
-  writers: Sequence[metrics_lib.Writer] = (),
+  log: Logging = Logging(),
   evaluation: Evaluation | None = None,
-  checkpoints: checkpoint_lib.Checkpoints | None = None,
-  save_every: int = 0,
-  origin: Origin = str,
-  announce: Announce = logging.info,
+  saving: Saving | None = None,
+  hooks: Sequence[Hook] = (),
 ) -> Result:
-  """Trains until `steps` updates are done or SIGTERM arrives, from wherever `state` and `iterator` stand.
+  """Trains from the given state until `training.steps` updates are done or SIGTERM arrives.
 
-  The metrics of a step are waited for while the next one runs. Before a state is saved they are all known to be finite.
+  The loop reads the metrics of a step while the next one runs. It saves a state only once all metrics up to it, and its
+  parameters, are known to be finite. After an update it evaluates, calls hooks and saves, in this order.
 
   Args:
     state: placed on the mesh, as `placement.create_state` does it. Donated.
-    frozen: reference and delta, placed on the mesh.
-    step: as `build_train_step` makes it, not jitted.
-    iterator: a Grain iterator of `batching.Batch`, this process's rows, that does not end before `steps`.
-    mesh: of all processes.
-    steps: updates in all, those already done included.
-    schedule: learning rate by updates done, for the log.
-    writers: of metrics. They are not closed.
-    evaluation: of held-out pairs.
-    checkpoints: where to save; None saves nothing.
-    save_every: steps between checkpoints; 0 saves at the end only.
-    origin: 'file:line' of an example id, for messages.
-    announce: told of every compilation, with its memory.
+    batches: positioned at the batch that updates `state`.
+    training: the step, its frozen arguments and the number of updates.
+    log: where to report.
+    evaluation: held-out examples; None evaluates nothing.
+    saving: where to save; None saves nothing.
+    hooks: functions to call after some of the updates.
+
+  Returns:
+    The final state, and why training ended.
 
   Raises:
-    NonFiniteError: naming the step and its examples. Nothing has been saved since the step went wrong.
+    NonFiniteError: if the loss, a gradient or a parameter is not finite; names the step and its examples. Nothing is
+      saved after the first such step.
+    ValueError: if `batches` ends before `training.steps`.
   """
   with preemption.Preemption() as notice:
-    run = _Run(state, frozen, step, iterator, mesh, steps, schedule, writers, evaluation, checkpoints, origin, announce)
-    return run.go(save_every, notice)
+    return _Run(state, batches, training, log, evaluation, saving, hooks).go(notice)
 
 
 class _Run:
-  """The state of one call of `train`."""
+  """The mutable state of one call of `train`."""
 
   def __init__(
     self,
     state: TrainState,
-    frozen: Frozen,
-    step: Step,
-    iterator: Any,
-    mesh: jax.sharding.Mesh,
-    steps: int,
-    schedule: schedules.Schedule,
-    writers: Sequence[metrics_lib.Writer],
+    batches: source.Source,
+    training: Training,
+    log: Logging,
     evaluation: Evaluation | None,
-    checkpoints: checkpoint_lib.Checkpoints | None,
-    origin: Origin,
-    announce: Announce,
+    saving: Saving | None,
+    hooks: Sequence[Hook],
   ):
-    self.state, self.frozen, self.iterator, self.mesh = state, frozen, iterator, mesh
-    self.steps, self.writers, self.evaluation, self.checkpoints = steps, writers, evaluation, checkpoints
-    self.origin = origin
+    self.state, self.batches, self.training, self.log = state, batches, training, log
+    self.evaluation, self.saving, self.hooks = evaluation, saving, hooks
     self.done = int(state.step)
+    replicated = rules.replicated(training.mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     self.program = Programs(
       'training step',
-      _instrumented(step, schedule),
-      announce,
+      _instrumented(training),
+      log.announce,
       donate_argnums=0,
       # Without these the compiler may choose other shardings for the new state than the old one had.
-      out_shardings=(shardings, rules.replicated(mesh)),
+      out_shardings=(shardings, replicated),
     )
     if evaluation is not None:
-      self.eval_program = Programs('evaluation', evaluation.step, announce, out_shardings=rules.replicated(mesh))
+      self.eval_program = Programs('evaluation', evaluation.step, log.announce, out_shardings=replicated)
     self.pending: _Pending | None = None
     self.clock = time.monotonic()
 
-  def go(self, save_every: int, notice: preemption.Preemption) -> Result:
+  def go(self, notice: preemption.Preemption) -> Result:
     if self.done == 0 and self.evaluation is not None and not self.saved():
       self.write(0, self.evaluate())
-    while self.done < self.steps:
+    while self.done < self.training.steps:
       if notice.reached(self.done):
         self.save()
         return self.result(preempted=True)
       self.advance()
-      if self.evaluation is not None and (
-        self.done == self.steps or (self.evaluation.every and self.done % self.evaluation.every == 0)
-      ):
+      if self.evaluation is not None and self.due(self.evaluation.every):
         self.flush(self.evaluate)
-      if save_every and self.done % save_every == 0:
+      self.call_hooks()
+      if self.saving is not None and self.saving.every and self.done % self.saving.every == 0:
         self.save()
     self.save()
     return self.result(preempted=False)
+
+  def due(self, every: int) -> bool:
+    return self.done == self.training.steps or bool(every and self.done % every == 0)
 
   def result(self, preempted: bool) -> Result:
     return Result(self.state, self.done, preempted, len(self.program))
 
   def advance(self) -> None:
-    """Dispatches one step, then deals with the metrics of the one before it."""
-    batch = next(self.iterator, None)
-    if batch is None:
-      raise ValueError(f'the data end after {self.done} of {self.steps} steps: give batches without end')
+    """Dispatches one step, then reads the metrics of the one before it."""
+    try:
+      batch = self.batches.next(self.state)
+    except StopIteration:
+      raise ValueError(
+        f'the data end after {self.done} of {self.training.steps} steps: train for fewer steps, or repeat the data'
+      ) from None
     previous = self.pending
-    self.state, metrics = self.program(self.state, self.frozen, placement.to_global(self.mesh, batch.data))
+    data = placement.to_global(self.training.mesh, batch.data)
+    self.state, values = self.program(self.state, self.training.frozen, data)
     self.done += 1
-    self.pending = _Pending(self.done, metrics, batch.ids)
+    self.pending = _Pending(self.done, values, batch.ids)
     if previous is not None:
       self.record(previous)
 
+  def call_hooks(self) -> None:
+    due = [hook for hook in self.hooks if hook.due(self.done)]
+    if due:
+      self.flush()
+      for hook in due:
+        hook.call(self.done, self.state)
+      self.clock = time.monotonic()  # the next step's time leaves out hooks
+
   def flush(self, extra: Callable[[], Mapping[str, float]] = dict) -> None:
-    """Waits for the last step. `extra` is worked out in between and joins its record."""
+    """Waits for the last step. `extra` runs in between, and its values join the step's record."""
     pending, self.pending = self.pending, None
     if pending is not None:
       self.record(pending, extra)
@@ -224,42 +298,43 @@ class _Run:
     self.write(pending.step, values | times | extra())
 
   def complaint(self, pending: _Pending, what: str) -> str:
-    examples = ', '.join(self.origin(int(i)) for i in pending.ids if i != batching.PADDING_ID)
+    examples = ', '.join(self.log.origin(int(i)) for i in pending.ids if i != order.PADDING_ID)
     return (
-      f'step {pending.step}: {what}. The run stops, and saves nothing more. The batch (as far as this process fed it): '
-      f'{examples}. Look at these examples, lower the learning rate, or compute in float32'
+      f'step {pending.step}: {what}. The run stops without saving again. Examples of this batch on this process: '
+      f'{examples}. Check these examples, lower the learning rate, or compute in float32'
     )
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
-    for writer in self.writers:
+    for writer in self.log.writers:
       writer.write(step, values)
 
   def evaluate(self) -> dict[str, float]:
-    """Means over the held-out pairs, under names that start with `eval/`."""
+    """Means over the held-out examples, under names that start with `eval/`."""
     total: dict[str, WeightedSum] = {}
-    frozen = dataclasses.replace(self.frozen, memory=self.state.memory)
+    frozen = dataclasses.replace(self.training.frozen, memory=self.state.memory, step=self.state.step)
     for batch in self.evaluation.batches:
-      sums = self.eval_program(self.state.params, frozen, placement.to_global(self.mesh, batch.data))
+      sums = self.eval_program(self.state.params, frozen, placement.to_global(self.training.mesh, batch.data))
       total = {name: total[name] + value if total else value for name, value in sums.items()}
     means = {name: value.mean() for name, value in total.items()}
     means = jax.device_get({**means, **self.evaluation.summary(means)})
-    self.clock = time.monotonic()  # evaluation is not part of the next step's time
+    self.clock = time.monotonic()  # the next step's time leaves out evaluation
     return {f'eval/{name}': value.item() for name, value in sorted(means.items())}
 
   def saved(self) -> bool:
-    return self.checkpoints is not None and self.done in self.checkpoints.steps()
+    return self.saving is not None and self.done in self.saving.checkpoints.steps()
 
   def save(self) -> None:
-    """Saves the state, unless that has been done, once it is known to be finite."""
+    """Checks that the state is finite, and saves it unless this step is already saved."""
     self.flush()
-    if self.checkpoints is None or self.saved():
+    if self.saved():
       return
-    # Finite gradients do not quite promise it: an update can overflow, and a saved infinity ends every resumed run.
+    # Finite gradients do not imply this: an update can overflow, and a saved infinity breaks every resumed run.
     wrong = [name for name, finite in jax.device_get(_finite(self.state.params)).items() if not finite]
     if wrong:
       raise NonFiniteError(f'step {self.done}: parameters {", ".join(wrong)} are not finite. They are not saved')
-    self.checkpoints.save(self.done, self.state, self.iterator)
-    self.clock = time.monotonic()
+    if self.saving is not None:
+      self.saving.checkpoints.save(self.done, self.state, self.batches)
+      self.clock = time.monotonic()
 
 
 @jax.jit
@@ -268,17 +343,18 @@ def _finite(params: Params) -> dict[str, Array]:
   return {jax.tree_util.keystr(path, simple=True, separator='.'): jnp.all(jnp.isfinite(leaf)) for path, leaf in leaves}
 
 
-def _instrumented(step: Step, schedule: schedules.Schedule) -> Step:
-  """The step, which also reports what the loop knows of it: learning rate, tokens, and a hash of the batch."""
+def _instrumented(training: Training) -> Step:
+  """The step, with the loop's own metrics: learning rate, tokens, and a hash of the batch."""
 
   def instrumented(state: TrainState, frozen: Frozen, batch: PreferenceBatch) -> tuple[TrainState, dict[str, Array]]:
     lengths = batch.prompt_length + jnp.sum(batch.response_length, axis=1)
     own = {
-      'learning_rate': schedule(state.step),
       'tokens': jnp.sum(jnp.where(batch.weight > 0, lengths, 0)),
-      'batch_hash': sum(checkpoint_lib.checksum(leaf) for leaf in jax.tree.leaves(batch)),
+      'batch_hash': sum(checkpoint.checksum(leaf) for leaf in jax.tree.leaves(batch)),
     }
-    state, metrics = step(state, frozen, batch)
-    return state, {**metrics, **own}
+    if training.schedule is not None:
+      own = {'learning_rate': training.schedule(state.step), **own}
+    state, values = training.step(state, frozen, batch)
+    return state, {**values, **own}
 
   return instrumented

@@ -1,7 +1,7 @@
-"""Where metrics go: console, JSONL and TensorBoard, from process 0 only.
+"""Writers of metrics: console, JSONL and TensorBoard, from process 0 only.
 
 A record is a step and a flat mapping of names to numbers. Names under `time/` (seconds, tokens per second) differ from
-run to run; everything else is the same whenever a run is repeated or resumed on the same mesh.
+run to run; everything else is identical when a run is repeated or resumed on the same mesh.
 """
 
 import collections
@@ -22,7 +22,7 @@ import tensorboardX
 TIME_PREFIX = 'time/'
 Values = Mapping[str, float | int]
 
-# What the console shows of a step, and how; the rest is in the files.
+# Metrics on the console: name, label, format.
 _SHOWN = (
   ('loss', 'loss', '{:.4f}'),
   ('reward_accuracy', 'accuracy', '{:.3f}'),
@@ -41,15 +41,15 @@ class Writer(Protocol):
 
 
 class JsonlWriter:
-  """One JSON object a line, `{"step": 3, "loss": 0.6931471824645996, ...}`, flushed at once.
+  """One JSON object per line, `{"step": 3, "loss": 0.6931471824645996, ...}`, flushed after each record.
 
-  Floats are written with as many digits as it takes to read back the same bits. JSON has no infinities, so what is not
-  finite is written as a string that `float` reads: "nan", "inf", "-inf".
+  Floats have as many digits as it takes to read back the same bits. JSON has no infinities, so a value that is not
+  finite becomes a string that `float` reads: "nan", "inf", "-inf".
 
   Args:
     file: created, or continued.
-    resumed_at: records past this step belong to updates that a crash has undone, and are removed, so that every step
-      stands there once; None starts an empty file.
+    resumed_at: the step of the restored checkpoint. Later records are removed, since their updates run again. None
+      starts an empty file.
   """
 
   def __init__(self, file: str | pathlib.Path, resumed_at: int | None = None):
@@ -61,7 +61,7 @@ class JsonlWriter:
     kept = [] if resumed_at is None else _lines_up_to(file, resumed_at)
     partial = file.with_name(file.name + '.partial')
     partial.write_text(''.join(kept), encoding='utf-8')
-    os.replace(partial, file)  # a crash here leaves the old file or the new one, never a half
+    os.replace(partial, file)  # atomic: a crash leaves the old file or the new one
     self._stream = file.open('a', encoding='utf-8')
 
   def write(self, step: int, values: Values) -> None:
@@ -76,7 +76,7 @@ class JsonlWriter:
 
 
 def read_jsonl(file: str | pathlib.Path) -> list[dict[str, float | int]]:
-  """The records of a JsonlWriter. A last line that a crash cut short is left out."""
+  """Reads the records of a JsonlWriter. Ignores a last line that a crash cut short."""
   records = []
   for line in pathlib.Path(file).read_text(encoding='utf-8').splitlines(keepends=True):
     if line.endswith('\n'):
@@ -100,7 +100,7 @@ class TensorBoardWriter:
 
   Args:
     folder: created if absent.
-    resumed_at: TensorBoard then hides earlier events past this step, as JsonlWriter removes them.
+    resumed_at: the step of the restored checkpoint. TensorBoard hides earlier events of later steps. None hides all.
   """
 
   def __init__(self, folder: str | pathlib.Path, resumed_at: int | None = None):
@@ -119,17 +119,17 @@ class TensorBoardWriter:
 
 
 class ConsoleWriter:
-  """A progress bar where a person looks on, and a plain line every so many steps where a log file does.
+  """A progress bar on a terminal; plain lines elsewhere.
 
   Args:
     total: steps of the whole run.
     every: steps between two plain lines; the first and the last step always have one.
-    stream: standard output by default.
+    stream: None is standard output.
   """
 
   def __init__(self, total: int, every: int = 10, stream: TextIO | None = None):
     if every < 1:
-      raise ValueError(f'every={every}: a line is printed every 1 or more steps')
+      raise ValueError(f'every={every}: must be at least 1 step between two lines')
     self._total, self._every = total, every
     self._stream = sys.stdout if stream is None else stream
     self._quiet = jax.process_index() != 0
@@ -165,7 +165,7 @@ class ConsoleWriter:
       print(line, file=self._stream, flush=True)
 
   def _time_left(self, step: int, values: Values) -> str:
-    """Of the median of the last steps, for some of them have waited for a compilation or a checkpoint."""
+    """From the median time of the last steps, because some steps wait for a compilation or a checkpoint."""
     if 'time/seconds' in values:
       self._seconds.append(values['time/seconds'])
     if len(self._seconds) < 2:

@@ -1,4 +1,4 @@
-"""Noticing that this run is about to be evicted, in time to save it."""
+"""SIGTERM handling: a run that is about to be evicted saves first."""
 
 import signal
 import types
@@ -9,10 +9,10 @@ from jax.experimental import multihost_utils
 
 
 class Preemption:
-  """Notices SIGTERM, while entered as a context.
+  """Watches for SIGTERM while entered as a context.
 
-  A single process sets a flag. Several must stop at the same step although only one may have been told: then JAX's own
-  service, which starts with `jax.distributed`, notices the signal and agrees on a step with the others.
+  A single process sets a flag. Several processes must stop at the same step, although the signal may reach only one of
+  them: the preemption service of `jax.distributed` catches it and agrees on a step with the other processes.
   """
 
   def __init__(self):
@@ -29,7 +29,7 @@ class Preemption:
       signal.signal(signal.SIGTERM, self._previous)
 
   def reached(self, step: int) -> bool:
-    """Whether to save and leave now. Every process must ask before every step."""
+    """Whether to save and exit before the next update. Every process must call this before every update."""
     if jax.process_count() == 1:
       return self._noticed
     return multihost_utils.reached_preemption_sync_point(step)
@@ -37,4 +37,4 @@ class Preemption:
   def _notice(self, signum: int, frame: types.FrameType | None) -> None:
     del signum, frame
     self._noticed = True
-    logging.warning('SIGTERM: the run will be saved after this step, and end')
+    logging.warning('SIGTERM received: saving and exiting after this step')

@@ -1,6 +1,7 @@
 """Splitting the rows of a batch into parts that are worked on in turn, without moving rows between devices."""
 
 from collections.abc import Callable
+import dataclasses
 from typing import Any
 
 import jax
@@ -10,16 +11,44 @@ from jax.sharding import NamedSharding, PartitionSpec
 from alignjax.parallel import mesh as mesh_lib
 
 
-def split(tree: Any, parts: int, mesh: jax.sharding.Mesh | None = None) -> Any:
-  """[B, ...] -> [parts, B / parts, ...]: part m takes the rows m, m + parts, m + 2 parts, ...
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """How the work on a batch is divided: among devices, into microbatches, and into chunks of tokens.
 
-  Rows are dealt out like cards. A batch that is split over devices in contiguous blocks so gives every device an equal
+  Args:
+    chunk: response tokens whose logits exist at once on a device.
+    microbatches: parts into which the batch is split and that are worked on in turn.
+    mesh: the mesh over whose (data, fsdp) axes the prompts are split; None for one device.
+
+  Raises:
+    ValueError: for a chunk or a number of microbatches below 1.
+  """
+
+  chunk: int = 1024
+  microbatches: int = 1
+  mesh: jax.sharding.Mesh | None = None
+
+  def __post_init__(self):
+    for name in ('chunk', 'microbatches'):
+      if getattr(self, name) < 1:
+        raise ValueError(f'{name} must be at least 1, got {getattr(self, name)}')
+
+  @property
+  def shards(self) -> int:
+    """The number of devices that share the prompts of a batch."""
+    return 1 if self.mesh is None else mesh_lib.batch_shards(self.mesh)
+
+
+def split(tree: Any, layout: Layout) -> Any:
+  """[B, ...] -> [microbatches, B / microbatches, ...]: part m takes the rows m, m + M, m + 2M, ... of M parts.
+
+  Rows are dealt out like cards: a batch that is split over devices in contiguous blocks gives every device an equal
   share of every part, and no row has to move.
 
   Raises:
-    ValueError: if the number of rows is not a multiple of parts (times the devices that share the batch).
+    ValueError: if the number of rows is not a multiple of microbatches (times the devices that share the batch).
   """
-  shards = 1 if mesh is None else mesh_lib.batch_shards(mesh)
+  parts, shards = layout.microbatches, layout.shards
 
   def one(x: Any) -> Any:
     rows = x.shape[0]
@@ -29,7 +58,7 @@ def split(tree: Any, parts: int, mesh: jax.sharding.Mesh | None = None) -> Any:
         f'(data x fsdp): it must be a multiple of {parts * shards}'
       )
     x = jnp.moveaxis(jnp.asarray(x).reshape(rows // parts, parts, *x.shape[1:]), 1, 0)
-    return x if mesh is None else _constrain(x, mesh, PartitionSpec(None, mesh_lib.BATCH_AXES))
+    return _constrain(x, layout.mesh, PartitionSpec(None, mesh_lib.BATCH_AXES))
 
   return jax.tree.map(one, tree)
 
@@ -39,12 +68,19 @@ def join(tree: Any) -> Any:
   return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[0] * x.shape[1], *x.shape[2:]), tree)
 
 
-def by_shard(tree: Any, shards: int, mesh: jax.sharding.Mesh | None = None) -> Any:
-  """[B, ...] -> [shards, B / shards, ...]: the contiguous block of rows that each batch shard holds."""
+def by_shard(tree: Any, layout: Layout) -> Any:
+  """[B, ...] -> [shards, B / shards, ...]: the contiguous block of rows that each batch shard holds.
+
+  Raises:
+    ValueError: if the number of rows is not a multiple of the shards.
+  """
+  shards = layout.shards
 
   def one(x: Any) -> Any:
+    if x.shape[0] % shards:
+      raise ValueError(f'a batch of {x.shape[0]} prompts cannot be split over {shards} batch shards (data x fsdp)')
     x = jnp.asarray(x).reshape(shards, x.shape[0] // shards, *x.shape[1:])
-    return x if mesh is None else _constrain(x, mesh, PartitionSpec(mesh_lib.BATCH_AXES))
+    return _constrain(x, layout.mesh, PartitionSpec(mesh_lib.BATCH_AXES))
 
   return jax.tree.map(one, tree)
 
@@ -59,5 +95,20 @@ def accumulate(function: Callable[[Any], Any], parts: Any) -> Any:
   return total
 
 
-def _constrain(x: jax.Array, mesh: jax.sharding.Mesh, spec: PartitionSpec) -> jax.Array:
-  return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+def map_parts(function: Callable[[Any], Any], tree: Any, layout: Layout) -> Any:
+  """`function` of rows, [B, ...], one microbatch at a time; several are computed again in the backward pass.
+
+  Args:
+    function: rows -> arrays with the same leading axis.
+    tree: arrays [B, ...].
+    layout: how many microbatches there are.
+  """
+  parts = split(tree, layout)
+  if layout.microbatches == 1:
+    return function(jax.tree.map(lambda x: x[0], parts))
+  # A scan keeps the compiler from merging the two forward passes, so they need no barrier against it.
+  return join(jax.lax.map(jax.checkpoint(function, prevent_cse=False), parts))
+
+
+def _constrain(x: jax.Array, mesh: jax.sharding.Mesh | None, spec: PartitionSpec) -> jax.Array:
+  return x if mesh is None else jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))

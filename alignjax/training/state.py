@@ -1,6 +1,6 @@
 """What a training step carries, and what it only reads."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 import dataclasses
 from typing import Any
 
@@ -8,8 +8,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from alignjax import stats
 from alignjax.parallel import rules
-from alignjax.types import Array, Head, Params
+from alignjax.training import references
+from alignjax.training.policy import Policy
+from alignjax.types import Array, Params, PreferenceBatch
 
 
 @jax.tree_util.register_dataclass
@@ -35,14 +38,30 @@ class TrainState:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Frozen:
-  """Read by the step, never written: neither donated nor saved. Arguments: XLA would embed closures as constants."""
+  """Read by the step, never written: neither donated nor saved. An argument, since XLA embeds closures as constants."""
 
-  # Weights of the reference; its head alone where batches have its final hidden states; None where they have all its
-  # statistics.
-  reference: Params | Head | None = None
+  reference: references.Reference = dataclasses.field(default_factory=references.NotLoaded)
   delta: Params | None = None  # reference delta of online merging, theta_SFT - theta_base
-  base: Params | None = None  # weights that adapters adapt; they are the reference too, where `reference` is None
-  memory: Mapping[str, Array] = dataclasses.field(default_factory=dict)  # the state's, while it is evaluated
+  base: Params | None = None  # the parameters that the policy's adapters adapt
+  memory: Mapping[str, Array] = dataclasses.field(default_factory=dict)  # the objective's, from `TrainState.memory`
+  step: Array | None = None  # updates done so far, from `TrainState.step`
+
+  def reference_states(
+    self, policy: Policy, needs: Iterable[stats.TokenStat], batch: PreferenceBatch
+  ) -> stats.HiddenStates | None:
+    """The reference's final hidden states, without gradient, if a statistic in `needs` has to be computed from them.
+
+    Args:
+      policy: whose model the reference shares.
+      needs: the statistics; those found in `batch.cached` need no reference.
+      batch: prompts with responses, [B, N, R].
+
+    Returns:
+      Hidden states and head, or None if no statistic needs them or no reference is loaded.
+    """
+    if not stats.missing_reference(needs, batch.cached):
+      return None
+    return jax.lax.stop_gradient(self.reference.states(policy, self.base, batch))
 
 
 def shardings(mesh: jax.sharding.Mesh, state: TrainState) -> TrainState:

@@ -7,22 +7,20 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from alignjax import objectives, optim, stats
-from alignjax.models import base as models
-from alignjax.models import lora as lora_lib
-from alignjax.training import gradients
+from alignjax import objectives, optim
+from alignjax.training import forward, gradients, rows
+from alignjax.training.policy import Policy
 from alignjax.training.state import Frozen, TrainState
-from alignjax.types import Array, Head, Params, PreferenceBatch, WeightedSum
+from alignjax.types import Array, Params, PreferenceBatch, WeightedSum
 
 Metrics = dict[str, Array]
 
 
 def build_train_step(
-  model: models.LanguageModel,
+  policy: Policy,
   objective: objectives.Objective,
   tx: optax.GradientTransformation,
   *,
-  lora: lora_lib.LoRA | None = None,
   chunk: int = 1024,
   microbatches: int = 1,
   mesh: jax.sharding.Mesh | None = None,
@@ -30,13 +28,12 @@ def build_train_step(
   """Builds one update: gradient of sum_b weight_b loss_b / sum_b weight_b, then the optimizer.
 
   Args:
-    model: the policy; the reference has its shape.
+    policy: the model and what of it is trained; the reference shares the model.
     objective: the loss.
     tx: an optax transformation. Those that take extra arguments are given `reference_delta`, `Frozen.delta`.
-    lora: trains adapters of `Frozen.base`, which the state holds for parameters; None trains the model's own.
     chunk: response tokens whose logits exist at once on a device: a few times chunk * V * 4 bytes of memory.
     microbatches: parts into which the batch is split and whose gradients are summed before the division.
-    mesh: where the batch is split, over (data, fsdp); None for a single device.
+    mesh: the mesh over whose (data, fsdp) axes the batch is split; None for a single device.
 
   Returns:
     A pure function (state, frozen, batch) -> (state, metrics). Metrics are float32 scalars: `loss`, `gradient_norm`
@@ -46,19 +43,16 @@ def build_train_step(
   Raises:
     ValueError: at build time for a chunk or a number of microbatches below 1; at trace time for a batch that does not
       divide into microbatches and shards, or a reference or base that is missing.
+    AssertionError: at trace time for a batch whose fields have other shapes than `PreferenceBatch` documents.
   """
-  _require_positive(chunk=chunk, microbatches=microbatches)
-  options = {'reference_model': model, 'chunk': chunk, 'microbatches': microbatches, 'mesh': mesh}
+  layout = rows.Layout(chunk, microbatches, mesh)
+  differentiate = gradients.coupled if objective.couples_rows else gradients.rowwise
   update = optax.with_extra_args_support(tx).update
 
   def step(state: TrainState, frozen: Frozen, batch: PreferenceBatch) -> tuple[TrainState, Metrics]:
-    policy, reference = models_of(model, lora, frozen)
-    inputs = (policy, objective, state.params, reference, batch)
-    memory = state.memory
-    if objective.couples_rows:
-      total, sums, memory = gradients.coupled(*inputs, memory=memory, **options)
-    else:
-      total, sums = gradients.rowwise(*inputs, **options)
+    forward.assert_batch(batch)
+    frozen = dataclasses.replace(frozen, memory=state.memory, step=state.step)
+    total, sums, memory = differentiate(policy, objective, state.params, frozen, batch, layout)
     weight = sums['loss'].weight
     mean = jax.tree.map(lambda g: g / jnp.where(weight > 0, weight, 1.0), total)
     updates, opt_state = update(mean, state.opt_state, state.params, reference_delta=frozen.delta)
@@ -72,43 +66,28 @@ def build_train_step(
 
 
 def build_eval_step(
-  model: models.LanguageModel,
+  policy: Policy,
   objective: objectives.Objective,
   *,
-  lora: lora_lib.LoRA | None = None,
   chunk: int = 1024,
   mesh: jax.sharding.Mesh | None = None,
 ) -> Callable[[Params, Frozen, PreferenceBatch], dict[str, WeightedSum]]:
   """Builds the evaluation of one batch: loss and metrics as weighted sums, to be added over batches and then divided.
 
-  Args and Raises: as for `build_train_step`.
+  Args, Raises: as for `build_train_step`.
+
+  Returns:
+    A pure function (trained parameters, frozen, batch) -> weighted sums by name.
   """
-  _require_positive(chunk=chunk)
+  layout = rows.Layout(chunk, mesh=mesh)
 
   def evaluate(params: Params, frozen: Frozen, batch: PreferenceBatch) -> dict[str, WeightedSum]:
-    policy, reference = models_of(model, lora, frozen)
-    reference = gradients.reference_states(model, objective.needs, reference, batch)
-    positions = gradients.positions_of(batch, chunk, mesh)
-    policy = gradients.hidden_states(policy, params, batch)
-    table = stats.statistics(objective.needs, policy, reference, batch, positions=positions)
-    table = dataclasses.replace(table, memory=frozen.memory)
-    return dict(gradients.weighted_sums(objective, table, batch))
+    forward.assert_batch(batch)
+    model = policy.bind(frozen.base)
+    reference = frozen.reference_states(policy, objective.needs, batch)
+    hidden = forward.hidden_states(model, params, batch)
+    table = forward.table(objective.needs, hidden, reference, batch, layout)
+    table = dataclasses.replace(table, memory=frozen.memory, step=frozen.step)
+    return dict(forward.weighted_sums(objective, table, batch))
 
   return evaluate
-
-
-def models_of(
-  model: models.LanguageModel, lora: lora_lib.LoRA | None, frozen: Frozen
-) -> tuple[models.LanguageModel, Params | Head | None]:
-  """The policy, and the parameters of the reference: with adapters the base, unless there is another."""
-  if (lora is None) != (frozen.base is None):
-    raise ValueError('adapters need a base, and a base needs adapters: give both `lora` and `Frozen.base`, or neither')
-  if lora is None:
-    return model, frozen.reference
-  return lora_lib.bind(model, frozen.base, lora), frozen.base if frozen.reference is None else frozen.reference
-
-
-def _require_positive(**sizes: int) -> None:
-  for name, size in sizes.items():
-    if size < 1:
-      raise ValueError(f'{name} must be at least 1, got {size}')

@@ -1,4 +1,7 @@
-"""Preference training as it is usually run: one pass over the data, a small learning rate that rises and then falls."""
+"""The usual DPO run: one pass over the data, a small learning rate that rises and then falls.
+
+These are the defaults; a copy of this file is a place to start from.
+"""
 
 import ml_collections
 

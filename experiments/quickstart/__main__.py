@@ -1,4 +1,4 @@
-"""Runs the quickstart: python -m experiments.quickstart."""
+"""Entry point of the quickstart: python -m experiments.quickstart."""
 
 from experiments.quickstart import run
 

@@ -1,6 +1,6 @@
-"""Prompts of the quickstart: everyday things to say a sentence about, which leave the sentiment to the model.
+"""Built-in prompts: each asks for a sentence about an everyday thing and leaves the sentiment to the model.
 
-A thing stands in one prompt only, so that training and held-out prompts share no thing.
+Each thing occurs in one prompt only, so training and held-out prompts have no thing in common.
 """
 
 REQUESTS = (
@@ -56,17 +56,17 @@ the painter of our kitchen; the salad bar; the radio play; the evening at the ob
 """
 
 
-def prompts(train: int, held_out: int) -> tuple[list[str], list[str]]:
-  """Two disjoint lists of prompts, the same on every call: `train` of them from the front, `held_out` from the back.
+def split(train: int, held_out: int) -> tuple[list[str], list[str]]:
+  """Returns two disjoint lists of prompts, the same on every call: `train` from the front, `held_out` from the back.
 
   Raises:
-    ValueError: if more are asked for than there are.
+    ValueError: if there are not enough prompts.
   """
   things = [thing.strip() for line in THINGS.strip().splitlines() for thing in line.split(';')]
   everything = [REQUESTS[index % len(REQUESTS)].format(thing) for index, thing in enumerate(things)]
   if train < 1 or held_out < 1 or train + held_out > len(everything):
     raise ValueError(
-      f'there are {len(everything)} built-in prompts, to be shared by at least one for training and one held out, '
-      f'got train={train} and held_out={held_out}'
+      f'train={train} and held_out={held_out}: each must be at least 1, and together at most {len(everything)}, the '
+      'number of built-in prompts'
     )
   return everything[:train], everything[len(everything) - held_out :]

@@ -1,4 +1,4 @@
-"""Responses to prompts, what they are worth, and how they become preference pairs."""
+"""Sampled responses, their rewards, and the preference pairs made of them."""
 
 from collections.abc import Sequence
 import json
@@ -9,13 +9,15 @@ import jax
 import numpy as np
 
 from alignjax import rewards, stats
-from alignjax.data import sources, tokenization
+from alignjax.data.reading import rows
+from alignjax.data.tokens import tokenization
 from alignjax.evaluation import evaluator
 from alignjax.models import base as models
 from alignjax.sampling import sampler, strategies
 from alignjax.types import Array, Params, PreferenceBatch
 
-CHUNK = 512  # tokens whose logits exist at once
+POLICY = strategies.chain()  # the model's own distribution
+CHUNK = 512  # response tokens whose logits exist at once
 
 
 class Drawn(NamedTuple):
@@ -27,18 +29,24 @@ class Drawn(NamedTuple):
   rewards: np.ndarray  # [B, N] float64
 
 
-class Policy:
-  """Draws, scores and measures responses in groups of one shape, so that each program is compiled once.
+class Sizes(NamedTuple):
+  """The shape of one group of responses."""
+
+  group: int  # prompts that are worked on together
+  samples: int  # responses per prompt
+  prompt: int  # tokens to which prompts are padded
+  response: int  # tokens after which a response is cut off
+
+
+class Responder:
+  """Samples, scores and compares responses in groups of one shape, so that each program is compiled once.
 
   Args:
-    model: run with whatever parameters the methods are given.
-    tokenizer: of the model.
-    reward: of a response.
-    group: prompts that are worked on together.
-    samples: responses to each prompt.
-    prompt_size: tokens to which prompts are padded.
-    max_new_tokens: tokens after which a response is cut off.
-    strategy: what to draw from. Estimates of the KL require the model's own distribution, which is the default.
+    model: the model; the methods take its parameters.
+    tokenizer: the model's tokenizer.
+    reward: scores a response.
+    sizes: the shape of a group.
+    strategy: the distribution to sample from. KL estimates require the model's own, which is the default.
   """
 
   def __init__(
@@ -46,30 +54,14 @@ class Policy:
     model: models.LanguageModel,
     tokenizer: tokenization.Tokenizer,
     reward: rewards.Reward,
-    *,
-    group: int,
-    samples: int,
-    prompt_size: int,
-    max_new_tokens: int,
-    strategy: strategies.Strategy | None = None,
+    sizes: Sizes,
+    strategy: strategies.Strategy = POLICY,
   ):
-    self.tokenizer, self.reward = tokenizer, reward
-    self.group, self.samples, self.prompt_size = group, samples, prompt_size
-    end_ids = tuple(sorted(tokenizer.end_ids))
+    self.tokenizer, self.reward, self.sizes = tokenizer, reward, sizes
+    decoding = sampler.Decoding(sizes.samples, sizes.response, strategy, tuple(sorted(tokenizer.end_ids)))
 
     def draw(params: Params, prompt: Array, prompt_length: Array, row_ids: Array, key: Array) -> sampler.Samples:
-      return sampler.sample(
-        model,
-        params,
-        prompt,
-        prompt_length,
-        key,
-        samples=samples,
-        max_new_tokens=max_new_tokens,
-        strategy=strategies.chain() if strategy is None else strategy,
-        end_ids=end_ids,
-        row_ids=row_ids,
-      )
+      return sampler.sample(model, params, sampler.Prompts(prompt, prompt_length, row_ids), key, decoding)
 
     self._draw = jax.jit(draw)
     self._measure = jax.jit(evaluator.build_kl_step(model, chunk=CHUNK))
@@ -77,12 +69,12 @@ class Policy:
   def draw(self, params: Params, prompts: Sequence[str], key: Array, rounds: int = 1) -> Drawn:
     """Draws `rounds` times `samples` responses to each prompt.
 
-    They depend on the key and on the place of a prompt in the list, not on the grouping.
+    The responses depend on the key and on a prompt's position in the list, not on the grouping.
     """
     prompt, prompt_length = self._encode(prompts)
     count, parts = len(prompts), []
-    for rows in self._groups(rounds * count):
-      drawn = self._draw(params, prompt[rows % count], prompt_length[rows % count], rows, key)
+    for group in self._groups(rounds * count):
+      drawn = self._draw(params, prompt[group % count], prompt_length[group % count], group, key)
       parts.append(jax.device_get((drawn.response, drawn.response_length)))
     response, response_length = (_by_prompt(side, rounds, count) for side in zip(*parts, strict=True))
     ones = np.ones(count, np.float32)
@@ -96,10 +88,10 @@ class Policy:
     return Drawn(prompts, batch, texts, self.reward(asked, flat).reshape(response_length.shape))
 
   def kl(self, params: Params, reference: Params, drawn: Drawn) -> dict[str, evaluator.Estimate]:
-    """KL(policy || reference) on the policy's own samples, by the log-ratio of the tokens and by their KL."""
+    """Estimates KL(policy || reference) from the policy's samples: by log-ratios of tokens, and by KLs of tokens."""
     parts = []
-    for rows in self._groups(len(drawn.prompts)):
-      batch = jax.tree.map(lambda x, rows=rows: x[rows], drawn.batch)
+    for group in self._groups(len(drawn.prompts)):
+      batch = jax.tree.map(lambda x, group=group: x[group], drawn.batch)
       parts.append(jax.device_get(self._measure(params, reference, batch).values))
     values = {name: np.concatenate([part[name] for part in parts])[: len(drawn.prompts)] for name in parts[0]}
     mask = np.arange(drawn.batch.response.shape[-1]) < drawn.batch.response_length[..., None]
@@ -110,45 +102,46 @@ class Policy:
     }
 
   def _groups(self, count: int) -> list[np.ndarray]:
-    """Indices of rows, group by group; the last row stands in for those that the last group lacks."""
-    return [np.minimum(np.arange(i, i + self.group), count - 1) for i in range(0, count, self.group)]
+    """Indices of rows, group by group; the last group is filled up with the last row."""
+    group = self.sizes.group
+    return [np.minimum(np.arange(i, i + group), count - 1) for i in range(0, count, group)]
 
   def _encode(self, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     ids = [self.tokenizer.encode_prompt(messages(prompt)) for prompt in prompts]
-    padded = np.zeros((len(ids), self.prompt_size), np.int32)
+    padded = np.zeros((len(ids), self.sizes.prompt), np.int32)
     for row, tokens in zip(padded, ids, strict=True):
       row[: len(tokens)] = tokens
     return padded, np.array([len(tokens) for tokens in ids], np.int32)
 
 
 def _by_prompt(parts: Sequence[np.ndarray], rounds: int, count: int) -> np.ndarray:
-  """Groups of rows, round after round, [rows, N, ...], as [count, rounds * N, ...]."""
+  """Reorders groups of rows, round after round, [rows, N, ...], to [count, rounds * N, ...]."""
   rows = np.concatenate(parts)[: rounds * count]
   rows = np.moveaxis(rows.reshape(rounds, count, *rows.shape[1:]), 0, 1)
   return rows.reshape(count, -1, *rows.shape[3:])
 
 
-def messages(prompt: str) -> list[sources.Message]:
-  """A prompt as the chat that consists of it."""
+def messages(prompt: str) -> list[rows.Message]:
+  """A chat that consists of one prompt."""
   return [{'role': 'user', 'content': prompt}]
 
 
 def longest_prompt(tokenizer: tokenization.Tokenizer, prompts: Sequence[str]) -> int:
-  """Tokens of the longest prompt."""
+  """The length of the longest prompt, in tokens."""
   return max(len(tokenizer.encode_prompt(messages(prompt))) for prompt in prompts)
 
 
 def write_pairs(path: pathlib.Path, drawn: Drawn, per_prompt: int) -> int:
-  """Writes preference pairs as JSON Lines: the best response to a prompt against the worst, the second best against the
-  second worst, and so on.
+  """Writes preference pairs as JSON Lines: the best response against the worst, the second best against the second
+  worst, and so on.
 
   Args:
-    path: of the .jsonl file.
-    drawn: responses with their rewards. One without text is passed over.
-    per_prompt: most pairs from one prompt.
+    path: the .jsonl file.
+    drawn: responses with their rewards. Empty responses are skipped.
+    per_prompt: most pairs per prompt.
 
   Returns:
-    The number of pairs that were left out because both responses have the same reward.
+    The number of ties, which are left out.
   """
   ties = 0
   with path.open('w', encoding='utf-8') as file:

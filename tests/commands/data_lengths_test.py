@@ -5,13 +5,15 @@ import numpy as np
 import pytest
 
 from alignjax.commands import data_lengths
-from alignjax.data import pairs
+from alignjax.data.tokens import dataset
 
 
 def tokenized(prompts, *responses):
   """Pairs of the given lengths, [n] each."""
   rows = zip(prompts, zip(*responses, strict=True), strict=True)
-  return pairs.pack(pairs.TokenPair([1] * prompt, [[2] * length for length in lengths]) for prompt, lengths in rows)
+  return dataset.pack(
+    dataset.TokenExample([1] * prompt, [[2] * length for length in lengths]) for prompt, lengths in rows
+  )
 
 
 def test_lengths_are_by_name():

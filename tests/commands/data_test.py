@@ -4,11 +4,10 @@ import gzip
 import json
 import sys
 
-from absl import flags
 import pytest
 
-from alignjax.commands import data
-from alignjax.data import catalogue, report, sources
+from alignjax.commands import data, program
+from alignjax.data.reading import catalogue, drops, sources
 from tests import assets
 
 GOOD = {'prompt': 'Once', 'chosen': ' upon a time', 'rejected': ' a'}
@@ -36,13 +35,11 @@ def write(tmp_path):
 
 def run(*arguments: str) -> int:
   """The program with a command line, in this process."""
-  values = flags.FlagValues()
-  data.define_flags(values)
-  return data.attempt(values(['data', *arguments])[1:], values)
+  return program.execute(data.PROGRAM, ['data', *arguments])
 
 
 def read(expression):
-  pairs = sources.read_pairs(expression, report.DropReport())
+  pairs = sources.read_examples(expression, drops.DropReport())
   return [pair._replace(path='', line=0) for pair in pairs]
 
 
@@ -192,13 +189,13 @@ def test_build_prepares_what_the_catalogue_reads(write, tmp_path, capsys, monkey
   assert run(*build, f'--data_dir={tmp_path / "here"}') == 0
   place = tmp_path / 'here' / 'jsonl_preferences' / 'text' / '1.0.0'
   output = capsys.readouterr().out
-  assert output.startswith('train: wrote 1 pairs; 2 rows read, 1 kept, 1 dropped\n')
+  assert output.startswith('train: wrote 1 examples; 2 rows read, 1 kept, 1 dropped\n')
   assert output.endswith(f'wrote {place}; read it with --data=tfds:{place}:train\n')
-  assert list(catalogue.rows(f'{place}:train')) == [(1, GOOD)]
+  assert list(catalogue.read(f'{place}:train')) == [(1, GOOD)]
   monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'there'))
   assert run(*build) == 0
   assert capsys.readouterr().out.endswith('read it with --data=tfds:jsonl_preferences/text:train\n')
-  assert list(catalogue.rows('jsonl_preferences/text:train')) == [(1, GOOD)]
+  assert list(catalogue.read('jsonl_preferences/text:train')) == [(1, GOOD)]
 
 
 def test_build_counts_malformed_rows_when_told(write, tmp_path, capsys):
@@ -216,22 +213,23 @@ def test_build_counts_malformed_rows_when_told(write, tmp_path, capsys):
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [
-    ([], 'say what to do, one of validate, inspect, convert, build'),
-    (['check'], 'not check'),
-    (['validate'], 'validate needs --data'),
-    (['validate', 'rows.jsonl', '--data=x.jsonl'], "what is 'rows.jsonl'? What to read is given by --data"),
+    (['--verbosity=1'], 'alignjax data needs a program, one of validate, inspect, convert, build'),
+    (['chek'], "alignjax data has no program 'chek'. It has validate, "),
+    (['validat'], "alignjax data has no program 'validat'; did you mean validate?"),
+    (['validate'], '--data is missing: [form:]location'),
+    (['validate', 'rows.jsonl', '--data=x.jsonl'], "what is 'rows.jsonl'? Settings are given as --<name>=<value>"),
     (['validate', '--data=missing.jsonl'], 'missing.jsonl'),
     (
       ['validate', '--data=x.jsonl', '--model=m'],
-      '--model has no use in validate, which takes --data, --ignore_fields',
+      '--model is not a flag of data validate: it takes --import, --data, --ignore_fields',
     ),
-    (['convert', '--data=x.jsonl'], 'convert needs --out'),
-    (['inspect', '--data=x.jsonl'], 'inspect needs --model'),
+    (['convert', '--data=x.jsonl'], '--out is missing: The file to write'),
+    (['inspect', '--data=x.jsonl'], '--model is missing: Folder of the model'),
     (['inspect', '--data=x.jsonl', '--model=nowhere'], 'nowhere'),
-    (['build'], 'name one data set after `build`: hh_rlhf/harmless-base'),
+    (['build'], 'name one dataset after `build`: hh_rlhf/harmless-base'),
     (['build', 'hh_rlhf'], 'give --manual_dir. Download train.jsonl.gz'),
     (['build', 'unheard_of', '--manual_dir=x'], 'unheard_of: no such builder'),
-    (['build', 'hh_rlhf', '--data=x.jsonl'], '--data has no use in build'),
+    (['build', 'hh_rlhf', '--data=x.jsonl'], '--data is not a flag of data build: it takes --import, --dataset'),
   ],
 )
 def test_errors_of_the_user_are_one_message_and_exit_code_1(capsys, arguments, message):

@@ -1,4 +1,4 @@
-"""The first pair, token by token: nothing hidden, nothing wrongly marked."""
+"""Tests of `data_tokens`: every token of the first example is shown and marked correctly."""
 
 import re
 
@@ -7,15 +7,15 @@ from rich import console as rich_console
 from tokenizers import decoders
 
 from alignjax.commands import data_tokens
-from alignjax.data import pairs, sources, tokenization
+from alignjax.data.reading import rows
+from alignjax.data.tokens import encoding, tokenization
 from tests.data import variants
 
 
 def shown(tokenizer, *given, **options):
   """What is printed for pairs, on a wide page without colours."""
-  tokenized = pairs.tokenize(
-    given, tokenizer, **{'max_prompt': 2000, 'max_response': 2000, 'vocab_size': 384} | options
-  )
+  limits = encoding.Limits(**{'max_prompt': 2000, 'max_response': 2000, 'vocab_size': 384} | options)
+  tokenized = encoding.tokenize(given, tokenizer, limits)
   console = rich_console.Console(width=10**6, color_system=None, highlight=False)
   with console.capture() as capture:
     data_tokens.show(tokenized, tokenizer, console)
@@ -40,9 +40,9 @@ def ids_after(text, heading):
 def test_every_token_stands_with_its_id_and_what_becomes_of_it(tokenizer):
   prompt = [{'role': 'user', 'content': 'Tell me.\n\nNow'}]
   tokenized, text = shown(
-    tokenizer, sources.Pair(prompt, ('The film', 'I love it\n'), label=0.75, path='[b]p', line=100)
+    tokenizer, rows.Example(prompt, ('The film', 'I love it\n'), label=0.75, path='[b]p', line=100)
   )
-  assert text.startswith('first pair, [b]p:100: label 0.75, weight 1\n')
+  assert text.startswith('first example, [b]p:100: label 0.75, weight 1\n')
   ids, marks = ids_after(text, 'prompt')
   assert ids == tokenized.prompt_tokens.tolist()
   assert marks == '^' + ' ' * (len(ids) - 1)  # <|im_start|> is BOS in front, and not where a turn starts
@@ -54,7 +54,7 @@ def test_every_token_stands_with_its_id_and_what_becomes_of_it(tokenizer):
 
 
 def test_a_response_that_was_cut_is_said_to_have_no_end(tokenizer):
-  pair = sources.Pair('Once', (' The film was wonderful', ' a'))
+  pair = rows.Example('Once', (' The film was wonderful', ' a'))
   _, text = shown(tokenizer, pair, max_response=3, truncate_response=True)
   assert '\nchosen, 3 tokens, cut: no end token\n' in text
   assert '<' not in ids_after(text, 'chosen')[1]
@@ -62,12 +62,12 @@ def test_a_response_that_was_cut_is_said_to_have_no_end(tokenizer):
 
 
 def test_a_second_bos_is_seen(tokenizer):
-  _, text = shown(tokenizer, sources.Pair('<|im_start|><|im_start|>Once', (' a', ' b')))
+  _, text = shown(tokenizer, rows.Example('<|im_start|><|im_start|>Once', (' a', ' b')))
   assert text.count('^<|im_start|>/1 ') == 2
 
 
 def test_numbers_of_the_pair_and_other_counts_of_responses(tokenizer):
-  pair = sources.Pair('Once', (' a', ' b', ' c'), weight=0.5, score=(3.0, 1.0, 0.25), behaviour_logp=(-1.0, -2.0, -3.0))
+  pair = rows.Example('Once', (' a', ' b', ' c'), weight=0.5, score=(3.0, 1.0, 0.25), behaviour_logp=(-1.0, -2.0, -3.0))
   _, text = shown(tokenizer, pair)
   assert 'label 1, weight 0.5, score 3, 1, 0.25, behaviour_logp -1, -2, -3\n' in text
   assert [line.split(',')[0] for line in text.splitlines() if 'tokens' in line] == [
@@ -77,7 +77,7 @@ def test_numbers_of_the_pair_and_other_counts_of_responses(tokenizer):
 
 
 def test_the_middle_of_a_long_text_is_left_out(tokenizer):
-  tokenized, text = shown(tokenizer, sources.Pair('Once ' * 600, (' a', ' b')))
+  tokenized, text = shown(tokenizer, rows.Example('Once ' * 600, (' a', ' b')))
   left_out = tokenized.prompt_length[0] - data_tokens.SHOWN
   assert text.count(f'... {left_out} tokens ...') == 1
   prompt = text[: text.index('\nchosen')].partition('\nprompt')[2]

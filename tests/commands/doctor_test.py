@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
 
-from alignjax.commands import doctor, train
-from alignjax.data import findings, tokenization
+from alignjax.commands import doctor as command
+from alignjax.commands import program
+from alignjax.data.tokens import tokenization
+from alignjax.doctor import findings
 from alignjax.models import checkpoint_io
-from alignjax.run import inputs, preparation, settings
+from alignjax.run import command_line, examination, inputs, preparation, settings, training
 from alignjax.training import doctor as examinations
 from alignjax.training import placement
 from tests import assets
@@ -74,7 +76,7 @@ def configure(sound, **overrides):
 def start_of(config):
   """A run as it is before its first update."""
   prepared = preparation.prepare(config, SILENT)
-  tx = doctor.build_optimizer(config, prepared)
+  tx = examination.build_optimizer(prepared)
   base, params = preparation.load_base(config, prepared), preparation.initial_params(config, prepared)
   state = placement.create_state(prepared.mesh, params, tx, jax.random.key(0), prepared.objective.memory.initial)
   return config, prepared, state, preparation.load_frozen(config, prepared, base)
@@ -87,11 +89,11 @@ def named(found):
 # --- faults of the data and the tokenizer, which are seen without weights: each function writes a set-up
 
 
-def duplicate_pairs(sound, folder):
+def duplicate_examples(sound, folder):
   return {'data': (str(sound / 'train.jsonl'), *write_rows(folder / 'again.jsonl', rows_of(sound / 'train.jsonl')[:5]))}
 
 
-def contradictory_pairs(sound, folder):
+def contradictory_examples(sound, folder):
   rows = rows_of(sound / 'train.jsonl')
   swapped = [row | {'chosen': row['rejected'], 'rejected': row['chosen']} for row in rows[:5]]
   return {'data': write_rows(folder / 'both.jsonl', rows + swapped)}
@@ -128,7 +130,7 @@ def beyond_positions(sound, folder):
   return {'model': str(folder / 'model')}
 
 
-def shared_pairs(sound, folder):
+def shared_examples(sound, folder):
   return {'eval_data': write_rows(folder / 'x.jsonl', rows_of(sound / 'train.jsonl')[:4])}
 
 
@@ -153,16 +155,16 @@ def wasteful_shapes(sound, folder):
 
 OF_DATA = (
   (beyond_positions, 'error'),
-  (contradictory_pairs, 'warning'),
+  (contradictory_examples, 'warning'),
   (dominating_prompt, 'warning'),
   (double_bos, 'error'),
-  (duplicate_pairs, 'warning'),
+  (duplicate_examples, 'warning'),
   (end_token_inside, 'error'),
   (length_bias, 'warning'),
   (no_signal, 'error'),
   (prompts_cut, 'error'),
   (responses_dropped, 'error'),
-  (shared_pairs, 'warning'),
+  (shared_examples, 'warning'),
   (swapped_labels, 'error'),
   (wasteful_shapes, 'warning'),
 )
@@ -171,7 +173,7 @@ OF_DATA = (
 @pytest.mark.parametrize(('broken', 'severity'), OF_DATA, ids=lambda value: getattr(value, '__name__', value))
 def test_a_fault_of_the_data_is_named_and_nothing_else_is(sound, tmp_path, broken, severity):
   config = configure(sound, **broken(sound, tmp_path))
-  assert named(doctor.examine_data(preparation.prepare(config, SILENT))) == {broken.__name__: severity}
+  assert named(examination.examine_data(preparation.prepare(config, SILENT))) == {broken.__name__: severity}
 
 
 # --- faults that only the models show
@@ -227,52 +229,58 @@ OF_MODELS = (
 @pytest.mark.parametrize(('broken', 'severity'), OF_MODELS, ids=lambda value: getattr(value, '__name__', value))
 def test_a_fault_of_the_models_is_named_and_nothing_else_is(sound, tmp_path, broken, severity):
   config = configure(sound, **broken(sound, tmp_path))
-  assert named(doctor.examine(*start_of(config))) == {broken.__name__: severity}
+  assert named(examination.examine(*start_of(config))) == {broken.__name__: severity}
 
 
 def test_weights_that_are_not_numbers_are_named(sound):
   config, prepared, state, frozen = start_of(configure(sound))
   state = dataclasses.replace(state, params=jax.tree.map(lambda leaf: leaf * np.nan, state.params))
-  assert named(doctor.examine(config, prepared, state, frozen)) == {'loss_not_finite': 'error'}
+  assert named(examination.examine(config, prepared, state, frozen)) == {'loss_not_finite': 'error'}
 
 
 def test_too_little_memory_is_named(sound, monkeypatch):
   monkeypatch.setattr(examinations, 'device_memory', lambda device: 2**12)
-  assert named(doctor.examine(*start_of(configure(sound)))) == {'memory': 'error'}
+  assert named(examination.examine(*start_of(configure(sound)))) == {'memory': 'error'}
 
 
 def test_a_sound_set_up_has_no_errors_and_no_warnings(sound):
   held_out = {'eval_data': (str(sound / 'eval.jsonl'),)}
-  assert named(doctor.examine(*start_of(configure(sound, objective='simpo(beta=2.0, gamma=0.5)', **held_out)))) == {}
+  assert (
+    named(examination.examine(*start_of(configure(sound, objective='simpo(beta=2.0, gamma=0.5)', **held_out)))) == {}
+  )
 
 
-# --- what becomes of it
+# --- the program
+
+
+def run(config: settings.Config) -> int:
+  return program.attempt(command.PROGRAM, command_line.Invocation(config))
 
 
 def test_the_program_says_what_it_sees_and_writes_nothing(sound, tmp_path, capsys, monkeypatch):
   config = configure(sound, **swapped_labels(sound, tmp_path), compute_dtype='bfloat16')
   before = sorted(sound.rglob('*'))
-  assert doctor.run(config) == 1
+  assert run(config) == 1
   said = capsys.readouterr().out.splitlines()
   assert said[-1] == 'doctor     1 errors, 0 warnings, 4 notes'
   assert any('note     precision: ' in line for line in said)
   assert next(line for line in said if line.startswith('doctor')).startswith('doctor     error    swapped_labels: ')
   assert sorted(sound.rglob('*')) == before
-  errors = doctor.examine_data(preparation.prepare(config, SILENT))
-  monkeypatch.setattr(doctor, 'examine_thoroughly', lambda *run: errors)
-  assert doctor.run(config) == 1
-  assert doctor.run(dataclasses.replace(config, doctor='warn')) == 0
+  errors = examination.examine_data(preparation.prepare(config, SILENT))
+  monkeypatch.setattr(examination, 'examine_thoroughly', lambda *run: errors)
+  assert run(config) == 1
+  assert run(dataclasses.replace(config, doctor='warn')) == 0
 
 
 def test_training_stops_before_its_first_update_unless_told_otherwise(sound, tmp_path, capsys):
   overrides = no_signal(sound, tmp_path)
   config = configure(sound, **overrides, steps=1, workdir=str(tmp_path / 'run'))
-  with pytest.raises(ValueError, match=r'so nothing was trained .--doctor=warn trains all the same.:\n  no_signal: '):
-    train.run(config)
+  with pytest.raises(ValueError, match=r'so nothing was trained .--doctor=warn trains anyway.:\n  no_signal: '):
+    training.train(config)
   assert not (tmp_path / 'run' / 'metrics.jsonl').exists()
   assert not (tmp_path / 'run' / 'config.json').exists()
   capsys.readouterr()
-  assert train.run(dataclasses.replace(config, doctor='warn')).step == 1
+  assert training.train(dataclasses.replace(config, doctor='warn')).step == 1
   assert 'doctor     error    no_signal' in capsys.readouterr().out
 
 

@@ -2,7 +2,6 @@
 
 import json
 
-from absl import flags
 import jax
 import ml_dtypes
 import numpy as np
@@ -11,9 +10,9 @@ import safetensors
 from safetensors import numpy as safetensors_numpy
 
 from alignjax import expressions, merging
-from alignjax.commands import merge
+from alignjax.commands import merge, program
 from alignjax.models import checkpoint_io, folders
-from alignjax.run import folder_tensors
+from alignjax.run import folder_tensors, merge_folders
 from tests import assets
 
 SIZES = {'vocab_size': 259, 'width': 8, 'heads': 2, 'kv_heads': 1, 'mlp_width': 12, 'layers': 2}
@@ -51,12 +50,13 @@ def edit_json(folder, name, **entries):
 
 def run(models, text='linear()', *, base=None, **options):
   """Merges first and second into merged."""
-  merge.merge(
+  advance = {'advance': options.pop('advance')} if 'advance' in options else {}
+  merge_folders.merge(
     models / 'merged',
-    merge.parse_method(text),
-    [models / 'first', models / 'second'],
-    base and models / base,
-    **options,
+    merge_folders.parse_method(text),
+    merge_folders.Inputs([models / 'first', models / 'second'], base and models / base, options.pop('weights', None)),
+    merge_folders.Output(**options),
+    **advance,
   )
   return models / 'merged'
 
@@ -75,7 +75,7 @@ def run(models, text='linear()', *, base=None, **options):
   ],
 )
 def test_folders_give_what_trees_give(models, text, weights):
-  method = merge.parse_method(text)
+  method = merge_folders.parse_method(text)
   base = 'base' if method.needs_base else None
   if text == 'model_stock()':  # random models point nowhere together
     edit(models / 'first', lambda tensors: {k: v + load(models / 'second')[k] for k, v in tensors.items()})
@@ -303,7 +303,7 @@ def test_how_a_tokenizer_was_last_used_does_not_matter(models):
 
 def test_no_models_are_refused(tmp_path):
   with pytest.raises(ValueError, match='--models: no folder is given'):
-    merge.merge(tmp_path / 'merged', merging.linear(), [])
+    merge_folders.merge(tmp_path / 'merged', merging.linear(), merge_folders.Inputs([]))
 
 
 @pytest.mark.parametrize(
@@ -322,7 +322,7 @@ def test_no_models_are_refused(tmp_path):
 )
 def test_expressions_that_are_no_method(text, says):
   with pytest.raises(expressions.ExpressionError) as caught:
-    merge.parse_method(text)
+    merge_folders.parse_method(text)
   assert says in str(caught.value)
   if text is not None:
     listed = str(caught.value).split('Known merge methods: ')[1]
@@ -330,20 +330,13 @@ def test_expressions_that_are_no_method(text, says):
   assert 'objective' not in str(caught.value)
 
 
-def given(*arguments):
-  values = flags.FlagValues()
-  merge.define_flags(values)
-  values(['merge', *map(str, arguments)])
-  return values
-
-
 def test_command(models, capsys):
   arguments = [f'--models={models / "first"},{models / "second"}', f'--base={models / "base"}', '--weights=0.3,0.7']
   arguments += ['--method=ties(density=0.5)', f'--out={models / "command"}', '--dtype=bfloat16']
-  assert merge.attempt(given(*arguments)) == 0
+  assert program.execute(merge.PROGRAM, ['merge', *arguments]) == 0
   assert capsys.readouterr().out == f'wrote {models / "command"}\n'
   expected = load(run(models, 'ties(density=0.5)', base='base', weights=[0.3, 0.7], dtype='bfloat16'))
   for name, value in load(models / 'command').items():
     np.testing.assert_array_equal(value, expected[name])
-  assert merge.attempt(given(*arguments)) == 1
+  assert program.execute(merge.PROGRAM, ['merge', *arguments]) == 1
   assert f'error: --out={models / "command"}: exists' in capsys.readouterr().err

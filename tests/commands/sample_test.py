@@ -3,17 +3,18 @@
 import io
 import json
 
-from absl import app, flags
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alignjax.commands import sample
-from alignjax.data import sources, tokenization
+from alignjax.commands import program, sample
+from alignjax.data.reading import rows
+from alignjax.data.tokens import tokenization
 from alignjax.models import checkpoint_io, transformer
-from alignjax.sampling import strategies
+from alignjax.sampling import strategies, text
 from tests import assets
+from tests.data import examples
 
 PROMPTS = [
   'The film was',
@@ -29,8 +30,8 @@ def folder(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope='module')
-def drawn(folder) -> list[sample.Response]:
-  return list(sample.sample(folder, PROMPTS, strategies.chain(), samples=2, max_new_tokens=5, seed=3))
+def drawn(folder) -> list[text.Response]:
+  return list(text.sample(folder, PROMPTS, text.Options(samples=2, max_new_tokens=5, seed=3)))
 
 
 def test_every_prompt_gets_its_samples_in_order(drawn):
@@ -45,7 +46,7 @@ def test_log_probabilities_are_those_of_a_forward_pass(folder):
   config = checkpoint_io.load_config(folder)
   model, params = transformer.build(config), checkpoint_io.load_params(folder, config)
   tokenizer = tokenization.Tokenizer.load(folder)
-  (response,) = sample.sample(folder, PROMPTS[:1], strategies.greedy(), max_new_tokens=4)
+  (response,) = text.sample(folder, PROMPTS[:1], text.Options(max_new_tokens=4, strategy=strategies.greedy()))
   ids = tokenizer.encode_prompt(PROMPTS[0])
   kernel = np.asarray(model.head(params).kernel, np.float64)
   hidden = jax.jit(model.hidden)
@@ -61,7 +62,7 @@ def test_log_probabilities_are_those_of_a_forward_pass(folder):
 
 def test_draws_depend_on_the_seed_and_the_place_but_not_on_the_batch(folder, drawn):
   def texts(prompts: list, seed: int) -> list[str]:
-    responses = sample.sample(folder, prompts, strategies.chain(), samples=2, max_new_tokens=5, seed=seed)
+    responses = text.sample(folder, prompts, text.Options(samples=2, max_new_tokens=5, seed=seed))
     return [response.response for response in responses]
 
   expected = [response.response for response in drawn]
@@ -80,12 +81,12 @@ def test_draws_depend_on_the_seed_and_the_place_but_not_on_the_batch(folder, dra
     ({'top_p': 0.9}, [0, 1, 2]),
     ({'top_p': 0.9, 'temperature': 0.2}, [0]),
     ({'greedy': True}, [0]),
+    ({'strategy': 'chain(temperature(0.2), nucleus(0.9))'}, [0]),
   ],
 )
 def test_flags_become_strategies(flag_values, kept):
   logits = jnp.log(jnp.asarray([0.5, 0.2, 0.25, 0.05]))
-  values = {'greedy': False, 'temperature': 1.0, 'top_k': 0, 'top_p': 1.0} | flag_values
-  result = sample.build_strategy(**values)(logits)
+  result = sample.build_strategy(sample.Settings(**flag_values))(logits)
   assert np.flatnonzero(np.isfinite(result)).tolist() == kept
 
 
@@ -94,21 +95,34 @@ def test_flags_become_strategies(flag_values, kept):
   [
     ({'greedy': True, 'temperature': 0.5}, '--greedy leaves nothing to draw'),
     ({'greedy': True, 'top_k': 3}, '--greedy leaves nothing to draw'),
+    ({'greedy': True, 'strategy': 'greedy()'}, '--strategy replaces --greedy'),
+    ({'strategy': 'gredy()'}, "unknown name 'gredy'; did you mean greedy"),
     ({'temperature': 0.0}, 'temperature'),
     ({'top_p': 0.0}, 'nucleus'),
     ({'top_p': 1.5}, 'nucleus'),
   ],
 )
 def test_flags_that_contradict_or_cannot_be(flag_values, message):
-  values = {'greedy': False, 'temperature': 1.0, 'top_k': 0, 'top_p': 1.0} | flag_values
   with pytest.raises(ValueError, match=message):
-    sample.build_strategy(**values)
+    sample.build_strategy(sample.Settings(**flag_values))
 
 
 def test_prompts_are_read_from_a_file(tmp_path):
   rows = [{'prompt': 'one'}, {'prompt': PROMPTS[1], 'chosen': 'x', 'rejected': 'y'}]
   (tmp_path / 'p.jsonl').write_text('\n'.join(map(json.dumps, rows)))
-  assert sample.read_prompts(str(tmp_path / 'p.jsonl')) == ['one', PROMPTS[1]]
+  assert text.read_prompts(str(tmp_path / 'p.jsonl')) == ['one', PROMPTS[1]]
+
+
+def test_prompts_are_read_from_data_of_every_form(tmp_path):
+  path = tmp_path / 'train.jsonl'
+  path.write_text(json.dumps(examples.HH) + '\n')
+  (prompt,) = text.read_prompts(f'hh:{path}')
+  assert [message['role'] for message in prompt] == ['user', 'assistant', 'user']
+  path.write_text(json.dumps({'prompt': 'one', 'question': 'x'}) + '\n')
+  assert text.read_prompts(str(path), ['question']) == ['one']
+  path.write_text(json.dumps(examples.HH | {'rejected': examples.HH['chosen']}) + '\n')
+  with pytest.raises(ValueError, match='no prompts are left: 1 rows read, 0 kept'):
+    text.read_prompts(f'hh:{path}')
 
 
 @pytest.mark.parametrize(
@@ -118,32 +132,29 @@ def test_prompts_are_read_from_a_file(tmp_path):
     ('{"prompt": 3}', "p.jsonl:2: field 'prompt'"),
     ('{"prompt": []}', "p.jsonl:2: field 'prompt'"),
     ('{}', "p.jsonl:2: field 'prompt'"),
-    ('{"prompt": [{"role": "wizard", "content": "x"}]}', r"p.jsonl:2: field 'prompt\[0\].role': 'wizard' is none"),
+    ('{"prompt": [{"role": "wizard", "content": "x"}]}', r"p.jsonl:2: field 'prompt\[0\].role': 'wizard' is not one"),
     ('{"prompt": [{"role": "user", "content": 3}]}', r"p.jsonl:2: field 'prompt\[0\].content'"),
     ('{"prompt": ["x"]}', r"p.jsonl:2: field 'prompt\[0\]'"),
-    ('{"question": "x"}', "p.jsonl:2: 'question': unknown"),
+    ('{"question": "x"}', "p.jsonl:2: field 'question': unknown"),
     ('{"prompt": "x"', 'p.jsonl:2:'),
   ],
 )
 def test_bad_prompts_are_named(tmp_path, row, message):
   (tmp_path / 'p.jsonl').write_text('{"prompt": "fine"}\n' + row + '\n')
-  with pytest.raises(sources.DataError, match=message):
-    sample.read_prompts(str(tmp_path / 'p.jsonl'))
+  with pytest.raises(rows.DataError, match=message):
+    text.read_prompts(str(tmp_path / 'p.jsonl'))
 
 
 def test_lines_are_json(drawn):
   stream = io.StringIO()
-  sample.write(iter(drawn), stream)
+  text.write(iter(drawn), stream)
   rows = [json.loads(line) for line in stream.getvalue().splitlines()]
-  assert [sample.Response(**row) for row in rows] == drawn
+  assert [text.Response(**row) for row in rows] == drawn
 
 
 def run(*arguments: str) -> int:
   """The program with a command line, in this process."""
-  values = flags.FlagValues()
-  sample.define_flags(values)
-  values(['sample', *arguments])
-  return sample.attempt(values)
+  return program.execute(sample.PROGRAM, ['sample', *arguments])
 
 
 def test_the_program_writes_a_file_or_prints(folder, tmp_path, capsys):
@@ -165,6 +176,11 @@ def test_the_program_writes_a_file_or_prints(folder, tmp_path, capsys):
     (['--model=nowhere'], 'give either --prompt or --prompts'),
     (['--model=nowhere', '--prompt=x', '--prompts=y'], 'give either --prompt or --prompts'),
     (['--model=nowhere', '--prompts=missing.jsonl'], 'missing.jsonl'),
+    (['--prompt=x'], '--model is missing: Folder of the model'),
+    (['--model=nowhere', 'hello'], "what is 'hello'? Settings are given as --<name>=<value>"),
+    (['--model=nowhere', '--prompt=x', '--samples=0'], '--samples = 0: must be at least 1'),
+    (['--model=nowhere', '--prompt=x', '--samples=two'], 'samples'),
+    (['--model=nowhere', '--promt=x'], 'Did you mean: prompt'),
   ],
 )
 def test_errors_of_the_user_are_one_message_and_exit_code_1(capsys, arguments, message):
@@ -172,13 +188,3 @@ def test_errors_of_the_user_are_one_message_and_exit_code_1(capsys, arguments, m
   error = capsys.readouterr().err
   assert message in error
   assert 'Traceback' not in error
-
-
-def test_a_model_must_be_named():
-  with pytest.raises(flags.IllegalFlagValueError, match='--model'):
-    run('--prompt=x')
-
-
-def test_stray_arguments_are_refused():
-  with pytest.raises(app.UsageError, match="what is 'hello'"):
-    sample.main(['sample', 'hello'])

@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
 
-from alignjax.commands import train
-from alignjax.run import settings
+from alignjax.commands import program, train
+from alignjax.run import command_line, settings, training
 from alignjax.training import loop, metrics
 from tests import assets
 
@@ -61,6 +61,7 @@ def make_config(folder: pathlib.Path, workdir: str, **overrides) -> settings.Con
     'eval_data': (str(folder / 'eval.jsonl'),),
     'steps': STEPS,
     'batch_size': 8,
+    'warmup': 0.0,
     'buckets': ((16, 24),),
     'optimizer': 'adamw(5e-4)',
     'schedule': 'constant',
@@ -76,14 +77,8 @@ def make_config(folder: pathlib.Path, workdir: str, **overrides) -> settings.Con
 
 def arguments(config: settings.Config) -> list[str]:
   """The command line that says the same as a config."""
-  flat, default = settings.flat(config), settings.flat(settings.from_dict(default_values()))
+  flat, default = settings.flat(config), settings.flat(settings.Config())
   return [f'--config.{name}={value}' for name, value in flat.items() if value != default[name]]
-
-
-def default_values() -> dict:
-  from experiments.configs import dpo
-
-  return dpo.get_config().to_dict()
 
 
 @pytest.fixture(scope='module')
@@ -140,8 +135,13 @@ def started(command: list[str], environment: dict[str, str], output: pathlib.Pat
     run.process.wait()
 
 
+def attempt(config: settings.Config) -> int:
+  """The program with a configuration, in this process."""
+  return program.attempt(train.PROGRAM, command_line.Invocation(config))
+
+
 def single(config: settings.Config) -> list[str]:
-  return [sys.executable, '-m', 'experiments.train', '--local_devices=8', *arguments(config)]
+  return [sys.executable, '-m', 'alignjax', 'train', '--local_devices=8', *arguments(config)]
 
 
 def deterministic(workdir: str | pathlib.Path) -> list[dict]:
@@ -157,7 +157,7 @@ def weights(workdir: str | pathlib.Path) -> dict[str, np.ndarray]:
 def whole(folder) -> settings.Config:
   """A run that nothing interrupts, in this process: 1 process x 8 devices."""
   config = make_config(folder, 'whole')
-  result = train.run(config)
+  result = training.train(config)
   assert (result.step, result.preempted, result.compilations) == (STEPS, False, 1)
   return config
 
@@ -176,7 +176,7 @@ def test_a_whole_run(whole, capsys):
     safetensors_numpy.load_file(pathlib.Path(whole.model) / 'model.safetensors')
   )
   assert (workdir / 'model' / 'tokenizer.json').exists()
-  assert train.run(whole).step == STEPS
+  assert training.train(whole).step == STEPS
   assert 'this run is finished: 32 of 32 steps are done' in capsys.readouterr().out
   assert deterministic(workdir) == records
 
@@ -192,12 +192,12 @@ def test_killed_and_told_to_stop_it_resumes_bit_identically(folder, whole, envir
   with started(single(config), environment, tmp_path / 'log') as run:
     run.wait_for_records(workdir, 17)
     run.process.terminate()
-    output = run.leave(train.PREEMPTED)
+    output = run.leave(program.PREEMPTED)
   assert 'resuming from step' in output
-  assert 'told to stop: saved at step' in output
+  assert 'stopped on request: saved at step' in output
   assert 'Traceback' not in output
   # It was saved where it stopped, which need not be a multiple of save_every.
-  train.run(config)
+  training.train(config)
   assert int(capsys.readouterr().out.split('resuming from step ')[1].split()[0]) >= 16
   assert deterministic(workdir) == deterministic(whole.workdir)
   resumed, expected = ({name: w.tobytes() for name, w in weights(path).items()} for path in (workdir, whole.workdir))
@@ -214,12 +214,12 @@ def test_an_objective_that_remembers_batches_resumes_with_its_memory(folder, cap
     eval_every=3,
     optimizer='adamw(1e-2)',
   )
-  train.run(config)
+  training.train(config)
   source, workdir = pathlib.Path(config.workdir), folder / 'remembers_again'
   shutil.copytree(source / 'checkpoints' / '3', workdir / 'checkpoints' / '3')
   first = (source / 'metrics.jsonl').read_text(encoding='utf-8').splitlines(keepends=True)[:4]
   (workdir / 'metrics.jsonl').write_text(''.join(first), encoding='utf-8')
-  train.run(dataclasses.replace(config, workdir=str(workdir)))
+  training.train(dataclasses.replace(config, workdir=str(workdir)))
   assert 'resuming from step 3' in capsys.readouterr().out
   records = deterministic(workdir)
   assert records == deterministic(source)
@@ -238,7 +238,7 @@ def merging(folder) -> settings.Config:
   """A run that merges at steps 3 and 6, and is saved between them."""
   base = assets.write_tiny_model(folder / 'base', seed=2, layers=1)
   config = make_config(folder, 'merging', optimizer=MERGING, base_model=str(base), eval_data=(), steps=6, save_every=4)
-  train.run(config)
+  training.train(config)
   return config
 
 
@@ -248,7 +248,7 @@ def test_online_merging_reports_what_it_does_and_resumes_bit_identically(folder,
   shutil.copytree(source / 'checkpoints' / '4', workdir / 'checkpoints' / '4')
   first = (source / 'metrics.jsonl').read_text(encoding='utf-8').splitlines(keepends=True)[:4]
   (workdir / 'metrics.jsonl').write_text(''.join(first), encoding='utf-8')
-  train.run(dataclasses.replace(merging, workdir=str(workdir), delta_memory='host'))
+  training.train(dataclasses.replace(merging, workdir=str(workdir), delta_memory='host'))
   printed = capsys.readouterr().out
   assert 'resuming from step 4' in printed
   assert f'optimizer  {MERGING}, delta to {merging.base_model} in bfloat16\n' in printed
@@ -268,7 +268,7 @@ def test_tau_moves_the_parameters_and_their_average(folder, merging, capsys):
   """With a learning rate that is too small to matter."""
   optimizer = 'chain(adamw(1e-30), online_dare(reserve=1.0, alpha=0.25), moving_average(0.5))'
   config = dataclasses.replace(merging, optimizer=optimizer, workdir=str(folder / 'drift'), steps=2, save_every=0)
-  train.run(config)
+  training.train(config)
   assert f'its moving average is in {folder / "drift" / "model_average"}' in capsys.readouterr().out
   start, base = (
     safetensors_numpy.load_file(pathlib.Path(path) / 'model.safetensors') for path in (config.model, config.base_model)
@@ -283,14 +283,14 @@ def test_tau_moves_the_parameters_and_their_average(folder, merging, capsys):
 def test_another_optimizer_or_base_model_in_the_same_folder_is_refused(folder, merging, caplog):
   def refused(says: str, **overrides):
     with pytest.raises(ValueError, match=re.escape(says)):
-      train.run(dataclasses.replace(merging, **overrides))
+      training.train(dataclasses.replace(merging, **overrides))
 
   other = MERGING.replace(', every=3', '')
   refused(f'config.optimizer was {MERGING!r} and is now {other!r}. Numbers in it may change', optimizer=other)
   refused("and is now 'adamw(1e-3)'. Numbers in it may change", optimizer='adamw(1e-3)', base_model='')
   refused('base_model_fingerprint: was', base_model=merging.model)
   with caplog.at_level('WARNING', 'absl'):
-    train.run(dataclasses.replace(merging, optimizer=MERGING.replace('0.01', '0.02'), delta_dtype='float32'))
+    training.train(dataclasses.replace(merging, optimizer=MERGING.replace('0.01', '0.02'), delta_dtype='float32'))
   assert 'config.optimizer was' in caplog.text
   assert "config.delta_dtype was 'bfloat16' and is now 'float32'" in caplog.text
 
@@ -298,7 +298,7 @@ def test_another_optimizer_or_base_model_in_the_same_folder_is_refused(folder, m
 def test_the_same_model_as_its_base_is_refused(folder, merging):
   config = dataclasses.replace(merging, base_model=merging.model, workdir=str(folder / 'nothing'))
   with pytest.raises(ValueError, match=r'model: has the same weights as .*model, so their difference is 0'):
-    train.run(config)
+    training.train(config)
 
 
 def test_two_processes_do_what_one_does(folder, whole, environment, tmp_path):
@@ -312,11 +312,11 @@ def test_two_processes_do_what_one_does(folder, whole, environment, tmp_path):
   with started(command, environment, tmp_path / 'log') as run:
     run.wait_for_records(workdir, 7)
     run.process.terminate()  # it takes them a second or two to agree on a step
-    output = run.leave(train.PREEMPTED)
+    output = run.leave(program.PREEMPTED)
   assert '[0] resuming from step 5' in output
-  stopped = int(output.split('told to stop: saved at step ')[1].split()[0])
+  stopped = int(output.split('stopped on request: saved at step ')[1].split()[0])
   assert len(deterministic(workdir)) == stopped + 1
-  assert train.run(config).step == STEPS
+  assert training.train(config).step == STEPS
   records, expected = deterministic(workdir), deterministic(source)
   assert [r['step'] for r in records] == [r['step'] for r in expected]
   assert [r.get('batch_hash') for r in records] == [r.get('batch_hash') for r in expected]
@@ -341,9 +341,9 @@ def test_two_processes_do_what_one_does(folder, whole, environment, tmp_path):
   ],
 )
 def test_errors_of_the_user_are_one_message_and_exit_code_1(folder, capsys, overrides, says):
-  code = train.attempt(lambda: train.run(make_config(folder, 'refused', **overrides)))
+  code = attempt(make_config(folder, 'refused', **overrides))
   error = capsys.readouterr().err
-  assert code == train.REFUSED
+  assert code == program.REFUSED
   assert 'Traceback' not in error
   for text in says:
     assert text in error
@@ -353,7 +353,7 @@ def test_a_bad_row_is_named_by_file_line_and_field(folder, tmp_path):
   bad = tmp_path / 'bad.jsonl'
   bad.write_text('{"prompt": "a", "chosen": " b", "rejected": " c"}\n{"prompt": "a", "chosen": 3, "rejected": " c"}\n')
   with pytest.raises(ValueError, match=f"{bad}:2: field 'chosen'"):
-    train.run(make_config(folder, 'refused', data=(str(bad),)))
+    training.train(make_config(folder, 'refused', data=(str(bad),)))
 
 
 @pytest.mark.parametrize(
@@ -368,30 +368,30 @@ def test_a_bad_row_is_named_by_file_line_and_field(folder, tmp_path):
 def test_another_run_in_the_same_folder_is_refused(whole, overrides, says):
   config = dataclasses.replace(whole, **overrides)
   with pytest.raises(ValueError, match='belongs to another run') as caught:
-    train.run(config)
+    training.train(config)
   assert says in str(caught.value)
 
 
 def test_other_data_or_models_in_the_same_folder_are_refused(folder, whole):
   write_pairs(folder / 'other.jsonl', 61, seed=5)
   with pytest.raises(ValueError, match='data_fingerprint: was'):
-    train.run(dataclasses.replace(whole, data=(str(folder / 'other.jsonl'),)))
+    training.train(dataclasses.replace(whole, data=(str(folder / 'other.jsonl'),)))
   assets.write_tiny_model(folder / 'other', seed=1, layers=1)
   with pytest.raises(ValueError, match='reference_fingerprint: was'):
-    train.run(dataclasses.replace(whole, reference=str(folder / 'other')))
+    training.train(dataclasses.replace(whole, reference=str(folder / 'other')))
 
 
 def test_harmless_changes_go_on_and_questionable_ones_are_reported(whole, caplog):
   with caplog.at_level('WARNING', 'absl'):
-    train.run(dataclasses.replace(whole, log_every=3, optimizer='chain(adamw(2e-3))'))
+    training.train(dataclasses.replace(whole, log_every=3, optimizer='chain(adamw(2e-3))'))
   assert "config.optimizer was 'adamw(5e-4)' and is now 'chain(adamw(2e-3))'" in caplog.text
   assert 'log_every' not in caplog.text
-  train.run(whole)  # gives the folder its configuration back
+  training.train(whole)  # gives the folder its configuration back
 
 
 def test_an_infinite_loss_ends_the_run_with_exit_code_1(folder, capsys):
   config = make_config(folder, 'diverged', optimizer='adamw(1e38)', gradient_clip=0.0, eval_data=(), save_every=1)
-  assert train.attempt(lambda: train.run(config)) == train.REFUSED
+  assert attempt(config) == program.REFUSED
   assert 'error: step ' in capsys.readouterr().err
   assert not (folder / 'diverged' / 'model').exists()
 
@@ -399,26 +399,20 @@ def test_an_infinite_loss_ends_the_run_with_exit_code_1(folder, capsys):
 @pytest.mark.parametrize(
   ('outcome', 'code'),
   [
-    (loop.Result(None, 3, True, 1), train.PREEMPTED),
-    (loop.Result(None, 3, False, 1), train.DONE),
-    (ValueError('why'), train.REFUSED),
-    (loop.NonFiniteError('why'), train.REFUSED),
-    (RuntimeError('why'), train.CRASHED),
+    (loop.Result(None, 3, True, 1), program.PREEMPTED),
+    (loop.Result(None, 3, False, 1), program.DONE),
+    (ValueError('why'), program.REFUSED),
+    (loop.NonFiniteError('why'), program.REFUSED),
+    (RuntimeError('why'), program.CRASHED),
   ],
 )
-def test_exit_codes(capsys, outcome, code):
-  def start() -> loop.Result:
+def test_exit_codes(capsys, monkeypatch, outcome, code):
+  def run(config: settings.Config) -> loop.Result:
+    del config
     if isinstance(outcome, Exception):
       raise outcome
     return outcome
 
-  assert train.attempt(start) == code
-  assert ('Traceback' in capsys.readouterr().err) == (code == train.CRASHED)
-
-
-def test_unknown_settings_are_refused(environment):
-  command = [sys.executable, '-m', 'experiments.train', '--config.batchsize=4']
-  result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-  assert result.returncode == train.REFUSED
-  assert 'Did you mean "batch_size" instead of "batchsize"?' in result.stderr
-  assert 'Traceback' not in result.stderr
+  monkeypatch.setattr(training, 'train', run)
+  assert attempt(settings.Config()) == code
+  assert ('Traceback' in capsys.readouterr().err) == (code == program.CRASHED)

@@ -64,6 +64,7 @@ PREFERENCE = [
   {'prompt': 'Once', 'chosen': ' upon', 'rejected': ' a'},
   {'prompt': [USER], 'chosen': 'Hello', 'rejected': [GO], 'label': 0.75, 'weight': 2},
   {'prompt': 'Once', 'chosen': ' upon', 'rejected': ' a', 'score': [1, -0.5], 'behaviour_logp': [-1.5, 0]},
+  {'prompt': 'Once', 'chosen': ' upon', 'rejected': ' a', 'behaviour_logp': [[-1.5, -0.5], [-1, 0, -2]]},
   {'prompt': 'Once', 'chosen': ' upon', 'rejected': ' a', 'margin': 1.5},
   {'chosen': [USER, HELLO], 'rejected': [USER, GO]},
 ]
@@ -73,6 +74,7 @@ VALID = {
   'ranked': [RANKED, {'prompt': [USER], 'responses': ['Hello', [GO]], 'weight': 2}],
   'scored': [SCORED, SCORED | {'behaviour_logp': [-1, -2, -3, -4.5]}],
   'scored_pair': [SCORED, {'prompt': [USER], 'responses': ['Hello', [GO]], 'scores': [0, 1], 'weight': 0.5}],
+  'prompts': [{'prompt': 'Once', 'weight': 2}, {'prompt': [USER]}, *PREFERENCE[:2]],
   'hh': [HH],
   'hh_text': [HH],
   'ultrafeedback': [ULTRAFEEDBACK],

@@ -1,5 +1,6 @@
-"""docs/objectives.md says what the docstrings say, its links lead somewhere, and a docstring's gap has a name."""
+"""docs/objectives.md holds every piece of every docstring, its links resolve, and a missing piece is an error."""
 
+import inspect
 import pathlib
 import re
 
@@ -7,16 +8,33 @@ from absl.testing import flagsaver
 import pytest
 
 from alignjax import objectives, risk
-from alignjax.objectives import base
-from docs.pages import docstrings, objectives_page, texts
+from alignjax.objectives import base, preference
+from docs.pages import docstrings, objectives_page, requirements, texts
 
 PAGE = pathlib.Path(objectives_page.PAGE)
 TEXT = PAGE.read_text(encoding='utf-8')
-NAMES = [*objectives.OBJECTIVES, *risk.MEASURES]
+OBJECTIVES = {name: build for name, build in objectives.OBJECTIVES.items() if build.__module__.startswith('alignjax.')}
+BUILDS = {**OBJECTIVES, **risk.MEASURES}
 
 WHOLE = """Mine, in one sentence.
 
-  loss = -log sigmoid(beta h)
+  loss = -log sigmoid(beta h),   h = rho(y_w) - rho(y_l)
+         where h is the margin
+
+  A caveat of [mine].
+
+  Use it when:
+    nothing else helps.
+
+  Args:
+    beta: strength, > 0,
+      1/nats.
+
+  Returns:
+    An objective; [B] nats.
+
+  Raises:
+    ValueError: if beta <= 0.
 
   Defaults:
     beta ours.
@@ -30,10 +48,13 @@ WHOLE = """Mine, in one sentence.
 
 def factory(docstring, build=objectives.dpo):
   def mine(beta: float = 0.1) -> base.Objective:
+    base.require(beta > 0, 'mine', 'beta must be positive', beta)
     return build(beta)
 
   mine.__doc__ = docstring
-  return base.factory(mine)
+  registered = base.factory(mine)
+  del base.OBJECTIVES['mine']  # other tests look at all objectives
+  return registered
 
 
 def anchors():
@@ -49,7 +70,7 @@ def test_the_page_is_up_to_date():
   assert objectives_page.page() == TEXT, 'run python -m docs.pages.objectives_page'
 
 
-def test_check_passes_on_the_page_and_tells_how_to_mend_another(tmp_path, monkeypatch):
+def test_check_passes_on_the_page_and_explains_how_to_update_another(tmp_path, monkeypatch):
   monkeypatch.setattr(objectives_page, 'page', lambda: TEXT)
   with flagsaver.as_parsed(check='true'):
     objectives_page.main([''])
@@ -67,12 +88,12 @@ def test_check_passes_on_the_page_and_tells_how_to_mend_another(tmp_path, monkey
 
 def test_every_name_has_one_section_and_links_to_its_file():
   sections = re.findall(r'^### \[`(\w+)`\]\((.+)\)$', TEXT, re.MULTILINE)
-  assert sorted(name for name, _ in sections) == sorted(NAMES)
+  assert sorted(name for name, _ in sections) == sorted(BUILDS)
   for name, link in sections:
     assert f'def {name}(' in (PAGE.parent / link).read_text(encoding='utf-8')
 
 
-def test_links_lead_somewhere():
+def test_links_resolve():
   links = re.findall(r'\]\((?!https://)([^)]+)\)', TEXT)
   local = {link for link in links if not link.startswith('#')}
   assert [link for link in local if not (PAGE.parent / link).exists()] == []
@@ -82,7 +103,7 @@ def test_links_lead_somewhere():
 
 def test_the_overview_has_a_row_for_every_objective():
   rows = re.findall(r'^\| \[`(\w+)`\]\(#\1\)[^|]*((?:\|[^|]*){5})\|$', TEXT, re.MULTILINE)
-  assert sorted(name for name, _ in rows) == sorted(objectives.OBJECTIVES)
+  assert sorted(name for name, _ in rows) == sorted(OBJECTIVES)
 
 
 def test_tables_have_rows_of_one_width():
@@ -90,20 +111,74 @@ def test_tables_have_rows_of_one_width():
     assert len({len(re.findall(r'(?<!\\)\|', row)) for row in table.splitlines()}) == 1
 
 
+def section_of(name):
+  return re.search(rf'^### \[`{name}`\].*?(?=^##|\Z)', TEXT, re.MULTILINE | re.DOTALL)[0]
+
+
+def test_every_paragraph_of_every_docstring_is_on_the_page():
+  for name, build in BUILDS.items():
+    text = section_of(name)
+    for paragraph in docstrings.paragraphs(build):
+      heading, _, content = (
+        paragraph.rpartition(':\n') if re.match(r'[A-Z][a-z ]*:\n', paragraph) else ('', '', paragraph)
+      )
+      if heading in ('', 'Use it when', 'Returns', 'Defaults') and not paragraph.startswith(('loss =', 'value =')):
+        assert docstrings.escaped(docstrings.joined(content)) in text, f'{name}: {content}'
+
+
+def test_every_argument_is_on_the_page_with_its_description_and_default():
+  count = 0
+  for name, build in BUILDS.items():
+    text, parameters = section_of(name), inspect.signature(build).parameters.values()
+    entries = re.search(r'^Args:\n(.*?)(?:\n\n|\Z)', inspect.getdoc(build), re.MULTILINE | re.DOTALL)
+    described = (
+      dict(re.findall(r'^  (\w+): ((?:.+\n?(?:      )?)+?)(?=^  \w|\Z)', entries[1], re.MULTILINE)) if entries else {}
+    )
+    assert list(described) == [parameter.name for parameter in parameters], name
+    for parameter in parameters:
+      default = 'required' if parameter.default is parameter.empty else f'`{parameter.default!r}`'
+      row = f'| `{parameter.name}` | {default} | {docstrings.escaped(docstrings.joined(described[parameter.name]))} |'
+      assert row in text.splitlines(), row
+      count += 1
+  assert count > 100
+
+
+def test_every_requirement_and_reference_is_on_the_page():
+  for name, build in BUILDS.items():
+    text = section_of(name)
+    assert all(docstrings.escaped(requirement) in text for requirement in requirements.of(build)), name
+    urls = re.findall(r'https://\S*[^\s,.]', inspect.getdoc(build))
+    assert all(f']({url})' in text for url in urls), name
+
+
+def test_every_paragraph_about_a_family_is_on_the_page():
+  for module in {inspect.getmodule(build) for build in BUILDS.values()} | {preference}:
+    first, *others = docstrings.paragraphs(module)
+    for text in others if module in (preference, risk.measures) else [first, *others]:
+      if not text.startswith(('  ', '- ')):
+        assert docstrings.escaped(docstrings.joined(text)) in TEXT, module.__name__
+
+
 @pytest.mark.parametrize(
   ('name', 'facts'),
   [
-    ('dpo', ['reference: yes', 'couples rows: no', 'N = 2']),
-    ('simpo', ['reference: no', 'couples rows: no', 'N = 2']),
-    ('sft', ['reference: no', 'couples rows: no', 'any N']),
-    ('kto', ['reference: yes', 'couples rows: yes', 'N = 1 or 2']),
-    ('rebel', ['reference: yes', 'couples rows: no', 'N = 2', 'reads scores']),
-    ('beta_dpo', ['reference: yes', 'couples rows: yes', 'N = 2', 'remembers batches']),
+    ('dpo', ['reference: yes', 'batch fields: `label`', 'N = 2', 'couples rows: no', 'memory: no']),
+    ('simpo', ['reference: no', 'batch fields: `label`', 'N = 2', 'couples rows: no', 'memory: no']),
+    ('sft', ['reference: no', 'batch fields: `label`', 'any N', 'couples rows: no', 'memory: no']),
+    ('kto', ['reference: yes', 'batch fields: `label`, `weight`', 'N = 1 or 2', 'couples rows: yes', 'memory: no']),
+    ('rebel', ['reference: yes', 'batch fields: `score`', 'N = 2', 'couples rows: no', 'memory: no']),
+    ('kl_penalty', ['reference: yes', 'batch fields: none', 'any N', 'couples rows: no', 'memory: no']),
   ],
 )
 def test_facts_of_well_known_objectives(name, facts):
-  (line,) = re.findall(r'^- \*\*Needs\*\* (.+)$', objectives_page.section(objectives.OBJECTIVES[name]), re.MULTILINE)
+  (line,) = re.findall(r'^- \*\*Needs\*\* (.+)$', section_of(name), re.MULTILINE)
   assert line.split(' · ')[1:] == facts
+
+
+def test_optional_fields_and_memory_are_facts():
+  optional = 'and if present `behaviour_logp`, `behaviour_token_logp` '
+  assert f'batch fields: `label`, `response_length`, {optional}' in section_of('importance_weighted')
+  assert ' · couples rows: yes · memory: yes\n' in section_of('beta_dpo')
 
 
 @pytest.mark.parametrize('composition', texts.COMPOSITIONS, ids=lambda composition: composition.method)
@@ -117,10 +192,31 @@ def test_a_section_has_all_pieces():
   lines = objectives_page.section(factory(WHOLE)).splitlines()
   assert lines[0].startswith('### [`mine`]')
   assert lines[2] == 'Mine, in one sentence.'
-  assert lines[4:7] == ['```text', 'loss = -log sigmoid(beta h)', '```']
-  assert lines[8:] == [
-    '- `mine(beta=0.1)`: beta ours.',
-    '- **Needs** `logp`, `reference_logp` · reference: yes · couples rows: no · N = 2',
+  assert lines[4:] == [
+    '$$',
+    r'\mathrm{loss} = - \log \sigma(\beta h)',
+    '$$',
+    '',
+    '$$',
+    r'h = \rho(y_{w}) - \rho(y_{l})',
+    '$$',
+    '',
+    'where $h$ is the margin',
+    '',
+    r'A caveat of \[mine\].',
+    '',
+    '**Use it when** nothing else helps.',
+    '',
+    '| argument | default | description |',
+    '|---|---|---|',
+    '| `beta` | `0.1` | strength, > 0, 1/nats. |',
+    '',
+    '**Defaults:** beta ours.',
+    '',
+    '- **Needs** `logp`, `reference_logp` · reference: yes · batch fields: `label` · N = 2 · couples rows: no'
+    ' · memory: no',
+    r'- **Returns** An objective; \[B\] nats.',
+    '- **Requirements**, or else a `ValueError`: beta must be positive.',
     '- [A *title*: with commas, and more](https://example.org/abs/1), Nobody et al. 2031.',
     '- [The second](https://example.org/2.pdf), Someone 2032, equation 3.',
   ]
@@ -133,8 +229,16 @@ def test_a_section_has_all_pieces():
     ('Mine, in one sentence.', 'Mine, in one\n  sentence.', 'full stop'),
     ('Mine, in one sentence.', 'Mine, without end', 'full stop'),
     ('loss = -log', 'It is -log', 'loss ='),
-    ('Defaults:', 'Remarks:', 'Defaults'),
-    ('References:', 'Papers:', 'References'),
+    ('(beta h)', '(beta h', "'\\)' is missing"),
+    ('Use it when:', 'Use it:', 'unknown section "Use it:"'),
+    ('  Use it when:\n    nothing else helps.\n\n', '', 'no section "Use it when:"'),
+    ('beta: strength', 'alpha: strength', 'describes alpha; the arguments are beta'),
+    ('Args:', 'Returns:', 'describes none; the arguments are beta'),
+    ('    beta: strength, > 0,\n      1/nats.', '    The strength.', 'describes The strength'),
+    ('  Raises:\n    ValueError: if beta <= 0.\n\n', '', 'requirements in its source differ'),
+    ('beta ours.\n', 'beta ours.\n\n  A late caveat.\n', 'A late caveat'),
+    ('Defaults:', 'Remarks:', 'Remarks'),
+    ('References:', 'Papers:', 'Papers'),
     ('https://example.org/abs/1', 'in a book', 'https'),
     ('et al. 2031', 'et al.', 'year'),
   ],

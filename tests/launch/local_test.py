@@ -13,7 +13,7 @@ import pytest
 
 SCRIPT = pathlib.Path(__file__).parents[2] / 'launch' / 'local.sh'
 
-# Given `-u -m experiments.train ...` it runs the body of the test with $id; given `-c`, it invents a port.
+# Given `-u -m alignjax train ...` it runs the body of the test with $id; given `-c`, it invents a port.
 STAND_IN = """#!/usr/bin/env bash
 if [[ $1 == -c ]]; then echo 12345; exit 0; fi
 id=0
@@ -70,7 +70,8 @@ def test_passes_arguments_on_and_prefixes_the_output(start):
     common = [
       '-u',
       '-m',
-      'experiments.train',
+      'alignjax',
+      'train',
       '--local_devices=4',
       '--coordinator=localhost:12345',
       '--num_processes=2',
@@ -80,7 +81,7 @@ def test_passes_arguments_on_and_prefixes_the_output(start):
 
 def test_one_process_needs_no_coordinator(start):
   output, _ = start('printf "%s\\n" "$@"', '1', '--', '--x').communicate(timeout=20)
-  assert output.splitlines() == [f'[0] {x}' for x in ('-u', '-m', 'experiments.train', '--process_id=0', '--x')]
+  assert output.splitlines() == [f'[0] {x}' for x in ('-u', '-m', 'alignjax', 'train', '--process_id=0', '--x')]
 
 
 def test_the_package_is_found_from_anywhere(start):

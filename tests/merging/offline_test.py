@@ -246,19 +246,19 @@ def test_nothing_learnt_changes_nothing():
 @pytest.mark.parametrize(
   ('build', 'says'),
   [
-    (lambda: merging.ties(density=0.0), r'ties: density: must lie in \(0, 1\], got 0.0'),
-    (lambda: merging.dare(density=1.5), r'dare: density: must lie in \(0, 1\], got 1.5'),
-    (lambda: merging.breadcrumbs(gamma=1.0), r'breadcrumbs: gamma: must lie in \[0, 1\), got 1.0'),
-    (lambda: merging.della(epsilon=0.5), r'della: epsilon: must lie in \[0, 0.5\), got 0.5'),
-    (lambda: merging.slerp(t=-0.1), r'slerp: t: must lie in \[0, 1\], got -0.1'),
+    (lambda: merging.ties(density=0.0), r'ties: density: must be in \(0, 1\], got 0.0'),
+    (lambda: merging.dare(density=1.5), r'dare: density: must be in \(0, 1\], got 1.5'),
+    (lambda: merging.breadcrumbs(gamma=1.0), r'breadcrumbs: gamma: must be in \[0, 1\), got 1.0'),
+    (lambda: merging.della(epsilon=0.5), r'della: epsilon: must be in \[0, 0.5\), got 0.5'),
+    (lambda: merging.slerp(t=-0.1), r'slerp: t: must be in \[0, 1\], got -0.1'),
     (lambda: merging.slerp(t=[0.1, 0.2]), 'slerp: t is one number for both models'),
     (lambda: merging.dare(rescale='l2'), "dare: rescale must be one of inverse, l1, none, got 'l2'"),
     (lambda: merging.dare(consensus='count'), "dare: consensus must be one of linear, ties, got 'count'"),
-    (lambda: merging.della(seed=-1), r'della: seed must be a whole number in \[0, 2\*\*32\), got -1'),
+    (lambda: merging.della(seed=-1), r'della: seed must be an integer in \[0, 2\*\*32\), got -1'),
     (lambda: merging.ties(scale=float('inf')), 'ties: scale must be a finite number, got inf'),
     (
       lambda: merging.merge(merging.della(density=0.9), MODELS, BASE),
-      r'della, tensor embed: density -\+ epsilon must lie in \(0, 1\], got \(0.9, 0.15\)',
+      r'della, tensor embed: density ± epsilon must be in \(0, 1\], got \(0.9, 0.15\)',
     ),
     (
       lambda: merging.merge(merging.linear(), MODELS[:2], weights=[1.0, -1.0]),

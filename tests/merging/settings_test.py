@@ -32,9 +32,9 @@ def test_forms_of_a_setting(given, text, attention, norm):
 @pytest.mark.parametrize(
   ('given', 'says'),
   [
-    ('', "density: '' is not read: write 0.5"),
-    ('a', "density: 'a' is not read"),
-    ('*=0.5; *mlp*', r"density: '\*=0.5; \*mlp\*' is not read"),
+    ('', "density: cannot parse '': write 0.5"),
+    ('a', "density: cannot parse 'a'"),
+    ('*=0.5; *mlp*', r"density: cannot parse '\*=0.5; \*mlp\*'"),
     ([], 'density: no value for the pattern'),
     ({}, 'density: no value is given'),
     (True, 'density: True is not a finite number'),
@@ -42,11 +42,11 @@ def test_forms_of_a_setting(given, text, attention, norm):
     ('inf', 'density: inf is not a finite number'),
     (None, 'density: None is not a finite number'),
     ([0.5, 'x'], "density: 'x' is not a finite number"),
-    (0.0, r'density: must lie in \(0, 1\], got 0.0'),
-    ({'*': [0.5, 1.1]}, r'density: must lie in \(0, 1\], got 1.1'),
+    (0.0, r'density: must be in \(0, 1\], got 0.0'),
+    ({'*': [0.5, 1.1]}, r'density: must be in \(0, 1\], got 1.1'),
     ({'': 0.5}, "density: '' is not a pattern"),
     ({'a=b': 0.5}, "density: 'a=b' is not a pattern"),
-    ('*=0.5; *=0.7', r"density: the pattern '\*' stands twice"),
+    ('*=0.5; *=0.7', r"density: the pattern '\*' is given twice"),
   ],
 )
 def test_what_is_no_setting_is_refused(given, says):

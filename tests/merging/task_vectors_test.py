@@ -33,5 +33,5 @@ def test_differences_of_halves_are_exact():
 def test_different_trees_are_refused_by_name():
   with pytest.raises(ValueError, match=r'base has no parameter b'):
     merging.task_vector({'a': np.ones(2), 'b': np.ones(2)}, {'a': np.ones(2)})
-  with pytest.raises(ValueError, match=r'vector: a has shape \(3,\), and the first has \(2,\)'):
+  with pytest.raises(ValueError, match=r'vector: a has shape \(3,\), but the first model has \(2,\)'):
     merging.apply({'a': np.ones(2)}, {'a': np.ones(3)})

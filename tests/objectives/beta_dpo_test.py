@@ -1,7 +1,6 @@
 """beta-DPO: whom its filter keeps, and how its strength follows the margins."""
 
 import dataclasses
-import inspect
 import math
 
 import jax
@@ -9,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alignjax import objectives, stats
+from alignjax import objectives, stats, testing
 from alignjax.objectives import moving_average
-from tests import contract_test, drift, fixtures
+from tests import drift, fixtures
 from tests.oracles import adaptive as oracle
-from tests.oracles.data import Case, Data
+from tests.oracles.data import Data
 
 
 def kept(objective, table, batch):
@@ -117,23 +116,11 @@ def test_draws_are_fresh_for_every_batch_and_the_same_in_evaluation():
   assert len({found.tobytes() for found in seen}) > 1
 
 
-FILTERED = Case('beta_dpo(beta=0.2, alpha=0.3, ratio=0.7)', oracle=None)
-CONTRACT = [
-  contract_test.test_reads_exactly_what_it_declares,
-  contract_test.test_loss_is_float32_and_finite_for_bfloat16_logits,
-  contract_test.test_padding_content_changes_neither_loss_nor_gradient,
-  contract_test.test_permuting_prompts_permutes_losses,
-  contract_test.test_weight_zero_is_deletion,
-  contract_test.test_no_gradient_enters_the_reference,
-  contract_test.test_metrics_carry_no_gradient,
-  contract_test.test_eager_jit_vmap_pmap_agree,
-  contract_test.test_algebra,
-]
+@pytest.fixture(scope='module')
+def filtered():
+  return testing.Setting.of(objectives.beta_dpo(beta=0.2, alpha=0.3, ratio=0.7))
 
 
-@pytest.mark.parametrize('promise', CONTRACT, ids=lambda promise: promise.__name__)
-def test_the_filter_keeps_the_contract(promise):
-  batch = fixtures.preference_batch(seed=3)
-  objective = objectives.beta_dpo(beta=0.2, alpha=0.3, ratio=0.7)
-  assert inspect.signature(promise).parameters.keys() == {'case'}
-  promise((FILTERED, objective, batch, fixtures.logits(1, batch), fixtures.logits(2, batch)))
+@pytest.mark.parametrize('check', testing.PROPERTIES, ids=lambda check: check.__name__.removeprefix('check_'))
+def test_the_filter_keeps_the_contract(filtered, check):
+  check(filtered)

@@ -165,8 +165,8 @@ def test_sampo_sums_the_drawn_tokens_of_both_models():
     ('r_dpo', {'alpha': -0.1}, 'r_dpo: alpha must not be negative'),
     ('dpo_norm', {'beta': math.nan}, 'dpo_norm: beta must be positive'),
     ('ld_dpo', {'beta': 0.0}, 'ld_dpo: beta must be positive'),
-    ('ld_dpo', {'alpha': -0.1}, r'ld_dpo: alpha must lie in \[0, 1\], got -0.1'),
-    ('ld_dpo', {'alpha': 1.1}, 'ld_dpo: alpha must lie in'),
+    ('ld_dpo', {'alpha': -0.1}, r'ld_dpo: alpha must be in \[0, 1\], got -0.1'),
+    ('ld_dpo', {'alpha': 1.1}, 'ld_dpo: alpha must be in'),
     ('sampo', {'beta': 0.0}, 'sampo: beta must be positive'),
   ],
 )

@@ -170,10 +170,10 @@ def test_a_soft_label_bounds_the_margin_of_dpo():
   ('name', 'arguments', 'message'),
   [
     ('robust_dpo', {'beta': 0.0}, 'robust_dpo: beta must be positive'),
-    ('robust_dpo', {'label_smoothing': 0.5}, r'robust_dpo: label_smoothing must lie in \[0, 0.5\), got 0.5'),
+    ('robust_dpo', {'label_smoothing': 0.5}, r'robust_dpo: label_smoothing must be in \[0, 0.5\), got 0.5'),
     ('robust_dpo', {'label_smoothing': math.nan}, 'robust_dpo: label_smoothing'),
     ('exo', {'beta': -1.0}, 'exo: beta must be positive'),
-    ('exo', {'label_smoothing': 0.0}, r'exo: label_smoothing must lie in \(0, 0.5\), got 0.0'),
+    ('exo', {'label_smoothing': 0.0}, r'exo: label_smoothing must be in \(0, 0.5\), got 0.0'),
     ('discopop', {'beta': math.nan}, 'discopop: beta must be positive'),
     ('discopop', {'temperature': 0.0}, 'discopop: temperature must be positive'),
     ('focal_po', {'beta': 0.0}, 'focal_po: beta must be positive'),

@@ -72,7 +72,7 @@ def test_simpo_and_sft_do_not_see_the_reference():
     (objectives.dpo, {'beta': 0.0}, 'dpo: beta must be positive, got 0.0'),
     (objectives.dpo, {'beta': -0.1}, 'dpo: beta must be positive'),
     (objectives.dpo, {'beta': float('nan')}, 'dpo: beta must be positive'),
-    (objectives.dpo, {'label_smoothing': 0.6}, r'dpo: label_smoothing must lie in \[0, 0.5\), got 0.6'),
+    (objectives.dpo, {'label_smoothing': 0.6}, r'dpo: label_smoothing must be in \[0, 0.5\), got 0.6'),
     (objectives.ipo, {'tau': 0}, 'ipo: tau must be positive'),
     (objectives.hinge, {'beta': -1}, 'hinge: beta must be positive'),
     (objectives.simpo, {'gamma': -1.0}, 'simpo: gamma must not be negative'),

@@ -289,7 +289,7 @@ def test_metrics_report_the_drift_of_both_responses_its_tail_and_a_common_accura
     (lambda: objectives.tdpo(variant=3), 'tdpo: variant must be 1 or 2, got 3'),
     (lambda: objectives.ra_dpo(risk=0.97), 'ra_dpo: risk must be a risk measure'),
     (lambda: objectives.ra_dpo(aggregate='median'), 'aggregate must be one of sum, mean, max'),
-    (lambda: objectives.ra_dpo_released(confidence=1.5), r'confidence must lie in \[0, 1\]'),
+    (lambda: objectives.ra_dpo_released(confidence=1.5), r'confidence must be in \[0, 1\]'),
   ],
 )
 def test_what_cannot_be_is_named(build, message):

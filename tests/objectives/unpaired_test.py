@@ -162,8 +162,8 @@ def test_more_than_two_responses_are_refused(build):
     (objectives.kto, {'desirable_weight': 0.0}, 'kto: desirable_weight must be positive'),
     (objectives.kto, {'undesirable_weight': float('nan')}, 'kto: undesirable_weight must be positive'),
     (objectives.bco, {'beta': float('nan')}, 'bco: beta must be positive'),
-    (objectives.bco, {'momentum': 1.0}, r'bco: momentum must lie in \[0, 1\)'),
-    (objectives.bco, {'momentum': -0.1}, r'bco: momentum must lie in \[0, 1\)'),
+    (objectives.bco, {'momentum': 1.0}, r'bco: momentum must be in \[0, 1\)'),
+    (objectives.bco, {'momentum': -0.1}, r'bco: momentum must be in \[0, 1\)'),
   ],
 )
 def test_impossible_hyper_parameters_are_named(build, arguments, message):

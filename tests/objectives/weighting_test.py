@@ -227,6 +227,29 @@ def test_per_length_weights_lie_between_one_and_the_raw_ones():
   assert np.all((one - 1) * (two - one) >= 0)
 
 
+def test_behaviour_log_probabilities_per_token_count_where_there_are_none_per_response():
+  objective = objectives.importance_weighted(objectives.dpo(), clip=None)
+  rng = np.random.default_rng(7)
+  tokens = jnp.asarray(-rng.exponential(size=BATCH.response.shape), jnp.float32)
+  mask = np.arange(tokens.shape[-1]) < np.asarray(BATCH.response_length)[..., None]
+  sums = np.where(mask, np.asarray(tokens, np.float64), 0.0).sum(-1)
+  neither = dataclasses.replace(BATCH, behaviour_logp=None)
+  per_token = dataclasses.replace(neither, cached={stats.BEHAVIOUR_TOKEN_LOGP: tokens})
+  per_response = dataclasses.replace(neither, behaviour_logp=jnp.asarray(sums, jnp.float32))
+  both = dataclasses.replace(BATCH, cached=per_token.cached)
+
+  def loss(batch):
+    table = stats.from_logits(objective.needs, POLICY, REFERENCE, batch)
+    return np.asarray(objective.apply(table, batch).loss)
+
+  np.testing.assert_allclose(loss(per_token), loss(per_response), rtol=1e-5)
+  assert np.abs(loss(per_token) / loss(neither) - 1).max() > 0.1
+  np.testing.assert_array_equal(loss(both), loss(BATCH))
+  np.testing.assert_allclose(stats.behaviour_logp(per_token), sums, rtol=1e-6)
+  assert not np.any(np.asarray(stats.behaviour_token_logp(per_token))[~mask])
+  assert stats.behaviour_logp(neither) is None
+
+
 def test_self_normalised_weights_average_to_one_over_the_batch():
   objective = objectives.importance_weighted(objectives.dpo(), self_normalised=True)
   weight = np.asarray(term(objective).metrics['importance/weight'])

@@ -378,7 +378,7 @@ def test_a_reference_delta_that_does_not_fit_is_refused_when_traced():
   state, update = tx.init(runs.PARAMS), runs.jitted(tx)
   wrong = {**runs.TAU, 'embed': {'embedding': jnp.zeros((8, 48))}}
   for tau, message in (
-    (None, r'needs the reference delta: give the training step Frozen\(delta='),
+    (None, r'needs the reference delta: pass Frozen\(delta='),
     ({'embed': runs.TAU['embed']}, r'structure of the parameters: .*Frozen\(delta='),
     (wrong, r'embed/embedding has shape \(8, 48\), the parameter \(48, 8\)'),
   ):

@@ -80,7 +80,7 @@ def test_inject_hyperparams_traces_alpha_and_reserve(build):
   scheduled, _ = runs.run(optax.chain(ADAM, injected(0.5, lambda count: jnp.where(count < 2, 0.0, ALPHA))))
   runs.assert_close(scheduled[1], runs.run(optax.chain(ADAM, build(0.5, 0.0)))[0][1], rtol=0, atol=1e-7)
   assert runs.differs(scheduled[2], runs.run(optax.chain(ADAM, build(0.5, 0.0)))[0][2])
-  with pytest.raises(ValueError, match=r"name it: static_args=\('every',\)"):
+  with pytest.raises(ValueError, match=r"static_args=\('every',\)"):
     optax.inject_hyperparams(build)(0.5, ALPHA).init(runs.PARAMS)
 
 

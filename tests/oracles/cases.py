@@ -34,6 +34,14 @@ FAMILIES = (
 )
 
 COMPOSED = (
+  Case(
+    'dpo(beta=0.1) - 0.5 * ipo(tau=0.3) / 2',
+    lambda d, _: pairwise.dpo(d, 0.1) - 0.25 * pairwise.ipo(d, 0.3),
+  ),
+  Case(
+    'dpo(beta=0.1) + schedule(start=0.5, end=0.0, steps=10) * sft()',
+    lambda d, _: pairwise.dpo(d, 0.1) + 0.5 * reference_free.sft(d),
+  ),
   Case('dpo(beta=0.1) + 0.1 * sft()', lambda d, _: pairwise.dpo(d, 0.1) + 0.1 * reference_free.sft(d)),
   Case(
     'simpo(beta=2.0, gamma=1.0) + 2 * (sft() + dpo())',

@@ -58,7 +58,10 @@ def slic_hf(d, margin, weight):
 
 
 def sft(d):
-  return -d.mean_logp[:, 0]
+  """The mean negative log-likelihood of the preferred response; for N = 1, of the response if it is desirable."""
+  if d.mean_logp.shape[1] == 1:
+    return -d.label * d.mean_logp[:, 0]
+  return -d.label * d.mean_logp[:, 0] - (1 - d.label) * d.mean_logp[:, 1]
 
 
 CASES = (
@@ -74,4 +77,5 @@ CASES = (
   Case('rrhf(weight=0.3)', lambda d, _: rrhf(d, 0.3)),
   Case('slic_hf(margin=2.0, weight=0.3)', lambda d, _: slic_hf(d, 2.0, 0.3)),
   Case('sft()', lambda d, _: sft(d)),
+  Case('sft()', lambda d, _: sft(d), responses=1),
 )

@@ -271,7 +271,7 @@ def test_measures_of_one_name_are_equal_and_the_name_builds_them():
 @pytest.mark.parametrize(
   ('build', 'message'),
   [
-    (lambda: risk.cvar(0), r'cvar: level must lie in \(0, 1\], got 0'),
+    (lambda: risk.cvar(0), r'cvar: level must be in \(0, 1\], got 0'),
     (lambda: risk.cvar(1.1), 'cvar: level'),
     (lambda: risk.cvar(float('nan')), 'cvar: level'),
     (lambda: risk.cvar(0.5, tail='left'), "tail must be 'upper' or 'lower', got 'left'"),

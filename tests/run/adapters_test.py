@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 
 from alignjax import expressions
-from alignjax.commands import train
 from alignjax.models import checkpoint_io, lora, peft, quantization
 from alignjax.optim import recipes
-from alignjax.run import adapters, settings
+from alignjax.run import adapters, settings, training
 from alignjax.training import metrics
 from tests import assets
 from tests.commands import train_test
@@ -33,6 +32,8 @@ def finished(tmp_path_factory):
     adapter=ADAPTER,
     base_quantization='int8',
     optimizer='adamw(1e-2, weight_decay=0.1)',
+    batch_size=8,
+    warmup=0.0,
     steps=4,
     save_every=2,
     buckets=((16, 24),),
@@ -41,7 +42,7 @@ def finished(tmp_path_factory):
     mesh=settings.MeshConfig(data=2, fsdp=2, tensor=2),
     workdir=str(folder / 'run'),
   )
-  return config, train.run(config)
+  return config, training.train(config)
 
 
 def _records(workdir):
@@ -72,7 +73,7 @@ def test_it_resumes_bit_identically(finished, capsys):
   config, _ = finished
   source, workdir = pathlib.Path(config.workdir), pathlib.Path(config.workdir + '_again')
   shutil.copytree(source / 'checkpoints' / '2', workdir / 'checkpoints' / '2')
-  again = train.run(dataclasses.replace(config, workdir=str(workdir)))
+  again = training.train(dataclasses.replace(config, workdir=str(workdir)))
   printed = capsys.readouterr().out
   assert 'resuming from step 2' in printed
   assert f'adapter    {ADAPTER}, {sum(x.size for x in jax.tree.leaves(again.state.params)):,} parameters' in printed
@@ -80,7 +81,7 @@ def test_it_resumes_bit_identically(finished, capsys):
   for folder, file in (('model', 'model.safetensors'), ('adapter', peft.WEIGHTS)):
     assert (workdir / folder / file).read_bytes() == (source / folder / file).read_bytes()
   with pytest.raises(ValueError, match=r'adapter: was "lora\(rank=2.* is now .lora\(rank=4'):
-    train.run(dataclasses.replace(config, adapter='lora(rank=4)'))
+    training.train(dataclasses.replace(config, adapter='lora(rank=4)'))
 
 
 @pytest.mark.parametrize(
@@ -88,7 +89,7 @@ def test_it_resumes_bit_identically(finished, capsys):
   [
     ({'base_quantization': 'int8'}, 'no use without config.adapter'),
     ({'adapter': 'lora()', 'optimizer': 'chain(sgd(0.1), online_dare(reserve=0.1, alpha=1e-6))'}, 'leave one of them'),
-    ({'adapter': "lora(targets='unembed')"}, 'unembed is no part of a layer'),
+    ({'adapter': "lora(targets='unembed')"}, 'unembed is not a part of a layer'),
   ],
 )
 def test_settings_that_do_not_go_together_are_refused(finished, overrides, message):

@@ -2,9 +2,9 @@
 
 import pytest
 
-from alignjax.commands import doctor
-from alignjax.data import sources
-from alignjax.run import preparation, settings
+from alignjax.data.reading import rows
+from alignjax.run import examination, preparation, settings
+from alignjax.training import references
 from tests.commands import doctor_test, train_test
 
 
@@ -17,18 +17,31 @@ def folder(tmp_path_factory):
 
 
 def configure(folder, **overrides):
-  values = {'model': str(folder / 'model'), 'data': (str(folder / 'train.jsonl'),), 'remat': 'none'}
+  values = {'model': str(folder / 'model'), 'data': (str(folder / 'train.jsonl'),), 'batch_size': 8, 'remat': 'none'}
   return settings.Config(**values | overrides)
 
 
 def test_a_malformed_row_stops_the_run_or_is_counted(folder, tmp_path):
-  rows = doctor_test.rows_of(folder / 'train.jsonl')
-  data = doctor_test.write_rows(tmp_path / 'x.jsonl', [*rows[:3], {'prompt': 'Hi', 'chosen': 3}, *rows[3:]])
-  with pytest.raises(sources.DataError, match=r"x\.jsonl:4: field 'rejected' is missing"):
+  given = doctor_test.rows_of(folder / 'train.jsonl')
+  data = doctor_test.write_rows(tmp_path / 'x.jsonl', [*given[:3], {'prompt': 'Hi', 'chosen': 3}, *given[3:]])
+  with pytest.raises(rows.DataError, match=r"x\.jsonl:4: field 'rejected' is missing"):
     preparation.prepare(configure(folder, data=data), doctor_test.SILENT)
   report = preparation.prepare(configure(folder, data=data, on_error='skip'), doctor_test.SILENT).training.data.report
   assert (report.read, report.kept) == (62, 61)
   assert report.dropped['missing_field'].count == 1
+
+
+def test_prompts_without_responses_are_refused_before_anything_is_trained(folder):
+  data = f'prompts:{folder / "train.jsonl"}'
+  with pytest.raises(
+    ValueError, match=r'train\.jsonl: the rows are prompts without responses, and an objective needs res'
+  ):
+    preparation.prepare(configure(folder, data=(data,)), doctor_test.SILENT)
+
+
+def test_data_that_the_objective_cannot_use_is_refused_before_weights_are_read(folder):
+  with pytest.raises(ValueError, match='odpo reads `score`, a reward for each response, and the data has none'):
+    preparation.prepare(configure(folder, objective='dpo() + odpo()'), doctor_test.SILENT)
 
 
 @pytest.mark.parametrize(('base', 'cache'), [('none', False), ('int8', False), ('int8', True)])
@@ -37,12 +50,12 @@ def test_the_base_of_an_adapter_is_its_reference_however_it_is_kept(folder, tmp_
   cached = {'reference_cache': str(tmp_path)} if cache else {}
   config = configure(folder, adapter='lora(rank=2)', base_quantization=base, **cached)
   config, prepared, state, frozen = doctor_test.start_of(config)
-  assert frozen.reference is None
-  assert doctor_test.named(doctor.examine(config, prepared, state, frozen)) == {}
+  assert frozen.reference == (references.NotLoaded() if cache else references.Base())
+  assert doctor_test.named(examination.examine(config, prepared, state, frozen)) == {}
 
 
 def test_another_reference_of_an_adapter_has_parameters_of_its_own(folder, tmp_path):
   doctor_test.write_model(tmp_path / 'other', seed=1)
   config = configure(folder, adapter='lora(rank=2)', reference=str(tmp_path / 'other'))
   _, _, _, frozen = doctor_test.start_of(config)
-  assert frozen.reference is not None
+  assert isinstance(frozen.reference, references.Live)

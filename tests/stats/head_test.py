@@ -54,9 +54,9 @@ def test_a_token_of_probability_zero_gives_finite_values_and_gradients(stat):
   np.testing.assert_allclose(gradient[..., :10], smaller_gradient, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize('positions', [1, 2, 3, 7, 100])
+@pytest.mark.parametrize('chunk', [1, 24, 36, 84, 1200])  # 1, 2, 3 and all 7 positions of 12 responses
 @pytest.mark.parametrize('soft_cap', [None, 5.0])
-def test_chunks_of_any_size_equal_full_logits_in_value_and_gradient(positions, soft_cap):
+def test_chunks_of_any_size_equal_full_logits_in_value_and_gradient(chunk, soft_cap):
   batch = fixtures.preference_batch()
   policy, reference = (models(seed, batch, bias=jnp.linspace(-1, 1, VOCAB), soft_cap=soft_cap) for seed in (0, 1))
   weights = jnp.sin(jnp.arange(batch.response.size, dtype=jnp.float32)).reshape(batch.response.shape)
@@ -65,7 +65,7 @@ def test_chunks_of_any_size_equal_full_logits_in_value_and_gradient(positions, s
     return sum(jnp.sum(weights * table[stat]) for stat in ALL)
 
   def chunked(policy):
-    return weigh(stats.statistics(ALL, policy, reference, batch, positions=positions))
+    return weigh(stats.statistics(ALL, policy, reference, batch, chunk=chunk))
 
   def full(policy):
     def logits(hidden):
@@ -84,7 +84,7 @@ def test_log_probs_are_float32_and_identical_for_policy_and_reference_whatever_t
   batch = fixtures.preference_batch()
   hidden = models(0, batch)
   hidden = hidden._replace(states=hidden.states.astype(jnp.bfloat16))
-  table = stats.statistics([stats.logp, stats.reference_logp], hidden, hidden, batch, positions=3)
+  table = stats.statistics([stats.logp, stats.reference_logp], hidden, hidden, batch, chunk=36)
   chex.assert_type(table[stats.logp], jnp.float32)
   np.testing.assert_array_equal(table[stats.logp], table[stats.reference_logp])
 
@@ -93,22 +93,22 @@ def test_cached_statistics_stand_in_for_the_reference_and_carry_no_gradient():
   batch = fixtures.preference_batch()
   policy, reference = models(0, batch), models(1, batch)
   needs = {stats.logp, stats.reference_logp}
-  live = stats.statistics(needs, policy, reference, batch, positions=4)
+  live = stats.statistics(needs, policy, reference, batch, chunk=48)
   cached = dataclasses.replace(batch, cached={'reference_logp': live[stats.reference_logp]})
   assert stats.missing_reference(needs, cached.cached) == []
-  table = stats.statistics(needs, policy, None, cached, positions=4)
+  table = stats.statistics(needs, policy, None, cached, chunk=48)
   chex.assert_trees_all_equal(table, live)
 
 
 def test_without_a_reference_the_statistic_is_named():
   batch = fixtures.preference_batch()
   with pytest.raises(ValueError, match='reference_logp'):
-    stats.statistics({stats.reference_logp}, models(0, batch), None, batch, positions=4)
+    stats.statistics({stats.reference_logp}, models(0, batch), None, batch, chunk=48)
 
 
 def test_reading_an_undeclared_statistic_is_an_error_that_names_it():
   batch = fixtures.preference_batch()
-  table = stats.statistics({stats.logp}, models(0, batch), None, batch, positions=4)
+  table = stats.statistics({stats.logp}, models(0, batch), None, batch, chunk=48)
   with pytest.raises(ValueError, match="'entropy'"):
     table.sum(stats.entropy)
 

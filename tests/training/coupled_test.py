@@ -14,8 +14,10 @@ from alignjax import objectives, stats
 from alignjax.models import tabular
 from alignjax.parallel import mesh as mesh_lib
 from alignjax.parallel import rules
+from alignjax.training import references
 from alignjax.training import state as state_lib
 from alignjax.training import step as step_lib
+from alignjax.training.policy import Policy
 from tests import fixtures
 from tests.oracles import cases
 
@@ -96,12 +98,12 @@ def test_gradient_does_not_depend_on_microbatches_and_mesh(name, microbatches, s
   objective, batch, tx = objectives.parse(CASES[name].expression), batch_of(name), optax.sgd(1.0)
   loss, gradient, memory = plain(name)(batch, memory_of(name))
   mesh = None if shape is None else mesh_lib.make_mesh(*shape)
-  step = step_lib.build_train_step(MODEL, objective, tx, chunk=16, microbatches=microbatches, mesh=mesh)
+  step = step_lib.build_train_step(Policy(MODEL), objective, tx, chunk=16, microbatches=microbatches, mesh=mesh)
   state = state_lib.TrainState.create(POLICY, tx, jax.random.key(0), memory_of(name))
-  frozen = state_lib.Frozen(REFERENCE)
+  frozen = state_lib.Frozen(references.Live(REFERENCE))
   if mesh is not None:
     shardings = state_lib.shardings(mesh, state)
-    state, frozen = jax.device_put((state, frozen), (shardings, state_lib.Frozen(shardings.params)))
+    state, frozen = jax.device_put((state, frozen), (shardings, state_lib.Frozen(references.Live(shardings.params))))
     batch = jax.device_put(batch, rules.batch_sharding(mesh))
   after, metrics = jax.jit(step)(state, frozen, batch)
   found = np.asarray(POLICY['logits']) - np.asarray(after.params['logits'])

@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 
 from alignjax import objectives, risk
-from alignjax.data import batching, findings, pairs, tokenization
+from alignjax.data.batches import batching
+from alignjax.data.tokens import dataset, tokenization
+from alignjax.doctor import findings
 from alignjax.models import transformer
-from alignjax.training import doctor, gradients, state
+from alignjax.training import doctor, forward, references, state
+from alignjax.training.policy import Policy
 from tests import assets, fixtures
 
 CONFIG = transformer.TransformerConfig(
@@ -45,7 +48,7 @@ def batch():
 
 
 def measured(params, frozen, batch, objective=OBJECTIVE):
-  start = jax.jit(doctor.build_start(MODEL, objective, chunk=64))
+  start = jax.jit(doctor.build_start(Policy(MODEL), objective, chunk=64))
   return {name: value.item() for name, value in start(params, frozen, batch).items()}
 
 
@@ -54,7 +57,7 @@ def named(found):
 
 
 def test_a_policy_that_is_its_own_reference_has_the_loss_of_the_objective_there(params, batch):
-  start = measured(params[0], state.Frozen(reference=params[0]), batch)
+  start = measured(params[0], state.Frozen(references.Live(params[0])), batch)
   assert start['drift'] == 0
   assert start['loss'] == start['loss_at_reference']
   sft = (start['loss'] - math.log(2)) / 0.1  # labels are soft, but at margin 0 that makes no difference
@@ -64,10 +67,10 @@ def test_a_policy_that_is_its_own_reference_has_the_loss_of_the_objective_there(
 
 def test_the_drift_is_the_mean_of_absolute_log_ratios_over_tokens(params, batch):
   batch = dataclasses.replace(batch, weight=jnp.asarray([1.0, 0.0, 2.0, 1.0]))
-  start = measured(params[0], state.Frozen(reference=params[1]), batch)
+  start = measured(params[0], state.Frozen(references.Live(params[1])), batch)
   logps = []
   for tree in params:
-    hidden = gradients.hidden_states(MODEL, tree, batch)
+    hidden = forward.hidden_states(MODEL, tree, batch)
     logits = np.asarray(hidden.states, np.float64) @ np.asarray(hidden.head.kernel, np.float64)
     logits -= np.log(np.exp(logits).sum(-1, keepdims=True))
     logps.append(np.take_along_axis(logits, np.asarray(batch.response)[..., None], -1)[..., 0])
@@ -87,9 +90,9 @@ def test_a_cache_of_other_states_is_seen_for_an_objective_over_the_vocabulary(pa
   objective = objectives.ra_dpo(risk=risk.cvar(0.9), beta=0.1)
   found = {}
   for seed, tree in enumerate(params):
-    hidden = gradients.hidden_states(MODEL, tree, batch)
-    cached = dataclasses.replace(batch, cached={gradients.REFERENCE_STATES: hidden.states})
-    start = measured(params[0], state.Frozen(reference=MODEL.head(params[0])), cached, objective)
+    hidden = forward.hidden_states(MODEL, tree, batch)
+    cached = dataclasses.replace(batch, cached={references.STATES: hidden.states})
+    start = measured(params[0], state.Frozen(references.CachedStates(MODEL.head(params[0]))), cached, objective)
     found[seed] = named(doctor.examine_start(start, **SAME))
   assert found == {0: {}, 1: {'reference_differs': findings.ERROR}}
 
@@ -122,7 +125,8 @@ def test_sampling_that_computes_something_else_is_seen(params, batch):
   broken = MODEL._replace(decode=lambda *args: (lambda cache, hidden: (cache, 1.1 * hidden))(*MODEL.decode(*args)))
   for model, expected in ((MODEL, {}), (broken, {'sampling_gap': 'error'})):
     assert (
-      named(doctor.examine_sampling(model, params[0], state.Frozen(), batch, key, compute_dtype='float32')) == expected
+      named(doctor.examine_sampling(Policy(model), params[0], state.Frozen(), batch, key, compute_dtype='float32'))
+      == expected
     )
 
 
@@ -130,30 +134,19 @@ def test_what_bfloat16_costs_is_told_and_is_large_only_where_it_is(params, batch
   rounded = transformer.build(dataclasses.replace(CONFIG, compute_dtype='bfloat16'))
   other = MODEL._replace(hidden=lambda *args: 5.0 * MODEL.hidden(*args))
   for model, severity in ((rounded, 'note'), (other, 'warning')):
-    found = doctor.examine_precision(model, MODEL, params[0], state.Frozen(), batch, chunk=64)
+    found = doctor.examine_precision(Policy(model), Policy(MODEL), params[0], state.Frozen(), batch, chunk=64)
     assert named(found) == {'precision': severity}
 
 
-@pytest.mark.parametrize(
-  ('objective', 'responses', 'expected'),
-  [
-    (objectives.dpo(), 2, True),
-    (objectives.sft(), 2, False),
-    (objectives.sft(), 1, False),
-    (objectives.kto(), 1, True),
-    (objectives.bco(), 1, True),
-    (objectives.importance_weighted(objectives.dpo()), 2, True),
-    (objectives.kto() + objectives.sft(), 1, True),
-    (objectives.odpo(), 2, True),
-    (objectives.reverse_kl(), 2, False),
-  ],
-)
-def test_what_reads_labels_is_found_out(objective, responses, expected):
-  assert doctor.reads_labels(objective, responses) == expected
+def test_a_coupling_that_is_not_declared_is_an_error():
+  hidden = dataclasses.replace(objectives.kto(), couples_rows=False)
+  assert named(doctor.examine_coupling(hidden, 2)) == {'undeclared_coupling': 'error'}
+  assert named(doctor.examine_coupling(objectives.kto(), 2)) == {}
+  assert named(doctor.examine_coupling(objectives.dpo(), 2)) == {}
 
 
 def rows(lengths):
-  return pairs.pack([pairs.TokenPair([1] * prompt, [[1] * size, [2] * size]) for prompt, size in lengths])
+  return dataset.pack([dataset.TokenExample([1] * prompt, [[1] * size, [2] * size]) for prompt, size in lengths])
 
 
 @pytest.mark.parametrize(
@@ -167,16 +160,14 @@ def rows(lengths):
 )
 def test_shapes_that_waste_are_seen(lengths, batch_size, buckets, expected):
   data = rows(lengths)
-  batches = batching.make_batches(
-    data, batch_size=batch_size, seed=0, epochs=1, process_index=0, process_count=1, buckets=buckets
-  )
+  batches = batching.make_batches(data, batching.BatchSpec(batch_size, epochs=1, buckets=buckets))
   assert named(doctor.examine_shapes(batches.plan, data)) == expected
 
 
 def test_tokens_that_were_never_trained_are_named(tmp_path):
   assets.write_tiny_tokenizer(tmp_path)
   tokenizer = tokenization.Tokenizer.load(tmp_path)
-  data = pairs.pack([pairs.TokenPair([1, 10], [[11, 2], [12, 2]])])
+  data = dataset.pack([dataset.TokenExample([1, 10], [[11, 2], [12, 2]])])
   table = np.random.default_rng(0).normal(size=(384, 8)).astype(np.float32)
   table[300] = 0  # not in the data
   assert doctor.examine_embeddings(jnp.asarray(table), data, tokenizer) == []

@@ -1,8 +1,9 @@
-"""The loop, around a step that is small enough to see through."""
+"""The training loop, around a step that is simple enough to predict."""
 
 import os
 import pathlib
 import signal
+import types
 
 import grain
 import jax
@@ -11,10 +12,10 @@ import numpy as np
 import optax
 import pytest
 
-from alignjax.data import batching
+from alignjax.data.batches import batching, order
 from alignjax.parallel import mesh as mesh_lib
 from alignjax.parallel import rules
-from alignjax.training import checkpoint, loop, metrics, placement
+from alignjax.training import checkpoint, loop, metrics, placement, source
 from alignjax.training import state as state_lib
 from alignjax.types import PreferenceBatch, WeightedSum
 
@@ -38,12 +39,15 @@ def make_batch(index: int) -> batching.Batch:
     label=np.ones(ROWS, np.float32),
     weight=np.r_[np.ones(ROWS - 1), 0].astype(np.float32),
   )
-  return batching.Batch(data, np.r_[np.arange(ROWS - 1) + 100 * index, batching.PADDING_ID])
+  return batching.Batch(data, np.r_[np.arange(ROWS - 1) + 100 * index, order.PADDING_ID])
 
 
-def make_iterator(first: int = 1, count: int = 10**6) -> grain.DatasetIterator:
+HELD_OUT = [make_batch(1), make_batch(2), make_batch(6)]
+
+
+def make_source(first: int = 1, count: int = 10**6) -> source.GrainSource:
   options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-  return iter(grain.MapDataset.range(first, first + count).map(make_batch).to_iter_dataset(options))
+  return source.GrainSource(iter(grain.MapDataset.range(first, first + count).map(make_batch).to_iter_dataset(options)))
 
 
 def make_state() -> state_lib.TrainState:
@@ -96,18 +100,17 @@ def open_checkpoints(folder: pathlib.Path) -> checkpoint.Checkpoints:
   return checkpoint.Checkpoints(folder, config={}, identity={}, keep=3)
 
 
-def run(steps: int, *, state=None, iterator=None, **options) -> tuple[loop.Result, Recorder]:
-  recorder = options.pop('recorder', None) or Recorder()
-  iterator = make_iterator() if iterator is None else iterator
+def schedule(count):
+  return 0.5 ** jnp.asarray(count, jnp.float32)
+
+
+def run(steps: int, *, state=None, batches=None, recorder=None, log=None, **options) -> tuple[loop.Result, Recorder]:
+  recorder = recorder or Recorder()
   result = loop.train(
     make_state() if state is None else state,
-    state_lib.Frozen(),
-    options.pop('step', step),
-    iterator,
-    mesh=MESH,
-    steps=steps,
-    schedule=lambda count: 0.5 ** jnp.asarray(count, jnp.float32),
-    writers=[recorder],
+    make_source() if batches is None else batches,
+    loop.Training(step, state_lib.Frozen(), MESH, steps, schedule),
+    log=loop.Logging([recorder], **(log or {})),
     **options,
   )
   return result, recorder
@@ -121,82 +124,121 @@ def params_of(state: state_lib.TrainState) -> bytes:
   return np.asarray(state.params['embed']['embedding']).tobytes()
 
 
-def test_every_step_is_recorded_once_with_what_the_loop_knows():
-  result, recorder = run(6)
-  assert (result.step, int(result.state.step), result.preempted) == (6, 6, False)
-  assert [s for s, _ in recorder.records] == [1, 2, 3, 4, 5, 6]
-  for s, values in recorder.records:
-    assert values['learning_rate'] == 0.5 ** (s - 1)
-    assert values['tokens'] == (ROWS - 1) * (3 + 2 + 2)  # a padding row has no tokens
-    assert values['time/tokens_per_second'] == pytest.approx(values['tokens'] / values['time/seconds'])
-  hashes = [values['batch_hash'] for _, values in recorder.records]
-  assert len(set(hashes)) == 6
-  assert all(isinstance(h, int) for h in hashes)
-
-
-def test_matches_a_plain_python_loop():
-  state, losses = make_state(), []
-  iterator = make_iterator()
-  for _ in range(5):
-    state, values = jax.jit(step)(state, state_lib.Frozen(), placement.to_global(MESH, next(iterator).data))
-    losses.append(float(values['loss']))
-  result, recorder = run(5)
-  np.testing.assert_allclose([values['loss'] for _, values in recorder.records], losses, rtol=1e-6)
-  np.testing.assert_allclose(
-    result.state.params['embed']['embedding'], state.params['embed']['embedding'], rtol=1e-5, atol=1e-6
+@pytest.fixture(name='plain', scope='module')
+def run_plainly():
+  """A run of nine steps, what it announced, and the state that it was given."""
+  state, announced = make_state(), []
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+  result, recorder = run(9, state=state, log={'announce': announced.append})
+  return types.SimpleNamespace(
+    result=result, records=recorder.records, announced=announced, start=state, shardings=shardings
   )
 
 
-def test_compiles_once_for_each_shape_and_keeps_shardings():
-  announced = []
-  state = make_state()
-  shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-  result, _ = run(9, state=state, announce=announced.append)
-  assert result.compilations == 2
-  assert sum('training step, responses 8 x 2 x 4' in line for line in announced) == 1
-  assert jax.tree.map(lambda leaf: leaf.sharding, result.state) == shardings
-  assert state.params['embed']['embedding'].is_deleted()  # donated
+@pytest.fixture(name='evaluated', scope='module')
+def run_with_evaluation():
+  """The same run, evaluated."""
+  return run(9, evaluation=loop.Evaluation(eval_step, HELD_OUT, every=4))
 
 
-def test_evaluates_before_in_between_and_after():
-  evaluation = loop.Evaluation(eval_step, [make_batch(1), make_batch(2), make_batch(6)], every=2)
+def test_every_step_is_recorded_once_with_what_the_loop_knows(plain):
+  result = plain.result
+  assert (result.step, int(result.state.step), result.preempted) == (9, 9, False)
+  assert [s for s, _ in plain.records] == list(range(1, 10))
+  for s, values in plain.records:
+    assert values['learning_rate'] == 0.5 ** (s - 1)
+    assert values['tokens'] == (ROWS - 1) * (3 + 2 + 2)  # a padding row has no tokens
+    assert values['time/tokens_per_second'] == pytest.approx(values['tokens'] / values['time/seconds'])
+  hashes = [values['batch_hash'] for _, values in plain.records]
+  assert len(set(hashes)) == 9
+  assert all(isinstance(h, int) for h in hashes)
+
+
+def test_matches_a_plain_python_loop(plain):
+  state, losses = make_state(), []
+  batches, update = make_source(), jax.jit(step)
+  for _ in range(9):
+    state, values = update(state, state_lib.Frozen(), placement.to_global(MESH, batches.next(state).data))
+    losses.append(float(values['loss']))
+  np.testing.assert_allclose([values['loss'] for _, values in plain.records], losses, rtol=1e-6)
+  np.testing.assert_allclose(
+    plain.result.state.params['embed']['embedding'], state.params['embed']['embedding'], rtol=1e-5, atol=1e-6
+  )
+
+
+def test_compiles_once_for_each_shape_and_keeps_shardings(plain):
+  assert plain.result.compilations == 2
+  assert sum('training step, responses 8 x 2 x 4' in line for line in plain.announced) == 1
+  assert jax.tree.map(lambda leaf: leaf.sharding, plain.result.state) == plain.shardings
+  assert plain.start.params['embed']['embedding'].is_deleted()  # donated
+
+
+def test_evaluates_before_in_between_and_after(evaluated):
+  result, recorder = evaluated
+  assert [s for s, values in recorder.records if 'eval/loss' in values] == [0, 4, 8, 9]
+  assert [s for s, _ in recorder.records] == list(range(10))
   start = float(jnp.mean(make_state().params['embed']['embedding']))
-  result, recorder = run(5, evaluation=evaluation)
-  assert [s for s, values in recorder.records if 'eval/loss' in values] == [0, 2, 4, 5]
-  assert [s for s, _ in recorder.records] == [0, 1, 2, 3, 4, 5]
   assert recorder.records[0][1] == {'eval/loss': pytest.approx(3.0 + start, rel=1e-6)}
   end = float(jnp.mean(result.state.params['embed']['embedding']))
   assert recorder.records[-1][1]['eval/loss'] == pytest.approx(3.0 + end, rel=1e-6)
   assert 'loss' in recorder.records[-1][1]
 
 
-def test_evaluation_does_not_touch_training():
-  plain = run(5)[1]
-  evaluated = run(5, evaluation=loop.Evaluation(eval_step, [make_batch(1)], every=1))[1]
-  losses = [[values['loss'] for _, values in r.records if 'loss' in values] for r in (plain, evaluated)]
+def test_hooks_follow_the_updates_that_they_ask_for_and_see_their_state():
+  seen = []
+  recorder = Recorder(lambda step: seen.append(('written', step)))
+
+  def look(name):
+    return lambda done, state: seen.append((name, done, int(state.step), params_of(state)))
+
+  result, _ = run(5, recorder=recorder, hooks=[loop.every(2, look('every')), loop.at({0, 4, 5}, look('at'))])
+  calls = [entry[:3] for entry in seen if entry[0] != 'written']
+  assert calls == [('every', 2, 2), ('every', 4, 4), ('at', 4, 4), ('at', 5, 5)]
+  assert seen[-1][3] == params_of(result.state)
+  for entry in seen:  # the metrics of an update are written before its hooks are called
+    if entry[0] != 'written':
+      before = seen[: seen.index(entry)]
+      assert max(e[1] for e in before if e[0] == 'written') == entry[1]
+
+
+def test_a_hook_interval_must_be_positive():
+  with pytest.raises(ValueError, match='steps=0'):
+    loop.every(0, lambda done, state: None)
+
+
+def test_evaluation_does_not_touch_training(plain, evaluated):
+  losses = [[values['loss'] for _, values in r if 'loss' in values] for r in (plain.records, evaluated[1].records)]
   assert losses[0] == losses[1]
 
 
-def test_saves_on_schedule_and_at_the_end(tmp_path):
+def test_saves_on_schedule_and_at_the_end_and_a_finished_run_has_nothing_to_do(tmp_path):
   with open_checkpoints(tmp_path / 'c') as checkpoints:
-    run(5, checkpoints=checkpoints, save_every=2)
+    run(5, saving=loop.Saving(checkpoints, 2))
     checkpoints.wait()
     assert checkpoints.steps() == [2, 4, 5]
+    batches = make_source()
+    restored = checkpoints.restore(make_state(), batches)
+    result, recorder = run(5, state=restored.state, batches=batches, saving=loop.Saving(checkpoints))
+  assert (result.step, result.compilations, recorder.records) == (5, 0, [])
 
 
 @pytest.mark.parametrize(('bad_step', 'saved'), [(3, [2]), (4, [2]), (5, [2, 4])])
 def test_infinite_loss_stops_and_nothing_is_saved_after(tmp_path, bad_step, saved):
   """Steps 2, 4, ... are saved; when the loss of step 3 is found to be bad, step 4 is already running."""
   recorder = Recorder()
-  iterator = make_iterator(POISON - bad_step + 1)
+  batches = make_source(POISON - bad_step + 1)
   with open_checkpoints(tmp_path / 'c') as checkpoints:
     with pytest.raises(loop.NonFiniteError) as caught:
       run(
-        8, iterator=iterator, checkpoints=checkpoints, save_every=2, recorder=recorder, origin=lambda i: f'd.jsonl:{i}'
+        8,
+        batches=batches,
+        saving=loop.Saving(checkpoints, 2),
+        recorder=recorder,
+        log={'origin': lambda i: f'd.jsonl:{i}'},
       )
     checkpoints.wait()
     assert checkpoints.steps() == saved
-    restored = checkpoints.restore(make_state(), make_iterator())
+    restored = checkpoints.restore(make_state(), make_source())
     assert np.isfinite(np.asarray(restored.state.params['embed']['embedding'])).all()
   message = str(caught.value)
   assert message.startswith(f'step {bad_step}: loss is inf, gradient_norm is inf')
@@ -207,21 +249,23 @@ def test_infinite_loss_stops_and_nothing_is_saved_after(tmp_path, bad_step, save
 
 
 def test_parameters_that_are_not_finite_are_not_saved(tmp_path):
-  """The update overflows although loss and gradient are finite, just before a save."""
+  """The update overflows although loss and gradient are finite, just before a save, or at the end without one."""
   with open_checkpoints(tmp_path / 'c') as checkpoints:
     with pytest.raises(loop.NonFiniteError, match=r'step 4: parameters embed\.embedding are not finite'):
-      run(8, iterator=make_iterator(OVERFLOW - 3), checkpoints=checkpoints, save_every=2)
+      run(8, batches=make_source(OVERFLOW - 3), saving=loop.Saving(checkpoints, 2))
     checkpoints.wait()
     assert checkpoints.steps() == [2]
+  with pytest.raises(loop.NonFiniteError, match='step 1: parameters'):
+    run(1, batches=make_source(OVERFLOW))
 
 
 def test_data_that_end_early_are_an_error():
   with pytest.raises(ValueError, match='the data end after 3 of 5 steps'):
-    run(5, iterator=make_iterator(count=3))
+    run(5, batches=make_source(count=3))
 
 
-def test_sigterm_saves_and_the_resumed_run_is_bit_identical(tmp_path):
-  whole, expected = run(9, evaluation=loop.Evaluation(eval_step, [make_batch(1)], every=4))
+def test_sigterm_saves_and_the_resumed_run_is_bit_identical(tmp_path, evaluated):
+  whole, expected = evaluated
   recorders = []
   for stop_at in (0, 4, None):  # before the first step, in between, not at all
 
@@ -230,16 +274,15 @@ def test_sigterm_saves_and_the_resumed_run_is_bit_identical(tmp_path):
         os.kill(os.getpid(), signal.SIGTERM)
 
     recorders.append(Recorder(act))
-    iterator = make_iterator()
+    batches = make_source()
     with open_checkpoints(tmp_path / 'c') as checkpoints:
-      restored = checkpoints.restore(make_state(), iterator)
+      restored = checkpoints.restore(make_state(), batches)
       result, _ = run(
         9,
         state=None if restored is None else restored.state,
-        iterator=iterator,
-        evaluation=loop.Evaluation(eval_step, [make_batch(1)], every=4),
-        checkpoints=checkpoints,
-        save_every=3,
+        batches=batches,
+        evaluation=loop.Evaluation(eval_step, HELD_OUT, every=4),
+        saving=loop.Saving(checkpoints, 3),
         recorder=recorders[-1],
       )
     assert result.preempted == (stop_at is not None)
@@ -248,13 +291,3 @@ def test_sigterm_saves_and_the_resumed_run_is_bit_identical(tmp_path):
   assert deterministic(records) == deterministic(expected.records)
   assert params_of(result.state) == params_of(whole.state)
   assert (jax.random.key_data(result.state.key) == jax.random.key_data(whole.state.key)).all()
-
-
-def test_a_finished_run_has_nothing_to_do(tmp_path):
-  with open_checkpoints(tmp_path / 'c') as checkpoints:
-    run(3, checkpoints=checkpoints)
-    checkpoints.wait()
-    iterator = make_iterator()
-    restored = checkpoints.restore(make_state(), iterator)
-    result, recorder = run(3, state=restored.state, iterator=iterator, checkpoints=checkpoints)
-  assert (result.step, recorder.records) == (3, [])

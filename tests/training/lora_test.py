@@ -11,20 +11,22 @@ import pytest
 from alignjax import objectives, risk
 from alignjax.models import lora, quantization, transformer
 from alignjax.parallel import mesh as mesh_lib
-from alignjax.training import placement
+from alignjax.training import placement, references
 from alignjax.training import state as state_lib
 from alignjax.training import step as step_lib
+from alignjax.training.policy import Policy
 from tests import fixtures
 from tests.models import token_batches
 
 MODEL = transformer.build(dataclasses.replace(token_batches.CONFIG, remat='none'))
 LORA = lora.LoRA(rank=3, alpha=5.0, targets='query+output+mlp')
+POLICY = Policy(MODEL, LORA)
 BATCH = fixtures.preference_batch(seed=1, prompts=8, vocab=token_batches.CONFIG.vocab_size)
 OBJECTIVE = objectives.dpo(beta=0.3) + objectives.ra_dpo(risk=risk.cvar(0.97))
 TX = optax.sgd(1.0)
 # Compiling takes the time of these tests, so they share their programs.
-ROWWISE = jax.jit(step_lib.build_train_step(MODEL, OBJECTIVE, TX, lora=LORA, chunk=28))
-WHOLE = jax.jit(step_lib.build_train_step(MODEL, OBJECTIVE, TX))
+ROWWISE = jax.jit(step_lib.build_train_step(POLICY, OBJECTIVE, TX, chunk=28))
+WHOLE = jax.jit(step_lib.build_train_step(Policy(MODEL), OBJECTIVE, TX))
 
 
 @pytest.fixture(scope='module')
@@ -53,8 +55,8 @@ def _gradient(step, params, frozen):
 def test_the_gradient_is_that_of_the_merged_model_by_the_chain_rule(base, adapters):
   """W' = W + s A B: dA = s dW' B^T and dB = s A^T dW'."""
   reference = lora.merge(base, {}, LORA)
-  expected, dense = _gradient(WHOLE, lora.merge(base, adapters, LORA), state_lib.Frozen(reference))
-  loss, found = _gradient(ROWWISE, adapters, state_lib.Frozen(base=base))
+  expected, dense = _gradient(WHOLE, lora.merge(base, adapters, LORA), state_lib.Frozen(references.Live(reference)))
+  loss, found = _gradient(ROWWISE, adapters, state_lib.Frozen(references.Base(), base=base))
   np.testing.assert_allclose(loss, expected, rtol=2e-6)
   for part, block in found['layers'].items():
     for name, factors in block.items():
@@ -67,8 +69,8 @@ def test_the_gradient_is_that_of_the_merged_model_by_the_chain_rule(base, adapte
 
 
 def test_the_base_as_reference_equals_a_copy_of_it(base):
-  frozen = state_lib.Frozen(base=base)
-  copy = dataclasses.replace(frozen, reference=lora.merge(base, {}, LORA))
+  frozen = state_lib.Frozen(references.Base(), base=base)
+  copy = dataclasses.replace(frozen, reference=references.Live(lora.merge(base, {}, LORA)))
   losses = []
   for reference in (frozen, copy):
     state = _start(lora.init(jax.random.key(0), base, LORA))
@@ -83,9 +85,9 @@ def test_the_base_as_reference_equals_a_copy_of_it(base):
 
 def test_another_reference_counts_where_it_is_given(base, adapters):
   other = jax.tree.map(lambda leaf: leaf * 1.3, lora.merge(base, {}, LORA))
-  found, _ = _gradient(ROWWISE, adapters, state_lib.Frozen(base=base, reference=other))
-  expected, _ = _gradient(WHOLE, lora.merge(base, adapters, LORA), state_lib.Frozen(other))
-  unlike, _ = _gradient(ROWWISE, adapters, state_lib.Frozen(base=base))
+  found, _ = _gradient(ROWWISE, adapters, state_lib.Frozen(references.Live(other), base=base))
+  expected, _ = _gradient(WHOLE, lora.merge(base, adapters, LORA), state_lib.Frozen(references.Live(other)))
+  unlike, _ = _gradient(ROWWISE, adapters, state_lib.Frozen(references.Base(), base=base))
   np.testing.assert_allclose(found, expected, rtol=2e-6)
   assert abs(found - unlike) > 1e-2
 
@@ -97,10 +99,12 @@ def test_the_state_holds_nothing_of_the_base(adapters):
 
 
 def test_adapters_without_a_base_are_refused_and_so_is_a_base_without_adapters(base):
-  for frozen, settings in ((state_lib.Frozen(base), LORA), (state_lib.Frozen(base=base), None)):
-    step = step_lib.build_eval_step(MODEL, objectives.dpo(), lora=settings)
-    with pytest.raises(ValueError, match='give both `lora` and'):
-      step({}, frozen, BATCH)
+  adapters = state_lib.Frozen(references.Live(base)), POLICY, 'Frozen.base is None: pass the parameters'
+  alone = state_lib.Frozen(references.Base(), base=base), Policy(MODEL), 'the policy has no adapters'
+  nothing = state_lib.Frozen(references.Base()), Policy(MODEL), 'the reference is the base of the adapters'
+  for frozen, policy, message in (adapters, alone, nothing):
+    with pytest.raises(ValueError, match=message):
+      step_lib.build_eval_step(policy, objectives.dpo())({}, frozen, BATCH)
 
 
 def test_adapters_are_split_as_their_products_ask_for_it(base):

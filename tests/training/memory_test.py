@@ -10,13 +10,14 @@ import optax
 import pytest
 
 from alignjax import objectives, stats
-from alignjax.data import batching
+from alignjax.data.batches import batching
 from alignjax.models import transformer
 from alignjax.parallel import mesh as mesh_lib
 from alignjax.parallel import rules
-from alignjax.training import checkpoint, loop, placement
+from alignjax.training import checkpoint, loop, placement, references, source
 from alignjax.training import state as state_lib
 from alignjax.training import step as step_lib
+from alignjax.training.policy import Policy
 from tests import fixtures
 
 CONFIG = transformer.TransformerConfig(
@@ -100,9 +101,10 @@ def expected(params):
 def test_it_is_that_of_whole_batches_for_any_number_of_microbatches_and_any_mesh(params, expected, microbatches, shape):
   mesh = None if shape is None else mesh_lib.make_mesh(*shape, devices=jax.devices()[: np.prod(shape)])
   model = transformer.build(CONFIG) if mesh is None else transformer.build(CONFIG, rules.activation_constraint(mesh))
-  step = jax.jit(step_lib.build_train_step(model, OBJECTIVE, TX, chunk=64, microbatches=microbatches, mesh=mesh))
+  options = {'chunk': 64, 'microbatches': microbatches, 'mesh': mesh}
+  step = jax.jit(step_lib.build_train_step(Policy(model), OBJECTIVE, TX, **options))
   state = state_lib.TrainState.create(copies(params[0]), TX, jax.random.key(0), OBJECTIVE.memory.initial)
-  frozen = state_lib.Frozen(params[1])
+  frozen = state_lib.Frozen(references.Live(params[1]))
   if mesh is not None:
     state = jax.device_put(state, state_lib.shardings(mesh, state))
   for index in range(3):
@@ -120,20 +122,20 @@ def test_it_is_that_of_whole_batches_for_any_number_of_microbatches_and_any_mesh
 # Around the loop
 
 
-def make_iterator():
+def make_source():
   options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
 
   def batch(index):
     return batching.Batch(jax.device_get(make_batch(index)), np.arange(ROWS))
 
-  return iter(grain.MapDataset.range(10**6).map(batch).to_iter_dataset(options))
+  return source.GrainSource(iter(grain.MapDataset.range(10**6).map(batch).to_iter_dataset(options)))
 
 
 @pytest.fixture(scope='module')
 def programs():
   model = transformer.build(CONFIG, rules.activation_constraint(MESH))
-  step = step_lib.build_train_step(model, OBJECTIVE, TX, chunk=64, microbatches=2, mesh=MESH)
-  return step, step_lib.build_eval_step(model, OBJECTIVE, chunk=64, mesh=MESH)
+  step = step_lib.build_train_step(Policy(model), OBJECTIVE, TX, chunk=64, microbatches=2, mesh=MESH)
+  return step, step_lib.build_eval_step(Policy(model), OBJECTIVE, chunk=64, mesh=MESH)
 
 
 def make_state(params):
@@ -154,21 +156,18 @@ class Recorder:
     pass
 
 
-def run(params, programs, steps, *, evaluated=False, state=None, iterator=None, checkpoints=None):
+def run(params, programs, steps, *, evaluated=False, state=None, batches=None, checkpoints=None):
   recorder = Recorder()
   evaluation = loop.Evaluation(programs[1], [batching.Batch(jax.device_get(make_batch(99)), np.arange(ROWS))], every=1)
-  frozen = state_lib.Frozen(jax.device_put(params[1], rules.param_shardings(MESH, params[1])))
+  reference = jax.device_put(params[1], rules.param_shardings(MESH, params[1]))
+  frozen = state_lib.Frozen(references.Live(reference))
   result = loop.train(
     make_state(params) if state is None else state,
-    frozen,
-    programs[0],
-    make_iterator() if iterator is None else iterator,
-    mesh=MESH,
-    steps=steps,
-    schedule=lambda count: 0.5,
-    writers=[recorder],
+    make_source() if batches is None else batches,
+    loop.Training(programs[0], frozen, MESH, steps, lambda count: 0.5),
+    log=loop.Logging([recorder]),
     evaluation=evaluation if evaluated else None,
-    checkpoints=checkpoints,
+    saving=None if checkpoints is None else loop.Saving(checkpoints),
   )
   return result.state, recorder.records
 
@@ -192,14 +191,14 @@ def test_a_resumed_run_remembers_what_the_uninterrupted_one_does(tmp_path, param
   with checkpoint.Checkpoints(**folder) as checkpoints:
     stopped, first = run(params, programs, 2, evaluated=True, checkpoints=checkpoints)
     saved = bits(stopped)
-  iterator = make_iterator()
+  batches = make_source()
   with checkpoint.Checkpoints(**folder) as checkpoints:
     abstract = placement.abstract_state(MESH, params[0], TX, jax.random.key(0), OBJECTIVE.memory.initial)
-    restored = checkpoints.restore(abstract, iterator)
+    restored = checkpoints.restore(abstract, batches)
     assert restored.step == 2
     assert bits(restored.state) == saved
     assert all(float(v) == 2 for name, v in restored.state.memory.items() if name.endswith('count'))
-    resumed, second = run(params, programs, 5, evaluated=True, state=restored.state, iterator=iterator)
+    resumed, second = run(params, programs, 5, evaluated=True, state=restored.state, batches=batches)
   assert bits(resumed) == bits(whole[0])
   assert first + second == whole[1]
 
@@ -207,11 +206,11 @@ def test_a_resumed_run_remembers_what_the_uninterrupted_one_does(tmp_path, param
 def test_a_checkpoint_of_another_memory_is_not_restored(tmp_path, params):
   folder = {'folder': tmp_path / 'c', 'config': {}, 'identity': {}, 'keep': 3}
   with checkpoint.Checkpoints(**folder) as checkpoints:
-    checkpoints.save(1, make_state(params), make_iterator())
+    checkpoints.save(1, make_state(params), make_source())
   with checkpoint.Checkpoints(**folder) as checkpoints:
     abstract = placement.abstract_state(MESH, params[0], TX, jax.random.key(0), {'another': 0.0})
     with pytest.raises(ValueError, match='another'):
-      checkpoints.restore(abstract, make_iterator())
+      checkpoints.restore(abstract, make_source())
 
 
 def test_evaluation_does_not_change_it(params, programs, whole):
@@ -227,7 +226,7 @@ def test_evaluation_does_not_change_it(params, programs, whole):
 
 def test_evaluation_reads_what_training_remembers(params, programs, whole):
   state, records = whole
-  frozen = state_lib.Frozen(params[1], memory=state.memory)
+  frozen = state_lib.Frozen(references.Live(params[1]), memory=state.memory)
   evaluate = jax.jit(programs[1])
   batch = placement.to_global(MESH, jax.device_get(make_batch(99)))
   held_out = evaluate(state.params, frozen, batch)

@@ -9,10 +9,10 @@ import pytest
 
 from alignjax import objectives, risk
 from alignjax.commands import train
-from alignjax.data import reference_cache
+from alignjax.data.batches import reference_cache
 from alignjax.models import checkpoint_io
 from alignjax.run import preparation, settings
-from alignjax.training import reference
+from alignjax.training import caching
 from tests import assets
 from tests.commands import train_test
 
@@ -64,12 +64,14 @@ def test_a_cache_gives_the_losses_of_a_live_reference(folder, objective, column,
   options = {'objective': objective, 'reference_cache': str(folder / f'{name}-cache')}
   preparation.prepare(config_of(folder, 'nowhere', **options), print)
   said = capsys.readouterr().out
-  assert said.count('reference cache of 13 pairs: making') == said.count('reference cache of 5 pairs: making') == 1
-  monkeypatch.setattr(reference, 'build_cache', None)  # it is there: nothing may make it again
+  assert (
+    said.count('reference cache of 13 examples: making') == said.count('reference cache of 5 examples: making') == 1
+  )
+  monkeypatch.setattr(caching, 'build_cache', None)  # it is there: nothing may make it again
   found = records(folder, f'{name}-found', microbatches=2, **options)
   said = capsys.readouterr().out
   assert 'doctor' not in said
-  assert f'reference cache: {column} of 13 pairs' in said
+  assert f'reference cache: {column} of 13 examples' in said
   for expected, record in zip(live, found, strict=True):
     for key in ('loss', 'gradient_norm', 'eval/loss', 'eval/reward_accuracy'):
       if key in expected:
@@ -82,7 +84,7 @@ def test_a_damaged_cache_stops_the_run_before_it_trains(folder):
   preparation.prepare(config_of(folder, 'nowhere', **options), print)
   for path in (folder / 'damaged').glob('*/reference_logp.npy'):
     path.write_bytes(path.read_bytes()[:-4])
-  with pytest.raises(reference_cache.CacheError, match=r'reference_logp\.npy: is missing, cut off'):
+  with pytest.raises(reference_cache.CacheError, match=r'reference_logp\.npy: is missing, truncated'):
     records(folder, 'refused', **options)
   assert not (folder / 'refused' / 'checkpoints').exists()
 
@@ -95,10 +97,10 @@ def test_a_cache_without_use_is_refused(folder):
 def test_what_is_worth_keeping_follows_from_what_an_objective_needs():
   dpo, ra_dpo = objectives.dpo(), objectives.ra_dpo(risk=risk.cvar(0.9))
   number, states = reference_cache.Column((), 'float32'), reference_cache.Column((64,), 'bfloat16')
-  assert reference.columns(dpo.needs, 64, 'bfloat16') == {'reference_logp': number}
-  assert reference.columns((dpo + ra_dpo).needs, 64, 'bfloat16') == {'reference_states': states}
+  assert caching.columns(dpo.needs, 64, 'bfloat16') == {'reference_logp': number}
+  assert caching.columns((dpo + ra_dpo).needs, 64, 'bfloat16') == {'reference_states': states}
   with pytest.raises(ValueError, match='nothing to cache'):
-    reference.columns(objectives.sft().needs, 64, 'bfloat16')
+    caching.columns(objectives.sft().needs, 64, 'bfloat16')
 
 
 def test_the_program_with_cached_states_reads_the_head_alone(folder):

@@ -14,9 +14,10 @@ from alignjax import objectives, stats
 from alignjax.models import transformer
 from alignjax.parallel import mesh as mesh_lib
 from alignjax.parallel import rules
-from alignjax.training import gradients, rows
+from alignjax.training import forward, references, rows
 from alignjax.training import state as state_lib
 from alignjax.training import step as step_lib
+from alignjax.training.policy import Policy
 from alignjax.types import Term
 from tests import fixtures
 
@@ -78,13 +79,13 @@ def plain_gradient(model, objective, policy, reference, batch):
 
 def step_gradient(model, objective, policy, reference, batch, mesh=None, **options):
   """Loss, metrics and gradient as the step sees them: with learning rate 1 the update is the gradient."""
-  step = step_lib.build_train_step(model, objective, optax.sgd(1.0), mesh=mesh, **options)
+  step = step_lib.build_train_step(Policy(model), objective, optax.sgd(1.0), mesh=mesh, **options)
   state = state_lib.TrainState.create(policy, optax.sgd(1.0), jax.random.key(0))
-  frozen = state_lib.Frozen(reference)
+  frozen = state_lib.Frozen(references.NotLoaded() if reference is None else references.Live(reference))
   if mesh is not None:
     shardings = state_lib.shardings(mesh, state)
     state = jax.device_put(state, shardings)
-    frozen = jax.device_put(frozen, state_lib.Frozen(shardings.params))
+    frozen = jax.device_put(frozen, state_lib.Frozen(references.Live(shardings.params)))
     batch = jax.device_put(batch, rules.batch_sharding(mesh))
   after, metrics = jax.jit(step)(state, frozen, batch)
   gradient = jax.tree.map(lambda before, now: np.asarray(before) - np.asarray(now), policy, after.params)
@@ -148,8 +149,8 @@ def test_at_the_reference_the_loss_is_log_two_and_rewards_are_zero(model, params
 
 def test_evaluation_adds_up_to_the_loss_of_the_step(model, params):
   batch = batch_of()
-  evaluate = jax.jit(step_lib.build_eval_step(model, OBJECTIVE, chunk=8))
-  frozen = state_lib.Frozen(params[1])
+  evaluate = jax.jit(step_lib.build_eval_step(Policy(model), OBJECTIVE, chunk=8))
+  frozen = state_lib.Frozen(references.Live(params[1]))
   first, second = (evaluate(params[0], frozen, jax.tree.map(lambda x, i=i: x[i::2], batch)) for i in range(2))
   metrics, _ = step_gradient(model, OBJECTIVE, *params, batch)
   for name, value in first.items():
@@ -159,8 +160,8 @@ def test_evaluation_adds_up_to_the_loss_of_the_step(model, params):
 def test_cached_reference_statistics_need_no_reference(model, params):
   batch = batch_of()
   live, gradient = step_gradient(model, OBJECTIVE, *params, batch)
-  states = gradients.hidden_states(model, params[1], batch)
-  table = stats.statistics({stats.reference_logp}, states, states, batch, positions=7)
+  states = forward.hidden_states(model, params[1], batch)
+  table = stats.statistics({stats.reference_logp}, states, states, batch, chunk=1000)
   cached = dataclasses.replace(batch, cached={'reference_logp': table[stats.reference_logp]})
   metrics, found = step_gradient(model, OBJECTIVE, params[0], None, cached, microbatches=2)
   chex.assert_trees_all_close(metrics, live, rtol=1e-5, atol=1e-5)
@@ -180,12 +181,12 @@ def test_a_batch_that_cannot_be_split_is_refused_with_the_numbers(model, params)
 @pytest.mark.parametrize('options', [{'chunk': 0}, {'microbatches': 0}])
 def test_impossible_sizes_are_named(model, options):
   with pytest.raises(ValueError, match=next(iter(options))):
-    step_lib.build_train_step(model, OBJECTIVE, optax.sgd(1.0), **options)
+    step_lib.build_train_step(Policy(model), OBJECTIVE, optax.sgd(1.0), **options)
 
 
 def test_splitting_deals_rows_out_and_join_undoes_it():
   x = jnp.arange(12).reshape(6, 2)
-  parts = rows.split({'x': x}, 3)
+  parts = rows.split({'x': x}, rows.Layout(microbatches=3))
   np.testing.assert_array_equal(parts['x'][1, :, 0], [2, 8])
   np.testing.assert_array_equal(rows.join(parts)['x'], x)
 
@@ -210,8 +211,8 @@ def compiled_step(chunk, vocab, prompts=8, response=64):
   state = jax.eval_shape(lambda p: state_lib.TrainState.create(p, tx, jax.random.key(0)), params)
   batch = jax.eval_shape(lambda: fixtures.preference_batch(prompts=prompts, response_size=response))
   config = dataclasses.replace(config, max_positions=256)
-  step = step_lib.build_train_step(transformer.build(config), objectives.dpo(), tx, chunk=chunk)
-  return jax.jit(step, donate_argnums=0).lower(state, state_lib.Frozen(params), batch).compile()
+  step = step_lib.build_train_step(Policy(transformer.build(config)), objectives.dpo(), tx, chunk=chunk)
+  return jax.jit(step, donate_argnums=0).lower(state, state_lib.Frozen(references.Live(params)), batch).compile()
 
 
 def test_logits_of_a_whole_batch_never_exist():

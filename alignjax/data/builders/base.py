@@ -1,8 +1,7 @@
-"""What the TFDS builders of preference data share: a builder is its files and the form of their rows.
+"""The base class of the TFDS builders: a builder declares its files and the form of their rows.
 
-They write array_record, which TFDS reads without TensorFlow; its parquet writer loses rows. Whatever form the files
-have, the data set has the columns of the form `preference`. Rows keep the order of the files, and numbers are float32,
-as in training.
+Builders write array_record, which TFDS reads without TensorFlow. (Its parquet writer loses rows.) The dataset always
+has the columns of the form `preference`. Rows keep the order of the files, and numbers are float32, as in training.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,39 +13,38 @@ from absl import logging
 import numpy as np
 import tensorflow_datasets as tfds
 
-from alignjax.data import report as report_lib
-from alignjax.data import row_form, rows, sources
+from alignjax.data.reading import drops, json_rows, rows, sources
 
 COLUMNS = ('prompt', 'chosen', 'rejected', 'label', 'weight', 'score', 'behaviour_logp')
 
 
 def configs(*names: str) -> list[tfds.core.BuilderConfig]:
-  """Configurations that differ in their names alone; the first is the default."""
+  """Configurations that differ only in their names. The first is the default."""
   return [tfds.core.BuilderConfig(name=name) for name in names]
 
 
 class PreferenceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-  """Base of the builders.
+  """Base class of the builders.
 
-  A subclass names its `splits`, the `form` of the rows in its files and, in MANUAL_DOWNLOAD_INSTRUCTIONS, what to put
-  where; where files have other names than {split}.jsonl, `patterns` says so.
+  A subclass sets `splits`, the `form` of the rows in its files, and MANUAL_DOWNLOAD_INSTRUCTIONS. It overrides
+  `patterns` if its files are not named {split}.jsonl.
   """
 
   VERSION = tfds.core.Version('1.0.0')
-  form: str = 'preference'  # of the rows in the files, a name in `forms.FORMS`
-  chat: bool = False  # prompts are messages, not strings
+  form: str = 'preference'  # a name in `sources.FORMS`
+  chat: bool = False  # prompts are messages instead of strings
   splits: tuple[str, ...]
 
-  on_error: str = 'raise'  # or 'skip', for malformed rows
-  reports: dict[str, report_lib.DropReport]  # by split, of the rows that `download_and_prepare` read
+  on_error: str = 'raise'  # or 'skip': what to do with malformed rows
+  reports: dict[str, drops.DropReport]  # by split: counts of the rows that `download_and_prepare` read
 
-  def pairs(self, files: Iterable[pathlib.Path], split: str, report: report_lib.DropReport) -> Iterator[rows.Pair]:
-    """The pairs of a split, two responses each."""
+  def pairs(self, files: Iterable[pathlib.Path], split: str, report: drops.DropReport) -> Iterator[rows.Example]:
+    """The examples of a split, with two responses each."""
     del split
-    return sources.read_pairs([f'{self.form}:{path}' for path in files], report, on_error=self.on_error)
+    return sources.read_examples([f'{self.form}:{path}' for path in files], report, on_error=self.on_error)
 
   def patterns(self, split: str) -> tuple[str, ...]:
-    """Of the files of a split in --manual_dir, for glob; alternatives to one another."""
+    """Alternative glob patterns of the files of a split in --manual_dir."""
     return f'{split}.jsonl', f'{split}.jsonl.gz'
 
   def _info(self) -> tfds.core.DatasetInfo:
@@ -79,28 +77,30 @@ class PreferenceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True)
         generators[split] = itertools.chain([first], examples)
     if not generators:
       wanted = '; '.join(f'{split}: {" or ".join(self.patterns(split))}' for split in self.splits)
-      raise ValueError(f'{folder}: holds no rows for {self.info.full_name}, which reads {wanted}')
+      raise ValueError(f'{folder}: has no rows for {self.info.full_name}, which reads {wanted}')
     return generators
 
   def _generate_examples(self, files: list[pathlib.Path], split: str) -> Iterator[tuple[int, dict[str, Any]]]:
     if not files:
       return
-    report = self.reports[split] = report_lib.DropReport()
-    for i, pair in enumerate(self.pairs(files, split, report)):
-      if isinstance(pair.prompt, str) == self.chat:
+    report = self.reports[split] = drops.DropReport()
+    for i, example in enumerate(self.pairs(files, split, report)):
+      if isinstance(example.prompt, str) == self.chat:
         wanted = 'messages' if self.chat else 'a string'
         raise rows.DataError(
-          pair.origin, 'mixed_forms', f"field 'prompt': must be {wanted} in {self.info.full_name}; build another one"
+          example.origin,
+          'mixed_forms',
+          f"field 'prompt': must be {wanted} in {self.info.full_name}; use another configuration",
         )
-      _, row = row_form.of_pair(pair)
+      _, row = json_rows.of_example(example)
       yield i, dict.fromkeys(COLUMNS) | row
     logging.info('%s, %s: %s', self.info.full_name, split, report)
 
   def _find(self, folder: pathlib.Path, split: str) -> list[pathlib.Path]:
-    """The files of a split, in order of their names."""
+    """The files of a split, sorted by name."""
     found = {pattern: sorted(folder.glob(pattern)) for pattern in self.patterns(split)}
     found = {pattern: files for pattern, files in found.items() if files}
     if len(found) > 1:
       both = ' and '.join(found)
-      raise ValueError(f'{folder}: {both} are both there for {split}, and may hold the same rows; keep one')
+      raise ValueError(f'{folder}: {both} both exist for {split} and may contain the same rows; keep one')
     return next(iter(found.values()), [])

@@ -9,8 +9,8 @@ TEXT = '-text'
 class HhRlhf(base.PreferenceBuilder):
   """Dialogues of a person with an assistant, and two replies to the last turn.
 
-  There is a configuration for each folder of the publication, whose prompts are chat messages; with `-text` after its
-  name prompts are the text of the transcript instead, for models without a chat template.
+  Each folder of the publication is a configuration whose prompts are chat messages. With `-text` after the name,
+  prompts are the text of the transcript instead, for models without a chat template.
   """
 
   MANUAL_DOWNLOAD_INSTRUCTIONS = """

@@ -4,14 +4,14 @@ from alignjax.data.builders import base
 
 
 class JsonlPreferences(base.PreferenceBuilder):
-  """Rows of JSON Lines of the form `preference`.
+  """JSON Lines with rows of the form `preference`.
 
-  The configuration is `text` for prompts that are strings and `chat` for prompts that are messages.
+  The configuration is `text` if prompts are strings and `chat` if prompts are messages.
   """
 
   MANUAL_DOWNLOAD_INSTRUCTIONS = """
-  Put train.jsonl, and if you like validation.jsonl and test.jsonl, or the same names with .gz, into --manual_dir.
-  `python -m experiments.data convert` makes such files of other forms.
+  Put train.jsonl, and optionally validation.jsonl and test.jsonl, into --manual_dir; they may be gzipped (.jsonl.gz).
+  `alignjax data convert` writes such files from other forms.
   """
   BUILDER_CONFIGS = base.configs('text', 'chat')
   splits = ('train', 'validation', 'test')

@@ -4,33 +4,32 @@ from collections.abc import Iterable, Iterator
 import pathlib
 from typing import Any
 
-from alignjax.data import forms, rows, sources, values
-from alignjax.data import report as report_lib
 from alignjax.data.builders import base
+from alignjax.data.reading import drops, rows, sources, values
 
 
 class TldrPreferences(base.PreferenceBuilder):
-  """Reddit posts, and two summaries of each, of which a person chose one.
+  """Reddit posts with two summaries each, of which a person chose one.
 
-  Every file has rows of several splits; those of another one are counted as `another_split`.
+  Every file has rows of several splits. Rows of other splits are counted as `another_split`.
   """
 
   MANUAL_DOWNLOAD_INSTRUCTIONS = """
   Download batch3.json to batch20.json and batch22.json of the comparisons of
-  https://github.com/openai/summarize-from-feedback into --manual_dir, under names that end with .jsonl, since each of
-  their lines is an object.
+  https://github.com/openai/summarize-from-feedback into --manual_dir, and rename them to end with .jsonl, because each
+  line is an object.
   """
   splits = ('train', 'valid1', 'valid2')
   form = 'tldr'
 
   def patterns(self, split: str) -> tuple[str, ...]:
-    del split  # stands in the rows
+    del split  # the rows name their split
     return ('batch*.jsonl',)
 
-  def pairs(self, files: Iterable[pathlib.Path], split: str, report: report_lib.DropReport) -> Iterator[rows.Pair]:
-    form = forms.FORMS[self.form]
+  def pairs(self, files: Iterable[pathlib.Path], split: str, report: drops.DropReport) -> Iterator[rows.Example]:
+    form = sources.FORMS[self.form]
 
-    def parse(fields: dict[str, Any], location: str, number: int) -> rows.Pair:
+    def parse(fields: dict[str, Any], location: str, number: int) -> rows.Example:
       if fields.get('split') not in self.splits:
         raise rows.Refused('wrong_split', f"field 'split': must be one of {', '.join(self.splits)}")
       if fields['split'] != split:

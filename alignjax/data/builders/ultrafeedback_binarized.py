@@ -1,10 +1,10 @@
-"""UltraFeedback, binarised: of four scored answers to a prompt the best one and another."""
+"""Binarised UltraFeedback: the best of four scored answers to a prompt, and one of the others."""
 
 from alignjax.data.builders import base
 
 
 class UltrafeedbackBinarized(base.PreferenceBuilder):
-  """Chat prompts with two answers each, and the scores that GPT-4 gave these."""
+  """Chat prompts with two answers each, and the scores that GPT-4 gave them."""
 
   MANUAL_DOWNLOAD_INSTRUCTIONS = """
   Download the Parquet files of train_prefs and test_prefs from

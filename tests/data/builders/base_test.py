@@ -1,9 +1,10 @@
-"""What all builders do: every row of the files is written once, in order, and what cannot be is told."""
+"""Tests of what all builders share: every row is written once and in order, and errors name what is wrong."""
 
 import pytest
 import tensorflow_datasets as tfds
 
-from alignjax.data import builders, catalogue, rows
+from alignjax.data import builders
+from alignjax.data.reading import catalogue, rows
 from tests.data.builders import preparing
 
 TRANSCRIPT = '\n\nHuman: Question {}?\n\nAssistant:'
@@ -24,7 +25,7 @@ def prepared(tmp_path_factory):
 
 
 def prompts(builder, split):
-  return [row['prompt'] for _, row in catalogue.rows(f'{builder.data_path}:{split}')]
+  return [row['prompt'] for _, row in catalogue.read(f'{builder.data_path}:{split}')]
 
 
 def test_every_row_is_there_once_and_in_order(prepared):
@@ -56,7 +57,7 @@ def test_the_usual_ways_of_tfds_read_it_at_random(prepared):
   ('line', 'reason', 'message'),
   [
     (b'{"chosen": ', 'not_json', 'not JSON'),
-    (b'[]', 'not_an_object', 'a row is a JSON object'),
+    (b'[]', 'not_an_object', 'each row must be a JSON object'),
     ({'chosen': 'x'}, 'missing_field', "field 'rejected'"),
     ({'chosen': 'x', 'rejected': 'y', 'more': 3}, 'unknown_field', 'more'),
   ],
@@ -76,7 +77,7 @@ def test_a_malformed_row_ends_the_build_with_its_place_or_is_counted(tmp_path, l
 def test_a_damaged_stream_ends_the_build(tmp_path):
   path = preparing.write(tmp_path / 'manual' / 'harmless-base' / 'train.jsonl.gz', transcripts(50))
   path.write_bytes(path.read_bytes()[:-20])
-  with pytest.raises(rows.DataError, match='damaged or cut off'):
+  with pytest.raises(rows.DataError, match='damaged or truncated'):
     preparing.build(tmp_path, 'hh_rlhf/harmless-base-text', {})
 
 
@@ -88,19 +89,19 @@ def test_a_split_without_files_is_left_out(tmp_path):
 @pytest.mark.parametrize(
   ('name', 'files', 'message'),
   [
-    ('nothing', {}, 'nothing: no such builder; there are hh_rlhf/harmless-base'),
-    ('hh_rlhf/kind', {}, 'hh_rlhf/kind: no such builder; there are'),
-    ('hh_rlhf', {}, r'manual: no such folder, or an empty one.\nDownload train.jsonl.gz and test.jsonl.gz'),
+    ('nothing', {}, 'nothing: no such builder; available: hh_rlhf/harmless-base'),
+    ('hh_rlhf/kind', {}, 'hh_rlhf/kind: no such builder; available: '),
+    ('hh_rlhf', {}, r'manual: the folder is missing or empty.\nDownload train.jsonl.gz and test.jsonl.gz'),
     (
       'hh_rlhf/helpful-base',
       {'harmless-base/train.jsonl': []},
-      r'holds no rows for hh_rlhf/helpful-base/1\.0\.0, which reads train: helpful-base/train\.jsonl\.gz or',
+      r'has no rows for hh_rlhf/helpful-base/1\.0\.0, which reads train: helpful-base/train\.jsonl\.gz or',
     ),
     ('hh_rlhf/harmless-base-text', {'harmless-base/train.jsonl': [b'']}, 'the file is empty'),
     (
       'hh_rlhf/harmless-base-text',
       {'harmless-base/train.jsonl': transcripts(1), 'harmless-base/train.jsonl.gz': transcripts(1)},
-      'harmless-base/train.jsonl.gz and harmless-base/train.jsonl are both there for train',
+      'harmless-base/train.jsonl.gz and harmless-base/train.jsonl both exist for train',
     ),
   ],
 )

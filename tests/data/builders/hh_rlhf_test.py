@@ -1,6 +1,6 @@
-"""HH-RLHF: chat prompts, or the transcripts as they are."""
+"""Tests of the HH-RLHF builder: prompts are chat messages or the original transcripts."""
 
-from alignjax.data import catalogue
+from alignjax.data.reading import catalogue
 from tests.data.builders import preparing
 
 START = '\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: “Über” 🙂?\n\nAssistant:'
@@ -13,7 +13,7 @@ ROWS = [
 
 def test_prompts_are_messages(tmp_path):
   builder = preparing.build(tmp_path, 'hh_rlhf', {'harmless-base/train.jsonl.gz': ROWS})
-  ((_, row),) = catalogue.rows(str(builder.data_path))
+  ((_, row),) = catalogue.read(str(builder.data_path))
   turns = [('user', 'Hi'), ('assistant', 'Hello'), ('user', '“Über” 🙂?')]
   assert [(message['role'], message['content']) for message in row.pop('prompt')] == turns
   assert row == {'chosen': 'Yes.', 'rejected': 'No\n\nmore'}
@@ -23,6 +23,6 @@ def test_prompts_are_messages(tmp_path):
 
 def test_prompts_are_transcripts_byte_for_byte(tmp_path):
   builder = preparing.build(tmp_path, 'hh_rlhf/helpful-online-text', {'helpful-online/test.jsonl': ROWS[:1]})
-  ((_, row),) = catalogue.rows(str(builder.data_path))
+  ((_, row),) = catalogue.read(str(builder.data_path))
   assert row['prompt'] == START
   assert {side: row['prompt'] + row[side] for side in ('chosen', 'rejected')} == ROWS[0]

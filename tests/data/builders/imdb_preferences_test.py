@@ -1,8 +1,8 @@
-"""Controlled sentiment: which pairs the scores make."""
+"""Tests of the controlled-sentiment builder: which pairs the scores give."""
 
 import pytest
 
-from alignjax.data import catalogue
+from alignjax.data.reading import catalogue
 from tests.data.builders import preparing
 
 ROWS = [
@@ -21,7 +21,7 @@ ROWS = [
 )
 def test_the_higher_score_is_chosen(tmp_path, config, wanted):
   builder = preparing.build(tmp_path, f'imdb_preferences/{config}', {'train.jsonl': ROWS})
-  rows = [row for _, row in catalogue.rows(str(builder.data_path))]
+  rows = [row for _, row in catalogue.read(str(builder.data_path))]
   assert [row['chosen'] + row['rejected'] for row in rows] == wanted
   score = {text: score for row in ROWS for text, score in zip(row['responses'], row['scores'], strict=True)}
   assert all(row['score'] == [score[row['chosen']], score[row['rejected']]] for row in rows)

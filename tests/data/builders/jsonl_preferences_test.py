@@ -1,8 +1,8 @@
-"""Your own rows: whatever a pair holds comes back."""
+"""Tests of the builder for your own rows: examples are the same after packing."""
 
 import pytest
 
-from alignjax.data import catalogue, report, sources
+from alignjax.data.reading import catalogue, drops, rows, sources
 from tests.data.builders import preparing
 
 USER = {'role': 'user', 'content': 'Über\r\n\0?'}
@@ -20,9 +20,9 @@ LOGPS = [row | {'behaviour_logp': [-12.345, 0.0]} for row in TEXT]
 @pytest.mark.parametrize(('config', 'rows'), [('text', TEXT), ('chat', CHAT), ('text', LOGPS)])
 def test_pairs_are_equal_after_packing(tmp_path, config, rows):
   builder = preparing.build(tmp_path, f'jsonl_preferences/{config}', {'train.jsonl': rows})
-  packed = preparing.write(tmp_path / 'r.jsonl', [row for _, row in catalogue.rows(str(builder.data_path))])
+  packed = preparing.write(tmp_path / 'r.jsonl', [row for _, row in catalogue.read(str(builder.data_path))])
   before, after = (
-    [pair._replace(path='', line=0) for pair in sources.read_pairs(path, report.DropReport())]
+    [pair._replace(path='', line=0) for pair in sources.read_examples(path, drops.DropReport())]
     for path in (tmp_path / 'manual' / 'train.jsonl', packed)
   )
   assert after == before
@@ -45,5 +45,5 @@ def test_pairs_without_a_difference_are_dropped_and_counted(tmp_path):
   ],
 )
 def test_rows_that_do_not_fit_are_named(tmp_path, config, row, message):
-  with pytest.raises(sources.DataError, match=message):
+  with pytest.raises(rows.DataError, match=message):
     preparing.build(tmp_path, f'jsonl_preferences/{config}', {'train.jsonl': [row]})

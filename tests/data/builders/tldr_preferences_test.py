@@ -1,8 +1,8 @@
-"""TL;DR comparisons: the choice of the person comes first, and splits stand in the rows."""
+"""Tests of the TL;DR builder: the chosen summary comes first, and rows name their split."""
 
 import pytest
 
-from alignjax.data import catalogue, rows
+from alignjax.data.reading import catalogue, rows
 from tests.data.builders import preparing
 
 POST = {'id': 't3_1', 'post': 'I did it.\n\nTwice.', 'title': 'It', 'subreddit': 'relationships'}
@@ -22,10 +22,10 @@ def test_rows_are_comparisons_by_split(tmp_path):
     'batch4.jsonl': [comparison('x', 'y', 0, info=news), comparison(' g', ' h', 1)],
   }
   builder = preparing.build(tmp_path, 'tldr_preferences', files)
-  train = [row for _, row in catalogue.rows(f'{builder.data_path}:train')]
+  train = [row for _, row in catalogue.read(f'{builder.data_path}:train')]
   assert [row['prompt'] for row in train] == [PROMPT] * 3
   assert [(row['chosen'], row['rejected']) for row in train] == [(' a', ' b'), (' d', ' c'), (' h', ' g')]
-  ((_, row),) = catalogue.rows(f'{builder.data_path}:valid1')
+  ((_, row),) = catalogue.read(f'{builder.data_path}:valid1')
   assert row == {'prompt': PROMPT, 'chosen': ' f', 'rejected': ' e'}
   assert list(builder.info.splits) == ['train', 'valid1']
   report = builder.reports['train']

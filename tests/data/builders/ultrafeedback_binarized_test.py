@@ -1,10 +1,10 @@
-"""UltraFeedback: the same rows from Parquet and from JSON Lines."""
+"""Tests of the UltraFeedback builder: Parquet and JSON Lines give the same rows."""
 
 import pyarrow
 from pyarrow import parquet
 import pytest
 
-from alignjax.data import catalogue
+from alignjax.data.reading import catalogue
 from tests.data.builders import preparing
 
 
@@ -42,7 +42,7 @@ def test_rows_are_those_of_the_files(tmp_path, suffix):
     write_parquet(data / 'train_prefs-00001-of-00002.parquet', rows[280:])
     write_parquet(data / 'test_prefs-00000-of-00001.parquet', rows[:1])
   builder = preparing.build(tmp_path, 'ultrafeedback_binarized', {})
-  assert [row for _, row in catalogue.rows(f'{builder.data_path}:train')] == [
+  assert [row for _, row in catalogue.read(f'{builder.data_path}:train')] == [
     {
       'prompt': row['chosen'][:-1],
       'chosen': row['chosen'][-1]['content'],

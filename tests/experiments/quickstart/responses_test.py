@@ -1,4 +1,4 @@
-"""Drawing in groups, and making pairs of what was drawn."""
+"""Sampling in groups, and the pairs made of samples."""
 
 import json
 
@@ -6,31 +6,31 @@ import jax
 import numpy as np
 import pytest
 
-from alignjax.data import report, sources, tokenization
+from alignjax.data.reading import drops, sources
+from alignjax.data.tokens import tokenization
 from alignjax.models import checkpoint_io, transformer
 from alignjax.types import PreferenceBatch
-from experiments.quickstart import prompts as quickstart_prompts
-from experiments.quickstart import responses as quickstart_policy
+from experiments.quickstart import prompts, responses
 from tests import assets
 
 
-def _drawn(rows: list[list[tuple[str, float]]]) -> quickstart_policy.Drawn:
+def _drawn(rows: list[list[tuple[str, float]]]) -> responses.Drawn:
   """Responses that were not really drawn: only their texts and rewards matter to pairs."""
   nothing = np.zeros(len(rows), np.int32)
   batch = PreferenceBatch(nothing, nothing, nothing, nothing, nothing, nothing)
   texts = [[text for text, _ in row] for row in rows]
   values = np.array([[reward for _, reward in row] for row in rows])
-  return quickstart_policy.Drawn([f'prompt {i}' for i in range(len(rows))], batch, texts, values)
+  return responses.Drawn([f'prompt {i}' for i in range(len(rows))], batch, texts, values)
 
 
 def _pairs(path) -> list[tuple[str, str]]:
-  return [pair.responses for pair in sources.read_pairs(path, report.DropReport())]
+  return [pair.responses for pair in sources.read_examples(path, drops.DropReport())]
 
 
 def test_the_best_meets_the_worst_and_the_second_best_the_second_worst(tmp_path):
   row = [('c', 0.3), ('e', 0.9), ('a', -0.5), ('d', 0.4), ('b', 0.1)]
   for most, expected in ((1, [('e', 'a')]), (2, [('e', 'a'), ('d', 'b')]), (9, [('e', 'a'), ('d', 'b')])):
-    assert quickstart_policy.write_pairs(tmp_path / 'pairs.jsonl', _drawn([row]), most) == 0
+    assert responses.write_pairs(tmp_path / 'pairs.jsonl', _drawn([row]), most) == 0
     assert _pairs(tmp_path / 'pairs.jsonl') == expected
   first = json.loads((tmp_path / 'pairs.jsonl').read_text().splitlines()[0])
   assert first == {
@@ -49,7 +49,7 @@ def test_ties_are_counted_and_empty_responses_passed_over(tmp_path):
       [('', 0.9), ('', 0.5), ('c', 0.1), ('', -0.9)],  # nothing to compare with
     ]
   )
-  assert quickstart_policy.write_pairs(tmp_path / 'pairs.jsonl', drawn, 2) == 2
+  assert responses.write_pairs(tmp_path / 'pairs.jsonl', drawn, 2) == 2
   assert _pairs(tmp_path / 'pairs.jsonl') == [('b', 'c')]
 
 
@@ -60,35 +60,38 @@ def model(tmp_path_factory):
   return transformer.build(config), checkpoint_io.load_params(folder, config), tokenization.Tokenizer.load(folder)
 
 
-def _policy(model, group: int, samples: int) -> quickstart_policy.Policy:
-  def reward(prompts, responses):
-    return np.array([len(prompt) + 0.01 * len(text) for prompt, text in zip(prompts, responses, strict=True)])
+def _responder(model, group: int, samples: int) -> responses.Responder:
+  def reward(asked, texts):
+    return np.array([len(prompt) + 0.01 * len(text) for prompt, text in zip(asked, texts, strict=True)])
 
-  sizes = {'prompt_size': 96, 'max_new_tokens': 6}
-  return quickstart_policy.Policy(model[0], model[2], reward, group=group, samples=samples, **sizes)
+  return responses.Responder(model[0], model[2], reward, responses.Sizes(group, samples, 96, 6))
 
 
-def test_what_is_drawn_does_not_depend_on_the_grouping(model):
-  prompts, key = quickstart_prompts.prompts(5, 1)[0], jax.random.key(3)
-  policy = _policy(model, 4, 2)
-  one, other = (side.draw(model[1], prompts, key, rounds=2) for side in (policy, _policy(model, 16, 2)))
+@pytest.fixture(name='responder', scope='module')
+def make_responder(model):
+  return _responder(model, 4, 2)
+
+
+def test_what_is_drawn_does_not_depend_on_the_grouping(model, responder):
+  asked, key = prompts.split(5, 1)[0], jax.random.key(3)
+  one, other = (side.draw(model[1], asked, key, rounds=2) for side in (responder, _responder(model, 16, 2)))
   assert one.texts == other.texts
   jax.tree.map(np.testing.assert_array_equal, one.batch, other.batch)
   # The first round is the only one of a single round, prompt by prompt; the second meets other chances.
-  single = policy.draw(model[1], prompts, key)
+  single = responder.draw(model[1], asked, key)
   assert [row[:2] for row in one.texts] == single.texts
   assert not any(row[:2] == row[2:] for row in one.texts)
-  np.testing.assert_array_equal(np.floor(one.rewards), [[len(prompt)] * 4 for prompt in prompts])
+  np.testing.assert_array_equal(np.floor(one.rewards), [[len(prompt)] * 4 for prompt in asked])
 
 
-def test_kl_is_zero_at_the_reference_and_positive_away_from_it(model):
-  prompts, policy = quickstart_prompts.prompts(3, 1)[0], _policy(model, 2, 4)
-  drawn = policy.draw(model[1], prompts, jax.random.key(0))
-  same = policy.kl(model[1], model[1], drawn)
+def test_kl_is_zero_at_the_reference_and_positive_away_from_it(model, responder):
+  asked = prompts.split(5, 1)[0]
+  drawn = responder.draw(model[1], asked, jax.random.key(0), rounds=2)
+  same = responder.kl(model[1], model[1], drawn)
   assert abs(same['kl'].mean) < 1e-5
   assert abs(same['kl_of_tokens'].mean) < 1e-5
   moved = jax.tree.map(lambda x: 1.2 * x, model[1])
-  drawn = policy.draw(moved, prompts, jax.random.key(0))
-  away = policy.kl(moved, model[1], drawn)
+  drawn = responder.draw(moved, asked, jax.random.key(0), rounds=2)
+  away = responder.kl(moved, model[1], drawn)
   assert away['kl_of_tokens'].mean > 0.1
   assert abs(away['kl'].mean - away['kl_of_tokens'].mean) < 4 * away['kl'].error

@@ -1,35 +1,33 @@
-"""The main job at a tiny scale: a random model instead of SmolLM2, and the length of a response for a gold reward."""
+"""The quickstart at a tiny scale: a random model instead of SmolLM2, and the length of a response as gold reward."""
 
 from collections.abc import Sequence
 import dataclasses
 import json
 import pathlib
-import subprocess
-import sys
 
+from absl import flags
 import jax
 import numpy as np
 from PIL import Image
 import pytest
 
-from alignjax.data import tokenization
+from alignjax.commands import program
+from alignjax.data.tokens import tokenization
 from alignjax.models import checkpoint_io
-from experiments.quickstart import prompts as quickstart_prompts
-from experiments.quickstart import run as quickstart
+from alignjax.run import fields
+from experiments.quickstart import command_line, prompts, run
 from tests import assets
 
-ROOT = pathlib.Path(__file__).parents[3]
 
-
-def _length(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
-  assert len(prompts) == len(responses)
+def _length(asked: Sequence[str], responses: Sequence[str]) -> np.ndarray:
+  assert len(asked) == len(responses)
   return np.array([len(response) for response in responses], np.float64)
 
 
 @pytest.fixture(scope='module')
-def settings(tmp_path_factory) -> quickstart.Settings:
+def settings(tmp_path_factory) -> command_line.Settings:
   folder = tmp_path_factory.mktemp('quickstart')
-  return quickstart.Settings(
+  return command_line.Settings(
     workdir=str(folder / 'run'),
     model=str(assets.write_tiny_model(folder / 'model')),
     train_prompts=8,
@@ -48,7 +46,7 @@ def settings(tmp_path_factory) -> quickstart.Settings:
 
 @pytest.fixture(scope='module')
 def summary(settings) -> dict:
-  return quickstart.run(settings, _length)
+  return run.run(settings, _length)
 
 
 def test_summary_holds_what_was_measured(settings, summary):
@@ -76,7 +74,7 @@ def test_files_show_what_was_measured(settings, summary):
   with Image.open(workdir / 'figure.png') as figure:
     assert min(figure.size) > 500
   samples = (workdir / 'samples.md').read_text()
-  assert quickstart_prompts.prompts(8, 6)[1][0] in samples
+  assert prompts.split(8, 6)[1][0] in samples
   rows = [json.loads(line) for line in (workdir / 'pairs.jsonl').read_text().splitlines()]
   assert rows
   for row in rows:
@@ -94,20 +92,26 @@ def test_aligned_model_loads_and_differs(settings, summary):
 
 @pytest.mark.slow
 def test_same_settings_give_the_same_numbers(settings, summary, tmp_path):
-  again = quickstart.run(dataclasses.replace(settings, workdir=str(tmp_path)), _length)
+  again = run.run(dataclasses.replace(settings, workdir=str(tmp_path)), _length)
   assert again['results'] == summary['results']
 
 
 @pytest.mark.parametrize('link', ['online_dare(0.1, 1e-6)', 'moving_average()'])
 def test_optimizers_that_need_the_trainer_are_refused(settings, link):
-  with pytest.raises(ValueError, match=r'only experiments\.train merges and averages'):
-    quickstart.run(dataclasses.replace(settings, optimizer=f'chain(adamw(1e-2), {link})'), _length)
+  with pytest.raises(ValueError, match='merging and averaging need `alignjax train`'):
+    run.run(dataclasses.replace(settings, optimizer=f'chain(adamw(1e-2), {link})'), _length)
 
 
-def test_unknown_objective_ends_at_once_with_the_known_ones(tmp_path):
-  command = [sys.executable, '-m', 'experiments.quickstart', '--objective=dop()', f'--workdir={tmp_path / "run"}']
-  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-  assert done.returncode == 1
-  assert 'dpo(beta=0.1' in done.stderr
-  assert 'simpo' in done.stderr
+def test_unknown_objective_ends_at_once_with_the_known_ones(tmp_path, capsys):
+  assert program.execute(run.PROGRAM, ['quickstart', '--objective=dop()', f'--workdir={tmp_path / "run"}']) == 1
+  error = capsys.readouterr().err
+  assert error.startswith("error: unknown name 'dop'")
+  assert 'dpo(beta=0.1' in error
+  assert 'simpo' in error
   assert not (tmp_path / 'run').exists()
+
+
+def test_every_setting_is_a_flag():
+  arguments = ['quickstart', '--objective=simpo()', '--seed=3', '--gradient_clip=0.5']
+  given = fields.parse_flags(command_line.Settings, arguments, flags.FlagValues())
+  assert given == command_line.Settings(objective='simpo()', seed=3, gradient_clip=0.5)

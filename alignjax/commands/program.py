@@ -1,0 +1,181 @@
+"""The skeleton of every program: flags in, one line for an expected error, an exit code out.
+
+A program is a name, a text, a dataclass of settings and a function of them. It stays an absl program: its flags are
+absl's, `app.run` starts it, and flags are global only once it has started.
+
+Exit codes: 0 done; 1 an error in flags, configuration, data or numerics, which a restart does not fix; 42 stopped on
+request, and saved; 134 a crash, with a traceback; 130 interrupted by Ctrl-C.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import difflib
+import importlib
+import inspect
+import sys
+import traceback
+from typing import Any
+
+from absl import app, flags, logging
+
+from alignjax.run import fields, user_code
+
+DONE, REFUSED, PREEMPTED, INTERRUPTED, CRASHED = 0, 1, 42, 130, 134
+EXPECTED = (ValueError, OSError, ImportError)  # errors that the user can fix
+HELP = ('--help', '-help', '-h', '--helpshort', '-helpshort')
+
+
+@dataclasses.dataclass(frozen=True)
+class Program[S]:
+  """A program.
+
+  Attributes:
+    name: the name after `alignjax`: 'sample', 'data validate'.
+    text: what --help prints first; its first line is the summary.
+    settings: a dataclass made of `fields.field`.
+    run: does the work, and returns the exit code; None is 0.
+    expected: exceptions that the user can fix; each becomes one line.
+    parse: reads the settings from (dataclass, command line, where to define flags).
+    hints: what to use instead of flags that other trainers have, by the name of the flag.
+    leave: ends the process of (settings, exit code).
+  """
+
+  name: str
+  text: str
+  settings: type[S]
+  run: Callable[[S], int | None]
+  expected: tuple[type[Exception], ...] = EXPECTED
+  parse: Callable[[type[S], Sequence[str], flags.FlagValues], S] = fields.parse_flags
+  hints: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  leave: Callable[[S, int], Any] = lambda settings, code: sys.exit(code)
+
+  @property
+  def help(self) -> str:
+    """The text of --help."""
+    return f'{inspect.cleandoc(self.text)}\n\n{fields.describe(self.settings)}'
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+  """A program whose first argument names another one.
+
+  Attributes:
+    name: the name that the user types.
+    text: what --help prints first.
+    summaries: the programs by name, with one line each.
+    load: the program, or another group, of a name.
+  """
+
+  name: str
+  text: str
+  summaries: Mapping[str, str]
+  load: Callable[[str], 'Program | Group']
+
+  @property
+  def help(self) -> str:
+    """The text of --help."""
+    lines = [f'  {name:<10} {line}' for name, line in self.summaries.items()]
+    return '\n'.join(
+      [inspect.cleandoc(self.text), '', *lines, '', f'{self.name} <program> --help prints the settings of one.']
+    )
+
+  def choose(self, argv: Sequence[str]) -> tuple['Program | Group', list[str]]:
+    """The program that the arguments name, and the arguments without its name.
+
+    Raises:
+      ValueError: they name none, or one that does not exist.
+    """
+    place = next((i for i, argument in enumerate(argv[1:], 1) if not argument.startswith('-')), None)
+    if place is None:
+      raise ValueError(f'{self.name} needs a program, one of {", ".join(self.summaries)}')
+    name = argv[place]
+    if name not in self.summaries:
+      close = difflib.get_close_matches(name, self.summaries, n=1, cutoff=0.4)
+      hint = f'; did you mean {close[0]}?' if close else '.'
+      raise ValueError(f'{self.name} has no program {name!r}{hint} It has {", ".join(self.summaries)}')
+    return self.load(name), [*argv[:place], *argv[place + 1 :]]
+
+
+def lazy(module: str) -> 'Program | Group':
+  """The program of a module of this package, which is imported only now."""
+  return importlib.import_module(f'alignjax.commands.{module}').PROGRAM
+
+
+def execute(program: Program | Group, argv: Sequence[str], values: flags.FlagValues | None = None) -> int:
+  """Runs a program with a command line; returns the exit code.
+
+  Args:
+    program: what to run.
+    argv: the command line, its first entry the name of the program.
+    values: where to define the flags; new ones by default.
+  """
+  try:
+    program, argv = _resolve(program, argv)
+    settings = _parse(program, argv, flags.FlagValues() if values is None else values)
+  except SystemExit as request:
+    return request.code
+  return attempt(program, settings)
+
+
+def start(program: Program | Group, argv: Sequence[str] | None = None) -> None:
+  """The main function of an entry point: runs a program in this process, with absl's flags, and ends the process."""
+  program, argv = _resolve(program, sys.argv if argv is None else argv)
+
+  def main(parsed: Sequence[Any]) -> None:
+    if not flags.FLAGS['verbosity'].present:
+      logging.set_verbosity(logging.WARNING)  # each checkpoint logs 40 lines at INFO
+    program.leave(parsed[0], attempt(program, parsed[0]))
+
+  app.run(main, argv=argv, flags_parser=lambda argv: [_parse(program, argv, flags.FLAGS)])
+
+
+def _resolve(program: Program | Group, argv: Sequence[str]) -> tuple[Program, list[str]]:
+  """Follows groups to a program."""
+  argv = list(argv)
+  while isinstance(program, Group):
+    named = any(not argument.startswith('-') for argument in argv[1:])
+    if not named and (len(argv) == 1 or any(argument in HELP for argument in argv)):
+      print(program.help)
+      sys.exit(DONE)
+    try:
+      program, argv = program.choose(argv)
+    except ValueError as error:
+      _refuse(error)
+  return program, argv
+
+
+def _parse[S](program: Program[S], argv: Sequence[str], values: flags.FlagValues) -> S:
+  """The settings of a command line."""
+  if any(argument in HELP for argument in argv[1:]):
+    print(program.help)
+    sys.exit(DONE)
+  try:
+    return program.parse(program.settings, argv, values)
+  except flags.UnrecognizedFlagError as error:
+    hint = program.hints.get(error.flagname.partition('=')[0])
+    _refuse(f'--{error.flagname} is not a flag of {program.name}: {hint}' if hint else error)
+  except (flags.Error, *program.expected) as error:
+    _refuse(error)
+
+
+def _refuse(error: Exception | str) -> None:
+  print(f'error: {error}', file=sys.stderr)
+  sys.exit(REFUSED)
+
+
+def attempt[S](program: Program[S], settings: S) -> int:
+  """Runs a program; an expected error becomes one line. Returns the exit code."""
+  try:
+    if isinstance(settings, user_code.UserCode):
+      user_code.load(settings.imports)
+    return program.run(settings) or DONE
+  except program.expected as error:
+    logging.debug('%s', traceback.format_exc())
+    print(f'error: {error}\n(--verbosity=1 shows where)', file=sys.stderr)
+    return REFUSED
+  except KeyboardInterrupt:
+    print('interrupted', file=sys.stderr)
+    return INTERRUPTED
+  except Exception:  # the launcher must see that a restart may help
+    traceback.print_exc()
+    return CRASHED

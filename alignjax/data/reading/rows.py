@@ -1,0 +1,64 @@
+"""What a row of a dataset becomes, and the errors for rows that cannot be read."""
+
+from typing import NamedTuple
+
+Message = dict[str, str]  # {'role': ..., 'content': ...}
+Prompt = str | list[Message]
+
+ROLES = ('system', 'user', 'assistant')
+FLOAT32_MAX = 3.4028234e38
+PER_RESPONSE = {'score': FLOAT32_MAX, 'behaviour_logp': 0.0}  # fields with one number per response, and their maximum
+
+
+class Example(NamedTuple):
+  """One prompt with its N responses, the preferred one first. A response to messages is the assistant's text.
+
+  N = 2 is a preference pair. With N = 1 the label tells whether the response is desirable. N = 0 is a bare prompt.
+  """
+
+  prompt: Prompt
+  responses: tuple[str, ...]
+  label: float = 1.0
+  weight: float = 1.0
+  score: tuple[float, ...] | None = None
+  behaviour_logp: tuple[float, ...] | None = None  # of each whole response, end token included, nats
+  behaviour_token_logp: tuple[tuple[float, ...], ...] | None = None  # of each token of each response, nats
+  path: str = '<memory>'
+  line: int = 0  # line or row, counted from 1
+
+  @property
+  def origin(self) -> str:
+    return f'{self.path}:{self.line}'
+
+
+class DataError(ValueError):
+  """A row that cannot be used. The message is `file:line: `, then the field, what is wrong and what to do."""
+
+  def __init__(self, origin: str, reason: str, message: str):
+    super().__init__(origin, reason, message)  # all three, so that the error survives pickling
+    self.origin = origin
+    self.reason = reason
+
+  def __str__(self) -> str:
+    return f'{self.args[0]}: {self.args[2]}'
+
+
+class Refused(Exception):
+  """The row is malformed. Raised by code that does not know which file and line it came from."""
+
+  def __init__(self, reason: str, message: str):
+    super().__init__(reason, message)
+    self.reason = reason
+    self.message = message
+
+
+class Dropped(Refused):
+  """The row is well-formed but useless for training. It is counted, never an error."""
+
+
+def check_policy(on_error: str) -> None:
+  """Raises ValueError unless `on_error` is 'raise' or 'skip'."""
+  if on_error not in ('raise', 'skip'):
+    raise ValueError(
+      f"on_error={on_error!r}: must be 'raise' (stop at the first malformed row) or 'skip' (count it and continue)"
+    )

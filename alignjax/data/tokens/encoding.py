@@ -1,0 +1,160 @@
+"""Tokenises examples and applies the length limits. What no longer fits, or has nothing to teach, is dropped."""
+
+from collections.abc import Iterable, Iterator
+import dataclasses
+import functools
+import itertools
+
+import numpy as np
+
+from alignjax.data.reading import drops, rows
+from alignjax.data.tokens import dataset, tokenization
+
+CHUNK = 512  # examples that are encoded together
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+  """What the model can take, in tokens."""
+
+  max_prompt: int  # BOS included; longer prompts are cut on the left
+  max_response: int  # end token included
+  vocab_size: int  # rows of the model's embedding
+  truncate_response: bool = False  # cut long responses instead of dropping the example; they have no end token then
+
+  def __post_init__(self):
+    for name in ('max_prompt', 'max_response'):
+      if getattr(self, name) < 2:
+        raise ValueError(f'{name}={getattr(self, name)}: must be at least 2 tokens')
+
+
+def tokenize(
+  examples: Iterable[rows.Example],
+  tokenizer: tokenization.Tokenizer,
+  limits: Limits,
+  report: drops.DropReport | None = None,
+  *,
+  on_error: str = 'raise',
+) -> dataset.TokenDataset:
+  """Tokenises examples. Drops, and counts, those that have nothing to teach once they fit the limits.
+
+  Reasons to drop an example: `empty_response`, `response_too_long`, `identical_responses`, `behaviour_logp_truncated`.
+  Kept but noted: `prompt_truncated`, `response_truncated`, `boundary_merge` (see `tokenization`), `end_token_inside`
+  (a response spells an end token) and `end_token_added` (the chat template does not end turns with one).
+
+  Args:
+    examples: for instance from `sources.read_examples`, all with the same number N of responses.
+    tokenizer: the tokenizer of the model.
+    limits: longest prompt and response, and the vocabulary.
+    report: the report that the reader of `examples` updates; None creates one that counts `examples`.
+    on_error: 'raise' or 'skip', for examples that the chat template rejects or whose `behaviour_logp` does not match
+      their tokens.
+
+  Raises:
+    DataError: an example that cannot be encoded.
+    ValueError: no example is left, or a token id is outside the model's vocabulary.
+  """
+  rows.check_policy(on_error)
+  if report is None:
+    report = drops.DropReport()
+    examples = _counted(examples, report)
+
+  def encoded() -> Iterator[dataset.TokenExample]:
+    for chunk in itertools.batched(examples, CHUNK):
+      results = tokenizer.encode_all((example.prompt, example.responses) for example in chunk)
+      for example, result in zip(chunk, results, strict=True):
+        try:
+          if isinstance(result, tokenization.EncodingError):
+            raise result
+          fitted = _fit(example, result, tokenizer, limits, report)
+        except tokenization.EncodingError as error:
+          if on_error == 'raise':
+            raise rows.DataError(example.origin, error.reason, str(error)) from None
+          report.drop(error.reason, example.origin, str(error))
+        else:
+          if fitted is not None:
+            yield fitted
+
+  packed = dataset.pack(encoded(), report)
+  _check_vocabulary(packed, tokenizer, limits.vocab_size)
+  return packed
+
+
+def _fit(
+  example: rows.Example,
+  encoded: tokenization.Encoded,
+  tokenizer: tokenization.Tokenizer,
+  limits: Limits,
+  report: drops.DropReport,
+) -> dataset.TokenExample | None:
+  """Applies the limits to one example. Returns None if it was dropped."""
+  drop, note = (functools.partial(action, origin=example.origin) for action in (report.drop, report.note))
+  _check_behaviour(example, encoded)
+  if not all(tokenizer.text_length(ids) for ids in encoded.responses):
+    return drop('empty_response', detail='a response has no tokens except its end token')
+  longest = max(map(len, encoded.responses), default=0)
+  if longest > limits.max_response and not limits.truncate_response:
+    return drop('response_too_long', detail=f'{longest} tokens, limit {limits.max_response}')
+  responses = [ids[: limits.max_response] for ids in encoded.responses]
+  if len(responses) > 1 and all(ids == responses[0] for ids in responses):
+    return drop('identical_responses', detail='the responses have the same tokens')
+  if longest > limits.max_response and example.behaviour_logp is not None:
+    detail = 'behaviour_logp is for the whole response, which is too long; give it per token'
+    return drop('behaviour_logp_truncated', detail=detail)
+  if longest > limits.max_response:
+    note('response_truncated', detail=f'{longest} tokens, limit {limits.max_response}: trained without an end token')
+  if len(encoded.prompt) > limits.max_prompt:
+    note('prompt_truncated', detail=f'{len(encoded.prompt)} tokens, limit {limits.max_prompt}: cut on the left')
+  if encoded.merged:
+    note('boundary_merge', detail=f'{encoded.merged} prompt tokens merged with a response and count as part of it')
+  if encoded.end_inside:
+    note('end_token_inside', detail='a response has an end token before its end')
+  if encoded.end_added and not isinstance(example.prompt, str):
+    note('end_token_added', detail='the chat template does not end the turn with an end token')
+  logps = example.behaviour_token_logp
+  return dataset.TokenExample(
+    prompt=tokenizer.truncate_prompt(encoded.prompt, limits.max_prompt),
+    responses=responses,
+    label=example.label,
+    weight=example.weight,
+    score=example.score,
+    behaviour_logp=example.behaviour_logp,
+    behaviour_token_logp=None if logps is None else [numbers[: limits.max_response] for numbers in logps],
+    path=example.path,
+    line=example.line,
+  )
+
+
+def _check_behaviour(example: rows.Example, encoded: tokenization.Encoded) -> None:
+  """Raises EncodingError unless there is one log-probability per response token."""
+  for i, (numbers, ids) in enumerate(zip(example.behaviour_token_logp or (), encoded.responses, strict=False)):
+    if len(numbers) != len(ids):
+      raise tokenization.EncodingError(
+        'behaviour_logp_length',
+        f"field 'behaviour_logp[{i}]': has {len(numbers)} numbers, but response {i} has {len(ids)} tokens, end token "
+        'included; record them with the same tokenizer and chat template, or give one number per response',
+      )
+
+
+def _counted(examples: Iterable[rows.Example], report: drops.DropReport) -> Iterator[rows.Example]:
+  for example in examples:
+    report.read += 1
+    yield example
+
+
+def _check_vocabulary(data: dataset.TokenDataset, tokenizer: tokenization.Tokenizer, vocab_size: int) -> None:
+  tables = (
+    ('prompt', data.prompt_tokens, data.prompt_offsets, 1),
+    ('response', data.response_tokens, data.response_offsets, data.responses),
+  )
+  for name, tokens, offsets, stride in tables:
+    if not len(tokens):
+      continue  # prompts without responses
+    position = int(tokens.argmax())
+    if tokens[position] >= vocab_size:
+      example = (int(np.searchsorted(offsets, position, side='right')) - 1) // stride
+      text = tokenizer.decode([tokens[position]], skip_special_tokens=False)
+      raise ValueError(
+        f'{data.origin(example)}: the {name} has token id {tokens[position]} ({text!r}), but the model has '
+        f'{vocab_size} embeddings; use the tokenizer that belongs to the model'
+      )

@@ -1,0 +1,69 @@
+"""Checks a dataset against the declarations of an objective, before any weights are loaded."""
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+OF_EVERY_BATCH = frozenset({'prompt', 'prompt_length', 'response', 'response_length', 'label', 'weight'})
+
+_MEANING = {
+  'score': 'a reward for each response',
+  'behaviour_logp': 'log-probabilities of the responses under the policy that wrote them',
+}
+_COUNT = {1: 'takes one response to a prompt', 2: 'compares two responses'}
+
+
+def accepted(responses: int | frozenset[int] | None) -> frozenset[int] | None:
+  """The numbers of responses that a declaration allows, as a set; None for any."""
+  return frozenset({responses}) if isinstance(responses, int) else responses
+
+
+def describe_responses(responses: int | frozenset[int] | None) -> str:
+  """'N = 1 or 2' or 'any N'."""
+  numbers = accepted(responses)
+  return 'any N' if numbers is None else f'N = {" or ".join(map(str, sorted(numbers)))}'
+
+
+def common_responses(terms: Sequence[Any]) -> int | frozenset[int] | None:
+  """The numbers of responses that all objectives of a sum are defined for.
+
+  Raises:
+    ValueError: if there is none. The message names two objectives that contradict each other.
+  """
+  common, restricted = None, None
+  for term in terms:
+    numbers = accepted(term.responses)
+    if numbers is None:
+      continue
+    if common is not None and not common & numbers:
+      raise ValueError(
+        f'{restricted.label} and {term.label} cannot be added: {restricted.label} is defined for '
+        f'{describe_responses(common)} responses to a prompt, {term.label} for {describe_responses(numbers)}'
+      )
+    common, restricted = (numbers if common is None else common & numbers), term
+  return next(iter(common)) if common is not None and len(common) == 1 else common
+
+
+def check_batch(objective: Any, fields: Collection[str], responses: int) -> None:
+  """Checks that an objective can be trained on a dataset, from what the objective declares.
+
+  Args:
+    objective: an `Objective`.
+    fields: the fields of a batch that the data fill, such as 'score'; those that every batch has need not be listed.
+    responses: N, the number of responses to a prompt.
+
+  Raises:
+    ValueError: if N is another than the objective is defined for, or a field is missing that it does not do without.
+      The message names the part of the objective at fault.
+  """
+  for leaf in objective.leaves:
+    numbers = accepted(leaf.responses)
+    if numbers is not None and responses not in numbers:
+      needed = (
+        _COUNT[min(numbers)]
+        if len(numbers) == 1 and min(numbers) in _COUNT
+        else (f'needs {describe_responses(numbers)} responses to a prompt')
+      )
+      raise ValueError(f'{leaf.label} {needed}: the data has N = {responses}')
+    for field in sorted(leaf.reads - leaf.optional - OF_EVERY_BATCH - set(fields)):
+      meaning = f', {_MEANING[field]},' if field in _MEANING else ''
+      raise ValueError(f'{leaf.label} reads `{field}`{meaning} and the data has none')

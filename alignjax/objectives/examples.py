@@ -1,0 +1,55 @@
+"""Small random batches, on which an objective is tried: to find undeclared coupling, and for the contract tests."""
+
+from collections.abc import Iterable
+
+import jax.numpy as jnp
+import numpy as np
+
+from alignjax import stats
+from alignjax.types import Array, PreferenceBatch
+
+VOCAB = 11
+
+
+def batch(
+  seed: int,
+  *,
+  prompts: int = 6,
+  responses: int = 2,
+  prompt_size: int = 5,
+  response_size: int = 7,
+  needs: Iterable[stats.Stat] = (),
+) -> PreferenceBatch:
+  """A batch with every field, uneven lengths and weights, hard and soft labels.
+
+  Args:
+    seed: seeds the random numbers.
+    prompts: B.
+    responses: N.
+    prompt_size: P.
+    response_size: R.
+    needs: statistics; the response statistics among them get random cached values.
+  """
+  rng = np.random.default_rng(seed)
+  pair = (prompts, responses)
+  of_responses = sorted(stat.name for stat in needs if isinstance(stat, stats.ResponseStat))
+  return PreferenceBatch(
+    prompt=jnp.asarray(rng.integers(0, VOCAB, (prompts, prompt_size)), jnp.int32),
+    prompt_length=jnp.asarray(rng.integers(1, prompt_size + 1, prompts), jnp.int32),
+    response=jnp.asarray(rng.integers(0, VOCAB, (*pair, response_size)), jnp.int32),
+    response_length=jnp.asarray(rng.integers(1, response_size + 1, pair), jnp.int32),
+    label=jnp.asarray(rng.choice([1.0, 1.0, 0.8, 0.3], prompts), jnp.float32),
+    weight=jnp.asarray(rng.choice([1.0, 0.5, 2.0], prompts), jnp.float32),
+    score=jnp.asarray(rng.normal(size=pair), jnp.float32),
+    behaviour_logp=jnp.asarray(-3.0 * rng.exponential(size=pair), jnp.float32),
+    cached={
+      stats.BEHAVIOUR_TOKEN_LOGP: jnp.asarray(-rng.exponential(size=(*pair, response_size)), jnp.float32),
+      **{name: jnp.asarray(rng.normal(size=pair), jnp.float32) for name in of_responses},
+    },
+  )
+
+
+def logits(seed: int, like: PreferenceBatch, scale: float = 2.0) -> Array:
+  """[B, N, R, V] float32, of a policy or a reference."""
+  rng = np.random.default_rng(seed)
+  return jnp.asarray(scale * rng.standard_normal((*like.response.shape, VOCAB)), jnp.float32)

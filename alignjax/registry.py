@@ -1,0 +1,47 @@
+"""Registries of factories: the names that expressions know, filled by a decorator where a factory is defined."""
+
+from collections.abc import Callable, Mapping, Sequence
+import inspect
+from typing import Any
+
+
+def add[F: Callable[..., Any]](registry: dict[str, Callable[..., Any]], build: F, noun: str) -> F:
+  """Registers a function under its own name.
+
+  Defining the function again, as in a notebook cell that is run twice, replaces it.
+
+  Args:
+    registry: factories by name.
+    build: the function.
+    noun: what the registry holds, in the plural, for messages: 'objectives'.
+
+  Returns:
+    The function.
+
+  Raises:
+    ValueError: another function is registered under the name.
+  """
+  other = registry.get(build.__name__)
+  if other is not None and _origin(other) != _origin(build):
+    raise ValueError(
+      f'two {noun} are called {build.__name__}: one in {_place(other)}, one in {_place(build)}. Rename one of them'
+    )
+  registry[build.__name__] = build
+  return build
+
+
+def expression(build: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+  """The call of a factory as text, with its defaults: 'ties(density=0.5, scale=1.0)'."""
+  bound = inspect.signature(build).bind(*args, **kwargs)
+  bound.apply_defaults()
+  arguments = ', '.join(f'{name}={value!r}' for name, value in bound.arguments.items())
+  return f'{build.__name__}({arguments})'
+
+
+def _origin(build: Callable[..., Any]) -> tuple[str, str]:
+  return build.__module__, build.__qualname__
+
+
+def _place(build: Callable[..., Any]) -> str:
+  code = getattr(inspect.unwrap(build), '__code__', None)
+  return build.__module__ if code is None else f'{code.co_filename}:{code.co_firstlineno}'

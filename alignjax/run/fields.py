@@ -1,0 +1,292 @@
+"""One way to define settings: a frozen dataclass, whose fields become flags, checks and lines of --help.
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  '''Sampling'''
+
+  model: str = fields.field('', 'Folder of the model.', required=True)
+  samples: int = fields.field(1, 'Responses to each prompt.', at_least=1)
+
+  def __post_init__(self):
+    fields.check(self)
+
+Types: str, int, float, bool, tuple[str, ...], tuple[tuple[int, int], ...], and dataclasses of such fields, whose flags
+have dotted names. A list is given as one flag with commas, or as repeated flags.
+"""
+
+import ast
+from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+import difflib
+from typing import Any, NamedTuple
+
+from absl import flags
+
+Strings = tuple[str, ...]
+Pairs = tuple[tuple[int, int], ...]
+
+
+def field(
+  default: Any, text: str, *, choices: Sequence[str] = (), at_least: float | None = None, **metadata: Any
+) -> Any:
+  """A field of a dataclass of settings.
+
+  Args:
+    default: the value without a flag.
+    text: the line of --help, a full sentence or a noun phrase with units.
+    choices: the values that the field can have; any, if empty.
+    at_least: the smallest value that a number can have.
+    **metadata: `required=True` for a value that must be given, `flag='import'` for a flag of another name, and what
+      other programs want to know about the field.
+  """
+  return dataclasses.field(
+    default=default, metadata={'text': text, 'choices': tuple(choices), 'at_least': at_least, **metadata}
+  )
+
+
+class Leaf(NamedTuple):
+  """A setting, with the dotted name of its flag."""
+
+  name: str  # dotted name of the field: 'mesh.fsdp'
+  flag: str  # name of the flag: 'mesh.fsdp', 'import'
+  field: dataclasses.Field
+  group: str  # heading in --help: the first line of the docstring of the class that defines the field
+
+
+def leaves(kind: type, prefix: str = '', flag_prefix: str = '', group: str = '') -> Iterator[Leaf]:
+  """All settings of a dataclass, those of nested dataclasses too."""
+  for item in dataclasses.fields(kind):
+    heading = group or _owner(kind, item.name).__doc__.splitlines()[0].rstrip('.')
+    flag = item.metadata.get('flag', item.name)
+    if not dataclasses.is_dataclass(item.type):
+      yield Leaf(prefix + item.name, flag_prefix + flag, item, heading)
+    elif flag:
+      yield from leaves(item.type, f'{prefix}{item.name}.', f'{flag_prefix}{flag}.', heading)
+    else:  # flags without a prefix, in groups of their own
+      yield from leaves(item.type, f'{prefix}{item.name}.', flag_prefix)
+
+
+def _owner(kind: type, name: str) -> type:
+  """The class in which a field is defined."""
+  return next(base for base in reversed(kind.__mro__) if name in vars(base).get('__annotations__', {}))
+
+
+def flat(settings: Any, prefix: str = '') -> dict[str, Any]:
+  """The values by dotted field name."""
+  values: dict[str, Any] = {}
+  for item in dataclasses.fields(settings):
+    value = getattr(settings, item.name)
+    values |= flat(value, f'{prefix}{item.name}.') if dataclasses.is_dataclass(value) else {prefix + item.name: value}
+  return values
+
+
+def build(kind: type, values: Mapping[str, Any], what: str = '--', prefix: str = '') -> Any:
+  """A dataclass from values by field name, nested for nested dataclasses, converted to the types of the fields.
+
+  Args:
+    kind: the dataclass.
+    values: as flags, JSON or a ConfigDict give them.
+    what: how messages begin the name of a field: '--' or 'config.'.
+    prefix: dotted prefix of the names in a nested dataclass.
+
+  Raises:
+    ValueError: a name is unknown, with the nearest known one, or a value is invalid.
+  """
+  known = {item.name: item for item in dataclasses.fields(kind)}
+  arguments = {}
+  for name, value in values.items():
+    if name not in known:
+      close = difflib.get_close_matches(name, known, n=1)
+      hint = f'; did you mean {prefix}{close[0]}?' if close else '.'
+      raise ValueError(f'{what}{prefix}{name} is not a setting{hint} Known: {", ".join(known)}')
+    arguments[name] = _convert(known[name].type, value, what, prefix + name)
+  return kind(**arguments)
+
+
+def _convert(kind: Any, value: Any, what: str, name: str) -> Any:
+  """`value` as the type of its field: an int is a float too, a list is a tuple, and text is a list with commas."""
+  if dataclasses.is_dataclass(kind):
+    return build(kind, value, what, name + '.')
+  if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    return float(value)
+  if kind == Strings:
+    value = split(value) if isinstance(value, str) else value
+    fits = isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
+    _require(fits, what + name, value, 'a list of strings')
+    return tuple(value)
+  if kind == Pairs:
+    value = _literal(value) if isinstance(value, str) else value
+    fits = isinstance(value, list | tuple) and all(
+      isinstance(item, list | tuple) and len(item) == 2 and all(type(size) is int for size in item) for item in value
+    )
+    _require(fits, what + name, value, 'a list of pairs (prompt, response) of tokens, such as ((64, 32), (128, 64))')
+    return tuple(map(tuple, value))
+  _require(type(value) is kind, what + name, value, f'of type {kind.__name__}')
+  return value
+
+
+def split(text: str) -> Strings:
+  """A list of strings from text: a tuple as Python writes it, or items between commas outside brackets; '' is empty."""
+  literal = _literal(text) if text.startswith(('(', '[')) else text
+  if isinstance(literal, list | tuple):
+    return tuple(literal)
+  items, depth = [''], 0
+  for character in text:
+    depth += (character in '([{') - (character in ')]}')
+    if character == ',' and depth == 0:
+      items.append('')
+    else:
+      items[-1] += character
+  return tuple(item.strip() for item in items if item.strip())
+
+
+def _literal(text: str) -> Any:
+  try:
+    return ast.literal_eval(text) if text else ()
+  except (ValueError, SyntaxError):
+    return text
+
+
+def _require(condition: bool, name: str, value: Any, wanted: str) -> None:
+  if not condition:
+    raise ValueError(f'{name} = {value!r}: must be {wanted}')
+
+
+def check(settings: Any, what: str = '--') -> None:
+  """Compares the values of a dataclass with the choices and bounds of its fields.
+
+  Raises:
+    ValueError: naming the field, its value and what it can be.
+  """
+  for item in dataclasses.fields(settings):
+    value, choices, least = (getattr(settings, item.name), *map(item.metadata.get, ('choices', 'at_least')))
+    _require(least is None or value >= least, what + item.name, value, f'at least {least}')
+    _require(not choices or value in choices, what + item.name, value, ' or '.join(map(str, choices or ())))
+
+
+def define_flags(kind: type, values: flags.FlagValues) -> None:
+  """Defines one flag for each setting. Without a default, so that it can be seen which flags are given."""
+  for leaf in leaves(kind):
+    text, name, options = leaf.field.metadata['text'], leaf.flag, {'flag_values': values}
+    if leaf.field.type in (Strings, Pairs):
+      flags.DEFINE_multi_string(name, None, text, **options)
+    elif leaf.field.type is bool:
+      flags.DEFINE_bool(name, None, text, **options)
+    elif leaf.field.metadata['choices']:
+      flags.DEFINE_enum(name, None, leaf.field.metadata['choices'], text, **options)
+    else:
+      define = {str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float}[leaf.field.type]
+      define(name, None, text, **options)
+
+
+def given(kind: type, values: flags.FlagValues) -> dict[str, Any]:
+  """The settings that flags give, by dotted field name."""
+  found = {}
+  for leaf in leaves(kind):
+    if not values[leaf.flag].present:
+      continue
+    value = values[leaf.flag].value
+    if leaf.field.type == Strings:
+      value = tuple(item for text in value for item in split(text))
+    elif leaf.field.type == Pairs:
+      value = value[-1]
+    found[leaf.name] = value
+  return found
+
+
+def listed(value: Any) -> Any:
+  """A list as text is one, too: 'a,b' is ('a', 'b')."""
+  return split(value) if isinstance(value, str) and ',' in value else (value,) if isinstance(value, str) else value
+
+
+def flat_dict(values: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  """{'mesh': {'fsdp': 2}} as {'mesh.fsdp': 2}."""
+  found: dict[str, Any] = {}
+  for name, value in values.items():
+    found |= flat_dict(value, f'{prefix}{name}.') if isinstance(value, dict) else {prefix + name: value}
+  return found
+
+
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+  """{'mesh.fsdp': 2} as {'mesh': {'fsdp': 2}}."""
+  result: dict[str, Any] = {}
+  for name, value in values.items():
+    *path, last = name.split('.')
+    place = result
+    for part in path:
+      place = place.setdefault(part, {})
+    place[last] = value
+  return result
+
+
+def parse(kind: type, argv: Sequence[str], values: flags.FlagValues) -> None:
+  """Parses a command line into flags that are defined; one argument without dashes goes to the positional field.
+
+  Raises:
+    ValueError: there is another argument without dashes.
+    flags.Error: a flag is unknown, or has an invalid value.
+  """
+  rest = values(list(argv))[1:]
+  positional = [leaf.flag for leaf in leaves(kind) if leaf.field.metadata.get('positional')]
+  if len(rest) == 1 and positional:
+    values([argv[0], f'--{positional[0]}={rest[0]}'])
+  elif rest:
+    raise ValueError(f'what is {rest[0]!r}? Settings are given as --<name>=<value>; --help lists them')
+
+
+def parse_flags(kind: type, argv: Sequence[str], values: flags.FlagValues) -> Any:
+  """The settings that a command line describes.
+
+  Args:
+    kind: the dataclass of the settings.
+    argv: the command line, its first entry the name of the program.
+    values: where to define the flags.
+
+  Raises:
+    ValueError: a required setting is missing, or a setting has a value that it cannot have.
+    flags.Error: a flag is unknown, or has an invalid value.
+  """
+  define_flags(kind, values)
+  parse(kind, argv, values)
+  return read_flags(kind, values)
+
+
+def read_flags(kind: type, values: flags.FlagValues) -> Any:
+  """The settings that flags describe.
+
+  Raises:
+    ValueError: a required setting is missing, or a setting has a value that it cannot have.
+  """
+  found = given(kind, values)
+  for leaf in leaves(kind):
+    if leaf.field.metadata.get('required') and not found.get(leaf.name):
+      raise ValueError(f'--{leaf.flag} is missing: {leaf.field.metadata["text"]}')
+  return build(kind, nested(found))
+
+
+def describe(kind: type, defaults: Any = None) -> str:
+  """The settings for --help: a heading for each group, then a line or two for each flag.
+
+  Args:
+    kind: the dataclass.
+    defaults: the values that hold without a flag; those of the class by default.
+  """
+  values, lines, group = flat(kind() if defaults is None else defaults), [], ''
+  for leaf in leaves(kind):
+    if leaf.group != group:
+      group = leaf.group
+      lines += ['', f'{group}:']
+    metadata, value = leaf.field.metadata, values[leaf.name]
+    choices = f' One of {", ".join(filter(None, metadata["choices"]))}.' if metadata['choices'] else ''
+    default = ' Required.' if metadata.get('required') else f' Default: {show(value)}'
+    lines.append(f'  --{leaf.flag:<18} {metadata["text"]}{choices}{default}')
+  return '\n'.join(lines).strip('\n')
+
+
+def show(value: Any) -> str:
+  """A value as --help prints it."""
+  if value == '' or value == ():
+    return 'none'
+  if isinstance(value, bool):
+    return str(value).lower()
+  return ','.join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,217 @@
+"""Merging of models in Hugging Face folders, of any size: only some rows of one tensor are in memory at a time.
+
+The models, and the base, must have the same tensors, configuration and tokenizer; what differs is refused by name. The
+configuration and the tokenizer files are those of the first model, unless `Assets` names another folder. What was
+merged is written to merge.json and into the headers of the weight files. The folder appears complete or not at all.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import json
+import math
+import os
+import pathlib
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from alignjax import expressions, merging
+from alignjax.models import folders
+from alignjax.run import folder_tensors
+
+RECORD = 'merge.json'
+TOKENIZER = ('tokenizer.json', 'tokenizer.model', 'vocab.json', 'merges.txt')
+_PASSING = ('padding', 'truncation')  # entries of tokenizer.json that say how it was last used
+# Entries of config.json that may differ between models to be merged: they do not change what the weights mean.
+_INCIDENTAL = frozenset(
+  [
+    '_name_or_path',
+    'architectures',
+    'attention_dropout',
+    'bos_token_id',
+    'dtype',
+    'eos_token_id',
+    'initializer_range',
+    'pad_token_id',
+    'pretraining_tp',
+    'torch_dtype',
+    'transformers_version',
+    'use_cache',
+  ]
+)
+Path = str | os.PathLike[str]
+
+
+def parse_method(text: str) -> merging.Method:
+  """Reads a merge method from its expression, such as `'ties(density=0.5)'`.
+
+  Raises:
+    ExpressionError: the text is not a merge method.
+  """
+  return expressions.parse(text, merging.Method, 'a merge method', {'merge methods': merging.METHODS})
+
+
+class Inputs(NamedTuple):
+  """What is merged: folders of models, of the base for methods that need one, and weights as `merging.merge` takes."""
+
+  models: Sequence[Path]
+  base: Path | None = None
+  weights: Any = None
+
+
+class Output(NamedTuple):
+  """How the result is written.
+
+  Attributes:
+    dtype: type of the stored weights, 'float32', 'bfloat16' or 'float16'; None keeps the type of each in the first
+      model. Merging is done in float32 in any case.
+    assets_from: folder to copy the configuration and the tokenizer files from; None: the first model.
+    allow_different_tokenizers: whether tokenizers may differ.
+    shard_bytes: largest size of one file.
+  """
+
+  dtype: str | None = None
+  assets_from: Path | None = None
+  allow_different_tokenizers: bool = False
+  shard_bytes: int = folders.SHARD_BYTES
+
+
+def merge(
+  out: Path,
+  method: merging.Method,
+  inputs: Inputs,
+  output: Output = Output(),  # noqa: B008  # a tuple of literals
+  advance: Callable[[float], None] = lambda share: None,
+) -> None:
+  """Merges folders.
+
+  Args:
+    out: folder to write, which must not exist.
+    method: what to do.
+    inputs: what to merge.
+    output: how to write the result.
+    advance: called with the share of the work that has been done since the last call.
+
+  Raises:
+    ValueError: naming what cannot be merged.
+  """
+  models, base, weights = inputs
+  dtype = output.dtype
+  out, paths = pathlib.Path(out), [pathlib.Path(model) for model in models]
+  if out.exists():
+    raise ValueError(f'--out={out}: exists; choose another folder')
+  if not paths:
+    raise ValueError('--models: no folder is given')
+  if dtype is not None and dtype not in folders.DTYPES.values():
+    raise ValueError(f'--dtype={dtype}: must be one of {", ".join(folders.DTYPES.values())}')
+  origins = paths if base is None else [*paths, pathlib.Path(base)]
+  assets = paths[0] if output.assets_from is None else pathlib.Path(output.assets_from)
+  config = _check_configs([assets, *origins])
+  if not output.allow_different_tokenizers:
+    _check_tokenizers([assets, *origins])
+  stored = [folder_tensors.places(path) for path in origins]
+  _check_tensors(dict(zip(origins, stored, strict=True)))
+  method.check(stored[0], len(paths), base is not None, weights)
+
+  planned = [folder_tensors.Planned(name, place.shape, dtype or place.dtype) for name, place in stored[0].items()]
+  record = _record(method, inputs, dtype)
+  total = sum(math.prod(tensor.shape) for tensor in planned)
+
+  def blocks(name: str) -> Iterator[np.ndarray]:
+    origin = [tensors[name] for tensors in stored]
+    for block in method.run(_tensor(origin, base is not None), len(paths), weights):
+      yield np.asarray(block)
+    advance(math.prod(origin[0].shape) / total)
+
+  with folders.replacing(out) as partial:
+    if dtype is not None:
+      config |= {key: dtype for key in ('torch_dtype', 'dtype') if key in config} or {'torch_dtype': dtype}
+    folders.write_json(partial / folders.CONFIG, config)
+    folders.copy_assets(assets, partial)
+    folders.write_json(partial / RECORD, record)
+    folder_tensors.write(partial, planned, blocks, {'alignjax_merge': json.dumps(record)}, output.shard_bytes)
+
+
+def _tensor(origin: Sequence[folder_tensors.Place], has_base: bool) -> merging.Tensor:
+  """One tensor of all models, the base being the last, to be read in blocks."""
+
+  def blocks() -> Iterator[merging.Block]:
+    row = 0
+    for parts in zip(*(place.blocks() for place in origin), strict=True):
+      models, last = (parts[:-1], parts[-1]) if has_base else (parts, None)
+      yield merging.Block(last, tuple(models), np.uint32(row))
+      row += parts[0].shape[0]
+
+  return merging.Tensor(origin[0].name, *merging.rows_and_columns(origin[0].shape), blocks)
+
+
+def _record(method: merging.Method, inputs: Inputs, dtype: str | None) -> dict[str, Any]:
+  """What was merged, for later readers."""
+  record: dict[str, Any] = {'method': method.name, 'models': [os.fspath(model) for model in inputs.models]}
+  if inputs.base is not None:
+    record['base'] = os.fspath(inputs.base)
+  if method.takes_weights:
+    record['weights'] = str(merging.setting('weights', 1.0 if inputs.weights is None else inputs.weights))
+  return record if dtype is None else {**record, 'dtype': dtype}
+
+
+def _check_configs(paths: Sequence[pathlib.Path]) -> dict[str, Any]:
+  """Compares configurations, as far as they have the same entries, and returns the first.
+
+  An entry that only one has shows in the tensors or is the default; but a missing `rope_scaling` means no scaling.
+  """
+  entries = [folders.read_json(path / folders.CONFIG) for path in paths]
+  for path, other in zip(paths[1:], entries[1:], strict=True):
+    for key in sorted((entries[0].keys() & other.keys()) - _INCIDENTAL | {'rope_scaling'}):
+      first, second = entries[0].get(key), other.get(key)
+      if first != second:
+        raise ValueError(
+          f'{path / folders.CONFIG}: {key} is {second!r}, and in {paths[0]} it is {first!r}: '
+          'these models cannot be merged'
+        )
+  return entries[0]
+
+
+def _check_tokenizers(paths: Sequence[pathlib.Path]) -> None:
+  """Compares the files of tokenizers, as far as two folders have the same ones."""
+  first = _tokenizer(paths[0])
+  for path in paths[1:]:
+    other = _tokenizer(path)
+    shared = first.keys() & other.keys()
+    different = sorted(name for name in shared if first[name] != other[name])
+    if not shared and (first or other):
+      different = sorted(first.keys() | other.keys())
+    if different:
+      raise ValueError(
+        f'{path}: the tokenizer differs from that of {paths[0]} ({", ".join(different)}), so that rows of the '
+        'embeddings stand for other tokens: if you know that they do not, give --allow_different_tokenizers'
+      )
+
+
+def _tokenizer(path: pathlib.Path) -> dict[str, Any]:
+  """What the files of a tokenizer say, by name."""
+  files: dict[str, Any] = {}
+  for name in TOKENIZER:
+    if (path / name).exists():
+      is_json = name.endswith('.json')
+      files[name] = folders.read_json(path / name) if is_json else (path / name).read_bytes()
+  for key in _PASSING:
+    files.get('tokenizer.json', {}).pop(key, None)
+  return files
+
+
+def _check_tensors(stored: Mapping[pathlib.Path, Mapping[str, folder_tensors.Place]]) -> None:
+  """Compares names and shapes."""
+  (reference, expected), *others = stored.items()
+  for path, found in others:
+    faults = {
+      'missing': expected.keys() - found.keys(),
+      'additional': found.keys() - expected.keys(),
+      'of another shape': [
+        f'{name} {list(found[name].shape)} instead of {list(expected[name].shape)}'
+        for name in expected.keys() & found.keys()
+        if found[name].shape != expected[name].shape
+      ],
+    }
+    if any(faults.values()):
+      told = '; '.join(f'tensors {fault}: {folders.listed(names)}' for fault, names in faults.items() if names)
+      raise ValueError(f'{path}: cannot be merged with {reference}: {told}')

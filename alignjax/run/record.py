@@ -1,0 +1,101 @@
+"""What a run remembers of itself: its identity, its configuration on disk, and the summary that it prints."""
+
+from collections.abc import Mapping
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Any
+
+from absl import logging
+import jax
+
+from alignjax.run import adapters, inputs, preparation, settings, user_code
+from alignjax.training import checkpoint
+
+
+def identity(config: settings.Config, prepared: preparation.Prepared) -> dict[str, Any]:
+  """What must stay the same while a run is resumed."""
+  values = settings.flat(config)
+  same = {name: values[name] for name, kind in settings.on_resume().items() if kind == settings.IDENTITY}
+  same['buckets'] = prepared.training.batches.plan.buckets  # those chosen from the data too
+  same['data_fingerprint'] = prepared.training.data.fingerprint
+  folders = {'model': config.model}
+  if prepared.reference.needed:
+    folders['reference'] = prepared.reference.folder
+  if prepared.recipe.needs_delta:
+    folders['base_model'] = config.base_model
+  same |= {f'{name}_fingerprint': inputs.fingerprint(folder) for name, folder in folders.items()}
+  if config.imports:
+    same['imports'] = user_code.fingerprints(config.imports)
+  return same
+
+
+def explain(error: checkpoint.MismatchError, now: Mapping[str, Any], optimizer: str) -> ValueError:
+  """Why a run cannot be resumed: user code that was edited, settings that differ, or probably another optimizer.
+
+  Args:
+    error: what `Checkpoints.restore` raised.
+    now: the identity of the run that resumes.
+    optimizer: the expression of its optimizer.
+  """
+  if error.identity is not None:
+    saved, imports = error.identity.get('imports', {}), now.get('imports', {})
+    edited = [name for name in imports if saved.get(name, imports[name]) != imports[name]]
+    if edited:
+      return ValueError(
+        f'{", ".join(edited)} has changed since this run was started, and it is part of what is trained: restore it, '
+        'or choose another workdir'
+      )
+    names = error.identity.keys() | now.keys()
+    differ = {name for name in names if error.identity.get(name) != _as_json(now.get(name))}
+    if differ - {'base_model_fingerprint', 'jax_threefry_partitionable'}:  # the former follows from the optimizer
+      return error
+  before = error.config.get('optimizer')
+  if before == optimizer:
+    return error
+  return ValueError(
+    f'config.optimizer was {before!r} and is now {optimizer!r}. Numbers in it may change when a run resumes, but not '
+    f'what it keeps from step to step: {error}'
+  )
+
+
+def _as_json(value: Any) -> Any:
+  return json.loads(json.dumps(value))
+
+
+def warn_of_changes(saved: Mapping[str, Any], config: settings.Config) -> None:
+  """Logs the settings that differ from those of the run that is resumed, and touch its result."""
+  before, now = settings.flat(settings.from_dict(saved)), settings.flat(config)
+  for name, kind in settings.on_resume().items():
+    if kind == settings.WARNS and before[name] != now[name]:
+      logging.warning('config.%s was %r and is now %r: the curve is not that of one run', name, before[name], now[name])
+
+
+def write_config(workdir: pathlib.Path, config: settings.Config) -> None:
+  """Writes config.json, which --config reads again."""
+  if jax.process_index() == 0:
+    partial = workdir / 'config.json.partial'
+    partial.write_text(json.dumps(dataclasses.asdict(config), indent=2) + '\n', encoding='utf-8')
+    os.replace(partial, workdir / 'config.json')
+
+
+def summary(config: settings.Config, prepared: preparation.Prepared, steps: int) -> str:
+  """What is about to be trained, in a few lines."""
+  recipe, mesh, plan = prepared.recipe, prepared.mesh, prepared.training.batches.plan
+  count = sum(leaf.size for leaf in jax.tree.leaves(prepared.shapes))
+  axes = ', '.join(f'{axis}={size}' for axis, size in mesh.shape.items())
+  delta = f', delta to {config.base_model} in {config.delta_dtype}' if recipe.needs_delta else ''
+  return '\n'.join(
+    [
+      f'objective  {config.objective}',
+      *([f'imports    {", ".join(config.imports)}'] if config.imports else []),
+      f'model      {config.model}, {count:,} parameters, computed in {config.compute_dtype}',
+      *([f'adapter    {adapters.describe(config, prepared.trained)}'] if config.adapter else []),
+      f'optimizer  {config.optimizer}{delta}',
+      f'devices    {mesh.size} x {mesh.devices.flat[0].device_kind}, mesh {axes}, processes {jax.process_count()}',
+      f'batches    {config.batch_size} prompts in {config.microbatches} microbatches, shapes {list(plan.buckets)}, '
+      f'{plan.steps_per_epoch} an epoch, {plan.padding_rows} padding rows',
+      f'steps      {steps}, learning rate {recipe.learning_rate:g} {config.schedule}, warm-up {config.warmup:.0%}',
+    ]
+  )

@@ -1,0 +1,113 @@
+"""A training run from its configuration: prepare, restore, examine, train, export."""
+
+import contextlib
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+
+from alignjax.optim import recipes, schedules
+from alignjax.run import examination, exports, preparation, record, settings
+from alignjax.training import checkpoint, loop, metrics, placement, source
+from alignjax.training import step as training_step
+
+
+def announce(text: str) -> None:
+  """Prints on process 0."""
+  if jax.process_index() == 0:
+    print(text, flush=True)
+
+
+def train(config: settings.Config) -> loop.Result:
+  """Trains, or goes on where an earlier run of the same work directory stopped.
+
+  Raises:
+    ValueError: the configuration, the model or the data cannot be used.
+    NonFiniteError: if the loss or the gradient is not finite.
+  """
+  settings.require(config, 'workdir')
+  prepared = preparation.prepare(config, announce)
+  batches, recipe, objective = prepared.training.batches, prepared.recipe, prepared.objective
+  steps = config.steps or (config.epochs or 1) * batches.plan.steps_per_epoch
+  schedule = schedules.build_schedule(
+    config.schedule, recipe.learning_rate, steps=steps, warmup=round(config.warmup * steps)
+  )
+  tx = recipes.build_optimizer(recipe, schedule, config.gradient_clip)
+  identity = record.identity(config, prepared)
+  workdir = pathlib.Path(config.workdir)
+  origin = exports.Origin(config.model, prepared.policy, recipe.averages)
+  batch_source = source.GrainSource(iter(batches))
+  key = jax.random.key(config.seed)
+  with checkpoint.Checkpoints(
+    workdir / 'checkpoints', config=dataclasses.asdict(config), identity=identity, keep=config.keep
+  ) as checkpoints:
+    try:
+      like = placement.abstract_state(prepared.mesh, prepared.trained, tx, key, objective.memory.initial)
+      restored = checkpoints.restore(like, batch_source)
+    except checkpoint.MismatchError as error:
+      raise record.explain(error, identity, config.optimizer) from error
+    base = preparation.load_base(config, prepared)
+    if restored is None:
+      params = preparation.initial_params(config, prepared)
+      state = placement.create_state(prepared.mesh, params, tx, key, objective.memory.initial)
+      del params
+    else:
+      state = restored.state
+      announce(f'resuming from step {restored.step} in {workdir}')
+      record.warn_of_changes(restored.config, config)
+      if restored.step >= steps:
+        announce(f'this run is finished: {restored.step} of {steps} steps are done')
+        exports.export(workdir, origin, state, base, announce)
+        return loop.Result(state, restored.step, False, 0)
+    frozen = preparation.load_frozen(config, prepared, base)
+    announce(record.summary(config, prepared, steps))
+    if restored is None and config.doctor != 'off':
+      found = examination.examine(config, prepared, state, frozen)
+      examination.report(found, stop=config.doctor == 'stop', notes=False, announce=announce)
+    record.write_config(workdir, config)
+    resumed_at = None if restored is None else restored.step
+    with _writers(workdir, resumed_at, steps, config.log_every) as writers:
+      step = training_step.build_train_step(
+        prepared.policy,
+        objective,
+        tx,
+        chunk=config.chunk,
+        microbatches=config.microbatches,
+        mesh=prepared.mesh,
+      )
+      result = loop.train(
+        state,
+        batch_source,
+        loop.Training(step, frozen, prepared.mesh, steps, schedule),
+        log=loop.Logging(writers, announce, prepared.training.data.origin),
+        evaluation=_evaluation(prepared, config.chunk, config.eval_every),
+        saving=loop.Saving(checkpoints, config.save_every),
+      )
+  if result.preempted:
+    announce(f'stopped on request: saved at step {result.step} of {steps}. The same command resumes the run')
+  else:
+    announce(f'{result.step} steps are done, with {result.compilations} compiled programs')
+    exports.export(workdir, origin, result.state, base, announce)
+  return result
+
+
+@contextlib.contextmanager
+def _writers(workdir: pathlib.Path, resumed_at: int | None, steps: int, log_every: int) -> Any:
+  writers = [
+    metrics.JsonlWriter(workdir / 'metrics.jsonl', resumed_at),
+    metrics.TensorBoardWriter(workdir / 'tensorboard', resumed_at),
+    metrics.ConsoleWriter(steps, log_every),
+  ]
+  try:
+    yield writers
+  finally:
+    for writer in writers:
+      writer.close()
+
+
+def _evaluation(prepared: preparation.Prepared, chunk: int, every: int) -> loop.Evaluation | None:
+  if prepared.held_out is None:
+    return None
+  step = training_step.build_eval_step(prepared.policy, prepared.objective, chunk=chunk, mesh=prepared.mesh)
+  return loop.Evaluation(step, prepared.held_out.batches, every, prepared.objective.summary)

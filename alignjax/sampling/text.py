@@ -1,0 +1,175 @@
+"""Samples text responses to prompts from a model in a Hugging Face folder."""
+
+from collections.abc import Iterable, Iterator, Sequence
+import dataclasses
+import itertools
+import json
+import os
+from typing import NamedTuple, TextIO
+
+from absl import logging
+import jax
+import numpy as np
+
+from alignjax.data.reading import drops, rows, sources
+from alignjax.data.tokens import tokenization
+from alignjax.models import base as models
+from alignjax.models import checkpoint_io, transformer
+from alignjax.parallel import mesh as parallel_mesh
+from alignjax.parallel import rules
+from alignjax.sampling import sampler, strategies
+from alignjax.types import Array, Params
+
+PROMPT_MULTIPLE = 64  # prompts are padded to a multiple of this number of tokens, to limit the number of compilations
+
+
+class Response(NamedTuple):
+  """One drawn response."""
+
+  prompt: rows.Prompt
+  response: str
+  logp: float  # log-probability of the response, in nats
+  tokens: int  # number of tokens, including the end token
+  finished: bool  # False if the response was cut off
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """How responses are drawn.
+
+  Attributes:
+    samples: number of responses per prompt.
+    max_prompt: largest prompt, in tokens; longer prompts lose their first tokens.
+    max_new_tokens: number of tokens after which a response is cut off.
+    batch_size: number of prompts per batch; rounded up to a multiple of the devices that share a batch.
+    seed: seed of all draws.
+    strategy: decoding strategy; the default draws from the model's own distribution.
+  """
+
+  samples: int = 1
+  max_prompt: int = 1024
+  max_new_tokens: int = 128
+  batch_size: int = 8
+  seed: int = 0
+  strategy: strategies.Strategy = dataclasses.field(default_factory=strategies.chain)
+
+
+class TextSampler:
+  """Draws responses to prompts; the program is compiled once for each padded prompt length.
+
+  Args:
+    model: the model to sample from.
+    tokenizer: the tokenizer of the model.
+    mesh: the mesh that holds the parameters.
+    options: how responses are drawn.
+  """
+
+  def __init__(
+    self, model: models.LanguageModel, tokenizer: tokenization.Tokenizer, mesh: jax.sharding.Mesh, options: Options
+  ):
+    self._tokenizer, self._mesh, self._options = tokenizer, mesh, options
+    shards = parallel_mesh.batch_shards(mesh)
+    self._rows = -(-options.batch_size // shards) * shards
+
+    end_ids = tuple(sorted(tokenizer.end_ids))
+    decoding = sampler.Decoding(options.samples, options.max_new_tokens, options.strategy, end_ids)
+
+    @jax.jit
+    def draw(params: Params, key: Array, prompt: Array, length: Array, row_ids: Array) -> sampler.Samples:
+      return sampler.sample(model, params, sampler.Prompts(prompt, length, row_ids), key, decoding)
+
+    self._draw = draw
+
+  def __call__(self, params: Params, prompts: Iterable[rows.Prompt]) -> Iterator[Response]:
+    """Draws `options.samples` responses to each prompt, in the order of the prompts.
+
+    The draws for a prompt depend on the seed and on its position in `prompts`, not on the batch size.
+
+    Args:
+      params: the parameters of the model, on the mesh.
+      prompts: texts, or conversations for the chat template.
+    """
+    key = jax.random.key(self._options.seed)
+    for batch in itertools.batched(enumerate(prompts), self._rows):
+      arrays = self._pad(batch)
+      drawn = jax.device_get(self._draw(params, key, *jax.device_put(arrays, rules.batch_sharding(self._mesh))))
+      for row, (_, prompt) in enumerate(batch):
+        for i in range(self._options.samples):
+          yield self._response(prompt, drawn, (row, i))
+
+  def _pad(self, batch: Sequence[tuple[int, rows.Prompt]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Token ids [rows, P], lengths [rows] and positions in the sequence of prompts [rows]."""
+    encoded = [self._tokenizer.encode_prompt(prompt, self._options.max_prompt) for _, prompt in batch]
+    size = -(-max(map(len, encoded)) // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
+    prompt = np.zeros((self._rows, size), np.int32)
+    length = np.ones(self._rows, np.int32)  # responses of rows after the last prompt are dropped
+    row_ids = np.full(self._rows, batch[0][0], np.int32)
+    row_ids[: len(batch)] = [index for index, _ in batch]
+    for row, ids in enumerate(encoded):
+      prompt[row, : len(ids)], length[row] = ids, len(ids)
+    return prompt, length, row_ids
+
+  def _response(self, prompt: rows.Prompt, drawn: sampler.Samples, place: tuple[int, int]) -> Response:
+    tokens = int(drawn.response_length[place])
+    return Response(
+      prompt=prompt,
+      # A response to a string may start with a space; in a conversation, a leading space belongs to the template.
+      response=self._tokenizer.decode(drawn.response[place][:tokens], continues=isinstance(prompt, str)),
+      logp=float(drawn.logp[place].sum(dtype=np.float64)),
+      tokens=tokens,
+      finished=bool(drawn.finished[place]),
+    )
+
+
+def sample(
+  folder: str | os.PathLike[str],
+  prompts: Iterable[rows.Prompt],
+  options: Options | None = None,
+  compute_dtype: str = 'float32',
+) -> Iterator[Response]:
+  """Draws responses from the model in a Hugging Face folder.
+
+  Args:
+    folder: the Hugging Face folder of the model.
+    prompts: texts, or conversations for the chat template.
+    options: how responses are drawn; None for the defaults of `Options`.
+    compute_dtype: dtype of activations, 'float32' or 'bfloat16'.
+
+  Raises:
+    ValueError: the folder or a prompt is invalid.
+  """
+  tokenizer = tokenization.Tokenizer.load(folder)
+  mesh = parallel_mesh.make_mesh()
+  config = checkpoint_io.load_config(folder, compute_dtype=compute_dtype)
+  model = transformer.build(config, rules.activation_constraint(mesh))
+  shapes = jax.eval_shape(model.init, jax.random.key(0))
+  params = checkpoint_io.load_params(folder, config, rules.param_shardings(mesh, shapes))
+  return TextSampler(model, tokenizer, mesh, options or Options())(params, prompts)
+
+
+def read_prompts(source: str, ignore_fields: Sequence[str] = ()) -> list[rows.Prompt]:
+  """Reads the prompts of `[form:]location`. The default form is `prompts`; responses in the rows are ignored.
+
+  Args:
+    source: the data expression.
+    ignore_fields: names of fields to ignore; any other unknown field is an error.
+
+  Raises:
+    DataError: a row is malformed; the message names the line and the field.
+    ValueError: no prompts are left.
+  """
+  report = drops.DropReport()
+  prompts = [
+    example.prompt for example in sources.read_examples(source, report, ignore_fields=ignore_fields, default='prompts')
+  ]
+  if report.dropped:
+    logging.warning('%s: %s', source, report)
+  if not prompts:
+    raise ValueError(f'{source}: no prompts are left: {report}')
+  return prompts
+
+
+def write(responses: Iterator[Response], stream: TextIO) -> None:
+  """Writes responses as JSON Lines."""
+  for response in responses:
+    stream.write(json.dumps(response._asdict(), ensure_ascii=False) + '\n')

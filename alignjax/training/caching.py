@@ -1,0 +1,108 @@
+"""The reference from a cache: what of it is worth keeping for an objective, and the pass over the data that keeps it.
+
+An objective whose statistics read the reference alone needs its log-probabilities, one number a token. One that
+compares two distributions over the vocabulary needs the reference's final hidden states, D numbers a token: logits
+follow from them by its head, so that a step runs no second trunk.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+import contextlib
+import os
+import time
+from typing import Any, NamedTuple
+
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+
+from alignjax import stats
+from alignjax.data.batches import batching, reference_cache
+from alignjax.data.tokens import dataset
+from alignjax.models import base as models
+from alignjax.training import forward, loop, placement, references, rows
+from alignjax.types import Array, Params, PreferenceBatch
+
+PROGRESS = 10.0  # seconds between messages
+
+
+def columns(needs: Iterable[stats.TokenStat], width: int, dtype: str) -> dict[str, reference_cache.Column]:
+  """What to cache of the reference for an objective that needs these statistics, by name.
+
+  Args:
+    needs: of the objective.
+    width: D, of hidden states.
+    dtype: of hidden states, the one in which the model computes: nothing is lost.
+
+  Raises:
+    ValueError: no statistic reads the reference.
+  """
+  reading = [stat for stat in needs if stat.reference]
+  if not reading:
+    raise ValueError('no statistic of the objective reads the reference, so there is nothing to cache')
+  if any(stat.policy for stat in reading):
+    return {references.STATES: reference_cache.Column((width,), dtype)}
+  return {stat.name: reference_cache.Column((), 'float32') for stat in reading}
+
+
+class ReferenceRun(NamedTuple):
+  """The reference model, how it runs, and what for."""
+
+  model: models.LanguageModel
+  params: Params  # on the mesh of the layout
+  needs: frozenset[stats.TokenStat]  # the objective's statistics
+  layout: rows.Layout  # the mesh shared by all processes, and how many tokens have logits at once on a device
+
+
+def build_cache(
+  root: str | os.PathLike[str],
+  identity: Mapping[str, Any],
+  pairs: dataset.TokenDataset,
+  batches: batching.Batches,
+  reference: ReferenceRun,
+  announce: Callable[[str], None],
+) -> None:
+  """Runs the reference over a dataset once and writes its cache. Every process calls it; the first one writes.
+
+  Args:
+    root: the folder of caches, visible to all processes.
+    identity: identifies the cache; from `reference_cache.identity` with `columns`.
+    pairs: the dataset.
+    batches: each pair once: `make_batches(pairs, epochs=1, shuffle=False, ...)`.
+    reference: the model that runs.
+    announce: called with progress messages.
+  """
+  own = frozenset(stat for stat in reference.needs if stat.reference and not stat.policy)
+  kept, layout = identity['columns'].keys(), reference.layout
+
+  def compute(params: Params, batch: PreferenceBatch) -> dict[str, Array]:
+    forward.assert_batch(batch)
+    hidden = forward.hidden_states(reference.model, params, batch)
+    if references.STATES in kept:
+      return {references.STATES: hidden.states}
+    table = forward.table(own, hidden, hidden, batch, layout)
+    return {name: table.values[name] for name in kept}
+
+  program = loop.Programs('reference', compute, announce)
+  start = told = time.monotonic()
+  with contextlib.ExitStack() as stack:
+    writer = None
+    if jax.process_index() == 0:
+      writer = stack.enter_context(reference_cache.writing(root, identity, pairs))
+    for step, batch in enumerate(batches, start=1):
+      values = program(reference.params, placement.to_global(layout.mesh, batch.data))
+      values = {name: _on_host(value) for name, value in values.items()}
+      if writer is not None:
+        writer.write(batches.plan[step - 1][1], values)
+      now = time.monotonic()
+      if now - told > PROGRESS:
+        told = now
+        left = (now - start) / step * (batches.steps - step)
+        announce(f'reference cache: {step} of {batches.steps} batches, {left:.0f} s to go')
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices('alignjax.training.caching.build_cache')
+
+
+def _on_host(value: Array) -> np.ndarray:
+  if value.is_fully_addressable:
+    return np.asarray(value)
+  return multihost_utils.process_allgather(value, tiled=True)

@@ -1,0 +1,98 @@
+"""The forward pass: from a batch to hidden states, to the table of statistics, to the sums of an objective."""
+
+from collections.abc import Iterable, Mapping
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from alignjax import objectives, stats
+from alignjax.models import base as models
+from alignjax.objectives import preference
+from alignjax.training import rows
+from alignjax.types import Array, Params, PreferenceBatch, WeightedSum
+
+Sums = Mapping[str, WeightedSum]
+
+
+def assert_batch(batch: PreferenceBatch) -> None:
+  """Asserts that the fields of a batch have the shapes that `PreferenceBatch` documents."""
+  chex.assert_rank(batch.response, 3, custom_message='batch.response must be [B, N, R]')
+  prompts, responses, size = batch.response.shape
+  shapes = {
+    'prompt': (prompts, None),
+    'prompt_length': (prompts,),
+    'response_length': (prompts, responses),
+    'label': (prompts,),
+    'weight': (prompts,),
+    'score': (prompts, responses),
+    'behaviour_logp': (prompts, responses),
+  }
+  for name, shape in shapes.items():
+    if getattr(batch, name) is not None:
+      chex.assert_shape(getattr(batch, name), shape, custom_message=f'batch.{name} does not fit batch.response')
+  for name, value in batch.cached.items():
+    shape = (prompts, responses) if value.ndim == 2 else (prompts, responses, size, ...)  # of responses, or of tokens
+    chex.assert_shape(value, shape, custom_message=f'batch.cached[{name!r}] does not fit batch.response')
+
+
+def assert_states(hidden: stats.HiddenStates, batch: PreferenceBatch) -> None:
+  """Asserts that hidden states [B, N, R, D] and a head [D, V] belong to a batch."""
+  chex.assert_shape(hidden.states, (*batch.response.shape, None), custom_message='states must be [B, N, R, D]')
+  chex.assert_shape(hidden.head.kernel, (hidden.states.shape[-1], None), custom_message='head.kernel must be [D, V]')
+
+
+def hidden_states(model: models.LanguageModel, params: Params, batch: PreferenceBatch) -> stats.HiddenStates:
+  """Runs the trunk of a model over a batch: final hidden states, [B, N, R, D], with the model's head."""
+  states = model.hidden(params, batch.prompt, batch.prompt_length, batch.response, batch.response_length)
+  return stats.HiddenStates(states, model.head(params))
+
+
+def table(
+  needs: Iterable[stats.Stat],
+  policy: stats.HiddenStates,
+  reference: stats.HiddenStates | None,
+  batch: PreferenceBatch,
+  layout: rows.Layout,
+) -> stats.StatTable:
+  """The statistics of a batch whose prompts are split over the devices of a mesh.
+
+  Args:
+    needs: the statistics.
+    policy: its final hidden states, [B, N, R, D].
+    reference: the same of the reference; None if no statistic has to be computed from it.
+    batch: prompts with responses, [B, N, R].
+    layout: how many tokens have logits at once on each device.
+
+  Returns:
+    The table.
+
+  Raises:
+    ValueError: if a statistic reads the reference, is not cached, and `reference` is None.
+  """
+  assert_states(policy, batch)
+  return stats.statistics(needs, policy, reference, batch, chunk=layout.chunk * layout.shards)
+
+
+def weighted_sums(objective: objectives.Objective, table: stats.StatTable, batch: PreferenceBatch) -> Sums:
+  """The loss and the metrics of a batch, each as a sum over prompts with its weight."""
+  loss, metrics = objective.apply(table, batch)
+  metrics = {**_response_metrics(table, jnp.asarray(batch.label)), **metrics, 'loss': loss}
+  weight = jnp.asarray(batch.weight)
+  return {name: WeightedSum.of(value, weight) for name, value in metrics.items()}
+
+
+def _response_metrics(table: stats.StatTable, label: Array) -> dict[str, Array]:
+  """Metrics of every run: lengths in tokens, and log-probabilities summed over tokens, nats.
+
+  Those of a pair are of the preferred and the dispreferred response, in expectation over the label.
+  """
+  columns = {'length': table.length.astype(jnp.float32)}
+  if stats.logp.name in table.values:
+    columns['logp'] = jax.lax.stop_gradient(table.sum(stats.logp))
+  if table.length.shape[-1] != 2:
+    return {name: jnp.mean(value, axis=-1) for name, value in columns.items()}
+  metrics = {}
+  for name, value in columns.items():
+    metrics[f'{name}_chosen'], metrics[f'{name}_rejected'] = preference.by_label(value, label)
+  return metrics

@@ -1,0 +1,162 @@
+"""The loss of hidden states, whose gradient is taken in the forward pass: one pass over the vocabulary.
+
+The loss sees the head only through a small table of statistics, and without coupled rows the loss of a prompt depends
+on that prompt alone. So loss, d hidden and d head of a few prompts can be taken together while their logits exist.
+That is three vocabulary-sized products (logits, d hidden, d head). Rematerialised logits would need four, and stored
+logits would need memory for the whole batch.
+
+`fused_loss` is an ordinary function for `jax.grad`:
+
+  def loss(params):
+    hidden = forward.hidden_states(model, params, batch)
+    total, sums = fused_head.fused_loss(objective, hidden, reference, batch, chunk=1024)
+    return total / sums['loss'].weight, sums
+
+  (mean, sums), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from alignjax import objectives, stats
+from alignjax.training import forward, rows
+from alignjax.types import Array, PreferenceBatch
+
+Function = Callable[[Any], tuple[Any, Any]]
+
+
+def fused_loss(
+  objective: objectives.Objective,
+  policy: stats.HiddenStates,
+  reference: stats.HiddenStates | None,
+  batch: PreferenceBatch,
+  *,
+  chunk: int = 1024,
+  mesh: jax.sharding.Mesh | None = None,
+) -> tuple[Array, forward.Sums]:
+  """The loss of a batch, sum_b weight_b loss_b, and the sums of all metrics.
+
+  Differentiable once, by reverse mode, with respect to `policy` alone: no gradient enters the reference or the batch,
+  and the sums carry none. Under `jax.grad` the forward pass computes the gradient, the backward pass scales it by the
+  cotangent of the total. Without `jax.grad` no gradient is computed.
+
+  Every batch shard scans its own prompts and sums its own d head (`vmap` over the shards), so that the compiler adds up
+  d head over devices once, and not once per scan step.
+
+  Args:
+    objective: one that does not couple rows.
+    policy: final hidden states, [B, N, R, D], with a head [D, V].
+    reference: the same of the reference; None if no statistic has to be computed from it.
+    batch: prompts with responses, [B, N, R].
+    chunk: response tokens whose logits exist at once on a device: a few times chunk * V * 4 bytes of memory.
+    mesh: the mesh over whose (data, fsdp) axes the prompts are split; None for one device.
+
+  Returns:
+    The total, [], in units of the loss, and the weighted sums by name, `loss` among them.
+
+  Raises:
+    ValueError: if the objective couples rows, or needs a reference that is None.
+  """
+  if objective.couples_rows:
+    raise ValueError(
+      f'{objective.name} couples the rows of a batch, so its loss cannot be taken a few prompts at a time: '
+      'use gradients.coupled, or stats.statistics with objective.apply'
+    )
+  forward.assert_batch(batch)
+  forward.assert_states(policy, batch)
+  layout = rows.Layout(chunk, mesh=mesh)
+
+  def loss(
+    policy: stats.HiddenStates, reference: stats.HiddenStates | None, part: PreferenceBatch
+  ) -> tuple[Array, forward.Sums]:
+    table = stats.statistics(objective.needs, policy, reference, part, chunk=chunk)
+    sums = forward.weighted_sums(objective, table, part)
+    return sums['loss'].total, sums
+
+  zero_sums = _zeros(jax.eval_shape(loss, policy, reference, batch)[1])
+
+  @jax.custom_vjp
+  def fused(
+    policy: stats.HiddenStates, reference: stats.HiddenStates | None, batch: PreferenceBatch
+  ) -> tuple[Array, forward.Sums]:
+    def value(part: Any) -> tuple[forward.Sums, None]:
+      return loss(*_with_heads(part, policy, reference))[1], None
+
+    sums, _ = _over_prompts(value, zero_sums, _without_heads(policy, reference, batch), layout)
+    return sums['loss'].total, sums
+
+  def fused_forward(
+    policy: stats.HiddenStates, reference: stats.HiddenStates | None, batch: PreferenceBatch
+  ) -> tuple[tuple[Array, forward.Sums], stats.HiddenStates]:
+    def value_and_gradient(part: Any) -> tuple[Any, Array]:
+      (_, sums), gradient = jax.value_and_grad(loss, has_aux=True)(*_with_heads(part, policy, reference))
+      return (gradient.head, sums), gradient.states
+
+    zeros = (_zeros(policy.head), zero_sums)
+    (d_head, sums), d_states = _over_prompts(
+      value_and_gradient, zeros, _without_heads(policy, reference, batch), layout
+    )
+    return (sums['loss'].total, sums), stats.HiddenStates(d_states, d_head)
+
+  def fused_backward(gradient: stats.HiddenStates, cotangents: tuple[Array, Any]) -> tuple[Any, None, None]:
+    scale, _ = cotangents
+    return jax.tree.map(lambda leaf: (scale * leaf).astype(leaf.dtype), gradient), None, None
+
+  fused.defvjp(fused_forward, fused_backward)
+  total, sums = fused(policy, reference, batch)
+  return total, jax.lax.stop_gradient(sums)
+
+
+def _without_heads(policy: stats.HiddenStates, reference: stats.HiddenStates | None, batch: PreferenceBatch) -> Any:
+  """What has one row for each prompt."""
+  return policy.states, None if reference is None else reference.states, batch
+
+
+def _with_heads(
+  part: Any, policy: stats.HiddenStates, reference: stats.HiddenStates | None
+) -> tuple[stats.HiddenStates, stats.HiddenStates | None, PreferenceBatch]:
+  """The inputs of a loss for the rows that `_without_heads` gave."""
+  states, reference_states, batch = part
+  frozen = None if reference is None else stats.HiddenStates(reference_states, reference.head)
+  return stats.HiddenStates(states, policy.head), frozen, batch
+
+
+def _over_prompts(function: Function, zeros: Any, inputs: Any, layout: rows.Layout) -> tuple[Any, Any]:
+  """Adds up the first result of `function`, and joins its second, over a few prompts at a time.
+
+  Args:
+    function: rows of the inputs -> (result that is added to `zeros`, result with one row for each prompt).
+    zeros: shaped like the first result.
+    inputs: arrays [B, ...]; the first is [B, N, R, D].
+    layout: how the rows are split over devices, and how many tokens have logits at once on each.
+  """
+  prompts, responses, length = inputs[0].shape[:3]
+  group = _prompts_at_once(layout.chunk, prompts // layout.shards, responses * length)
+
+  def shard(inputs: Any) -> tuple[Any, Any]:
+    def body(total: Any, part: Any) -> tuple[Any, Any]:
+      summed, kept = function(part)
+      return jax.tree.map(jnp.add, total, summed), kept
+
+    return jax.lax.scan(body, zeros, jax.tree.map(lambda x: x.reshape(-1, group, *x.shape[1:]), inputs))
+
+  total, kept = jax.vmap(shard)(rows.by_shard(inputs, layout))
+  total = jax.tree.map(lambda x: jnp.sum(x, axis=0), total)
+  return total, jax.tree.map(lambda x: x.reshape(prompts, *x.shape[3:]), kept)
+
+
+def _prompts_at_once(chunk: int, prompts: int, tokens: int) -> int:
+  """The most prompts of `tokens` response tokens each that fit into `chunk` and divide `prompts`, at least 1.
+
+  Whole prompts need no recomputation. Only if one prompt exceeds the chunk are its positions chunked, by
+  `stats.statistics`.
+  """
+  most = max(1, min(prompts, chunk // tokens))
+  return next(size for size in range(most, 0, -1) if prompts % size == 0)
+
+
+def _zeros(like: Any) -> Any:
+  return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
