@@ -11,7 +11,7 @@ from alignjax.data.tokens import dataset
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 BAR = 24  # characters of the longest bar
-BINS = 60  # of the picture, at most
+BINS = 60  # largest number of bins in the picture
 SHOWN = 0.99  # part of the responses that the picture has at their place
 DIFFERENCE = 'chosen - rejected'
 COLORS = {'prompt': '#5b6770', 'chosen': '#2f7d4f', 'rejected': '#b5443c', 'response': '#3c6ea5'}
@@ -94,8 +94,8 @@ def draw(path: pathlib.Path, title: str, found: Mapping[str, np.ndarray], max_pr
   """Draws histograms of the lengths as a PNG, and of the difference where there are two responses.
 
   Args:
-    path: of the PNG.
-    title: of the whole picture.
+    path: the PNG to write.
+    title: the title of the picture.
     found: see `lengths`.
     max_prompt: tokens at which prompts were cut.
 
@@ -143,7 +143,7 @@ def _draw_difference(axes: Any, values: np.ndarray) -> None:
   (widest,) = _quantiles(np.abs(values), SHOWN)
   shown = np.clip(values, -widest, widest)
   width = _width(2 * widest + 1)
-  bins = widest // width + 1  # to each side of the one around 0
+  bins = widest // width + 1  # bins on each side of the one around 0
   sides = [shown[values < 0], shown[values == 0], shown[values > 0]]
   colors = [COLORS[name] for name in ('rejected', 'prompt', 'chosen')]
   axes.hist(sides, (np.arange(-bins, bins + 2) - 0.5) * width, color=colors, stacked=True, **BARS)

@@ -20,7 +20,7 @@ def names(responses: int) -> list[str]:
 
 
 def show(tokenized: dataset.TokenDataset, tokenizer: tokenization.Tokenizer, console: rich_console.Console) -> None:
-  """Prints the first example: each token with its id, in the colour or the mark of what becomes of it."""
+  """Prints the first example: each token with its id, in the colour or with the mark of its kind."""
   example = tokenized[0]
   told = [f'label {example.label:g}', f'weight {example.weight:g}']
   told += [f'{name} {", ".join(f"{v:g}" for v in column[0])}' for name, column in tokenized.per_response.items()]

@@ -44,7 +44,7 @@ def run(settings: Settings) -> None:
   """Merges, and shows the progress on a terminal.
 
   Raises:
-    ValueError: for settings or folders that cannot be used.
+    ValueError: if the settings or the folders cannot be used.
   """
   console = rich_console.Console(stderr=True)
   with rich_progress.Progress(console=console, disable=not console.is_terminal) as progress:

@@ -3,7 +3,7 @@
 A program is a name, a text, a dataclass of settings and a function of them. It stays an absl program: its flags are
 absl's, `app.run` starts it, and flags are global only once it has started.
 
-Exit codes: 0 done; 1 an error in flags, configuration, data or numerics, which a restart does not mend; 42 stopped on
+Exit codes: 0 done; 1 an error in flags, configuration, data or numerics, which a restart does not fix; 42 stopped on
 request, and saved; 134 a crash, with a traceback; 130 interrupted by Ctrl-C.
 """
 
@@ -21,7 +21,7 @@ from absl import app, flags, logging
 from alignjax.run import fields, user_code
 
 DONE, REFUSED, PREEMPTED, INTERRUPTED, CRASHED = 0, 1, 42, 130, 134
-EXPECTED = (ValueError, OSError, ImportError)  # the user's to mend
+EXPECTED = (ValueError, OSError, ImportError)  # errors that the user can fix
 HELP = ('--help', '-help', '-h', '--helpshort', '-helpshort')
 
 
@@ -30,11 +30,11 @@ class Program[S]:
   """A program.
 
   Attributes:
-    name: as it is called after `alignjax`: 'sample', 'data validate'.
-    text: what --help prints first; its first line stands in the list of programs.
+    name: the name after `alignjax`: 'sample', 'data validate'.
+    text: what --help prints first; its first line is the summary.
     settings: a dataclass made of `fields.field`.
     run: does the work, and returns the exit code; None is 0.
-    expected: exceptions that are the user's to mend; they become one line.
+    expected: exceptions that the user can fix; each becomes one line.
     parse: reads the settings from (dataclass, command line, where to define flags).
     hints: what to use instead of flags that other trainers have, by the name of the flag.
     leave: ends the process of (settings, exit code).
@@ -60,7 +60,7 @@ class Group:
   """A program whose first argument names another one.
 
   Attributes:
-    name: as it is called.
+    name: the name that the user types.
     text: what --help prints first.
     summaries: the programs by name, with one line each.
     load: the program, or another group, of a name.
@@ -123,7 +123,7 @@ def start(program: Program | Group, argv: Sequence[str] | None = None) -> None:
 
   def main(parsed: Sequence[Any]) -> None:
     if not flags.FLAGS['verbosity'].present:
-      logging.set_verbosity(logging.WARNING)  # at INFO, every checkpoint writes 40 lines
+      logging.set_verbosity(logging.WARNING)  # each checkpoint logs 40 lines at INFO
     program.leave(parsed[0], attempt(program, parsed[0]))
 
   app.run(main, argv=argv, flags_parser=lambda argv: [_parse(program, argv, flags.FLAGS)])
@@ -176,6 +176,6 @@ def attempt[S](program: Program[S], settings: S) -> int:
   except KeyboardInterrupt:
     print('interrupted', file=sys.stderr)
     return INTERRUPTED
-  except Exception:  # whatever it is, the launcher must see that a restart may help
+  except Exception:  # the launcher must see that a restart may help
     traceback.print_exc()
     return CRASHED

@@ -57,7 +57,7 @@ def build_strategy(settings: Settings) -> strategies.Strategy:
   """The strategy that the settings describe: temperature first, then the exclusions.
 
   Raises:
-    ValueError: for values that are out of range or contradict one another.
+    ValueError: if values are out of range or contradict one another.
   """
   parts = (settings.temperature, settings.top_k, settings.top_p)
   if settings.strategy:

@@ -8,7 +8,7 @@ at the end, in Hugging Face layout, the aligned model in model/, its average in 
 one, and the adapter in adapter/ if one is trained. The same command again resumes an interrupted run, or reports that
 it is finished. On SIGTERM the run saves a checkpoint and exits.
 
-Exit codes: 0 done; 1 an error in configuration, data or numerics, which a restart does not mend; 42 stopped on request,
+Exit codes: 0 done; 1 an error in configuration, data or numerics, which a restart does not fix; 42 stopped on request,
 and saved: start it again; 134 a crash.
 
 --config=path.py names a file whose get_config() returns what `alignjax.run.settings.config_dict` makes; a config.json

@@ -23,7 +23,7 @@ def parse_adapter(text: str) -> lora.LoRA:
   """Reads an adapter from its expression, such as `'lora(rank=16, alpha=32)'`.
 
   Raises:
-    ExpressionError: for anything else. The message shows where, says why and lists the known names.
+    ExpressionError: the text is not an adapter. The message shows where, gives the reason and lists the known names.
   """
   return expressions.parse(text, lora.LoRA, 'an adapter', {'adapters': ADAPTERS})
 
@@ -34,7 +34,7 @@ def configured(
   """The adapter that a run trains; None where it trains the model's own parameters.
 
   Raises:
-    ValueError: for settings that do not go together, or for targets that the model does not have.
+    ValueError: settings contradict one another, or the model does not have a target.
   """
   if not config.adapter:
     if config.base_quantization != 'none':
@@ -69,12 +69,12 @@ def load_base(
   model_config: transformer.TransformerConfig,
   mesh: jax.sharding.Mesh,
 ) -> Params | None:
-  """The frozen model under an adapter, its kernels quantised one by one as they are read; None without an adapter."""
+  """The frozen model under an adapter, each kernel quantised when it is read; None without an adapter."""
   if adapter is None:
     return None
 
   def convert(path: str, leaf: Array) -> Any:
-    def place(part: Array) -> Array:  # the scales of a kernel lie beside what they scale
+    def place(part: Array) -> Array:  # the scales of a kernel get the sharding of the kernel
       return jax.device_put(part, NamedSharding(mesh, rules.partition_spec(path, part.shape, mesh)))
 
     if config.base_quantization == 'none':

@@ -79,7 +79,7 @@ def parse_flags(kind: type[Invocation], argv: Sequence[str], values: flags.FlagV
     values: where to define the flags.
 
   Raises:
-    ValueError: for an unknown setting, one that is given twice with different values, or one with an unfit value.
+    ValueError: a setting is unknown, given twice with different values, or has an invalid value.
   """
   argv = [_checked(argument) for argument in argv]
   with _one_message():

@@ -12,10 +12,10 @@ def get_config(path: str = '') -> ml_collections.ConfigDict:
   """The defaults, changed by the values in a file.
 
   Args:
-    path: of the file; '' for the defaults.
+    path: the file; '' gives the defaults.
 
   Raises:
-    ValueError: the file cannot be read as JSON or YAML, or has an unknown or unfit setting.
+    ValueError: the file cannot be read as JSON or YAML, or has an unknown or invalid setting.
   """
   if not path:
     return settings.config_dict()

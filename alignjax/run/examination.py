@@ -14,8 +14,8 @@ from alignjax.optim import recipes, schedules
 from alignjax.parallel import rules
 from alignjax.run import inputs, preparation, settings
 from alignjax.training import doctor, placement
-from alignjax.training import state as state_lib
-from alignjax.training import step as step_lib
+from alignjax.training import state as training_state
+from alignjax.training import step as training_step
 from alignjax.types import PreferenceBatch
 
 # Findings about labels, which do not matter to an objective that reads none.
@@ -23,13 +23,16 @@ OF_LABELS = ('bad_label', 'no_signal', 'one_class', 'rare_class', 'swapped_label
 
 
 def examine(
-  config: settings.InputSettings, prepared: preparation.Prepared, state: state_lib.TrainState, frozen: state_lib.Frozen
+  config: settings.InputSettings,
+  prepared: preparation.Prepared,
+  state: training_state.TrainState,
+  frozen: training_state.Frozen,
 ) -> list[findings.Finding]:
   """Examines a run that is about to begin.
 
   Args:
-    config: of the run.
-    prepared: from `preparation.prepare`.
+    config: the models, the data and how the run computes.
+    prepared: the result of `preparation.prepare`.
     state: before the first update.
     frozen: as the step will get it.
   """
@@ -65,7 +68,10 @@ def examine_data(prepared: preparation.Prepared) -> list[findings.Finding]:
 
 
 def examine_thoroughly(
-  config: settings.InputSettings, prepared: preparation.Prepared, state: state_lib.TrainState, frozen: state_lib.Frozen
+  config: settings.InputSettings,
+  prepared: preparation.Prepared,
+  state: training_state.TrainState,
+  frozen: training_state.Frozen,
 ) -> list[findings.Finding]:
   """`examine`, and what takes more programs to compile."""
   batch = _first_batch(prepared)
@@ -103,15 +109,15 @@ def _first_batch(prepared: preparation.Prepared) -> PreferenceBatch:
   return placement.to_global(prepared.mesh, next(iter(prepared.training.batches)).data)
 
 
-def _embeddings(state: state_lib.TrainState, frozen: state_lib.Frozen) -> jax.Array:
+def _embeddings(state: training_state.TrainState, frozen: training_state.Frozen) -> jax.Array:
   return (state.params if frozen.base is None else frozen.base)['embed']['embedding']
 
 
 def _start(
   config: settings.InputSettings,
   prepared: preparation.Prepared,
-  state: state_lib.TrainState,
-  frozen: state_lib.Frozen,
+  state: training_state.TrainState,
+  frozen: training_state.Frozen,
   batch: PreferenceBatch,
 ) -> list[findings.Finding]:
   measure = doctor.build_start(prepared.policy, prepared.objective, chunk=config.chunk, mesh=prepared.mesh)
@@ -134,7 +140,7 @@ def _dtypes(config: settings.InputSettings, prepared: preparation.Prepared) -> l
   return doctor.examine_dtypes(*map(checkpoint_io.stored_dtypes, folders))
 
 
-def _memory(state: state_lib.TrainState, frozen: state_lib.Frozen) -> list[findings.Finding]:
+def _memory(state: training_state.TrainState, frozen: training_state.Frozen) -> list[findings.Finding]:
   parts = [
     ('parameters', doctor.bytes_on_device(state.params)),
     ('gradients', doctor.bytes_on_device(state.params)),
@@ -147,12 +153,12 @@ def _memory(state: state_lib.TrainState, frozen: state_lib.Frozen) -> list[findi
 def _compiled_memory(
   config: settings.InputSettings,
   prepared: preparation.Prepared,
-  state: state_lib.TrainState,
-  frozen: state_lib.Frozen,
+  state: training_state.TrainState,
+  frozen: training_state.Frozen,
   batch: PreferenceBatch,
 ) -> list[findings.Finding]:
   """Compiles the training step for the largest shape, and reads the memory that it needs."""
-  step = step_lib.build_train_step(
+  step = training_step.build_train_step(
     prepared.policy,
     prepared.objective,
     build_optimizer(prepared),

@@ -33,7 +33,7 @@ def field(
 
   Args:
     default: the value without a flag.
-    text: for --help; a full sentence or a noun phrase with units.
+    text: the line of --help, a full sentence or a noun phrase with units.
     choices: the values that the field can have; any, if empty.
     at_least: the smallest value that a number can have.
     **metadata: `required=True` for a value that must be given, `flag='import'` for a flag of another name, and what
@@ -47,8 +47,8 @@ def field(
 class Leaf(NamedTuple):
   """A setting, with the dotted name of its flag."""
 
-  name: str  # of the field: 'mesh.fsdp'
-  flag: str  # of the flag: 'mesh.fsdp', 'import'
+  name: str  # dotted name of the field: 'mesh.fsdp'
+  flag: str  # name of the flag: 'mesh.fsdp', 'import'
   field: dataclasses.Field
   group: str  # heading in --help: the first line of the docstring of the class that defines the field
 
@@ -87,10 +87,10 @@ def build(kind: type, values: Mapping[str, Any], what: str = '--', prefix: str =
     kind: the dataclass.
     values: as flags, JSON or a ConfigDict give them.
     what: how messages begin the name of a field: '--' or 'config.'.
-    prefix: of the names, for a nested dataclass.
+    prefix: dotted prefix of the names in a nested dataclass.
 
   Raises:
-    ValueError: an unknown name, with the nearest known one, or a value that a field cannot have.
+    ValueError: a name is unknown, with the nearest known one, or a value is invalid.
   """
   known = {item.name: item for item in dataclasses.fields(kind)}
   arguments = {}
@@ -223,8 +223,8 @@ def parse(kind: type, argv: Sequence[str], values: flags.FlagValues) -> None:
   """Parses a command line into flags that are defined; one argument without dashes goes to the positional field.
 
   Raises:
-    ValueError: for any other argument without dashes.
-    flags.Error: for an unknown flag, or a value that a flag cannot have.
+    ValueError: there is another argument without dashes.
+    flags.Error: a flag is unknown, or has an invalid value.
   """
   rest = values(list(argv))[1:]
   positional = [leaf.flag for leaf in leaves(kind) if leaf.field.metadata.get('positional')]
@@ -244,7 +244,7 @@ def parse_flags(kind: type, argv: Sequence[str], values: flags.FlagValues) -> An
 
   Raises:
     ValueError: a required setting is missing, or a setting has a value that it cannot have.
-    flags.Error: for an unknown flag, or a value that a flag cannot have.
+    flags.Error: a flag is unknown, or has an invalid value.
   """
   define_flags(kind, values)
   parse(kind, argv, values)

@@ -17,7 +17,7 @@ import numpy as np
 from alignjax import merging
 from alignjax.models import folders
 
-BLOCK_ENTRIES = 2**20  # of a tensor that are held at a time, unless one row has more
+BLOCK_ENTRIES = 2**20  # entries of a tensor in memory at a time, unless one row has more
 _STORED = {dtype: stored for stored, dtype in folders.DTYPES.items()}
 
 
@@ -98,7 +98,7 @@ def write(
   """Writes model.safetensors or, above `shard_bytes`, numbered files and their index, block by block.
 
   Args:
-    folder: to write to.
+    folder: the folder to write.
     tensors: what is written, in this order.
     blocks: the rows of a tensor by its name, in order; they are rounded to the type that is planned.
     metadata: texts for the headers.

@@ -32,7 +32,7 @@ class Reading(NamedTuple):
   """What data are read with."""
 
   tokenizer: tokenization.Tokenizer
-  vocab_size: int  # of the model
+  vocab_size: int  # vocabulary size of the model
   mesh: jax.sharding.Mesh
   announce: Announce
 
@@ -77,12 +77,12 @@ class Reference:
   """The reference of a run: none, separate parameters, the base of an adapter, or a cache on disk and at most the head.
 
   Args:
-    config: of the run.
+    config: the models, the data and how the run computes.
     policy: whose model the reference shares; the frozen base of its adapters is the reference if config names no other.
-    objective: that needs it, or not.
-    mesh: of the run.
-    shardings: of parameters.
-    announce: told of the making of caches.
+    objective: the objective, which may need no reference.
+    mesh: the mesh of the run.
+    shardings: shardings of the parameters.
+    announce: called with progress messages.
   """
 
   def __init__(
@@ -165,7 +165,7 @@ def fingerprint(folder: str, whole: bool = False) -> str:
   """A hash of a model: its small files in full, and its weights.
 
   Args:
-    folder: of the model.
+    folder: the model.
     whole: hash all weights; else their sizes and 32 samples of 64 KiB, which is quick enough for every start of a run.
   """
   digest = hashlib.sha256()

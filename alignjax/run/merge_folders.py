@@ -45,7 +45,7 @@ def parse_method(text: str) -> merging.Method:
   """Reads a merge method from its expression, such as `'ties(density=0.5)'`.
 
   Raises:
-    ExpressionError: for anything else.
+    ExpressionError: the text is not a merge method.
   """
   return expressions.parse(text, merging.Method, 'a merge method', {'merge methods': merging.METHODS})
 
@@ -62,7 +62,7 @@ class Output(NamedTuple):
   """How the result is written.
 
   Attributes:
-    dtype: of the stored weights, 'float32', 'bfloat16' or 'float16'; None leaves each the type that it has in the first
+    dtype: type of the stored weights, 'float32', 'bfloat16' or 'float16'; None keeps the type of each in the first
       model. Merging is done in float32 in any case.
     assets_from: folder to copy the configuration and the tokenizer files from; None: the first model.
     allow_different_tokenizers: whether tokenizers may differ.
@@ -157,7 +157,7 @@ def _record(method: merging.Method, inputs: Inputs, dtype: str | None) -> dict[s
 def _check_configs(paths: Sequence[pathlib.Path]) -> dict[str, Any]:
   """Compares configurations, as far as they have the same entries, and returns the first.
 
-  An entry that only one has shows in the tensors or is the default; but without `rope_scaling`, none is meant.
+  An entry that only one has shows in the tensors or is the default; but a missing `rope_scaling` means no scaling.
   """
   entries = [folders.read_json(path / folders.CONFIG) for path in paths]
   for path, other in zip(paths[1:], entries[1:], strict=True):

@@ -9,11 +9,11 @@ from alignjax import objectives
 from alignjax.data.tokens import tokenization
 from alignjax.models import checkpoint_io, transformer
 from alignjax.optim import recipes
-from alignjax.parallel import mesh as mesh_lib
+from alignjax.parallel import mesh as parallel_mesh
 from alignjax.parallel import rules
 from alignjax.run import adapters, inputs, settings, user_code
 from alignjax.training import placement
-from alignjax.training import state as state_lib
+from alignjax.training import state as training_state
 from alignjax.training.policy import Policy
 from alignjax.types import Params
 
@@ -27,8 +27,8 @@ class Prepared:
   tokenizer: tokenization.Tokenizer
   mesh: jax.sharding.Mesh
   policy: Policy
-  shapes: Any  # of the parameters
-  shardings: Any  # of the parameters
+  shapes: Any  # shapes of the model's parameters
+  shardings: Any  # shardings of the model's parameters
   reference: inputs.Reference
   training: inputs.Split
   held_out: inputs.Split | None
@@ -43,13 +43,13 @@ def prepare(config: settings.Config, announce: inputs.Announce) -> Prepared:
   """Reads everything that a configuration names but weights; caches of the reference are made where they are missing.
 
   Raises:
-    ValueError: for what is wrong with the configuration, the model or the data.
+    ValueError: the configuration, the model or the data cannot be used.
   """
   settings.require(config, 'model', 'data')
   user_code.load(config.imports)
   objective = objectives.parse(config.objective)
   recipe = _recipe(config, config.base_model)
-  mesh = mesh_lib.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+  mesh = parallel_mesh.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
   model_config = checkpoint_io.load_config(
     config.model,
     compute_dtype=config.compute_dtype,
@@ -86,13 +86,13 @@ def load_base(config: settings.ModelSettings, prepared: Prepared) -> Params | No
   return adapters.load_base(prepared.policy.adapter, config, prepared.policy.model.config, prepared.mesh)
 
 
-def load_frozen(config: settings.ModelSettings, prepared: Prepared, base: Params | None) -> state_lib.Frozen:
+def load_frozen(config: settings.ModelSettings, prepared: Prepared, base: Params | None) -> training_state.Frozen:
   """Reads what the training step only reads: the reference, and the delta of online merging.
 
   Args:
-    config: of the run.
-    prepared: from `prepare`.
-    base: from `load_base`.
+    config: the models.
+    prepared: the result of `prepare`.
+    base: the result of `load_base`.
   """
   delta = None
   if prepared.recipe.needs_delta:
@@ -102,7 +102,7 @@ def load_frozen(config: settings.ModelSettings, prepared: Prepared, base: Params
     delta = checkpoint_io.delta_from(
       config.model, config.base_model, prepared.policy.model.config, places, config.delta_dtype
     )
-  return state_lib.Frozen(reference=prepared.reference.load(), delta=delta, base=base)
+  return training_state.Frozen(reference=prepared.reference.load(), delta=delta, base=base)
 
 
 def _recipe(config: settings.OptimizerSettings, base_model: str) -> recipes.Recipe:

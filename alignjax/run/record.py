@@ -15,7 +15,7 @@ from alignjax.training import checkpoint
 
 
 def identity(config: settings.Config, prepared: preparation.Prepared) -> dict[str, Any]:
-  """What has to be the same for a run to be resumed."""
+  """What must stay the same while a run is resumed."""
   values = settings.flat(config)
   same = {name: values[name] for name, kind in settings.on_resume().items() if kind == settings.IDENTITY}
   same['buckets'] = prepared.training.batches.plan.buckets  # those chosen from the data too
@@ -32,11 +32,11 @@ def identity(config: settings.Config, prepared: preparation.Prepared) -> dict[st
 
 
 def explain(error: checkpoint.MismatchError, now: Mapping[str, Any], optimizer: str) -> ValueError:
-  """Why a run cannot be resumed: user code that was edited, settings that differ, or else perhaps another optimizer.
+  """Why a run cannot be resumed: user code that was edited, settings that differ, or probably another optimizer.
 
   Args:
-    error: from `Checkpoints.restore`.
-    now: the identity of the run that is to go on.
+    error: what `Checkpoints.restore` raised.
+    now: the identity of the run that resumes.
     optimizer: the expression of its optimizer.
   """
   if error.identity is not None:

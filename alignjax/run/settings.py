@@ -164,7 +164,7 @@ def from_dict(values: Mapping[str, Any]) -> Config:
   """Reads a configuration from a ConfigDict, or from the JSON of an earlier run.
 
   Raises:
-    ValueError: for an unknown field, with the nearest known one, or for a value that a field cannot have.
+    ValueError: a field is unknown, with the nearest known one, or a value is invalid.
   """
   return fields.build(Config, values, 'config.')
 

@@ -10,9 +10,7 @@ import jax
 from alignjax.optim import recipes, schedules
 from alignjax.run import examination, exports, preparation, record, settings
 from alignjax.training import checkpoint, loop, metrics, placement, source
-from alignjax.training import state as training_state
 from alignjax.training import step as training_step
-from alignjax.types import Params
 
 
 def announce(text: str) -> None:
@@ -25,7 +23,7 @@ def train(config: settings.Config) -> loop.Result:
   """Trains, or goes on where an earlier run of the same work directory stopped.
 
   Raises:
-    ValueError: for what is wrong with the configuration, the model or the data.
+    ValueError: the configuration, the model or the data cannot be used.
     NonFiniteError: if the loss or the gradient is not finite.
   """
   settings.require(config, 'workdir')
@@ -38,6 +36,7 @@ def train(config: settings.Config) -> loop.Result:
   tx = recipes.build_optimizer(recipe, schedule, config.gradient_clip)
   identity = record.identity(config, prepared)
   workdir = pathlib.Path(config.workdir)
+  origin = exports.Origin(config.model, prepared.policy, recipe.averages)
   batch_source = source.GrainSource(iter(batches))
   key = jax.random.key(config.seed)
   with checkpoint.Checkpoints(
@@ -59,7 +58,7 @@ def train(config: settings.Config) -> loop.Result:
       record.warn_of_changes(restored.config, config)
       if restored.step >= steps:
         announce(f'this run is finished: {restored.step} of {steps} steps are done')
-        _export(workdir, config.model, prepared, state, base)
+        exports.export(workdir, origin, state, base, announce)
         return loop.Result(state, restored.step, False, 0)
     frozen = preparation.load_frozen(config, prepared, base)
     announce(record.summary(config, prepared, steps))
@@ -68,15 +67,15 @@ def train(config: settings.Config) -> loop.Result:
       examination.report(found, stop=config.doctor == 'stop', notes=False, announce=announce)
     record.write_config(workdir, config)
     resumed_at = None if restored is None else restored.step
-    step = training_step.build_train_step(
-      prepared.policy,
-      objective,
-      tx,
-      chunk=config.chunk,
-      microbatches=config.microbatches,
-      mesh=prepared.mesh,
-    )
     with _writers(workdir, resumed_at, steps, config.log_every) as writers:
+      step = training_step.build_train_step(
+        prepared.policy,
+        objective,
+        tx,
+        chunk=config.chunk,
+        microbatches=config.microbatches,
+        mesh=prepared.mesh,
+      )
       result = loop.train(
         state,
         batch_source,
@@ -89,7 +88,7 @@ def train(config: settings.Config) -> loop.Result:
     announce(f'stopped on request: saved at step {result.step} of {steps}. The same command resumes the run')
   else:
     announce(f'{result.step} steps are done, with {result.compilations} compiled programs')
-    _export(workdir, config.model, prepared, result.state, base)
+    exports.export(workdir, origin, result.state, base, announce)
   return result
 
 
@@ -112,14 +111,3 @@ def _evaluation(prepared: preparation.Prepared, chunk: int, every: int) -> loop.
     return None
   step = training_step.build_eval_step(prepared.policy, prepared.objective, chunk=chunk, mesh=prepared.mesh)
   return loop.Evaluation(step, prepared.held_out.batches, every, prepared.objective.summary)
-
-
-def _export(
-  workdir: pathlib.Path,
-  folder: str,
-  prepared: preparation.Prepared,
-  state: training_state.TrainState,
-  base: Params | None,
-) -> None:
-  origin = exports.Origin(folder, prepared.policy, prepared.recipe.averages)
-  exports.export(workdir, origin, state, base, announce)

@@ -95,7 +95,7 @@ def _spec(name: str) -> importlib.machinery.ModuleSpec:
     sys.path.append(str(pathlib.Path.cwd()))  # last, so that nothing installed is shadowed
   try:
     spec = importlib.util.find_spec(name)
-  except (Exception, SystemExit) as error:  # of a parent package, which is imported to look for the module
+  except (Exception, SystemExit) as error:  # a parent package is imported to look for the module
     raise ValueError(f'--import={name}: {_place(error, name)}{_reason(error)}') from error
   if spec is None or not (spec.has_location or spec.submodule_search_locations):
     raise ValueError(
@@ -111,7 +111,7 @@ def _import_file(path: pathlib.Path) -> None:
   sys.modules.setdefault(PACKAGE, types.ModuleType(PACKAGE))
   sys.modules[name] = module
   try:
-    # From the source: compiled code may be older than an edit within the same second.
+    # Compiles the source, because cached bytecode may be older than an edit within the same second.
     exec(compile(path.read_bytes(), str(path.resolve()), 'exec'), vars(module))
   except BaseException:
     del sys.modules[name]

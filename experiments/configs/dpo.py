@@ -1,4 +1,4 @@
-"""DPO as it is usually run: one pass over the data, a small learning rate that rises and then falls.
+"""The usual DPO run: one pass over the data, a small learning rate that rises and then falls.
 
 These are the defaults; a copy of this file is a place to start from.
 """

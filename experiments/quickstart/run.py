@@ -23,12 +23,12 @@ import platform
 import sys
 from typing import Any, NamedTuple
 
-from absl import app, flags, logging
 import jax
 import jax.numpy as jnp
 from rich import console as rich_console
 
 from alignjax import objectives, rewards, stats
+from alignjax.commands import program
 from alignjax.data.batches import batching, shapes
 from alignjax.data.reading import drops, sources
 from alignjax.data.tokens import dataset, encoding, tokenization
@@ -259,18 +259,15 @@ def _show(setup: Setup, objective: objectives.Objective, params: Params, evaluat
   outputs.write_samples(setup.workdir / 'samples.md', title, *sides)
 
 
-def main(argv: Sequence[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments: {argv[1:]}')
-  if not flags.FLAGS['verbosity'].present:
-    logging.set_verbosity(logging.WARNING)
-  try:
-    run(command_line.from_flags(), rewards.vader())
-  except (ImportError, OSError, ValueError, loop.NonFiniteError) as error:
-    sys.exit(f'quickstart: {error}')
+PROGRAM = program.Program(
+  'quickstart',
+  __doc__,
+  command_line.Settings,
+  lambda settings: run(settings, rewards.vader()) and program.DONE,
+  expected=(*program.EXPECTED, loop.NonFiniteError),
+)
 
 
 def start() -> None:
-  """The program. It defines flags here, not on import, because they are global."""
-  command_line.define_flags()
-  app.run(main)
+  """The program."""
+  program.start(PROGRAM)

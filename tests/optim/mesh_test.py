@@ -54,7 +54,7 @@ def test_one_and_eight_devices_agree(name):
   """Bit for bit, but for float32 sums, of rescale='l1' and of metrics, and where in a gap a threshold lies."""
   tx = optax.chain(optax.adam(1e-2), MERGES[name])
   params, state = steps_on(tx, (1, 1, 1))
-  for shape in ((2, 2, 2), (1, 8, 1)):
+  for shape in ((2, 2, 2), (1, 8, 1)) if name in ('dare', 'l1') else ((2, 2, 2),):
     others, other_state = steps_on(tx, shape)
     assert not jax.tree.leaves(others)[0].sharding.is_fully_replicated
     if name == 'l1':
@@ -66,8 +66,10 @@ def test_one_and_eight_devices_agree(name):
     runs.assert_close(other_state[1].metrics, state[1].metrics, rtol=1e-5)
 
 
-@pytest.mark.parametrize('name', ['dare', 'ties', 'l1'])
-@pytest.mark.parametrize('shape', [(1, 8, 1), (2, 2, 2), (1, 1, 8)])
+@pytest.mark.parametrize(
+  ('name', 'shape'),  # the program of l1 holds that of ties
+  [('dare', (2, 2, 2)), ('ties', (2, 2, 2)), ('l1', (1, 8, 1)), ('l1', (2, 2, 2)), ('l1', (1, 1, 8))],
+)
 def test_no_tensor_is_gathered_or_sorted(name, shape, monkeypatch):
   monkeypatch.setattr(counting, '_CACHED', 384)  # small tensors, counted in parts as large ones are
   tx = optax.chain(optax.adam(1e-2), MERGES[name])

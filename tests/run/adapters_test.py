@@ -89,7 +89,7 @@ def test_it_resumes_bit_identically(finished, capsys):
   [
     ({'base_quantization': 'int8'}, 'no use without config.adapter'),
     ({'adapter': 'lora()', 'optimizer': 'chain(sgd(0.1), online_dare(reserve=0.1, alpha=1e-6))'}, 'leave one of them'),
-    ({'adapter': "lora(targets='unembed')"}, 'unembed is no part of a layer'),
+    ({'adapter': "lora(targets='unembed')"}, 'unembed is not a part of a layer'),
   ],
 )
 def test_settings_that_do_not_go_together_are_refused(finished, overrides, message):
