@@ -65,7 +65,7 @@ class Setup(NamedTuple):
 
   def responder(self, group: int, samples: int, *strategy: strategies.Strategy) -> responses.Responder:
     sizes = responses.Sizes(group, samples, *self.shape)
-    return responses.Responder(self.model, self.tokenizer, self.reward, sizes, *strategy)
+    return responses.Responder(self.model, self.mesh, self.tokenizer, self.reward, sizes, *strategy)
 
 
 def run(settings: command_line.Settings, reward: rewards.Reward) -> dict[str, Any]:
