@@ -4,6 +4,7 @@ from collections.abc import Sequence
 import dataclasses
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -65,6 +66,8 @@ def sample(model: base.LanguageModel, params: Params, prompts: Prompts, key: Arr
   """
   samples, max_new_tokens, strategy = decoding.samples, decoding.max_new_tokens, decoding.strategy
   prompt, prompt_length, row_ids = jnp.asarray(prompts.tokens), jnp.asarray(prompts.length), prompts.row_ids
+  chex.assert_rank(prompt, 2, custom_message='prompts.tokens must be [B, P]')
+  chex.assert_shape(prompt_length, prompt.shape[:1], custom_message='prompts.length must be [B]')
   shape = (prompt.shape[0], samples)
   keys = _row_keys(key, jnp.arange(shape[0]) if row_ids is None else row_ids, samples)
   ends = jnp.asarray(decoding.end_ids, jnp.int32).reshape(1, 1, -1)

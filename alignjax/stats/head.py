@@ -8,6 +8,7 @@ devices, and a scan over a flattened [B * N * R] axis would make every device co
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -69,8 +70,12 @@ def statistics(
     The table: token statistics [B, N, R], response statistics [B, N].
 
   Raises:
-    ValueError: if a statistic reads the reference, is not cached, and `reference` is None.
+    ValueError: a statistic reads the reference, is not cached, and `reference` is None.
+    AssertionError: the hidden states do not have the shape [B, N, R, D].
   """
+  for hidden in (policy, reference):
+    if hidden is not None:
+      chex.assert_shape(hidden.states, (*batch.response.shape, None), custom_message='states must be [B, N, R, D]')
   needs = sorted(set(needs), key=lambda stat: stat.name)
   cached = {stat.name: jax.lax.stop_gradient(batch.cached[stat.name]) for stat in needs if stat.name in batch.cached}
   of_responses = {
@@ -108,12 +113,25 @@ def from_logits(
   reference_logits: Array | None,
   batch: PreferenceBatch,
 ) -> table.StatTable:
-  """The same table from full logits, [B, N, R, V], that predict each response token; for notebooks and tests.
+  """The same table from full logits, for notebooks and tests.
+
+  Args:
+    needs: the statistics; those in `batch.cached` are read from there.
+    policy_logits: [B, N, R, V]; entry t predicts response token t.
+    reference_logits: those of the reference, [B, N, R, V]; None if no statistic to compute reads it.
+    batch: provides the response tokens, lengths and cached statistics.
+
+  Returns:
+    The table, each entry [B, N, R].
 
   Raises:
-    ValueError: if a statistic reads the reference, is not cached, and `reference_logits` is None; for a response
-      statistic that is not cached.
+    ValueError: a statistic reads the reference, is not cached, and `reference_logits` is None; or a response statistic
+      is not cached.
+    AssertionError: the logits do not have the shape [B, N, R, V].
   """
+  for array in (policy_logits, reference_logits):
+    if array is not None:
+      chex.assert_shape(array, (*batch.response.shape, None), custom_message='logits must be [B, N, R, V]')
   needs = set(needs)
   for stat in needs:
     if isinstance(stat, response.ResponseStat) and stat.name not in batch.cached:
