@@ -23,8 +23,8 @@ LEVEL = {
   'sampling': 4,
   'rewards': 4,
   'evaluation': 4,
-  'doctor': 4,  # below training, whose own examinations use its findings
   'training': 5,
+  'doctor': 6,
   'run': 6,
   'testing': 6,
   'commands': 7,
@@ -40,6 +40,8 @@ FORBIDDEN = {
   # A notebook that composes objectives needs no model, no data and no optimizer.
   'objectives': {'models', 'data', 'parallel', 'optax'},
   'stats': {'models', 'data', 'parallel', 'optax'},
+  # A run assembles the examinations; none of them knows a run.
+  'doctor': {'run', 'testing'},
 }
 
 
