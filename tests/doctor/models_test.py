@@ -92,8 +92,8 @@ def test_a_cache_of_other_states_is_seen_for_an_objective_over_the_vocabulary(pa
   for seed, tree in enumerate(params):
     hidden = forward.hidden_states(MODEL, tree, batch)
     cached = dataclasses.replace(batch, cached={references.STATES: hidden.states})
-    found = measured(params[0], state.Frozen(references.CachedStates(MODEL.head(params[0]))), cached, objective)
-    found[seed] = named(start.examine(found, **SAME))
+    measurement = measured(params[0], state.Frozen(references.CachedStates(MODEL.head(params[0]))), cached, objective)
+    found[seed] = named(start.examine(measurement, **SAME))
   assert found == {0: {}, 1: {'reference_differs': findings.ERROR}}
 
 
