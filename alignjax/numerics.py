@@ -1,4 +1,4 @@
-"""Reductions under masks and stable elementary functions, each defined, with a finite gradient, for an empty mask."""
+"""Masked reductions and numerically stable functions; for an empty mask, values are defined and gradients finite."""
 
 import jax
 import jax.numpy as jnp
@@ -7,23 +7,23 @@ from alignjax.types import Array
 
 
 def length_mask(length: Array, size: int) -> Array:
-  """[..., size] bool: True where the index along the last axis is below `length` [...]."""
+  """A mask [..., size], True where the index along the last axis is below `length` [...]."""
   length = jnp.asarray(length)
   return jax.lax.broadcasted_iota(length.dtype, (*length.shape, size), length.ndim) < length[..., None]
 
 
 def masked_sum(values: Array, mask: Array, axis: int | tuple[int, ...] = -1) -> Array:
-  """Sum of `values` where `mask`; 0 for an empty mask. What is masked out may be NaN."""
+  """Sum of `values` where `mask` is True; 0 for an empty mask. Masked-out values may be NaN."""
   return jnp.sum(jnp.where(mask, values, 0.0), axis=axis)
 
 
 def masked_mean(values: Array, mask: Array, axis: int | tuple[int, ...] = -1) -> Array:
-  """Mean of `values` where `mask`; 0 for an empty mask. What is masked out may be NaN."""
+  """Mean of `values` where `mask` is True; 0 for an empty mask. Masked-out values may be NaN."""
   return masked_sum(values, mask, axis) / jnp.maximum(jnp.sum(mask, axis=axis), 1)
 
 
 def masked_logsumexp(values: Array, mask: Array, axis: int | tuple[int, ...] = -1) -> Array:
-  """log sum exp of `values` where `mask`; -inf, with zero gradient, for an empty mask."""
+  """log sum exp of `values` where `mask` is True; -inf, with zero gradient, for an empty mask."""
   return jax.nn.logsumexp(values, axis=axis, where=mask)
 
 
@@ -43,17 +43,17 @@ def log1mexp(x: Array) -> Array:
 
 
 def select(values: Array, index: Array) -> Array:
-  """`values[..., index]`: takes one entry of the last axis for each leading position.
+  """`values[..., index]`: selects one entry of the last axis for each leading position.
 
-  It is written as a masked sum, not as a gather: the sum fuses with what makes `values`, its gradient is no scatter,
-  and with the last axis sharded it costs one small all-reduce instead of an all-gather.
+  It is a masked sum instead of a gather: the sum fuses with the computation of `values`, its gradient needs no scatter,
+  and if the last axis is sharded, it costs one small all-reduce instead of an all-gather.
 
   Args:
-    values: [..., V].
-    index: [...] int, in [0, V).
+    values: the values to select from, [..., V].
+    index: the index to select, [...] int in [0, V).
 
   Returns:
-    [...].
+    The selected values, [...].
   """
   positions = jax.lax.broadcasted_iota(index.dtype, values.shape, values.ndim - 1)
   return jnp.sum(jnp.where(positions == index[..., None], values, 0.0), axis=-1)
@@ -63,15 +63,15 @@ def select(values: Array, index: Array) -> Array:
 def project(hidden: Array, kernel: Array) -> Array:
   """`hidden @ kernel` in the dtype of `hidden`, accumulated and returned in float32.
 
-  The gradients use the same products: operands in the compute dtype, sums in float32. Plain autodiff would multiply a
-  float32 cotangent with a bfloat16 operand, which few machines have fast.
+  The gradients use the same kind of product: operands in the compute dtype, sums in float32. Plain autodiff would
+  multiply a float32 cotangent by a bfloat16 operand, which is slow on most hardware.
 
   Args:
-    hidden: [..., D] in the compute dtype.
-    kernel: [D, V], float32.
+    hidden: hidden states, [..., D] in the compute dtype.
+    kernel: kernel of the head, [D, V] float32.
 
   Returns:
-    [..., V] float32.
+    The product, [..., V] float32.
   """
   return jnp.einsum('...d,dv->...v', hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
@@ -86,8 +86,8 @@ def _project_backward(residuals, cotangent):
   d_hidden = jnp.einsum('...v,dv->...d', cotangent, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
   d_kernel = jnp.einsum('...d,...v->dv', hidden, cotangent, preferred_element_type=jnp.float32)
   if hidden.dtype != jnp.float32:
-    # A tied head transposes d_kernel, and XLA for CPU has no mixed-precision product with a transposed result: the
-    # barrier keeps the transposition out of the product.
+    # A tied head transposes d_kernel. XLA for CPU has no mixed-precision product with a transposed result, so a barrier
+    # keeps it from fusing the transposition into the product.
     d_kernel = jax.lax.optimization_barrier(d_kernel)
   return d_hidden.astype(hidden.dtype), d_kernel.astype(kernel.dtype)
 

@@ -1,6 +1,6 @@
-"""The nouns that every layer shares.
+"""The types shared by all layers.
 
-Axis legend, used in every shape comment of the library:
+Axis names in the shape comments of the library:
 
   B  prompts in a batch                 D  width of a hidden state
   N  responses to one prompt            V  vocabulary
@@ -25,9 +25,9 @@ Params = Any  # a nested dict of arrays, as optax, orbax and `jax.tree` see it
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PreferenceBatch:
-  """B prompts with N responses each. A prompt is stored, and encoded, once for all of its responses.
+  """B prompts with N responses each. Each prompt is stored and encoded once for all of its responses.
 
-  Lengths, never token ids, say what is padding: a pad token may equal the end token.
+  Lengths determine what is padding, not token ids, because the pad token may equal the end token.
   """
 
   prompt: Array  # [B, P] int32, right-padded
@@ -36,38 +36,38 @@ class PreferenceBatch:
   response_length: Array  # [B, N] int32
   label: Array  # [B] float32, P(response 0 is preferred to response 1); for N = 1, P(the response is desirable)
   weight: Array  # [B] float32, 0 for a padding row
-  score: Array | None = None  # [B, N] float32, a reward for each response
-  behaviour_logp: Array | None = None  # [B, N] float32, nats, of the whole response under the policy that wrote it
-  # By name: statistics computed before, [B, N, R, ...] of tokens and [B, N] of responses; and `behaviour_token_logp`,
-  # [B, N, R] nats, of each token under the policy that wrote it.
+  score: Array | None = None  # [B, N] float32, the reward of each response
+  behaviour_logp: Array | None = None  # [B, N] float32, nats per response, under the policy that generated it
+  # Precomputed statistics by name: [B, N, R, ...] per token, or [B, N] per response. Also `behaviour_token_logp`,
+  # [B, N, R], the log-probability of each token in nats under the policy that generated it.
   cached: Mapping[str, Array] = dataclasses.field(default_factory=dict)
 
 
 class Term(NamedTuple):
-  """What an objective returns: one loss per prompt, never reduced."""
+  """The result of an objective: one loss per prompt, not reduced."""
 
   loss: Array  # [B] float32
-  metrics: Mapping[str, Array]  # each [B], without gradient
+  metrics: Mapping[str, Array]  # [B] each, without gradients
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class WeightedSum:
-  """A weighted mean that is not yet divided: a monoid, so it adds over microbatches, hosts and evaluation batches."""
+  """A weighted mean before division, so that it adds up over microbatches, hosts and evaluation batches."""
 
   total: Array
   weight: Array
 
   @classmethod
   def of(cls, values: Array, weight: Array) -> 'WeightedSum':
-    """Sums `values` [B] under `weight` [B]. A row of weight 0 is left out even if its value is not finite."""
+    """Sums `values` [B] with weights `weight` [B]. Rows of weight 0 are ignored, even if their value is not finite."""
     return cls(jnp.sum(jnp.where(weight > 0, weight * values, 0.0)), jnp.sum(weight))
 
   def __add__(self, other: 'WeightedSum') -> 'WeightedSum':
     return WeightedSum(self.total + other.total, self.weight + other.weight)
 
   def mean(self) -> Array:
-    """total / weight, and 0 where nothing was weighed."""
+    """total / weight, or 0 if the weight is 0."""
     return self.total / jnp.where(self.weight > 0, self.weight, 1.0)
 
 

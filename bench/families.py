@@ -1,14 +1,13 @@
-"""What each model family costs to read and to write, and how far it is from Hugging Face transformers.
+"""The time and memory to read and write each model family, and its differences from Hugging Face transformers.
 
   python -m bench.families
   python -m bench.families --family=gpt2 --family=phi3
 
-A random model of about 135M parameters, of the shape of SmolLM2 with the parts of the family, is written as float32
-safetensors, read back and written again, each in a process of its own and one family at a time. `peak` is the most
-memory that such a process holds beyond what it held before: on a CPU that includes the parameters themselves, whose
-size is `model`, so that what reading and writing need is the difference. Pages of the files that are mapped are not in
-it, for the system takes them back. Linux alone tells this. Differences are the largest over the fixtures of the family
-in tests/golden, float32.
+For each family, a random model of about 135M parameters, with the shape of SmolLM2 and the parts of the family, is
+written as float32 safetensors, read back and written again, each in a separate process. `peak` is the largest increase
+in memory of such a process. On a CPU it includes the parameters themselves, whose size is `model`; reading and writing
+need the difference. Mapped pages of files do not count, because the operating system can reclaim them. The measurement
+requires Linux. Differences are the largest over the float32 fixtures of the family in tests/golden.
 """
 
 from collections.abc import Sequence
@@ -44,7 +43,7 @@ GPT2_SMALL = {
   'mlp_width': 3072,
   'max_positions': 1024,
 }
-SHAPES = {  # besides the fields that the family always has
+SHAPES = {  # in addition to the constant fields of the family
   'gemma2': {'score_width': 64, 'sliding_window': 4096, 'score_cap': 50.0, 'logit_cap': 30.0},
   'gemma3_text': {'score_width': 64, 'sliding_window': 512, 'local_rope_theta': 1e4},
   'gpt2': GPT2_SMALL,
@@ -59,25 +58,25 @@ SHAPES = {  # besides the fields that the family always has
   'mistral': {'sliding_window': 4096},
 }
 
-_FAMILIES = flags.DEFINE_multi_string('family', sorted(families.FAMILIES), 'Families by model_type.')
+_FAMILIES = flags.DEFINE_multi_string('family', sorted(families.FAMILIES), 'Families to measure, by model_type.')
 
 
 class Cost(NamedTuple):
-  """Of reading or writing."""
+  """The cost of reading or writing a model."""
 
   seconds: float
-  peak: float  # bytes beyond those at the start
+  peak: float  # largest increase in memory, in bytes
 
 
 class Difference(NamedTuple):
-  """The largest to what transformers computes."""
+  """The largest absolute differences from transformers."""
 
   logits: float
   hidden: float
 
 
 class PeakMemory(threading.Thread):
-  """The most anonymous memory of this process while the block runs."""
+  """Records the peak anonymous memory of this process while the block runs."""
 
   def __init__(self):
     super().__init__(daemon=True)
@@ -104,13 +103,13 @@ def _anonymous_bytes() -> int:
 
 
 def shape(model_type: str) -> transformer.TransformerConfig:
-  """About 135M parameters of one family."""
+  """The configuration of a model of one family with about 135M parameters."""
   fields = families.by_type(model_type).fields | SHAPES.get(model_type, {})
   return dataclasses.replace(shapes.SMOLLM2_135M, model_type=model_type, **fields)
 
 
 def random_params(config: transformer.TransformerConfig) -> Any:
-  """Small random numbers of the shapes of the parameters."""
+  """Random parameters."""
   leaf_shapes, structure = checkpoint_io.parameter_shapes(config)
   generator = np.random.default_rng(0)
   return jax.tree.unflatten(
@@ -119,7 +118,7 @@ def random_params(config: transformer.TransformerConfig) -> Any:
 
 
 def measure(role: str, source: pathlib.Path, target: pathlib.Path) -> Cost:
-  """What this process needs to read a folder or, after that, to write it."""
+  """Measures reading a folder ('import') or writing it after reading ('export') in this process."""
   config = checkpoint_io.load_config(source)
   jax.block_until_ready(jax.device_put(np.zeros(1)))  # starts the backend
   with PeakMemory() as memory:
@@ -134,14 +133,14 @@ def measure(role: str, source: pathlib.Path, target: pathlib.Path) -> Cost:
 
 
 def in_process(role: str, source: pathlib.Path, target: pathlib.Path) -> Cost:
-  """`measure` in a process of its own."""
+  """Runs `measure` in a separate process."""
   command = [sys.executable, '-m', 'bench.families', role, str(source), str(target)]
   done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
   return Cost(*json.loads(done.stdout))
 
 
 def difference(model_type: str) -> Difference:
-  """Over the golden fixtures of a family."""
+  """The largest differences over the golden fixtures of a family."""
   found = []
   for path in sorted(GOLDEN.glob('*/golden.safetensors')):
     config = checkpoint_io.load_config(path.parent)
@@ -149,7 +148,7 @@ def difference(model_type: str) -> Difference:
       golden = safetensors_numpy.load_file(path) | safetensors_numpy.load_file(path.with_name('hidden.safetensors'))
       found.append(_difference(config, checkpoint_io.load_params(path.parent, config), golden))
   if not found:
-    raise ValueError(f'{GOLDEN}: holds no model of the family {model_type!r}')
+    raise ValueError(f'{GOLDEN}: has no fixture for the family {model_type!r}')
   return Difference(*map(max, zip(*found, strict=True)))
 
 
@@ -167,7 +166,7 @@ def row(model_type: str, folder: pathlib.Path) -> str:
   """One line of the table."""
   config = shape(model_type)
   parameters = sum(map(math.prod, checkpoint_io.parameter_shapes(config)[0].values()))
-  logging.info('%s: %.0fM parameters are written', model_type, parameters / 1e6)
+  logging.info('%s: writing %.0fM parameters', model_type, parameters / 1e6)
   checkpoint_io.save(folder / 'source', config, random_params(config))
   costs = []
   for role in ('import', 'export'):

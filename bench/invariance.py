@@ -1,9 +1,9 @@
-"""How far loss and gradient move when nothing but the arrangement of the computation changes; largest relative errors.
+"""Relative differences of loss and gradient between equivalent arrangements of the same computation.
 
   python -m bench.invariance
 
-A small random model on 8 virtual CPU devices, uneven lengths, one padding row, float32. Everything is compared with one
-device, one microbatch and logits all at once.
+Uses a small random model on 8 virtual CPU devices, with uneven lengths, one padding row and float32. Every arrangement
+is compared with one device, one microbatch and all logits at once.
 """
 
 from absl import app, logging
@@ -14,11 +14,11 @@ import optax
 
 from alignjax import objectives
 from alignjax.models import transformer
-from alignjax.parallel import mesh as mesh_lib
+from alignjax.parallel import mesh as parallel_mesh
 from alignjax.parallel import rules
 from alignjax.training import references
-from alignjax.training import state as state_lib
-from alignjax.training import step as step_lib
+from alignjax.training import state as training_state
+from alignjax.training import step as training_step
 from alignjax.training.policy import Policy
 from alignjax.types import PreferenceBatch
 
@@ -68,21 +68,23 @@ def make_batch(padding: int) -> PreferenceBatch:
 
 
 def loss_and_gradient(objective: str, *, mesh=(1, 1, 1), microbatches=1, chunk=100_000, padding=0):
-  """Loss and gradient of a step; the gradient is read off an update with learning rate 1."""
+  """Loss and gradient of a step; the gradient is the update with learning rate 1."""
   devices = jax.devices()[: int(np.prod(mesh))]
-  mesh = mesh_lib.make_mesh(*mesh, devices=devices)
+  mesh = parallel_mesh.make_mesh(*mesh, devices=devices)
   model = transformer.build(CONFIG, rules.activation_constraint(mesh))
   params = model.init(jax.random.key(0))
   reference = jax.tree.map(lambda x, y: x + 0.1 * y, params, model.init(jax.random.key(1)))
   tx = optax.sgd(1.0)
-  state = state_lib.TrainState.create(params, tx, jax.random.key(0))
-  shardings = state_lib.shardings(mesh, state)
-  step = step_lib.build_train_step(
+  state = training_state.TrainState.create(params, tx, jax.random.key(0))
+  shardings = training_state.shardings(mesh, state)
+  step = training_step.build_train_step(
     Policy(model), objectives.parse(objective), tx, chunk=chunk, microbatches=microbatches, mesh=mesh
   )
   after, metrics = jax.jit(step, out_shardings=(shardings, rules.replicated(mesh)))(
     jax.device_put(state, shardings),
-    jax.device_put(state_lib.Frozen(references.Live(reference)), state_lib.Frozen(references.Live(shardings.params))),
+    jax.device_put(
+      training_state.Frozen(references.Live(reference)), training_state.Frozen(references.Live(shardings.params))
+    ),
     jax.device_put(make_batch(padding), rules.batch_sharding(mesh)),
   )
   return float(metrics['loss']), jax.tree.map(lambda x, y: np.asarray(x) - np.asarray(y), params, after.params)

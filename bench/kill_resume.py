@@ -1,10 +1,10 @@
-"""Kills a training run at random moments, resumes it, and compares it bit for bit with a run that nothing interrupts.
+"""Kills a training run at random times, resumes it, and compares it bit for bit with an uninterrupted run.
 
   python -m bench.kill_resume --kills=5
 
-Makes a tiny random model and tiny data in a temporary folder. Prints one JSON object: the number of kills, how many of
-them hit while a checkpoint was being written, the number of metrics compared, and whether all of them and the final
-parameters are equal in every bit. Exit code 0 if they are.
+Creates a tiny random model and a tiny dataset in a temporary folder. Prints one JSON object: the number of kills, how
+many of them interrupted a checkpoint, the number of metrics compared, and whether all metrics and the final parameters
+are bitwise equal. Exits with code 0 if they are.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ WORDS = ('film', 'story', 'warm', 'dull', 'bright', 'the', 'a', 'of', 'and', 'pe
 
 
 def write_pairs(path: pathlib.Path, count: int, seed: int) -> None:
-  """Random words; a chosen response ends well and a rejected one badly."""
+  """Writes pairs of random words; chosen responses end with 'good' and rejected ones with 'bad'."""
   generator = random.Random(seed)
 
   def text(words: int) -> str:
@@ -39,7 +39,7 @@ def write_pairs(path: pathlib.Path, count: int, seed: int) -> None:
 
 
 def start(folder: pathlib.Path, workdir: pathlib.Path, steps: int) -> subprocess.Popen:
-  """Starts or resumes a run, whose output goes to a file."""
+  """Starts or resumes a run, with its output in a log file."""
   settings = {
     'steps': steps,
     'batch_size': 8,
@@ -57,30 +57,30 @@ def start(folder: pathlib.Path, workdir: pathlib.Path, steps: int) -> subprocess
 
 
 def finish(process: subprocess.Popen, folder: pathlib.Path) -> None:
-  """Waits for a run that must succeed."""
+  """Waits for a run and raises a RuntimeError if it fails."""
   if process.wait() != 0:
     raise RuntimeError(f'exit code {process.returncode}:\n{(folder / "log").read_text(encoding="utf-8")}')
 
 
 def wait_for_progress(process: subprocess.Popen, workdir: pathlib.Path) -> None:
-  """Until a run writes records: a resumed run first removes those of steps that were undone, then adds its own."""
+  """Waits until a run writes new records. A resumed run first removes the records of lost steps, then adds its own."""
   file, least = workdir / 'metrics.jsonl', None
   while process.poll() is None:
     lines = file.read_bytes().count(b'\n') if file.exists() else 0
     least = lines if least is None else min(lines, least)
-    if lines > max(least, 1):  # the first record is the evaluation before training, and a compilation follows it
+    if lines > max(least, 1):  # the first record is the evaluation before training; the step compiles after it
       return
     time.sleep(0.005)
 
 
 def deterministic(workdir: pathlib.Path) -> list[dict[str, float]]:
-  """All metrics but those of the clock."""
+  """All metrics except timings."""
   records = metrics.read_jsonl(workdir / 'metrics.jsonl')
   return [{k: v for k, v in record.items() if not k.startswith(metrics.TIME_PREFIX)} for record in records]
 
 
 def run(kills: int, steps: int, seed: int, folder: pathlib.Path) -> dict[str, object]:
-  """Does what the module says, in an empty folder."""
+  """Runs the comparison in an empty folder and returns the results."""
   assets.write_tiny_model(folder / 'model')
   write_pairs(folder / 'train.jsonl', 61, seed=0)
   write_pairs(folder / 'eval.jsonl', 11, seed=1)
@@ -89,7 +89,7 @@ def run(kills: int, steps: int, seed: int, folder: pathlib.Path) -> dict[str, ob
   wait_for_progress(process, whole)
   began = time.monotonic()
   finish(process, folder)
-  window = 1.2 * (time.monotonic() - began) / kills  # so that the last kills still find a run that is not done
+  window = 1.2 * (time.monotonic() - began) / kills  # so that the run is usually still active at the last kill
   generator = random.Random(seed)
   done, in_a_save = 0, 0
   for _ in range(kills):
@@ -98,7 +98,7 @@ def run(kills: int, steps: int, seed: int, folder: pathlib.Path) -> dict[str, ob
     time.sleep(generator.uniform(0, window))
     process.send_signal(signal.SIGKILL)
     if process.wait() != -signal.SIGKILL:
-      break  # it was done before
+      break  # the run finished before the kill
     done += 1
     in_a_save += any((killed / 'checkpoints').glob('*-tmp*'))
   finish(start(folder, killed, steps), folder)
@@ -126,6 +126,6 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == '__main__':
   flags.DEFINE_integer('kills', 5, 'How often to kill the run.', lower_bound=1)
-  flags.DEFINE_integer('steps', 60, 'Updates of the run.', lower_bound=1)
-  flags.DEFINE_integer('seed', 0, 'Of the moments.')
+  flags.DEFINE_integer('steps', 60, 'Number of updates of the run.', lower_bound=1)
+  flags.DEFINE_integer('seed', 0, 'Seed of the kill times.')
   app.run(main)

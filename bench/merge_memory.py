@@ -1,11 +1,11 @@
-"""Peak memory of merging two models of 135M parameters, as a part of the size of one, and whether the result speaks.
+"""Peak memory of merging two models of 135M parameters, relative to the size of one, and a sample from the result.
 
   python -m bench.merge_memory
   python -m bench.merge_memory --model=base --method='dare(density=0.5)'
 
-SmolLM2-135M-Instruct is converted, unless --model names another folder; two copies of it are perturbed at random and
-merged, by each method in a process of its own, over the original as the base where the method takes one. `peak` is the
-resident set of that process, with Python and JAX in it, whose share is that of the line `import`.
+SmolLM2-135M-Instruct is converted, unless --model names another folder. Two randomly perturbed copies are merged by
+each method, in a separate process; methods that need a base use the original. `peak` is the peak resident set size of
+that process. It includes Python and JAX, whose share is the line `import`.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from alignjax.run import folder_tensors, merge_folders, smollm2
 from alignjax.sampling import strategies, text
 
 ROOT = pathlib.Path(__file__).parents[1]
-# A process that a large one starts counts that one's memory as its own peak, so that a small one stands between.
+# A child process inherits the peak memory of its parent, so a small process launches the measured one.
 LAUNCHER = """
 import os, subprocess, sys
 process = subprocess.Popen(sys.argv[1:], stdout=sys.stderr)
@@ -35,19 +35,19 @@ sys.exit(os.waitstatus_to_exitcode(status))
 METHODS = ('linear()', 'slerp()', 'ties(density=0.5)', 'dare(density=0.5)', 'model_stock()')
 
 _MODEL = flags.DEFINE_string('model', None, 'Folder of the base model; SmolLM2-135M-Instruct by default.')
-_METHODS = flags.DEFINE_multi_string('method', list(METHODS), 'Expressions of merge methods.')
+_METHODS = flags.DEFINE_multi_string('method', list(METHODS), 'Merge methods, as expressions.')
 _SPREAD = flags.DEFINE_float('spread', 1e-3, 'Standard deviation of the perturbations.')
 
 
 class Cost(NamedTuple):
-  """What a process took."""
+  """The cost of a process."""
 
   seconds: float
-  peak: int  # bytes
+  peak: int  # peak resident set size, in bytes
 
 
 def measure(arguments: Sequence[str]) -> Cost:
-  """Runs Python with these arguments."""
+  """Runs Python with these arguments and measures its time and peak memory."""
   began = time.monotonic()
   command = [sys.executable, '-I', '-S', '-c', LAUNCHER, sys.executable, *arguments]
   done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -74,7 +74,7 @@ def perturb(source: pathlib.Path, target: pathlib.Path, seed: int, spread: float
 
 
 def run(base: pathlib.Path, folder: pathlib.Path, methods: Sequence[str], spread: float) -> None:
-  """Does what the module says, in an empty folder."""
+  """Perturbs, merges and measures in an empty folder, and prints the table."""
   models = [folder / 'first', folder / 'second']
   for seed, model in enumerate(models):
     perturb(base, model, seed, spread)

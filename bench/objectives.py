@@ -1,14 +1,14 @@
 """Time and memory of a training step with each objective, relative to `dpo` with a live reference.
 
   python -m bench.objectives                                  a few of every kind, for V = 49,152 and 151,936
-  python -m bench.objectives --vocabulary=49152 --every       all that are exported
+  python -m bench.objectives --vocabulary=49152 --every       all exported objectives
   python -m bench.objectives --objective='ra_dpo(risk=cvar(0.9))'
 
-The model has the shape of SmolLM2-135M. All steps are compiled first. Then a round runs every step once, right after a
-`dpo` step of its own, in an order that changes from round to round: a machine that is slow for a while is so for both.
-A ratio is the median over rounds, with its quartiles. `operations` and `temporaries`, what the compiled program needs
-beyond its arguments, are the compiler's own account, without noise; it counts the body of a loop once. The first row
-has `dpo` against itself, as a measure of the noise.
+The model has the shape of SmolLM2-135M. All steps are compiled first. Each round then runs every step once, directly
+after a `dpo` step to compare with, in random order, so that temporary slowdowns of the machine affect both. Ratios are
+medians over rounds, with quartiles. `operations` and `temporaries` (the memory of the compiled program in addition to
+its arguments) come from the compiler and are exact, except that the body of a loop counts once. The first row compares
+`dpo` with itself, as a measure of noise.
 """
 
 import dataclasses
@@ -28,28 +28,28 @@ from alignjax.models import base as models
 from alignjax.models import transformer
 from alignjax.run import xla_flags
 from alignjax.training import references
-from alignjax.training import state as state_lib
-from alignjax.training import step as step_lib
+from alignjax.training import state as training_state
+from alignjax.training import step as training_step
 from alignjax.training.policy import Policy
 from alignjax.types import Params, PreferenceBatch
 from bench import shapes
 
 _OBJECTIVES = flags.DEFINE_multi_string(
-  'objective', None, 'Expressions to compare with dpo() instead of the usual ones.'
+  'objective', None, 'Objectives to compare with dpo(), as expressions, instead of the default selection.'
 )
-_EVERY = flags.DEFINE_bool('every', False, 'Compare every exported objective, with its defaults.')
+_EVERY = flags.DEFINE_bool('every', False, 'Compare all exported objectives, with their defaults.')
 _VOCABULARIES = flags.DEFINE_multi_integer('vocabulary', [49_152, 151_936], 'Vocabulary sizes.')
-_LAYERS = flags.DEFINE_integer('layers', 30, 'Layers of the trunk.')
+_LAYERS = flags.DEFINE_integer('layers', 30, 'Number of layers of the model.')
 _PROMPTS = flags.DEFINE_integer('prompts', 2, 'Prompts in the batch.')
-_PROMPT = flags.DEFINE_integer('prompt', 64, 'Tokens of a prompt.')
-_RESPONSE = flags.DEFINE_integer('response', 64, 'Tokens of a response.')
-_CHUNK = flags.DEFINE_integer('chunk', 256, 'Response tokens whose logits exist at once.')
-_ROUNDS = flags.DEFINE_integer('rounds', 7, 'Rounds, after one to warm up.', lower_bound=2)
-_COMPUTE_DTYPE = flags.DEFINE_enum('compute_dtype', 'float32', ['float32', 'bfloat16'], 'Of the trunk.')
+_PROMPT = flags.DEFINE_integer('prompt', 64, 'Tokens per prompt.')
+_RESPONSE = flags.DEFINE_integer('response', 64, 'Tokens per response.')
+_CHUNK = flags.DEFINE_integer('chunk', 256, 'Response tokens whose logits are in memory at once.')
+_ROUNDS = flags.DEFINE_integer('rounds', 7, 'Measured rounds, after one warm-up round.', lower_bound=2)
+_COMPUTE_DTYPE = flags.DEFINE_enum('compute_dtype', 'float32', ['float32', 'bfloat16'], 'Compute dtype of the model.')
 
 TX = optax.sgd(1e-6)
 USUAL = (
-  'dpo()',  # once more: the noise
+  'dpo()',  # measures the noise
   'ipo()',
   'simpo()',
   'importance_weighted(dpo())',
@@ -63,7 +63,7 @@ USUAL = (
 
 
 def batch_of(vocabulary: int) -> PreferenceBatch:
-  """Random tokens, all responses of full length; with scores, for those who read them."""
+  """A batch of random tokens and full-length responses, with scores for the objectives that read them."""
   rng = np.random.default_rng(0)
   prompts, shape = _PROMPTS.value, (_PROMPTS.value, 2, _RESPONSE.value)
   return PreferenceBatch(
@@ -84,15 +84,15 @@ class Contender:
     objective, self.bench = objectives.parse(expression), bench
     self.couples_rows = objective.couples_rows
     self.memory = {name: jnp.asarray(value, jnp.float32) for name, value in objective.memory.initial.items()}
-    step = step_lib.build_train_step(Policy(model), objective, TX, chunk=_CHUNK.value)
+    step = training_step.build_train_step(Policy(model), objective, TX, chunk=_CHUNK.value)
     state = dataclasses.replace(bench.state, memory=self.memory)
-    # Donated, as in training: else new parameters, and much scratch space with them, would have arrays of their own.
+    # Donate the state, as in training; otherwise new parameters, and much scratch space, would need separate arrays.
     self.program = jax.jit(step, donate_argnums=0).lower(state, bench.frozen, bench.batch).compile()
     self.temporaries = self.program.memory_analysis().temp_size_in_bytes
     self.operations = self.program.cost_analysis()['flops']
 
   def run(self) -> float:
-    """Seconds of one step, which all contenders take in turn from one state."""
+    """Runs one step from the state that all contenders share; returns its time in seconds."""
     state = dataclasses.replace(self.bench.state, memory=self.memory)
     start = time.perf_counter()
     state, _ = jax.block_until_ready(self.program(state, self.bench.frozen, self.bench.batch))
@@ -102,12 +102,12 @@ class Contender:
 
 
 class Bench:
-  """What the contenders share: one state, one reference, one batch."""
+  """The state, reference and batch that all contenders share."""
 
   def __init__(self, params: Params, batch: PreferenceBatch):
     reference = jax.tree.map(lambda x: x + 1e-3 * jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape), params)
-    self.state = state_lib.TrainState.create(params, TX, jax.random.key(0))
-    self.frozen, self.batch = state_lib.Frozen(references.Live(reference)), batch
+    self.state = training_state.TrainState.create(params, TX, jax.random.key(0))
+    self.frozen, self.batch = training_state.Frozen(references.Live(reference)), batch
 
 
 def compare(vocabulary: int, names: list[str]) -> None:
@@ -128,7 +128,7 @@ def compare(vocabulary: int, names: list[str]) -> None:
     for name in order:
       seconds.append(base.run())
       ratios[name].append(contenders[name].run() / seconds[-1])
-  print(f'dpo(): {statistics.median(seconds):.2f} s a step, {_ROUNDS.value} rounds')
+  print(f'dpo(): {statistics.median(seconds):.2f} s per step, {_ROUNDS.value} rounds')
   print('| objective | time / dpo | quartiles | operations / dpo | temporaries / dpo | couples rows |')
   print('|---|---|---|---|---|---|')
   for name, contender in contenders.items():

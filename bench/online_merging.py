@@ -1,14 +1,14 @@
-"""What online merging costs: time of an optimizer's update, its share of a training step, and bytes of state.
+"""The cost of online merging: time of an optimizer update, its share of a training step, and size of the state.
 
   python -m bench.online_merging                           an update of all parameters of SmolLM2-135M
-  python -m bench.online_merging --step                    and a whole DPO step, of 2 prompts; --noupdate: only that
-  python -m bench.online_merging --layers=4 --rounds=5     a smaller tree
+  python -m bench.online_merging --step                    also a DPO step with 2 prompts; with --noupdate only that
+  python -m bench.online_merging --layers=4 --rounds=5     a smaller model
 
-All programs are compiled first. Then a round runs every contender once, right after plain Adam, in an order that
-changes from round to round: a machine that is slow for a while is so for both. A ratio is the median over rounds, with
-its quartiles; the first row has Adam against itself, as a measure of the noise. Gradients, or batches, are fresh in
-every round, and the first rounds are not counted: the first updates of Adam are all nearly equal in magnitude, which
-makes their thresholds hard to find, and repeated gradients would keep them so. tau is bfloat16.
+All programs are compiled first. Each round then runs every contender once, directly after plain Adam, in random order,
+so that temporary slowdowns of the machine affect both. Ratios are medians over rounds, with quartiles; the first row
+compares Adam with itself, as a measure of noise. Every round has new gradients or batches, and the first rounds are not
+counted: Adam's first updates have nearly equal magnitudes, which makes their thresholds hard to find, and repeating the
+gradients would preserve that. tau is bfloat16.
 """
 
 from collections.abc import Callable
@@ -28,19 +28,19 @@ import optax
 from alignjax import objectives, optim
 from alignjax.models import transformer
 from alignjax.training import references
-from alignjax.training import state as state_lib
-from alignjax.training import step as step_lib
+from alignjax.training import state as training_state
+from alignjax.training import step as training_step
 from alignjax.training.policy import Policy
 from alignjax.types import Params, PreferenceBatch
 from bench import shapes
 
-_LAYERS = flags.DEFINE_integer('layers', 30, 'Layers of the trunk.')
-_ROUNDS = flags.DEFINE_integer('rounds', 7, 'Rounds that are counted.', lower_bound=2)
-_WARMUP = flags.DEFINE_integer('warmup', 8, 'Rounds before them.', lower_bound=1)
+_LAYERS = flags.DEFINE_integer('layers', 30, 'Number of layers of the model.')
+_ROUNDS = flags.DEFINE_integer('rounds', 7, 'Measured rounds.', lower_bound=2)
+_WARMUP = flags.DEFINE_integer('warmup', 8, 'Warm-up rounds before the measured rounds.', lower_bound=1)
 _UPDATE = flags.DEFINE_bool('update', True, 'Time updates of all parameters.')
 _STEP = flags.DEFINE_bool('step', False, 'Time whole training steps.')
 _PROMPTS = flags.DEFINE_integer('prompts', 2, 'Prompts in the batch of a training step.')
-_TOKENS = flags.DEFINE_integer('tokens', 64, 'Tokens of a prompt, and of each of its two responses.')
+_TOKENS = flags.DEFINE_integer('tokens', 64, 'Tokens per prompt, and per response (two for each prompt).')
 
 RATE, ALPHA = 1e-6, 1e-7
 ADAM = 'adam'
@@ -54,7 +54,7 @@ MERGES = {
 
 @functools.partial(jax.jit, static_argnames='dtype')
 def noise(params: Params, seed: int, dtype: Any = jnp.float32) -> Params:
-  """A tree like `params` of normal numbers, as large as tau or a gradient may be."""
+  """A tree like `params` of normal random numbers, with a typical magnitude of tau or a gradient."""
   leaves, structure = jax.tree.flatten(params)
   keys = jax.random.split(jax.random.key(seed, impl='unsafe_rbg'), len(leaves))
   return structure.unflatten(
@@ -63,7 +63,7 @@ def noise(params: Params, seed: int, dtype: Any = jnp.float32) -> Params:
 
 
 class Update:
-  """A jitted update of all parameters by one optimizer, from gradients."""
+  """A compiled update of all parameters by one optimizer, given gradients."""
 
   def __init__(self, tx: optax.GradientTransformation, bench: 'Updates'):
     self.bench, self.state = bench, tx.init(bench.params)
@@ -85,7 +85,7 @@ class Update:
 
 
 class Updates:
-  """What the updates share."""
+  """The parameters and the delta that all updates share."""
 
   contender = Update
 
@@ -100,12 +100,12 @@ class Step:
   def __init__(self, tx: optax.GradientTransformation, bench: 'Steps'):
     self.bench, self.opt_state = bench, tx.init(bench.params)
     self.bytes = sum(x.nbytes for x in jax.tree.leaves(self.opt_state))
-    step = step_lib.build_train_step(Policy(bench.model), objectives.dpo(), tx, chunk=256)
+    step = training_step.build_train_step(Policy(bench.model), objectives.dpo(), tx, chunk=256)
     self.program = jax.jit(step, donate_argnums=0).lower(self._state(), bench.frozen, bench.batch(0)).compile()
 
-  def _state(self) -> state_lib.TrainState:
+  def _state(self) -> training_state.TrainState:
     zero = jnp.zeros((), jnp.int32)
-    return state_lib.TrainState(zero, self.bench.params, self.opt_state, jax.random.key(0))
+    return training_state.TrainState(zero, self.bench.params, self.opt_state, jax.random.key(0))
 
   def run(self, round_: int) -> float:
     state, batch = self._state(), jax.block_until_ready(self.bench.batch(round_))
@@ -117,7 +117,7 @@ class Step:
 
 
 class Steps:
-  """What the training steps share."""
+  """The model, parameters and frozen state that all training steps share."""
 
   contender = Step
 
@@ -125,7 +125,9 @@ class Steps:
     self.model, self.params = model, jax.jit(model.init)(jax.random.key(0))
     self.vocabulary = vocabulary
     delta = noise(self.params, 1, jnp.bfloat16)
-    self.frozen = state_lib.Frozen(references.Live(jax.tree.map(jnp.add, self.params, noise(self.params, 2))), delta)
+    self.frozen = training_state.Frozen(
+      references.Live(jax.tree.map(jnp.add, self.params, noise(self.params, 2))), delta
+    )
 
   def batch(self, round_: int) -> PreferenceBatch:
     prompts, tokens = _PROMPTS.value, _TOKENS.value
@@ -156,7 +158,7 @@ def compare(title: str, bench: Updates | Steps) -> None:
     print(f'{title}, round {round_ - _WARMUP.value + 1} of {_ROUNDS.value}: {latest}', file=sys.stderr, flush=True)
   size = sum(x.size for x in jax.tree.leaves(bench.params))
   print(f'\n{title}: {size / 1e6:.1f} million parameters, {ADAM}: {statistics.median(seconds):.3f} s')
-  print('| optimizer | time / adam | quartiles | state, bytes a parameter |\n|---|---|---|---|')
+  print('| optimizer | time / adam | quartiles | state, bytes per parameter |\n|---|---|---|---|')
   for name, contender in contenders.items():
     low, middle, high = statistics.quantiles(ratios[name][_WARMUP.value :], n=4)
     print(f'| `{name}` | {middle:.3f} | {low:.3f} to {high:.3f} | {contender.bytes / size:.1f} |', flush=True)

@@ -1,11 +1,11 @@
-"""What encoding each prompt once for all of its responses saves, and that it changes nothing.
+"""The savings from encoding each prompt once for all of its responses, and a check that results do not change.
 
   python -m bench.prefix_sharing
 
-FLOPs are those of the trunk of SmolLM2-135M, without its head, by XLA's cost analysis of the lowered program; nothing
-that large is compiled or run. Layers are unrolled for it, because the analysis counts the body of a loop once, and
-nothing is rematerialised. Concatenated, the same decoder reads prompt + response as one sequence for each response.
-The differences are those of a small decoder with random weights, float32 and uneven lengths.
+FLOPs are those of SmolLM2-135M without its head, from XLA's cost analysis of the lowered program; the large model is
+never compiled or run. Its layers are unrolled, because the analysis counts the body of a loop once, and nothing is
+rematerialised. `concatenated` means that the same decoder reads prompt + response as one sequence per response. The
+differences are those of a small decoder with random weights, float32 and uneven lengths.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from alignjax.types import Array, Params
 from bench import shapes
 
 _CASES = flags.DEFINE_multi_string(
-  'case', ['384/2x64', '128/2x384'], 'Prompt tokens / responses x response tokens; may be repeated.'
+  'case', ['384/2x64', '128/2x384'], 'Prompt tokens / number of responses x response tokens; may be repeated.'
 )
 _SEED = flags.DEFINE_integer('seed', 0, 'Seed of the small decoder and its batch.')
 
@@ -38,13 +38,13 @@ class Tokens(NamedTuple):
 
 
 def parse_case(text: str) -> tuple[int, int, int]:
-  """'384/2x64' as P, N and R."""
+  """Parses '384/2x64' into P, N and R."""
   try:
     prompt, responses = text.split('/')
     samples, response = responses.split('x')
     return int(prompt), int(samples), int(response)
   except ValueError:
-    raise ValueError(f'--case={text!r} must be written like 384/2x64') from None
+    raise ValueError(f'--case={text!r} must have the form 384/2x64') from None
 
 
 def abstract_tokens(prompts: int, prompt: int, samples: int, response: int) -> Tokens:
@@ -53,12 +53,12 @@ def abstract_tokens(prompts: int, prompt: int, samples: int, response: int) -> T
 
 
 def flops(function: Callable[[Params, Tokens], Array], params: Params, tokens: Tokens) -> float:
-  """Of one call, by the analysis of the lowered program."""
+  """The FLOPs of one call, from the cost analysis of the lowered program."""
   return jax.jit(function).lower(params, tokens).cost_analysis()['flops']
 
 
 def trunk(model: base.LanguageModel) -> tuple[Callable, Callable]:
-  """The forward over valid entries reduced to a number, and its gradient."""
+  """A forward pass, summed over valid entries, and its gradient."""
 
   def forward(params: Params, tokens: Tokens) -> Array:
     states = model.hidden(params, *tokens)
@@ -92,7 +92,7 @@ def small_batch(rng: np.random.Generator, vocab_size: int) -> Tokens:
 
 
 def concatenate(tokens: Tokens) -> tuple[Tokens, tuple[np.ndarray, ...]]:
-  """One row for each response, its prompt being the first token alone; and where the valid entries have gone."""
+  """Builds one row per response, with only its first token as the prompt; also returns the indices of valid entries."""
   sequences, rows, entries = [], [], []
   for b, n in np.ndindex(tokens.response_length.shape):
     prompt_length, length = tokens.prompt_length[b], tokens.response_length[b, n]

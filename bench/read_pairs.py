@@ -1,10 +1,10 @@
-"""Rows a second of reading preference data: checked alone, and checked and tokenised.
+"""Rows per second of reading preference data, with validation only and with tokenisation.
 
   python -m bench.read_pairs
   python -m bench.read_pairs --rows=100000 --case=chat --case=parquet --model=path/to/model
 
-Rows of about 300 bytes are written to a temporary folder. Both clocks are given: `CPU` is the time of this process, and
-tokenising uses all cores, so that there it exceeds `wall` on an idle machine.
+Writes rows of about 300 bytes to a temporary folder and reports two times: `wall`, and `CPU`, the CPU time of this
+process. Tokenisation uses all cores, so its CPU time exceeds the wall time on an idle machine.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,16 +26,18 @@ from alignjax.data.tokens import encoding, tokenization
 from tests import assets
 
 ROWS_BETWEEN_MESSAGES = 100_000
-VOCABULARY = 10**6  # more than any tokenizer has: no model stands behind this
+VOCABULARY = 10**6  # larger than any tokenizer, because no model is involved
 
-_ROWS = flags.DEFINE_integer('rows', 1_000_000, 'Rows of the files whose rows are checked.')
-_TOKENIZED_ROWS = flags.DEFINE_integer('tokenized_rows', 50_000, 'Rows that are tokenised as well.')
-_CASES = flags.DEFINE_multi_string('case', ['plain'], 'Of plain, labelled, chat, hh, scored, json, csv and parquet.')
-_MODEL = flags.DEFINE_string('model', None, 'Folder whose tokenizer is used; the tiny one of the tests by default.')
+_ROWS = flags.DEFINE_integer('rows', 1_000_000, 'Number of rows to validate.')
+_TOKENIZED_ROWS = flags.DEFINE_integer('tokenized_rows', 50_000, 'Number of rows to validate and tokenise.')
+_CASES = flags.DEFINE_multi_string(
+  'case', ['plain'], 'Cases to measure: plain, labelled, chat, hh, scored, json, csv or parquet.'
+)
+_MODEL = flags.DEFINE_string('model', None, 'Folder with the tokenizer; the tiny tokenizer of the tests by default.')
 
 
 def sentences(draw: random.Random) -> list[str]:
-  """Texts of about 90 characters, one in ten with letters that are not ASCII."""
+  """Texts of about 90 characters; one in ten contains non-ASCII letters."""
   words = ' '.join(assets.CORPUS).split()
   return [' '.join(draw.choices([*words, 'Straße', 'café'] if i % 10 == 0 else words, k=17)) for i in range(5000)]
 
@@ -63,7 +65,7 @@ def scored(prompt: str, chosen: str, rejected: str) -> dict[str, Any]:
   return {'prompt': prompt, 'responses': [chosen, rejected], 'scores': [0.5, 1.5]}
 
 
-# The expression's form, the ending of the file, and a row.
+# The form in the data expression, the file extension, and a function that makes a row.
 CASES: dict[str, tuple[str, str, Callable[[str, str, str], dict[str, Any]]]] = {
   'plain': ('preference', '.jsonl', plain),
   'labelled': ('preference', '.jsonl', labelled),
@@ -77,7 +79,7 @@ CASES: dict[str, tuple[str, str, Callable[[str, str, str], dict[str, Any]]]] = {
 
 
 def write(path: pathlib.Path, rows: Iterator[dict[str, Any]]) -> None:
-  """Writes rows in the way that the ending of the name says."""
+  """Writes rows in the format of the file extension."""
   if path.suffix == '.parquet':
     parquet.write_table(pyarrow.Table.from_pylist(list(rows)), path)
     return
@@ -99,7 +101,7 @@ def tell(text: str) -> None:
 
 
 def watched(found: Iterator[rows.Example]) -> Iterator[rows.Example]:
-  """The same pairs, with a message now and then."""
+  """Passes on the pairs and reports progress from time to time."""
   began = time.monotonic()
   for i, pair in enumerate(found, 1):
     if i % ROWS_BETWEEN_MESSAGES == 0:
@@ -108,20 +110,20 @@ def watched(found: Iterator[rows.Example]) -> Iterator[rows.Example]:
 
 
 def measure(name: str, what: str, consume: Callable[[drops.DropReport], Any], size: int) -> None:
-  """Prints a line of the table."""
+  """Measures one case and prints a line of the table."""
   report = drops.DropReport()
   wall, cpu = time.monotonic(), time.process_time()
   consume(report)
   wall, cpu = time.monotonic() - wall, time.process_time() - cpu
   print(
-    f'{name:8}  {what:9}  {report.read:8} rows  {size / report.read:4.0f} bytes a row  wall {wall:6.1f} s  '
+    f'{name:8}  {what:9}  {report.read:8} rows  {size / report.read:4.0f} bytes/row  wall {wall:6.1f} s  '
     f'CPU {cpu:6.1f} s  {report.read / wall:8.0f} rows/s  {report.read / cpu:8.0f} rows/CPU s  {report.kept} kept',
     flush=True,
   )
 
 
 def run(name: str, folder: pathlib.Path, tokenizer: tokenization.Tokenizer) -> None:
-  """Writes files of a case and reads them, a long one without tokens and a short one with them."""
+  """Writes and reads the files of a case: a long file for validation and a short one for tokenisation."""
   form, ending, row = CASES[name]
   draw = random.Random(0)
   texts = sentences(draw)
@@ -151,7 +153,7 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f'unexpected arguments: {argv[1:]}')
   unknown = sorted(set(_CASES.value) - set(CASES))
   if unknown:
-    raise app.UsageError(f'--case={unknown[0]}: is none of {", ".join(CASES)}')
+    raise app.UsageError(f'--case={unknown[0]}: must be one of {", ".join(CASES)}')
   with tempfile.TemporaryDirectory() as folder:
     folder = pathlib.Path(folder)
     if not _MODEL.value:

@@ -1,4 +1,4 @@
-"""The shapes of models that benchmarks measure, without their weights."""
+"""Model configurations for benchmarks, without weights."""
 
 from alignjax.models import transformer
 
@@ -16,7 +16,7 @@ SMOLLM2_135M = transformer.TransformerConfig(
   max_positions=8192,
 )
 
-# A narrow trunk under a vocabulary of realistic size: the head takes about half of a step.
+# A narrow model with a vocabulary of realistic size, so that the head takes about half of the time of a step.
 NARROW = transformer.TransformerConfig(
   vocab_size=16_384,
   width=256,

@@ -1,11 +1,11 @@
-"""Memory of the compiled training step, with logits in chunks and with all of them at once; nothing is run.
+"""Memory of the compiled training step, with logits in chunks and all at once. Nothing is executed.
 
   python -m bench.step_memory
 
-The model has the shape of SmolLM2-135M, with its own vocabulary and with that of Llama 3. `temporaries` is what the
-program needs beyond its arguments (parameters, Adam's moments, the reference and the batch) by the compiler's own
-account; state and gradients are updated in place of the arguments. `logits` is the size of one float32 array of logits
-for the whole batch.
+The model has the shape of SmolLM2-135M, with its own vocabulary and with that of Llama 3. `temporaries` is the memory
+that the program needs in addition to its arguments (parameters, Adam's moments, the reference and the batch), as
+reported by the compiler. The arguments are donated, so state and gradients reuse their memory. `logits` is the size of
+one float32 array of logits for the whole batch.
 """
 
 import dataclasses
@@ -18,16 +18,16 @@ import optax
 from alignjax import objectives
 from alignjax.models import transformer
 from alignjax.training import references
-from alignjax.training import state as state_lib
-from alignjax.training import step as step_lib
+from alignjax.training import state as training_state
+from alignjax.training import step as training_step
 from alignjax.training.policy import Policy
 from alignjax.types import PreferenceBatch
 from bench import shapes
 
 _PROMPTS = flags.DEFINE_integer('prompts', 8, 'Prompts in the batch, two responses each.')
-_PROMPT = flags.DEFINE_integer('prompt', 128, 'Tokens of a prompt.')
-_RESPONSE = flags.DEFINE_integer('response', 256, 'Tokens of a response.')
-_CHUNK = flags.DEFINE_integer('chunk', 512, 'Response tokens whose logits exist at once.')
+_PROMPT = flags.DEFINE_integer('prompt', 128, 'Tokens per prompt.')
+_RESPONSE = flags.DEFINE_integer('response', 256, 'Tokens per response.')
+_CHUNK = flags.DEFINE_integer('chunk', 512, 'Response tokens whose logits are in memory at once.')
 _VOCABULARIES = flags.DEFINE_multi_integer('vocabulary', [49_152, 128_256], 'Vocabulary sizes.')
 
 
@@ -52,10 +52,10 @@ def compile_step(vocabulary: int, chunk: int) -> jax.stages.Compiled:
   config = dataclasses.replace(shapes.SMOLLM2_135M, vocab_size=vocabulary, remat='full')
   model, tx = transformer.build(config), optax.adamw(1e-6)
   params = jax.eval_shape(model.init, jax.random.key(0))
-  state = jax.eval_shape(lambda p: state_lib.TrainState.create(p, tx, jax.random.key(0)), params)
-  step = step_lib.build_train_step(Policy(model), objectives.dpo(), tx, chunk=chunk)
+  state = jax.eval_shape(lambda p: training_state.TrainState.create(p, tx, jax.random.key(0)), params)
+  step = training_step.build_train_step(Policy(model), objectives.dpo(), tx, chunk=chunk)
   batch = abstract_batch(_PROMPTS.value, _PROMPT.value, _RESPONSE.value)
-  return jax.jit(step, donate_argnums=0).lower(state, state_lib.Frozen(references.Live(params)), batch).compile()
+  return jax.jit(step, donate_argnums=0).lower(state, training_state.Frozen(references.Live(params)), batch).compile()
 
 
 def main(_):

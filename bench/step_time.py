@@ -1,13 +1,12 @@
-"""Time and memory of the training step of this checkout against that of another one.
+"""Time and memory of the training step in this checkout compared with another checkout.
 
   python -m bench.step_time --against=../other                                     on one device
   python -m bench.step_time --against=../other --devices=8 --case=dpo --case=lora   on 8 virtual CPU devices
 
-Each checkout runs its own copy of this file in a process of its own, so the other one must have it. Both compile every
-case first. Then each round runs a few steps of each case in both, in an order that changes from round to round. A
-ratio is the median over rounds of the times of such a pair, with its range. `temporaries` is what the compiled program
-needs beyond its arguments on each device, by the compiler's own account. `loss` is the relative difference of the last
-losses.
+Each checkout runs its own copy of this file in a separate process, so the other checkout must have the file. Both
+compile all cases first. Each round then runs a few steps of each case in both checkouts, in random order. Ratios are
+medians over rounds, with ranges. `temporaries` is the memory per device that the compiled program needs in addition to
+its arguments, as reported by the compiler. `loss` is the relative difference between the last losses.
 """
 
 import json
@@ -28,11 +27,11 @@ import optax
 
 from alignjax import objectives
 from alignjax.models import lora, transformer
-from alignjax.parallel import mesh as mesh_lib
+from alignjax.parallel import mesh as parallel_mesh
 from alignjax.parallel import rules
 from alignjax.training import references
-from alignjax.training import state as state_lib
-from alignjax.training import step as step_lib
+from alignjax.training import state as training_state
+from alignjax.training import step as training_step
 from alignjax.training.policy import Policy
 from alignjax.types import PreferenceBatch
 from bench import shapes
@@ -44,20 +43,20 @@ CASES: dict[str, tuple[objectives.Objective, dict[str, Any]]] = {
   'alpha_dpo_microbatches': (objectives.alpha_dpo(), {'microbatches': 2}),
   'lora': (objectives.dpo(), {'adapter': lora.LoRA()}),
 }
-_AGAINST = flags.DEFINE_string('against', '', 'Folder of the other checkout; empty measures this one alone.')
+_AGAINST = flags.DEFINE_string('against', '', 'Folder of the other checkout; empty compares this one with itself.')
 _CASES = flags.DEFINE_multi_enum('case', list(CASES), list(CASES), 'Steps to measure.')
-_DEVICES = flags.DEFINE_integer('devices', 1, 'Devices; more than one are virtual CPU devices on the axis `data`.')
+_DEVICES = flags.DEFINE_integer('devices', 1, 'Number of devices; more than one uses virtual CPU devices on axis data.')
 _PROMPTS = flags.DEFINE_integer('prompts', 16, 'Prompts in the batch, two responses each.')
-_PROMPT = flags.DEFINE_integer('prompt', 32, 'Tokens of a prompt.')
-_RESPONSE = flags.DEFINE_integer('response', 32, 'Tokens of a response.')
-_CHUNK = flags.DEFINE_integer('chunk', 128, 'Response tokens whose logits exist at once on a device.')
-_ROUNDS = flags.DEFINE_integer('rounds', 7, 'Rounds, after one to warm up.', lower_bound=1)
-_STEPS = flags.DEFINE_integer('steps', 2, 'Steps of a case in a round.')
-_WORKER = flags.DEFINE_bool('worker', False, 'Serve steps on standard input and output; set by the parent process.')
+_PROMPT = flags.DEFINE_integer('prompt', 32, 'Tokens per prompt.')
+_RESPONSE = flags.DEFINE_integer('response', 32, 'Tokens per response.')
+_CHUNK = flags.DEFINE_integer('chunk', 128, 'Response tokens whose logits are in memory at once on a device.')
+_ROUNDS = flags.DEFINE_integer('rounds', 7, 'Measured rounds, after one warm-up round.', lower_bound=1)
+_STEPS = flags.DEFINE_integer('steps', 2, 'Steps per case and round.')
+_WORKER = flags.DEFINE_bool('worker', False, 'Run steps on request from standard input; set by the parent process.')
 
 
 def batch_of(vocabulary: int) -> PreferenceBatch:
-  """Random tokens, all responses of full length."""
+  """A batch of random tokens and full-length responses."""
   rng = np.random.default_rng(0)
   prompts, shape = _PROMPTS.value, (_PROMPTS.value, 2, _RESPONSE.value)
   return PreferenceBatch(
@@ -76,25 +75,25 @@ class Contender:
   def __init__(self, case: str):
     objective, options = CASES[case]
     options = dict(options)
-    mesh = mesh_lib.make_mesh(_DEVICES.value, 1, 1, devices=jax.devices()[: _DEVICES.value])
+    mesh = parallel_mesh.make_mesh(_DEVICES.value, 1, 1, devices=jax.devices()[: _DEVICES.value])
     policy = Policy(transformer.build(shapes.NARROW, rules.activation_constraint(mesh)), options.pop('adapter', None))
     model, tx = policy.model, optax.sgd(1e-2)
     base, other = (model.init(jax.random.key(seed)) for seed in range(2))
     if policy.adapter is None:
-      params, frozen = base, state_lib.Frozen(references.Live(other))
+      params, frozen = base, training_state.Frozen(references.Live(other))
     else:
       params = policy.init(jax.random.key(2), base)
-      frozen = state_lib.Frozen(references.Base(), base=base)
+      frozen = training_state.Frozen(references.Base(), base=base)
     whole = rules.replicated(mesh)
-    state = state_lib.TrainState.create(params, tx, jax.random.key(0), objective.memory.initial)
+    state = training_state.TrainState.create(params, tx, jax.random.key(0), objective.memory.initial)
     self.state, self.frozen = jax.device_put((state, frozen), whole)
     self.batch = jax.device_put(batch_of(shapes.NARROW.vocab_size), rules.batch_sharding(mesh))
-    step = step_lib.build_train_step(policy, objective, tx, chunk=_CHUNK.value, mesh=mesh, **options)
+    step = training_step.build_train_step(policy, objective, tx, chunk=_CHUNK.value, mesh=mesh, **options)
     step = jax.jit(step, donate_argnums=0, out_shardings=whole)
     self.program = step.lower(self.state, self.frozen, self.batch).compile()
 
   def run(self) -> dict[str, float]:
-    """Seconds and loss of a few steps."""
+    """Runs a few steps; returns their time in seconds and the last loss."""
     start = time.perf_counter()
     for _ in range(_STEPS.value):
       self.state, metrics = jax.block_until_ready(self.program(self.state, self.frozen, self.batch))
@@ -102,7 +101,7 @@ class Contender:
 
 
 def serve() -> None:
-  """Compiles all cases and reports their memory, then runs a case for each line of standard input that names it."""
+  """Compiles all cases and reports their memory, then runs the case named on each line of standard input."""
   jax.config.update('jax_num_cpu_devices', _DEVICES.value)
   contenders = {case: Contender(case) for case in _CASES.value}
   memory = {case: one.program.memory_analysis().temp_size_in_bytes for case, one in contenders.items()}
@@ -144,7 +143,7 @@ def compare() -> None:
     worker.process.stdin.close()
     worker.process.wait()
   print(f'{_DEVICES.value} device(s), {_ROUNDS.value} rounds of {_STEPS.value} steps')
-  print('| case | seconds a step | time / other | range | temporaries, MiB | of the other, MiB | loss |')
+  print('| case | seconds per step | time / other | range | temporaries, MiB | other temporaries, MiB | loss |')
   print('|---|---|---|---|---|---|---|')
   for case in _CASES.value:
     own = ratios[case][1:]  # the first round warms up

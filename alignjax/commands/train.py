@@ -11,8 +11,8 @@ it is finished. On SIGTERM the run saves a checkpoint and exits.
 Exit codes: 0 done; 1 an error in configuration, data or numerics, which a restart does not fix; 42 stopped on request,
 and saved: start it again; 134 a crash.
 
---config=path.py names a file whose get_config() returns what `alignjax.run.settings.config_dict` makes; a config.json
-of an earlier run and .yaml files work too. --config.batch_size=16 and --batch_size=16 change one setting of it.
+--config=path.py names a file whose get_config() returns `alignjax.run.settings.config_dict(...)`. The config.json of an
+earlier run and .yaml files work too. --config.batch_size=16 and --batch_size=16 both override one setting.
 """
 
 from alignjax.commands import program

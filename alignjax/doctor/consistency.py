@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from alignjax import stats
 from alignjax.doctor import findings, start
-from alignjax.sampling import sampler, strategies
+from alignjax.sampling import sampler
 from alignjax.training import forward
 from alignjax.training.policy import Policy
 from alignjax.training.state import Frozen
@@ -40,17 +40,8 @@ def examine_sampling(subject: Subject, key: Array, *, compute_dtype: str) -> lis
 
   def gap(params: Params, frozen: Frozen, batch: PreferenceBatch, key: Array) -> Array:
     model = policy.bind(frozen.base)
-    drawn = sampler.sample(
-      model,
-      params,
-      batch.prompt,
-      batch.prompt_length,
-      key,
-      samples=1,
-      max_new_tokens=SAMPLED,
-      strategy=strategies.chain(),
-      end_ids=(),
-    )
+    prompts = sampler.Prompts(batch.prompt, batch.prompt_length)
+    drawn = sampler.sample(model, params, prompts, key, sampler.Decoding(samples=1, max_new_tokens=SAMPLED))
     again = dataclasses.replace(batch, response=drawn.response, response_length=drawn.response_length, cached={})
     hidden = forward.hidden_states(model, params, again)
     table = stats.statistics({stats.logp}, hidden, None, again, chunk=again.response.size)

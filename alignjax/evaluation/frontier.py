@@ -1,4 +1,4 @@
-"""Gold reward against the distance from the reference: what an objective pays for its reward."""
+"""The trade-off between gold reward and distance from the reference."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -13,23 +13,23 @@ from alignjax.evaluation.evaluator import Estimate
 class Point:
   """One checkpoint of one run."""
 
-  step: int  # optimizer updates done
+  step: int  # number of optimizer updates
   reward: Estimate
   kl: Estimate  # nats per response, KL(policy || reference)
 
 
 def distance(kl: Estimate) -> tuple[float, float, float]:
-  """Square root of a KL estimate with its ends at one standard error: (middle, low, high), in square roots of nats.
+  """Square root of a KL estimate, with an interval of one standard error: (middle, low, high), in square roots of nats.
 
-  The ends are the roots of the ends, because the delta method's error, error / (2 sqrt(KL)), is infinite at KL = 0.
-  An estimate below 0, which chance can produce there, counts as 0.
+  The interval transforms the ends of the KL interval, because the delta method's error, error / (2 sqrt(KL)), is
+  infinite at KL = 0. Negative estimates, which can occur by chance near 0, count as 0.
   """
   middle, low, high = np.sqrt(np.maximum([kl.mean, kl.mean - kl.error, kl.mean + kl.error], 0.0))
   return float(middle), float(low), float(high)
 
 
 def undominated(points: Sequence[Point]) -> list[Point]:
-  """The points for which no other has at least the reward at no more KL, sorted by KL: the frontier of some runs."""
+  """The Pareto frontier, sorted by KL: the points without another that has at least the reward at no more KL."""
   frontier = []
   for point in sorted(points, key=lambda point: (point.kl.mean, -point.reward.mean)):
     if not frontier or point.reward.mean > frontier[-1].reward.mean:
@@ -38,12 +38,12 @@ def undominated(points: Sequence[Point]) -> list[Point]:
 
 
 def draw(axes: Any, points: Sequence[Point], label: str | None = None) -> None:
-  """Draws reward over sqrt(KL), one standard error either way, joined in the order of training, each with its step.
+  """Plots reward against sqrt(KL) for one run, in training order, with error bars and the step of each point.
 
   Args:
-    axes: matplotlib axes to draw on.
-    points: checkpoints of one run.
-    label: name of the run for the legend.
+    axes: the matplotlib axes to draw on.
+    points: the checkpoints of one run.
+    label: the name of the run in the legend.
   """
   points = sorted(points, key=lambda point: point.step)
   middle, low, high = np.array([distance(point.kl) for point in points]).reshape(-1, 3).T

@@ -1,9 +1,10 @@
 """Grouped-query attention in which all responses to a prompt share the keys and values of that prompt.
 
-A joint sequence holds P prompt tokens followed by N responses of R tokens each, [B, P + N * R, ...]: every weight
-product runs once over all of them, and only attention tells the branches apart.
+A joint sequence is P prompt tokens followed by N responses of R tokens each, [B, P + N * R, ...]. Every weight product
+runs once over all of them; only attention distinguishes the branches.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 from flax import nnx
@@ -15,99 +16,112 @@ from alignjax.types import Array
 
 
 class Layout(NamedTuple):
-  """How the axis of a joint sequence divides: `prompt` tokens, then `samples` responses of `response` tokens."""
+  """The layout of a joint sequence: `prompt` tokens, then `samples` responses of `response` tokens each."""
 
   prompt: int  # P
   samples: int  # N
   response: int  # R
 
 
-# Tokens that a token sees, itself included; None: all. An array where layers that share a program differ in it.
+# Number of tokens that a token sees, including itself; None for all. An array if layers with different windows share
+# one program.
 Window = int | Array | None
 
 
-def attend(
-  query: Array,
-  key: Array,
-  value: Array,
-  mask: Array | None,
-  *,
-  implementation: str,
-  causal: bool = False,
-  window: Window = None,
-  scale: float | None = None,
-  cap: float | None = None,
-) -> Array:
-  """softmax(scale query key^T) value, with the softmax in float32.
+class Causal(NamedTuple):
+  """Causal attention: query t sees keys t - window + 1 .. t, or keys 0 .. t without a window."""
 
-  The one place through which a training forward reaches an attention kernel.
+  window: Window = None  # at least 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+  """How attention scores are computed: scale query key^T, or cap tanh(scale query key^T / cap) with a soft cap."""
+
+  implementation: str  # 'xla' or 'cudnn'
+  scale: float | None = None  # None for 1 / sqrt(H)
+  cap: float | None = None  # positive, 'xla' only; None for no cap
+
+  def factor(self, head_width: int) -> float:
+    """The scale for heads of this width."""
+    return head_width**-0.5 if self.scale is None else self.scale
+
+
+class Heads(NamedTuple):
+  """The sizes of an attention layer."""
+
+  width: int  # D
+  queries: int  # query heads
+  keys_values: int  # K, key-value heads; divides the number of query heads
+  head_width: int  # H
+
+
+def attend(
+  query: Array, key: Array, value: Array, mask: Array | None, scores: Scores, causal: Causal | None = None
+) -> Array:
+  """softmax(scores) value, with the softmax in float32.
+
+  All attention in a training forward pass goes through this function.
 
   Args:
-    query: [B, T, heads, H].
-    key: [B, S, K, H]; each key-value head serves heads / K query heads.
-    value: [B, S, K, H].
-    mask: [B, 1, T, S] bool, True where a query sees a key, or None. Every query must see a key.
-    implementation: 'xla' or 'cudnn'.
-    causal: query t sees keys 0 .. t only.
-    window: with `causal`, query t sees keys t - window + 1 .. t only; at least 1, or None.
-    scale: of scores, or None for 1 / sqrt(H).
-    cap: c > 0 for scores c tanh(scale query key^T / c), with 'xla' alone, or None.
+    query: queries, [B, T, heads, H].
+    key: keys, [B, S, K, H]; each key-value head serves heads / K query heads.
+    value: values, [B, S, K, H].
+    mask: [B, 1, T, S] bool, True where a query sees a key, or None. Every query must see at least one key.
+    scores: the implementation, scale and cap of the scores.
+    causal: causal attention, with or without a window, in addition to `mask`; None if only `mask` applies.
   """
-  if cap is not None or isinstance(window, jax.Array):
-    mask, causal, window = _with_causal(mask, query.shape[1], key.shape[1], causal, window), False, None
-  if cap is not None:
-    return _attend_capped(query, key, value, mask, query.shape[-1] ** -0.5 if scale is None else scale, cap)
+  window = None if causal is None else causal.window
+  if scores.cap is not None or isinstance(window, jax.Array):
+    mask, causal, window = _with_causal(mask, query.shape[1], key.shape[1], causal), None, None
+  if scores.cap is not None:
+    return _attend_capped(query, key, value, mask, scores)
   left_and_right = None if window is None else (window - 1, 0)
   return jax.nn.dot_product_attention(
     query,
     key,
     value,
     mask=mask,
-    is_causal=causal,
+    is_causal=causal is not None,
     local_window_size=left_and_right,
-    scale=scale,
-    implementation=implementation,
+    scale=scores.scale,
+    implementation=scores.implementation,
   )
 
 
-def _with_causal(mask: Array | None, queries: int, keys: int, causal: bool, window: Window) -> Array | None:
-  """[B, 1, T, S] bool: a mask that also says what `causal` and `window` would."""
-  if not causal:
+def _with_causal(mask: Array | None, queries: int, keys: int, causal: Causal | None) -> Array | None:
+  """Combines `mask` and `causal` into one mask, [B, 1, T, S] bool."""
+  if causal is None:
     return mask
   distance = jnp.arange(queries)[:, None] - jnp.arange(keys)[None]
-  seen = (distance >= 0) if window is None else (distance >= 0) & (distance < window)
+  seen = (distance >= 0) if causal.window is None else (distance >= 0) & (distance < causal.window)
   return seen[None, None] if mask is None else mask & seen[None, None]
 
 
-def _attend_capped(query: Array, key: Array, value: Array, mask: Array | None, scale: float, cap: float) -> Array:
-  """`attend` in plain operations, since kernels have no cap."""
+def _attend_capped(query: Array, key: Array, value: Array, mask: Array | None, scores: Scores) -> Array:
+  """`attend` in plain operations, because attention kernels do not support a cap."""
   batch, length, heads, head_width = query.shape
   kv_heads = key.shape[2]
   grouped = query.reshape(batch, length, kv_heads, heads // kv_heads, head_width)
-  scores = jnp.einsum('btkgh,bskh->bkgts', grouped, key, preferred_element_type=jnp.float32)
-  scores = cap * jnp.tanh(scores * (scale / cap))
+  products = jnp.einsum('btkgh,bskh->bkgts', grouped, key, preferred_element_type=jnp.float32)
+  capped = scores.cap * jnp.tanh(products * (scores.factor(head_width) / scores.cap))
   if mask is not None:
-    scores = jnp.where(mask[:, :, None], scores, jnp.finfo(jnp.float32).min)
-  weights = jax.nn.softmax(scores).astype(value.dtype)
+    capped = jnp.where(mask[:, :, None], capped, jnp.finfo(jnp.float32).min)
+  weights = jax.nn.softmax(capped).astype(value.dtype)
   return jnp.einsum('bkgts,bskh->btkgh', weights, value).reshape(query.shape)
 
 
 class Attention(nnx.Module):
-  """Grouped-query self-attention, rotary where there are angles to turn by.
+  """Grouped-query self-attention, with rotary positions if the caller passes angles.
 
   Args:
-    width: D.
-    heads: of queries.
-    kv_heads: K, divides heads.
-    head_width: H.
-    implementation: 'xla' or 'cudnn'.
-    key: to draw kernels with.
-    bias: of the query, key and value projections.
-    output_bias: of the projection that ends it.
-    norms: of queries and keys before they are turned: of each head, or of all of them as one vector, as their width
-      says. None for no such norms.
-    scale: of scores, or None for 1 / sqrt(H).
-    cap: soft cap of scores, or None.
+    heads: the sizes of the layer.
+    scores: the implementation, scale and cap of the scores.
+    key: PRNG key that initialises the kernels.
+    bias: whether the query, key and value projections have a bias.
+    output_bias: whether the output projection has a bias.
+    norms: norms of queries and keys before rotation, or None. Their width determines whether they normalise each head
+      (H) or all heads as one vector (heads * H).
 
   References:
     Ainslie et al., GQA, https://arxiv.org/abs/2305.13245, section 2.2.
@@ -117,39 +131,33 @@ class Attention(nnx.Module):
 
   def __init__(
     self,
-    width: int,
-    heads: int,
-    kv_heads: int,
-    head_width: int,
-    implementation: str,
+    heads: Heads,
+    scores: Scores,
     key: Array,
     *,
     bias: bool,
     output_bias: bool,
     norms: tuple[layers.Norm, layers.Norm] | None,
-    scale: float | None = None,
-    cap: float | None = None,
   ):
     keys = jax.random.split(key, 4)
-    self.query = layers.Linear(width, heads * head_width, keys[0], bias)
-    self.key = layers.Linear(width, kv_heads * head_width, keys[1], bias)
-    self.value = layers.Linear(width, kv_heads * head_width, keys[2], bias)
-    self.output = layers.Linear(heads * head_width, width, keys[3], output_bias)
+    query_width, kv_width = heads.queries * heads.head_width, heads.keys_values * heads.head_width
+    self.query = layers.Linear(heads.width, query_width, keys[0], bias)
+    self.key = layers.Linear(heads.width, kv_width, keys[1], bias)
+    self.value = layers.Linear(heads.width, kv_width, keys[2], bias)
+    self.output = layers.Linear(query_width, heads.width, keys[3], output_bias)
     self.query_norm, self.key_norm = norms or (None, None)
-    self.head_width = head_width
-    self.implementation = implementation
-    self.scale = scale
-    self.cap = cap
+    self.head_width = heads.head_width
+    self.scores = scores
 
   def queries(self, x: Array, rotary: layers.Angles | None) -> Array:
-    """[..., D] to [..., heads, H], turned by position."""
-    return self._turned(self.query(x), self.query_norm, rotary)
+    """[..., D] to queries, [..., heads, H], rotated by position."""
+    return self._rotated(self.query(x), self.query_norm, rotary)
 
   def keys_values(self, x: Array, rotary: layers.Angles | None) -> tuple[Array, Array]:
-    """[..., D] to keys, turned by position, and values, both [..., K, H]."""
-    return self._turned(self.key(x), self.key_norm, rotary), self._heads(self.value(x), self.head_width)
+    """[..., D] to keys, rotated by position, and values, both [..., K, H]."""
+    return self._rotated(self.key(x), self.key_norm, rotary), self._heads(self.value(x), self.head_width)
 
-  def _turned(self, x: Array, norm: layers.Norm | None, rotary: layers.Angles | None) -> Array:
+  def _rotated(self, x: Array, norm: layers.Norm | None, rotary: layers.Angles | None) -> Array:
     if norm is not None:
       x = norm(self._heads(x, norm.scale.shape[-1])).reshape(x.shape)
     x = self._heads(x, self.head_width)
@@ -159,37 +167,27 @@ class Attention(nnx.Module):
     return x.reshape(*x.shape[:-1], -1, width)
 
   def over_prompt(self, query: Array, key: Array, value: Array, window: Window) -> Array:
-    """Prompt tokens see the prompt in the window up to themselves: [B, P, heads, H] to [B, P, heads * H].
+    """Causal attention of prompt tokens to their prompt, within the window: [B, P, heads, H] to [B, P, heads * H].
 
-    Padding needs no mask: it stands after every valid token, and what padding itself computes is never read.
+    Padding needs no mask: it follows every valid token, and its outputs are never read.
     """
-    out = attend(
-      query,
-      key,
-      value,
-      None,
-      implementation=self.implementation,
-      causal=True,
-      window=window,
-      scale=self.scale,
-      cap=self.cap,
-    )
+    out = attend(query, key, value, None, self.scores, Causal(window))
     return out.reshape(*out.shape[:2], -1)
 
   def over_responses(
     self, query: Array, key: Array, value: Array, prompt_keys: Array, layout: Layout, window: Window
   ) -> Array:
-    """Each response sees its prompt and itself up to each token, in the window, never another response.
+    """Causal attention of each response to its prompt and itself, within the window; responses do not see each other.
 
-    The samples fold into the batch axis, which keeps that axis sharded as it is.
+    The samples are folded into the batch axis, which preserves the sharding of that axis.
 
     Args:
-      query: [B, N * R, heads, H].
-      key: [B, P + N * R, K, H].
-      value: the same.
-      prompt_keys: [B] int32, the number of prompt keys that count.
+      query: queries of the responses, [B, N * R, heads, H].
+      key: keys of the joint sequence, [B, P + N * R, K, H].
+      value: values of the joint sequence, [B, P + N * R, K, H].
+      prompt_keys: number of prompt keys that responses may see, [B] int32.
       layout: P, N and R.
-      window: tokens that a token sees.
+      window: number of tokens that a token sees, including itself.
 
     Returns:
       [B, N * R, heads * H].
@@ -209,17 +207,15 @@ class Attention(nnx.Module):
       with_prompt(key),
       with_prompt(value),
       _response_mask(prompt_keys, layout, window),
-      implementation=self.implementation,
-      scale=self.scale,
-      cap=self.cap,
+      self.scores,
     )
     return out.reshape(batch, samples * response, -1)
 
 
 def _response_mask(prompt_keys: Array, layout: Layout, window: Window) -> Array:
-  """[B * N, 1, R, P + R] bool: the first `prompt_keys` prompt tokens, and the response up to each of its tokens.
+  """[B * N, 1, R, P + R] bool: the first `prompt_keys` prompt tokens, and the response causally.
 
-  Of those, a token sees the ones in the window. Response token t stands at position `prompt_keys` + t.
+  A token sees only keys within its window. Response token t has position `prompt_keys` + t.
   """
   prompt, samples, response = layout
   batch = prompt_keys.shape[0]
@@ -235,9 +231,9 @@ def _response_mask(prompt_keys: Array, layout: Layout, window: Window) -> Array:
 
 
 class LayerCache(NamedTuple):
-  """What decoding keeps of one layer: the prompt once, and each of its N responses up to R tokens.
+  """The key-value cache of one layer: the prompt once, and up to R tokens of each of its N responses.
 
-  Keys lie with tokens last and values with tokens next to last, which is how the products of a decoding step read them.
+  In keys the token axis comes last and in values next to last, which is the order that decoding steps read them in.
   """
 
   prompt_key: Array  # [B, K, H, P]
@@ -247,7 +243,7 @@ class LayerCache(NamedTuple):
 
   @classmethod
   def create(cls, key: Array, value: Array, samples: int, response: int) -> 'LayerCache':
-    """Holds keys and values of prompts, [B, P, K, H], and room for `samples` responses of `response` tokens."""
+    """Stores keys and values of prompts, [B, P, K, H], and allocates `samples` responses of `response` tokens."""
     batch, _, kv_heads, head_width = key.shape
     own = (batch, samples, kv_heads)
     return cls(
@@ -266,23 +262,23 @@ class LayerCache(NamedTuple):
 
 
 class Seen(NamedTuple):
-  """Which keys of a `LayerCache` count. Of the response keys, at least one must."""
+  """Which keys of a `LayerCache` a token sees, including at least one response key."""
 
   prompt: Array  # [B, P] bool
   own: Array  # [R] bool
 
   @classmethod
   def at(cls, prompt_keys: Array, index: Array, prompt: int, response: int, window: int | None) -> 'Seen':
-    """What response token `index` sees: the first `prompt_keys` prompt tokens, and the response up to itself.
+    """The keys that response token `index` sees: the first `prompt_keys` prompt tokens, and the response up to itself.
 
-    Of those, the ones in the window. The token stands at position `prompt_keys` + index.
+    It sees only keys within its window. The position of the token is `prompt_keys` + index.
 
     Args:
-      prompt_keys: [B] int32.
-      index: [] int32.
+      prompt_keys: number of visible prompt keys, [B] int32.
+      index: index of the token in its response, [] int32.
       prompt: P.
       response: R.
-      window: tokens, the token itself included, or None.
+      window: number of tokens that a token sees, including itself; None for all.
     """
     seen = cls(jnp.arange(prompt)[None] < prompt_keys[:, None], jnp.arange(response) <= index)
     if window is None:
@@ -292,23 +288,20 @@ class Seen(NamedTuple):
     return cls(seen.prompt & near.prompt, seen.own & near.own)
 
 
-def attend_cached(
-  query: Array, cache: LayerCache, seen: Seen, scale: float | None = None, cap: float | None = None
-) -> Array:
-  """One decoding step: N queries against the keys of their common prompt, and each against its own response keys.
+def attend_cached(query: Array, cache: LayerCache, seen: Seen, scores: Scores) -> Array:
+  """One decoding step: N queries against the keys of their shared prompt, and each against its own response keys.
 
-  One softmax runs over both sets of scores, so that nothing of the prompt is copied per sample. Own keys and values
-  belong to a single query, which makes their products sums and not matrix products: written so, they run faster.
+  One softmax runs over both sets of scores, so the prompt is never copied per sample. A response's own keys and values
+  have a single query, so their products are written as sums, which run faster than matrix products here.
 
   Args:
-    query: [B, N, heads, H].
-    cache: keys and values.
-    seen: which of them count.
-    scale: of scores, or None for 1 / sqrt(H).
-    cap: soft cap of scores, or None.
+    query: queries, [B, N, heads, H].
+    cache: keys and values of the layer.
+    seen: the keys that the queries see.
+    scores: the scale and cap of the scores; `implementation` does not apply to decoding.
 
   Returns:
-    [B, N, heads * H]; computed in float32, which at this size costs nothing.
+    Attention outputs, [B, N, heads * H], computed in float32, which is free at this size.
   """
   dtype = query.dtype
   query, cache = jax.tree.map(lambda x: x.astype(jnp.float32), (query, cache))
@@ -316,10 +309,10 @@ def attend_cached(
   _, kv_heads, prompt, _ = cache.prompt_value.shape
   query = query.reshape(batch, samples, kv_heads, heads // kv_heads, head_width)
   lowest = jnp.finfo(jnp.float32).min
-  scale = head_width**-0.5 if scale is None else scale
+  scale, cap = scores.factor(head_width), scores.cap
 
-  def capped(scores: Array) -> Array:
-    return scores if cap is None else jnp.tanh(scores * (scale / cap)) * (cap / scale)
+  def capped(products: Array) -> Array:
+    return products if cap is None else jnp.tanh(products * (scale / cap)) * (cap / scale)
 
   of_prompt = capped(jnp.einsum('bnkgh,bkhp->bnkgp', query, cache.prompt_key))
   of_prompt = jnp.where(seen.prompt[:, None, None, None], of_prompt, lowest)

@@ -1,4 +1,4 @@
-"""The only interface through which the rest of the library sees a language model."""
+"""The language model interface that the rest of the library uses."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,14 +11,15 @@ class LanguageModel(NamedTuple):
 
   init(key) -> params
   hidden(params, prompt [B, P], prompt_length [B], response [B, N, R], response_length [B, N]) -> [B, N, R, D]
-      The state that predicts each response token: entry 0 comes from the last prompt token, entry t from response token
-      t - 1. The prompt is encoded once for all N responses. Entries at padding are finite and otherwise undefined.
+      The hidden state that predicts each response token: entry 0 comes from the last prompt token, entry t from
+      response token t - 1. The prompt is encoded once for all N responses. Entries at padding are finite but otherwise
+      undefined.
   head(params) -> Head
   prefill(params, prompt [B, P], prompt_length [B], samples=N, max_new_tokens=R) -> cache
-      Encodes all but the last prompt token of each row, once for its N samples.
+      Encodes all but the last prompt token of each row, once for all N samples.
   decode(params, cache, token [B, N]) -> (cache, hidden [B, N, D])
-      Feeds one token to each sample. The first token fed is the last prompt token, so that `decode` mirrors `hidden`
-      entry by entry.
+      Feeds one token to each sample. The first token to feed is the last prompt token, so step t of `decode` returns
+      entry t of `hidden`.
   """
 
   config: Any

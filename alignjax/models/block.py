@@ -9,7 +9,7 @@ from alignjax.types import Array
 
 
 def norm(config: configuration.TransformerConfig, width: int) -> layers.Norm:
-  """The kind of norm that `config` says, over the last `width` numbers."""
+  """Builds the norm that `config` selects, over a last axis of size `width`."""
   if config.norm == 'layer':
     return layers.LayerNorm(width, config.norm_epsilon)
   return layers.RMSNorm(width, config.norm_epsilon, float(config.zero_centred_norms))
@@ -22,7 +22,8 @@ def _normed(module: layers.Norm | None, x: Array) -> Array:
 class Block(nnx.Module):
   """y = x + attention(norm(x)), then y + mlp(norm(y)) or, with `parallel_residual`, y + mlp(norm(x)).
 
-  With `output_norms`, what is added is normalised first; without `input_norms`, what is read is not.
+  With `output_norms`, the outputs of attention and the MLP are normalised before they are added. Without `input_norms`,
+  their inputs are not normalised.
   """
 
   def __init__(self, config: configuration.TransformerConfig, key: Array):
@@ -31,18 +32,14 @@ class Block(nnx.Module):
     kv_heads = config.head_width * (1 if config.qk_norm else config.kv_heads)
     normed = config.qk_norm or config.joint_qk_norm
     self.attention_norm = norm(config, config.width) if config.input_norms else None
+    scale = None if config.score_width is None else config.score_width**-0.5
     self.attention = attention.Attention(
-      config.width,
-      config.heads,
-      config.kv_heads,
-      config.head_width,
-      config.attention,
+      attention.Heads(config.width, config.heads, config.kv_heads, config.head_width),
+      attention.Scores(config.attention, scale, config.score_cap),
       attention_key,
       bias=config.qkv_bias,
       output_bias=config.output_bias,
       norms=(norm(config, heads), norm(config, kv_heads)) if normed else None,
-      scale=None if config.score_width is None else config.score_width**-0.5,
-      cap=config.score_cap,
     )
     self.mlp_norm = norm(config, config.width) if config.input_norms else None
     self.mlp = layers.MLP(
@@ -53,7 +50,7 @@ class Block(nnx.Module):
     self.parallel = config.parallel_residual
 
   def finish(self, x: Array, attended: Array) -> Array:
-    """Everything after attention: its output projection, and the MLP."""
+    """The output projection of attention, the MLP and both residual additions."""
     y = x + _normed(self.attention_output_norm, self.attention.output(attended))
     read = x if self.parallel else y
     return y + _normed(self.mlp_output_norm, self.mlp(_normed(self.mlp_norm, read)))
@@ -61,7 +58,7 @@ class Block(nnx.Module):
   def prompts(
     self, x: Array, rotary: layers.Angles | None, window: attention.Window
   ) -> tuple[Array, tuple[Array, Array]]:
-    """Prompts alone, [B, P, D]; also returns their keys and values, [B, P, K, H]."""
+    """Runs the layer over prompts, [B, P, D]; also returns their keys and values, [B, P, K, H]."""
     normed = _normed(self.attention_norm, x)
     query = self.attention.queries(normed, rotary)
     key, value = self.attention.keys_values(normed, rotary)
@@ -76,7 +73,7 @@ class Block(nnx.Module):
     window: attention.Window,
     last: bool,
   ) -> Array:
-    """Prompts and responses, [B, P + N * R, D]. The last layer returns the responses alone, [B, N * R, D]."""
+    """Runs the layer over joint sequences, [B, P + N * R, D]. The last layer returns only responses, [B, N * R, D]."""
     prompt = layout.prompt
     normed = _normed(self.attention_norm, x)
     key, value = self.attention.keys_values(normed, rotary)
@@ -93,9 +90,9 @@ class Block(nnx.Module):
   def step(
     self, x: Array, rotary: layers.Angles | None, cache: attention.LayerCache, index: Array, seen: attention.Seen
   ) -> tuple[Array, attention.LayerCache]:
-    """Response token `index` of each sample, [B, N, D]."""
+    """Runs the layer over response token `index` of each sample, [B, N, D], and updates the cache."""
     normed = _normed(self.attention_norm, x)
     query = self.attention.queries(normed, rotary)
     cache = cache.write(index, *self.attention.keys_values(normed, rotary))
-    attended = attention.attend_cached(query, cache, seen, self.attention.scale, self.attention.cap)
+    attended = attention.attend_cached(query, cache, seen, self.attention.scores)
     return self.finish(x, attended), cache

@@ -1,6 +1,6 @@
-"""Models in and out as Hugging Face folders: config.json, *.safetensors, and the tokenizer files beside them.
+"""Reads and writes models as Hugging Face folders: config.json, *.safetensors and tokenizer files.
 
-Weights are read and written as safetensors only: nothing here unpickles.
+Weights are read and written only as safetensors, never as pickles.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -19,9 +19,9 @@ import numpy as np
 from alignjax.models import declaration, families, folders, transformer
 from alignjax.types import Head, Params
 
-Read = Callable[[str, tuple[int, ...]], np.ndarray]  # a leaf by its path and shape, in float32
-Convert = Callable[[str, jax.Array], Any]  # what becomes of a leaf, by its path
-TOKEN_IDS = ('bos_token_id', 'eos_token_id', 'pad_token_id')  # of config.json, which other tools generate with
+Read = Callable[[str, tuple[int, ...]], np.ndarray]  # (path, shape) -> leaf, float32
+Convert = Callable[[str, jax.Array], Any]  # (path, leaf) -> converted leaf
+TOKEN_IDS = ('bos_token_id', 'eos_token_id', 'pad_token_id')  # entries of config.json that other tools need to generate
 
 
 def load_config(folder: str | os.PathLike[str], **overrides: Any) -> transformer.TransformerConfig:
@@ -29,10 +29,10 @@ def load_config(folder: str | os.PathLike[str], **overrides: Any) -> transformer
 
   Args:
     folder: a Hugging Face folder.
-    **overrides: fields of `TransformerConfig` to set afterwards, such as `compute_dtype='bfloat16'`.
+    **overrides: fields of `TransformerConfig` that override the file, such as `compute_dtype='bfloat16'`.
 
   Raises:
-    ValueError: the file is absent or malformed, or an entry or an override is unknown or not supported.
+    ValueError: the file is missing or malformed, or an entry or override is unknown or unsupported.
   """
   path = pathlib.Path(folder) / folders.CONFIG
   known = {field.name for field in dataclasses.fields(transformer.TransformerConfig)}
@@ -50,38 +50,38 @@ def load_params(
   shardings: Any = None,
   convert: Convert = lambda _, leaf: leaf,
 ) -> Params:
-  """Reads the weights tensor by tensor, as float32 whatever their type on disk.
+  """Reads the weights tensor by tensor and converts them to float32.
 
-  Holds one leaf on the host at a time, besides what it has placed on devices.
+  Holds one leaf in host memory at a time, in addition to the leaves already placed on devices.
 
   Args:
-    folder: a Hugging Face folder, its weights in one file or in several with an index.
-    config: of the model; it says which leaves and shapes to expect.
-    shardings: a tree like the parameters, of where to place each leaf. None places all on the default device.
-    convert: applied to each leaf as soon as it is placed, such as to quantise it.
+    folder: a Hugging Face folder, with weights in one file or in several with an index.
+    config: the configuration of the model; it determines the expected leaves and shapes.
+    shardings: a tree like the parameters, with the sharding of each leaf. None places all on the default device.
+    convert: applied to each leaf once it is placed, for example to quantise it.
 
   Returns:
-    A nested dict of float32 arrays, or of what `convert` makes of them.
+    A nested dict of float32 arrays, or of the leaves that `convert` returns.
 
   Raises:
-    ValueError: a file is absent or malformed, or a tensor is missing, unexpected, mis-shaped, of another type than
-      float32, float16 or bfloat16, or not finite; the message names the tensor and the file.
+    ValueError: a file is missing or malformed, or a tensor is missing, unexpected, mis-shaped, not finite or not
+      float32, float16 or bfloat16; the message names the tensor and the file.
   """
   with contextlib.ExitStack() as stack:
     return _placed(config, _open_leaves(pathlib.Path(folder), config, stack), shardings, convert)
 
 
 def stored_dtypes(folder: str | os.PathLike[str]) -> set[str]:
-  """The types that the weights of a folder have on disk: 'float32', 'bfloat16' or 'float16'."""
+  """The dtypes in which the weights of a folder are stored: 'float32', 'bfloat16' or 'float16'."""
   with contextlib.ExitStack() as stack:
     tensors = folders.open_tensors(pathlib.Path(folder), stack, _family_of_folder(pathlib.Path(folder)).ignored_tensors)
     return {folders.DTYPES[tensor.dtype] for tensor in tensors.values()}
 
 
 def load_head(folder: str | os.PathLike[str], config: transformer.TransformerConfig, shardings: Any = None) -> Head:
-  """Reads the head of a model alone: what makes logits of final hidden states.
+  """Reads only the head of a model, which maps final hidden states to logits.
 
-  Args and Raises: as for `load_params`.
+  Args and Raises: see `load_params`.
   """
   with contextlib.ExitStack() as stack:
     read = _open_leaves(pathlib.Path(folder), config, stack)
@@ -111,21 +111,22 @@ def delta_from(
 ) -> Params:
   """Reads the reference delta of online merging, tau = theta_model - theta_base, tensor by tensor.
 
-  Subtracts in float32. Holds one leaf of each model on the host at a time, besides what it has placed on devices.
+  Subtracts in float32. Holds one leaf of each model in host memory at a time, in addition to the leaves already placed
+  on devices.
 
   Args:
-    model: a Hugging Face folder.
-    base: the folder of the model that it was fine-tuned from.
-    config: of the model.
-    shardings: a tree like the parameters, of where to place each leaf. None places all on the default device.
-    dtype: of tau, 'bfloat16' or 'float32'.
+    model: the Hugging Face folder of the fine-tuned model.
+    base: the Hugging Face folder of the model that it was fine-tuned from.
+    config: the configuration of the model.
+    shardings: a tree like the parameters, with the sharding of each leaf. None places all on the default device.
+    dtype: the dtype of tau, 'bfloat16' or 'float32'.
 
   Returns:
-    A tree like the parameters.
+    tau, a tree like the parameters.
 
   Raises:
-    ValueError: as for `load_params`, of either folder; another vocabulary; two models with the same weights; another
-      `dtype`.
+    ValueError: either folder is invalid (see `load_params`), the vocabularies differ, the models have the same weights,
+      or `dtype` is unknown.
   """
   if dtype not in ('bfloat16', 'float32'):
     raise ValueError(f'dtype={dtype!r}: must be bfloat16 or float32')
@@ -133,7 +134,8 @@ def delta_from(
   sizes = [config.vocab_size, load_config(base).vocab_size]
   if sizes[0] != sizes[1]:
     raise ValueError(
-      f'{base}: has a vocabulary of {sizes[1]} tokens, and {model} one of {sizes[0]}: they cannot be compared'
+      f'{base}: has a vocabulary of {sizes[1]} tokens, but {model} has {sizes[0]}: choose the model that {model} was '
+      'fine-tuned from'
     )
   changed = False
   with contextlib.ExitStack() as stack:
@@ -159,20 +161,20 @@ def save(
   assets_from: str | os.PathLike[str] | None = None,
   dtype: str = 'float32',
 ) -> None:
-  """Writes a folder that `load_params`, and other tools that know the Hugging Face layout, can read.
+  """Writes a folder that `load_params` and other tools for the Hugging Face layout can read.
 
-  The folder appears complete or not at all, and takes the place of an earlier model of that name. In a run of several
-  processes all of them call this, and the first writes.
+  The folder appears complete or not at all, and replaces an earlier model in the same place. In a multi-process run,
+  all processes must call this function; process 0 writes.
 
   Args:
-    folder: to write. If it exists, it must hold the files of a model and nothing else.
-    config: of the model.
-    params: its parameters, on any sharding.
-    assets_from: a Hugging Face folder to copy the tokenizer, the chat template and the generation settings from.
-    dtype: of the stored weights: 'float32', 'bfloat16' or 'float16'.
+    folder: the folder to write. If it exists, it must hold the files of a model and nothing else.
+    config: the configuration of the model.
+    params: the parameters, with any sharding.
+    assets_from: a Hugging Face folder to copy the tokenizer, chat template and generation settings from.
+    dtype: the dtype of the stored weights: 'float32', 'bfloat16' or 'float16'.
 
   Raises:
-    ValueError: the parameters do not fit the configuration, a value is not finite in `dtype`, or a folder is unfit.
+    ValueError: the parameters do not match the configuration, a value is not finite in `dtype`, or a folder is invalid.
   """
   if dtype not in folders.DTYPES.values():
     raise ValueError(f'dtype={dtype!r}: must be one of {", ".join(folders.DTYPES.values())}')
@@ -187,7 +189,7 @@ def save(
       if assets_from is not None:
         folders.copy_assets(pathlib.Path(assets_from), partial)
   else:
-    for _ in tensors:  # gathering a sharded leaf takes all processes
+    for _ in tensors:  # all processes must take part in gathering sharded leaves
       pass
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices('alignjax.models.checkpoint_io.save')
@@ -201,7 +203,7 @@ def _family_of_folder(folder: pathlib.Path) -> declaration.Family:
 
 @functools.lru_cache(maxsize=8)
 def parameter_shapes(config: transformer.TransformerConfig) -> tuple[Mapping[str, tuple[int, ...]], Any]:
-  """The shape of every parameter by its path ('layers/mlp/up/kernel'), in tree order, and the structure of the tree."""
+  """The shape of every parameter by path ('layers/mlp/up/kernel'), in tree order, and the structure of the tree."""
   tree = jax.eval_shape(transformer.build(config).init, jax.random.key(0))
   paths, treedef = jax.tree_util.tree_flatten_with_path(tree)
   shapes = {jax.tree_util.keystr(path, simple=True, separator='/'): leaf.shape for path, leaf in paths}
@@ -209,7 +211,7 @@ def parameter_shapes(config: transformer.TransformerConfig) -> tuple[Mapping[str
 
 
 def _open_leaves(folder: pathlib.Path, config: transformer.TransformerConfig, stack: contextlib.ExitStack) -> Read:
-  """Checks the tensors of a folder, and returns what reads leaves from it until `stack` closes."""
+  """Checks the tensors of a folder, and returns a function that reads its leaves until `stack` closes."""
   family = _family_of_folder(folder)
   tensors = family.prefixed(folders.open_tensors(folder, stack, family.ignored_tensors))
   index = folder / folders.INDEX
@@ -229,14 +231,14 @@ def _open_leaves(folder: pathlib.Path, config: transformer.TransformerConfig, st
 
 
 def groups(tensor: declaration.Tensor, config: transformer.TransformerConfig) -> int:
-  """In how many groups of outputs the leaves of a fused tensor take turns."""
+  """The number of groups of outputs in which the leaves of a fused tensor alternate."""
   return 1 if tensor.grouped_by is None else getattr(config, tensor.grouped_by)
 
 
 def _placed(
   config: transformer.TransformerConfig, read: Read, shardings: Any, convert: Convert = lambda _, leaf: leaf
 ) -> Params:
-  """Reads and places the leaves one by one."""
+  """Reads, places and converts the leaves, one at a time."""
   shapes, treedef = parameter_shapes(config)
   targets = [None] * len(shapes) if shardings is None else treedef.flatten_up_to(shardings)
   placed = [
@@ -253,12 +255,12 @@ def _place(leaf: np.ndarray, sharding: jax.sharding.Sharding | None) -> jax.Arra
 
 
 def _check_leaves(config: transformer.TransformerConfig, params: Params) -> dict[str, Any]:
-  """The parameters by path, after a comparison with what the model asks for."""
+  """The parameters by path, after checking their names and shapes against the configuration."""
   expected, _ = parameter_shapes(config)
   paths, _ = jax.tree_util.tree_flatten_with_path(params)
   leaves = {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in paths}
   if different := expected.keys() ^ leaves.keys():
-    raise ValueError(f'parameters do not fit the configuration: missing or unexpected {folders.listed(different)}')
+    raise ValueError(f'parameters do not match the configuration: missing or unexpected {folders.listed(different)}')
   for leaf, shape in expected.items():
     if leaves[leaf].shape != shape:
       raise ValueError(f'parameter {leaf}: expected shape {shape}, found {leaves[leaf].shape}')
@@ -268,27 +270,27 @@ def _check_leaves(config: transformer.TransformerConfig, params: Params) -> dict
 def _stored_tensors(
   family: declaration.Family, config: transformer.TransformerConfig, leaves: Mapping[str, Any], dtype: np.dtype
 ) -> Iterator[tuple[str, np.ndarray]]:
-  """Yields stored names and values, leaf after leaf."""
+  """Yields the names and values to store, leaf by leaf."""
   for leaf in leaves:
     tensor = family.tensor(leaf)
-    if leaf != tensor.leaf:  # stored with another
+    if leaf != tensor.leaf:  # stored as part of another leaf's tensor
       continue
     parts = [on_host(leaves[part]) for part in tensor.leaves]
     rows = zip(*parts, strict=True) if tensor.stacked else [parts]
     for name, row in zip(tensor.names(parts[0].shape), rows, strict=True):
-      with np.errstate(over='ignore'):  # the writer refuses what overflows, by name
+      with np.errstate(over='ignore'):  # the writer raises an error that names the tensor
         stored = tensor.join(row, groups(tensor, config)).astype(dtype)
       yield name, stored
 
 
 def on_host(value: Any) -> np.ndarray:
-  """A whole array. One that is spread over processes takes all of them to gather."""
+  """The full array in host memory. If it is sharded over processes, all of them must call this function."""
   addressable = not isinstance(value, jax.Array) or value.is_fully_addressable
   return np.asarray(value) if addressable else multihost_utils.process_allgather(value, tiled=True)
 
 
 def _token_ids(folder: str | os.PathLike[str] | None) -> dict[str, Any]:
-  """The entries of config.json that name special tokens."""
+  """The entries of config.json with the ids of special tokens."""
   if folder is None:
     return {}
   entries = folders.read_json(pathlib.Path(folder) / folders.CONFIG)

@@ -1,4 +1,4 @@
-"""The shape of a decoder, and how it is computed: what `transformer.build` takes."""
+"""The configuration of a decoder: its shape and how it is computed."""
 
 import dataclasses
 
@@ -25,11 +25,10 @@ _OPTIONAL = (
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
-  """The shape of a decoder, and how it is computed. Defaults are what a Llama does.
+  """The shape of a decoder and how it is computed. The defaults are those of Llama.
 
   Raises:
-    ValueError: naming the field, for a size that is not positive, for sizes that do not divide, or for an unknown
-      choice.
+    ValueError: a size is not positive, sizes do not divide evenly, or a choice is unknown; the message names the field.
   """
 
   vocab_size: int  # V
@@ -40,34 +39,34 @@ class TransformerConfig:
   head_width: int  # H, even
   mlp_width: int  # F
   norm_epsilon: float
-  rope_theta: float | None  # None: positions are embeddings that are learned, and nothing is turned
+  rope_theta: float | None  # base of the rotary wavelengths, in tokens; None uses learned position embeddings instead
   tied_embeddings: bool
-  max_positions: int  # tokens of a prompt and its longest response together
+  max_positions: int  # largest number of tokens in a prompt plus one response
   compute_dtype: str = 'float32'  # or 'bfloat16'
-  model_type: str = 'llama'  # the family that it is stored as, see `families.FAMILIES`
+  model_type: str = 'llama'  # the family to save the model as, see `families.FAMILIES`
   rope_scaling: layers.RotaryScaling | None = None
-  local_rope_theta: float | None = None  # of layers with a window, which are not scaled then; None: as all others
-  rotary_fraction: float = 1.0  # of each head, from its start on, that is turned; in (0, 1]
-  qkv_bias: bool = False  # of the query, key and value projections
-  output_bias: bool = False  # of the projection that ends attention
-  mlp_bias: bool = False  # of all projections of the MLP
-  qk_norm: bool = False  # normalises each query and key head before it is turned
-  joint_qk_norm: bool = False  # normalises all query heads as one vector, and all key heads, before they are turned
-  sliding_window: int | None = None  # tokens that a token sees, itself included; None: all
-  full_attention_every: int | None = None  # of so many layers, the last has no window; None: no such layers
-  activation: str = 'silu'  # of the gate; or 'gelu', 'gelu_tanh'
+  local_rope_theta: float | None = None  # rope_theta of layers with a window, without scaling; None: same as the others
+  rotary_fraction: float = 1.0  # the leading fraction of each head that is rotated; in (0, 1]
+  qkv_bias: bool = False  # whether the query, key and value projections have a bias
+  output_bias: bool = False  # whether the output projection of attention has a bias
+  mlp_bias: bool = False  # whether the projections of the MLP have a bias
+  qk_norm: bool = False  # normalises each query and key head before rotation
+  joint_qk_norm: bool = False  # normalises all query heads as one vector, and all key heads, before rotation
+  sliding_window: int | None = None  # number of tokens that a token sees, including itself; None: all
+  full_attention_every: int | None = None  # every n-th layer has no window; None: all layers have the window
+  activation: str = 'silu'  # activation of the gate; or 'gelu', 'gelu_tanh'
   gated_mlp: bool = True  # False: the MLP is down(activation(up(x)))
   norm: str = 'rms'  # or 'layer', which also subtracts the mean and adds a bias
   zero_centred_norms: bool = False  # norms multiply by 1 + scale
-  input_norms: bool = True  # normalises what attention and the MLP read
-  output_norms: bool = False  # normalises what attention and the MLP add
-  parallel_residual: bool = False  # the MLP reads what attention reads, not what attention has added to
+  input_norms: bool = True  # normalises the inputs of attention and the MLP
+  output_norms: bool = False  # normalises the outputs of attention and the MLP
+  parallel_residual: bool = False  # attention and the MLP read the same residual stream
   scaled_embeddings: bool = False  # multiplies embeddings by sqrt(D)
-  score_width: int | None = None  # attention scores are divided by its square root; None: H
+  score_width: int | None = None  # attention scores are divided by sqrt(score_width); None: H
   score_cap: float | None = None  # soft cap of attention scores
   logit_cap: float | None = None  # soft cap of logits
-  remat: str = 'dots'  # what a layer keeps for the backward pass: 'none' all, 'dots' weight products, 'full' its input
-  scan_layers: bool = True  # False unrolls: slower to compile, faster on a CPU
+  remat: str = 'dots'  # rematerialisation keeps: 'none' all activations, 'dots' weight products, 'full' the layer input
+  scan_layers: bool = True  # False unrolls the layers: slower to compile, faster on a CPU
   attention: str = 'xla'  # or 'cudnn', which needs bfloat16 and an NVIDIA GPU
 
   def __post_init__(self):
@@ -83,20 +82,20 @@ class TransformerConfig:
     if self.heads % self.kv_heads:
       raise ValueError(f'heads={self.heads} is not a multiple of kv_heads={self.kv_heads}')
     if self.head_width % 2:
-      raise ValueError(f'head_width={self.head_width} must be even: rotary positions turn pairs of numbers')
+      raise ValueError(f'head_width={self.head_width} must be even: rotary positions rotate pairs of numbers')
     if not 0 < self.rotary_fraction <= 1 or not self.rotary_width or self.rotary_width % 2:
       raise ValueError(
-        f'rotary_fraction={self.rotary_fraction!r} must be in (0, 1] and, of head_width={self.head_width}, an even '
-        'number: rotary positions turn pairs of numbers'
+        f'rotary_fraction={self.rotary_fraction!r} must be in (0, 1] and select an even number of the '
+        f'head_width={self.head_width} numbers of a head: rotary positions rotate pairs of numbers'
       )
     if self.qk_norm and self.joint_qk_norm:
-      raise ValueError('qk_norm=True and joint_qk_norm=True exclude each other')
+      raise ValueError('qk_norm=True and joint_qk_norm=True are mutually exclusive: set at most one')
     if self.zero_centred_norms and self.norm != 'rms':
       raise ValueError(f"zero_centred_norms=True needs norm='rms', not {self.norm!r}")
     if self.attention == 'cudnn' and self.compute_dtype != 'bfloat16':
       raise ValueError(f"attention='cudnn' needs compute_dtype='bfloat16', not {self.compute_dtype!r}")
     if self.attention == 'cudnn' and self.score_cap is not None:
-      raise ValueError(f"attention='cudnn' knows no score_cap={self.score_cap}: use attention='xla'")
+      raise ValueError(f"attention='cudnn' does not support score_cap={self.score_cap}: use attention='xla'")
 
   @property
   def windows(self) -> tuple[int | None, ...]:
@@ -106,5 +105,5 @@ class TransformerConfig:
 
   @property
   def rotary_width(self) -> int:
-    """The numbers of each head that are turned."""
+    """The number of leading entries of each head that are rotated."""
     return int(self.head_width * self.rotary_fraction)

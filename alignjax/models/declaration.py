@@ -1,4 +1,4 @@
-"""How one model family stores its configuration and its weights: the parts of a declaration in `families`."""
+"""How a model family stores its configuration and its weights: the building blocks of `families`."""
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
@@ -10,10 +10,10 @@ import numpy as np
 from alignjax.models import folders, layers, transformer
 
 _Stored = TypeVar('_Stored')
-IGNORED = frozenset(  # entries without effect on the function computed, in any family
+IGNORED = frozenset(  # entries that never affect the function computed, in any family
   {
     '_name_or_path',
-    'attention_dropout',  # there is no dropout in alignment fine-tuning, here and below
+    'attention_dropout',  # alignment fine-tuning runs without dropout; the same applies to other dropout entries
     'bos_token_id',
     'chunk_size_feed_forward',
     'dtype',
@@ -23,7 +23,7 @@ IGNORED = frozenset(  # entries without effect on the function computed, in any 
     'output_attentions',
     'output_hidden_states',
     'pad_token_id',
-    'pretraining_tp',  # the order of a sum, not its terms
+    'pretraining_tp',  # affects only the order of summation
     'return_dict',
     'torch_dtype',
     'transformers.js_config',
@@ -36,10 +36,10 @@ IGNORED = frozenset(  # entries without effect on the function computed, in any 
 class Setting(NamedTuple):
   """One field of `TransformerConfig` and the entries of config.json that hold it.
 
-  A nested entry is written with a dot. The first key is the one that is written; all of them are read. Without a key
-  the field always has its default. `default` is what the family's own code takes where the entry is absent: a value, or
-  a function of the fields so far; with None the entry must be there. A null entry counts as absent, unless the setting
-  is `nullable`: then the field is None, and None may be the default.
+  A dot in a key denotes a nested entry. All keys are read; only the first is written. A setting without keys always has
+  its default. `default` is the value that the family's own code uses if the entry is missing: a constant, or a function
+  of the fields read so far. If it is None, the entry is required. A null entry counts as missing, unless the setting is
+  `nullable`: then the field is None, and None is a valid default.
   """
 
   field: str
@@ -50,26 +50,26 @@ class Setting(NamedTuple):
 
 
 class Tensor(NamedTuple):
-  """One leaf of the parameter tree and the tensors that hold it, or several leaves that are stored as one.
+  """One leaf of the parameter tree and the tensors that store it, or several leaves fused into one tensor.
 
-  A `{layer}` in the name stands for each index of the leaf's first axis. Leaves that are stored as one lie side by side
-  along their last axis, that of outputs.
+  `{layer}` in the name is replaced by each index of the leaf's first axis. Fused leaves are concatenated along their
+  last axis, the outputs.
   """
 
   leaf: str
   name: str
-  transposed: bool = False  # stored as [out, in], while kernels are [in, out]
-  fused: tuple[str, ...] = ()  # further leaves that the same tensor holds, in this order
-  grouped_by: str | None = None  # field of `TransformerConfig`: the leaves take turns in so many groups of outputs
+  transposed: bool = False  # stored as [out, in]; kernels are [in, out]
+  fused: tuple[str, ...] = ()  # further leaves in the same tensor, in this order
+  grouped_by: str | None = None  # field of `TransformerConfig`: the number of groups in which fused leaves alternate
 
   @property
   def leaves(self) -> tuple[str, ...]:
-    """All leaves that the tensor holds."""
+    """All leaves that the tensor stores."""
     return (self.leaf, *self.fused)
 
   @property
   def stacked(self) -> bool:
-    """Whether the leaf stacks one stored tensor for each layer."""
+    """Whether the leaf stacks one stored tensor per layer."""
     return '{layer}' in self.name
 
   def names(self, shape: tuple[int, ...]) -> list[str]:
@@ -77,13 +77,13 @@ class Tensor(NamedTuple):
     return [self.name.format(layer=layer) for layer in range(shape[0])] if self.stacked else [self.name]
 
   def join(self, parts: Sequence[np.ndarray], groups: int) -> np.ndarray:
-    """What is stored of the leaves, given each as [..., out]."""
+    """The stored tensor of the leaves, each given as [..., out]."""
     grouped = [part.reshape(*part.shape[:-1], groups, -1) for part in parts]
     joined = np.concatenate(grouped, axis=-1).reshape(*parts[0].shape[:-1], -1) if self.fused else parts[0]
     return joined.T if self.transposed else joined
 
   def part(self, stored: np.ndarray, leaf: str, sizes: Sequence[int], groups: int) -> np.ndarray:
-    """The values of one leaf, [..., out], in what is stored of leaves with `sizes` outputs each."""
+    """The values of one leaf, [..., out], from a stored tensor of leaves with `sizes` outputs."""
     joined = stored.T if self.transposed else stored
     if not self.fused:
       return joined
@@ -98,16 +98,16 @@ class Family:
   """How one family stores its configuration and its weights.
 
   Attributes:
-    model_type: entry of config.json that names the family.
-    settings: entries that configure the model.
-    fixed: entries that change the function computed, with the only value that is supported.
-    cycles: entries that hold a list with an item for each layer, with the cycle of items that is supported.
-    fields: of `TransformerConfig`, that the family sets without an entry.
-    ignored: entries without effect on the function computed.
-    tensors: every leaf of the parameter tree.
-    ignored_tensors: endings of the names of stored tensors that hold no parameter.
-    optional_prefix: start of the names of tensors that some checkpoints leave out of all of them.
-    rotary_places: entries that say how rotary frequencies are scaled; the first is written.
+    model_type: the entry of config.json that names the family.
+    settings: the entries that configure the model.
+    fixed: entries that affect the function computed, each with the only supported value.
+    cycles: entries that list one item per layer, each with the supported repeating pattern.
+    fields: fields of `TransformerConfig` that are constant for the family.
+    ignored: entries that do not affect the function computed.
+    tensors: the stored tensors, covering every leaf of the parameter tree.
+    ignored_tensors: name suffixes of stored tensors that are not parameters.
+    optional_prefix: a prefix of all tensor names that some checkpoints omit.
+    rotary_places: entries that describe the scaling of rotary frequencies; the first is written.
   """
 
   model_type: str
@@ -119,26 +119,24 @@ class Family:
   cycles: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
   fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   optional_prefix: str = ''
-  rotary_places: tuple[str, ...] = ('rope_scaling', 'rope_parameters')  # as transformers 4 and 5 call it
+  rotary_places: tuple[str, ...] = ('rope_scaling', 'rope_parameters')  # the names in transformers 4 and 5
 
   def parse(self, entries: Mapping[str, Any]) -> dict[str, Any]:
     """Reads the contents of config.json.
 
     Args:
-      entries: config.json, parsed.
+      entries: the parsed contents of config.json.
 
     Returns:
       Fields of `TransformerConfig` by name.
 
     Raises:
-      ValueError: an entry is missing, malformed, unknown or not supported; the message names it.
+      ValueError: an entry is missing, malformed, unknown or unsupported; the message names it.
     """
     entries = _flatten({key: value for key, value in entries.items() if key not in self.ignored})
     rotary_type = self._rotary_type(entries)
     if refused := self._refused(entries, rotary_type):
-      raise ValueError(
-        f'fields that model_type {self.model_type!r} does not support here: {", ".join(sorted(refused))}'
-      )
+      raise ValueError(f'unsupported fields for model_type {self.model_type!r}: {", ".join(sorted(refused))}')
     fields: dict[str, Any] = {'model_type': self.model_type, **self.fields}
     for setting in self.settings:
       fields[setting.field] = _read(setting, entries, fields)
@@ -147,7 +145,7 @@ class Family:
     return fields | {'rope_scaling': make(**scaled) if make else None}
 
   def _refused(self, entries: Mapping[str, Any], rotary_type: Any) -> list[str]:
-    """The entries that are not supported, each with the reason."""
+    """The unsupported entries, each with the reason."""
     known = {key for setting in self.settings for key in setting.keys} | {'model_type'}
     known |= {*self.cycles, *self.fixed, *self.rotary_places, *self._rotary_type_keys}
     if rotary_type in _ROTARY_SCALINGS:
@@ -171,7 +169,7 @@ class Family:
     return tuple(f'{place}.{name}' for place in self.rotary_places for name in ('rope_type', 'type'))
 
   def _rotary_type(self, entries: Mapping[str, Any]) -> Any:
-    """The one type of rotary scaling that the entries name; a tuple of what they hold if that is no one string."""
+    """The type of rotary scaling; if the entries disagree or are not strings, a tuple of their values."""
     found = [entries[key] for key in self._rotary_type_keys if entries.get(key) is not None]
     if not found:
       return 'default'
@@ -179,7 +177,7 @@ class Family:
     return found[0] if one else tuple(map(repr, found))
 
   def _rotary_settings(self, rotary_type: str) -> list[Setting]:
-    """The settings of one type of rotary scaling, where this family has them."""
+    """The settings of one type of rotary scaling, with the keys of this family."""
     settings = _ROTARY_SCALINGS[rotary_type].settings
     return [
       setting._replace(keys=tuple(f'{place}.{key}' for place in self.rotary_places for key in setting.keys))
@@ -187,7 +185,7 @@ class Family:
     ]
 
   def render(self, config: transformer.TransformerConfig) -> dict[str, Any]:
-    """The contents of config.json for `config`: what `parse` reads back, and what other tools expect to find."""
+    """The contents of config.json for `config`, as `parse` and other tools read it."""
     entries = {'model_type': self.model_type}
     entries |= {setting.keys[0]: getattr(config, setting.field) for setting in self.settings if setting.keys}
     entries |= {key: value for key, value in self.fixed.items() if '.' not in key}
@@ -196,10 +194,10 @@ class Family:
     return entries
 
   def tensor(self, leaf: str) -> Tensor:
-    """Where the parameter at the path `leaf` is stored, with others where they are stored as one.
+    """The stored tensor that holds the parameter at the path `leaf`.
 
     Raises:
-      ValueError: the family does not declare it.
+      ValueError: the family does not declare the parameter.
     """
     for tensor in self.tensors:
       if leaf in tensor.leaves:
@@ -207,16 +205,16 @@ class Family:
     raise ValueError(f'model_type {self.model_type!r} declares no tensor for the parameter {leaf}')
 
   def prefixed(self, stored: Mapping[str, _Stored]) -> Mapping[str, _Stored]:
-    """Tensors by their full names, where a checkpoint may have left `optional_prefix` out."""
+    """Tensors by their full names; adds `optional_prefix` if the checkpoint omits it."""
     if any(name.startswith(self.optional_prefix) for name in stored):
       return stored
     return {self.optional_prefix + name: tensor for name, tensor in stored.items()}
 
   def check(self, shapes: Mapping[str, tuple[int, ...]], stored: Mapping[str, tuple[int, ...]]) -> None:
-    """Compares what a model asks for with what a file holds.
+    """Compares the parameters of a model with the tensors in a file.
 
     Args:
-      shapes: of the parameters, by path.
+      shapes: shapes of the parameters, by path.
       stored: shapes of the stored tensors, by name.
 
     Raises:
@@ -225,7 +223,7 @@ class Family:
     expected = {}
     for leaf, shape in shapes.items():
       tensor = self.tensor(leaf)
-      if tensor.stacked and shape[0] > len(stored):  # else an absurd number of layers would be an absurd list of names
+      if tensor.stacked and shape[0] > len(stored):  # avoids building a huge list of names for an absurd layer count
         raise ValueError(f'{len(stored)} tensors are too few for {shape[0]} layers')
       row = shape[1:] if tensor.stacked else shape
       row = (*row[:-1], sum(shapes[part][-1] for part in tensor.leaves))
@@ -234,7 +232,7 @@ class Family:
     faults = {
       'missing': expected.keys() - stored.keys(),
       'unexpected': stored.keys() - expected.keys(),
-      'of another shape': [
+      'mis-shaped': [
         f'{name} (expected {expected[name]}, found {stored[name]})' for name in both if expected[name] != stored[name]
       ],
     }
@@ -245,7 +243,7 @@ class Family:
 
 
 def _flatten(entries: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  """Turns nested entries into dotted ones, so that one table speaks of all of them."""
+  """Flattens nested entries into dotted keys, so that one table covers all of them."""
   flat = {}
   for key, value in entries.items():
     nested = isinstance(value, dict) and value
@@ -280,7 +278,7 @@ def _valid(value: Any, kind: type) -> bool:
 
 
 class _RotaryScaling(NamedTuple):
-  """What config.json calls the parts of one way to scale rotary frequencies."""
+  """One type of rotary scaling: its constructor and the entries of config.json with its parameters."""
 
   make: Callable[..., layers.RotaryScaling] | None
   settings: tuple[Setting, ...] = ()
@@ -302,7 +300,7 @@ _ROTARY_SCALINGS = {
 
 
 def _rendered(scaling: layers.RotaryScaling | None) -> dict[str, Any] | None:
-  """The entry `rope_scaling`, which transformers 4 and 5 read."""
+  """The entry `rope_scaling`, which both transformers 4 and 5 read."""
   for name, (make, settings) in _ROTARY_SCALINGS.items():
     if make is not None and isinstance(scaling, make):
       written = {setting.keys[0]: getattr(scaling, setting.field) for setting in settings}

@@ -1,6 +1,6 @@
-"""Model families, declared as data: what a Hugging Face folder calls each setting and each tensor.
+"""Model families, declared as data: the names of settings and tensors in Hugging Face folders.
 
-A family is one `Family` in `FAMILIES`. Everything that reads or writes a checkpoint works from that declaration.
+Each family is one `Family` in `FAMILIES`. All code that reads or writes checkpoints works from these declarations.
 """
 
 import dataclasses
@@ -63,25 +63,25 @@ LLAMA = declaration.Family(
     declaration.Tensor('layers/mlp/up/bias', 'model.layers.{layer}.mlp.up_proj.bias'),
     declaration.Tensor('layers/mlp/down/bias', 'model.layers.{layer}.mlp.down_proj.bias'),
   ),
-  ignored_tensors=('.rotary_emb.inv_freq',),  # old exports store the rotary frequencies
+  ignored_tensors=('.rotary_emb.inv_freq',),  # rotary frequencies, stored by old versions of transformers
 )
 
 
 def _settings(*changed: declaration.Setting) -> tuple[declaration.Setting, ...]:
-  """The settings that most families have, each in the given form where one is given, and others that are given."""
+  """The common settings, with the given settings added or replacing those of the same field."""
   by_field = {setting.field: setting for setting in (*_SETTINGS, *changed)}
   return tuple(by_field.values())
 
 
 def _tensors(*added: declaration.Tensor, without: str | tuple[str, ...]) -> tuple[declaration.Tensor, ...]:
-  """The tensors that most families have, but those whose path starts so, and others."""
+  """The common tensors, except those whose paths start with `without`, plus the given ones."""
   return (*(tensor for tensor in _TENSORS if not tensor.leaf.startswith(without)), *added)
 
 
-# Where an entry is absent, each family takes a number of its own. For key-value heads none of them is sensible.
+# Required here: the families' own defaults for a missing num_key_value_heads are not sensible.
 _KV_HEADS = declaration.Setting('kv_heads', ('num_key_value_heads',), int)
 _FULL_ATTENTION = {'layer_types': ('full_attention',)}
-_WITHOUT_WINDOW = frozenset({'max_window_layers', 'sliding_window'})  # of no effect where use_sliding_window is false
+_WITHOUT_WINDOW = frozenset({'max_window_layers', 'sliding_window'})  # no effect if use_sliding_window is false
 
 QWEN2 = dataclasses.replace(  # and Qwen1.5, Qwen2.5
   LLAMA,
@@ -172,7 +172,7 @@ GEMMA2 = dataclasses.replace(
   ),
 )
 
-GEMMA3 = dataclasses.replace(  # text alone
+GEMMA3 = dataclasses.replace(  # text only
   GEMMA2,
   model_type='gemma3_text',
   settings=_settings(
@@ -228,9 +228,9 @@ PHI3 = dataclasses.replace(
   fixed={'architectures': ['Phi3ForCausalLM'], 'attention_bias': False, 'hidden_act': 'silu'},
   ignored=declaration.IGNORED
   | {
-    'auto_map',  # code, which is not run
+    'auto_map',  # custom code, which is never run
     'embd_pdrop',
-    'original_max_position_embeddings',  # read where frequencies are scaled by `longrope` alone
+    'original_max_position_embeddings',  # used only by `longrope` scaling
     'resid_pdrop',
   },
   tensors=_tensors(
@@ -256,7 +256,7 @@ PHI3 = dataclasses.replace(
   ),
 )
 
-EXECUTION = ('compute_dtype', 'remat', 'scan_layers', 'attention')  # fields that say how to compute, not what
+EXECUTION = ('compute_dtype', 'remat', 'scan_layers', 'attention')  # fields that affect how, not what, is computed
 FAMILIES = {
   family.model_type: family
   for family in (
@@ -275,10 +275,10 @@ FAMILIES = {
 
 
 def by_type(model_type: Any) -> declaration.Family:
-  """The family that config.json calls `model_type`.
+  """The family with this `model_type` in config.json.
 
   Raises:
-    ValueError: it is not declared here.
+    ValueError: the family is not declared here.
   """
   if not isinstance(model_type, str) or model_type not in FAMILIES:
     raise ValueError(f'model_type {model_type!r} is not supported; known: {", ".join(sorted(FAMILIES))}')
@@ -286,10 +286,10 @@ def by_type(model_type: Any) -> declaration.Family:
 
 
 def of(config: transformer.TransformerConfig) -> declaration.Family:
-  """The family of `config`, after a check that it can store it: what it writes is read back as the same model.
+  """The family of `config`, after checking that the family can store it: reading it back gives the same configuration.
 
   Raises:
-    ValueError: it can not; the message names the fields.
+    ValueError: the family cannot store the configuration; the message names the fields.
   """
   family = by_type(config.model_type)
   execution = {name: getattr(config, name) for name in EXECUTION}
@@ -297,5 +297,5 @@ def of(config: transformer.TransformerConfig) -> declaration.Family:
   if restored != config:
     names = [field.name for field in dataclasses.fields(config)]
     lost = [f'{name}={getattr(config, name)!r}' for name in names if getattr(config, name) != getattr(restored, name)]
-    raise ValueError(f'model_type {config.model_type!r} can not store {", ".join(lost)}')
+    raise ValueError(f'model_type {config.model_type!r} cannot store {", ".join(lost)}')
   return family

@@ -1,6 +1,6 @@
-"""The files of a Hugging Face folder: JSON, safetensors, and a folder that appears complete or not at all.
+"""The files of a Hugging Face folder: JSON, safetensors, and writing a folder that appears complete or not at all.
 
-Weights are safetensors only: nothing here unpickles.
+Weights are read and written only as safetensors, never as pickles.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -34,21 +34,21 @@ ASSETS = (
   'tokenizer_config.json',
   'vocab.json',
 )
-DTYPES = {'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16'}  # that weights may have on disk
+DTYPES = {'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16'}  # supported dtypes of stored weights
 SHARD_BYTES = 5 * 10**9
-MODEL = (CONFIG, WEIGHTS, INDEX) + ASSETS  # the files of a folder, besides shards
+MODEL = (CONFIG, WEIGHTS, INDEX) + ASSETS  # the files of a model folder, apart from shards
 
 
 @contextlib.contextmanager
 def replacing(folder: str | os.PathLike[str], files: Iterable[str] = MODEL) -> Iterator[pathlib.Path]:
-  """Yields an empty folder that takes the place of `folder` when the block ends well, and is removed when it fails.
+  """Yields an empty folder that replaces `folder` if the block succeeds, and is removed if it fails.
 
   Args:
-    folder: to write.
-    files: that an earlier folder of that name may hold.
+    folder: the folder to write.
+    files: names of the files that an existing `folder` may hold.
 
   Raises:
-    ValueError: `folder` is a file, or holds something else that would be lost.
+    ValueError: `folder` is a file, or holds other files, which would be lost.
   """
   folder = pathlib.Path(folder).resolve()
   _check_replaceable(folder, files)
@@ -60,9 +60,9 @@ def replacing(folder: str | os.PathLike[str], files: Iterable[str] = MODEL) -> I
     yield partial
     mode = partial.stat().st_mode & 0o666
     for path in partial.iterdir():
-      path.chmod(mode)  # safetensors writes files that only their owner may read
+      path.chmod(mode)  # safetensors creates files that only their owner can read
       with path.open('rb') as file:
-        os.fsync(file.fileno())  # else a power cut could leave the new name with empty files
+        os.fsync(file.fileno())  # without it, a power failure after the rename could leave empty files
     if folder.exists():
       folder.rename(previous)
     partial.rename(folder)
@@ -83,7 +83,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   """Reads a JSON object.
 
   Raises:
-    ValueError: there is none; the message names the file.
+    ValueError: the file is missing or does not hold a JSON object; the message names the file.
   """
   with naming(path):
     entries = json.loads(path.read_text(encoding='utf-8'))
@@ -95,12 +95,12 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 def write_weights(
   folder: pathlib.Path, tensors: Iterable[tuple[str, np.ndarray]], shard_bytes: int = SHARD_BYTES
 ) -> None:
-  """Writes model.safetensors or, above `shard_bytes`, numbered files and their index.
+  """Writes model.safetensors or, above `shard_bytes`, numbered files with an index.
 
   Args:
-    folder: to write to.
-    tensors: stored names and values. They are taken one by one, and at most one file's worth of them is held.
-    shard_bytes: largest size of one file, in bytes, unless one tensor is larger.
+    folder: the folder to write to.
+    tensors: stored names and values. They are consumed one at a time; at most one file's worth is held in memory.
+    shard_bytes: largest size of one file, in bytes; a larger tensor gets a file of its own.
 
   Raises:
     ValueError: a tensor holds a value that is not finite.
@@ -120,7 +120,7 @@ def write_weights(
     if pending and held + tensor.nbytes > shard_bytes:
       flush()
       held = 0
-    pending[name] = np.ascontiguousarray(tensor)  # safetensors would write the memory of a view as it lies
+    pending[name] = np.ascontiguousarray(tensor)  # safetensors ignores the strides of a view
     held += tensor.nbytes
     total += tensor.nbytes
   flush()
@@ -142,14 +142,14 @@ class StoredTensor:
   name: str
   path: pathlib.Path
   shape: tuple[int, ...]
-  dtype: str  # as safetensors writes it, a key of DTYPES
+  dtype: str  # the safetensors name, a key of DTYPES
   file: Any
 
   def read(self) -> np.ndarray:
-    """Its values, in the type that they have on disk.
+    """Reads the values, in the stored dtype.
 
     Raises:
-      ValueError: they can not be read, or are not all finite.
+      ValueError: the tensor cannot be read, or not all of its values are finite.
     """
     with naming(self.path):
       value = self.file.get_tensor(self.name)
@@ -164,12 +164,12 @@ def open_tensors(
 
   Args:
     folder: a Hugging Face folder.
-    stack: keeps the files open.
-    ignored: endings of the names of tensors that are passed over.
+    stack: the exit stack that keeps the files open.
+    ignored: name suffixes of tensors to skip.
 
   Raises:
-    ValueError: a file is absent, malformed, outside the folder or not as the index says, or a tensor has another type
-      than those in DTYPES.
+    ValueError: a file is missing, malformed, outside the folder or different from the index, or the dtype of a tensor
+      is not in DTYPES.
   """
   tensors: dict[str, StoredTensor] = {}
   for path, indexed in _weight_files(folder).items():
@@ -189,17 +189,17 @@ def open_tensors(
 
 
 def _weight_files(folder: pathlib.Path) -> dict[pathlib.Path, set[str] | None]:
-  """The weight files of a folder, with the tensors that the index expects in each, or None where there is no index."""
+  """The weight files of a folder, with the tensor names that the index lists for each, or None without an index."""
   single, index = folder / WEIGHTS, folder / INDEX
   if single.exists() and index.exists():
     raise ValueError(f'{folder}: holds both {WEIGHTS} and {INDEX}: remove one of them')
   if single.exists():
     return {single: None}
   if not index.exists():
-    raise ValueError(f'{folder}: holds neither {WEIGHTS} nor {INDEX}; weights in other formats are not read')
+    raise ValueError(f'{folder}: holds neither {WEIGHTS} nor {INDEX}; other weight formats are not supported')
   weight_map = read_json(index).get('weight_map')
   if not isinstance(weight_map, dict) or not weight_map:
-    raise ValueError(f'{index}: weight_map must be an object of tensor names and file names')
+    raise ValueError(f'{index}: weight_map must be an object that maps tensor names to file names')
   files: dict[pathlib.Path, set[str] | None] = {}
   for name, file in weight_map.items():
     if not isinstance(file, str) or not re.fullmatch(r'[\w-][\w.-]*\.safetensors', file):
@@ -209,7 +209,7 @@ def _weight_files(folder: pathlib.Path) -> dict[pathlib.Path, set[str] | None]:
 
 
 def copy_assets(source: pathlib.Path, target: pathlib.Path) -> None:
-  """Copies the tokenizer, the chat template and the generation settings, as far as `source` has them."""
+  """Copies the tokenizer, chat template and generation settings that `source` has."""
   for name in ASSETS:
     if (source / name).exists():
       shutil.copyfile(source / name, target / name)
@@ -217,7 +217,7 @@ def copy_assets(source: pathlib.Path, target: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def naming(path: pathlib.Path) -> Iterator[None]:
-  """Turns whatever a malformed file provokes in the block into a ValueError that names the file."""
+  """Turns any exception in the block into a ValueError that names the file."""
   try:
     yield
   except Exception as error:
@@ -225,13 +225,13 @@ def naming(path: pathlib.Path) -> Iterator[None]:
 
 
 def listed(names: Iterable[str], limit: int = 8) -> str:
-  """The first names, sorted, and how many more there are."""
+  """Formats the first names in sorted order, and the number of remaining ones."""
   names = sorted(names)
   return ', '.join(names[:limit]) + (f' and {len(names) - limit} more' if len(names) > limit else '')
 
 
 def check_finite(name: str, value: np.ndarray) -> None:
-  """Refuses a tensor with values that are not finite, which no model works with, by name."""
+  """Raises a ValueError with the name of the tensor unless all values are finite."""
   if not np.isfinite(value).all():
     raise ValueError(f'tensor {name} ({value.dtype}) holds values that are not finite')
 
@@ -240,7 +240,7 @@ def _check_replaceable(folder: pathlib.Path, files: Iterable[str]) -> None:
   if not folder.exists():
     return
   if not folder.is_dir():
-    raise ValueError(f'{folder}: is a file, so no model can be written there')
+    raise ValueError(f'{folder}: is a file, not a folder: choose another path for the model')
   names = {path.name for path in folder.iterdir() if not SHARD.fullmatch(path.name)}
   if foreign := names - set(files):
     raise ValueError(f'{folder}: holds files that are not part of a model ({listed(foreign)}): choose another folder')

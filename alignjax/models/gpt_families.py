@@ -1,6 +1,6 @@
-"""Declarations of the families that are not of the kind of Llama: GPT-2, and GPT-NeoX with Pythia.
+"""Declarations of the GPT families: GPT-2, and GPT-NeoX with Pythia.
 
-They have layer norms, biases and an MLP without a gate, and store queries, keys and values as one tensor.
+Unlike Llama, they have layer norms, biases and an MLP without a gate, and store queries, keys and values as one tensor.
 """
 
 from alignjax.models import declaration
@@ -16,7 +16,7 @@ def _affine(module: str, name: str) -> tuple[declaration.Tensor, ...]:
 def _linear(
   modules: tuple[str, ...], name: str, transposed: bool, grouped_by: str | None = None
 ) -> tuple[declaration.Tensor, ...]:
-  """Kernel and bias of one projection, or of several that are stored as one."""
+  """Kernel and bias of one projection, or of several that are fused into one tensor."""
   kernels, biases = ([f'{module}/{leaf}' for module in modules] for leaf in ('kernel', 'bias'))
   return (
     declaration.Tensor(kernels[0], f'{name}.weight', transposed, tuple(kernels[1:]), grouped_by),
@@ -24,7 +24,7 @@ def _linear(
   )
 
 
-_HEADS = (  # which no entry changes
+_HEADS = (  # no entry sets these
   declaration.Setting('kv_heads', (), int, lambda fields: fields['heads']),
   declaration.Setting('head_width', (), int, lambda fields: fields['width'] // fields['heads']),
 )
@@ -68,9 +68,9 @@ GPT2 = declaration.Family(
     'n_special',
     'output_past',
     'predict_special_tokens',
-    'reorder_and_upcast_attn',  # the order of products, not what they are
+    'reorder_and_upcast_attn',  # affects only the order of operations
     'resid_pdrop',
-    'summary_activation',  # of a head that is not a language model's, and below
+    'summary_activation',  # this and the other summary entries configure a classification head
     'summary_first_dropout',
     'summary_proj_to_labels',
     'summary_type',

@@ -1,4 +1,4 @@
-"""Parts of a decoder that mix nothing between tokens: projections, normalisation, gated MLP, rotary positions.
+"""Tokenwise parts of a decoder: projections, normalisation, gated MLP, rotary positions.
 
 Modules hold float32 parameters and compute in the dtype of their input.
 """
@@ -17,9 +17,9 @@ _kernel_init = jax.nn.initializers.variance_scaling(1.0, 'fan_in', 'truncated_no
 
 
 class Linear(nnx.Module):
-  """x @ kernel, plus a bias where there is one.
+  """x @ kernel, plus an optional bias.
 
-  In place of an array, `kernel` may hold what else knows `astype` and the product: see `lora` and `quantization`.
+  Instead of an array, `kernel` may hold any object with `astype` and a matrix product: see `lora` and `quantization`.
   """
 
   def __init__(self, inputs: int, outputs: int, key: Array, bias: bool = False):
@@ -108,7 +108,7 @@ class MLP(nnx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class LinearScaling:
-  """Rotary frequencies for longer contexts than those of pre-training: frequency / factor.
+  """Linear scaling of rotary frequencies, for contexts longer than in pre-training: frequency / factor.
 
   References:
     Chen et al., Position Interpolation, https://arxiv.org/abs/2306.15595, section 2.3.
@@ -122,24 +122,24 @@ class LinearScaling:
 
 @dataclasses.dataclass(frozen=True)
 class Llama3Scaling:
-  """Rotary frequencies of Llama 3.1: high ones stay, low ones are divided by `factor`, and between them both mix.
+  """Scaling of rotary frequencies in Llama 3.1: high frequencies are kept, low ones are divided by `factor`.
 
-  With t, the turns that a frequency makes over `original_positions`, and w = (t - low) / (high - low) in [0, 1]:
-  w frequency + (1 - w) frequency / factor.
+  Frequencies in between are interpolated. With t the number of turns over `original_positions` tokens and
+  w = (t - low) / (high - low), clipped to [0, 1]: w frequency + (1 - w) frequency / factor.
 
   Raises:
-    ValueError: the high factor is not above the low one.
+    ValueError: the high-frequency factor is not above the low-frequency factor.
   """
 
   factor: float  # positive
-  low_frequency_factor: float  # turns, up to which a frequency is low
-  high_frequency_factor: float  # turns, from which on it is high
-  original_positions: int  # tokens that the model was pre-trained on
+  low_frequency_factor: float  # turns up to which a frequency counts as low
+  high_frequency_factor: float  # turns from which a frequency counts as high
+  original_positions: int  # context length of pre-training, in tokens
 
   def __post_init__(self):
     if not self.high_frequency_factor > self.low_frequency_factor:
       raise ValueError(
-        f'high_frequency_factor={self.high_frequency_factor} of rotary positions must be above '
+        f'rotary positions: high_frequency_factor={self.high_frequency_factor} must be above '
         f'low_frequency_factor={self.low_frequency_factor}'
       )
 
@@ -157,13 +157,13 @@ def rotary_angles(position: Array, head_width: int, theta: float, scaling: Rotar
   """Cosine and sine of position * frequency_i, with frequency_i = theta^(-2 i / H), scaled, for i < H / 2.
 
   Args:
-    position: [...] int32, tokens from the start of the sequence.
-    head_width: H, even, the numbers of a head that are turned.
+    position: index of the token in its sequence, [...] int32.
+    head_width: H, the number of entries of a head to rotate; even.
     theta: base of the wavelengths, in tokens.
-    scaling: what becomes of the frequencies, or None.
+    scaling: scaling of the frequencies, or None.
 
   Returns:
-    Two float32 arrays [..., H / 2], whatever the compute dtype: bfloat16 cannot tell position 256 from 257.
+    Cosine and sine, [..., H / 2] float32 for any compute dtype: bfloat16 cannot represent position 257.
 
   References:
     Su et al., RoFormer, https://arxiv.org/abs/2104.09864, section 3.2.2.
@@ -178,16 +178,16 @@ def rotary_angles(position: Array, head_width: int, theta: float, scaling: Rotar
 
 
 def rotate(x: Array, cosine: Array, sine: Array) -> Array:
-  """Turns the pairs (x_i, x_{i + H/2}) of each head by the angle of their position: the Hugging Face Llama convention.
+  """Rotates the pairs (x_i, x_{i + H/2}) of each head by the angle of their position, as Hugging Face does for Llama.
 
   Args:
-    x: [..., heads, H], or wider heads, of which the first H numbers are turned.
-    cosine: [..., H / 2], over the leading axes of x.
-    sine: the same.
+    x: queries or keys, [..., heads, H]. If heads are wider than H, only their first H entries are rotated.
+    cosine: cosine of the angles, [..., H / 2], with the leading axes of x.
+    sine: sine of the angles, [..., H / 2].
   """
-  turned = 2 * cosine.shape[-1]
-  if turned < x.shape[-1]:
-    return jnp.concatenate([rotate(x[..., :turned], cosine, sine), x[..., turned:]], axis=-1)
+  width = 2 * cosine.shape[-1]
+  if width < x.shape[-1]:
+    return jnp.concatenate([rotate(x[..., :width], cosine, sine), x[..., width:]], axis=-1)
   first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
   cosine, sine = cosine[..., None, :], sine[..., None, :]
   return jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1).astype(x.dtype)

@@ -1,18 +1,18 @@
-"""Low-rank adapters: a small tree of parameters of their own, beside a base model that stays as it is.
+"""Low-rank adapters: a small, separate tree of parameters on top of a frozen base model.
 
   x (W + alpha / r A B) = x W + alpha / r (x A) B,   A [in, r], B [r, out]
 
-A is random and B is 0 at first, so that the adapted model equals its base exactly: the base is the reference of the
-same run, and needs no second copy. Adapters lie where the kernels lie that they adapt, stacked by layers:
+A is initialised randomly and B to 0, so the adapted model initially equals its base exactly. The base therefore serves
+as the reference of the same run without a second copy. Adapters have the paths of the kernels that they adapt, stacked
+by layer:
 
   layers/attention/query/{lora_a [L, D, r], lora_b [L, r, heads * H]}
 
-In the model, an adapted kernel takes the place of the kernel: `attach` puts it there, and `layers.Linear` multiplies by
-it as by an array.
+`attach` replaces each kernel by an adapted kernel, and `layers.Linear` multiplies by it as if it were an array.
 
 References:
   Hu et al., LoRA, https://arxiv.org/abs/2106.09685, section 4.1.
-  Dettmers et al., QLoRA, https://arxiv.org/abs/2305.14314, section 3, for a base in few bits.
+  Dettmers et al., QLoRA, https://arxiv.org/abs/2305.14314, section 3 (quantised base).
 """
 
 from collections.abc import Callable, Mapping
@@ -22,12 +22,11 @@ from typing import Any
 
 import jax
 
-from alignjax.models import base as base_lib
-from alignjax.models import quantization
+from alignjax.models import base, quantization
 from alignjax.types import Array, Params
 
 FACTORS = ('lora_a', 'lora_b')
-# Uniform in +-1 / sqrt(in), as PEFT draws it.
+# Uniform in +-1 / sqrt(in), as in PEFT.
 _init_a = jax.nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform', batch_axis=0)
 
 
@@ -36,12 +35,13 @@ class LoRA:
   """Which kernels are adapted, and how.
 
   Args:
-    rank: r, columns of A and rows of B.
-    alpha: the product of A and B counts alpha / rank times.
-    targets: parts of a layer, joined by `+`: 'attention+mlp'; or projections, 'query+value', 'attention/output'.
+    rank: r, the number of columns of A and rows of B.
+    alpha: the product A B is scaled by alpha / rank.
+    targets: the parts of a layer to adapt, joined by `+`: modules ('attention+mlp') or projections ('query+value',
+      'attention/output').
 
   Raises:
-    ValueError: naming the argument, for a rank or alpha that is not positive, or for no targets.
+    ValueError: the rank or alpha is not positive, or there are no targets; the message names the argument.
   """
 
   rank: int = 16
@@ -58,7 +58,7 @@ class LoRA:
 
   @property
   def names(self) -> tuple[str, ...]:
-    """The targets one by one."""
+    """The targets as a tuple."""
     return tuple(name.strip() for name in self.targets.split('+'))
 
   @property
@@ -70,7 +70,7 @@ class LoRA:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Adapted:
-  """What stands in place of a kernel: x @ adapted = x @ kernel + scale (x @ lora_a) @ lora_b."""
+  """A kernel with its adapter: x @ adapted = x @ kernel + scale (x @ lora_a) @ lora_b."""
 
   kernel: Any  # an array, or a kernel of `quantization`
   lora_a: Array  # [..., in, r]
@@ -78,7 +78,7 @@ class Adapted:
   scale: float = dataclasses.field(metadata={'static': True})
 
   def astype(self, dtype: Any) -> 'Adapted':
-    """All factors in the dtype to compute in."""
+    """Casts the kernel and both factors to the compute dtype."""
     factors = (self.kernel, self.lora_a, self.lora_b)
     return Adapted(*(factor.astype(dtype) for factor in factors), scale=self.scale)
 
@@ -86,33 +86,33 @@ class Adapted:
     return x @ self.kernel + self.scale * ((x @ self.lora_a) @ self.lora_b)
 
   def merged(self) -> Array:
-    """kernel + scale lora_a @ lora_b, one array."""
+    """kernel + scale lora_a @ lora_b, as one array."""
     return quantization.dense(self.kernel) + self.scale * (self.lora_a @ self.lora_b)
 
 
-def kernels(base: Params) -> dict[tuple[str, ...], Any]:
+def kernels(base_params: Params) -> dict[tuple[str, ...], Any]:
   """The kernels that can be adapted, [L, in, out], by the path of their projection."""
-  paths, _ = jax.tree_util.tree_flatten_with_path(base, is_leaf=_is_kernel)
+  paths, _ = jax.tree_util.tree_flatten_with_path(base_params, is_leaf=_is_kernel)
   named = {tuple(key.key for key in path): leaf for path, leaf in paths}
   return {path[:-1]: leaf for path, leaf in named.items() if path[-1] == 'kernel' and path[0] == 'layers'}
 
 
-def init(key: Array, base: Params, lora: LoRA) -> Params:
-  """Draws A and sets B to 0, in float32: exactly one factor is 0, so nothing changes at first and gradients flow.
+def init(key: Array, base_params: Params, lora: LoRA) -> Params:
+  """Draws A and sets B to 0, in float32. Only one factor is 0, so the model is unchanged but gradients are not 0.
 
   Args:
     key: a typed PRNG key.
-    base: parameters of the model to adapt, or their shapes.
-    lora: which of them, and how.
+    base_params: the parameters of the model to adapt, or their shapes.
+    lora: which kernels are adapted, and how.
 
   Raises:
-    ValueError: a target names no projection of the model; the message lists what there is.
+    ValueError: a target does not name a projection of the model; the message lists the known names.
   """
-  every = kernels(base)
+  every = kernels(base_params)
   known = {name for path in every for name in _target_names(path)}
   if unknown := [name for name in lora.names if name not in known]:
     raise ValueError(
-      f'targets={lora.targets!r}: {", ".join(unknown)} is no part of a layer; known: {", ".join(sorted(known))}'
+      f'targets={lora.targets!r}: {", ".join(unknown)} is not a part of a layer; known: {", ".join(sorted(known))}'
     )
   chosen = {path: leaf for path, leaf in every.items() if _target_names(path) & set(lora.names)}
   adapters: dict[str, Any] = {}
@@ -126,39 +126,39 @@ def init(key: Array, base: Params, lora: LoRA) -> Params:
   return adapters
 
 
-def attach(base: Params, adapters: Params, lora: LoRA) -> Params:
-  """The parameters of the adapted model: those of the base, with adapted kernels in their places."""
+def attach(base_params: Params, adapters: Params, lora: LoRA) -> Params:
+  """The parameters of the adapted model: the base parameters with adapted kernels in place of the originals."""
 
   def replace(kernel: Any, factors: Mapping[str, Array]) -> Adapted:
     return Adapted(kernel, factors['lora_a'], factors['lora_b'], scale=lora.scale)
 
-  return _at_kernels(base, adapters, replace)
+  return _at_kernels(base_params, adapters, replace)
 
 
-def merge(base: Params, adapters: Params, lora: LoRA) -> Params:
-  """An ordinary model that computes what the adapted one does: W + alpha / r A B, all kernels plain arrays."""
-  return jax.tree.map(_merged, attach(base, adapters, lora), is_leaf=_is_kernel)
+def merge(base_params: Params, adapters: Params, lora: LoRA) -> Params:
+  """Merges adapters into the base: the kernels become plain arrays, W + alpha / r A B."""
+  return jax.tree.map(_merged, attach(base_params, adapters, lora), is_leaf=_is_kernel)
 
 
-def bind(model: base_lib.LanguageModel, base: Params, lora: LoRA) -> base_lib.LanguageModel:
-  """The adapted model, with adapters for its parameters: gradients go to them alone.
+def bind(model: base.LanguageModel, base_params: Params, lora: LoRA) -> base.LanguageModel:
+  """The adapted model as a function of its adapters, so that only they receive gradients.
 
   Args:
-    model: the base, as functions.
-    base: its parameters, its kernels quantised or not.
-    lora: as for `init`.
+    model: the base model.
+    base_params: the parameters of the base model, with quantised or plain kernels.
+    lora: which kernels are adapted, and how.
   """
 
   def attached(function: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda adapters, *args: function(attach(base, adapters, lora), *args)
+    return lambda adapters, *args: function(attach(base_params, adapters, lora), *args)
 
   def merged(function: Callable[..., Any]) -> Callable[..., Any]:
-    # Sampling takes weights of its own from `prefill`, in its own dtype, so it may as well have plain ones.
-    return lambda adapters, *args, **options: function(merge(base, adapters, lora), *args, **options)
+    # `prefill` copies the weights in the compute dtype anyway, so sampling uses merged kernels.
+    return lambda adapters, *args, **options: function(merge(base_params, adapters, lora), *args, **options)
 
-  return base_lib.LanguageModel(
+  return base.LanguageModel(
     config=model.config,
-    init=lambda key: init(key, base, lora),
+    init=lambda key: init(key, base_params, lora),
     hidden=attached(model.hidden),
     head=attached(model.head),
     prefill=merged(model.prefill),
@@ -167,15 +167,15 @@ def bind(model: base_lib.LanguageModel, base: Params, lora: LoRA) -> base_lib.La
 
 
 def _target_names(path: tuple[str, ...]) -> set[str]:
-  """What a target may call the projection at `path`: 'attention', 'query' or 'attention/query'."""
+  """The target names that select the projection at `path`: 'attention', 'query' and 'attention/query'."""
   return {*path[1:], '/'.join(path[1:])}
 
 
-def _at_kernels(base: Params, adapters: Params, replace: Callable[[Any, Mapping[str, Array]], Any]) -> Params:
-  """`base` with the kernels replaced that `adapters` holds factors for."""
+def _at_kernels(params: Params, adapters: Params, replace: Callable[[Any, Mapping[str, Array]], Any]) -> Params:
+  """Applies `replace` to the kernels of `params` that `adapters` holds factors for."""
   if FACTORS[0] in adapters:
-    return {**base, 'kernel': replace(base['kernel'], adapters)}
-  return {**base, **{name: _at_kernels(base[name], inner, replace) for name, inner in adapters.items()}}
+    return {**params, 'kernel': replace(params['kernel'], adapters)}
+  return {**params, **{name: _at_kernels(params[name], inner, replace) for name, inner in adapters.items()}}
 
 
 def _is_kernel(leaf: Any) -> bool:

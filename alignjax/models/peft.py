@@ -1,11 +1,11 @@
-"""Adapters in and out as PEFT folders: adapter_config.json and adapter_model.safetensors.
+"""Reads and writes adapters as PEFT folders: adapter_config.json and adapter_model.safetensors.
 
-PEFT holds lora_A [r, in] and lora_B [out, r] of each layer, named after the weight that they adapt:
+PEFT stores lora_A [r, in] and lora_B [out, r] for each layer, named after the weight that they adapt:
 
   base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight
 
-Kernels that a family stores in one tensor have one pair of factors there. Those of theirs are joined, which changes
-nothing but the rank: A side by side, and B in blocks, x [A1 A2] [[B1, 0], [0, B2]] = [x A1 B1, x A2 B2].
+Kernels that a family fuses into one tensor share one pair of factors in PEFT. The separate factors are joined, which
+changes only the rank: A is concatenated and B is block diagonal, x [A1 A2] [[B1, 0], [0, B2]] = [x A1 B1, x A2 B2].
 """
 
 from collections.abc import Mapping
@@ -21,28 +21,27 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import numpy as safetensors_numpy
 
-from alignjax.models import checkpoint_io, declaration, families, folders, transformer
-from alignjax.models import lora as lora_lib
+from alignjax.models import checkpoint_io, declaration, families, folders, lora, transformer
 from alignjax.types import Params
 
 CONFIG = 'adapter_config.json'
 WEIGHTS = 'adapter_model.safetensors'
 _PREFIX = 'base_model.model.'
 _FACTORS = {'lora_a': 'lora_A', 'lora_b': 'lora_B'}
-_FIXED = {'peft_type': 'LORA', 'bias': 'none'}  # entries with the only value that is supported
-_PATTERNS = {'rank_pattern': 'r', 'alpha_pattern': 'lora_alpha'}  # exceptions for modules, from another entry
+_FIXED = {'peft_type': 'LORA', 'bias': 'none'}  # entries with their only supported value
+_PATTERNS = {'rank_pattern': 'r', 'alpha_pattern': 'lora_alpha'}  # per-module overrides of another entry
 _KNOWN = {*_FIXED, *_PATTERNS, *_PATTERNS.values(), 'target_modules'}
 _IGNORED = {
   'auto_mapping',
   'base_model_name_or_path',
-  'exclude_modules',  # the tensors say what is adapted
-  'fan_in_fan_out',  # how the base stores its weights, which are not read here
+  'exclude_modules',  # the tensors determine which modules are adapted
+  'fan_in_fan_out',  # the layout of the base weights, which are not read here
   'inference_mode',
   'init_lora_weights',
-  'lora_dropout',  # in training alone
+  'lora_dropout',  # affects only training
   'megatron_core',
   'peft_version',
-  'qalora_group_size',  # of no effect without use_qalora
+  'qalora_group_size',  # no effect without use_qalora
   'revision',
   'task_type',
 }
@@ -51,21 +50,21 @@ _IGNORED = {
 def save(
   folder: str | os.PathLike[str],
   config: transformer.TransformerConfig,
-  lora: lora_lib.LoRA,
+  settings: lora.LoRA,
   adapters: Params,
   base: str | os.PathLike[str],
 ) -> None:
-  """Writes a folder that PEFT loads onto the base model. In a run of several processes all of them call this.
+  """Writes a folder that PEFT can load onto the base model. In a multi-process run, all processes must call it.
 
   Args:
-    folder: to write. If it exists, it must hold an adapter and nothing else.
-    config: of the model.
-    lora: which kernels are adapted, and how.
-    adapters: the factors, on any sharding.
-    base: the folder of the base model, for the entry that names it.
+    folder: the folder to write. If it exists, it must hold an adapter and nothing else.
+    config: the configuration of the model.
+    settings: which kernels are adapted, and how.
+    adapters: the factors, with any sharding.
+    base: the folder of the base model, recorded as `base_model_name_or_path`.
 
   Raises:
-    ValueError: a value is not finite, or the folder is unfit.
+    ValueError: a value is not finite, or the folder holds other files.
   """
   tensors, ranks = {}, {}
   for tensor, factors in _by_tensor(config, adapters).items():
@@ -79,12 +78,12 @@ def save(
     **_FIXED,
     'task_type': 'CAUSAL_LM',
     'base_model_name_or_path': os.fspath(base),
-    'r': lora.rank,
-    'lora_alpha': _plain(lora.alpha),
+    'r': settings.rank,
+    'lora_alpha': _plain(settings.alpha),
     'lora_dropout': 0.0,
     'target_modules': sorted(ranks),
-    'rank_pattern': {name: rank for name, rank in ranks.items() if rank != lora.rank},
-    'alpha_pattern': {name: _plain(rank * lora.scale) for name, rank in ranks.items() if rank != lora.rank},
+    'rank_pattern': {name: rank for name, rank in ranks.items() if rank != settings.rank},
+    'alpha_pattern': {name: _plain(rank * settings.scale) for name, rank in ranks.items() if rank != settings.rank},
     'fan_in_fan_out': not any(tensor.transposed for tensor in _by_tensor(config, adapters)),
     'inference_mode': True,
   }
@@ -96,16 +95,16 @@ def save(
     multihost_utils.sync_global_devices('alignjax.models.peft.save')
 
 
-def load(folder: str | os.PathLike[str], config: transformer.TransformerConfig) -> tuple[lora_lib.LoRA, Params]:
-  """Reads a folder that `save`, or PEFT, has written.
+def load(folder: str | os.PathLike[str], config: transformer.TransformerConfig) -> tuple[lora.LoRA, Params]:
+  """Reads a folder written by `save` or PEFT.
 
   Returns:
-    What is adapted and how, and the factors in float32. Kernels that are stored in one tensor have the same A, of the
-    rank that it has there.
+    The settings, and the factors in float32. Kernels that are fused into one tensor get copies of the same A, with the
+    rank that it has in the file.
 
   Raises:
-    ValueError: a file is absent or malformed; an entry is unknown or not supported; a tensor is missing, unexpected,
-      mis-shaped or not finite. The message names it.
+    ValueError: a file is missing or malformed, an entry is unknown or unsupported, or a tensor is missing, unexpected,
+      mis-shaped or not finite. The message names the entry or tensor.
   """
   folder = pathlib.Path(folder)
   entries = folders.read_json(folder / CONFIG)
@@ -113,14 +112,14 @@ def load(folder: str | os.PathLike[str], config: transformer.TransformerConfig) 
   family = families.of(config)
   with folders.naming(folder / WEIGHTS):
     stored = safetensors_numpy.load_file(folder / WEIGHTS)
-    tensors = {path: family.tensor('/'.join((*path, 'kernel'))) for path in lora_lib.kernels(shapes)}
+    tensors = {path: family.tensor('/'.join((*path, 'kernel'))) for path in lora.kernels(shapes)}
     adapted = {path: tensor for path, tensor in tensors.items() if _names(tensor, config, 'lora_a')[0] in stored}
     if not adapted:
-      raise ValueError(f'adapts no kernel of the model; its tensors are {folders.listed(stored)}')
+      raise ValueError(f'no tensor adapts a kernel of the model; the tensors are {folders.listed(stored)}')
   with folders.naming(folder / CONFIG):
     targets = '+'.join('/'.join(path[1:]) for path in adapted)
-    lora = lora_lib.LoRA(entries.get('r'), entries.get('lora_alpha'), targets)
-    ranks = _checked_ranks(entries, lora, {_module_name(tensor) for tensor in adapted.values()})
+    settings = lora.LoRA(entries.get('r'), entries.get('lora_alpha'), targets)
+    ranks = _checked_ranks(entries, settings, {_module_name(tensor) for tensor in adapted.values()})
   with folders.naming(folder / WEIGHTS):
     adapters: dict[str, Any] = {}
     for path, tensor in adapted.items():
@@ -131,13 +130,13 @@ def load(folder: str | os.PathLike[str], config: transformer.TransformerConfig) 
     known = {name for tensor in adapted.values() for factor in _FACTORS for name in _names(tensor, config, factor)}
     if unexpected := stored.keys() - known:
       raise ValueError(f'tensors unexpected: {folders.listed(unexpected)}')
-  return lora, adapters
+  return settings, adapters
 
 
 def _by_tensor(
   config: transformer.TransformerConfig, adapters: Params
 ) -> dict[declaration.Tensor, dict[str, dict[str, Any]]]:
-  """The factors of each adapted kernel, by the tensor of the base that holds it."""
+  """The factors of each adapted kernel, grouped by the tensor that stores it in the base."""
   family, found = families.of(config), {}
   for path, factor in jax.tree_util.tree_leaves_with_path(adapters):
     *module, kind = (key.key for key in path)
@@ -149,7 +148,7 @@ def _by_tensor(
 def _joined(
   tensor: declaration.Tensor, factors: Mapping[str, Mapping[str, Any]], config: transformer.TransformerConfig
 ) -> dict[str, np.ndarray]:
-  """One pair of factors, [L, in, r] and [L, r, out], for all kernels that a tensor holds, adapted or not."""
+  """One pair of factors, [L, in, r] and [L, r, out], for all kernels in a tensor, adapted or not."""
   a = np.concatenate([checkpoint_io.on_host(factors[leaf]['lora_a']) for leaf in tensor.leaves if leaf in factors], -1)
   parts, first = [], 0
   for leaf, outputs in zip(tensor.leaves, _outputs(tensor, config), strict=True):
@@ -169,7 +168,7 @@ def _read(
   rank: int,
   stored: Mapping[str, np.ndarray],
 ) -> dict[str, jax.Array]:
-  """The factors of one kernel, of all layers."""
+  """The factors of one kernel, stacked over layers."""
   shapes = checkpoint_io.parameter_shapes(config)[0]
   outputs = _outputs(tensor, config)
   expected = {'lora_a': (rank, shapes[kernel][1]), 'lora_b': (sum(outputs), rank)}
@@ -182,37 +181,37 @@ def _read(
         raise ValueError(f'tensor {name}: expected shape {shape}, found {stored[name].shape}')
       folders.check_finite(name, stored[name])
       layers[factor].append(stored[name].astype(np.float32))
-  split = tensor._replace(transposed=True)  # as B is, whatever the kernel is
+  split = tensor._replace(transposed=True)  # B is stored as [out, r], regardless of the layout of the kernel
   b = [split.part(value, kernel, outputs, checkpoint_io.groups(tensor, config)) for value in layers['lora_b']]
   return {'lora_a': jnp.stack([value.T for value in layers['lora_a']]), 'lora_b': jnp.stack(b)}
 
 
 def _outputs(tensor: declaration.Tensor, config: transformer.TransformerConfig) -> list[int]:
-  """The outputs of each kernel that a tensor holds."""
+  """The number of outputs of each kernel in a tensor."""
   shapes = checkpoint_io.parameter_shapes(config)[0]
   return [shapes[leaf][-1] for leaf in tensor.leaves]
 
 
 def _module_name(tensor: declaration.Tensor) -> str:
-  """What PEFT calls a module of a layer: 'self_attn.q_proj'."""
+  """The PEFT name of a module in a layer: 'self_attn.q_proj'."""
   return tensor.name.split('{layer}.')[1].removesuffix('.weight')
 
 
 def _names(tensor: declaration.Tensor, config: transformer.TransformerConfig, factor: str) -> list[str]:
-  """The stored names of a factor, layer by layer."""
+  """The stored names of a factor, one per layer."""
   names = tensor.names((config.layers,))
   return [f'{_PREFIX}{name.removesuffix(".weight")}.{_FACTORS[factor]}.weight' for name in names]
 
 
 def _plain(number: float) -> int | float:
-  """An integer where that says the same, because some tools want one."""
+  """Converts whole numbers to int, because some tools require integers."""
   return int(number) if float(number).is_integer() else number
 
 
-def _checked_ranks(entries: Mapping[str, Any], lora: lora_lib.LoRA, modules: set[str]) -> dict[str, int]:
-  """The rank of each module, if there is nothing that would make the adapter another function.
+def _checked_ranks(entries: Mapping[str, Any], settings: lora.LoRA, modules: set[str]) -> dict[str, int]:
+  """The rank of each module, after checking that no other entry changes the function of the adapter.
 
-  PEFT writes every entry that it knows, set or not.
+  PEFT writes all of its entries, including those that are not set.
   """
   refused = [
     f'{key}={entries.get(key)!r} (only {value!r})' for key, value in _FIXED.items() if entries.get(key) != value
@@ -222,7 +221,7 @@ def _checked_ranks(entries: Mapping[str, Any], lora: lora_lib.LoRA, modules: set
   for pattern, default in _PATTERNS.items():
     exceptions = entries.get(pattern) or {}
     if not isinstance(exceptions, dict) or not all(re.fullmatch(r'[\w.]+', name) for name in exceptions):
-      refused.append(f'{pattern}={exceptions!r} (only an object of the names of modules)')
+      refused.append(f'{pattern}={exceptions!r} (only an object with module names as keys)')
       exceptions = {}
     values[default] = {
       module: next((exceptions[name] for name in exceptions if f'.{module}'.endswith(f'.{name}')), entries[default])
@@ -230,10 +229,10 @@ def _checked_ranks(entries: Mapping[str, Any], lora: lora_lib.LoRA, modules: set
     }
   for module in modules:
     rank, alpha = values['r'][module], values['lora_alpha'][module]
-    if type(rank) is not int or not math.isclose(alpha, rank * lora.scale, rel_tol=1e-6):
+    if type(rank) is not int or not math.isclose(alpha, rank * settings.scale, rel_tol=1e-6):
       refused.append(
-        f'{module}: rank {rank!r} and alpha {alpha!r} (only alpha / rank = {lora.scale:g} for all modules)'
+        f'{module}: rank {rank!r} and alpha {alpha!r} (only alpha / rank = {settings.scale:g} for all modules)'
       )
   if refused:
-    raise ValueError(f'entries that are not supported here: {", ".join(refused)}')
+    raise ValueError(f'unsupported entries: {", ".join(refused)}')
   return values['r']

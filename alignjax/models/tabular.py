@@ -1,9 +1,9 @@
 """An exact language model: a table of logits with one row for each context of the last few tokens.
 
-It has every function of `base.LanguageModel`, no approximation and a handful of parameters, so that closed-form optima
-and probabilities enumerated by hand can be compared with what objectives, samplers and training loops do.
+It implements every function of `base.LanguageModel` with a handful of parameters and no approximation. Objectives,
+samplers and training loops can therefore be checked against closed-form optima and enumerated probabilities.
 
-  logits [C, V], C = (V + 1)^order: contexts are numbers in base V + 1, in which the digit V says 'before the start'
+  logits [C, V], C = (V + 1)^order: contexts are numbers in base V + 1, where the digit V means 'before the start'
 """
 
 from collections.abc import Sequence
@@ -19,10 +19,10 @@ from alignjax.types import Array, Head, Params
 
 @dataclasses.dataclass(frozen=True)
 class TabularConfig:
-  """The size of the table. With order > R, a context tells all prefixes of a response apart.
+  """The size of the table. With order > R, every prefix of a response has its own context.
 
   Raises:
-    ValueError: if a size is not positive, or the contexts are too many to be numbered.
+    ValueError: a size is not positive, or there are too many contexts to number in int32.
   """
 
   vocab_size: int  # V
@@ -32,15 +32,15 @@ class TabularConfig:
     if self.vocab_size < 1 or self.order < 1:
       raise ValueError(f'vocab_size={self.vocab_size} and order={self.order} must both be at least 1')
     if (self.vocab_size + 1) ** (self.order + 1) > 2**31:
-      raise ValueError(f'order={self.order} over vocab_size={self.vocab_size} tokens has too many contexts: lower one')
+      raise ValueError(f'order={self.order} with vocab_size={self.vocab_size} has too many contexts: lower one of them')
 
   @property
   def contexts(self) -> int:
-    """C, the rows of the table and the width of a hidden state."""
+    """C, the number of rows of the table and the width of a hidden state."""
     return (self.vocab_size + 1) ** self.order
 
   def context(self, tokens: Sequence[int]) -> int:
-    """The row of the table that predicts what follows `tokens`, prompt and response so far."""
+    """The row of the table that predicts the token after `tokens` (prompt and response so far)."""
     digits = [self.vocab_size] * self.order + list(tokens)
     row = 0
     for digit in digits[-self.order :]:
@@ -49,13 +49,13 @@ class TabularConfig:
 
 
 class Cache(NamedTuple):
-  """The context of each sample, which is all that a table remembers."""
+  """The context of each sample, which is the only decoding state of a table."""
 
   context: Array  # [B, N] int32
 
 
 def build(config: TabularConfig) -> base.LanguageModel:
-  """Builds the table as a language model: one-hot contexts are its hidden states, the table is its head."""
+  """Builds the table as a language model: hidden states are one-hot contexts, and the head is the table."""
   digit = config.vocab_size + 1
 
   def init(key: Array) -> Params:

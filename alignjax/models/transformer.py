@@ -1,7 +1,7 @@
-"""One configurable decoder of the Llama type, handed out as pure functions over a nested dict of arrays.
+"""A configurable Llama-style decoder, exposed as pure functions over a nested dict of arrays.
 
-The network is written in flax.nnx, in tree style: no shared references, no mutation, no state. `build` splits it once;
-afterwards optimizers, checkpoints and sharding rules see an ordinary dict, with the layers stacked on a leading axis:
+The network is written in flax.nnx as a plain tree: no shared references, no mutation, no state. `build` splits it once,
+so optimizers, checkpoints and sharding rules see an ordinary dict with the layers stacked on a leading axis:
 
   embed/embedding [V, D]                              final_norm/scale [D]
   layers/{attention_norm,mlp_norm}/scale [L, D]       unembed/kernel [D, V], unless embeddings are tied
@@ -14,9 +14,9 @@ afterwards optimizers, checkpoints and sharding rules see an ordinary dict, with
   layers/mlp/down/kernel [L, F, D]
   layers/mlp/{gate,up,down}/bias [L, F or D], with mlp_bias
   positions/embedding [positions, D], without rope_theta
-  a bias beside the scale of every norm, with norm='layer'
+  a bias next to the scale of every norm, with norm='layer'
 
-Parameters are float32; products run in `compute_dtype`; norms, rotary angles and softmax in float32.
+Parameters are float32. Products run in `compute_dtype`; norms, rotary angles and softmax run in float32.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,8 +27,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from alignjax.models import attention, base, configuration, layers
-from alignjax.models import block as block_lib
+from alignjax.models import attention, base, block, configuration, layers
 from alignjax.types import Array, Head, Params
 
 TransformerConfig = configuration.TransformerConfig
@@ -44,10 +43,10 @@ _REMAT = {
 
 
 class Kind(NamedTuple):
-  """In what layers differ besides their weights; arrays where they share a program."""
+  """How layers differ apart from their weights; the fields are arrays if layers share one program."""
 
   window: attention.Window
-  windowed: bool | Array  # whether there is a window
+  windowed: bool | Array  # whether the layer has a window
 
   @classmethod
   def of(cls, window: int | None) -> 'Kind':
@@ -56,13 +55,13 @@ class Kind(NamedTuple):
 
 
 class Rotary(NamedTuple):
-  """Angles of the positions of a forward pass."""
+  """The rotary angles of a forward pass."""
 
-  full: layers.Angles | None  # None: nothing is turned
-  local: layers.Angles | None  # of layers with a window, where theirs are others
+  full: layers.Angles | None  # None: no rotation
+  local: layers.Angles | None  # angles of layers with a window; None: same as `full`
 
   def of(self, windowed: bool | Array) -> layers.Angles | None:
-    """Those of a layer with or without a window."""
+    """The angles of a layer with or without a window."""
     if self.local is None:
       return self.full
     if isinstance(windowed, bool):
@@ -71,29 +70,29 @@ class Rotary(NamedTuple):
 
 
 class Embedding(nnx.Module):
-  """One row of `embedding` for each token id."""
+  """A table with one row for each token id."""
 
   def __init__(self, vocab_size: int, width: int, key: Array):
     self.embedding = nnx.Param(jax.random.normal(key, (vocab_size, width)) * width**-0.5)
 
   def __call__(self, token: Array, constrain: Constrain) -> Array:
-    # The table is gathered whole in width before rows are taken. Otherwise its gradient, a scatter into rows that are
-    # split by width, would have the compiler gather the activations of all devices instead.
+    # Gather the table along its width before looking up rows. Otherwise the gradient, a scatter into rows sharded by
+    # width, makes the compiler gather the activations of all devices instead.
     return constrain(self.embedding[...], ('vocab', None))[token]
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Cache:
-  """What `prefill` hands to `decode`.
+  """The decoding state that `prefill` creates and `decode` updates.
 
-  The weights are those of `prefill`, sliced by layer and cast once: XLA would not move that out of a sampling loop.
+  It holds the weights sliced by layer and cast once, because XLA would not move that work out of a sampling loop.
   """
 
-  weights: Sequence[Params]  # of each layer, in the compute dtype
+  weights: Sequence[Params]  # one entry per layer, in the compute dtype
   layers: Sequence[attention.LayerCache]
   prompt_length: Array  # [B] int32
-  index: Array  # [] int32, tokens decoded so far
+  index: Array  # [] int32, number of tokens decoded so far
 
 
 class Decoder(nnx.Module):
@@ -106,13 +105,13 @@ class Decoder(nnx.Module):
     self.embed = Embedding(config.vocab_size, config.width, embed_key)
     if config.rope_theta is None:
       self.positions = Embedding(config.max_positions, config.width, jax.random.fold_in(key, 0))
-    self.layers = jax.vmap(lambda key: block_lib.Block(config, key))(jax.random.split(layers_key, config.layers))
-    self.final_norm = block_lib.norm(config, config.width)
+    self.layers = jax.vmap(lambda key: block.Block(config, key))(jax.random.split(layers_key, config.layers))
+    self.final_norm = block.norm(config, config.width)
     if not config.tied_embeddings:
       self.unembed = layers.Linear(config.width, config.vocab_size, unembed_key)
 
   def hidden(self, prompt: Array, prompt_length: Array, response: Array, response_length: Array) -> Array:
-    """See `base.LanguageModel.hidden`. Causality keeps padding out of what is read, so `response_length` is not."""
+    """See `base.LanguageModel.hidden`. Attention is causal, so right padding needs no `response_length`."""
     del response_length
     layout = attention.Layout(prompt.shape[1], *response.shape[1:])
     self._check_positions(layout.prompt, layout.response)
@@ -125,22 +124,22 @@ class Decoder(nnx.Module):
     prompt_keys = prompt_length - 1
     x = self._embed(tokens, position)
 
-    def apply(block: block_lib.Block, x: Array, kind: Kind, last: bool) -> Array:
-      out = block.joint(x, rotary.of(kind.windowed), prompt_keys, layout, kind.window, last)
+    def apply(layer: block.Block, x: Array, kind: Kind, last: bool) -> Array:
+      out = layer.joint(x, rotary.of(kind.windowed), prompt_keys, layout, kind.window, last)
       return self.constrain(out, ('batch', None, None))
 
     remat = _REMAT[self.config.remat]
     if self.config.scan_layers:
-      # One body serves all layers, so the last one computes its prompt branch in vain: 1 / L of that branch, less than
-      # a copy of all stacked weights but the last would cost.
-      body = remat(lambda block, x, kind: apply(block, x, self._kind(kind), False), prevent_cse=False)
-      x, _ = jax.lax.scan(lambda x, layer: (body(layer[0], x, layer[1]), None), x, (self.layers, self._kinds()))
+      # All layers share one body, so the last layer computes an unused prompt branch. That wastes 1 / L of the prompt
+      # computation, which is cheaper than slicing off the last layer: that would copy the stacked weights.
+      body = remat(lambda layer, x, kind: apply(layer, x, self._kind(kind), False), prevent_cse=False)
+      x, _ = jax.lax.scan(lambda x, scanned: (body(scanned[0], x, scanned[1]), None), x, (self.layers, self._kinds()))
       x = x[:, layout.prompt :]
     else:
-      blocks = unstack(self.layers, self.config.layers)
-      for i, (block, window) in enumerate(zip(blocks, self.config.windows, strict=True)):
+      unstacked = unstack(self.layers, self.config.layers)
+      for i, (layer, window) in enumerate(zip(unstacked, self.config.windows, strict=True)):
         kind, last = Kind.of(window), i == self.config.layers - 1
-        x = remat(lambda block, x, kind=kind, last=last: apply(block, x, kind, last))(block, x)
+        x = remat(lambda layer, x, kind=kind, last=last: apply(layer, x, kind, last))(layer, x)
     return self.final_norm(x).reshape(*response.shape, -1)
 
   def prefill(self, prompt: Array, prompt_length: Array, samples: int, max_new_tokens: int) -> Cache:
@@ -151,9 +150,9 @@ class Decoder(nnx.Module):
     rotary = self._rotary(position)
     x = self._embed(prompt, position)
 
-    def body(x: Array, layer: tuple[block_lib.Block, Kind | None]) -> tuple[Array, tuple[Array, Array]]:
-      block, kind = layer[0], self._kind(layer[1])
-      x, keys_values = block.prompts(x, rotary.of(kind.windowed), kind.window)
+    def body(x: Array, scanned: tuple[block.Block, Kind | None]) -> tuple[Array, tuple[Array, Array]]:
+      layer, kind = scanned[0], self._kind(scanned[1])
+      x, keys_values = layer.prompts(x, rotary.of(kind.windowed), kind.window)
       return self.constrain(x, ('batch', None, None)), keys_values
 
     _, keys_values = jax.lax.scan(body, x, (self.layers, self._kinds()))
@@ -168,7 +167,7 @@ class Decoder(nnx.Module):
     )
 
   def decode(self, cache: Cache, token: Array) -> tuple[Cache, Array]:
-    """See `base.LanguageModel.decode`. Layers are unrolled: scanned ones halve the speed of decoding on a CPU."""
+    """See `base.LanguageModel.decode`. Layers are unrolled, because scanning them halves decoding speed on a CPU."""
     _, _, prompt, _ = cache.layers[0].prompt_value.shape
     _, _, _, response, _ = cache.layers[0].own_value.shape
     prompt_keys = cache.prompt_length - 1
@@ -187,12 +186,12 @@ class Decoder(nnx.Module):
     return dataclasses.replace(cache, layers=updated, index=cache.index + 1), self.final_norm(x)
 
   def head(self) -> Head:
-    """The embedding transposed where tied, else the kernel of `unembed`."""
+    """The head: the transposed embedding if embeddings are tied, otherwise the kernel of `unembed`."""
     kernel = self.embed.embedding[...].T if self.config.tied_embeddings else self.unembed.kernel[...]
     return Head(kernel, soft_cap=self.config.logit_cap)
 
   def _kinds(self) -> Kind | None:
-    """The kinds of layers that are scanned, arrays [L], or None where all are the same."""
+    """The kinds of all layers as arrays [L], to scan over; None if all layers are of the same kind."""
     windows = self.config.windows
     if len(set(windows)) == 1:
       return None
@@ -227,13 +226,13 @@ class Decoder(nnx.Module):
   def _check_positions(self, prompt: int, response: int):
     if prompt + response - 1 > self.config.max_positions:
       raise ValueError(
-        f'prompts of {prompt} and responses of {response} tokens do not fit max_positions={self.config.max_positions}: '
-        'shorten one of them'
+        f'prompts of {prompt} tokens and responses of {response} tokens exceed '
+        f'max_positions={self.config.max_positions}: shorten one of them'
       )
 
 
 def _joint_positions(prompt_length: Array, layout: attention.Layout) -> Array:
-  """[B, P + N * R]: prompts count from 0, and each response from its last prompt token, which is its first input."""
+  """[B, P + N * R] positions. A response starts at the position of the last prompt token, which is its first input."""
   batch = prompt_length.shape[0]
   of_prompt = jnp.broadcast_to(jnp.arange(layout.prompt), (batch, layout.prompt))
   of_response = prompt_length[:, None] - 1 + jnp.arange(layout.response)[None]
@@ -241,9 +240,9 @@ def _joint_positions(prompt_length: Array, layout: attention.Layout) -> Array:
 
 
 def unstack(stacked: Any, size: int) -> list[Any]:
-  """Takes the leading axis, of `size`, off every array of a tree.
+  """Splits every array of a tree along its leading axis, of length `size`, into a list of trees.
 
-  `lax.split` is used because its transpose is one concatenation; indexing would add up `size` padded arrays.
+  The gradient of `lax.split` is one concatenation, whereas that of indexing is a sum of `size` padded arrays.
   """
   leaves, structure = jax.tree.flatten(stacked)
   parts = [[part[0] for part in jax.lax.split(leaf, (1,) * size)] for leaf in leaves]
@@ -251,13 +250,13 @@ def unstack(stacked: Any, size: int) -> list[Any]:
 
 
 def build(config: TransformerConfig, constrain: Constrain = lambda x, _: x) -> base.LanguageModel:
-  """Builds the decoder of `config` as pure functions.
+  """Builds a decoder as pure functions.
 
   Args:
-    config: shape and settings.
-    constrain: places arrays on a mesh: (array, one logical axis name or None for each dimension) -> array. It is called
-      on embeddings and on the output of each block with ('batch', None, None), and on the table from which embeddings
-      are taken with ('vocab', None).
+    config: the shape and settings of the decoder.
+    constrain: constrains the sharding of activations: (array, a logical axis name or None for each dimension) -> array.
+      It is called with ('batch', None, None) on embeddings and on the output of each block, and with ('vocab', None)
+      on the embedding table.
   """
 
   def create(key: Array) -> Decoder:

@@ -1,11 +1,11 @@
-"""One expression names an optimizer, on the command line and in a config.
+"""Optimizers as expressions, for the command line and for configs.
 
   adamw(1e-6)        chain(adamw(1e-6), online_dare(reserve=0.1, alpha=1e-6), weight_decay(0.01))
 
-A chain has one base optimizer, whose learning rate is the peak of the run's schedule. What may stand around it, in this
-order: `child_tuning` before it; after it, online merges, which merge the finished update with the reference delta; then
-`weight_decay`; and last a `moving_average`. Any other order is refused, with the reason. The clip of the gradient is a
-setting of its own, `gradient_clip`, and comes before everything.
+A chain has one base optimizer, whose learning rate is the peak of the run's schedule. `child_tuning` comes before the
+base; after it come, in this order, online merges (which merge the update with the reference delta), `weight_decay`, and
+a `moving_average`. Any other order raises an error that gives the reason. Gradient clipping is a separate setting,
+`gradient_clip`, and comes before everything else.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,28 +26,28 @@ from alignjax.types import Params
 
 
 class Place(enum.IntEnum):
-  """Where a link stands in a chain. From link to link it goes up."""
+  """The position of a link in a chain. Links must be in ascending order."""
 
   GRADIENT = enum.auto()
   BASE = enum.auto()
   MERGE = enum.auto()
   DECAY = enum.auto()
   AVERAGE = enum.auto()
-  CHAIN = enum.auto()  # a whole one, which is no link
+  CHAIN = enum.auto()  # a complete chain, not a link
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-  """An optimizer that awaits its schedule, or a link of one.
+  """An optimizer, or a link of a chain, that is built once the schedule is known.
 
   Attributes:
-    name: of its factory.
-    place: where it may stand.
-    build: makes it from the learning rate by updates done.
-    learning_rate: peak of that schedule; None where the link has none of its own.
-    decays: whether weights decay within the base optimizer.
-    needs_delta: whether `update` must be given `reference_delta`.
-    averages: whether its state holds an average of the parameters, for `alignjax.optim.averaged`.
+    name: the name of its factory.
+    place: its position in a chain.
+    build: builds the transformation from the schedule: number of updates -> learning rate.
+    learning_rate: the peak of the schedule; None for links without a learning rate.
+    decays: whether the base optimizer itself applies weight decay.
+    needs_delta: whether `update` requires `reference_delta`.
+    averages: whether the state holds an average of the parameters for `alignjax.optim.averaged`.
   """
 
   name: str
@@ -60,7 +60,7 @@ class Recipe:
 
 
 BASES: dict[str, Callable[..., Recipe]] = {}
-"""Every optimizer by the name that expressions use; `factory` adds to it."""
+"""All base optimizers, by their names in expressions; `factory` adds entries."""
 
 
 def _base(build: Callable[..., Recipe]) -> Callable[..., Recipe]:
@@ -71,21 +71,21 @@ def _base(build: Callable[..., Recipe]) -> Callable[..., Recipe]:
 def factory[**P](
   build: Callable[P, optax.GradientTransformation],
 ) -> Callable[P, optax.GradientTransformation]:
-  """Registers a function that builds an optimizer of optax, so that expressions know it by its name.
+  """Registers a function that builds an optax optimizer, so that expressions can use its name.
 
   @factory
   def clipped_sgd(learning_rate, largest=1.0):
     return optax.chain(optax.clip(largest), optax.sgd(learning_rate))
 
   Args:
-    build: a function of a learning rate, which it gets as a number or as a function of the updates done, as optax's own
-      optimizers do, and of other hyper-parameters.
+    build: a function with an argument `learning_rate` and other hyperparameters. As in optax, the learning rate is a
+      number or a schedule: number of updates -> learning rate.
 
   Returns:
-    The function as it was.
+    `build`, unchanged.
 
   Raises:
-    ValueError: it has no argument `learning_rate`, or another optimizer is registered under the name.
+    ValueError: `build` has no argument `learning_rate`, or another optimizer is registered under the same name.
   """
   name, signature = build.__name__, inspect.signature(build)
   if 'learning_rate' not in signature.parameters:
@@ -104,11 +104,13 @@ def factory[**P](
         raise ValueError(f'{name}: must return an optax.GradientTransformation, not {type(made).__name__}')
       return made
 
-    transform(rate)  # refuses unfit hyper-parameters now, where the expression can be shown
+    transform(rate)  # raises errors for invalid hyperparameters now, while the expression can be shown
     return Recipe(name, Place.BASE, transform, float(rate))
 
   if name in LINKS or name == 'chain':
-    raise ValueError(f'two optimizers are called {name}: one in {__name__}, one in {build.__module__}. Rename one')
+    raise ValueError(
+      f'two optimizers are called {name}: one in {__name__}, one in {build.__module__}. Rename one of them'
+    )
   registry.add(BASES, make, 'optimizers')
   return build
 
@@ -123,9 +125,11 @@ def adamw(
 
   Args:
     learning_rate: peak of the schedule, > 0.
-    beta1, beta2: decay rates of the means of gradients, m, and of squared gradients, v, in [0, 1).
-    epsilon: > 0.
-    weight_decay: >= 0; norm scales and biases do not decay. Before a merge it must be 0: chain `weight_decay` after it.
+    beta1: decay rate of m, the mean of gradients, in [0, 1).
+    beta2: decay rate of v, the mean of squared gradients, in [0, 1).
+    epsilon: constant added to the denominator, > 0.
+    weight_decay: decay rate of weights, >= 0; norm scales and biases do not decay. It must be 0 before a merge: chain
+      `weight_decay` after the merge instead.
 
   References:
     Loshchilov, Hutter 2017, Decoupled Weight Decay Regularization, https://arxiv.org/abs/1711.05101.
@@ -142,17 +146,17 @@ def adamw(
 
 @_base
 def adafactor(learning_rate: float, decay: float = 0.8, clip: float = 1.0) -> Recipe:
-  """Adafactor: second moments of matrices from the means of their rows and columns, and no first moment.
+  """Adafactor: second moments of matrices factored into row and column means, without a first moment.
 
   u = g / sqrt(v),   theta <- theta - lr(t) u / max(1, rms(u) / clip)
 
-  Steps are absolute, as Adam's, not relative to the size of the weights. Matrices with a side below 128 keep v whole.
-  Layers of one kind are stacked: each has its own v, and rms(u) is taken over all of them.
+  Step sizes are absolute, as in Adam, not relative to the size of the weights. Matrices with a side below 128 store the
+  full v. Layers of the same kind are stacked: each layer has its own v, but rms(u) is taken over all of them.
 
   Args:
     learning_rate: peak of the schedule, > 0.
-    decay: v's mean has the decay rate 1 - t^-decay at step t, in (0, 1).
-    clip: > 0.
+    decay: exponent of the decay rate of v, in (0, 1): the rate at step t is 1 - t^-decay.
+    clip: largest rms of u, > 0.
 
   References:
     Shazeer, Stern 2018, Adafactor, https://arxiv.org/abs/1804.04235.
@@ -173,8 +177,9 @@ def lion(learning_rate: float, beta1: float = 0.9, beta2: float = 0.99) -> Recip
   theta <- theta - lr(t) sign(beta1 m + (1 - beta1) g),   m <- beta2 m + (1 - beta2) g
 
   Args:
-    learning_rate: peak of the schedule, > 0; a tenth of Adam's or less.
-    beta1, beta2: in [0, 1).
+    learning_rate: peak of the schedule, > 0; usually a tenth of Adam's or less.
+    beta1: weight of the momentum in the interpolation, in [0, 1).
+    beta2: decay rate of the momentum, in [0, 1).
 
   References:
     Chen et al. 2023, Symbolic Discovery of Optimization Algorithms, https://arxiv.org/abs/2302.06675.
@@ -188,22 +193,22 @@ def lion(learning_rate: float, beta1: float = 0.9, beta2: float = 0.99) -> Recip
 
 @_base
 def muon(learning_rate: float, beta: float = 0.95, rms: float = 0.2) -> Recipe:
-  """Muon: the momentum of each matrix, made orthogonal by Newton-Schulz iterations.
+  """Muon: the momentum of each matrix, orthogonalised by Newton-Schulz iterations.
 
   theta <- theta - lr(t) rms sqrt(max(rows, columns)) orthogonal(m)
 
-  Each layer's matrices are matrices of their own, and so are the factors of adapters. Embeddings, the output head and
-  norm scales have no part in it: Adam with Nesterov momentum takes them, with the same learning rate.
+  The matrices of each layer, and the factors of adapters, are orthogonalised separately. Embeddings, the output head
+  and norm scales use Adam with Nesterov momentum instead, with the same learning rate.
 
   Args:
     learning_rate: peak of the schedule, > 0.
     beta: decay rate of the momentum, in [0, 1).
-    rms: root mean square of the update of a matrix of full rank, in learning rates, > 0. At 0.2 it is as large as
-      Adam's usually is, so that Adam's learning rates fit.
+    rms: root mean square of the update of a full-rank matrix, as a multiple of the learning rate, > 0. At 0.2 updates
+      are about as large as Adam's, so Adam's learning rates can be reused.
 
   References:
     Jordan 2024, Muon, https://kellerjordan.github.io/posts/muon.
-    Liu et al. 2025, Muon is Scalable for LLM Training, https://arxiv.org/abs/2502.16982, for rms.
+    Liu et al. 2025, Muon is Scalable for LLM Training, https://arxiv.org/abs/2502.16982 (rms).
   """
   _positive(learning_rate=learning_rate, rms=rms)
   _rates(beta=beta)
@@ -222,7 +227,7 @@ def sgd(learning_rate: float, momentum: float = 0.0) -> Recipe:
 
   Args:
     learning_rate: peak of the schedule, > 0.
-    momentum: in [0, 1).
+    momentum: decay rate of the momentum, in [0, 1).
   """
   _positive(learning_rate=learning_rate)
   _rates(momentum=momentum)
@@ -230,12 +235,12 @@ def sgd(learning_rate: float, momentum: float = 0.0) -> Recipe:
 
 
 def weight_decay(rate: float) -> Recipe:
-  """Decoupled weight decay that no merge touches.
+  """Decoupled weight decay that is not merged.
 
   theta <- theta + u - lr(t) rate theta,   u = the update so far
 
   Args:
-    rate: >= 0; norm scales and biases do not decay.
+    rate: decay rate, >= 0; norm scales and biases do not decay.
   """
   _require(_is_number(rate) and rate >= 0, 'rate', rate, 'at least 0')
 
@@ -246,10 +251,10 @@ def weight_decay(rate: float) -> Recipe:
 
 
 def chain(*links: Recipe) -> Recipe:
-  """One after the other: what a link makes of the update goes to the next.
+  """Applies links one after another; each transforms the update of the previous one.
 
   Raises:
-    ValueError: unless exactly one link is a base optimizer, with a learning rate, and each may stand where it stands.
+    ValueError: the chain does not have exactly one base optimizer, or a link is in the wrong position.
   """
   _check_links(links)
   return Recipe(
@@ -265,39 +270,39 @@ def chain(*links: Recipe) -> Recipe:
 def _check_links(links: Sequence[Any]) -> None:
   for link in links:
     if not isinstance(link, Recipe):
-      raise ValueError(f'chain: {link!r} is no link of an optimizer')
+      raise ValueError(f'chain: {link!r} is not a link of an optimizer')
     if link.place is Place.CHAIN:
-      raise ValueError('chain: a chain is no link of another; write its links in their place')
+      raise ValueError('chain: chains cannot be nested; write the links of the inner chain instead')
   bases = [link.name for link in links if link.place is Place.BASE]
   if not bases:
     raise ValueError(f'no link has a learning rate: chain one of {", ".join(sorted(BASES))}')
   if len(bases) > 1:
-    raise ValueError(f'a chain has one learning rate, and {" and ".join(bases)} have one each: leave one of them')
+    raise ValueError(f'a chain has one learning rate, but {" and ".join(bases)} have one each: keep only one of them')
   for early, late in itertools.pairwise(links):
     if late.place is Place.GRADIENT and early.place > late.place:
-      raise ValueError(f'{late.name} must stand before {early.name}: it thins out the gradient, not the update')
+      raise ValueError(f'{late.name} must come before {early.name}: it masks the gradient, not the update')
     if early.place > late.place:
-      raise ValueError(f'{early.name} must stand after {late.name}: {_REASONS[early.place]}')
+      raise ValueError(f'{early.name} must come after {late.name}: {_REASONS[early.place]}')
     if early.place is Place.AVERAGE:
-      raise ValueError('a chain has one moving_average at most')
+      raise ValueError('a chain can have at most one moving_average: keep only one of them')
   merges = [link.name for link in links if link.place is Place.MERGE]
   decaying = [link.name for link in links if link.decays]
   if merges and decaying:
     raise ValueError(
-      f'{merges[0]} would merge the weight decay of {decaying[0]} too: leave it out there, and chain '
-      f'weight_decay(...) after {merges[0]}'
+      f'{merges[0]} would also merge the weight decay of {decaying[0]}: remove it there and chain weight_decay(...) '
+      f'after {merges[0]}'
     )
 
 
 _REASONS = {
-  Place.MERGE: 'it merges finished updates',
-  Place.DECAY: 'the decay is added to a finished update, and not to be merged',
-  Place.AVERAGE: 'it averages the parameters that the whole update leads to',
+  Place.MERGE: 'it merges the update of the base optimizer',
+  Place.DECAY: 'the decay is added to the update and must not be merged',
+  Place.AVERAGE: 'it averages the parameters after the whole update',
 }
 
 
 def _link(factory: Callable[..., optax.GradientTransformation]) -> Callable[..., Recipe]:
-  """A factory of `alignjax.optim` with its own signature, for expressions."""
+  """Turns a factory of `alignjax.optim` into a factory of recipes with the same signature, for expressions."""
   name = factory.__name__
   place = {'child_tuning': Place.GRADIENT, 'moving_average': Place.AVERAGE}.get(name, Place.MERGE)
 
@@ -327,7 +332,7 @@ TRANSFORMS = {
     online_merging.online_ties,
   )
 }
-"""Every transform of this package by the name that expressions use."""
+"""All transforms of this package, by their names in expressions."""
 LINKS = {'weight_decay': weight_decay} | {name: _link(build) for name, build in TRANSFORMS.items()}
 
 
@@ -338,7 +343,7 @@ def parse_optimizer(text: str) -> Recipe:
     A recipe with a learning rate.
 
   Raises:
-    ExpressionError: for anything else. The message shows where, says why and lists the known names.
+    ExpressionError: the text is not a valid optimizer. The message shows the position, the reason and the known names.
   """
   known = {'optimizers': BASES | {'chain': chain}, 'links of a chain': LINKS}
   recipe = expressions.parse(text, Recipe, 'an optimizer', known)
@@ -351,19 +356,19 @@ def parse_optimizer(text: str) -> Recipe:
 def build_optimizer(
   recipe: Recipe, schedule: schedules.Schedule, gradient_clip: float = 0.0
 ) -> optax.GradientTransformation:
-  """The optimizer of a run.
+  """Builds the optimizer of a run.
 
   Args:
-    recipe: with a learning rate.
-    schedule: learning rate by updates done, with the recipe's as its peak.
-    gradient_clip: the largest global norm of a gradient, before everything else; 0 for no clip.
+    recipe: a recipe with a learning rate.
+    schedule: number of updates -> learning rate, with the recipe's learning rate as its peak.
+    gradient_clip: largest global norm of a gradient, clipped before everything else; 0 for no clipping.
   """
   clip = optax.clip_by_global_norm(gradient_clip) if gradient_clip else optax.identity()
   return optax.chain(clip, recipe.build(schedule))
 
 
 def _matrices(params: Params) -> Any:
-  """The axes that muon takes for rows and columns; None where a parameter is not one of its matrices."""
+  """The row and column axes of the matrices that muon orthogonalises; None for other parameters."""
 
   def axes(path: tuple[Any, ...], leaf: Any) -> contrib.MuonDimensionNumbers | None:
     del leaf

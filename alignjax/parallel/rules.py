@@ -1,4 +1,4 @@
-"""Which array lives where: shardings of parameters, batches and activations from a few rules."""
+"""Sharding rules for parameters, batches and activations."""
 
 from collections.abc import Callable
 import math
@@ -8,18 +8,18 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from alignjax.parallel import mesh as mesh_lib
+from alignjax.parallel import mesh as parallel_mesh
 from alignjax.types import Array, Params
 
-# (pattern of the parameter's path, axes from its last dimension but one on). Leading dimensions (layers) are not split.
+# (pattern of a parameter path, mesh axes of the last dimensions). Leading dimensions (layers) are not sharded.
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
   (r'embed/embedding$', ('tensor', 'fsdp')),
-  (r'positions/embedding$', (None, None)),  # small, and any row may be asked for anywhere
+  (r'positions/embedding$', (None, None)),  # small, and every device may read any row
   (r'unembed/kernel$', ('fsdp', 'tensor')),
   (r'(query|key|value|gate|up)/kernel$', ('fsdp', 'tensor')),
   (r'(output|down)/kernel$', ('tensor', 'fsdp')),
   (r'(query|key|value|gate|up)/bias$', ('tensor',)),
-  # Adapters are small, so they are split as their products ask for it and no further.
+  # Adapters are small, so they are sharded only where the sharding of their products requires it.
   (r'(query|key|value|gate|up)/lora_b$', (None, 'tensor')),
   (r'(output|down)/lora_a$', ('tensor', None)),
   (r'lora_[ab]$', (None, None)),
@@ -28,15 +28,19 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 )
 
 
-# Axes of activations, by the name that models give them.
-LOGICAL_AXES: dict[str | None, tuple[str, ...]] = {'batch': mesh_lib.BATCH_AXES, 'vocab': ('tensor',), None: ()}
+# Mesh axes by the logical axis names that models use.
+LOGICAL_AXES: dict[str | None, tuple[str, ...]] = {
+  'batch': parallel_mesh.BATCH_AXES,
+  'vocab': ('tensor',),
+  None: (),
+}
 
 
 def partition_spec(path: str, shape: tuple[int, ...], mesh: jax.sharding.Mesh) -> PartitionSpec:
-  """The sharding of one parameter, by the first rule that matches; what its axis does not divide stays whole.
+  """The sharding of one parameter, by the first matching rule. Dimensions that do not divide evenly are not sharded.
 
   Raises:
-    ValueError: if no rule matches the path.
+    ValueError: no rule matches the path.
   """
   for pattern, axes in RULES:
     if re.search(pattern, path):
@@ -47,7 +51,7 @@ def partition_spec(path: str, shape: tuple[int, ...], mesh: jax.sharding.Mesh) -
 
 
 def param_shardings(mesh: jax.sharding.Mesh, params: Params) -> Any:
-  """A tree like `params` (arrays or shapes) of their shardings."""
+  """The shardings of `params` (arrays or shapes), as a tree like `params`."""
 
   def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
     name = '/'.join(str(key.key) for key in path)
@@ -57,20 +61,20 @@ def param_shardings(mesh: jax.sharding.Mesh, params: Params) -> Any:
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
-  """The sharding of every array of a batch: prompts, the leading axis, over data x fsdp."""
-  return NamedSharding(mesh, PartitionSpec(mesh_lib.BATCH_AXES))
+  """The sharding of every array in a batch: the leading axis, prompts, over data x fsdp."""
+  return NamedSharding(mesh, PartitionSpec(LOGICAL_AXES['batch']))
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
-  """The sharding of what every device holds whole."""
+  """The sharding of replicated arrays."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def activation_constraint(mesh: jax.sharding.Mesh) -> Callable[[Array, tuple[str | None, ...]], Array]:
-  """A function (array, logical axes) -> array that pins 'batch' to data x fsdp and 'vocab' to tensor; None is whole.
+  """A function (array, logical axes) -> array that shards 'batch' over data x fsdp and 'vocab' over tensor.
 
-  An axis that its mesh axes do not divide stays whole. Without the pin the compiler may follow a weight and split
-  activations by width.
+  Axes that are None or do not divide evenly are not sharded. Without this constraint the compiler may propagate the
+  sharding of a weight and shard activations by width.
   """
 
   def constrain(x: Array, axes: tuple[str | None, ...]) -> Array:

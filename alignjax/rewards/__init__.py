@@ -1,4 +1,4 @@
-"""Rewards: what a response to a prompt is worth."""
+"""Rewards of responses to prompts."""
 
 from alignjax.rewards.base import REWARDS, Reward, factory, parse
 from alignjax.rewards.sentiment import vader

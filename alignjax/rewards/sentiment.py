@@ -1,4 +1,4 @@
-"""Gold rewards: what a response is worth, from its text alone."""
+"""Gold rewards, computed from the text of a response."""
 
 from collections.abc import Sequence
 
@@ -9,10 +9,10 @@ from alignjax.rewards import base
 
 @base.factory
 def vader() -> base.Reward:
-  """Sentiment of the response: the compound score of the VADER lexicon, in [-1, 1], 0 where no word carries sentiment.
+  """Sentiment of the response: the compound score of the VADER lexicon in [-1, 1], or 0 if no word carries sentiment.
 
   Returns:
-    A reward that reads the response and ignores the prompt.
+    A reward that depends only on the response, not on the prompt.
 
   Raises:
     ImportError: the package vaderSentiment is not installed.
@@ -23,12 +23,12 @@ def vader() -> base.Reward:
   try:
     from vaderSentiment import vaderSentiment
   except ImportError as error:
-    raise ImportError("rewards.vader() needs the package vaderSentiment: pip install 'alignjax[demo]'") from error
+    raise ImportError("rewards.vader() requires the package vaderSentiment: pip install 'alignjax[demo]'") from error
   analyzer = vaderSentiment.SentimentIntensityAnalyzer()
 
   def reward(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
     if len(prompts) != len(responses):
-      raise ValueError(f'a reward needs one prompt for each response, got {len(prompts)} and {len(responses)}')
+      raise ValueError(f'expected one prompt per response, got {len(prompts)} prompts and {len(responses)} responses')
     return np.array([analyzer.polarity_scores(response)['compound'] for response in responses], np.float64)
 
   return reward

@@ -8,7 +8,7 @@ import time
 
 
 class Clock:
-  """Measures seconds per stage: `with clock('train'): ...`. Time in a nested stage counts only there, so stages add up."""
+  """Measures seconds per stage: `with clock('train'): ...`. Time in a nested stage counts only for that stage."""
 
   def __init__(self):
     self._start = time.monotonic()

@@ -46,7 +46,7 @@ class Place:
         values = np.fromfile(file, np.dtype(self.dtype), count)
         with folders.naming(self.path):
           if values.size != count:
-            raise ValueError(f'tensor {self.name}: the file ends too early')
+            raise ValueError(f'tensor {self.name}: the file ends in the middle of it')
           folders.check_finite(self.name, values)
         yield values.reshape(-1, columns)
 

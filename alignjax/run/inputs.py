@@ -102,7 +102,8 @@ class Reference:
     self.needed = bool(stats.missing_reference(objective.needs, ()))
     if config.reference_cache and not self.needed:
       raise ValueError(
-        f'config.reference_cache = {config.reference_cache!r} is set, but {objective.name} reads no reference: remove it'
+        f'config.reference_cache = {config.reference_cache!r} is set, but {objective.name} reads no reference: '
+        'remove the setting'
       )
 
   def load(self) -> references.Reference:

@@ -1,8 +1,9 @@
 """Merges models of any size in Hugging Face folders. Only some rows of one tensor are in memory at a time.
 
-The models, and the base, must have the same tensors, configuration and tokenizer; an error names the first difference. The
-configuration and the tokenizer files are those of the first model, unless `Assets` names another folder. A record
-of the merge is written to merge.json and into the headers of the weight files. The folder appears complete or not at all.
+The models and the base must have the same tensors, configuration and tokenizer; otherwise an error names what differs.
+The configuration and the tokenizer files are copied from the first model, unless `Output.assets_from` names another
+folder. A record of the merge is written to merge.json and into the headers of the weight files. The output folder
+appears only when it is complete.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -158,9 +158,11 @@ def fit(
 
   Raises:
     NonFiniteError: the loss, the gradient or a parameter is not finite.
-    ValueError: an expression is invalid, or the optimizer merges or averages.
+    ValueError: an expression is invalid, the data lack a field that the objective reads, or the optimizer merges or
+      averages.
   """
   objective = objectives.parse(objective) if isinstance(objective, str) else objective
+  objectives.check_batch(objective, examples.fields, examples.responses)
   tx = _optimizer(optimizer) if isinstance(optimizer, str) else optimizer
   mesh = parallel_mesh.make_mesh(devices=jax.devices()[: math.gcd(batch_size, jax.device_count())])
   shardings = rules.param_shardings(mesh, loaded.params)

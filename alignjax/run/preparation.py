@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from alignjax import objectives
-from alignjax.data.tokens import dataset, tokenization
+from alignjax.data.tokens import tokenization
 from alignjax.models import checkpoint_io, transformer
 from alignjax.optim import recipes
 from alignjax.parallel import mesh as parallel_mesh
@@ -70,14 +70,9 @@ def prepare(config: settings.Config, announce: inputs.Announce) -> Prepared:
     if paths
   ]
   for split in splits:
-    objectives.check_batch(objective, _fields(split.data), split.data.responses)
+    objectives.check_batch(objective, split.data.fields, split.data.responses)
   training, held_out = (*reference.cached(splits), None)[:2]
   return Prepared(objective, recipe, tokenizer, mesh, policy, shapes, shardings, reference, training, held_out)
-
-
-def _fields(data: dataset.TokenDataset) -> list[str]:
-  """The optional fields of a batch that the data provide."""
-  return [name for name in ('score', 'behaviour_logp', 'behaviour_token_logp') if getattr(data, name) is not None]
 
 
 def initial_params(config: settings.InputSettings, prepared: Prepared) -> Params:

@@ -44,8 +44,8 @@ def explain(error: checkpoint.MismatchError, now: Mapping[str, Any], optimizer: 
     edited = [name for name in imports if saved.get(name, imports[name]) != imports[name]]
     if edited:
       return ValueError(
-        f'{", ".join(edited)} changed since this run was started, and the training depends on it: restore it, or choose '
-        'another workdir'
+        f'{", ".join(edited)} changed since this run was started, and the training depends on it: restore it, or '
+        'choose another workdir'
       )
     names = error.identity.keys() | now.keys()
     differ = {name for name in names if error.identity.get(name) != _as_json(now.get(name))}

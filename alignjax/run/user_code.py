@@ -1,7 +1,7 @@
 """Imports users' own files and modules before expressions are read.
 
-A file registers its functions with `@objectives.factory`, `@optim.factory`, `@rewards.factory`, `@strategies.factory` or
-`@merging.factory`. Expressions can then use them by name.
+A file registers its functions with `@objectives.factory`, `@optim.factory`, `@rewards.factory`, `@strategies.factory`
+or `@merging.factory`. Expressions can then use them by name.
 """
 
 from collections.abc import Sequence
@@ -37,7 +37,8 @@ def load(imports: Sequence[str]) -> None:
   """Imports files and modules, in order. Imports one again only if it has changed.
 
   Args:
-    imports: paths of Python files, 'mine.py', or names of modules, 'package.module', installed or in the current folder.
+    imports: paths of Python files, 'mine.py', or names of modules, 'package.module', which are installed or in the
+      current folder.
 
   Raises:
     ValueError: there is no such file or module, or it raises an exception; the message names the user's file and line.

@@ -1,4 +1,4 @@
-"""Draws responses from a language model, all samples of a prompt from one prefill."""
+"""Samples responses from a language model, with one prefill for all samples of a prompt."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -13,57 +13,61 @@ from alignjax.sampling import strategies
 from alignjax.types import Array, Head, Params
 
 
+class Prompts(NamedTuple):
+  """B prompts to sample responses to."""
+
+  tokens: Array  # [B, P] int32, right-padded
+  length: Array  # [B] int32, at least 1
+  row_ids: Array | None = None  # [B] int32, ids of the prompts for random draws; None for 0 .. B - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoding:
+  """How responses are drawn.
+
+  Raises:
+    ValueError: `samples` or `max_new_tokens` is below 1, or an end id is negative.
+  """
+
+  samples: int  # N, the number of responses per prompt
+  max_new_tokens: int  # R, the number of tokens after which a response is cut off
+  strategy: strategies.Strategy = dataclasses.field(default_factory=strategies.chain)  # the model's own distribution
+  end_ids: Sequence[int] = ()  # ids of the tokens that end a response; if empty, every response has R tokens
+
+  def __post_init__(self):
+    if self.samples < 1 or self.max_new_tokens < 1:
+      raise ValueError(f'samples={self.samples} and max_new_tokens={self.max_new_tokens} must both be at least 1')
+    if any(end < 0 for end in self.end_ids):
+      raise ValueError(f'end_ids={tuple(self.end_ids)} must not be negative')
+
+
 class Samples(NamedTuple):
-  """N responses to each of B prompts, of at most R tokens; everything is 0 at padding."""
+  """N responses to each of B prompts, with at most R tokens each. All arrays are 0 at padding."""
 
   response: Array  # [B, N, R] int32, right-padded, the end token included
   response_length: Array  # [B, N] int32
-  finished: Array  # [B, N] bool, False where a response was cut after R tokens without an end token
-  logp: Array  # [B, N, R] float32, nats, under the model's own distribution: temperature 1, no token excluded
-  strategy_logp: Array  # [B, N, R] float32, nats, under the distribution that was drawn from
+  finished: Array  # [B, N] bool, False if a response was cut off after R tokens without an end token
+  logp: Array  # [B, N, R] float32, nats, under the model's own distribution: temperature 1, no truncation
+  strategy_logp: Array  # [B, N, R] float32, nats, under the distribution of the strategy
 
 
-def sample(
-  model: base.LanguageModel,
-  params: Params,
-  prompt: Array,
-  prompt_length: Array,
-  key: Array,
-  *,
-  samples: int,
-  max_new_tokens: int,
-  strategy: strategies.Strategy,
-  end_ids: Sequence[int],
-  row_ids: Array | None = None,
-) -> Samples:
-  """Draws `samples` responses to each prompt, token by token, until all have ended.
+def sample(model: base.LanguageModel, params: Params, prompts: Prompts, key: Array, decoding: Decoding) -> Samples:
+  """Draws N responses to each prompt, token by token, until all of them have ended.
 
-  Call it under `jax.jit`: outside, the loop is compiled anew by every call.
+  Call it under `jax.jit`; otherwise every call compiles the loop again.
 
   Args:
-    model: the model to draw from.
-    params: its parameters.
-    prompt: [B, P] int32, right-padded.
-    prompt_length: [B] int32, at least 1.
-    key: a typed PRNG key.
-    samples: N, responses to each prompt.
-    max_new_tokens: R, tokens after which a response is cut.
-    strategy: what to draw from; `strategies.chain()` is the model's own distribution.
-    end_ids: tokens that end a response; with none, every response takes R tokens.
-    row_ids: [B] int32, numbers that tell prompts apart, by default 0 .. B - 1. The random numbers of a response depend
-      on the key, on its row id and on its place among the samples, and on nothing else in the batch.
-
-  Raises:
-    ValueError: if `samples` or `max_new_tokens` is below 1, or an end id is negative.
+    model: the model to sample from.
+    params: the parameters of the model.
+    prompts: the prompts to respond to.
+    key: a typed PRNG key. The draws of a response depend only on the key, its row id and its index among the samples.
+    decoding: the number and length of responses, and the strategy.
   """
-  if samples < 1 or max_new_tokens < 1:
-    raise ValueError(f'samples={samples} and max_new_tokens={max_new_tokens} must both be at least 1')
-  if any(end < 0 for end in end_ids):
-    raise ValueError(f'end_ids={tuple(end_ids)} must be token ids, at least 0')
-  prompt, prompt_length = jnp.asarray(prompt), jnp.asarray(prompt_length)
+  samples, max_new_tokens, strategy = decoding.samples, decoding.max_new_tokens, decoding.strategy
+  prompt, prompt_length, row_ids = jnp.asarray(prompts.tokens), jnp.asarray(prompts.length), prompts.row_ids
   shape = (prompt.shape[0], samples)
   keys = _row_keys(key, jnp.arange(shape[0]) if row_ids is None else row_ids, samples)
-  ends = jnp.asarray(end_ids, jnp.int32).reshape(1, 1, -1)
+  ends = jnp.asarray(decoding.end_ids, jnp.int32).reshape(1, 1, -1)
   state = _State(
     cache=model.prefill(params, prompt, prompt_length, samples=samples, max_new_tokens=max_new_tokens),
     index=jnp.zeros((), jnp.int32),
@@ -86,7 +90,7 @@ def sample(
     logits = stats.logits(stats.HiddenStates(hidden, head))
     drawn_from = strategy(logits)
     token, strategy_logp = strategies.draw(drawn_from, _uniform(keys, state.index))
-    # A strategy that changes nothing spares two passes over the vocabulary.
+    # If the strategy returns the logits unchanged, skip two passes over the vocabulary.
     logp = strategy_logp if drawn_from is logits else numerics.select(jax.nn.log_softmax(logits), token)
     drawn = state.samples
     live = ~drawn.finished
@@ -108,22 +112,22 @@ def sample(
 
 class _State(NamedTuple):
   cache: Any
-  index: Array  # [] int32, tokens drawn so far
-  token: Array  # [B, N] int32, the last one of each response
+  index: Array  # [] int32, number of tokens drawn so far
+  token: Array  # [B, N] int32, the last token of each response
   samples: Samples
 
 
 def _head_of_dtype(head: Head, dtype: jnp.dtype) -> Head:
-  """Casts the kernel before the loop, where the product would cast it in every step."""
+  """Casts the kernel once before the loop; otherwise every step would cast it."""
   return dataclasses.replace(head, kernel=head.kernel.astype(dtype))
 
 
 def _row_keys(key: Array, row_ids: Array, samples: int) -> Array:
-  """[B, N] keys: one for each row id and place among the samples."""
+  """[B, N] keys, one for each row id and sample index."""
   fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
   return jax.vmap(fold, in_axes=(0, None))(fold(key, jnp.asarray(row_ids)), jnp.arange(samples))
 
 
 def _uniform(keys: Array, index: Array) -> Array:
-  """[B, N, 2]: the random numbers of token `index`, whatever the number of tokens asked for."""
+  """[B, N, 2]: the uniform numbers of token `index`, which do not depend on `max_new_tokens`."""
   return jax.vmap(jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, index), (2,))))(keys)

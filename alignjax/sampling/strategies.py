@@ -1,7 +1,7 @@
-"""Decoding strategies: pure functions from logits to logits, and the draw of a token from them.
+"""Decoding strategies: pure functions from logits to logits, and drawing a token from the result.
 
-A strategy takes float32 logits [..., V] and returns the logits of the distribution to draw from, -inf where a token is
-excluded. Strategies compose: `chain(temperature(0.7), nucleus(0.9))` is again a strategy.
+A strategy takes float32 logits [..., V] and returns the logits of the distribution to draw from, with -inf for excluded
+tokens. Strategies compose: `chain(temperature(0.7), nucleus(0.9))` is a strategy too.
 """
 
 from collections.abc import Callable
@@ -15,17 +15,17 @@ from alignjax.types import Array
 Strategy = Callable[[Array], Array]
 
 STRATEGIES: dict[str, Callable[..., Strategy]] = {}
-"""Every factory by the name that expressions use; `factory` adds to it."""
+"""All strategy factories, by their names in expressions; `factory` adds entries."""
 
-_BLOCK = 128  # tokens; divides the vocabularies of most model families
+_BLOCK = 128  # number of tokens per block; divides the vocabulary size of most model families
 _ONE_AS_BITS = 0x3F800000  # the bits of float32 1.0
 
 
 def factory[**P](build: Callable[P, Strategy]) -> Callable[P, Strategy]:
-  """Registers a function that builds a strategy, so that expressions know it by its name.
+  """Registers a function that builds a strategy, so that expressions can use its name.
 
   Raises:
-    ValueError: another function is registered under the name.
+    ValueError: another function is registered under the same name.
   """
   return registry.add(STRATEGIES, build, 'decoding strategies')
 
@@ -34,14 +34,14 @@ def parse(text: str) -> Strategy:
   """Reads a strategy from its expression, such as `'chain(temperature(0.7), nucleus(0.9))'`.
 
   Raises:
-    ExpressionError: the text is not a strategy. The message shows where, gives the reason and lists the known names.
+    ExpressionError: the text is not a valid strategy. The message shows the position, the reason and the known names.
   """
   return expressions.parse(text, Callable, 'a decoding strategy', {'decoding strategies': STRATEGIES})
 
 
 @factory
 def chain(*strategies: Strategy) -> Strategy:
-  """Applies strategies from left to right; without any, the model's own distribution."""
+  """Applies strategies from left to right. An empty chain samples from the model's own distribution."""
 
   def apply(logits: Array) -> Array:
     for strategy in strategies:
@@ -53,10 +53,10 @@ def chain(*strategies: Strategy) -> Strategy:
 
 @factory
 def greedy() -> Strategy:
-  """Only the most probable token; of equals, the one with the lowest id."""
+  """Keeps only the most probable token; ties go to the lowest id."""
 
   def apply(logits: Array) -> Array:
-    # Two plain reductions: XLA does not vectorise argmax, and takes ten times longer for it on a CPU.
+    # Use two plain reductions: XLA does not vectorise argmax, which takes ten times longer on a CPU.
     token = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
     greatest = jnp.max(logits, axis=-1, keepdims=True)
     best = jnp.min(jnp.where(logits == greatest, token, logits.shape[-1]), axis=-1, keepdims=True)
@@ -67,10 +67,10 @@ def greedy() -> Strategy:
 
 @factory
 def temperature(value: float) -> Strategy:
-  """softmax(logits / value): below 1 sharper, above 1 flatter, at 1 the model's own distribution.
+  """softmax(logits / value): sharper below 1, flatter above 1, and the model's own distribution at 1.
 
   Raises:
-    ValueError: unless value > 0; the limit at 0 is `greedy()`.
+    ValueError: `value` is not positive; the limit at 0 is `greedy()`.
   """
   if not value > 0:
     raise ValueError(f'temperature {value} must be positive; for temperature 0 use greedy()')
@@ -79,13 +79,13 @@ def temperature(value: float) -> Strategy:
 
 @factory
 def top_k(k: int) -> Strategy:
-  """The k most probable tokens, with all that are exactly as probable as the k-th.
+  """Keeps the k most probable tokens, and all ties with the k-th.
 
   Raises:
-    ValueError: unless k >= 1.
+    ValueError: k is below 1.
   """
   if not k >= 1:
-    raise ValueError(f'top_k must keep at least 1 token, not k={k}')
+    raise ValueError(f'top_k: k={k} must be at least 1')
 
   def apply(logits: Array) -> Array:
     if k >= logits.shape[-1]:
@@ -98,19 +98,19 @@ def top_k(k: int) -> Strategy:
 
 @factory
 def nucleus(mass: float) -> Strategy:
-  """The fewest most probable tokens whose probabilities sum to at least `mass`, with all ties of the last one.
+  """Keeps the fewest most probable tokens whose probabilities sum to at least `mass`, and all ties with the last one.
 
-  That set is {v: p_v >= t} for the greatest threshold t that leaves enough mass. Non-negative floats are ordered as
-  their bits are, so 30 bisections of the bits find t exactly; a sort of the vocabulary takes far longer.
+  That set is {v: p_v >= t} for the greatest threshold t that leaves enough mass. Non-negative floats are ordered like
+  their bits, so 30 bisections of the bits find t exactly. Sorting the vocabulary takes far longer.
 
   References:
     Holtzman et al., The Curious Case of Neural Text Degeneration, https://arxiv.org/abs/1904.09751, equation 2.
 
   Raises:
-    ValueError: unless 0 < mass <= 1.
+    ValueError: `mass` is not in (0, 1].
   """
   if not 0 < mass <= 1:
-    raise ValueError(f'nucleus must keep a mass above 0 and at most 1, not {mass}')
+    raise ValueError(f'nucleus: mass={mass} must be in (0, 1]')
 
   def apply(logits: Array) -> Array:
     relative = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))  # in [0, 1]
@@ -134,15 +134,16 @@ def nucleus(mass: float) -> Strategy:
 def draw(logits: Array, uniform: Array) -> tuple[Array, Array]:
   """Draws from softmax(logits) by inverting its cumulative distribution, first over blocks of tokens, then within one.
 
-  A Gumbel draw takes V random numbers and 2 V logarithms, more than a small model itself; this takes two numbers.
+  A Gumbel draw takes V random numbers and 2 V logarithms, which cost more than a small model itself. This takes two
+  random numbers.
 
   Args:
-    logits: [..., V] float32; -inf excludes a token, and at least one is finite.
-    uniform: [..., 2] in [0, 1). The first selects the block and the second the token in it, so that a rare token keeps
-      its probability although a uniform number has only 23 bits.
+    logits: [..., V] float32; -inf excludes a token, and at least one must be finite.
+    uniform: uniform random numbers in [0, 1), [..., 2]. The first selects the block and the second the token in it, so
+      that rare tokens keep their probability although a uniform number has only 23 bits.
 
   Returns:
-    The token [...] int32, and its log-probability [...] in nats under softmax(logits).
+    The token, [...] int32, and its log-probability under softmax(logits), [...] in nats.
   """
   size = logits.shape[-1]
   block = min(_BLOCK, size)
@@ -158,7 +159,7 @@ def draw(logits: Array, uniform: Array) -> tuple[Array, Array]:
 
 
 def _invert(weights: Array, uniform: Array) -> Array:
-  """The first index whose cumulative weight exceeds uniform * total; never one of weight 0, whatever is rounded."""
+  """The first index whose cumulative weight exceeds uniform * total. Rounding never selects an index of weight 0."""
   cumulative = jnp.where(weights > 0, jnp.cumsum(weights, axis=-1), -1.0)
   target = uniform * jnp.max(cumulative, axis=-1)
   return jnp.argmax(cumulative > target[..., None], axis=-1).astype(jnp.int32)

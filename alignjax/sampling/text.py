@@ -1,4 +1,4 @@
-"""Text from a language model: responses to prompts, drawn from a Hugging Face folder."""
+"""Samples text responses to prompts from a model in a Hugging Face folder."""
 
 from collections.abc import Iterable, Iterator, Sequence
 import dataclasses
@@ -20,7 +20,7 @@ from alignjax.parallel import rules
 from alignjax.sampling import sampler, strategies
 from alignjax.types import Array, Params
 
-PROMPT_MULTIPLE = 64  # prompts are padded to multiples of this many tokens, so that few shapes are compiled
+PROMPT_MULTIPLE = 64  # prompts are padded to a multiple of this number of tokens, to limit the number of compilations
 
 
 class Response(NamedTuple):
@@ -28,9 +28,9 @@ class Response(NamedTuple):
 
   prompt: rows.Prompt
   response: str
-  logp: float  # nats, of the whole response
-  tokens: int  # the end token included
-  finished: bool  # False where it was cut
+  logp: float  # log-probability of the response, in nats
+  tokens: int  # number of tokens, including the end token
+  finished: bool  # False if the response was cut off
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,10 +38,10 @@ class Options:
   """How responses are drawn.
 
   Attributes:
-    samples: responses to each prompt.
-    max_prompt: tokens; a longer prompt loses its first tokens.
-    max_new_tokens: tokens after which a response is cut.
-    batch_size: prompts that are answered together; rounded up to a multiple of the devices that share a batch.
+    samples: number of responses per prompt.
+    max_prompt: largest prompt, in tokens; longer prompts lose their first tokens.
+    max_new_tokens: number of tokens after which a response is cut off.
+    batch_size: number of prompts per batch; rounded up to a multiple of the devices that share a batch.
     seed: seed of all draws.
     strategy: decoding strategy; the default draws from the model's own distribution.
   """
@@ -58,10 +58,10 @@ class TextSampler:
   """Draws responses to prompts; the program is compiled once for each padded prompt length.
 
   Args:
-    model: the model to draw from.
-    tokenizer: its tokenizer.
-    mesh: the mesh that holds its parameters.
-    options: how to draw.
+    model: the model to sample from.
+    tokenizer: the tokenizer of the model.
+    mesh: the mesh that holds the parameters.
+    options: how responses are drawn.
   """
 
   def __init__(
@@ -71,27 +71,19 @@ class TextSampler:
     shards = parallel_mesh.batch_shards(mesh)
     self._rows = -(-options.batch_size // shards) * shards
 
+    end_ids = tuple(sorted(tokenizer.end_ids))
+    decoding = sampler.Decoding(options.samples, options.max_new_tokens, options.strategy, end_ids)
+
     @jax.jit
     def draw(params: Params, key: Array, prompt: Array, length: Array, row_ids: Array) -> sampler.Samples:
-      return sampler.sample(
-        model,
-        params,
-        prompt,
-        length,
-        key,
-        samples=options.samples,
-        max_new_tokens=options.max_new_tokens,
-        strategy=options.strategy,
-        end_ids=sorted(tokenizer.end_ids),
-        row_ids=row_ids,
-      )
+      return sampler.sample(model, params, sampler.Prompts(prompt, length, row_ids), key, decoding)
 
     self._draw = draw
 
   def __call__(self, params: Params, prompts: Iterable[rows.Prompt]) -> Iterator[Response]:
     """Draws `options.samples` responses to each prompt, in the order of the prompts.
 
-    What is drawn for a prompt depends on the seed and on its position in `prompts`, not on the batch size.
+    The draws for a prompt depend on the seed and on its position in `prompts`, not on the batch size.
 
     Args:
       params: the parameters of the model, on the mesh.
@@ -106,11 +98,11 @@ class TextSampler:
           yield self._response(prompt, drawn, (row, i))
 
   def _pad(self, batch: Sequence[tuple[int, rows.Prompt]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Token ids [rows, P], lengths [rows] and positions in the list of prompts [rows]."""
+    """Token ids [rows, P], lengths [rows] and positions in the sequence of prompts [rows]."""
     encoded = [self._tokenizer.encode_prompt(prompt, self._options.max_prompt) for _, prompt in batch]
     size = -(-max(map(len, encoded)) // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
     prompt = np.zeros((self._rows, size), np.int32)
-    length = np.ones(self._rows, np.int32)  # what rows after the last prompt draw is dropped
+    length = np.ones(self._rows, np.int32)  # responses of rows after the last prompt are dropped
     row_ids = np.full(self._rows, batch[0][0], np.int32)
     row_ids[: len(batch)] = [index for index, _ in batch]
     for row, ids in enumerate(encoded):
@@ -121,7 +113,7 @@ class TextSampler:
     tokens = int(drawn.response_length[place])
     return Response(
       prompt=prompt,
-      # After a string, the response may start with a space; before an assistant's words, it is the template's.
+      # A response to a string may start with a space; in a conversation, a leading space belongs to the template.
       response=self._tokenizer.decode(drawn.response[place][:tokens], continues=isinstance(prompt, str)),
       logp=float(drawn.logp[place].sum(dtype=np.float64)),
       tokens=tokens,
@@ -138,13 +130,13 @@ def sample(
   """Draws responses from the model in a Hugging Face folder.
 
   Args:
-    folder: the model.
+    folder: the Hugging Face folder of the model.
     prompts: texts, or conversations for the chat template.
-    options: how to draw; None means the defaults of `Options`.
-    compute_dtype: 'float32' or 'bfloat16', the type of activations.
+    options: how responses are drawn; None for the defaults of `Options`.
+    compute_dtype: dtype of activations, 'float32' or 'bfloat16'.
 
   Raises:
-    ValueError: the folder or a prompt cannot be used.
+    ValueError: the folder or a prompt is invalid.
   """
   tokenizer = tokenization.Tokenizer.load(folder)
   mesh = parallel_mesh.make_mesh()
@@ -156,15 +148,15 @@ def sample(
 
 
 def read_prompts(source: str, ignore_fields: Sequence[str] = ()) -> list[rows.Prompt]:
-  """The prompts of `[form:]location`. The default form is `prompts`; responses in the rows are not used.
+  """Reads the prompts of `[form:]location`. The default form is `prompts`; responses in the rows are ignored.
 
   Args:
-    source: the expression to read.
+    source: the data expression.
     ignore_fields: names of fields to ignore; any other unknown field is an error.
 
   Raises:
-    DataError: a malformed row; the message names the line and the field.
-    ValueError: no row is left.
+    DataError: a row is malformed; the message names the line and the field.
+    ValueError: no prompts are left.
   """
   report = drops.DropReport()
   prompts = [
@@ -178,6 +170,6 @@ def read_prompts(source: str, ignore_fields: Sequence[str] = ()) -> list[rows.Pr
 
 
 def write(responses: Iterator[Response], stream: TextIO) -> None:
-  """One JSON object a line."""
+  """Writes responses as JSON Lines."""
   for response in responses:
     stream.write(json.dumps(response._asdict(), ensure_ascii=False) + '\n')

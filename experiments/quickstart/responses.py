@@ -58,21 +58,10 @@ class Responder:
     strategy: strategies.Strategy = POLICY,
   ):
     self.tokenizer, self.reward, self.sizes = tokenizer, reward, sizes
-    end_ids = tuple(sorted(tokenizer.end_ids))
+    decoding = sampler.Decoding(sizes.samples, sizes.response, strategy, tuple(sorted(tokenizer.end_ids)))
 
     def draw(params: Params, prompt: Array, prompt_length: Array, row_ids: Array, key: Array) -> sampler.Samples:
-      return sampler.sample(
-        model,
-        params,
-        prompt,
-        prompt_length,
-        key,
-        samples=sizes.samples,
-        max_new_tokens=sizes.response,
-        strategy=strategy,
-        end_ids=end_ids,
-        row_ids=row_ids,
-      )
+      return sampler.sample(model, params, sampler.Prompts(prompt, prompt_length, row_ids), key, decoding)
 
     self._draw = jax.jit(draw)
     self._measure = jax.jit(evaluator.build_kl_step(model, chunk=CHUNK))

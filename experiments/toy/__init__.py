@@ -1,1 +1,1 @@
-"""Small studies of objectives, exact or nearly so, that run in seconds."""
+"""Small studies of objectives and optimizers that run on a CPU in seconds or minutes."""

@@ -1,32 +1,32 @@
-"""What does alignment cost, and does online merging make it cheaper? A study of 17 minutes on two cores.
+"""What does alignment cost, and does online merging reduce the cost? A study that takes 17 minutes on two cores.
 
   python -m experiments.toy.alignment_tax
 
-A transformer of a third of a million parameters reads bytes. It is pretrained on docstrings (base), fine-tuned on a
-skill that they do not teach, among rehearsed text and beginnings of docstrings to be gone on with (fine-tuned), and
-aligned: DPO on pairs of its own continuations, with noisy labels by a gold reward, the share of vowels. Two taxes are
-measured: how much worse it answers held-out questions of the skill, and how much worse it predicts held-out docstrings
-from which the sign of the writing task is absent. All of it is in `alignment_tax_world`.
+A byte-level transformer with a third of a million parameters is trained in three stages. It is pretrained on docstrings
+(base). It is fine-tuned on a skill that docstrings do not teach, mixed with rehearsal text and a writing task:
+continuing a docstring (fine-tuned). It is aligned with DPO on pairs of its own continuations, with noisy labels from a
+gold reward, the fraction of vowels. The study measures two taxes: the loss on held-out questions of the skill, and on
+held-out docstrings without the marker of the writing task. See `alignment_tax_world`.
 
   Adam, KL penalty, EMA, ChildTuning   DPO with beta = 0.1; with other betas; averages along Adam's runs; child_tuning
-  OnTIES, OnDARE                       Adam and online merging in the paper's form, tau = fine-tuned - base
-  linear, TIES, DARE                   Adam's last models merged with the fine-tuned one, over the base
-  Adam + tau                           ours: as much of tau as OnDARE has added by then, added to Adam's models at once
+  OnTIES, OnDARE                       Adam with online merging as in the paper, tau = fine-tuned - base
+  linear, TIES, DARE                   Adam's final models merged with the fine-tuned model, relative to the base
+  Adam + tau                           our control: adds to Adam's models as much tau as OnDARE has added by then
 
-From Lu et al. 2024 (2405.17931) are the question, the contenders, and that each searches its learning rate: here as
-many rates for all, those of OnDARE divided by the reserve p and those of OnTIES and ChildTuning by sqrt(p), which makes
-up for the entries that are dropped. Ours are the scale, tasks and data; the reward, which is known and not judged;
-drift in place of alpha: by how much of tau the kept entries (OnTIES), or all of them in the mean (OnDARE), move in a
-run, drift = updates * alpha (* p); and small grids. What holds here need not hold for large models.
+The question, the contenders and the search over learning rates follow Lu et al. 2024 (2405.17931). All contenders
+search the same number of rates, divided by the reserve p for OnDARE and by sqrt(p) for OnTIES and ChildTuning to
+compensate for dropped entries. The scale, tasks, data and small grids are ours. So is the reward, which is exact and
+not judged, and drift instead of alpha: the fraction of tau by which the kept entries (OnTIES), or all entries on
+average (OnDARE), move in a run, drift = updates * alpha (* p). Results at this scale may not hold for large models.
 
-The rule of choice was fixed beforehand: among a contender's evaluations whose validation reward, mean over seeds,
-exceeds the fine-tuned model's by `rise`, that of the lowest validation skill loss. The table and the figure have test
-values, of other questions and prompts; base loss plays no part in the choice. `rise`, the rates and what makes a pair
-come from trial runs on another base and other seeds: plain Adam should visibly pay, and no policy write vowels alone.
-Losses are compared with plain Adam's where the reward is the one of the rule, on the best curve of each contender.
+The selection rule was fixed beforehand. Among the evaluations of a contender whose mean validation reward over seeds
+exceeds that of the fine-tuned model by `rise`, it picks the one with the lowest validation skill loss. The table and
+the figure show test values, from other questions and prompts. Base loss is not used for selection. `rise`, the rates
+and the construction of pairs come from trial runs with another base and other seeds, so that plain Adam pays a visible
+tax and no policy writes only vowels. Losses are compared at this reward, on the best curve of each contender.
 
-Seeds differ in the order of fine-tuning, pairs, labels, the order of alignment, and masks; the base is one. Errors are
-standard errors over seeds. --workdir gets figure.png, table.md and summary.json, which has every evaluation.
+Seeds change the order of fine-tuning, pairs, labels, the order of alignment, and masks, but share the base. Errors are
+standard errors over seeds. Writes figure.png, table.md and summary.json (every evaluation) to --workdir.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -56,42 +56,42 @@ from alignjax.types import Array, Params, PreferenceBatch
 from experiments.toy import alignment_tax_report as report
 from experiments.toy import alignment_tax_world as world
 
-Knobs = Mapping[str, float]  # of an optimizer, by name
+Knobs = Mapping[str, float]  # hyperparameters of an optimizer, by name
 Build = Callable[[Knobs], optax.GradientTransformation]
 
-CHUNK = 8192  # bytes whose logits exist at once
-FIRST_SEED = 101  # the grids and the target were chosen with earlier ones
-BETA, EVALUATIONS = 0.1, 4  # of DPO, where it is not the contender's own; and of a run
-SKILL_ROWS, WRITING_ROWS = 0.5, 0.25  # shares in fine-tuning; the rest is base text
+CHUNK = 8192  # number of bytes whose logits are in memory at once
+FIRST_SEED = 101  # the grids and the target were chosen with other, smaller seeds
+BETA, EVALUATIONS = 0.1, 4  # beta of DPO unless the contender sets its own; evaluations per run
+SKILL_ROWS, WRITING_ROWS = 0.5, 0.25  # fractions of the fine-tuning batch; the rest is base text
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-  """The size of the study, and the grids."""
+  """The size of the study and the hyperparameter grids."""
 
   seeds: int = 3
-  files: int | None = None  # of the standard library; None for all
+  files: int | None = None  # number of standard library files to read; None for all
   width: int = 128
   layers: int = 2
-  window: int = 64  # bytes of base text that are read at once
+  window: int = 64  # bytes per window of base text
   pretraining: int = 900  # updates
-  tuning: int = 1400  # updates; with half as many, moving along tau would go on with fine-tuning
-  batch: int = 64  # windows, or answers, in an update of these two
-  questions: int = 12_000  # of the skill, to train on
-  updates: int = 96  # of a run of alignment
-  pairs: int = 16  # in an update
-  sharpness: float = 20.0  # of preferences: one of the reward 0.05 higher wins with the odds e
-  held_out: int = 128  # questions, prompts and windows, to validate and as many to test
-  samples: int = 4  # responses to a prompt, of which the best and the worst are compared
-  rise: float = 0.2  # of the reward, at which settings are chosen
-  rates: tuple[float, ...] = (2e-4, 3e-4, 4.5e-4)  # of Adam
+  tuning: int = 1400  # updates; with half as many, moving along tau would amount to more fine-tuning
+  batch: int = 64  # windows or answers per update of pretraining and fine-tuning
+  questions: int = 12_000  # training questions of the skill
+  updates: int = 96  # updates of an alignment run
+  pairs: int = 16  # pairs per update
+  sharpness: float = 20.0  # sharpness of preferences: a reward difference of 0.05 gives odds of e
+  held_out: int = 128  # questions, prompts and windows for validation, and the same number for testing
+  samples: int = 4  # responses per prompt; the best and the worst form a pair
+  rise: float = 0.2  # increase of the reward at which settings are chosen
+  rates: tuple[float, ...] = (2e-4, 3e-4, 4.5e-4)  # learning rates of Adam
   penalties: tuple[float, ...] = (0.05, 0.2, 0.5)  # beta
-  averages: tuple[float, ...] = (0.1, 0.03, 0.01)
+  averages: tuple[float, ...] = (0.1, 0.03, 0.01)  # rates of moving averages
   children: tuple[float, ...] = (0.3, 0.1)  # reserve of ChildTuning
-  reserves: tuple[float, ...] = (0.3, 0.1)  # of online merging
-  drifts: tuple[float, ...] = (0.0, 0.1)
-  densities: tuple[float, ...] = (0.3, 0.7)  # of offline merging
-  weights: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the aligned model
+  reserves: tuple[float, ...] = (0.3, 0.1)  # reserve of online merging
+  drifts: tuple[float, ...] = (0.0, 0.1)  # drift of online merging, as a fraction of tau
+  densities: tuple[float, ...] = (0.3, 0.7)  # density of offline merging
+  weights: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)  # weight of the aligned model in offline merging
 
 
 TINY = Setting(
@@ -119,7 +119,7 @@ TINY = Setting(
 
 
 class Descent:
-  """Training by one objective and one kind of optimizer; one program serves all values of the knobs."""
+  """Training with one objective and one kind of optimizer; all values of the knobs share one compiled program."""
 
   def __init__(self, model: models.LanguageModel, objective: objectives.Objective, build: Build):
     def start(params: Params, knobs: Knobs) -> state.TrainState:
@@ -139,31 +139,31 @@ class Descent:
 
 
 class Subject(NamedTuple):
-  """All that one seed decides."""
+  """Everything that depends on one seed."""
 
   seed: int
   base: Params
   tuned: Params
   delta: Params
   pairs: PreferenceBatch
-  order: np.ndarray  # [segments, updates, rows]
-  key: Array  # of the samples that are judged
+  order: np.ndarray  # rows of the pairs, [segments, updates, rows]
+  key: Array  # PRNG key of the samples for evaluation
 
 
 class Family(NamedTuple):
-  """Runs of one program."""
+  """Runs that share one compiled program."""
 
   contender: str
   objective: objectives.Objective
   build: Build
   grid: Sequence[Knobs]
-  fixed: Knobs  # what else belongs to the setting
-  averages: Sequence[float] = ()  # rates of the moving averages that follow in the optimizer's chain
-  drifts: Sequence[float] = ()  # shares of tau that are added afterwards, in proportion to the updates done
+  fixed: Knobs  # further hyperparameters to show in the setting
+  averages: Sequence[float] = ()  # rates of the moving averages in the optimizer's chain
+  drifts: Sequence[float] = ()  # fractions of tau to add afterwards, in proportion to the updates done
 
 
 def families(setting: Setting) -> list[Family]:
-  """Every contender that trains; plain Adam first, with the averages along its runs."""
+  """All contenders that train. Plain Adam comes first, with the moving averages along its runs."""
   rates, dpo = setting.rates, objectives.dpo(BETA)
   plain = [{'rate': rate} for rate in rates]
   children = [{'rate': rate / p**0.5, 'reserve': p} for p, rate in itertools.product(setting.children, rates)]
@@ -201,7 +201,7 @@ def _written(**knobs: float) -> str:
 def align(
   family: Family, descent: Descent, judge: world.Judge, subject: Subject, knobs: Knobs
 ) -> tuple[list[report.Outcome], Params]:
-  """One run: what it yields along the way, and the parameters at its end."""
+  """Runs one alignment; returns the outcomes at its evaluations and the final parameters."""
   outcomes, traced = [], {**knobs, 'seed': subject.seed}
   now, frozen = descent.start(subject.tuned, traced), state.Frozen(delta=subject.delta)
   for count, order in enumerate(subject.order, start=1):
@@ -219,7 +219,7 @@ def align(
 
 @functools.cache
 def _methods(densities: Sequence[float], seed: int) -> list[tuple[str, str, merging.Method]]:
-  """Contender, setting and method; cached, because each compiles its own programs."""
+  """Contender, setting and merge method; cached, because each method compiles its own programs."""
   methods = [('linear', '', merging.linear())]
   for density in densities:
     methods.append(('TIES', f', density={density}', merging.ties(density)))
@@ -230,7 +230,7 @@ def _methods(densities: Sequence[float], seed: int) -> list[tuple[str, str, merg
 def merge_offline(
   setting: Setting, judge: world.Judge, subject: Subject, aligned: Params, written: str
 ) -> list[report.Outcome]:
-  """Merges of a trained model with the fine-tuned one."""
+  """Merges an aligned model with the fine-tuned model by every method and weight."""
   outcomes = []
   for (name, more, method), weight in itertools.product(_methods(setting.densities, subject.seed), setting.weights):
     base = subject.base if method.needs_base else None
@@ -240,13 +240,13 @@ def merge_offline(
 
 
 def _schedule(rate: float, updates: int) -> optax.GradientTransformation:
-  """Adam for pretraining and fine-tuning."""
+  """Adam with warm-up and cosine decay, for pretraining and fine-tuning."""
   schedule = optax.warmup_cosine_decay_schedule(0.0, rate, updates // 20, updates, 0.05 * rate)
   return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule, b2=0.95))
 
 
 def pretrain(model: models.LanguageModel, setting: Setting, texts: Sequence[str]) -> Params:
-  """The base: a model of base text."""
+  """Pretrains the base model on base text."""
   rng = np.random.default_rng(0)
   data = jax.tree.map(jnp.asarray, world.windows(texts, 1, setting.window - 1, setting.window // 2))
   order = rng.integers(len(data.prompt), size=(setting.pretraining, setting.batch))
@@ -256,7 +256,7 @@ def pretrain(model: models.LanguageModel, setting: Setting, texts: Sequence[str]
 
 
 class Tuner:
-  """Fine-tunes the base on the skill, writing and base text, and has the result write pairs."""
+  """Fine-tunes the base on the skill, the writing task and base text, and samples pairs from the result."""
 
   def __init__(self, model: models.LanguageModel, setting: Setting, texts: Sequence[str], judge: world.Judge):
     self._setting, self._judge = setting, judge
@@ -308,12 +308,12 @@ def contend(
   subjects: Sequence[Subject],
   say: Callable[[str], None],
 ) -> list[list[report.Outcome]]:
-  """All contenders: the outcomes of each seed."""
+  """Runs all contenders; returns the outcomes of each seed."""
   outcomes = {subject.seed: [] for subject in subjects}
   with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
 
     def every(function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
-      # Of two threads that begin together, each would compile.
+      # Run the first job alone, because threads that start together would each compile.
       return itertools.chain([function(*jobs[0])], pool.map(function, *zip(*jobs[1:], strict=True)))
 
     for family in families(setting):
@@ -331,7 +331,7 @@ def contend(
 
 
 def run(setting: Setting, workdir: pathlib.Path) -> dict[str, Any]:
-  """Does it all, writes figure.png, table.md and summary.json, and returns the summary."""
+  """Runs the study, writes figure.png, table.md and summary.json, and returns the summary."""
   console, clock = rich_console.Console(), costs.Clock()
 
   def say(text: str) -> None:
@@ -350,7 +350,7 @@ def run(setting: Setting, workdir: pathlib.Path) -> dict[str, Any]:
       subjects.append(tuner(base, seed))
       stages = {'base': base, 'fine-tuned': subjects[-1].tuned}
       before.append([report.Outcome(name, '', 0, judge(now, subjects[-1].key)) for name, now in stages.items()])
-      say(f'fine-tuned: {before[-1][-1].measures["exact_match"]:.2f} of held-out answers are right')
+      say(f'fine-tuned: {before[-1][-1].measures["exact_match"]:.2f} of held-out answers are correct')
   with clock('align'):
     points = report.across_seeds(contend(setting, judge, model, subjects, say))
   workdir.mkdir(parents=True, exist_ok=True)
@@ -359,7 +359,7 @@ def run(setting: Setting, workdir: pathlib.Path) -> dict[str, Any]:
   )
   summary['costs'] = {'seconds': clock.seconds(), 'processor_seconds': time.process_time()}
   (workdir / 'summary.json').write_text(json.dumps(summary, indent=1) + '\n', encoding='utf-8')
-  say(f'figure.png, table.md and summary.json are in {workdir}')
+  say(f'wrote figure.png, table.md and summary.json to {workdir}')
   return summary
 
 
@@ -383,8 +383,8 @@ def _shape(setting: Setting) -> transformer.TransformerConfig:
 
 def define_flags() -> None:
   flags.DEFINE_string('workdir', 'runs/toy/alignment_tax', 'Folder for figure.png, table.md and summary.json.')
-  flags.DEFINE_integer('seeds', 3, 'Runs of everything but the pretraining.', lower_bound=1)
-  flags.DEFINE_bool('quick', False, 'Tiny sizes: shows that it works, and nothing else.')
+  flags.DEFINE_integer('seeds', 3, 'Number of seeds; the seeds share the pretrained base.', lower_bound=1)
+  flags.DEFINE_bool('quick', False, 'Use tiny sizes, only to check that the study runs.')
 
 
 def main(argv: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""What `alignment_tax` makes of its measurements: choices by a fixed rule, a comparison, a table and a figure."""
+"""The report of `alignment_tax`: selection by a fixed rule, a comparison, a table and a figure."""
 
 from collections.abc import Mapping, Sequence
 import pathlib
@@ -27,7 +27,7 @@ COLUMNS = (
   *(f'{name} - Adam' for name in LOSSES.values()),
   'setting',
 )
-STYLES = {  # color and marker; offline merging is dashed
+STYLES = {  # color, marker and line style; offline merging is dashed
   'Adam': ('black', 'o', '-'),
   'KL penalty': ('tab:brown', 's', '-'),
   'EMA': ('tab:olive', '^', '-'),
@@ -43,16 +43,16 @@ RC = {'axes.spines.top': False, 'axes.spines.right': False, 'font.size': 9, 'leg
 
 
 class Outcome(NamedTuple):
-  """One model of one seed. Strength: updates done, or the weight of the aligned model in a merge."""
+  """The measurements of one model of one seed."""
 
   contender: str
   setting: str
-  strength: float
+  strength: float  # number of updates, or the weight of the aligned model in a merge
   measures: world.Measures
 
 
 class Point(NamedTuple):
-  """The same model of every seed; points that differ in strength alone are a curve."""
+  """The measurements of the same model for every seed. Points that differ only in strength form a curve."""
 
   contender: str
   setting: str
@@ -64,19 +64,19 @@ class Point(NamedTuple):
 
 
 class Comparison(NamedTuple):
-  """A contender at its chosen setting, and beside plain Adam at one gold reward, the target."""
+  """A contender at its chosen setting, and compared with plain Adam at the target reward."""
 
   point: Point
-  reached: bool  # the target
-  excess: Mapping[str, np.ndarray]  # [seeds]: loss minus plain Adam's, by name of the loss; nan where it is not reached
+  reached: bool  # whether the point reaches the target
+  excess: Mapping[str, np.ndarray]  # [seeds]: loss minus plain Adam's, by loss; nan if the target is not reached
 
 
 def across_seeds(outcomes: Sequence[Sequence[Outcome]]) -> list[Point]:
-  """Points from the outcomes of each seed, which are in one order."""
+  """Combines the outcomes of all seeds into points. All seeds must list their outcomes in the same order."""
   points = []
   for same in zip(*outcomes, strict=True):
     if len({outcome[:3] for outcome in same}) > 1:
-      raise ValueError(f'outcomes of the seeds are not in one order: {[outcome[:3] for outcome in same]}')
+      raise ValueError(f'outcomes of the seeds are not in the same order: {[outcome[:3] for outcome in same]}')
     measures = {name: np.array([outcome.measures[name] for outcome in same]) for name in same[0].measures}
     points.append(Point(*same[0][:3], measures))
   return points
@@ -90,10 +90,11 @@ def estimate(values: np.ndarray) -> tuple[float, float]:
 
 
 def choose(points: Sequence[Point], contender: str, target: float) -> tuple[Point, bool]:
-  """The rule: of the points whose validation reward reaches the target, that of the lowest validation skill loss.
+  """The selection rule: the point with the lowest validation skill loss among those that reach the target.
 
   Returns:
-    The point, and True; or, where none reaches the target, that of the highest validation reward, and False.
+    The point and True. If no point reaches the target validation reward, the point with the highest validation reward
+    and False.
   """
   own = [point for point in points if point.contender == contender]
   enough = [point for point in own if point.mean('validation/reward') >= target]
@@ -103,20 +104,20 @@ def choose(points: Sequence[Point], contender: str, target: float) -> tuple[Poin
 
 
 def curve(points: Sequence[Point], of: Point) -> list[Point]:
-  """The curve on which a point lies, by strength."""
+  """The curve that contains a point, sorted by strength."""
   return sorted((point for point in points if point[:2] == of[:2]), key=lambda point: point.strength)
 
 
 def compare(points: Sequence[Point], before: Point, target: float) -> dict[str, Comparison]:
-  """Every contender's choice, and its losses minus those of plain Adam at the same reward, seed by seed.
+  """The chosen point of every contender, and its losses minus those of plain Adam at the same reward, by seed.
 
-  Each contender has the curve that reaches the target at the lowest validation skill loss, and on it the losses where
-  the reward is the target, interpolated between evaluations. All contenders, plain Adam too, are treated alike.
+  Each contender is represented by the curve that reaches the target with the lowest validation skill loss. Its losses
+  at the target reward are interpolated between evaluations. Plain Adam is treated like every other contender.
 
   Args:
-    points: of all contenders.
-    before: the fine-tuned model, where curves of training and of linear merging begin.
-    target: mean validation reward, see `choose`.
+    points: the points of all contenders.
+    before: the fine-tuned model, where the curves of training and linear merging start.
+    target: the mean validation reward to compare at, see `choose`.
   """
   present = {point.contender for point in points}
   names = [name for name in STYLES if name in present]
@@ -129,8 +130,8 @@ def compare(points: Sequence[Point], before: Point, target: float) -> dict[str, 
 
 
 def _at_target(points: Sequence[Point], before: Point, contender: str, target: float) -> dict[str, np.ndarray]:
-  """[seeds] by loss: what a contender's best curve has where its reward is the target; nan if none reaches it."""
-  start = [] if contender in ('TIES', 'DARE') else [before]  # these two thin the fine-tuned model at the weight 0, too
+  """The losses, [seeds] by name, of a contender's best curve at the target reward; nan if no curve reaches it."""
+  start = [] if contender in ('TIES', 'DARE') else [before]  # at weight 0, these two sparsify the fine-tuned model
   own = {point[:2]: [*start, *curve(points, point)] for point in points if point.contender == contender}
   lines = [line for line in own.values() if max(each.mean('validation/reward') for each in line) >= target]
   if not lines:
@@ -140,7 +141,7 @@ def _at_target(points: Sequence[Point], before: Point, contender: str, target: f
 
 
 def _loss_at(line: Sequence[Point], target: float, loss: str, prefix: str = '') -> np.ndarray:
-  """[seeds]: a loss where a curve first has the target; beyond a seed's last evaluation, the last slope goes on."""
+  """The loss [seeds] where a curve first reaches the target, extrapolated linearly beyond a seed's last evaluation."""
   of_seeds = zip(
     *(np.stack([each.measures[prefix + name] for each in line]).T for name in ('reward', loss)), strict=True
   )
@@ -154,21 +155,21 @@ def _loss_at(line: Sequence[Point], target: float, loss: str, prefix: str = '') 
 
 
 def conclusion(comparisons: Mapping[str, Comparison]) -> str:
-  """What was found, in a sentence for each online merging optimizer and one for the best of all."""
+  """The findings: one sentence per online merging optimizer and one for the best contender."""
   sentences = []
   for contender in (*ONLINE, SHIFTED):
     if np.isnan(comparisons[contender].excess['skill_loss']).any():
-      sentences.append(f'{contender} or plain Adam did not reach the reward at which they would be compared.')
+      sentences.append(f'{contender} or plain Adam did not reach the target reward, so they cannot be compared.')
       continue
     found = ' and '.join(
-      f'a {name} {_difference(comparisons[contender].excess[loss])}' for loss, name in LOSSES.items()
+      f'its {name} is {_difference(comparisons[contender].excess[loss])}' for loss, name in LOSSES.items()
     )
-    sentences.append(f'At the gold reward at which settings are chosen, {contender} has, beside plain Adam, {found}.')
+    sentences.append(f'{contender} compared with plain Adam at the target reward: {found}.')
   others = {name: one.excess['skill_loss'] for name, one in comparisons.items() if name != PLAIN}
   others = {name: excess for name, excess in others.items() if not np.isnan(excess).any()}
   if others:
     best = min(others, key=lambda name: others[name].mean())
-    sentences.append(f'The lowest skill loss beside plain Adam is that of {best}, {_difference(others[best])}.')
+    sentences.append(f'{best} has the lowest skill loss compared with plain Adam, {_difference(others[best])}.')
   return ' '.join(sentences)
 
 
@@ -180,7 +181,7 @@ def _difference(excess: np.ndarray) -> str:
 
 
 def rows(comparisons: Mapping[str, Comparison], stages: Sequence[Point]) -> list[list[str]]:
-  """Cells of the table, under `COLUMNS`."""
+  """The rows of the table, with the columns of `COLUMNS`."""
 
   def cells(point: Point) -> list[str]:
     return [_text(point.measures[name]) for name in ('reward', 'skill_loss', 'exact_match', 'base_loss')]
@@ -190,7 +191,7 @@ def rows(comparisons: Mapping[str, Comparison], stages: Sequence[Point]) -> list
     compared = contender != PLAIN and not np.isnan(excess['skill_loss']).any()
     differences = [_text(excess[loss], '+') if compared else '' for loss in LOSSES]
     at = f'weight {point.strength}' if contender in OFFLINE else f'{point.strength} updates'
-    setting = f'{point.setting}, {at}' + ('' if reached else ' (below the reward asked for)')
+    setting = f'{point.setting}, {at}' + ('' if reached else ' (below the target reward)')
     table.append([contender, *cells(point), *differences, setting])
   return table
 
@@ -203,23 +204,23 @@ def _text(values: np.ndarray, sign: str = '') -> str:
 def write(
   workdir: pathlib.Path, console: rich_console.Console, points: Sequence[Point], stages: Sequence[Point], rise: float
 ) -> dict[str, Any]:
-  """Chooses and compares; prints the table, and writes table.md and figure.png.
+  """Selects and compares settings, prints the table, and writes table.md and figure.png.
 
   Args:
-    workdir: a folder.
-    console: where the table is shown, in two parts, for it is wide.
-    points: of all contenders.
+    workdir: the folder to write to.
+    console: the console to print the table to, in two parts because it is wide.
+    points: the points of all contenders.
     stages: the base and the fine-tuned model.
-    rise: of the mean validation reward, at which settings are chosen.
+    rise: the increase of the mean validation reward over the fine-tuned model at which settings are chosen.
 
   Returns:
-    What belongs into a summary.
+    Entries for the summary.
   """
   _, before = stages
   target = before.mean('validation/reward') + rise
   comparisons = compare(points, before, target)
   seeds = len(before.measures['reward'])
-  title = f'Chosen at a validation reward of at least {target:.3f}, compared with Adam at it; {seeds} seeds'
+  title = f'Settings chosen for a validation reward of at least {target:.3f}; compared with Adam there; {seeds} seeds'
   table, found = rows(comparisons, stages), conclusion(comparisons)
   for part in ((0, 1, 2, 3, 4), (0, 5, 6, 7)):
     shown = rich_table.Table(title=title, box=box.SIMPLE, title_justify='left')
@@ -242,7 +243,7 @@ def write(
 
 
 def to_json(points: Sequence[Point]) -> list[dict[str, Any]]:
-  """All points with the measures of every seed."""
+  """Converts points, with the measures of every seed, to JSON values."""
   return [
     point._asdict() | {'measures': {name: values.tolist() for name, values in point.measures.items()}}
     for point in points
@@ -252,18 +253,18 @@ def to_json(points: Sequence[Point]) -> list[dict[str, Any]]:
 def draw(
   path: pathlib.Path, points: Sequence[Point], before: Point, comparisons: Mapping[str, Comparison], target: float
 ) -> None:
-  """Draws the plane of reward and tax, once for each loss, and the losses beside plain Adam's.
+  """Plots reward against tax for each loss, and the losses relative to plain Adam.
 
   Args:
-    path: of the PNG.
-    points: of all contenders.
-    before: the fine-tuned model, where every tax is 0.
-    comparisons: of all contenders.
-    target: reward at which settings were chosen.
+    path: path of the PNG file.
+    points: the points of all contenders.
+    before: the fine-tuned model, which defines tax 0.
+    comparisons: the comparisons of all contenders.
+    target: the reward at which settings were chosen.
   """
   with matplotlib.rc_context(RC):
     figure = matplotlib_figure.Figure(figsize=(15, 5.2), layout='constrained')
-    *planes, beside = figure.subplots(1, 3, width_ratios=(1, 1, 0.75))
+    *planes, differences = figure.subplots(1, 3, width_ratios=(1, 1, 0.75))
     for axes, (loss, name) in zip(planes, LOSSES.items(), strict=True):
       _draw_plane(axes, points, before, comparisons, loss)
       axes.axhline(target, color='0.7', linewidth=0.8, linestyle=':')
@@ -271,7 +272,7 @@ def draw(
       axes.set_ylabel('gold reward: share of vowels')
       axes.set_title(f'Reward against tax on the {name.removesuffix(" loss")}', loc='left')
     planes[0].legend(loc='lower right')
-    _draw_beside(beside, comparisons)
+    _draw_differences(differences, comparisons)
     figure.savefig(path, dpi=130)
 
 
@@ -286,7 +287,7 @@ def _draw_plane(
   for contender, (chosen, _, _) in comparisons.items():
     color, marker, line = STYLES[contender]
     own = [point for point in points if point.contender == contender]
-    start = [] if contender in OFFLINE else [before]  # no merge has the weight 0
+    start = [] if contender in OFFLINE else [before]  # merges do not include weight 0
     along = [*start, *curve(points, chosen)]
     axes.plot(
       [point.mean(loss) - before.mean(loss) for point in own],
@@ -307,7 +308,7 @@ def _draw_plane(
   axes.set_ylim(low - 0.05 * (high - low), high + 0.25 * (high - low))
 
 
-def _draw_beside(axes: matplotlib_axes.Axes, comparisons: Mapping[str, Comparison]) -> None:
+def _draw_differences(axes: matplotlib_axes.Axes, comparisons: Mapping[str, Comparison]) -> None:
   names = [name for name in comparisons if name != PLAIN]
   for offset, (loss, label), face in zip((0.13, -0.13), LOSSES.items(), ('full', 'none'), strict=True):
     for place, name in enumerate(names):
@@ -318,5 +319,5 @@ def _draw_beside(axes: matplotlib_axes.Axes, comparisons: Mapping[str, Compariso
   axes.axvline(0.0, color=STYLES[PLAIN][0], linewidth=0.8)
   axes.set_yticks([-place for place in range(len(names))], names)
   axes.set_xlabel('loss minus that of plain Adam, nats per byte')
-  axes.set_title('Beside plain Adam at the dotted reward', loc='left')
+  axes.set_title('Compared with plain Adam at the dotted reward', loc='left')
   axes.legend()

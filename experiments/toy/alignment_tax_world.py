@@ -1,11 +1,11 @@
-"""What `alignment_tax` teaches, aligns and measures: texts, a skill and a reward, all as bytes of ASCII.
+"""The data, reward and measurements of `alignment_tax`, all as ASCII bytes.
 
-  base     docstrings of Python's standard library, which are wherever Python is
-  skill    small tasks on random words that no docstring shows, `rev:gkd=` -> `dkg`: what fine-tuning teaches
-  writing  a sign, `>`, and the beginning of a docstring, to be gone on with: what alignment is about
+  base     docstrings of Python's standard library, available wherever Python is installed
+  skill    small tasks on random words that do not occur in docstrings, `rev:gkd=` -> `dkg`, taught by fine-tuning
+  writing  a marker, `>`, and the beginning of a docstring to continue; the task that alignment changes
 
-The sign sets writing apart from base text and from the skill, so a policy could earn its reward after the sign and pay
-nothing elsewhere. What it does pay is the alignment tax.
+The marker distinguishes writing from base text and the skill, so a policy could earn its reward after the marker
+without losing anything elsewhere. The loss that occurs anyway is the alignment tax.
 """
 
 import ast
@@ -20,20 +20,20 @@ import numpy as np
 
 from alignjax import stats
 from alignjax.models import base as models
-from alignjax.sampling import sampler, strategies
+from alignjax.sampling import sampler
 from alignjax.training import forward
 from alignjax.types import Array, Params, PreferenceBatch
 
 Measures = Mapping[str, float]
-"""Of one model: `reward`, `skill_loss` (nats per byte of held-out answers), `exact_match` (share of greedy answers),
-each also as `validation/...`, and `base_loss` (nats per byte of held-out text)."""
+"""Measurements of one model: `reward`, `skill_loss` (nats per byte of held-out answers) and `exact_match` (fraction of
+correct greedy answers), each also as `validation/...`, and `base_loss` (nats per byte of held-out text)."""
 
-VOCABULARY = 128  # codes of ASCII
-PROMPT = 16  # bytes of the longest prompt
-OPENING = PROMPT - 1  # bytes of a docstring that a writing prompt shows
-RESPONSE = 20  # bytes that are written
-WORD = 3  # letters of a word of the skill
-HELD_OUT = 8  # every so many-th file of the standard library is not trained on
+VOCABULARY = 128  # number of ASCII codes
+PROMPT = 16  # largest prompt, in bytes
+OPENING = PROMPT - 1  # bytes of a docstring in a writing prompt
+RESPONSE = 20  # bytes of a response
+WORD = 3  # letters per word of the skill
+HELD_OUT = 8  # every HELD_OUT-th file of the standard library is held out
 ELSEWHERE = {'test', 'tests', 'site-packages', 'dist-packages', 'idlelib', 'lib2to3'}
 SKILL = {
   'rev': lambda word: word[::-1],
@@ -44,17 +44,17 @@ _VOWELS = np.isin(np.arange(VOCABULARY), [ord(letter) for letter in 'aeiouAEIOU'
 
 
 class Texts(NamedTuple):
-  """Docstrings, each on one line: those to train on, and those of other files."""
+  """Docstrings as single lines, for training and held out; the two come from different files."""
 
   train: Sequence[str]
   held_out: Sequence[str]
 
 
 def read_texts(files: int | None = None) -> Texts:
-  """The docstrings of the standard library in the order of its files; they depend on the version of Python.
+  """Reads the docstrings of the standard library, in the order of its files. They depend on the Python version.
 
   Args:
-    files: read so many files only.
+    files: number of files to read; None for all.
   """
   root = pathlib.Path(sysconfig.get_paths()['stdlib'])
   paths = sorted(path for path in root.rglob('*.py') if not ELSEWHERE & set(path.relative_to(root).parts))
@@ -74,7 +74,7 @@ def _docstrings(path: pathlib.Path) -> Iterator[str]:
 
 
 def windows(texts: Sequence[str], prompt: int, response: int, stride: int) -> PreferenceBatch:
-  """Windows of base text, one every `stride` bytes: `prompt` bytes, and `response` bytes with which they go on."""
+  """Windows of base text, one every `stride` bytes: `prompt` bytes and the `response` bytes that follow."""
   stream = np.frombuffer('\n'.join(texts).encode('ascii'), np.uint8).astype(np.int32)
   rows = np.lib.stride_tricks.sliding_window_view(stream, prompt + response)[::stride]
   lengths = np.full(len(rows), prompt), np.full((len(rows), 1), response)
@@ -82,12 +82,12 @@ def windows(texts: Sequence[str], prompt: int, response: int, stride: int) -> Pr
 
 
 def skill_items(count: int, rng: np.random.Generator, apart_from: Collection[str] = ()) -> Mapping[str, str]:
-  """Answers by question, each once.
+  """Draws distinct questions of the skill; returns the answers by question.
 
   Args:
-    count: of questions; every task has about as many.
-    rng: draws the words.
-    apart_from: questions that must not be asked.
+    count: number of questions, about the same for every task.
+    rng: random generator for the words.
+    apart_from: questions to exclude.
   """
   items = {}
   while len(items) < count:
@@ -100,13 +100,13 @@ def skill_items(count: int, rng: np.random.Generator, apart_from: Collection[str
 
 
 def writing_items(texts: Sequence[str]) -> Mapping[str, str]:
-  """How docstrings go on, by prompt; of several with one beginning, the last."""
+  """Continuations of docstrings by prompt. If several docstrings have the same beginning, the last one counts."""
   whole = OPENING + RESPONSE
   return {f'>{text[:OPENING]}': text[OPENING:whole] for text in texts if len(text) >= whole}
 
 
 def encoded(items: Mapping[str, str], longest: int = RESPONSE) -> PreferenceBatch:
-  """Questions with one answer each, of at most `longest` bytes."""
+  """Encodes questions with one answer each, of at most `longest` bytes."""
   prompt, prompt_length = _padded(list(items), PROMPT)
   response, response_length = _padded(list(items.values()), longest)
   return batch_of(prompt, prompt_length, response[:, None], response_length[:, None])
@@ -122,27 +122,28 @@ def _padded(texts: Sequence[str], size: int) -> tuple[np.ndarray, np.ndarray]:
 def batch_of(
   prompt: np.ndarray, prompt_length: np.ndarray, response: np.ndarray, response_length: np.ndarray
 ) -> PreferenceBatch:
-  """Rows of weight 1 in which the first response is preferred."""
+  """Builds a batch with weight 1 in which the first response is preferred."""
   ones = np.ones(len(prompt), np.float32)
   return PreferenceBatch(prompt, prompt_length.astype(np.int32), response, response_length.astype(np.int32), ones, ones)
 
 
 def vowel_share(response: np.ndarray) -> np.ndarray:
-  """The gold reward: the share of vowels among the bytes of a response, along the last axis."""
+  """The gold reward: the fraction of vowels among the bytes of a response, along the last axis."""
   return _VOWELS[np.asarray(response)].mean(axis=-1)
 
 
 def labelled_pairs(
   prompts: PreferenceBatch, response: np.ndarray, sharpness: float, rng: np.random.Generator
 ) -> PreferenceBatch:
-  """The best and the worst response to each prompt, the preferred one first: the best one, a, is preferred to b with
-  probability sigmoid(sharpness (r(a) - r(b))).
+  """Pairs of the best and the worst response to each prompt, with the preferred response first.
+
+  The best response a is preferred to the worst response b with probability sigmoid(sharpness (r(a) - r(b))).
 
   Args:
-    prompts: of which the prompts are taken.
-    response: [B, N, R].
-    sharpness: of Bradley and Terry's model of whoever compares.
-    rng: draws the preferences.
+    prompts: a batch with the prompts.
+    response: responses, [B, N, R].
+    sharpness: sharpness of the Bradley-Terry model of preferences.
+    rng: random generator for the preferences.
   """
   order = np.argsort(vowel_share(response), axis=1, kind='stable')[:, [-1, 0]]
   pair = np.take_along_axis(response, order[..., None], axis=1)
@@ -153,19 +154,19 @@ def labelled_pairs(
 
 
 class Judge:
-  """Measures models on what none was trained on.
+  """Measures models on held-out data.
 
-  Half of the questions and of the prompts validate, and half of them test.
+  Half of the questions and prompts are for validation, the other half for testing.
 
   Args:
-    model: their shape.
-    texts: prompts of `texts.train` are not asked.
-    count: of questions and of prompts, each to validate and to test, and of windows of base text.
-    window: bytes of each of these.
-    samples: responses to each prompt.
+    model: the model, shared by all parameters to measure.
+    texts: training and held-out texts. Prompts that occur in `texts.train` are excluded.
+    count: number of questions and of prompts, each for validation and again for testing, and of windows of base text.
+    window: bytes per window.
+    samples: responses per prompt.
 
   Raises:
-    ValueError: for too few texts.
+    ValueError: there are too few texts.
   """
 
   def __init__(self, model: models.LanguageModel, texts: Texts, *, count: int, window: int, samples: int):
@@ -173,7 +174,7 @@ class Judge:
     base, seen = windows(texts.held_out, 1, window - 1, window), writing_items(texts.train)
     prompts = encoded({key: value for key, value in writing_items(texts.held_out).items() if key not in seen})
     if min(len(base.prompt), len(prompts.prompt) // 2) < count:
-      raise ValueError(f'there are too few held-out texts for {count} windows and {2 * count} prompts: read more files')
+      raise ValueError(f'too few held-out texts for {count} windows and {2 * count} prompts: read more files')
     self.questions = skill_items(2 * count, np.random.default_rng(0))
     self._asked = encoded(self.questions, WORD + 1)
     self._windows, self._prompts = _spread(base, count), _spread(prompts, 2 * count)
@@ -181,11 +182,11 @@ class Judge:
     self._draw = jax.jit(self._drawn)
 
   def draw(self, params: Params, prompts: PreferenceBatch, key: Array) -> np.ndarray:
-    """[B, N, R]: responses to writing prompts."""
+    """Samples responses to writing prompts, [B, N, R]."""
     return np.asarray(self._draw(params, prompts.prompt, prompts.prompt_length, key))
 
   def __call__(self, params: Params, key: Array) -> Measures:
-    """Measures a model; samples of one key meet the same chance."""
+    """Measures a model. The same key gives the same random numbers for every model."""
     skill_loss, exact_match, base_loss = jax.device_get(self._measure(params))
     reward = vowel_share(self.draw(params, self._prompts, key)).mean(axis=-1)
     measures = {'base_loss': float(base_loss)}
@@ -198,31 +199,22 @@ class Judge:
     return loss, right, jnp.mean(answered(self._model, params, self._windows)[0])
 
   def _drawn(self, params: Params, prompt: Array, prompt_length: Array, key: Array) -> Array:
-    return sampler.sample(
-      self._model,
-      params,
-      prompt,
-      prompt_length,
-      key,
-      samples=self._samples,
-      max_new_tokens=RESPONSE,
-      strategy=strategies.chain(),
-      end_ids=(),
-    ).response
+    decoding = sampler.Decoding(self._samples, max_new_tokens=RESPONSE)
+    return sampler.sample(self._model, params, sampler.Prompts(prompt, prompt_length), key, decoding).response
 
 
 def answered(model: models.LanguageModel, params: Params, batch: PreferenceBatch) -> tuple[Array, Array]:
-  """Of each row [B]: nats per byte of the answer, and whether the greedy answer is right in all bytes."""
+  """For each row [B], the nats per byte of the answer and whether the greedy answer is correct in all bytes."""
   log_probs = stats.log_probs(forward.hidden_states(model, params, batch))
   answer = jnp.asarray(batch.response)
   valid = jnp.arange(answer.shape[-1])[None, None] < jnp.asarray(batch.response_length)[..., None]
   nats = -jnp.take_along_axis(log_probs, answer[..., None], axis=-1)[..., 0]
   loss = jnp.sum(jnp.where(valid, nats, 0.0), axis=(1, 2)) / jnp.sum(valid, axis=(1, 2))
-  # As long as all bytes before are right, the greedy answer is what follows from the right ones.
+  # The greedy answer is correct if and only if each byte is the most probable one after the correct prefix.
   return loss, jnp.all((jnp.argmax(log_probs, axis=-1) == answer) | ~valid, axis=(1, 2))
 
 
 def _spread(batch: PreferenceBatch, count: int) -> PreferenceBatch:
-  """So many rows, evenly spread over all."""
+  """Selects `count` rows, evenly spaced."""
   rows = np.linspace(0, len(batch.prompt) - 1, count).astype(int)
   return jax.tree.map(lambda x: x[rows], batch)

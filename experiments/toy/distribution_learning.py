@@ -1,16 +1,16 @@
-"""What do preference objectives learn, if the preferences come from a language model? A study that runs in seconds.
+"""What do preference objectives learn if the preferences come from a language model? A study that runs in seconds.
 
   python -m experiments.toy.distribution_learning
 
-In each of a few contexts the target pi* is a distribution over a few actions, and action a is preferred to b with
+In each of a few contexts the target pi* is a distribution over a few actions. Action a is preferred to b with
 probability sigmoid(gamma (log pi*(a) - log pi*(b))), as in Yun et al. 2025 (2506.01523). Tables of logits are trained
 by full-batch gradient descent through the library's objectives; an action is a response of one token.
 
-  what is learnt    with the exact preference probabilities, each objective finds the distribution that is predicted
-  how fast          forward KL to pi* against the number of labelled pairs: it falls as 1/n, or reaches a plateau
+  what is learnt    with exact preference probabilities, each objective finds the distribution that theory predicts
+  how fast          forward KL to pi* against the number of labelled pairs: it falls as 1/n or reaches a plateau
 
---workdir gets figure.png and summary.json. The objectives that want samples of the policy (reverse_kl, rlhf) get every
-action, weighted by its probability under the current policy, so that their gradients are exact.
+The study writes figure.png and summary.json to --workdir. Objectives that need samples from the policy (reverse_kl,
+rlhf) get every action, weighted by its probability under the current policy, so their gradients are exact.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -32,28 +32,28 @@ from alignjax import objectives, stats
 from alignjax.types import Array, PreferenceBatch
 from experiments.toy import distribution_learning_figure
 
-STEPS = 400  # of gradient descent
+STEPS = 400  # steps of gradient descent
 MOMENTUM = 0.9
-SIZES = tuple(2**k for k in range(10, 21))  # labelled pairs
-BETAS = (0.02, 0.1, 0.25, 0.5, 1.0, 2.0)  # among which those of reverse_kl and rlhf are chosen
+SIZES = tuple(2**k for k in range(10, 21))  # numbers of labelled pairs
+BETAS = (0.02, 0.1, 0.25, 0.5, 1.0, 2.0)  # grid for the beta of reverse_kl and rlhf
 
 WORKDIR = flags.DEFINE_string('workdir', 'runs/toy/distribution_learning', 'Folder for figure.png and summary.json.')
-SEED = flags.DEFINE_integer('seed', 0, 'Of all that is drawn.')
-WORLDS = flags.DEFINE_integer('worlds', 3, 'Pairs of target and reference over which the errors are averaged.')
+SEED = flags.DEFINE_integer('seed', 0, 'Seed of all random draws.')
+WORLDS = flags.DEFINE_integer('worlds', 3, 'Number of random pairs of target and reference to average errors over.')
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-  """The size of the world, by default that of the paper's toy experiment."""
+  """The size of the problem; the defaults are those of the paper's toy experiment."""
 
   contexts: int = 10
   actions: int = 10
   gamma: float = 0.5
-  scale: float = 0.1  # standard deviation of the logits of pi* and of the reference
+  scale: float = 0.1  # standard deviation of the logits of pi* and the reference
 
 
 class World(NamedTuple):
-  """Target and reference: log-probabilities, each [C, V]."""
+  """The log-probabilities of the target and the reference, [C, V] each."""
 
   target: np.ndarray
   reference: np.ndarray
@@ -64,33 +64,33 @@ class World(NamedTuple):
 
 
 class Comparisons(NamedTuple):
-  """For each pair of actions a < b, how often they were compared and how often a was preferred."""
+  """For each pair of actions a < b, the fraction of comparisons and the fraction of them in which a was preferred."""
 
-  weight: np.ndarray  # [..., pairs], of each context with sum 1
+  weight: np.ndarray  # [..., pairs], sums to 1 in each context
   label: np.ndarray  # [..., pairs]
 
 
 def normalised(logits: np.ndarray) -> np.ndarray:
-  """Log-probabilities along the last axis."""
+  """Normalises logits to log-probabilities along the last axis."""
   logits = np.asarray(logits, np.float64)
   shifted = logits - logits.max(axis=-1, keepdims=True)
   return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
 def forward_kl(target: np.ndarray, learnt: np.ndarray) -> np.ndarray:
-  """KL(target || learnt), nats, along the last axis."""
+  """KL(target || learnt) along the last axis, in nats."""
   return np.sum(np.exp(target) * (target - learnt), axis=-1)
 
 
 def exact_comparisons(world: World, gamma: float) -> Comparisons:
-  """Every pair equally often, with the probability of its label."""
+  """All pairs with equal weight and their exact label probabilities."""
   first, second = _pairs(world.target.shape[-1])
   margin = gamma * (world.target[:, first] - world.target[:, second])
   return Comparisons(np.full(margin.shape, 1.0 / len(first)), 1.0 / (1.0 + np.exp(-margin)))
 
 
 def draw_comparisons(world: World, gamma: float, count: int, rng: np.random.Generator) -> Comparisons:
-  """`count` pairs of independent, uniform actions in uniform contexts; an action compared with itself says nothing."""
+  """Draws `count` pairs of uniform actions in uniform contexts. Pairs of an action with itself are discarded."""
   exact = exact_comparisons(world, gamma)
   actions = world.target.shape[-1]
   probability = np.full(exact.label.size, 2.0 / (actions**2 * len(world.target)))
@@ -104,7 +104,7 @@ def _pairs(actions: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _batch(response: np.ndarray, weight: Array, label: Array, score: Array) -> PreferenceBatch:
-  """Responses [B, N] of one token each, with the scores [V] of all actions."""
+  """A batch of one-token responses [B, N], given the scores [V] of all actions."""
   rows = len(response)
   return PreferenceBatch(
     prompt=jnp.zeros((rows, 1), jnp.int32),
@@ -126,7 +126,7 @@ def _mean_loss(objective: objectives.Objective, logits: Array, reference: Array,
 
 
 def _descend(gradient: Callable[[Array], Array], start: Array, step_size: Array) -> Array:
-  """Gradient descent with momentum, from `start`."""
+  """Gradient descent with Nesterov momentum from `start`."""
 
   def step(_, state: tuple[Array, Array]) -> tuple[Array, Array]:
     logits, velocity = state
@@ -137,7 +137,7 @@ def _descend(gradient: Callable[[Array], Array], start: Array, step_size: Array)
 
 
 def _over_problems(solve: Callable[..., Array], *arguments: np.ndarray) -> np.ndarray:
-  """Solves one small problem for each index of the leading axes of the arguments."""
+  """Solves one small problem for each index into the leading axes of the arguments."""
   leading = np.broadcast_shapes(*(x.shape[:-1] for x in arguments))
   flat = [
     jnp.asarray(np.broadcast_to(x, (*leading, x.shape[-1])).reshape(-1, x.shape[-1]), jnp.float32) for x in arguments
@@ -148,24 +148,24 @@ def _over_problems(solve: Callable[..., Array], *arguments: np.ndarray) -> np.nd
 def fit_pairs(
   objective: objectives.Objective, slope: float, reference: np.ndarray, data: Comparisons, score: np.ndarray
 ) -> np.ndarray:
-  """Trains on compared pairs.
+  """Trains on comparisons.
 
   Args:
-    objective: a convex function of the margin between two logits.
-    slope: the coefficient of that margin, which sets the step size.
-    reference: [..., V], also where the descent starts.
-    data: what was compared.
-    score: [..., V], for objectives that read scores.
+    objective: an objective that is convex in the margin between two logits.
+    slope: the coefficient of the margin, which determines the step size.
+    reference: log-probabilities of the reference, [..., V]; gradient descent starts there.
+    data: the comparisons.
+    score: scores of the actions, [..., V], for objectives that read scores.
 
   Returns:
-    [..., V] log-probabilities.
+    The learnt log-probabilities, [..., V].
   """
   first, second = _pairs(reference.shape[-1])
   response = np.stack([first, second], axis=1)
 
   def solve(reference: Array, weight: Array, label: Array, score: Array) -> Array:
-    # No curvature exceeds slope^2 / 4 times the largest eigenvalue of the graph of comparisons, and that is at most
-    # twice the largest weight of the comparisons in which one action takes part.
+    # The curvature is at most slope^2 / 4 times the largest eigenvalue of the Laplacian of the comparison graph, which
+    # is at most twice the largest total weight of the comparisons of one action.
     degree = jnp.zeros_like(reference).at[first].add(weight).at[second].add(weight)
     step_size = 1.0 / (0.25 * slope**2 * 2.0 * jnp.maximum(jnp.max(degree), 1e-6))
     batch = _batch(response, weight, label, score)
@@ -177,16 +177,16 @@ def fit_pairs(
 def fit_policy(
   objective: objectives.Objective, strength: float, reference: np.ndarray, score: np.ndarray
 ) -> np.ndarray:
-  """Trains on the policy's own actions: exact policy gradient.
+  """Trains on the policy's own actions with exact policy gradients.
 
   Args:
-    objective: a surrogate over samples of the policy.
-    strength: beta + gamma, which sets the step size.
-    reference: [..., V], also where the descent starts.
-    score: [..., V].
+    objective: a surrogate objective over samples from the policy.
+    strength: beta + gamma, which determines the step size.
+    reference: log-probabilities of the reference, [..., V]; gradient descent starts there.
+    score: scores of the actions, [..., V].
 
   Returns:
-    [..., V] log-probabilities.
+    The learnt log-probabilities, [..., V].
   """
   actions = reference.shape[-1]
   response = np.arange(actions)[:, None]
@@ -202,12 +202,12 @@ def fit_policy(
 
 
 def fit_reward(reference: np.ndarray, data: Comparisons) -> np.ndarray:
-  """The reward model of largest likelihood, one number for each action: pmle with gamma = 1, but for a constant."""
+  """The maximum-likelihood reward of each action, up to a constant: pmle with gamma = 1."""
   return fit_pairs(objectives.pmle(gamma=1.0), 1.0, np.zeros_like(reference), data, np.zeros_like(reference))
 
 
 def population(setting: Setting, world: World) -> Mapping[str, tuple[np.ndarray, np.ndarray]]:
-  """(learnt, predicted) log-probabilities of each objective, given the exact preference probabilities."""
+  """(learnt, predicted) log-probabilities for each objective, given exact preference probabilities."""
   gamma, (target, reference) = setting.gamma, world
   data, score = exact_comparisons(world, gamma), gamma * target
   pairs = functools.partial(fit_pairs, reference=reference, data=data, score=score)
@@ -229,9 +229,9 @@ def population(setting: Setting, world: World) -> Mapping[str, tuple[np.ndarray,
 def by_sample_size(
   setting: Setting, worlds: Sequence[World], sizes: Sequence[int], betas: Sequence[float], rng: np.random.Generator
 ) -> Mapping[str, np.ndarray]:
-  """Mean forward KL to pi* for each number of pairs: [worlds, sizes] by method.
+  """Mean forward KL to pi* for each number of pairs, [worlds, sizes] by method.
 
-  beta of reverse_kl and rlhf is tuned for each size on pi* itself, as in the paper; gamma is known.
+  The beta of reverse_kl and rlhf is tuned for each size on pi* itself, as in the paper; gamma is known.
   """
   gamma = setting.gamma
   drawn = [[draw_comparisons(world, gamma, size, rng) for size in sizes] for world in worlds]
@@ -257,26 +257,26 @@ def by_sample_size(
 
 
 def _tuned(errors: Sequence[np.ndarray]) -> np.ndarray:
-  """[worlds, sizes], of the value of beta with the least mean error over worlds at each size."""
+  """The errors, [worlds, sizes], of the beta with the lowest mean error over worlds at each size."""
   stacked = np.stack(errors)
   best = stacked.mean(axis=1).argmin(axis=0)
   return stacked[best, :, np.arange(stacked.shape[2])].T
 
 
 def plateau(world: World) -> float:
-  """What dpo with coefficient gamma keeps for ever: KL(pi* || pi_ref pi*, normalised)."""
+  """The error of dpo with coefficient gamma in the limit of infinite data: KL(pi* || pi_ref pi*, normalised)."""
   return float(forward_kl(world.target, normalised(world.reference + world.target)).mean())
 
 
 def slope(sizes: Sequence[int], errors: np.ndarray) -> float:
-  """Of a line through log error against log size."""
+  """The slope of a line fitted to log error against log size."""
   return float(np.polyfit(np.log(sizes), np.log(errors), 1)[0])
 
 
 def run(
   setting: Setting, worlds: int, sizes: Sequence[int], betas: Sequence[float], seed: int, workdir: pathlib.Path
 ) -> None:
-  """Prints both tables, and writes figure.png and summary.json."""
+  """Runs the study, prints both tables, and writes figure.png and summary.json."""
   rng = np.random.default_rng(seed)
   drawn = [World.draw(setting, rng) for _ in range(worlds)]
   console = rich_console.Console()
@@ -303,7 +303,7 @@ def run(
     'plateau': level,
   }
   (workdir / 'summary.json').write_text(json.dumps(summary, indent=2) + '\n', encoding='utf-8')
-  console.print(f'figure.png and summary.json are in {workdir}', highlight=False, soft_wrap=True)
+  console.print(f'wrote figure.png and summary.json to {workdir}', highlight=False, soft_wrap=True)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -315,7 +315,7 @@ def main(argv: Sequence[str]) -> None:
 def _print_population(
   console: rich_console.Console, world: World, learnt: Mapping[str, tuple[np.ndarray, np.ndarray]]
 ) -> None:
-  title = 'learnt from exact preferences (largest error against the prediction)'
+  title = 'learnt from exact preferences (largest error relative to the prediction)'
   table = rich_table.Table(title=title, box=box.SIMPLE, title_justify='left')
   for column in ('objective', 'error of log pi', 'forward KL to pi*, nats'):
     table.add_column(column, justify='left' if column == 'objective' else 'right')
@@ -328,7 +328,7 @@ def _print_population(
 def _print_errors(
   console: rich_console.Console, sizes: Sequence[int], errors: Mapping[str, np.ndarray], level: float
 ) -> None:
-  title = f'forward KL to pi*, nats; that of dpo tends to {level:.5f}'
+  title = f'forward KL to pi*, nats; dpo converges to {level:.5f}'
   table = rich_table.Table(title=title, box=box.SIMPLE, title_justify='left')
   table.add_column('pairs', justify='right')
   for name in errors:

@@ -1,4 +1,4 @@
-"""The figure of `distribution_learning`: what is learnt in one context, and how fast."""
+"""The figure of `distribution_learning`: the distribution learnt in one context, and the speed of learning."""
 
 from collections.abc import Mapping, Sequence
 
@@ -33,10 +33,10 @@ def draw(
   """Draws both panels.
 
   Args:
-    context: probabilities of the actions in one context: 'pi*', 'reference', 'pmle' and 'dpo'.
+    context: probabilities of the actions in one context, by name: 'pi*', 'reference', 'pmle' and 'dpo'.
     sizes: numbers of labelled pairs.
-    errors: forward KL to pi* for each size, by method.
-    plateau: the error that dpo keeps.
+    errors: forward KL to pi* for each size, in nats, by method.
+    plateau: the error that dpo converges to, in nats.
   """
   with matplotlib.rc_context(STYLE):
     figure = matplotlib_figure.Figure(figsize=(11, 4.4), layout='constrained')
@@ -74,7 +74,7 @@ def _draw_errors(
   axes.set_yscale('log')
   axes.yaxis.set_major_formatter(ticker.FormatStrFormatter('%g'))
   axes.grid(alpha=0.25)
-  axes.set_xlabel('labelled pairs, all contexts together')
+  axes.set_xlabel('labelled pairs over all contexts')
   axes.set_ylabel('forward KL to pi*, nats')
-  axes.set_title('Finite samples: a target that is learnt, or a plateau')
+  axes.set_title('Finite samples: convergence to the target, or a plateau')
   axes.legend(fontsize=8, loc='lower left')

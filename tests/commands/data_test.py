@@ -90,7 +90,7 @@ def test_inspect_shows_counts_lengths_and_the_first_pair(model, write, tmp_path,
   prompt = output[output.index('\nprompt, ') :]
   assert prompt.index('^<|im_start|>/1') < prompt.index('\nchosen, ') < prompt.index('\nrejected, ')
   assert prompt.count('<<|im_end|>/2>') == 2  # one a response, none in the prompt, where it is not trained
-  assert '\ntokens               least' in output
+  assert '\ntokens                 min' in output
   assert '\x1b' not in output  # not a terminal
   assert output.endswith(f'\nwrote {folder / "lengths.png"}\n')
   assert (folder / 'lengths.png').read_bytes().startswith(b'\x89PNG\r\n')
@@ -118,7 +118,7 @@ def test_inspect_without_matplotlib(model, write, tmp_path, monkeypatch, capsys)
   arguments = ('inspect', f'--model={model}', f'--data={write(*CHAT)}')
   assert run(*arguments, f'--out={tmp_path / "out"}') == 1
   outputs = capsys.readouterr()
-  assert "pip install 'alignjax[demo]', or leave --out away" in outputs.err
+  assert "pip install 'alignjax[demo]', or leave out --out" in outputs.err
   assert outputs.out == ''  # it is said before the work
   assert run(*arguments) == 0
 
@@ -159,7 +159,7 @@ def test_convert_replaces_a_file_only_when_told_and_only_by_a_whole_one(write, t
   out = tmp_path / 'out.jsonl'
   out.write_text('mine')
   assert run('convert', f'--data={write(GOOD)}', f'--out={out}') == 1
-  assert 'is there already; give another --out, or --overwrite' in capsys.readouterr().err
+  assert 'the file exists; choose another --out, or give --overwrite' in capsys.readouterr().err
   assert run('convert', f'--data={write(GOOD, "broken")}', f'--out={out}', '--overwrite') == 1
   assert out.read_text() == 'mine'
   assert run('convert', f'--data={write(GOOD)}', f'--out={out}', '--overwrite') == 0
@@ -217,7 +217,10 @@ def test_build_counts_malformed_rows_when_told(write, tmp_path, capsys):
     (['chek'], "alignjax data has no program 'chek'. It has validate, "),
     (['validat'], "alignjax data has no program 'validat'; did you mean validate?"),
     (['validate'], '--data is missing: [form:]location'),
-    (['validate', 'rows.jsonl', '--data=x.jsonl'], "what is 'rows.jsonl'? Settings are given as --<name>=<value>"),
+    (
+      ['validate', 'rows.jsonl', '--data=x.jsonl'],
+      "unexpected argument 'rows.jsonl': give settings as --<name>=<value>",
+    ),
     (['validate', '--data=missing.jsonl'], 'missing.jsonl'),
     (
       ['validate', '--data=x.jsonl', '--model=m'],

@@ -74,5 +74,5 @@ def test_kl_ignores_padding_whatever_it_holds():
 
 
 def test_kl_refuses_a_mask_of_another_shape():
-  with pytest.raises(ValueError, match='one shape'):
+  with pytest.raises(ValueError, match='the same shape'):
     evaluator.kl(np.zeros((2, 1, 3)), np.ones((2, 3), bool))

@@ -79,7 +79,7 @@ def test_a_notebook_says_which_kernel_it_wants_and_has_text_around_its_code(name
   assert notebook.metadata['kernelspec']['name'] == 'python3'
   kinds = [cell.cell_type for cell in notebook.cells]
   assert kinds[0] == 'markdown'
-  assert kinds.count('markdown') >= 5
+  assert kinds.count('markdown') >= 4
   for cell in notebook.cells:
     assert not cell.get('outputs')
     assert len(cell.source.splitlines()) < 40
@@ -197,7 +197,7 @@ def test_an_objective_of_ones_own_is_trained_with_thirty_lines_of_code(own):
   assert [row['step'] for row in history] == list(range(1, 21))
   assert abs(history[0]['kl']) < 1e-6  # policy and reference are equal before the first update
   assert history[-1]['loss'] < history[0]['loss']
-  assert history[-1]['kl'] == pytest.approx(history[-1]['stay_close/loss'])
+  assert history[-1]['stay_close/loss'] == pytest.approx(0.5 * history[-1]['kl'])
   assert np.all(notebook.tuned.params['embed']['embedding'] != notebook.smollm2.params['embed']['embedding'])
 
 

@@ -11,12 +11,12 @@ HEADS, KV_HEADS, WIDTH = 4, 2, 6
 LAYOUT = attention.Layout(prompt=7, samples=2, response=6)
 PROMPT_KEYS = np.array([6, 3, 0], np.int32)  # prompts of 7, 4 and 1 tokens
 WINDOWS = (None, 1, 2, 4, 9, 50)
+XLA, CUDNN = attention.Scores('xla'), attention.Scores('cudnn')
 
 
 def _attention():
-  return attention.Attention(
-    8, HEADS, KV_HEADS, WIDTH, 'xla', jax.random.key(0), bias=False, output_bias=False, norms=None
-  )
+  heads = attention.Heads(8, HEADS, KV_HEADS, WIDTH)
+  return attention.Attention(heads, XLA, jax.random.key(0), bias=False, output_bias=False, norms=None)
 
 
 def _arrays(length):
@@ -46,7 +46,7 @@ def test_prompt_tokens_see_by_distance(window):
   query, key, value = _arrays(LAYOUT.prompt)
   positions = np.arange(LAYOUT.prompt)
   mask = jnp.asarray(_near(positions, positions, window))[None, None]
-  expected = attention.attend(query, key, value, mask, implementation='xla')
+  expected = attention.attend(query, key, value, mask, XLA)
   actual = _attention().over_prompt(query, key, value, window)
   np.testing.assert_array_equal(actual, expected.reshape(actual.shape))
 
@@ -61,7 +61,7 @@ def test_response_tokens_see_by_distance_across_the_end_of_the_prompt(window):
   seen = [np.concatenate([np.arange(prompt), index]) for index in own]
   for n in range(samples):
     mask = jnp.stack([_joint_near(row, window) for row in range(len(PROMPT_KEYS))])[:, None]
-    expected = attention.attend(query[:, own[n]], key[:, seen[n]], value[:, seen[n]], mask, implementation='xla')
+    expected = attention.attend(query[:, own[n]], key[:, seen[n]], value[:, seen[n]], mask, XLA)
     np.testing.assert_array_equal(actual[:, n], expected)
 
 
@@ -79,7 +79,7 @@ def test_layers_may_share_a_program_and_differ_in_the_window(cap):
   arrays = _arrays(LAYOUT.prompt)
   for window in (1, 3, 7):
     as_number, as_array = (
-      attention.attend(*arrays, None, implementation='xla', causal=True, window=given, cap=cap)
+      attention.attend(*arrays, None, attention.Scores('xla', cap=cap), attention.Causal(given))
       for given in (window, jnp.int32(window))
     )
     np.testing.assert_array_equal(as_number, as_array)
@@ -87,11 +87,12 @@ def test_layers_may_share_a_program_and_differ_in_the_window(cap):
 
 def test_scores_are_scaled_and_softly_capped_before_what_is_unseen_is_left_out():
   query, key, value = _arrays(5)
-  actual = attention.attend(query, key, value, None, implementation='xla', causal=True, window=3, scale=0.3, cap=0.7)
+  scores = attention.Scores('xla', scale=0.3, cap=0.7)
+  actual = attention.attend(query, key, value, None, scores, attention.Causal(3))
   groups = HEADS // KV_HEADS
   key, value = (np.repeat(np.asarray(x, np.float64), groups, axis=2) for x in (key, value))
-  scores = 0.7 * np.tanh(0.3 / 0.7 * np.einsum('bthd,bshd->bhts', np.asarray(query, np.float64), key))
-  weights = np.exp(scores) * _near(np.arange(5), np.arange(5), 3)
+  capped = 0.7 * np.tanh(0.3 / 0.7 * np.einsum('bthd,bshd->bhts', np.asarray(query, np.float64), key))
+  weights = np.exp(capped) * _near(np.arange(5), np.arange(5), 3)
   expected = np.einsum('bhts,bshd->bthd', weights / weights.sum(-1, keepdims=True), value)
   np.testing.assert_allclose(actual, expected, atol=1e-6)
 
@@ -100,7 +101,7 @@ def test_kernels_are_told_the_window(monkeypatch):
   """cuDNN needs a GPU, so what it would be called with is compared: keys t - 3 .. t."""
   calls = []
   monkeypatch.setattr(jax.nn, 'dot_product_attention', lambda *_, **options: calls.append(options))
-  attention.attend(*_arrays(5), None, implementation='cudnn', causal=True, window=4)
-  attention.attend(*_arrays(5), None, implementation='cudnn', causal=True)
+  attention.attend(*_arrays(5), None, CUDNN, attention.Causal(4))
+  attention.attend(*_arrays(5), None, CUDNN, attention.Causal())
   assert [call['local_window_size'] for call in calls] == [(3, 0), None]
   assert all(call['implementation'] == 'cudnn' and call['is_causal'] for call in calls)

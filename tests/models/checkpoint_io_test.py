@@ -73,12 +73,12 @@ def test_models_without_a_difference_are_refused_by_folder(tmp_path):
   refused(model_folders.write(tmp_path / 'copy'), 'copy: has the same weights as')
   refused(
     model_folders.write(tmp_path / 'words', vocab_size=260),
-    r'words: has a vocabulary of 260 tokens, and .*model one of 259',
+    r'words: has a vocabulary of 260 tokens, but .*model has 259',
   )
   refused(model_folders.write(tmp_path / 'lacks', _without), f'lacks/model.safetensors: tensors missing: {QUERY}')
   refused(
     model_folders.write(tmp_path / 'wide', width=16),
-    r'wide/model.safetensors: tensors of another shape: .* found \(259, 16\)',
+    r'wide/model.safetensors: tensors mis-shaped: .* found \(259, 16\)',
   )
   refused(tmp_path / 'nowhere', 'nowhere/config.json')
   refused(

@@ -154,10 +154,10 @@ def test_a_family_declares_each_field_once_and_leaves_only_neutral_ones_out():
 @pytest.mark.parametrize(
   ('changes', 'named'),
   [
-    ({'sliding_window': 8}, "'llama' can not store sliding_window=8"),
-    ({'qkv_bias': True, 'qk_norm': True}, "'llama' can not store qkv_bias=True, qk_norm=True"),
-    ({'output_bias': True}, "'llama' can not store "),
-    ({'model_type': 'qwen2'}, "'qwen2' can not store qkv_bias=False"),
+    ({'sliding_window': 8}, "'llama' cannot store sliding_window=8"),
+    ({'qkv_bias': True, 'qk_norm': True}, "'llama' cannot store qkv_bias=True, qk_norm=True"),
+    ({'output_bias': True}, "'llama' cannot store "),
+    ({'model_type': 'qwen2'}, "'qwen2' cannot store qkv_bias=False"),
     ({'model_type': 'gpt9'}, "model_type 'gpt9' is not supported"),
   ],
 )

@@ -94,7 +94,7 @@ def test_targets_name_parts_or_projections(base):
   assert adapted('query + mlp/down') == {'attention/query', 'mlp/down'}
   assert adapted('mlp') == {'mlp/down', 'mlp/gate', 'mlp/up'}
   assert len(adapted('attention+query')) == 4
-  with pytest.raises(ValueError, match='unembed is no part of a layer; known: attention, attention/key'):
+  with pytest.raises(ValueError, match='unembed is not a part of a layer; known: attention, attention/key'):
     adapted('query+unembed')
 
 

@@ -105,7 +105,7 @@ QUERY = 'base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight'
     (lambda tensors: tensors.pop(QUERY), f'tensor missing: {QUERY}'),
     (lambda tensors: tensors.update(other=np.zeros(2, np.float32)), 'tensors unexpected: other'),
     (lambda tensors: tensors[QUERY].fill(np.nan), f'tensor {QUERY} .* not finite'),
-    (lambda tensors: tensors.clear(), 'adapts no kernel'),
+    (lambda tensors: tensors.clear(), 'no tensor adapts a kernel'),
   ],
 )
 def test_tensors_that_do_not_fit_are_refused_by_name(copy, change, message):

@@ -68,5 +68,5 @@ def test_init_draws_one_row_for_each_context():
 def test_sizes_are_checked():
   with pytest.raises(ValueError, match='vocab_size=0 and order=1'):
     tabular.TabularConfig(vocab_size=0, order=1)
-  with pytest.raises(ValueError, match='order=20 over vocab_size=9 tokens has too many contexts'):
+  with pytest.raises(ValueError, match='order=20 with vocab_size=9 has too many contexts'):
     tabular.TabularConfig(vocab_size=9, order=20)

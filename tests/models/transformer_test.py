@@ -366,7 +366,7 @@ def test_sequences_beyond_the_positions_are_refused():
   batch = token_batches.batch(0, P, N, R)
   _model(max_positions=P + R - 1).hidden(_params(), *_fields(batch))
   model = _model(max_positions=P + R - 2)
-  with pytest.raises(ValueError, match='prompts of 6 and responses of 5 tokens do not fit max_positions=9'):
+  with pytest.raises(ValueError, match='prompts of 6 tokens and responses of 5 tokens exceed max_positions=9'):
     model.hidden(_params(), *_fields(batch))
   with pytest.raises(ValueError, match='max_positions=9'):
     model.prefill(_params(), batch.prompt, batch.prompt_length, samples=N, max_new_tokens=R)

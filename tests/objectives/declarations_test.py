@@ -62,7 +62,7 @@ def test_a_field_is_optional_only_if_every_part_does_without_it():
     ('dpo()', (), 3, 'dpo compares two responses: the data has N = 3'),
     ('sft() + 2 * dpo()', (), 1, 'dpo compares two responses: the data has N = 1'),
     ('kto()', (), 3, 'kto needs N = 1 or 2 responses to a prompt: the data has N = 3'),
-    ('dpo() + odpo()', (), 2, 'odpo reads `score`, a reward for each response, and the data has none'),
+    ('dpo() + odpo()', (), 2, 'odpo reads `score`, a reward for each response, but the data has none'),
     ('wpo_weighted(mmpo())', ('behaviour_logp',), 2, 'wpo_weighted reads `score`'),
   ],
 )

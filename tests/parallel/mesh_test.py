@@ -21,7 +21,7 @@ def test_axes_are_named_and_automatic_and_one_size_takes_what_is_left():
   [
     ((3, 1, 1), 'data=3, fsdp=1, tensor=1 does not fit 8 devices'),
     ((3, -1, 1), 'data=3, fsdp=-1, tensor=1 does not fit 8 devices'),
-    ((-1, -1, 1), 'at most one of them -1'),
+    ((-1, -1, 1), 'except that one may be -1'),
     ((0, -1, 1), 'must be positive'),
   ],
 )

@@ -24,7 +24,7 @@ def test_vader_does_not_read_the_prompt():
 
 
 def test_prompts_and_responses_must_align():
-  with pytest.raises(ValueError, match='got 2 and 1'):
+  with pytest.raises(ValueError, match='got 2 prompts and 1 responses'):
     rewards.vader()(['a', 'b'], ['c'])
 
 

@@ -80,6 +80,11 @@ def test_fit_starts_from_the_loss_that_the_table_gives_and_keeps_the_model(loade
   assert np.mean(after.loss) < history[-1]['loss'] < history[0]['loss']
 
 
+def test_an_objective_that_the_data_do_not_fit_is_refused(loaded, examples):
+  with pytest.raises(ValueError, match='odpo reads `score`'):
+    alignjax.fit(loaded, 'odpo()', examples, steps=1)
+
+
 def test_an_optimizer_that_merges_is_refused(loaded, examples):
   with pytest.raises(ValueError, match='merging and averaging need `alignjax train`'):
     alignjax.fit(loaded, 'dpo()', examples, steps=1, optimizer='chain(adamw(1e-2), moving_average())')

@@ -40,7 +40,7 @@ def test_prompts_without_responses_are_refused_before_anything_is_trained(folder
 
 
 def test_data_that_the_objective_cannot_use_is_refused_before_weights_are_read(folder):
-  with pytest.raises(ValueError, match='odpo reads `score`, a reward for each response, and the data has none'):
+  with pytest.raises(ValueError, match='odpo reads `score`, a reward for each response, but the data has none'):
     preparation.prepare(configure(folder, objective='dpo() + odpo()'), doctor_test.SILENT)
 
 

@@ -30,13 +30,13 @@ def _decoder():
 
 
 @functools.cache
-def _compiled(model, **options):
-  return jax.jit(functools.partial(sampler.sample, model, **options))
+def _compiled(model, decoding):
+  return jax.jit(functools.partial(sampler.sample, model, decoding=decoding))
 
 
 def _sample(model, params, prompt, prompt_length, seed=0, row_ids=None, **options):
-  options = {'samples': 2, 'max_new_tokens': 5, 'strategy': strategies.chain(), 'end_ids': (END,)} | options
-  return _compiled(model, **options)(params, prompt, prompt_length, jax.random.key(seed), row_ids=row_ids)
+  decoding = sampler.Decoding(**{'samples': 2, 'max_new_tokens': 5, 'end_ids': (END,)} | options)
+  return _compiled(model, decoding)(params, sampler.Prompts(prompt, prompt_length, row_ids), jax.random.key(seed))
 
 
 def _training_logits(model, params, drawn):
@@ -188,7 +188,7 @@ def test_eight_devices_draw_what_one_does():
   [
     ({'samples': 0}, 'samples=0 and max_new_tokens=5 must both be at least 1'),
     ({'max_new_tokens': 0}, 'max_new_tokens=0'),
-    ({'end_ids': (2, -1)}, r'end_ids=\(2, -1\) must be token ids'),
+    ({'end_ids': (2, -1)}, r'end_ids=\(2, -1\) must not be negative'),
   ],
 )
 def test_wrong_arguments_are_refused(options, message):

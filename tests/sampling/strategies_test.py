@@ -86,10 +86,10 @@ def test_strategies_apply_from_left_to_right():
   ('factory', 'value', 'message'),
   [
     (strategies.temperature, 0.0, r'temperature 0.0 must be positive; for temperature 0 use greedy\(\)'),
-    (strategies.top_k, 0, 'top_k must keep at least 1 token, not k=0'),
-    (strategies.nucleus, 0.0, 'nucleus must keep a mass above 0 and at most 1, not 0.0'),
-    (strategies.nucleus, 1.5, 'not 1.5'),
-    (strategies.nucleus, float('nan'), 'not nan'),
+    (strategies.top_k, 0, 'top_k: k=0 must be at least 1'),
+    (strategies.nucleus, 0.0, r'nucleus: mass=0.0 must be in \(0, 1\]'),
+    (strategies.nucleus, 1.5, 'mass=1.5'),
+    (strategies.nucleus, float('nan'), 'mass=nan'),
   ],
 )
 def test_wrong_settings_are_refused(factory, value, message):

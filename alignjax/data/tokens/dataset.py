@@ -79,6 +79,11 @@ class TokenDataset:
     columns = {name: getattr(self, name) for name in rows.PER_RESPONSE}
     return {name: column for name, column in columns.items() if column is not None}
 
+  @property
+  def fields(self) -> list[str]:
+    """The fields of a batch that this dataset fills, besides those that every batch has."""
+    return [name for name in ('score', 'behaviour_logp', 'behaviour_token_logp') if getattr(self, name) is not None]
+
   @functools.cached_property
   def prompt_length(self) -> np.ndarray:
     """[n] int64."""

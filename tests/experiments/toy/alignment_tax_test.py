@@ -155,9 +155,9 @@ def test_contenders_are_chosen_by_the_rule_and_compared_at_the_same_reward():
   assert found['OnDARE'].point is points[4]
   assert not found['OnDARE'].reached
   text = report.conclusion(found)
-  assert 'OnTIES has, beside plain Adam, a skill loss lower by 0.083' in text
+  assert 'OnTIES compared with plain Adam at the target reward: its skill loss is lower by 0.083' in text
   assert 'OnDARE or plain Adam did not reach' in text
-  assert 'is that of OnTIES' in text
+  assert 'OnTIES has the lowest skill loss' in text
 
 
 def test_each_is_compared_on_the_best_of_its_curves_that_reach_the_reward():
@@ -190,7 +190,7 @@ def test_a_curve_is_no_better_for_stopping_short_of_the_reward():
 
 def test_seeds_in_different_orders_are_refused():
   one, other = (report.Outcome(name, '', 1, {'reward': 0.0}) for name in ('Adam', 'EMA'))
-  with pytest.raises(ValueError, match='not in one order'):
+  with pytest.raises(ValueError, match='not in the same order'):
     report.across_seeds([[one, other], [other, one]])
 
 
