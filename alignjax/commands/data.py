@@ -45,7 +45,7 @@ class Settings(user_code.UserCode):
     (), 'Fields of the rows to ignore; any other unknown field is an error.'
   )
   on_error: str = fields.field(
-    'raise', 'Raise at the first malformed row, or skip and count malformed rows.', choices=('raise', 'skip')
+    'raise', 'Stop at the first malformed row, or skip and count malformed rows.', choices=('raise', 'skip')
   )
 
 
@@ -81,7 +81,7 @@ class BuildSettings(user_code.UserCode):
   manual_dir: str = fields.field('', 'Folder with the source files of the dataset.')
   data_dir: str = fields.field('', 'Folder for prepared datasets; empty: TFDS_DATA_DIR, or the default of TFDS.')
   on_error: str = fields.field(
-    'raise', 'Raise at the first malformed row, or skip and count malformed rows.', choices=('raise', 'skip')
+    'raise', 'Stop at the first malformed row, or skip and count malformed rows.', choices=('raise', 'skip')
   )
 
 

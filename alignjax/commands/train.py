@@ -4,7 +4,7 @@
   alignjax train --config=ra_dpo.py:ra2 --import=mine.py --objective='dpo() + 0.1 * mine()' --workdir=runs/second
 
 The work directory gets config.json (the resolved configuration), metrics.jsonl and TensorBoard events, checkpoints, and
-at the end, in Hugging Face layout, the aligned model in model/, its average in model_average/ if the optimizer keeps
+at the end, in Hugging Face format, the aligned model in model/, its average in model_average/ if the optimizer keeps
 one, and the adapter in adapter/ if one is trained. The same command again resumes an interrupted run, or reports that
 it is finished. On SIGTERM the run saves a checkpoint and exits.
 

@@ -16,7 +16,7 @@ from alignjax.types import PreferenceBatch
 MOST = 0.9  # share of a device's memory that a run may use without a warning
 
 Part = tuple[str, int]
-"""What takes memory, and how many bytes of it are on each device."""
+"""A use of memory, and its bytes on each device."""
 
 
 def bytes_on_device(tree: Any) -> int:

@@ -86,7 +86,7 @@ def load_base(
 
 
 def describe(config: settings.ModelSettings, parameters: Params) -> str:
-  """A line of a run's summary."""
+  """Describes the adapter in one line of the run's summary."""
   count = sum(leaf.size for leaf in jax.tree.leaves(parameters))
   base = 'float32' if config.base_quantization == 'none' else config.base_quantization
   return f'{config.adapter}, {count:,} parameters on a base in {base}'

@@ -55,9 +55,9 @@ def examine_thoroughly(
   state: training_state.TrainState,
   frozen: training_state.Frozen,
 ) -> list[findings.Finding]:
-  """Examines what `examine` does, and also what takes more programs to compile.
+  """Runs the checks of `examine`, and those that compile more programs.
 
-  These are: sampling against training, the compute dtype against float32, and the memory of the compiled step.
+  The latter are: sampling against training, the compute dtype against float32, and the memory of the compiled step.
   """
   batch = _first_batch(prepared)
   subject = consistency.Subject(prepared.policy, state.params, frozen, batch)
@@ -74,7 +74,7 @@ def examine_thoroughly(
 
 
 def examine_data(prepared: preparation.Prepared) -> list[findings.Finding]:
-  """Examines tokenizer, data and objective, which needs no weights."""
+  """Examines tokenizer, data and objective. No weights are needed."""
   training, held_out = prepared.training, prepared.held_out
   model = prepared.policy.model.config
   found = [

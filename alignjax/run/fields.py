@@ -29,7 +29,7 @@ Pairs = tuple[tuple[int, int], ...]
 def field(
   default: Any, text: str, *, choices: Sequence[str] = (), at_least: float | None = None, **metadata: Any
 ) -> Any:
-  """A field of a dataclass of settings.
+  """Defines a field of a dataclass of settings.
 
   Args:
     default: the value without a flag.
@@ -284,7 +284,7 @@ def describe(kind: type, defaults: Any = None) -> str:
 
 
 def show(value: Any) -> str:
-  """A value as --help prints it."""
+  """Formats a value for --help."""
   if value == '' or value == ():
     return 'none'
   if isinstance(value, bool):

@@ -95,7 +95,7 @@ def summary(config: settings.Config, prepared: preparation.Prepared, steps: int)
       f'optimizer  {config.optimizer}{delta}',
       f'devices    {mesh.size} x {mesh.devices.flat[0].device_kind}, mesh {axes}, processes {jax.process_count()}',
       f'batches    {config.batch_size} prompts in {config.microbatches} microbatches, shapes {list(plan.buckets)}, '
-      f'{plan.steps_per_epoch} an epoch, {plan.padding_rows} padding rows',
+      f'{plan.steps_per_epoch} per epoch, {plan.padding_rows} padding rows',
       f'steps      {steps}, learning rate {recipe.learning_rate:g} {config.schedule}, warm-up {config.warmup:.0%}',
     ]
   )

