@@ -170,7 +170,7 @@ def test_convert_replaces_a_file_only_when_told_and_only_by_a_whole_one(write, t
 @pytest.mark.parametrize(
   ('rows', 'out', 'message'),
   [
-    ([GOOD], 'out.json', 'must have a name that ends with .jsonl or .jsonl.gz'),
+    ([GOOD], 'out.json', 'the name must end with .jsonl or .jsonl.gz'),
     ([SAME], 'out.jsonl', 'no row is left to write'),
   ],
 )
@@ -216,7 +216,7 @@ def test_build_counts_malformed_rows_when_told(write, tmp_path, capsys):
     (['--verbosity=1'], 'alignjax data needs a program, one of validate, inspect, convert, build'),
     (['chek'], "alignjax data has no program 'chek'. It has validate, "),
     (['validat'], "alignjax data has no program 'validat'; did you mean validate?"),
-    (['validate'], '--data is missing: [form:]location'),
+    (['validate'], '--data is missing: Data to read, [form:]location'),
     (
       ['validate', 'rows.jsonl', '--data=x.jsonl'],
       "unexpected argument 'rows.jsonl': give settings as --<name>=<value>",
@@ -226,10 +226,10 @@ def test_build_counts_malformed_rows_when_told(write, tmp_path, capsys):
       ['validate', '--data=x.jsonl', '--model=m'],
       '--model is not a flag of data validate: it takes --import, --data, --ignore_fields',
     ),
-    (['convert', '--data=x.jsonl'], '--out is missing: The file to write'),
+    (['convert', '--data=x.jsonl'], '--out is missing: File to write'),
     (['inspect', '--data=x.jsonl'], '--model is missing: Folder of the model'),
     (['inspect', '--data=x.jsonl', '--model=nowhere'], 'nowhere'),
-    (['build'], 'name one dataset after `build`: hh_rlhf/harmless-base'),
+    (['build'], 'give the name of a dataset after `build`: hh_rlhf/harmless-base'),
     (['build', 'hh_rlhf'], 'give --manual_dir. Download train.jsonl.gz'),
     (['build', 'unheard_of', '--manual_dir=x'], 'unheard_of: no such builder'),
     (['build', 'hh_rlhf', '--data=x.jsonl'], '--data is not a flag of data build: it takes --import, --dataset'),

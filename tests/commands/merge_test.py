@@ -182,7 +182,7 @@ def replaced(name, value):
 @pytest.mark.parametrize(
   ('spoil', 'options', 'says'),
   [
-    (lambda m: (m / 'merged').mkdir(), {}, r'--out=.*merged: exists; choose another folder'),
+    (lambda m: (m / 'merged').mkdir(), {}, r'--out=.*merged: the folder exists; choose another one'),
     (lambda m: None, {'dtype': 'int8'}, '--dtype=int8: must be one of float32, float16, bfloat16'),
     (lambda m: None, {'text': 'ties()'}, r'ties\(.*\) needs a base model'),
     (lambda m: None, {'base': 'base'}, r'linear\(.*\) takes no base model'),

@@ -34,7 +34,7 @@ def test_a_malformed_row_stops_the_run_or_is_counted(folder, tmp_path):
 def test_prompts_without_responses_are_refused_before_anything_is_trained(folder):
   data = f'prompts:{folder / "train.jsonl"}'
   with pytest.raises(
-    ValueError, match=r'train\.jsonl: the rows are prompts without responses, and an objective needs res'
+    ValueError, match=r'train\.jsonl: the rows are prompts without responses, but an objective needs res'
   ):
     preparation.prepare(configure(folder, data=(data,)), doctor_test.SILENT)
 

@@ -121,7 +121,7 @@ def test_lists_have_one_notation(name, form):
     (['--config=nowhere.json'], '--config=nowhere.json: there is no such file'),
     (['--warmup=2'], 'config.warmup = 2.0: must be in [0, 1)'),
     (['--buckets=64'], 'config.buckets = 64: must be a list of pairs (prompt, response)'),
-    (['train.jsonl'], "what is 'train.jsonl'?"),
+    (['train.jsonl'], "unexpected argument 'train.jsonl'"),
   ],
 )
 def test_flags_that_cannot_be_are_refused(arguments, message):
