@@ -1,6 +1,8 @@
 """Every test runs on 8 virtual CPU devices, with implicit rank promotion refused."""
 
+import gc
 import os
+import tempfile
 
 # Compiling takes most of the time of these tests, so the backend does not optimise.
 os.environ['XLA_FLAGS'] = ' '.join(
@@ -16,9 +18,22 @@ import jax
 import pytest
 
 from alignjax import objectives, risk, stats
+from tests import runs
 from tests.oracles import tally
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+# Workers, and the programs that tests start, share one compilation cache. It lives as long as the run.
+COMPILED = None
+if 'PYTEST_XDIST_WORKER' not in os.environ:
+  COMPILED = tempfile.TemporaryDirectory(prefix='alignjax_tests_')
+  for option, value in {
+    'jax_compilation_cache_dir': COMPILED.name,
+    'jax_persistent_cache_min_compile_time_secs': 0,
+    'jax_persistent_cache_min_entry_size_bytes': -1,
+  }.items():
+    jax.config.update(option, value)
+    os.environ[option.upper()] = str(value)
 
 
 def pytest_addoption(parser):
@@ -30,6 +45,17 @@ def pytest_collection_modifyitems(config, items):
     slow = [item for item in items if item.get_closest_marker('slow')]
     items[:] = [item for item in items if item not in slow]
     config.hook.pytest_deselected(items=slow)
+
+
+def pytest_collection_finish():
+  """Keeps the garbage collector from walking through all modules and tests again and again."""
+  gc.collect()
+  gc.freeze()
+
+
+def pytest_unconfigure():
+  if COMPILED:
+    COMPILED.cleanup()
 
 
 def pytest_sessionfinish(session):
@@ -51,3 +77,9 @@ def pytest_terminal_summary(terminalreporter):
     terminalreporter.write_line('names: ' + ', '.join(f'{count} in {package}' for package, count in names.items()))
     for line in tally.summary():
       terminalreporter.write_line(line)
+
+
+@pytest.fixture(scope='session')
+def tiny_run(tmp_path_factory):
+  """A folder with a tiny model and pairs, written once per worker. Tests read it and write elsewhere."""
+  return runs.write_folder(tmp_path_factory.mktemp('tiny_run'))

@@ -23,7 +23,7 @@ COUPLED = [case for case in cases.CASES if objectives.parse(case.expression).cou
 # For properties that take long, and depend on hyper-parameters only where these couple rows.
 FEWER = FIRST + [case for case in COUPLED if case not in FIRST]
 ON_FEWER = (checks.check_deletion,)
-IN_ONE_PROGRAM = (checks.check_coupling, checks.check_jit)  # below
+IN_ONE_PROGRAM = (checks.check_coupling, checks.check_jit)  # many objectives are compiled together, below
 EACH = [check for check in testing.PROPERTIES if check not in IN_ONE_PROGRAM]
 
 
@@ -64,27 +64,34 @@ def test_missing_reference_is_named(case):
     assert np.all(np.isfinite(setting.objective.apply(stats.from_logits(*inputs), setting.batch).loss))
 
 
-@pytest.fixture(scope='module')
-def everything():
-  """All objectives of pairs in which prompts do not see each other, in one sum: what holds for it holds for each."""
+def test_an_undeclared_coupling_is_not_there():
+  """In a sum of all objectives that do not couple rows; `check_vmap` looks at the losses of each."""
   parts = [objectives.parse(case.expression) for case in FIRST if case.responses == 2 and case not in COUPLED]
-  return testing.Setting.of(functools.reduce(operator.add, parts), 2)
+  checks.check_coupling(testing.Setting.of(functools.reduce(operator.add, parts), 2))
 
 
-@pytest.mark.parametrize('check', IN_ONE_PROGRAM)
-def test_contract_in_one_program(everything, check):
-  check(everything)
+@pytest.mark.parametrize('responses', sorted({case.responses for case in FEWER}))
+def test_eager_and_jit_agree(responses):
+  agree(jax.jit, [known for known in FEWER if known.responses == responses], lambda x: x)
 
 
-def test_the_coupled_ones_agree_under_jit():
-  parts = [objectives.parse(case.expression) for case in FIRST if case.responses == 2 and case in COUPLED]
-  checks.check_jit(testing.Setting.of(functools.reduce(operator.add, parts), 2))
+@pytest.mark.parametrize('responses', sorted({case.responses for case in FEWER if case not in COUPLED}))
+def test_eager_and_pmap_agree(responses):
+  """On a device for each prompt, so only for objectives in which prompts do not see each other."""
+  uncoupled = [known for known in FEWER if known.responses == responses and known not in COUPLED]
+  agree(jax.pmap, uncoupled, lambda x: x[:, None])
 
 
-def test_pmap_agrees(everything):
-  rows = jax.tree.map(lambda x: x[:, None], (everything.table, everything.batch))
-  found = jax.pmap(lambda table, batch: everything.objective.apply(table, batch).loss)(*rows)[:, 0]
-  np.testing.assert_allclose(found, everything.term.loss, rtol=1e-5, atol=1e-6)
+def agree(transform, known, rows):
+  """Compiles the losses of many objectives as one program, and compares each with its eager loss."""
+  settings = [testing.Setting.of(objectives.parse(case.expression), case.responses) for case in known]
+
+  def losses(inputs):
+    return [setting.objective.apply(*of).loss for setting, of in zip(settings, inputs, strict=True)]
+
+  found = transform(losses)(jax.tree.map(rows, [(setting.table, setting.batch) for setting in settings]))
+  for setting, loss in zip(settings, found, strict=True):
+    np.testing.assert_allclose(loss.ravel(), setting.term.loss, rtol=1e-5, atol=1e-6, err_msg=setting.objective.name)
 
 
 def hyper_parameters():

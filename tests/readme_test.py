@@ -1,5 +1,6 @@
 """The examples of the README and of docs/architecture.md run, and the README's table lists every objective."""
 
+import math
 import pathlib
 import re
 import textwrap
@@ -8,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from alignjax import objectives, risk, stats, types
+from alignjax import objectives, risk, stats, testing, types
 from alignjax.data.reading import readers, sources
 from alignjax.objectives import base, preference
 from docs.pages import objectives_page
@@ -16,16 +17,26 @@ from tests import fixtures
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / 'README.md').read_text(encoding='utf-8')
+EXAMPLES = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
 ARCHITECTURE = (ROOT / 'docs' / 'architecture.md').read_text(encoding='utf-8')
 
 
 def test_the_notebook_example_runs_and_prints_one_loss_per_prompt(capsys):
-  (example,) = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
+  example, _ = EXAMPLES
   exec(compile(example, 'README.md', 'exec'), {})  # our own text
   printed = capsys.readouterr().out
   losses = np.array([float(number) for number in re.findall(r'[\d.]+', printed)])
   assert losses.shape == (1,)
   assert np.all(np.isfinite(losses))
+
+
+def test_the_objective_of_the_readme_keeps_the_contract():
+  names = {'__name__': 'mine'}
+  exec(compile(EXAMPLES[1], 'README.md', 'exec'), names)  # our own text
+  try:
+    testing.check_objective(names['mine'](), at_reference=math.log(2.0))
+  finally:
+    del objectives.OBJECTIVES['mine']  # other tests look at all objectives
 
 
 def test_the_table_lists_every_objective_beside_the_file_that_defines_it():

@@ -2,7 +2,16 @@
 
 from alignjax import expressions, risk
 from alignjax.objectives.adaptive import alpha_dpo, alpha_dpo_released, beta_dpo
-from alignjax.objectives.base import OBJECTIVES, Memory, Objective, Part, factory
+from alignjax.objectives.base import (
+  OBJECTIVES,
+  Memory,
+  Objective,
+  Part,
+  factory,
+  require,
+  require_pair,
+  require_score,
+)
 from alignjax.objectives.batchwise import aot, aot_unpaired, dr_dpo
 from alignjax.objectives.calibrated import apo_down, apo_zero, bco_pair, c2_dpo, cal_dpo, nca, sppo
 from alignjax.objectives.coupling import couples
@@ -93,6 +102,9 @@ __all__ = [
   'ra_dpo_released',
   'rebel',
   'repo',
+  'require',
+  'require_pair',
+  'require_score',
   'reverse_kl',
   'rlhf',
   'robust_dpo',

@@ -23,6 +23,15 @@ from alignjax.types import Array, Params
 PROMPT_MULTIPLE = 64  # prompts are padded to a multiple of this number of tokens, to limit the number of compilations
 
 
+class Draw(NamedTuple):
+  """A batch of B prompts and their responses, as numpy arrays."""
+
+  prompts: Sequence[rows.Prompt]
+  prompt: np.ndarray  # [B, P] int32, right-padded
+  prompt_length: np.ndarray  # [B] int32
+  samples: sampler.Samples  # N responses to each prompt
+
+
 class Response(NamedTuple):
   """One drawn response."""
 
@@ -44,6 +53,7 @@ class Options:
     batch_size: number of prompts per batch; rounded up to a multiple of the devices that share a batch.
     seed: seed of all draws.
     strategy: decoding strategy; the default draws from the model's own distribution.
+    prompt_size: number of tokens that prompts are padded to; None pads each batch to a multiple of 64.
   """
 
   samples: int = 1
@@ -52,6 +62,7 @@ class Options:
   batch_size: int = 8
   seed: int = 0
   strategy: strategies.Strategy = dataclasses.field(default_factory=strategies.chain)
+  prompt_size: int | None = None
 
 
 class TextSampler:
@@ -89,18 +100,34 @@ class TextSampler:
       params: the parameters of the model, on the mesh.
       prompts: texts, or conversations for the chat template.
     """
-    key = jax.random.key(self._options.seed)
-    for batch in itertools.batched(enumerate(prompts), self._rows):
-      arrays = self._pad(batch)
-      drawn = jax.device_get(self._draw(params, key, *jax.device_put(arrays, rules.batch_sharding(self._mesh))))
-      for row, (_, prompt) in enumerate(batch):
+    for drawn in self.draw(params, prompts, jax.random.key(self._options.seed)):
+      for row, prompt in enumerate(drawn.prompts):
         for i in range(self._options.samples):
-          yield self._response(prompt, drawn, (row, i))
+          yield self._response(prompt, drawn.samples, (row, i))
+
+  def draw(self, params: Params, prompts: Iterable[rows.Prompt], key: Array) -> Iterator[Draw]:
+    """Like calling the sampler, but returns token ids, batch by batch.
+
+    Args:
+      params: the parameters of the model, on the mesh.
+      prompts: texts, or conversations for the chat template.
+      key: a typed PRNG key, in place of the seed.
+    """
+    for batch in itertools.batched(enumerate(prompts), self._rows):
+      prompt, length, row_ids = self._pad(batch)
+      placed = jax.device_put((prompt, length, row_ids), rules.batch_sharding(self._mesh))
+      drawn = jax.device_get(self._draw(params, key, *placed))
+      count = len(batch)
+      samples = jax.tree.map(lambda x, count=count: x[:count], drawn)
+      yield Draw([text for _, text in batch], prompt[:count], length[:count], samples)
 
   def _pad(self, batch: Sequence[tuple[int, rows.Prompt]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Token ids [rows, P], lengths [rows] and positions in the sequence of prompts [rows]."""
     encoded = [self._tokenizer.encode_prompt(prompt, self._options.max_prompt) for _, prompt in batch]
-    size = -(-max(map(len, encoded)) // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
+    longest = max(map(len, encoded))
+    size = self._options.prompt_size or -(-longest // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
+    if longest > size:
+      raise ValueError(f'prompt_size={size}: a prompt has {longest} tokens; increase it, or lower max_prompt')
     prompt = np.zeros((self._rows, size), np.int32)
     length = np.ones(self._rows, np.int32)  # responses of rows after the last prompt are dropped
     row_ids = np.full(self._rows, batch[0][0], np.int32)

@@ -1,8 +1,8 @@
-"""The reference from a cache: what of it is worth keeping for an objective, and the pass over the data that keeps it.
+"""Builds the reference cache: chooses what an objective needs cached, and runs the reference over the data once.
 
-An objective whose statistics read the reference alone needs its log-probabilities, one number a token. One that
-compares two distributions over the vocabulary needs the reference's final hidden states, D numbers a token: logits
-follow from them by its head, so that a step runs no second trunk.
+If the objective's statistics read only the reference, the cache holds log-probabilities, one number per token. If they
+compare two distributions over the vocabulary, it holds the reference's final hidden states, D numbers per token; the
+step computes logits from them with the reference's head and runs no second trunk.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -26,12 +26,12 @@ PROGRESS = 10.0  # seconds between messages
 
 
 def columns(needs: Iterable[stats.TokenStat], width: int, dtype: str) -> dict[str, reference_cache.Column]:
-  """What to cache of the reference for an objective that needs these statistics, by name.
+  """The columns of a cache for an objective, by name.
 
   Args:
-    needs: of the objective.
-    width: D, of hidden states.
-    dtype: of hidden states, the one in which the model computes: nothing is lost.
+    needs: the objective's statistics.
+    width: D, the width of hidden states.
+    dtype: the compute dtype of the model, in which hidden states are stored without loss.
 
   Raises:
     ValueError: no statistic reads the reference.
@@ -45,10 +45,10 @@ def columns(needs: Iterable[stats.TokenStat], width: int, dtype: str) -> dict[st
 
 
 class ReferenceRun(NamedTuple):
-  """The reference model, how it runs, and what for."""
+  """The reference model and how to run it."""
 
   model: models.LanguageModel
-  params: Params  # on the mesh of the layout
+  params: Params  # placed on the layout's mesh
   needs: frozenset[stats.TokenStat]  # the objective's statistics
   layout: rows.Layout  # the mesh shared by all processes, and how many tokens have logits at once on a device
 
@@ -56,7 +56,7 @@ class ReferenceRun(NamedTuple):
 def build_cache(
   root: str | os.PathLike[str],
   identity: Mapping[str, Any],
-  pairs: dataset.TokenDataset,
+  data: dataset.TokenDataset,
   batches: batching.Batches,
   reference: ReferenceRun,
   announce: Callable[[str], None],
@@ -66,9 +66,9 @@ def build_cache(
   Args:
     root: the folder of caches, visible to all processes.
     identity: identifies the cache; from `reference_cache.identity` with `columns`.
-    pairs: the dataset.
-    batches: each pair once: `make_batches(pairs, epochs=1, shuffle=False, ...)`.
-    reference: the model that runs.
+    data: the dataset.
+    batches: batches that contain each example once.
+    reference: the reference model.
     announce: called with progress messages.
   """
   own = frozenset(stat for stat in reference.needs if stat.reference and not stat.policy)
@@ -87,7 +87,7 @@ def build_cache(
   with contextlib.ExitStack() as stack:
     writer = None
     if jax.process_index() == 0:
-      writer = stack.enter_context(reference_cache.writing(root, identity, pairs))
+      writer = stack.enter_context(reference_cache.writing(root, identity, data))
     for step, batch in enumerate(batches, start=1):
       values = program(reference.params, placement.to_global(layout.mesh, batch.data))
       values = {name: _on_host(value) for name, value in values.items()}

@@ -55,14 +55,14 @@ def table(
   batch: PreferenceBatch,
   layout: rows.Layout,
 ) -> stats.StatTable:
-  """The statistics of a batch whose prompts are split over the devices of a mesh.
+  """Computes the statistics of a batch whose prompts are split over the devices of a mesh.
 
   Args:
     needs: the statistics.
-    policy: its final hidden states, [B, N, R, D].
-    reference: the same of the reference; None if no statistic has to be computed from it.
+    policy: the policy's final hidden states, [B, N, R, D].
+    reference: the reference's final hidden states; None if no statistic requires them.
     batch: prompts with responses, [B, N, R].
-    layout: how many tokens have logits at once on each device.
+    layout: the number of tokens whose logits exist at once on each device.
 
   Returns:
     The table.
@@ -75,7 +75,7 @@ def table(
 
 
 def weighted_sums(objective: objectives.Objective, table: stats.StatTable, batch: PreferenceBatch) -> Sums:
-  """The loss and the metrics of a batch, each as a sum over prompts with its weight."""
+  """The loss and the metrics of a batch, each as a weighted sum over prompts."""
   loss, metrics = objective.apply(table, batch)
   metrics = {**_response_metrics(table, jnp.asarray(batch.label)), **metrics, 'loss': loss}
   weight = jnp.asarray(batch.weight)
@@ -85,7 +85,7 @@ def weighted_sums(objective: objectives.Objective, table: stats.StatTable, batch
 def _response_metrics(table: stats.StatTable, label: Array) -> dict[str, Array]:
   """Metrics of every run: lengths in tokens, and log-probabilities summed over tokens, nats.
 
-  Those of a pair are of the preferred and the dispreferred response, in expectation over the label.
+  For pairs, they are reported for the preferred and the dispreferred response, in expectation over the label.
   """
   columns = {'length': table.length.astype(jnp.float32)}
   if stats.logp.name in table.values:

@@ -1,4 +1,4 @@
-"""The loss of hidden states, whose gradient is taken in the forward pass: one pass over the vocabulary.
+"""The loss as a function of hidden states, with the gradient computed in the forward pass: one vocabulary pass.
 
 The loss sees the head only through a small table of statistics, and without coupled rows the loss of a prompt depends
 on that prompt alone. So loss, d hidden and d head of a few prompts can be taken together while their logits exist.
@@ -39,26 +39,26 @@ def fused_loss(
 ) -> tuple[Array, forward.Sums]:
   """The loss of a batch, sum_b weight_b loss_b, and the sums of all metrics.
 
-  Differentiable once, by reverse mode, with respect to `policy` alone: no gradient enters the reference or the batch,
-  and the sums carry none. Under `jax.grad` the forward pass computes the gradient, the backward pass scales it by the
-  cotangent of the total. Without `jax.grad` no gradient is computed.
+  Differentiable once, in reverse mode, with respect to `policy` only: reference and batch get no gradient, and the sums
+  carry none. Under `jax.grad`, the forward pass computes the gradient and the backward pass scales it by the cotangent
+  of the total. Without `jax.grad`, no gradient is computed.
 
-  Every batch shard scans its own prompts and sums its own d head (`vmap` over the shards), so that the compiler adds up
-  d head over devices once, and not once per scan step.
+  Every batch shard scans its own prompts and sums its own d head (`vmap` over the shards), so that the compiler reduces
+  d head over devices once and not once per scan step.
 
   Args:
-    objective: one that does not couple rows.
-    policy: final hidden states, [B, N, R, D], with a head [D, V].
-    reference: the same of the reference; None if no statistic has to be computed from it.
+    objective: an objective that does not couple rows.
+    policy: the policy's final hidden states, [B, N, R, D], and head, [D, V].
+    reference: those of the reference; None if no statistic requires them.
     batch: prompts with responses, [B, N, R].
     chunk: response tokens whose logits exist at once on a device: a few times chunk * V * 4 bytes of memory.
     mesh: the mesh over whose (data, fsdp) axes the prompts are split; None for one device.
 
   Returns:
-    The total, [], in units of the loss, and the weighted sums by name, `loss` among them.
+    The total, [], in units of the loss, and the weighted sums by name, including `loss`.
 
   Raises:
-    ValueError: if the objective couples rows, or needs a reference that is None.
+    ValueError: the objective couples rows, or needs a reference that is None.
   """
   if objective.couples_rows:
     raise ValueError(
@@ -111,27 +111,27 @@ def fused_loss(
 
 
 def _without_heads(policy: stats.HiddenStates, reference: stats.HiddenStates | None, batch: PreferenceBatch) -> Any:
-  """What has one row for each prompt."""
+  """The inputs that have one row per prompt."""
   return policy.states, None if reference is None else reference.states, batch
 
 
 def _with_heads(
   part: Any, policy: stats.HiddenStates, reference: stats.HiddenStates | None
 ) -> tuple[stats.HiddenStates, stats.HiddenStates | None, PreferenceBatch]:
-  """The inputs of a loss for the rows that `_without_heads` gave."""
+  """The inputs of the loss, rebuilt from the rows of `_without_heads`."""
   states, reference_states, batch = part
   frozen = None if reference is None else stats.HiddenStates(reference_states, reference.head)
   return stats.HiddenStates(states, policy.head), frozen, batch
 
 
 def _over_prompts(function: Function, zeros: Any, inputs: Any, layout: rows.Layout) -> tuple[Any, Any]:
-  """Adds up the first result of `function`, and joins its second, over a few prompts at a time.
+  """Applies `function` to a few prompts at a time; sums its first result and concatenates its second.
 
   Args:
-    function: rows of the inputs -> (result that is added to `zeros`, result with one row for each prompt).
-    zeros: shaped like the first result.
+    function: maps rows of the inputs to (a result that is summed, a result with one row per prompt).
+    zeros: the start of the sum, shaped like the first result.
     inputs: arrays [B, ...]; the first is [B, N, R, D].
-    layout: how the rows are split over devices, and how many tokens have logits at once on each.
+    layout: the split of rows over devices, and the number of tokens whose logits exist at once on each.
   """
   prompts, responses, length = inputs[0].shape[:3]
   group = _prompts_at_once(layout.chunk, prompts // layout.shards, responses * length)
@@ -149,10 +149,9 @@ def _over_prompts(function: Function, zeros: Any, inputs: Any, layout: rows.Layo
 
 
 def _prompts_at_once(chunk: int, prompts: int, tokens: int) -> int:
-  """The most prompts of `tokens` response tokens each that fit into `chunk` and divide `prompts`, at least 1.
+  """The largest divisor of `prompts` such that that many prompts of `tokens` response tokens fit into `chunk`.
 
-  Whole prompts need no recomputation. Only if one prompt exceeds the chunk are its positions chunked, by
-  `stats.statistics`.
+  At least 1: if a single prompt exceeds the chunk, `stats.statistics` chunks its positions and recomputes their logits.
   """
   most = max(1, min(prompts, chunk // tokens))
   return next(size for size in range(most, 0, -1) if prompts % size == 0)

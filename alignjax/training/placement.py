@@ -1,4 +1,4 @@
-"""Where the state of a run and its batches live on a mesh."""
+"""Places the state of a run and its batches on a mesh."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -8,9 +8,9 @@ import jax
 import numpy as np
 import optax
 
-from alignjax.parallel import mesh as mesh_lib
+from alignjax.parallel import mesh as parallel_mesh
 from alignjax.parallel import rules
-from alignjax.training import state as state_lib
+from alignjax.training import state as training_state
 from alignjax.types import Params
 
 
@@ -20,23 +20,25 @@ def create_state(
   tx: optax.GradientTransformation,
   key: jax.Array,
   memory: Mapping[str, float] | None = None,
-) -> state_lib.TrainState:
-  """The state before the first step, each leaf made where it will live.
+) -> training_state.TrainState:
+  """The state before the first step, with each leaf created in its final sharding.
 
   Args:
-    params: placed by `rules.param_shardings`. They become part of the state, and are donated with it.
+    mesh: the mesh shared by all processes.
+    params: parameters, placed by `rules.param_shardings`. They become part of the state and are donated with it.
+    tx: the optimizer.
     key: a typed PRNG key.
     memory: the objective's `memory.initial`.
   """
   shapes = abstract_state(mesh, params, tx, key, memory)
-  shardings = state_lib.shardings(mesh, shapes)
+  shardings = training_state.shardings(mesh, shapes)
   data, implementation = np.asarray(jax.random.key_data(key)), jax.random.key_impl(key)
 
-  def rest(params: Params) -> state_lib.TrainState:
+  def rest(params: Params) -> training_state.TrainState:
     key = jax.random.wrap_key_data(data, impl=implementation)
-    return dataclasses.replace(state_lib.TrainState.create(params, tx, key, memory), params=None)
+    return dataclasses.replace(training_state.TrainState.create(params, tx, key, memory), params=None)
 
-  # Compiled, for only so can several processes make one array.
+  # Compiled, because only a compiled program can create an array that spans several processes.
   made = jax.jit(rest, out_shardings=dataclasses.replace(shardings, params=None))(params)
   return dataclasses.replace(made, params=params)
 
@@ -47,34 +49,38 @@ def abstract_state(
   tx: optax.GradientTransformation,
   key: jax.Array,
   memory: Mapping[str, float] | None = None,
-) -> state_lib.TrainState:
-  """The shapes and shardings of `create_state`, to restore a checkpoint into without making a state first.
+) -> training_state.TrainState:
+  """The shapes and shardings of `create_state`, for restoring a checkpoint without creating a state first.
 
   Args:
+    mesh: the mesh shared by all processes.
     params: arrays or shapes.
+    tx: the optimizer.
+    key: a typed PRNG key.
+    memory: the objective's `memory.initial`.
   """
-  shapes = jax.eval_shape(lambda p, k: state_lib.TrainState.create(p, tx, k, memory), params, key)
+  shapes = jax.eval_shape(lambda p, k: training_state.TrainState.create(p, tx, k, memory), params, key)
   return jax.tree.map(
     lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
     shapes,
-    state_lib.shardings(mesh, shapes),
+    training_state.shardings(mesh, shapes),
   )
 
 
 def in_host_memory(shardings: Any) -> Any:
-  """The same shardings, in the memory of each device's host: for what a step reads so seldom that it can be fetched."""
+  """The same shardings in host memory, for arrays that a step reads rarely enough to fetch them each time."""
   return jax.tree.map(lambda sharding: sharding.with_memory_kind('pinned_host'), shardings)
 
 
 def row_group(mesh: jax.sharding.Mesh) -> tuple[int, int]:
-  """(index, count): which of how many equal parts of a batch's rows this process feeds.
+  """(index, count): this process feeds part `index` of `count` equal parts of a batch's rows.
 
   Processes whose devices share rows, because the tensor axis spans them, have the same index.
 
   Raises:
-    ValueError: if the rows of this process are not one contiguous part.
+    ValueError: the rows of this process are not one contiguous part.
   """
-  shards = mesh_lib.batch_shards(mesh)
+  shards = parallel_mesh.batch_shards(mesh)
   indices = rules.batch_sharding(mesh).addressable_devices_indices_map((shards,)).values()
   return group_of(sorted({index[0].indices(shards)[0] for index in indices}), shards)
 

@@ -1,4 +1,4 @@
-"""The policy: a model and what of it is trained."""
+"""The policy: a model and which of its parameters are trained."""
 
 import dataclasses
 
@@ -15,14 +15,14 @@ class Policy:
 
   Args:
     model: the model as functions of its parameters.
-    adapter: trains these adapters of `Frozen.base`, and nothing else; None trains the model's own parameters.
+    adapter: the adapters to train on top of `Frozen.base`; None trains the model's own parameters.
   """
 
   model: models.LanguageModel
   adapter: lora.LoRA | None = None
 
   def bind(self, base: Params | None) -> models.LanguageModel:
-    """The model as functions of what is trained.
+    """The model as functions of the trained parameters.
 
     Args:
       base: the frozen parameters under the adapters, or their shapes; None without adapters.

@@ -22,14 +22,14 @@ STATES = 'reference_states'  # in `PreferenceBatch.cached`: final hidden states,
 
 
 class Reference(Protocol):
-  """Where a step gets the reference from."""
+  """The interface of a reference."""
 
   def states(self, policy: policies.Policy, base: Params | None, batch: PreferenceBatch) -> stats.HiddenStates | None:
     """The reference's final hidden states and head for a batch; None if no reference model is loaded.
 
     Args:
-      policy: whose model the reference shares.
-      base: `Frozen.base`.
+      policy: the policy; the reference shares its model.
+      base: the parameters under the policy's adapters, `Frozen.base`.
       batch: prompts with responses, [B, N, R].
     """
 

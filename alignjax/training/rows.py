@@ -1,4 +1,4 @@
-"""Splitting the rows of a batch into parts that are worked on in turn, without moving rows between devices."""
+"""Splits the rows of a batch into parts that are processed in sequence, without moving rows between devices."""
 
 from collections.abc import Callable
 import dataclasses
@@ -8,20 +8,20 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from alignjax.parallel import mesh as mesh_lib
+from alignjax.parallel import mesh as parallel_mesh
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """How the work on a batch is divided: among devices, into microbatches, and into chunks of tokens.
+  """How the work on a batch is divided: over devices, into microbatches, and into chunks of tokens.
 
   Args:
     chunk: response tokens whose logits exist at once on a device.
-    microbatches: parts into which the batch is split and that are worked on in turn.
+    microbatches: number of parts of the batch that are processed in sequence.
     mesh: the mesh over whose (data, fsdp) axes the prompts are split; None for one device.
 
   Raises:
-    ValueError: for a chunk or a number of microbatches below 1.
+    ValueError: chunk or microbatches is below 1.
   """
 
   chunk: int = 1024
@@ -36,17 +36,16 @@ class Layout:
   @property
   def shards(self) -> int:
     """The number of devices that share the prompts of a batch."""
-    return 1 if self.mesh is None else mesh_lib.batch_shards(self.mesh)
+    return 1 if self.mesh is None else parallel_mesh.batch_shards(self.mesh)
 
 
 def split(tree: Any, layout: Layout) -> Any:
   """[B, ...] -> [microbatches, B / microbatches, ...]: part m takes the rows m, m + M, m + 2M, ... of M parts.
 
-  Rows are dealt out like cards: a batch that is split over devices in contiguous blocks gives every device an equal
-  share of every part, and no row has to move.
+  If the batch is sharded in contiguous blocks, every device holds an equal share of every part, and no row moves.
 
   Raises:
-    ValueError: if the number of rows is not a multiple of microbatches (times the devices that share the batch).
+    ValueError: the number of rows is not a multiple of microbatches times batch shards.
   """
   parts, shards = layout.microbatches, layout.shards
 
@@ -58,7 +57,7 @@ def split(tree: Any, layout: Layout) -> Any:
         f'(data x fsdp): it must be a multiple of {parts * shards}'
       )
     x = jnp.moveaxis(jnp.asarray(x).reshape(rows // parts, parts, *x.shape[1:]), 1, 0)
-    return _constrain(x, layout.mesh, PartitionSpec(None, mesh_lib.BATCH_AXES))
+    return _constrain(x, layout.mesh, PartitionSpec(None, parallel_mesh.BATCH_AXES))
 
   return jax.tree.map(one, tree)
 
@@ -72,7 +71,7 @@ def by_shard(tree: Any, layout: Layout) -> Any:
   """[B, ...] -> [shards, B / shards, ...]: the contiguous block of rows that each batch shard holds.
 
   Raises:
-    ValueError: if the number of rows is not a multiple of the shards.
+    ValueError: the number of rows is not a multiple of the shards.
   """
   shards = layout.shards
 
@@ -80,7 +79,7 @@ def by_shard(tree: Any, layout: Layout) -> Any:
     if x.shape[0] % shards:
       raise ValueError(f'a batch of {x.shape[0]} prompts cannot be split over {shards} batch shards (data x fsdp)')
     x = jnp.asarray(x).reshape(shards, x.shape[0] // shards, *x.shape[1:])
-    return _constrain(x, layout.mesh, PartitionSpec(mesh_lib.BATCH_AXES))
+    return _constrain(x, layout.mesh, PartitionSpec(parallel_mesh.BATCH_AXES))
 
   return jax.tree.map(one, tree)
 
@@ -96,17 +95,17 @@ def accumulate(function: Callable[[Any], Any], parts: Any) -> Any:
 
 
 def map_parts(function: Callable[[Any], Any], tree: Any, layout: Layout) -> Any:
-  """`function` of rows, [B, ...], one microbatch at a time; several are computed again in the backward pass.
+  """Applies `function` to the rows of [B, ...], one microbatch at a time; rematerialised if there are several.
 
   Args:
-    function: rows -> arrays with the same leading axis.
+    function: maps rows to arrays with the same leading axis.
     tree: arrays [B, ...].
-    layout: how many microbatches there are.
+    layout: the number of microbatches.
   """
   parts = split(tree, layout)
   if layout.microbatches == 1:
     return function(jax.tree.map(lambda x: x[0], parts))
-  # A scan keeps the compiler from merging the two forward passes, so they need no barrier against it.
+  # Inside a scan the compiler does not merge the two forward passes, so no barrier is needed.
   return join(jax.lax.map(jax.checkpoint(function, prevent_cse=False), parts))
 
 

@@ -11,13 +11,13 @@ import grain
 import numpy as np
 
 from alignjax.data.batches import batching, order
-from alignjax.training import state as state_lib
+from alignjax.training import state as training_state
 
 
 class Source(Protocol):
   """Produces batches, one for each update, and can be moved to where it was at an earlier update."""
 
-  def next(self, state: state_lib.TrainState) -> batching.Batch:
+  def next(self, state: training_state.TrainState) -> batching.Batch:
     """Returns the next batch: this process's rows of it, as numpy arrays.
 
     Args:
@@ -45,7 +45,7 @@ class GrainSource:
   def __init__(self, iterator: grain.DatasetIterator):
     self._iterator = iterator
 
-  def next(self, state: state_lib.TrainState) -> batching.Batch:
+  def next(self, state: training_state.TrainState) -> batching.Batch:
     del state
     return next(self._iterator)
 
@@ -78,7 +78,7 @@ class Mixed:
       )
     self._sources, self._pattern, self._taken = list(sources), tuple(pattern), 0
 
-  def next(self, state: state_lib.TrainState) -> batching.Batch:
+  def next(self, state: training_state.TrainState) -> batching.Batch:
     index = self._pattern[self._taken % len(self._pattern)]
     batch = self._sources[index].next(state)
     self._taken += 1

@@ -1,4 +1,4 @@
-"""What a training step carries, and what it only reads."""
+"""The state that a training step carries, and the inputs that it only reads."""
 
 from collections.abc import Iterable, Mapping
 import dataclasses
@@ -18,13 +18,13 @@ from alignjax.types import Array, Params, PreferenceBatch
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-  """Carried from step to step: donated to the step, and saved in checkpoints."""
+  """Carried from step to step: donated to the step and saved in checkpoints."""
 
   step: Array  # [] int32, updates done so far
   params: Params
   opt_state: optax.OptState
   key: Array  # a typed PRNG key, for objectives and optimizers that draw
-  memory: Mapping[str, Array] = dataclasses.field(default_factory=dict)  # what the objective keeps of earlier batches
+  memory: Mapping[str, Array] = dataclasses.field(default_factory=dict)  # `Objective.memory` after the last batch
 
   @classmethod
   def create(
@@ -38,7 +38,10 @@ class TrainState:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Frozen:
-  """Read by the step, never written: neither donated nor saved. An argument, since XLA embeds closures as constants."""
+  """Read-only inputs of a step: neither donated nor saved.
+
+  They are an argument of the step and not a closure, because XLA embeds closures as constants.
+  """
 
   reference: references.Reference = dataclasses.field(default_factory=references.NotLoaded)
   delta: Params | None = None  # reference delta of online merging, theta_SFT - theta_base
@@ -49,11 +52,11 @@ class Frozen:
   def reference_states(
     self, policy: Policy, needs: Iterable[stats.TokenStat], batch: PreferenceBatch
   ) -> stats.HiddenStates | None:
-    """The reference's final hidden states, without gradient, if a statistic in `needs` has to be computed from them.
+    """The reference's final hidden states, without gradient, if a statistic in `needs` requires them.
 
     Args:
-      policy: whose model the reference shares.
-      needs: the statistics; those found in `batch.cached` need no reference.
+      policy: the policy; the reference shares its model.
+      needs: the statistics; those in `batch.cached` need no reference.
       batch: prompts with responses, [B, N, R].
 
     Returns:
@@ -65,14 +68,14 @@ class Frozen:
 
 
 def shardings(mesh: jax.sharding.Mesh, state: TrainState) -> TrainState:
-  """Where each array of a state lives: moments of the optimizer like their parameters, everything else on every device.
+  """The sharding of each array of a state: moments are sharded like their parameters, everything else is replicated.
 
-  An array of the optimizer is a moment of a parameter if its path ends with the parameter's and it has its shape. So it
-  is found in wrappers too that leave out other parameters, as `optax.masked` does.
+  An array of the optimizer is a moment of a parameter if its path ends with the parameter's path and the shapes match.
+  This also finds moments inside wrappers that leave out some parameters, such as `optax.masked`.
 
   Args:
     mesh: the mesh.
-    state: a state of arrays or of shapes.
+    state: a state of arrays or shapes.
   """
   of_params = rules.param_shardings(mesh, state.params)
   whole = rules.replicated(mesh)

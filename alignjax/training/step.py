@@ -1,4 +1,4 @@
-"""The training step and the evaluation step: pure functions, to be jitted by whoever knows the shardings."""
+"""The training step and the evaluation step: pure functions that the caller jits with its shardings."""
 
 from collections.abc import Callable
 import dataclasses
@@ -28,22 +28,22 @@ def build_train_step(
   """Builds one update: gradient of sum_b weight_b loss_b / sum_b weight_b, then the optimizer.
 
   Args:
-    policy: the model and what of it is trained; the reference shares the model.
+    policy: the model and its trained parameters; the reference shares the model.
     objective: the loss.
-    tx: an optax transformation. Those that take extra arguments are given `reference_delta`, `Frozen.delta`.
+    tx: an optax transformation. If it takes extra arguments, it gets `reference_delta=Frozen.delta`.
     chunk: response tokens whose logits exist at once on a device: a few times chunk * V * 4 bytes of memory.
-    microbatches: parts into which the batch is split and whose gradients are summed before the division.
+    microbatches: number of parts of the batch that are processed in sequence; their gradients are summed.
     mesh: the mesh over whose (data, fsdp) axes the batch is split; None for a single device.
 
   Returns:
     A pure function (state, frozen, batch) -> (state, metrics). Metrics are float32 scalars: `loss`, `gradient_norm`
     (before the optimizer's own clipping), `prompts` (the sum of weights), lengths in tokens, log-probabilities of
-    responses in nats, what the objective reports, and what online merging does, `merge/...`.
+    responses in nats, the objective's metrics, and those of online merging, `merge/...`.
 
   Raises:
-    ValueError: at build time for a chunk or a number of microbatches below 1; at trace time for a batch that does not
-      divide into microbatches and shards, or a reference or base that is missing.
-    AssertionError: at trace time for a batch whose fields have other shapes than `PreferenceBatch` documents.
+    ValueError: at build time, chunk or microbatches is below 1; at trace time, the batch does not divide into
+      microbatches and shards, or the reference or base is missing.
+    AssertionError: at trace time, a field of the batch does not have the shape that `PreferenceBatch` documents.
   """
   layout = rows.Layout(chunk, microbatches, mesh)
   differentiate = gradients.coupled if objective.couples_rows else gradients.rowwise
@@ -72,7 +72,7 @@ def build_eval_step(
   chunk: int = 1024,
   mesh: jax.sharding.Mesh | None = None,
 ) -> Callable[[Params, Frozen, PreferenceBatch], dict[str, WeightedSum]]:
-  """Builds the evaluation of one batch: loss and metrics as weighted sums, to be added over batches and then divided.
+  """Builds the evaluation of one batch: loss and metrics as weighted sums that add over batches before the division.
 
   Args, Raises: as for `build_train_step`.
 

@@ -13,7 +13,7 @@ from alignjax.data.reading import rows
 from alignjax.data.tokens import tokenization
 from alignjax.evaluation import evaluator
 from alignjax.models import base as models
-from alignjax.sampling import sampler, strategies
+from alignjax.sampling import strategies, text
 from alignjax.types import Array, Params, PreferenceBatch
 
 POLICY = strategies.chain()  # the model's own distribution
@@ -43,6 +43,7 @@ class Responder:
 
   Args:
     model: the model; the methods take its parameters.
+    mesh: the mesh that holds the parameters.
     tokenizer: the model's tokenizer.
     reward: scores a response.
     sizes: the shape of a group.
@@ -52,18 +53,22 @@ class Responder:
   def __init__(
     self,
     model: models.LanguageModel,
+    mesh: jax.sharding.Mesh,
     tokenizer: tokenization.Tokenizer,
     reward: rewards.Reward,
     sizes: Sizes,
     strategy: strategies.Strategy = POLICY,
   ):
     self.tokenizer, self.reward, self.sizes = tokenizer, reward, sizes
-    decoding = sampler.Decoding(sizes.samples, sizes.response, strategy, tuple(sorted(tokenizer.end_ids)))
-
-    def draw(params: Params, prompt: Array, prompt_length: Array, row_ids: Array, key: Array) -> sampler.Samples:
-      return sampler.sample(model, params, sampler.Prompts(prompt, prompt_length, row_ids), key, decoding)
-
-    self._draw = jax.jit(draw)
+    options = text.Options(
+      samples=sizes.samples,
+      max_prompt=sizes.prompt,
+      max_new_tokens=sizes.response,
+      batch_size=sizes.group,
+      strategy=strategy,
+      prompt_size=sizes.prompt,
+    )
+    self._sampler = text.TextSampler(model, tokenizer, mesh, options)
     self._measure = jax.jit(evaluator.build_kl_step(model, chunk=CHUNK))
 
   def draw(self, params: Params, prompts: Sequence[str], key: Array, rounds: int = 1) -> Drawn:
@@ -71,21 +76,21 @@ class Responder:
 
     The responses depend on the key and on a prompt's position in the list, not on the grouping.
     """
-    prompt, prompt_length = self._encode(prompts)
-    count, parts = len(prompts), []
-    for group in self._groups(rounds * count):
-      drawn = self._draw(params, prompt[group % count], prompt_length[group % count], group, key)
-      parts.append(jax.device_get((drawn.response, drawn.response_length)))
-    response, response_length = (_by_prompt(side, rounds, count) for side in zip(*parts, strict=True))
+    count, asked = len(prompts), [messages(prompt) for prompt in prompts] * rounds
+    parts = list(self._sampler.draw(params, asked, key))
+    prompt = np.concatenate([part.prompt for part in parts])[:count]
+    prompt_length = np.concatenate([part.prompt_length for part in parts])[:count]
+    response = _by_prompt([part.samples.response for part in parts], rounds, count)
+    response_length = _by_prompt([part.samples.response_length for part in parts], rounds, count)
     ones = np.ones(count, np.float32)
     batch = PreferenceBatch(prompt, prompt_length, response, response_length, ones, ones)
     texts = [
       [self.tokenizer.decode(ids[:length]).strip() for ids, length in zip(*row, strict=True)]
       for row in zip(response, response_length, strict=True)
     ]
-    flat = [text for row in texts for text in row]
-    asked = [prompt for prompt, row in zip(prompts, texts, strict=True) for _ in row]
-    return Drawn(prompts, batch, texts, self.reward(asked, flat).reshape(response_length.shape))
+    flat = [answer for row in texts for answer in row]
+    questions = [prompt for prompt, row in zip(prompts, texts, strict=True) for _ in row]
+    return Drawn(prompts, batch, texts, self.reward(questions, flat).reshape(response_length.shape))
 
   def kl(self, params: Params, reference: Params, drawn: Drawn) -> dict[str, evaluator.Estimate]:
     """Estimates KL(policy || reference) from the policy's samples: by log-ratios of tokens, and by KLs of tokens."""
@@ -106,17 +111,10 @@ class Responder:
     group = self.sizes.group
     return [np.minimum(np.arange(i, i + group), count - 1) for i in range(0, count, group)]
 
-  def _encode(self, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    ids = [self.tokenizer.encode_prompt(messages(prompt)) for prompt in prompts]
-    padded = np.zeros((len(ids), self.sizes.prompt), np.int32)
-    for row, tokens in zip(padded, ids, strict=True):
-      row[: len(tokens)] = tokens
-    return padded, np.array([len(tokens) for tokens in ids], np.int32)
-
 
 def _by_prompt(parts: Sequence[np.ndarray], rounds: int, count: int) -> np.ndarray:
   """Reorders groups of rows, round after round, [rows, N, ...], to [count, rounds * N, ...]."""
-  rows = np.concatenate(parts)[: rounds * count]
+  rows = np.concatenate(parts)
   rows = np.moveaxis(rows.reshape(rounds, count, *rows.shape[1:]), 0, 1)
   return rows.reshape(count, -1, *rows.shape[3:])
 
@@ -146,7 +144,7 @@ def write_pairs(path: pathlib.Path, drawn: Drawn, per_prompt: int) -> int:
   ties = 0
   with path.open('w', encoding='utf-8') as file:
     for prompt, texts, values in zip(drawn.prompts, drawn.texts, drawn.rewards, strict=True):
-      order = sorted((i for i, text in enumerate(texts) if text), key=lambda i: -values[i])
+      order = sorted((i for i, answer in enumerate(texts) if answer), key=lambda i: -values[i])
       for best, worst in list(zip(order, reversed(order), strict=True))[: min(per_prompt, len(order) // 2)]:
         if values[best] == values[worst]:
           ties += 1

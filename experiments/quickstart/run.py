@@ -36,7 +36,7 @@ from alignjax.evaluation import evaluator
 from alignjax.models import base as models
 from alignjax.models import checkpoint_io, transformer
 from alignjax.optim import recipes, schedules
-from alignjax.parallel import mesh as mesh_lib
+from alignjax.parallel import mesh as parallel_mesh
 from alignjax.parallel import rules
 from alignjax.run import costs, smollm2, xla_flags
 from alignjax.sampling import strategies
@@ -65,7 +65,7 @@ class Setup(NamedTuple):
 
   def responder(self, group: int, samples: int, *strategy: strategies.Strategy) -> responses.Responder:
     sizes = responses.Sizes(group, samples, *self.shape)
-    return responses.Responder(self.model, self.tokenizer, self.reward, sizes, *strategy)
+    return responses.Responder(self.model, self.mesh, self.tokenizer, self.reward, sizes, *strategy)
 
 
 def run(settings: command_line.Settings, reward: rewards.Reward) -> dict[str, Any]:
@@ -132,7 +132,7 @@ def _set_up(settings: command_line.Settings, reward: rewards.Reward, texts: Sequ
   workdir.mkdir(parents=True, exist_ok=True)
   folder = pathlib.Path(settings.model) if settings.model else smollm2.convert(workdir / 'base')
   config = checkpoint_io.load_config(folder, compute_dtype=dtype)
-  mesh = mesh_lib.make_mesh()
+  mesh = parallel_mesh.make_mesh()
   model = transformer.build(config, rules.activation_constraint(mesh))
   shapes = jax.eval_shape(model.init, jax.random.key(0))
   tokenizer = tokenization.Tokenizer.load(folder)

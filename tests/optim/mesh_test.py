@@ -21,6 +21,7 @@ MERGES = {
   'ties every 2': optim.online_ties(0.1, 0.25, elect='raw', every=2),
   'l1': optim.online_ties(0.1, 0.25, rescale='l1'),
 }
+SHAPES = ((2, 2, 2), (1, 8, 1), (1, 1, 8))
 GATHER = re.compile(r'= .*?(all-gather|all-to-all|collective-permute|sort|gather)(?:-start)?\(')
 
 
@@ -49,25 +50,39 @@ def steps_on(tx, shape):
   return params, state
 
 
-@pytest.mark.parametrize('name', MERGES)
-def test_one_and_eight_devices_agree(name):
+@pytest.mark.parametrize(
+  ('name', 'shape'),
+  [
+    *((name, (2, 2, 2)) for name in MERGES),
+    ('dare', (1, 8, 1)),
+    ('l1', (1, 8, 1)),
+    *(pytest.param(name, (1, 8, 1), marks=pytest.mark.slow) for name in MERGES if name not in ('dare', 'l1')),
+  ],
+)
+def test_one_and_eight_devices_agree(name, shape):
   """Bit for bit, but for float32 sums, of rescale='l1' and of metrics, and where in a gap a threshold lies."""
   tx = optax.chain(optax.adam(1e-2), MERGES[name])
   params, state = steps_on(tx, (1, 1, 1))
-  for shape in ((2, 2, 2), (1, 8, 1)):
-    others, other_state = steps_on(tx, shape)
-    assert not jax.tree.leaves(others)[0].sharding.is_fully_replicated
-    if name == 'l1':
-      runs.assert_close(others, params, rtol=0, atol=3e-7)
-    else:
-      runs.assert_equal(others, params)
-      exact = [one._replace(metrics={}, thresholds=()) for one in (other_state[1], state[1])]
-      runs.assert_equal(*exact)
-    runs.assert_close(other_state[1].metrics, state[1].metrics, rtol=1e-5)
+  others, other_state = steps_on(tx, shape)
+  assert not jax.tree.leaves(others)[0].sharding.is_fully_replicated
+  if name == 'l1':
+    runs.assert_close(others, params, rtol=0, atol=3e-7)
+  else:
+    runs.assert_equal(others, params)
+    exact = [one._replace(metrics={}, thresholds=()) for one in (other_state[1], state[1])]
+    runs.assert_equal(*exact)
+  runs.assert_close(other_state[1].metrics, state[1].metrics, rtol=1e-5)
 
 
-@pytest.mark.parametrize('name', ['dare', 'ties', 'l1'])
-@pytest.mark.parametrize('shape', [(1, 8, 1), (2, 2, 2), (1, 1, 8)])
+@pytest.mark.parametrize(
+  ('name', 'shape'),  # the program of l1 contains that of ties
+  [
+    ('dare', (2, 2, 2)),
+    ('ties', (2, 2, 2)),
+    *(('l1', shape) for shape in SHAPES),
+    *(pytest.param(name, shape, marks=pytest.mark.slow) for name in ('dare', 'ties') for shape in SHAPES[1:]),
+  ],
+)
 def test_no_tensor_is_gathered_or_sorted(name, shape, monkeypatch):
   monkeypatch.setattr(counting, '_CACHED', 384)  # small tensors, counted in parts as large ones are
   tx = optax.chain(optax.adam(1e-2), MERGES[name])

@@ -36,7 +36,7 @@ def test_resume_is_bit_exact(name):
 
 def test_masked_leaves_the_rest_to_the_base_optimizer():
   mask = {'embed': {'embedding': True}, 'layers': {'up': {'kernel': True}}, 'final_norm': {'scale': False}}
-  for merge in (optim.online_dare(1.0, ALPHA), optim.online_ties(0.5, ALPHA)):
+  for merge in (optim.online_dare(1.0, ALPHA), MERGES['ties']):
     inside = optax.masked(merge, mask, mask_compatible_extra_args=True)
     masked, _ = runs.run(optax.chain(ADAM, inside))
     full, _ = runs.run(optax.chain(ADAM, merge))
@@ -62,7 +62,8 @@ def test_apply_if_finite_skips_the_merge_of_a_step_it_rejects():
 
 def test_multi_steps_counts_merges_of_ties():
   tx = optax.MultiSteps(optax.chain(ADAM, optim.online_ties(0.5, ALPHA, every=2)), 3).gradient_transformation()
-  _, state = runs.run(tx)
+  gradients, params, tau = (runs.only('final_norm', x) for x in (runs.STREAM, runs.PARAMS, runs.TAU))
+  _, state = runs.run(tx, gradients, params, tau)
   merge = state.inner_opt_state[1]
   assert (int(state.gradient_step), int(merge.count), int(merge.step)) == (2, 1, 0)
 
@@ -85,7 +86,8 @@ def test_inject_hyperparams_traces_alpha_and_reserve(build):
 
 def test_a_traced_reserve_that_changes_finds_the_threshold_of_tau_anew():
   build = optax.inject_hyperparams(optim.online_ties, static_args=('every',))
-  out, _ = runs.moved(build(lambda count: jnp.where(count < 1, 0.1, 0.5), 1.0), runs.STREAM[0], steps=2)
+  update, tau = (runs.only('embed', x) for x in (runs.STREAM[0], runs.TAU))
+  out, _ = runs.moved(build(lambda count: jnp.where(count < 1, 0.1, 0.5), 1.0), update, tau, steps=2)
   shares = [np.count_nonzero(x['embed']['embedding']) / 384 for x in out]
   assert shares == [38 / 384, 192 / 384]
 
@@ -93,7 +95,8 @@ def test_a_traced_reserve_that_changes_finds_the_threshold_of_tau_anew():
 @pytest.mark.parametrize('name', MERGES)
 def test_a_state_can_be_donated_and_has_a_place_on_a_mesh(name):
   tx = optax.chain(ADAM, MERGES[name])
-  params = jax.tree.map(jnp.copy, runs.PARAMS)
+  gradient, tau, params = (runs.only('embed', x) for x in (runs.STREAM[0], runs.TAU, runs.PARAMS))
+  params = jax.tree.map(jnp.copy, params)
   state = state_lib.TrainState.create(params, tx, jax.random.key(0))
   mesh = mesh_lib.make_mesh(2, 2, 2)
   places = state_lib.shardings(mesh, state)
@@ -103,9 +106,7 @@ def test_a_state_can_be_donated_and_has_a_place_on_a_mesh(name):
   assert merge.count == rules.replicated(mesh)
   placed = jax.device_put(state.opt_state, places.opt_state)
   assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves(placed[1].thresholds))
-  donated = jax.jit(
-    lambda s: tx.update(runs.STREAM[0], s.opt_state, s.params, reference_delta=runs.TAU), donate_argnums=0
-  )
+  donated = jax.jit(lambda s: tx.update(gradient, s.opt_state, s.params, reference_delta=tau), donate_argnums=0)
   updates, _ = donated(state)
   assert all(np.isfinite(x).all() for x in runs.leaves(updates))
 

@@ -9,9 +9,12 @@ import pytest
 from alignjax.data.reading import drops, sources
 from alignjax.data.tokens import tokenization
 from alignjax.models import checkpoint_io, transformer
+from alignjax.parallel import mesh
 from alignjax.types import PreferenceBatch
 from experiments.quickstart import prompts, responses
 from tests import assets
+
+MESH = mesh.make_mesh(devices=jax.devices()[:1])
 
 
 def _drawn(rows: list[list[tuple[str, float]]]) -> responses.Drawn:
@@ -64,7 +67,7 @@ def _responder(model, group: int, samples: int) -> responses.Responder:
   def reward(asked, texts):
     return np.array([len(prompt) + 0.01 * len(text) for prompt, text in zip(asked, texts, strict=True)])
 
-  return responses.Responder(model[0], model[2], reward, responses.Sizes(group, samples, 96, 6))
+  return responses.Responder(model[0], MESH, model[2], reward, responses.Sizes(group, samples, 96, 6))
 
 
 @pytest.fixture(name='responder', scope='module')
