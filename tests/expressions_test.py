@@ -74,7 +74,11 @@ def caret_of(text: str, error: expressions.ExpressionError) -> str:
     ('ra_dpo(risk=cvar(0))', 'cvar(0)', 'cvar: level must be in (0, 1], got 0'),
     ('ra_dpo(risk=dpo())', 'ra_dpo(risk=dpo())', 'ra_dpo: risk must be a risk measure'),
     ('dpo(beta=0.1) + 0.1 * stf()', 'stf', 'did you mean sft()?'),
-    ('dpo(bta=0.1)', 'bta=0.1', "no argument 'bta'; did you mean 'beta'? The signature is dpo(beta=0.1, label_smoothing=0.0)"),
+    (
+      'dpo(bta=0.1)',
+      'bta=0.1',
+      "no argument 'bta'; did you mean 'beta'? The signature is dpo(beta=0.1, label_smoothing=0.0)",
+    ),
     ('sft(x=1)', 'x=1', "sft has no argument 'x'. The signature is sft()"),
     ('dpo(1, 2, 3)', 'dpo(1, 2, 3)', 'too many positional arguments'),
     ('dpo(0.1, beta=0.1)', 'dpo(0.1, beta=0.1)', "multiple values for argument 'beta'"),

@@ -310,7 +310,7 @@ def test_no_models_are_refused(tmp_path):
   ('text', 'says'),
   [
     ('tise()', "unknown name 'tise'; did you mean ties("),
-    ('ties(density=2)', r'ties: density: must lie in (0, 1], got 2'),
+    ('ties(density=2)', r'ties: density: must be in (0, 1], got 2'),
     ('ties(densty=0.5)', "ties has no argument 'densty'; did you mean 'density'?"),
     ('0.5', 'this is 0.5, not a merge method'),
     ('ties() + linear()', 'only calls of known names and literals are allowed'),

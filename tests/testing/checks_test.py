@@ -55,7 +55,10 @@ WRONG = {
   ],
   checks.check_reads: [
     (objective(reads=frozenset()), r"the loss reads the fields \['label'\] of the batch: add them to `reads`"),
-    (objective(reads=base.LABEL | base.SCORE), r"declares the fields \['score'\], but the loss does not depend on them: remove them"),
+    (
+      objective(reads=base.LABEL | base.SCORE),
+      r"declares the fields \['score'\], but the loss does not depend on them: remove them",
+    ),
     (
       objective(changed(lambda loss, *_: loss, lambda _, batch: {'score': batch.score[:, 0]})),
       r"a metric reads the fields \['score'\]",

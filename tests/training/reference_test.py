@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 from alignjax import objectives, risk
-from alignjax.commands import train
 from alignjax.data.batches import reference_cache
 from alignjax.models import checkpoint_io
-from alignjax.run import preparation, settings
+from alignjax.run import preparation, settings, training
 from alignjax.training import caching
 from tests import assets
 from tests.commands import train_test
@@ -45,7 +44,7 @@ def config_of(folder, workdir, **overrides):
 
 
 def records(folder, workdir, **overrides):
-  train.run(config_of(folder, workdir, **overrides))
+  training.train(config_of(folder, workdir, **overrides))
   lines = (folder / workdir / 'metrics.jsonl').read_text().splitlines()
   return [json.loads(line) for line in lines]
 
