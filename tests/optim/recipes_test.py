@@ -89,7 +89,7 @@ def test_expressions_that_name_an_optimizer(text, learning_rate, needs_delta, av
     ('chain(sgd(1), weight_decay(-1))', 'rate=-1 must be at least 0'),
     (
       'chain(adamw(1), online_dare(reserv=1, alpha=1))',
-      "did you mean 'reserve'? It is online_dare(reserve, alpha, mask=",
+      "did you mean 'reserve'? The signature is online_dare(reserve, alpha, mask=",
     ),
     ('chain(adamw(1), online_dare(2, alpha=1))', 'reserve'),
     ('chain(adamw(1), child_tunin(1))', 'did you mean child_tuning(reserve, seed=0) or '),
