@@ -150,3 +150,5 @@ def test_a_violation_is_seen(tmp_path):
   source.write_text('from alignjax.models import base\n')
   assert len(violations(source, 'data')) == 1
   assert violations(source, 'sampling') == []
+  source.write_text('from alignjax.run import settings\n')
+  assert violations(source, 'doctor') == ['bad.py: doctor imports alignjax.run.settings']
