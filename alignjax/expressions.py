@@ -2,8 +2,8 @@
 
   dpo(beta=0.1)        simpo(beta=2.0, gamma=0.5) + 0.1 * sft()        chain(adamw(1e-6), weight_decay(0.1))
 
-A small parser accepts the factories that the caller lists, literals, and, for values that can be added, the operators
-`+`, `-`, `*` and `/`. Nothing is ever evaluated as Python, so an expression from an untrusted source is harmless.
+A small parser accepts calls of the factories that the caller lists, and literals. If values can be added, it also
+accepts the operators `+`, `-`, `*` and `/`. No expression is evaluated as Python, so untrusted ones are harmless.
 """
 
 import ast
@@ -17,7 +17,7 @@ import textwrap
 from typing import Any
 import warnings
 
-MAX_LENGTH = 4000  # characters; an expression is typed by a person, and a bound keeps hostile input cheap
+MAX_LENGTH = 4000  # characters; a bound keeps hostile input cheap
 _LITERALS = (int, float, str, bool, type(None))
 
 
@@ -37,13 +37,14 @@ def parse[T](
 
   Args:
     text: the expression, such as `'ties(density=0.5)'`.
-    kind: of the value that is wanted.
-    noun: what messages call such a value: 'an objective'.
-    known: the factories by name, by what messages call a group of them: {'objectives': OBJECTIVES}.
-    coefficients: types of values, beside numbers, by which one of that kind can be multiplied.
+    kind: the type of the value.
+    noun: name of such a value in messages: 'an objective'.
+    known: groups of factories by name, such as {'objectives': OBJECTIVES}. Messages use the names of the groups.
+    coefficients: types that a value can be multiplied by, in addition to numbers.
 
   Raises:
-    ExpressionError: for anything else. The message shows where, says why and lists the known names.
+    ExpressionError: the text is not such an expression. The message shows the position and the reason, and lists the
+      known names.
   """
   return _Parser(text, kind, noun, known, coefficients).parse()
 
@@ -58,7 +59,7 @@ def _is_number(value: Any) -> bool:
 
 
 class _Parser:
-  """Walks the syntax tree of one expression: the value of each node, or an ExpressionError that points at it."""
+  """Evaluates the syntax tree of one expression. An ExpressionError points at the node at fault."""
 
   def __init__(
     self,
@@ -69,21 +70,21 @@ class _Parser:
     coefficients: tuple[type, ...],
   ):
     if not isinstance(text, str):
-      raise ExpressionError(f'{noun} is given as text, not as {type(text).__name__}')
-    # One line, so that the caret can stand under it; a lone surrogate becomes a '?', which the syntax then refuses.
+      raise ExpressionError(f'give {noun} as text, not as {type(text).__name__}')
+    # Joins lines, so that messages can show a caret. A lone surrogate becomes '?', which is a syntax error.
     self.text = re.sub(r'\s', ' ', text.strip()).encode('utf-8', 'replace').decode()
     self.kind, self.noun, self.known, self.coefficients = kind, noun, known, coefficients
-    self.adds = hasattr(kind, '__add__')  # then the expression may have operators
+    self.adds = hasattr(kind, '__add__')  # operators are allowed only then
     self.factories = {name: factory for group in known.values() for name, factory in group.items()}
 
   def parse(self) -> Any:
     if not self.text:
       raise self.error('the expression is empty')
     if len(self.text) > MAX_LENGTH:
-      raise ExpressionError(f'the expression has {len(self.text)} characters; at most {MAX_LENGTH} are read')
+      raise ExpressionError(f'the expression has {len(self.text)} characters; at most {MAX_LENGTH} are allowed')
     try:
       with warnings.catch_warnings():
-        warnings.simplefilter('error')  # a doubtful literal such as '\d' is refused rather than guessed
+        warnings.simplefilter('error')  # a doubtful literal such as '\d' is an error
         tree = ast.parse(self.text, mode='eval').body
       value = self.visit(tree)
     except SyntaxError as error:
@@ -111,7 +112,7 @@ class _Parser:
         raise self.error(f'{node.id} must be called: {_signature(node.id, self.factories[node.id])}', node)
       raise self.unknown(node.id, node)
     operators = ', literals, +, -, * and /' if self.adds else ' and literals'
-    raise self.error(f'only calls of known names{operators} are understood', node)
+    raise self.error(f'only calls of known names{operators} are allowed', node)
 
   def literal(self, node: ast.Constant) -> Any:
     if type(node.value) not in _LITERALS:
@@ -124,13 +125,15 @@ class _Parser:
 
   def operation(self, node: ast.BinOp) -> Any:
     if not isinstance(node.op, ast.Add | ast.Sub | ast.Mult | ast.Div):
-      raise self.error('objectives are joined by + and -, and scaled by * and /, with no other operator', node)
+      raise self.error(
+        'combine objectives with + and -, and scale them with * and /; other operators are not allowed', node
+      )
     left, right = self.visit(node.left), self.visit(node.right)
     if isinstance(node.op, ast.Add | ast.Sub):
       join, symbol = (operator.add, '+') if isinstance(node.op, ast.Add) else (operator.sub, '-')
       for value, side in ((left, node.left), (right, node.right)):
         if not isinstance(value, self.kind):
-          raise self.error(f'{symbol} joins two objectives, and this is {self.describe(value)}', side)
+          raise self.error(f'{symbol} joins two objectives, but this is {self.describe(value)}', side)
       return self.guarded(lambda: join(left, right), node)
     sides = f'{self.describe(left)} and {self.describe(right)}'
     if isinstance(node.op, ast.Div):
@@ -144,12 +147,12 @@ class _Parser:
     raise self.error(f'* scales an objective by a number, got {sides}', node)
 
   def scales(self, value: Any) -> bool:
-    """Whether it is a coefficient."""
+    """Whether a value can multiply an objective."""
     return _is_number(value) or isinstance(value, self.coefficients)
 
   def call(self, node: ast.Call) -> Any:
     if not isinstance(node.func, ast.Name):
-      raise self.error('only a known name can be called, without a module in front', node.func)
+      raise self.error('only a known name can be called, without a module before it', node.func)
     name = node.func.id
     if name not in self.factories:
       raise self.unknown(name, node.func)
@@ -173,14 +176,16 @@ class _Parser:
     for keyword in node.keywords:
       if keyword.arg not in known and not open_ended:
         hint = _nearest(keyword.arg, known) or '.'
-        raise self.error(f'{name} has no argument {keyword.arg!r}{hint} It is {_signature(name, factory)}', keyword)
+        raise self.error(
+          f'{name} has no argument {keyword.arg!r}{hint} The signature is {_signature(name, factory)}', keyword
+        )
     try:
       signature.bind(*node.args, **{keyword.arg: None for keyword in node.keywords})
     except TypeError as error:
-      raise self.error(f'{name}: {error}. It is {_signature(name, factory)}', node) from None
+      raise self.error(f'{name}: {error}. The signature is {_signature(name, factory)}', node) from None
 
   def guarded(self, make: Callable[[], Any], node: ast.AST) -> Any:
-    """Runs a factory, and reports the arguments that it refuses."""
+    """Calls a factory or an operator, and turns its errors into an ExpressionError."""
     try:
       return make()
     except ExpressionError:
@@ -211,7 +216,7 @@ class _Parser:
 
 
 def _describe_names(known: Mapping[str, Mapping[str, Any]]) -> str:
-  """The names that an expression may use."""
+  """Lists the names that an expression may use."""
   lists = (f'Known {kind}: {", ".join(sorted(names))}' for kind, names in known.items())
   return '\n'.join(textwrap.fill(line, 110, subsequent_indent='  ') for line in lists)
 

@@ -1,4 +1,4 @@
-"""Registries of factories: the names that expressions know, filled by a decorator where a factory is defined."""
+"""Registers factories by name, so that expressions can use them."""
 
 from collections.abc import Callable, Mapping, Sequence
 import inspect
@@ -8,18 +8,18 @@ from typing import Any
 def add[F: Callable[..., Any]](registry: dict[str, Callable[..., Any]], build: F, noun: str) -> F:
   """Registers a function under its own name.
 
-  Defining the function again, as in a notebook cell that is run twice, replaces it.
+  Registering the same function again replaces it, for example when a notebook cell runs twice.
 
   Args:
     registry: factories by name.
     build: the function.
-    noun: what the registry holds, in the plural, for messages: 'objectives'.
+    noun: plural noun for the contents of the registry in messages: 'objectives'.
 
   Returns:
     The function.
 
   Raises:
-    ValueError: another function is registered under the name.
+    ValueError: another function is registered under this name.
   """
   other = registry.get(build.__name__)
   if other is not None and _origin(other) != _origin(build):
@@ -31,7 +31,7 @@ def add[F: Callable[..., Any]](registry: dict[str, Callable[..., Any]], build: F
 
 
 def expression(build: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
-  """The call of a factory as text, with its defaults: 'ties(density=0.5, scale=1.0)'."""
+  """Formats the call of a factory, including defaults: 'ties(density=0.5, scale=1.0)'."""
   bound = inspect.signature(build).bind(*args, **kwargs)
   bound.apply_defaults()
   arguments = ', '.join(f'{name}={value!r}' for name, value in bound.arguments.items())

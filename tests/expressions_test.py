@@ -74,8 +74,12 @@ def caret_of(text: str, error: expressions.ExpressionError) -> str:
     ('ra_dpo(risk=cvar(0))', 'cvar(0)', 'cvar: level must be in (0, 1], got 0'),
     ('ra_dpo(risk=dpo())', 'ra_dpo(risk=dpo())', 'ra_dpo: risk must be a risk measure'),
     ('dpo(beta=0.1) + 0.1 * stf()', 'stf', 'did you mean sft()?'),
-    ('dpo(bta=0.1)', 'bta=0.1', "no argument 'bta'; did you mean 'beta'? It is dpo(beta=0.1, label_smoothing=0.0)"),
-    ('sft(x=1)', 'x=1', "sft has no argument 'x'. It is sft()"),
+    (
+      'dpo(bta=0.1)',
+      'bta=0.1',
+      "no argument 'bta'; did you mean 'beta'? The signature is dpo(beta=0.1, label_smoothing=0.0)",
+    ),
+    ('sft(x=1)', 'x=1', "sft has no argument 'x'. The signature is sft()"),
     ('dpo(1, 2, 3)', 'dpo(1, 2, 3)', 'too many positional arguments'),
     ('dpo(0.1, beta=0.1)', 'dpo(0.1, beta=0.1)', "multiple values for argument 'beta'"),
     ('dpo(beta=-1)', 'dpo(beta=-1)', 'beta'),
@@ -85,15 +89,15 @@ def caret_of(text: str, error: expressions.ExpressionError) -> str:
     ('é * sft()', 'é', "unknown name 'é'"),
     ('0.5', '0.5', 'this is 0.5, not an objective'),
     ("'dpo()'", "'dpo()'", 'not an objective'),
-    ('dpo() @ sft()', 'dpo() @ sft()', 'joined by + and -, and scaled by * and /'),
+    ('dpo() @ sft()', 'dpo() @ sft()', 'combine objectives with + and -, and scale them with * and /'),
     ('2 / dpo()', '2 / dpo()', '/ divides an objective by a number, got 2 and an objective'),
     ('dpo() / 0', 'dpo() / 0', 'an objective cannot be divided by 0'),
-    ('dpo() - 1', '1', '- joins two objectives, and this is 1'),
-    ('1 - dpo()', '1', '- joins two objectives, and this is 1'),
+    ('dpo() - 1', '1', '- joins two objectives, but this is 1'),
+    ('1 - dpo()', '1', '- joins two objectives, but this is 1'),
     ('dpo() / schedule(1, 0, 5)', 'dpo() / schedule(1, 0, 5)', '/ divides an objective by a number'),
     ('schedule(1, 0, 5)', 'schedule(1, 0, 5)', 'not an objective'),
     ('schedule(1, 0, 0) * dpo()', 'schedule(1, 0, 0)', 'schedule: steps must be a whole number'),
-    ('dpo() + 1', '1', '+ joins two objectives, and this is 1'),
+    ('dpo() + 1', '1', '+ joins two objectives, but this is 1'),
     ('dpo() * sft()', 'dpo() * sft()', '* scales an objective by a number'),
     ('True * sft()', 'True * sft()', '* scales an objective by a number'),
     ("-'x' * sft()", "'x'", 'only a number can be negated'),
@@ -171,7 +175,7 @@ def test_doubtful_literals_are_refused_rather_than_guessed():
 
 @pytest.mark.parametrize('text', [None, 1, b'dpo()', ['dpo()']])
 def test_only_text_is_read(text):
-  with pytest.raises(expressions.ExpressionError, match='given as text'):
+  with pytest.raises(expressions.ExpressionError, match='give an objective as text'):
     parse(text)
 
 

@@ -23,8 +23,8 @@ LEVEL = {
   'sampling': 4,
   'rewards': 4,
   'evaluation': 4,
-  'doctor': 4,  # below training, whose own examinations use its findings
   'training': 5,
+  'doctor': 6,
   'run': 6,
   'testing': 6,
   'commands': 7,
@@ -40,6 +40,8 @@ FORBIDDEN = {
   # A notebook that composes objectives needs no model, no data and no optimizer.
   'objectives': {'models', 'data', 'parallel', 'optax'},
   'stats': {'models', 'data', 'parallel', 'optax'},
+  # A run assembles the examinations; none of them knows a run.
+  'doctor': {'run', 'testing'},
 }
 
 
@@ -148,3 +150,5 @@ def test_a_violation_is_seen(tmp_path):
   source.write_text('from alignjax.models import base\n')
   assert len(violations(source, 'data')) == 1
   assert violations(source, 'sampling') == []
+  source.write_text('from alignjax.run import settings\n')
+  assert violations(source, 'doctor') == ['bad.py: doctor imports alignjax.run.settings']

@@ -1,1 +1,1 @@
-"""The programs behind the command `alignjax`: one module each."""
+"""The programs of the command `alignjax`, one module each."""

@@ -1,4 +1,4 @@
-"""Preference data: validates, inspects, converts and builds it.
+"""Validates, inspects, converts and builds preference data.
 
   alignjax data validate --data=hh:train.jsonl.gz
   alignjax data inspect --model=models/smollm2 --data=pairs.jsonl --out=runs/data
@@ -33,17 +33,19 @@ from alignjax.data.tokens import encoding, tokenization
 from alignjax.models import checkpoint_io
 from alignjax.run import fields, user_code
 
-PROGRESS_ROWS = 1000  # between two updates of the progress line
+PROGRESS_ROWS = 1000  # number of rows between updates of the progress line
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings(user_code.UserCode):
   """Data."""
 
-  data: tuple[str, ...] = fields.field((), '[form:]location; can be repeated.', required=True)
-  ignore_fields: tuple[str, ...] = fields.field((), 'Fields of the rows to ignore; any other unknown one is an error.')
+  data: tuple[str, ...] = fields.field((), 'Data to read, [form:]location; can be repeated.', required=True)
+  ignore_fields: tuple[str, ...] = fields.field(
+    (), 'Fields of the rows to ignore; any other unknown field is an error.'
+  )
   on_error: str = fields.field(
-    'raise', 'Stop at the first malformed row, or skip and count it.', choices=('raise', 'skip')
+    'raise', 'Stop at the first malformed row, or skip and count malformed rows.', choices=('raise', 'skip')
   )
 
 
@@ -51,13 +53,13 @@ class Settings(user_code.UserCode):
 class InspectSettings(Settings):
   """Tokens."""
 
-  model: str = fields.field('', 'Folder of the model, in Hugging Face layout.', required=True)
-  max_prompt: int = fields.field(512, 'Largest prompt in tokens; longer ones are cut on the left.', at_least=2)
+  model: str = fields.field('', 'Folder of the model, in Hugging Face format.', required=True)
+  max_prompt: int = fields.field(512, 'Largest prompt in tokens; longer ones lose their first tokens.', at_least=2)
   max_response: int = fields.field(
     512, 'Largest response in tokens; examples with a longer one are dropped.', at_least=2
   )
-  out: str = fields.field('', 'Folder for lengths.png; empty: no picture.')
-  color: str = fields.field('auto', 'Colours; auto: on a terminal.', choices=('auto', 'always', 'never'))
+  out: str = fields.field('', 'Folder for lengths.png, a plot of the lengths; empty: no plot.')
+  color: str = fields.field('auto', 'Coloured output; auto: only on a terminal.', choices=('auto', 'always', 'never'))
 
   def __post_init__(self):
     fields.check(self)
@@ -67,7 +69,7 @@ class InspectSettings(Settings):
 class ConvertSettings(Settings):
   """Output."""
 
-  out: str = fields.field('', 'The file to write, .jsonl or .jsonl.gz.', required=True)
+  out: str = fields.field('', 'File to write, .jsonl or .jsonl.gz.', required=True)
   overwrite: bool = fields.field(False, 'Replace the file if it exists.')
 
 
@@ -76,15 +78,15 @@ class BuildSettings(user_code.UserCode):
   """Dataset."""
 
   dataset: str = fields.field('', f'Name of the dataset: {", ".join(builders.names())}.', positional=True)
-  manual_dir: str = fields.field('', 'Folder of the files that the dataset is made of.')
-  data_dir: str = fields.field('', 'Folder of prepared datasets; empty: that of TFDS_DATA_DIR, or that of TFDS.')
+  manual_dir: str = fields.field('', 'Folder with the source files of the dataset.')
+  data_dir: str = fields.field('', 'Folder for prepared datasets; empty: TFDS_DATA_DIR, or the default of TFDS.')
   on_error: str = fields.field(
-    'raise', 'Stop at the first malformed row, or skip and count it.', choices=('raise', 'skip')
+    'raise', 'Stop at the first malformed row, or skip and count malformed rows.', choices=('raise', 'skip')
   )
 
 
 def validate(settings: Settings) -> None:
-  """Reads every row, and reports how many are kept.
+  """Reads every row, and prints how many are kept and why others are dropped.
 
   alignjax data validate --data=hh:train.jsonl.gz
   """
@@ -99,12 +101,12 @@ def validate(settings: Settings) -> None:
 
 
 def inspect(settings: InspectSettings) -> None:
-  """Tokenises the pairs as training would; shows their lengths and one of them token by token.
+  """Tokenises examples as training does, and prints their lengths and the tokens of the first one.
 
   alignjax data inspect --model=models/smollm2 --data=pairs.jsonl --out=runs/data
   """
   if settings.out:
-    data_lengths.require_matplotlib()  # before the work
+    data_lengths.require_matplotlib()  # fail before the long part
   tokenizer, report = tokenization.Tokenizer.load(settings.model), drops.DropReport()
   vocab_size = checkpoint_io.load_config(settings.model).vocab_size
   limits = encoding.Limits(settings.max_prompt, settings.max_response, vocab_size)
@@ -124,7 +126,7 @@ def inspect(settings: InspectSettings) -> None:
 
 
 def convert(settings: ConvertSettings) -> None:
-  """Writes the pairs as JSON Lines.
+  """Converts data to JSON Lines.
 
   alignjax data convert --data=hh:train.jsonl.gz --out=train.jsonl
   """
@@ -135,15 +137,15 @@ def convert(settings: ConvertSettings) -> None:
 
 
 def write(converted: Iterator[rows.Example], path: str, *, overwrite: bool = False) -> str:
-  """Writes pairs to .jsonl or .jsonl.gz; the file appears only once it is whole. Returns the form of its rows.
+  """Writes examples to .jsonl or .jsonl.gz, and returns the form of the rows. The file appears only when complete.
 
   Raises:
-    ValueError: another kind of file, one that is there, or pairs that no one form holds.
+    ValueError: the file has another extension or exists, or no single form can hold all examples.
   """
   if not path.endswith(('.jsonl', '.jsonl.gz')):
-    raise ValueError(f'--out={path}: must have a name that ends with .jsonl or .jsonl.gz')
+    raise ValueError(f'--out={path}: the name must end with .jsonl or .jsonl.gz')
   if os.path.exists(path) and not overwrite:
-    raise ValueError(f'{path}: is there already; give another --out, or --overwrite')
+    raise ValueError(f'{path}: the file exists; choose another --out, or give --overwrite')
   partial = pathlib.Path(path + '.partial')
   forms = set()
   try:
@@ -157,7 +159,7 @@ def write(converted: Iterator[rows.Example], path: str, *, overwrite: bool = Fal
           form, row = json_rows.of_example(example)
           forms.add(form)
           if len(forms) > 1:
-            raise ValueError(f'{example.origin}: needs the form {form}, but earlier examples need another form')
+            raise ValueError(f'{example.origin}: needs the form {form}, but earlier examples need another one')
           file.write(json.dumps(row, ensure_ascii=False).encode('utf-8') + b'\n')
     if not forms:
       raise ValueError('no row is left to write')
@@ -168,18 +170,18 @@ def write(converted: Iterator[rows.Example], path: str, *, overwrite: bool = Fal
 
 
 def build(settings: BuildSettings) -> None:
-  """Prepares a TFDS dataset; without a name, lists those that it knows.
+  """Builds a TFDS dataset; without a name, lists the known datasets.
 
   alignjax data build hh_rlhf/harmless-base --manual_dir=downloads
   """
   if not settings.dataset:
-    raise ValueError(f'name one dataset after `build`: {", ".join(builders.names())}')
+    raise ValueError(f'give the name of a dataset after `build`: {", ".join(builders.names())}')
   if not settings.manual_dir:
     raise ValueError(f'give --manual_dir. {builders.instructions(settings.dataset)}')
   folder = settings.data_dir or catalogue.data_dir()
   if not sys.stderr.isatty():
     tfds.disable_progress_bar()
-  with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints how much it will not download
+  with contextlib.redirect_stdout(io.StringIO()):  # hides what TFDS prints about downloads
     builder = builders.build(
       settings.dataset, manual_dir=settings.manual_dir, data_dir=folder, on_error=settings.on_error
     )
@@ -191,7 +193,7 @@ def build(settings: BuildSettings) -> None:
 
 
 def _read(settings: Settings, report: drops.DropReport, what: str) -> Iterator[rows.Example]:
-  """The pairs of --data, with a count of rows on a terminal."""
+  """Yields the examples of --data, and shows the number of rows on a terminal."""
   console = rich_console.Console(stderr=True)
   columns = [f'{what}: {{task.completed:,}} rows,', rich_progress.TimeElapsedColumn()]
   with rich_progress.Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
@@ -211,7 +213,7 @@ def _console(color: str) -> rich_console.Console:
 
 
 def _program(run: Callable[[Any], None], settings: type) -> program.Program:
-  """A sub-command, which refuses the flags of the others with a reason."""
+  """A sub-command, with hints for the flags that only other sub-commands take."""
   takes = [leaf.flag for leaf in fields.leaves(settings)]
   kinds = (InspectSettings, ConvertSettings, BuildSettings)
   others = {leaf.flag for kind in kinds for leaf in fields.leaves(kind)} - set(takes)

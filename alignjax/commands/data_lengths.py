@@ -1,4 +1,4 @@
-"""How long prompts and responses are: a table, a histogram on the terminal, and a picture."""
+"""Shows the lengths of prompts and responses as a table, as a histogram on the terminal, and as a plot."""
 
 from collections.abc import Mapping
 import pathlib
@@ -11,8 +11,8 @@ from alignjax.data.tokens import dataset
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 BAR = 24  # characters of the longest bar
-BINS = 60  # largest number of bins in the picture
-SHOWN = 0.99  # part of the responses that the picture has at their place
+BINS = 60  # largest number of bins in the plot
+SHOWN = 0.99  # quantile of the lengths where the axis of the plot ends; longer ones are in the last bin
 DIFFERENCE = 'chosen - rejected'
 COLORS = {'prompt': '#5b6770', 'chosen': '#2f7d4f', 'rejected': '#b5443c', 'response': '#3c6ea5'}
 BARS = {'edgecolor': 'white', 'linewidth': 0.4}
@@ -30,7 +30,7 @@ STYLE = {
 
 
 def lengths(tokenized: dataset.TokenDataset) -> dict[str, np.ndarray]:
-  """Tokens of prompts and of each response, by name: [n] int64."""
+  """Lengths of prompts and of each response in tokens, by name: [n] int64."""
   return {
     'prompt': tokenized.prompt_length,
     **dict(zip(data_tokens.names(tokenized.responses), tokenized.response_length.T, strict=True)),
@@ -38,11 +38,11 @@ def lengths(tokenized: dataset.TokenDataset) -> dict[str, np.ndarray]:
 
 
 def table(found: Mapping[str, np.ndarray]) -> list[str]:
-  """Lines of quantiles and means, and for pairs which side is the longer one."""
+  """Formats quantiles and means as lines. For pairs, also how often each side is the longer one."""
   rows = dict(found)
   if 'chosen' in found:
     rows[DIFFERENCE] = found['chosen'] - found['rejected']
-  heads = ['least', *(f'{q:.0%}' for q in QUANTILES[1:-1]), 'most', 'mean']
+  heads = ['min', *(f'{q:.0%}' for q in QUANTILES[1:-1]), 'max', 'mean']
   lines = [f'{"tokens":18}' + ''.join(f'{head:>8}' for head in heads)]
   for name, values in rows.items():
     quantiles = _quantiles(values, *QUANTILES)
@@ -54,12 +54,12 @@ def table(found: Mapping[str, np.ndarray]) -> list[str]:
 
 
 def _quantiles(values: np.ndarray, *parts: float) -> np.ndarray:
-  """The least values of which such parts of all are no greater."""
+  """The quantiles of integer values, which are integers themselves."""
   return np.quantile(values, parts, method='inverted_cdf')
 
 
 def histogram(found: Mapping[str, np.ndarray]) -> list[str]:
-  """Lines of bars, a column for each name; a row of the histogram spans twice as many tokens as the one above."""
+  """Formats a histogram, with one column per name. Each row spans twice as many tokens as the row above."""
   lowest, highest = (int(f(np.concatenate(list(found.values())))).bit_length() - 1 for f in (np.min, np.max))
   counts = {
     name: [np.count_nonzero((values >= 2**i) & (values < 2 ** (i + 1))) for i in range(lowest, highest + 1)]
@@ -85,19 +85,19 @@ def require_matplotlib() -> tuple[Any, Any]:
     from matplotlib import figure
   except ImportError:
     raise ValueError(
-      "--out draws with matplotlib, which is not installed: pip install 'alignjax[demo]', or leave --out away"
+      "--out draws with matplotlib, which is not installed: pip install 'alignjax[demo]', or leave out --out"
     ) from None
   return matplotlib, figure
 
 
 def draw(path: pathlib.Path, title: str, found: Mapping[str, np.ndarray], max_prompt: int) -> None:
-  """Draws histograms of the lengths as a PNG, and of the difference where there are two responses.
+  """Draws histograms of the lengths as a PNG. For pairs, also a histogram of the length difference.
 
   Args:
     path: the PNG to write.
-    title: the title of the picture.
-    found: see `lengths`.
-    max_prompt: tokens at which prompts were cut.
+    title: the title of the plot.
+    found: the result of `lengths`.
+    max_prompt: limit of prompts in tokens.
 
   Raises:
     ValueError: matplotlib is not installed.
@@ -158,12 +158,12 @@ def _draw_difference(axes: Any, values: np.ndarray) -> None:
 
 
 def _width(span: int) -> int:
-  """Tokens that one bin holds: an odd number, so that a bin can have 0 in its middle and its edges between lengths."""
+  """Tokens per bin: odd, so that 0 can be the middle of a bin and edges are between lengths."""
   return -(-int(span) // BINS) | 1
 
 
 def _label(axes: Any, clipped: bool) -> None:
-  axes.set_xlabel('tokens' + (' (an outermost bar has all that lies beyond it, too)' if clipped else ''))
+  axes.set_xlabel('tokens' + (' (the outermost bars include everything beyond)' if clipped else ''))
 
 
 def _note(axes: Any, x: float, text: str, ha: str = 'left') -> None:

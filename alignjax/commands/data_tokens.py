@@ -1,4 +1,4 @@
-"""One example, token by token, as the model sees it: what is given, what is trained, and where it ends."""
+"""Prints one example token by token: which tokens are given, which are trained, and where it ends."""
 
 from collections.abc import Iterator, Sequence
 
@@ -7,25 +7,25 @@ from rich import text as rich_text
 
 from alignjax.data.tokens import dataset, tokenization
 
-SHOWN = 400  # tokens of a text; the middle of a longer one is left out
+SHOWN = 400  # tokens per text; the middle of a longer text is left out
 GIVEN, TRAINED, END, BOS = KINDS = ('given, not trained', 'trained', 'end token, trained', 'BOS')
 STYLES = {GIVEN: 'cyan', TRAINED: 'green', END: 'bold white on red', BOS: 'bold black on yellow'}
-MARKS = {GIVEN: '{}', TRAINED: '[{}]', END: '<{}>', BOS: '^{}'}  # where there are no colours
+MARKS = {GIVEN: '{}', TRAINED: '[{}]', END: '<{}>', BOS: '^{}'}  # used without colours
 VISIBLE = {' ': '·', '\n': '↵', '\t': '→'}
 
 
 def names(responses: int) -> list[str]:
-  """What the responses are called."""
+  """The names of the responses."""
   return ['chosen', 'rejected'] if responses == 2 else [f'response {i + 1}' for i in range(responses)]
 
 
 def show(tokenized: dataset.TokenDataset, tokenizer: tokenization.Tokenizer, console: rich_console.Console) -> None:
-  """Prints the first example: each token with its id, in the colour or with the mark of its kind."""
+  """Prints the first example: each token with its id, in the colour of its kind or with its mark."""
   example = tokenized[0]
-  told = [f'label {example.label:g}', f'weight {example.weight:g}']
-  told += [f'{name} {", ".join(f"{v:g}" for v in column[0])}' for name, column in tokenized.per_response.items()]
+  facts = [f'label {example.label:g}', f'weight {example.weight:g}']
+  facts += [f'{name} {", ".join(f"{v:g}" for v in column[0])}' for name, column in tokenized.per_response.items()]
   console.print(
-    rich_text.Text(f'first example, {tokenized.origin(0)}: {", ".join(told)}')
+    rich_text.Text(f'first example, {tokenized.origin(0)}: {", ".join(facts)}')
   )  # a string could hold :codes:
   console.print(
     rich_text.Text('  ').join([rich_text.Text('text/id:'), *(_marked(kind, kind, console) for kind in KINDS)])
@@ -42,7 +42,7 @@ def show(tokenized: dataset.TokenDataset, tokenizer: tokenization.Tokenizer, con
 def _lines(
   ids: Sequence[int], kind: str, tokenizer: tokenization.Tokenizer, console: rich_console.Console
 ) -> Iterator[rich_text.Text]:
-  """The tokens of one text, a new line after each that ends one."""
+  """Yields the tokens of one text, with a line break after each token that ends a line."""
   kinds = [END if kind == TRAINED and i in tokenizer.end_ids else kind for i in ids]
   for place, i in enumerate(ids):
     if kind != GIVEN or i != tokenizer.bos_id:
@@ -64,11 +64,11 @@ def _lines(
 
 
 def spell(ids: Sequence[int], tokenizer: tokenization.Tokenizer) -> list[str]:
-  """The text of each token alone, with spaces and line ends made visible.
+  """Decodes each token alone, and makes spaces and line breaks visible.
 
-  A token that is not whole characters is spelt as the tokenizer's own file spells it.
+  A token that holds only part of a character is spelt as in the tokenizer's vocabulary.
   """
-  # Some decoders take the space from the start of a text, so each token comes after another one.
+  # Some decoders drop a space at the start of a text, so each token is decoded after another one.
   anchor = tokenizer.backend.encode('a', add_special_tokens=False).ids[-1:]
   start, *texts = tokenizer.backend.decode_batch([anchor, *([*anchor, i] for i in ids)], skip_special_tokens=False)
   alone = [text[len(start) :] for text in texts]
@@ -80,7 +80,7 @@ def spell(ids: Sequence[int], tokenizer: tokenization.Tokenizer) -> list[str]:
 
 
 def _visible(character: str) -> str:
-  """Also keeps the data from steering the terminal."""
+  """Makes a character visible, so that data cannot send control sequences to the terminal."""
   return VISIBLE.get(character) or (character if character.isprintable() else ascii(character)[1:-1])
 
 

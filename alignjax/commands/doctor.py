@@ -1,10 +1,10 @@
-"""Examines a run before it trains: its tokenizer, its data, its models, its memory.
+"""Examines a run before it trains: its tokenizer, data, models and memory.
 
   alignjax doctor --model=models/smollm2 --data=train.jsonl --objective='dpo(beta=0.1)'
 
-It takes the settings of `alignjax train`, trains nothing and writes nothing. Every finding reports what was seen and
-what to do. `alignjax train` makes the same examination before its first update, without the parts that compile more
-programs: sampling against training, the cost of bfloat16, and the memory of the compiled step.
+It takes the settings of `alignjax train`, but trains nothing and writes no results. Every finding reports what was seen
+and what to do. `alignjax train` runs the same checks before its first update, except those that compile more programs:
+sampling against training, the error of bfloat16, and the memory of the compiled step.
 
 Exit codes: 0 no errors; 1 errors were found, or the settings cannot be read.
 """

@@ -5,11 +5,11 @@ r"""Merges models in Hugging Face folders of any size, with little memory.
   alignjax merge --method='linear()' --models=first,second --weights='*.mlp.*=0.3,0.7; *=0.5' --out=merged
 
 Methods are linear, slerp, task_arithmetic, ties, dare, breadcrumbs, della and model_stock; their docstrings in
-alignjax/merging/offline.py explain their arguments. A density or a weight is one number; one for each model, '0.3,0.7';
-or either by patterns of tensor names, the first match first, as in the last line.
+alignjax/merging/offline.py explain their arguments. A density or a weight is one number, or one for each model
+('0.3,0.7'), or either by patterns of tensor names, as in the last example; the first matching pattern counts.
 
-The models, and the base, must have the same tensors, configuration and tokenizer; what differs is refused by name. The
-folder appears complete or not at all, with merge.json, the record of what was merged.
+The models and the base must have the same tensors, configuration and tokenizer; otherwise an error names what differs.
+The output folder appears only when it is complete. Its merge.json records the merge.
 
 Exit codes: 0 done, 1 an error in flags or folders.
 """
@@ -29,8 +29,8 @@ class Settings(user_code.UserCode):
   """Merging."""
 
   method: str = fields.field('', "Expression of the method, such as 'ties(density=0.5)'.", required=True)
-  models: tuple[str, ...] = fields.field((), 'Folders of the models, in Hugging Face layout.', required=True)
-  out: str = fields.field('', 'Folder to write, which must not exist.', required=True)
+  models: tuple[str, ...] = fields.field((), 'Folders of the models, in Hugging Face format.', required=True)
+  out: str = fields.field('', 'Folder to create.', required=True)
   base: str = fields.field('', 'Folder of the model that the models were trained from.')
   weights: str = fields.field('', "Weights of the models, '0.3,0.7' or '*.mlp.*=0.3,0.7; *=0.5'; empty: 1 for each.")
   dtype: str = fields.field(
@@ -41,10 +41,10 @@ class Settings(user_code.UserCode):
 
 
 def run(settings: Settings) -> None:
-  """Merges, and shows the progress on a terminal.
+  """Merges the models, and shows the progress on a terminal.
 
   Raises:
-    ValueError: if the settings or the folders cannot be used.
+    ValueError: the settings or the folders cannot be used.
   """
   console = rich_console.Console(stderr=True)
   with rich_progress.Progress(console=console, disable=not console.is_terminal) as progress:

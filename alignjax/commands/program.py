@@ -1,7 +1,7 @@
-"""The skeleton of every program: flags in, one line for an expected error, an exit code out.
+"""Runs programs: parses flags, prints expected errors in one line, and returns an exit code.
 
-A program is a name, a text, a dataclass of settings and a function of them. It stays an absl program: its flags are
-absl's, `app.run` starts it, and flags are global only once it has started.
+A program is a name, a text, a dataclass of settings and a function that takes them. It is an absl program: it has absl
+flags and is started by `app.run`. Flags become global only when it starts.
 
 Exit codes: 0 done; 1 an error in flags, configuration, data or numerics, which a restart does not fix; 42 stopped on
 request, and saved; 134 a crash, with a traceback; 130 interrupted by Ctrl-C.
@@ -27,17 +27,17 @@ HELP = ('--help', '-help', '-h', '--helpshort', '-helpshort')
 
 @dataclasses.dataclass(frozen=True)
 class Program[S]:
-  """A program.
+  """A program of the command line.
 
   Attributes:
     name: the name after `alignjax`: 'sample', 'data validate'.
-    text: what --help prints first; its first line is the summary.
+    text: the first part of --help; its first line is the summary.
     settings: a dataclass made of `fields.field`.
-    run: does the work, and returns the exit code; None is 0.
-    expected: exceptions that the user can fix; each becomes one line.
-    parse: reads the settings from (dataclass, command line, where to define flags).
-    hints: what to use instead of flags that other trainers have, by the name of the flag.
-    leave: ends the process of (settings, exit code).
+    run: does the work, and returns the exit code; None means 0.
+    expected: exceptions that the user can fix; each is printed in one line.
+    parse: reads settings; called with the dataclass, the command line and the flag values.
+    hints: replacements for flags of other trainers, by the name of the flag.
+    leave: ends the process; called with the settings and the exit code.
   """
 
   name: str
@@ -60,10 +60,10 @@ class Group:
   """A program whose first argument names another one.
 
   Attributes:
-    name: the name that the user types.
-    text: what --help prints first.
-    summaries: the programs by name, with one line each.
-    load: the program, or another group, of a name.
+    name: the name on the command line.
+    text: the first part of --help.
+    summaries: one line for each program, by name.
+    load: returns the program, or another group, with a name.
   """
 
   name: str
@@ -76,14 +76,14 @@ class Group:
     """The text of --help."""
     lines = [f'  {name:<10} {line}' for name, line in self.summaries.items()]
     return '\n'.join(
-      [inspect.cleandoc(self.text), '', *lines, '', f'{self.name} <program> --help prints the settings of one.']
+      [inspect.cleandoc(self.text), '', *lines, '', f'{self.name} <program> --help prints the settings of a program.']
     )
 
   def choose(self, argv: Sequence[str]) -> tuple['Program | Group', list[str]]:
-    """The program that the arguments name, and the arguments without its name.
+    """Returns the program that the arguments name, and the arguments without its name.
 
     Raises:
-      ValueError: they name none, or one that does not exist.
+      ValueError: no program is named, or it does not exist.
     """
     place = next((i for i, argument in enumerate(argv[1:], 1) if not argument.startswith('-')), None)
     if place is None:
@@ -97,7 +97,7 @@ class Group:
 
 
 def lazy(module: str) -> 'Program | Group':
-  """The program of a module of this package, which is imported only now."""
+  """Imports a module of this package, and returns its program."""
   return importlib.import_module(f'alignjax.commands.{module}').PROGRAM
 
 
@@ -105,9 +105,9 @@ def execute(program: Program | Group, argv: Sequence[str], values: flags.FlagVal
   """Runs a program with a command line; returns the exit code.
 
   Args:
-    program: what to run.
+    program: the program to run.
     argv: the command line, its first entry the name of the program.
-    values: where to define the flags; new ones by default.
+    values: the flag values in which to define the flags; by default new ones.
   """
   try:
     program, argv = _resolve(program, argv)
@@ -118,7 +118,7 @@ def execute(program: Program | Group, argv: Sequence[str], values: flags.FlagVal
 
 
 def start(program: Program | Group, argv: Sequence[str] | None = None) -> None:
-  """The main function of an entry point: runs a program in this process, with absl's flags, and ends the process."""
+  """Runs a program in this process, with the global absl flags, and ends the process."""
   program, argv = _resolve(program, sys.argv if argv is None else argv)
 
   def main(parsed: Sequence[Any]) -> None:
@@ -130,7 +130,7 @@ def start(program: Program | Group, argv: Sequence[str] | None = None) -> None:
 
 
 def _resolve(program: Program | Group, argv: Sequence[str]) -> tuple[Program, list[str]]:
-  """Follows groups to a program."""
+  """Resolves groups to the program that the arguments name."""
   argv = list(argv)
   while isinstance(program, Group):
     named = any(not argument.startswith('-') for argument in argv[1:])
@@ -145,7 +145,7 @@ def _resolve(program: Program | Group, argv: Sequence[str]) -> tuple[Program, li
 
 
 def _parse[S](program: Program[S], argv: Sequence[str], values: flags.FlagValues) -> S:
-  """The settings of a command line."""
+  """Reads the settings from a command line, or prints --help and exits."""
   if any(argument in HELP for argument in argv[1:]):
     print(program.help)
     sys.exit(DONE)
@@ -164,14 +164,14 @@ def _refuse(error: Exception | str) -> None:
 
 
 def attempt[S](program: Program[S], settings: S) -> int:
-  """Runs a program; an expected error becomes one line. Returns the exit code."""
+  """Runs a program, prints an expected error in one line, and returns the exit code."""
   try:
     if isinstance(settings, user_code.UserCode):
       user_code.load(settings.imports)
     return program.run(settings) or DONE
   except program.expected as error:
     logging.debug('%s', traceback.format_exc())
-    print(f'error: {error}\n(--verbosity=1 shows where)', file=sys.stderr)
+    print(f'error: {error}\n(--verbosity=1 shows the traceback)', file=sys.stderr)
     return REFUSED
   except KeyboardInterrupt:
     print('interrupted', file=sys.stderr)

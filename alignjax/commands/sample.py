@@ -4,8 +4,8 @@
   alignjax sample --model=runs/first/model --prompts=questions.jsonl --greedy --output=answers.jsonl
 
 If the model has a chat template, the text of --prompt is a user's message; otherwise the model continues it. --prompts
-takes [form:]location like training data, such as hh:train.jsonl.gz. Without a form, rows are {"prompt": ...}: a string
-is continued, a list of messages goes through the chat template. Each line of --output holds the prompt, the response,
+takes [form:]location like training data, such as hh:train.jsonl.gz. Without a form, rows are {"prompt": ...}: the model
+continues a string; the chat template formats a list of messages. Each line of --output has the prompt, the response,
 its log-probability in nats under the model's own distribution, its number of tokens, and whether it ended. The same
 command draws the same responses.
 
@@ -28,23 +28,27 @@ from alignjax.sampling import strategies, text
 class Settings(user_code.UserCode):
   """Sampling."""
 
-  model: str = fields.field('', 'Folder of the model, in Hugging Face layout.', required=True)
-  prompt: str = fields.field('', 'One prompt.')
+  model: str = fields.field('', 'Folder of the model, in Hugging Face format.', required=True)
+  prompt: str = fields.field('', 'A single prompt.')
   prompts: str = fields.field('', 'Prompts to read, [form:]location, as for --data of training.')
-  ignore_fields: tuple[str, ...] = fields.field((), 'Fields of the rows of --prompts to ignore; others must be known.')
-  output: str = fields.field('', 'A .jsonl file to write; empty: responses are printed.')
-  samples: int = fields.field(1, 'Responses to each prompt.', at_least=1)
-  max_prompt: int = fields.field(1024, 'Largest prompt in tokens; longer ones are cut on the left.', at_least=2)
-  max_new_tokens: int = fields.field(128, 'Tokens after which a response is cut.', at_least=1)
-  greedy: bool = fields.field(False, 'Always take the most probable token instead of drawing.')
-  temperature: float = fields.field(1.0, 'Below 1 the distribution is sharper than the model, above 1 flatter.')
-  top_k: int = fields.field(0, 'Draw from the k most probable tokens; 0: from all.', at_least=0)
-  top_p: float = fields.field(1.0, 'Draw from the most probable tokens whose probabilities sum to this.')
-  strategy: str = fields.field(
-    '', 'Expression of a decoding strategy instead of these, such as chain(temperature(0.7), nucleus(0.9)).'
+  ignore_fields: tuple[str, ...] = fields.field(
+    (), 'Fields of --prompts to ignore; any other unknown field is an error.'
   )
-  seed: int = fields.field(0, 'Seed of all draws.', at_least=0)
-  batch_size: int = fields.field(8, 'Prompts that are answered together.', at_least=1)
+  output: str = fields.field('', 'The .jsonl file to write; empty: print the responses.')
+  samples: int = fields.field(1, 'Number of responses to each prompt.', at_least=1)
+  max_prompt: int = fields.field(1024, 'Largest prompt in tokens; longer ones lose their first tokens.', at_least=2)
+  max_new_tokens: int = fields.field(128, 'Largest response in tokens; longer ones are cut off.', at_least=1)
+  greedy: bool = fields.field(False, 'Always take the most probable token instead of drawing.')
+  temperature: float = fields.field(
+    1.0, 'Divisor of the logits: below 1 sharpens the distribution, above 1 flattens it.'
+  )
+  top_k: int = fields.field(0, 'Draw only from this many most probable tokens; 0: from all.', at_least=0)
+  top_p: float = fields.field(1.0, 'Draw only from the most probable tokens whose probabilities sum to this.')
+  strategy: str = fields.field(
+    '', 'Decoding strategy instead of the settings above, such as chain(temperature(0.7), nucleus(0.9)).'
+  )
+  seed: int = fields.field(0, 'Seed of the random numbers.', at_least=0)
+  batch_size: int = fields.field(8, 'Number of prompts in a batch.', at_least=1)
   compute_dtype: str = fields.field(
     'float32', 'Type of activations; parameters are float32.', choices=('float32', 'bfloat16')
   )
@@ -54,10 +58,10 @@ class Settings(user_code.UserCode):
 
 
 def build_strategy(settings: Settings) -> strategies.Strategy:
-  """The strategy that the settings describe: temperature first, then the exclusions.
+  """Builds the strategy that the settings describe: temperature first, then top-k and top-p.
 
   Raises:
-    ValueError: if values are out of range or contradict one another.
+    ValueError: a value is out of range, or settings contradict one another.
   """
   parts = (settings.temperature, settings.top_k, settings.top_p)
   if settings.strategy:

@@ -4,15 +4,15 @@
   alignjax train --config=ra_dpo.py:ra2 --import=mine.py --objective='dpo() + 0.1 * mine()' --workdir=runs/second
 
 The work directory gets config.json (the resolved configuration), metrics.jsonl and TensorBoard events, checkpoints, and
-at the end, in Hugging Face layout, the aligned model in model/, its average in model_average/ if the optimizer keeps
+at the end, in Hugging Face format, the aligned model in model/, its average in model_average/ if the optimizer keeps
 one, and the adapter in adapter/ if one is trained. The same command again resumes an interrupted run, or reports that
 it is finished. On SIGTERM the run saves a checkpoint and exits.
 
 Exit codes: 0 done; 1 an error in configuration, data or numerics, which a restart does not fix; 42 stopped on request,
 and saved: start it again; 134 a crash.
 
---config=path.py names a file whose get_config() returns what `alignjax.run.settings.config_dict` makes; a config.json
-of an earlier run and .yaml files work too. --config.batch_size=16 and --batch_size=16 change one setting of it.
+--config=path.py names a file whose get_config() returns `alignjax.run.settings.config_dict(...)`. The config.json of an
+earlier run and .yaml files work too. --config.batch_size=16 and --batch_size=16 both override one setting.
 """
 
 from alignjax.commands import program

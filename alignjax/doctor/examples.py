@@ -22,11 +22,11 @@ def examine(
   With more than two responses, contradictions and lengths are not examined.
 
   Args:
-    data: as training will see it. With one response each, examples are desirable or undesirable, by label; ignore
-      `one_class` if the objective does not read labels.
+    data: the dataset as training will see it. With one response per prompt, labels mark desirable and undesirable
+      responses. `declarations.relevant` drops findings about labels that the objective does not read.
     tokenizer: the tokenizer that produced the data.
     vocab_size: rows of the model's embedding.
-    max_positions: tokens of the longest sequence that the model supports; None is no limit.
+    max_positions: tokens of the longest sequence that the model supports; None for no limit.
 
   Returns:
     Findings, in the order of the checks; `findings.worst_first` sorts them.

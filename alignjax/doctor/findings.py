@@ -1,4 +1,4 @@
-"""What an examination of data, a model or a run found: how bad it is, what was seen, and what to do."""
+"""Findings of an examination: how severe, what was seen, and how to fix it."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -12,7 +12,7 @@ class Finding(NamedTuple):
   name: str  # identifies the kind of finding, such as 'duplicate_examples'
   severity: str  # ERROR: training would be wrong; WARNING: it may be wrong; NOTE: good to know
   seen: str  # the numbers, with an example if there is one
-  advice: str  # what to do about it
+  advice: str  # how to fix it, or why it is harmless
 
   def __str__(self) -> str:
     return f'{self.severity:7}  {self.name}: {self.seen}. {self.advice}'

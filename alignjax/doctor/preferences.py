@@ -10,12 +10,12 @@ from alignjax.data.tokens import dataset
 from alignjax.doctor import findings, shares
 from alignjax.doctor.shares import Symptom
 
-DOMINATING_SHARE = 0.1  # of all examples have the same prompt
+DOMINATING_SHARE = 0.1  # share of all examples with the same prompt
 DOMINATING_EXAMPLES = 20  # minimum for the share to be meaningful
-LONGER_SHARE = 0.7  # of the pairs prefer the longer response, or the shorter one
+LONGER_SHARE = 0.7  # share of pairs that prefer the longer response, or the shorter one
 LENGTH_EXAMPLES = 50  # minimum for the share to be meaningful
-STANDARD_ERRORS = 3.0  # of a mean difference, from 0
-RARE_CLASS = 0.1  # share of the desirable, or of the undesirable, among unpaired responses
+STANDARD_ERRORS = 3.0  # distance of a mean difference from 0
+RARE_CLASS = 0.1  # smallest share of either class among unpaired responses
 
 
 class Names(NamedTuple):
@@ -56,7 +56,7 @@ def identical_responses(data: dataset.TokenDataset, names: Names) -> Iterator[fi
   symptom = Symptom(
     'identical_responses',
     'prefer a response to itself',
-    'Remove them: there is nothing to learn from them',
+    'Remove them: they teach nothing',
     shares.MANY_IS_ERROR,
   )
   if data.responses > 1:

@@ -22,8 +22,8 @@ class Thresholds(NamedTuple):
 
 
 NONE = 0.0
-FEW = 0.01  # for what should not happen at all
-SOME = 0.05  # for what length limits do to sound data
+FEW = 0.01  # problems that should never happen
+SOME = 0.05  # effects of length limits on sound data
 MANY = 0.5
 ALL = 1.0  # never exceeded
 
@@ -37,11 +37,11 @@ SOME_IS_WARNING = Thresholds(SOME, MANY)
 
 
 class Symptom(NamedTuple):
-  """What is wrong with some examples."""
+  """A problem that some examples have."""
 
   name: str  # the name of the finding
   what: str  # a verb phrase whose subject is the examples
-  advice: str  # what to do
+  advice: str  # how to fix it
   thresholds: Thresholds = FEW_IS_WARNING
 
 

@@ -1,4 +1,4 @@
-"""Checks token ids: starts, ends, limits, and what the report says was dropped or truncated."""
+"""Checks token ids: starts, ends, limits, and the report of rows that were dropped or truncated."""
 
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -186,7 +186,7 @@ _REPORTED = (
 
 
 def report_shares(data: dataset.TokenDataset) -> Iterator[findings.Finding]:
-  """What happened to the rows, from the report that comes with the dataset."""
+  """Findings about dropped and truncated rows, from the report that comes with the dataset."""
   totals = {'dropped': data.report.read, 'noted': data.report.kept}
   named = {reason for entry in _REPORTED for reason in entry.reasons}
   for kind, reasons, symptom in _REPORTED:

@@ -1,4 +1,4 @@
-"""Whether an objective couples the rows of a batch, tried on random batches, to find a wrong declaration."""
+"""Tests on random batches whether an objective couples prompts, to find a wrong declaration."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -11,22 +11,22 @@ from alignjax import stats
 from alignjax.objectives import base, declarations, examples
 from alignjax.types import Array, PreferenceBatch
 
-_TRIALS = 3  # random batches; an objective may see other rows only through a maximum or an order
+_TRIALS = 3  # random batches; with a maximum or an order, one batch may hide the coupling
 
 
 def couples(objective: base.Objective, responses: int | None = None) -> bool:
-  """Whether the loss or the gradient of a prompt changes when the other prompts of its batch change.
+  """Tests whether the loss or the gradient of a prompt changes when other prompts of the batch change.
 
   Args:
-    objective: any; its declaration is ignored.
-    responses: N of the batches; by default the smallest that the objective is defined for, 2 if any is.
+    objective: the objective. Its declaration is ignored.
+    responses: N of the batches; by default the smallest allowed N, or 2 if any N is allowed.
   """
   if responses is None:
     responses = min(declarations.accepted(objective.responses) or {2})
 
   @jax.jit
   def first_prompt(policy: Array, reference: Array, batch: PreferenceBatch) -> tuple[Array, Mapping[str, Array]]:
-    """The loss of the first prompt, and the part of the batch's gradient that falls on its statistics."""
+    """The loss of the first prompt, and the gradient of the batch's loss with respect to its statistics."""
     table = stats.from_logits(objective.needs, policy, reference, batch)
 
     def total(values: Mapping[str, Array]) -> tuple[Array, Array]:
@@ -47,6 +47,6 @@ def couples(objective: base.Objective, responses: int | None = None) -> bool:
 
 
 def _example(objective: base.Objective, responses: int, seed: int) -> tuple[Array, Array, PreferenceBatch]:
-  """Logits of the policy, of the reference, and their batch."""
+  """Logits of the policy, logits of the reference, and a batch."""
   batch = examples.batch(seed, responses=responses, needs=objective.needs)
   return examples.logits(seed + 1, batch), examples.logits(seed + 2, batch), batch

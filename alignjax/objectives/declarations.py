@@ -13,21 +13,21 @@ _COUNT = {1: 'takes one response to a prompt', 2: 'compares two responses'}
 
 
 def accepted(responses: int | frozenset[int] | None) -> frozenset[int] | None:
-  """The numbers of responses that a declaration allows, as a set; None for any."""
+  """The numbers of responses that a declaration allows, as a set; None for any number."""
   return frozenset({responses}) if isinstance(responses, int) else responses
 
 
 def describe_responses(responses: int | frozenset[int] | None) -> str:
-  """'N = 1 or 2' or 'any N'."""
+  """Formats a declaration for messages: 'N = 1 or 2' or 'any N'."""
   numbers = accepted(responses)
   return 'any N' if numbers is None else f'N = {" or ".join(map(str, sorted(numbers)))}'
 
 
 def common_responses(terms: Sequence[Any]) -> int | frozenset[int] | None:
-  """The numbers of responses that all objectives of a sum are defined for.
+  """The numbers of responses that all objectives of a sum allow.
 
   Raises:
-    ValueError: if there is none. The message names two objectives that contradict each other.
+    ValueError: there is no such number. The message names two objectives that contradict each other.
   """
   common, restricted = None, None
   for term in terms:
@@ -44,16 +44,16 @@ def common_responses(terms: Sequence[Any]) -> int | frozenset[int] | None:
 
 
 def check_batch(objective: Any, fields: Collection[str], responses: int) -> None:
-  """Checks that an objective can be trained on a dataset, from what the objective declares.
+  """Checks from its declarations that an objective can be trained on a dataset.
 
   Args:
     objective: an `Objective`.
-    fields: the fields of a batch that the data fill, such as 'score'; those that every batch has need not be listed.
+    fields: the optional fields of a batch that the data provide, such as 'score'.
     responses: N, the number of responses to a prompt.
 
   Raises:
-    ValueError: if N is another than the objective is defined for, or a field is missing that it does not do without.
-      The message names the part of the objective at fault.
+    ValueError: the objective is not defined for N responses, or a required field is missing. The message names the
+      part of the objective at fault.
   """
   for leaf in objective.leaves:
     numbers = accepted(leaf.responses)
@@ -66,4 +66,4 @@ def check_batch(objective: Any, fields: Collection[str], responses: int) -> None
       raise ValueError(f'{leaf.label} {needed}: the data has N = {responses}')
     for field in sorted(leaf.reads - leaf.optional - OF_EVERY_BATCH - set(fields)):
       meaning = f', {_MEANING[field]},' if field in _MEANING else ''
-      raise ValueError(f'{leaf.label} reads `{field}`{meaning} and the data has none')
+      raise ValueError(f'{leaf.label} reads `{field}`{meaning} but the data has none')

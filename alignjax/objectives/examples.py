@@ -1,4 +1,4 @@
-"""Small random batches, on which an objective is tried: to find undeclared coupling, and for the contract tests."""
+"""Creates small random batches, to find undeclared coupling and for the contract tests."""
 
 from collections.abc import Iterable
 
@@ -20,15 +20,15 @@ def batch(
   response_size: int = 7,
   needs: Iterable[stats.Stat] = (),
 ) -> PreferenceBatch:
-  """A batch with every field, uneven lengths and weights, hard and soft labels.
+  """Creates a batch with every field, uneven lengths and weights, and hard and soft labels.
 
   Args:
-    seed: seeds the random numbers.
+    seed: the seed of the random numbers.
     prompts: B.
     responses: N.
     prompt_size: P.
     response_size: R.
-    needs: statistics; the response statistics among them get random cached values.
+    needs: statistics that an objective needs. Response statistics among them get random cached values.
   """
   rng = np.random.default_rng(seed)
   pair = (prompts, responses)
@@ -50,6 +50,6 @@ def batch(
 
 
 def logits(seed: int, like: PreferenceBatch, scale: float = 2.0) -> Array:
-  """[B, N, R, V] float32, of a policy or a reference."""
+  """Creates random logits of a policy or a reference, [B, N, R, V] float32."""
   rng = np.random.default_rng(seed)
   return jnp.asarray(scale * rng.standard_normal((*like.response.shape, VOCAB)), jnp.float32)

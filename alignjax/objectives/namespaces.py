@@ -1,17 +1,17 @@
-"""Metric names in sums of objectives: `reward_margin` of the first part, `sft/nll` where a name is taken."""
+"""Names the metrics of sums of objectives: `nll` in the first part that has it, `sft/nll` in a later one."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 
 class Namespaces:
-  """Joins the metrics of several parts under names of their own, and finds the metrics of one part again.
+  """Joins the metrics of several parts under unique names, and splits them again.
 
-  A metric keeps its name unless an earlier part has it too; then the prefix of its part comes before it. So does the
-  prefix if the name begins with the prefix of any part, which keeps the two directions inverse to each other.
+  A metric keeps its name unless an earlier part has the same name; then it gets the prefix of its part. A name that
+  begins with the prefix of any part gets a prefix too, so that `view` is the inverse of `join`.
 
   Args:
-    labels: one for each part. They become prefixes; a label that repeats is numbered: dpo, dpo_2, ...
+    labels: one label per part, used as prefixes. Repeated labels are numbered: dpo, dpo_2, ...
   """
 
   def __init__(self, labels: Sequence[str]):

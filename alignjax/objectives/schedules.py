@@ -14,7 +14,7 @@ class Schedule:
 
   value(step) = (1 - f) start + f end,   f = min(step / steps, 1)
 
-  The first update is made at `start`, the one after `steps` updates at `end`.
+  The first update uses `start`; the update after `steps` updates uses `end`.
   """
 
   start: float
@@ -36,7 +36,7 @@ class Schedule:
     return Schedule(-self.start, -self.end, self.steps)
 
   def __call__(self, step: Array | None) -> Array:
-    """[] float32: the coefficient after `step` updates; the one at the start where no step is known."""
+    """The coefficient after `step` updates, [] float32; None means 0."""
     done = jnp.asarray(0 if step is None else step, jnp.float32)
     fraction = jnp.minimum(done / self.steps, 1.0)
     return (1.0 - fraction) * self.start + fraction * self.end
@@ -47,8 +47,8 @@ def schedule(start: float, end: float, steps: int) -> Schedule:
 
   value(step) = (1 - f) start + f end,   f = min(step / steps, 1)
 
-  The step is the number of updates done, `table.step`. An evaluation uses the current step. A notebook
-  whose table has no step gets `start`. The training metrics report the coefficient as `sft/coefficient`.
+  The step is `table.step`, the number of updates done. Evaluation uses the current step. A table without a step, as in
+  a notebook, gets `start`. Training reports the coefficient as the metric `sft/coefficient`.
 
   Args:
     start: the coefficient of the first update.
@@ -59,6 +59,6 @@ def schedule(start: float, end: float, steps: int) -> Schedule:
     A coefficient: multiply an objective by it.
 
   Raises:
-    ValueError: if start or end is not finite, or steps is less than 1.
+    ValueError: start or end is not finite, or steps is less than 1.
   """
   return Schedule(start, end, steps)

@@ -1,1 +1,1 @@
-"""From settings to a run: what every program prepares before it trains, samples or examines."""
+"""From settings to a run: the preparation that programs share before they train, sample or examine."""

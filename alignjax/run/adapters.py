@@ -1,4 +1,4 @@
-"""Training adapters instead of a whole model: what the settings say, the base model, and what is exported.
+"""Training adapters instead of a whole model: the adapter that the settings name, and its base model.
 
 lora()        lora(rank=16, alpha=32, targets='attention+mlp')        lora(rank=8, targets='query+value')
 """
@@ -31,7 +31,7 @@ def parse_adapter(text: str) -> lora.LoRA:
 def configured(
   config: settings.ModelSettings, recipe: recipes.Recipe, model_config: transformer.TransformerConfig
 ) -> lora.LoRA | None:
-  """The adapter that a run trains; None where it trains the model's own parameters.
+  """The adapter that a run trains; None if it trains the model's own parameters.
 
   Raises:
     ValueError: settings contradict one another, or the model does not have a target.
@@ -39,14 +39,14 @@ def configured(
   if not config.adapter:
     if config.base_quantization != 'none':
       raise ValueError(
-        f'config.base_quantization = {config.base_quantization!r} has no use without config.adapter: a model whose own '
-        'parameters are trained keeps them in float32'
+        f'config.base_quantization = {config.base_quantization!r} needs config.adapter: a model whose own parameters '
+        'are trained keeps them in float32'
       )
     return None
   if recipe.needs_delta:
     raise ValueError(
       f'the optimizer {recipe.name} merges updates with a delta of whole weights, which the adapters of '
-      f'config.adapter = {config.adapter!r} do not have: leave one of them'
+      f'config.adapter = {config.adapter!r} do not have: give one of the two'
     )
   adapter = parse_adapter(config.adapter)
   # Raises for targets that do not exist, before anything is read.
@@ -55,7 +55,7 @@ def configured(
 
 
 def initial_params(policy: Policy, config: settings.ModelSettings, mesh: jax.sharding.Mesh, key: Array) -> Params:
-  """What a run trains, before the first step: the model's parameters, or the adapter's. Each is made where it lives."""
+  """The initial parameters that a run trains: the model's, or the adapter's. Each is created on its own device."""
   shardings = rules.param_shardings(mesh, policy.trained_shapes())
   if policy.adapter is None:
     return checkpoint_io.load_params(config.model, policy.model.config, shardings)
@@ -86,7 +86,7 @@ def load_base(
 
 
 def describe(config: settings.ModelSettings, parameters: Params) -> str:
-  """A line of a run's summary."""
+  """Describes the adapter in one line of the run's summary."""
   count = sum(leaf.size for leaf in jax.tree.leaves(parameters))
   base = 'float32' if config.base_quantization == 'none' else config.base_quantization
   return f'{config.adapter}, {count:,} parameters on a base in {base}'

@@ -1,7 +1,7 @@
 """The flags of the programs that take the configuration of a run: train and doctor.
 
-Every setting has a flag, --batch_size=16. A file gives many, --config=path.py (or .json, .yaml), and
---config.batch_size=16 changes one of them; --batch_size=16 is the same.
+Every setting has a flag, --batch_size=16. A file sets many at once, --config=path.py (or .json, .yaml), and
+--config.batch_size=16 or --batch_size=16 overrides one of them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ from ml_collections import config_flags
 from alignjax.parallel import distributed
 from alignjax.run import config_file, fields, settings
 
-# What other trainers call a setting, and what to give instead.
+# Flags of other trainers, and what to use instead.
 HINTS = {
   'learning_rate': "the learning rate is part of the optimizer: --optimizer='adamw(1e-6)'",
   'lr': "the learning rate is part of the optimizer: --optimizer='adamw(1e-6)'",
@@ -44,17 +44,17 @@ HINTS = {
 class Processes:
   """Processes."""
 
-  coordinator: str = fields.field('', 'host:port of process 0, for runs of several processes.')
+  coordinator: str = fields.field('', 'host:port of process 0, for runs with several processes.')
   num_processes: int = fields.field(1, 'Number of processes in the run.')
-  process_id: int = fields.field(0, 'Number of this process, from 0.')
-  local_devices: int = fields.field(0, 'Virtual CPU devices of this process; 0: the real devices.')
+  process_id: int = fields.field(0, 'Index of this process, from 0.')
+  local_devices: int = fields.field(0, 'Virtual CPU devices in this process; 0: use the real devices.')
 
   def join(self) -> None:
     """Joins this process to the run. Call it before anything uses a device."""
     distributed.initialize(self.coordinator or None, self.num_processes, self.process_id, self.local_devices)
 
   def leave(self, code: int) -> NoReturn:
-    """Ends this process. After an error it does not wait for the others, which may be waiting for this one."""
+    """Ends this process. After an error, it does not wait for the others, because they may be waiting for this one."""
     if code and self.num_processes > 1:
       sys.stdout.flush()
       sys.stderr.flush()
@@ -64,7 +64,7 @@ class Processes:
 
 @dataclasses.dataclass(frozen=True)
 class Invocation:
-  """What a command line asks for."""
+  """The parsed command line: the configuration of the run, and how its processes connect."""
 
   config: settings.Config = dataclasses.field(default_factory=settings.Config, metadata={'flag': ''})
   processes: Processes = dataclasses.field(default_factory=Processes, metadata={'flag': ''})
@@ -76,7 +76,7 @@ def parse_flags(kind: type[Invocation], argv: Sequence[str], values: flags.FlagV
   Args:
     kind: `Invocation`.
     argv: the command line.
-    values: where to define the flags.
+    values: the flag values in which to define the flags.
 
   Raises:
     ValueError: a setting is unknown, given twice with different values, or has an invalid value.
@@ -99,7 +99,7 @@ def parse_flags(kind: type[Invocation], argv: Sequence[str], values: flags.FlagV
 
 
 def _checked(argument: str) -> str:
-  """Refuses --config=<file> without a file and --config.<name> without such a setting; a file of text is read here.
+  """Rejects --config=<file> if the file is missing, and --config.<name> for an unknown name; checks text files.
 
   Returns:
     The argument, with lists as tuples, and --config=run/config.json as --config=.../config_file.py:run/config.json.
@@ -113,7 +113,7 @@ def _checked(argument: str) -> str:
       close = difflib.get_close_matches(setting, known, n=1)
       raise ValueError(f'--{option} is not a setting' + (f'; did you mean {close[0]}?' if close else ''))
     if known.get(setting) == fields.Strings and '=' in argument:
-      return f'{name}={fields.split(path)}'  # ml_collections would take a,b for one string
+      return f'{name}={fields.split(path)}'  # ml_collections would read a,b as one string
   if option != 'config' or not path:
     return argument
   if not os.path.isfile(path.partition(':')[0]):
@@ -126,7 +126,7 @@ def _checked(argument: str) -> str:
 
 @contextlib.contextmanager
 def _one_message() -> Iterator[None]:
-  """Errors of ml_collections, and of config files, as a ValueError with one message."""
+  """Turns errors from ml_collections and from config files into a ValueError with one message."""
   try:
     with warnings.catch_warnings():
       warnings.simplefilter('ignore', DeprecationWarning)  # ml_collections loads files in a deprecated way

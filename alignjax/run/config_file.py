@@ -24,5 +24,5 @@ def get_config(path: str = '') -> ml_collections.ConfigDict:
   except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
     raise ValueError(f'--config={path}: {error}') from error
   if not isinstance(values, dict):
-    raise ValueError(f'--config={path}: must hold settings by name')
+    raise ValueError(f'--config={path}: must contain settings by name')
   return settings.config_dict(**vars(settings.from_dict(values)))

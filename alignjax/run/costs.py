@@ -1,4 +1,4 @@
-"""What a run costs: seconds by stage, and memory."""
+"""Measures the cost of a run: seconds per stage, and memory."""
 
 from collections.abc import Iterator
 import contextlib
@@ -8,7 +8,7 @@ import time
 
 
 class Clock:
-  """Seconds by stage, `with clock('train'): ...`. A stage within another counts for itself, so that they add up."""
+  """Measures seconds per stage: `with clock('train'): ...`. Time in a nested stage counts only for that stage."""
 
   def __init__(self):
     self._start = time.monotonic()
@@ -25,11 +25,11 @@ class Clock:
     self._within[-1] += elapsed
 
   def seconds(self) -> dict[str, float]:
-    """By stage, and in total since the clock was made."""
+    """Seconds per stage, and in total since the clock was created."""
     return self._seconds | {'total': time.monotonic() - self._start}
 
 
 def peak_memory_gib() -> float:
-  """The most memory that this process has held."""
+  """Peak memory of this process, in GiB."""
   size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   return size / (2**30 if sys.platform == 'darwin' else 2**20)  # macOS counts bytes, Linux kibibytes

@@ -1,4 +1,4 @@
-"""What a finished run leaves: models and adapters that other tools read."""
+"""Exports the results of a finished run: models and adapters in formats that other tools read."""
 
 from collections.abc import Callable
 import pathlib
@@ -12,7 +12,7 @@ from alignjax.types import Params
 
 
 class Origin(NamedTuple):
-  """What was trained."""
+  """The policy that was trained, and the model it started from."""
 
   folder: str  # the model before training
   policy: Policy
@@ -28,14 +28,14 @@ def export(
 ) -> None:
   """Writes model/, the aligned model; model_average/ if the optimizer keeps one; adapter/ if an adapter was trained.
 
-  Folders that exist stay as they are.
+  Existing folders are left unchanged.
 
   Args:
     workdir: the run's folder.
     origin: the policy and where it came from.
     state: the state after the last step.
-    base: the frozen parameters under an adapter, which are merged with it; None without one.
-    announce: called with a line for each folder.
+    base: the frozen parameters that the adapter is merged into; None without an adapter.
+    announce: called with one line per folder.
   """
   policy, config = origin.policy, origin.policy.model.config
 

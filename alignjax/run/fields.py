@@ -1,4 +1,4 @@
-"""One way to define settings: a frozen dataclass, whose fields become flags, checks and lines of --help.
+"""Defines settings as frozen dataclasses, whose fields become flags, checks and lines of --help.
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -29,15 +29,15 @@ Pairs = tuple[tuple[int, int], ...]
 def field(
   default: Any, text: str, *, choices: Sequence[str] = (), at_least: float | None = None, **metadata: Any
 ) -> Any:
-  """A field of a dataclass of settings.
+  """Defines a field of a dataclass of settings.
 
   Args:
     default: the value without a flag.
     text: the line of --help, a full sentence or a noun phrase with units.
-    choices: the values that the field can have; any, if empty.
+    choices: the values that the field can have; empty for any value.
     at_least: the smallest value that a number can have.
-    **metadata: `required=True` for a value that must be given, `flag='import'` for a flag of another name, and what
-      other programs want to know about the field.
+    **metadata: `required=True` for a value that must be given, `flag='import'` for a flag with another name, and
+      further entries for other readers of the field.
   """
   return dataclasses.field(
     default=default, metadata={'text': text, 'choices': tuple(choices), 'at_least': at_least, **metadata}
@@ -54,7 +54,7 @@ class Leaf(NamedTuple):
 
 
 def leaves(kind: type, prefix: str = '', flag_prefix: str = '', group: str = '') -> Iterator[Leaf]:
-  """All settings of a dataclass, those of nested dataclasses too."""
+  """All settings of a dataclass, including those of nested dataclasses."""
   for item in dataclasses.fields(kind):
     heading = group or _owner(kind, item.name).__doc__.splitlines()[0].rstrip('.')
     flag = item.metadata.get('flag', item.name)
@@ -67,7 +67,7 @@ def leaves(kind: type, prefix: str = '', flag_prefix: str = '', group: str = '')
 
 
 def _owner(kind: type, name: str) -> type:
-  """The class in which a field is defined."""
+  """The class that defines a field."""
   return next(base for base in reversed(kind.__mro__) if name in vars(base).get('__annotations__', {}))
 
 
@@ -81,16 +81,16 @@ def flat(settings: Any, prefix: str = '') -> dict[str, Any]:
 
 
 def build(kind: type, values: Mapping[str, Any], what: str = '--', prefix: str = '') -> Any:
-  """A dataclass from values by field name, nested for nested dataclasses, converted to the types of the fields.
+  """Builds a dataclass from values by field name, and converts them to the types of the fields.
 
   Args:
     kind: the dataclass.
-    values: as flags, JSON or a ConfigDict give them.
-    what: how messages begin the name of a field: '--' or 'config.'.
+    values: values from flags, JSON or a ConfigDict; nested for nested dataclasses.
+    what: prefix of field names in messages: '--' or 'config.'.
     prefix: dotted prefix of the names in a nested dataclass.
 
   Raises:
-    ValueError: a name is unknown, with the nearest known one, or a value is invalid.
+    ValueError: a name is unknown (the message suggests the nearest known one), or a value is invalid.
   """
   known = {item.name: item for item in dataclasses.fields(kind)}
   arguments = {}
@@ -104,7 +104,7 @@ def build(kind: type, values: Mapping[str, Any], what: str = '--', prefix: str =
 
 
 def _convert(kind: Any, value: Any, what: str, name: str) -> Any:
-  """`value` as the type of its field: an int is a float too, a list is a tuple, and text is a list with commas."""
+  """Converts a value to the type of its field: ints to floats, lists to tuples, comma-separated text to lists."""
   if dataclasses.is_dataclass(kind):
     return build(kind, value, what, name + '.')
   if kind is float and isinstance(value, int) and not isinstance(value, bool):
@@ -121,12 +121,12 @@ def _convert(kind: Any, value: Any, what: str, name: str) -> Any:
     )
     _require(fits, what + name, value, 'a list of pairs (prompt, response) of tokens, such as ((64, 32), (128, 64))')
     return tuple(map(tuple, value))
-  _require(type(value) is kind, what + name, value, f'of type {kind.__name__}')
+  _require(type(value) is kind, what + name, value, f'a value of type {kind.__name__}')
   return value
 
 
 def split(text: str) -> Strings:
-  """A list of strings from text: a tuple as Python writes it, or items between commas outside brackets; '' is empty."""
+  """Splits text into strings: a Python tuple, or items separated by commas outside brackets; '' gives none."""
   literal = _literal(text) if text.startswith(('(', '[')) else text
   if isinstance(literal, list | tuple):
     return tuple(literal)
@@ -153,10 +153,10 @@ def _require(condition: bool, name: str, value: Any, wanted: str) -> None:
 
 
 def check(settings: Any, what: str = '--') -> None:
-  """Compares the values of a dataclass with the choices and bounds of its fields.
+  """Checks the values of a dataclass against the choices and bounds of its fields.
 
   Raises:
-    ValueError: naming the field, its value and what it can be.
+    ValueError: a value is not allowed. The message names the field, its value and what is allowed.
   """
   for item in dataclasses.fields(settings):
     value, choices, least = (getattr(settings, item.name), *map(item.metadata.get, ('choices', 'at_least')))
@@ -165,7 +165,7 @@ def check(settings: Any, what: str = '--') -> None:
 
 
 def define_flags(kind: type, values: flags.FlagValues) -> None:
-  """Defines one flag for each setting. Without a default, so that it can be seen which flags are given."""
+  """Defines one flag per setting, without a default, so that the flags that were given can be recognised."""
   for leaf in leaves(kind):
     text, name, options = leaf.field.metadata['text'], leaf.flag, {'flag_values': values}
     if leaf.field.type in (Strings, Pairs):
@@ -180,7 +180,7 @@ def define_flags(kind: type, values: flags.FlagValues) -> None:
 
 
 def given(kind: type, values: flags.FlagValues) -> dict[str, Any]:
-  """The settings that flags give, by dotted field name."""
+  """The settings given as flags, by dotted field name."""
   found = {}
   for leaf in leaves(kind):
     if not values[leaf.flag].present:
@@ -195,12 +195,12 @@ def given(kind: type, values: flags.FlagValues) -> dict[str, Any]:
 
 
 def listed(value: Any) -> Any:
-  """A list as text is one, too: 'a,b' is ('a', 'b')."""
+  """Reads text as a list: 'a,b' as ('a', 'b'), 'a' as ('a',). Other values are returned unchanged."""
   return split(value) if isinstance(value, str) and ',' in value else (value,) if isinstance(value, str) else value
 
 
 def flat_dict(values: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  """{'mesh': {'fsdp': 2}} as {'mesh.fsdp': 2}."""
+  """Flattens {'mesh': {'fsdp': 2}} to {'mesh.fsdp': 2}."""
   found: dict[str, Any] = {}
   for name, value in values.items():
     found |= flat_dict(value, f'{prefix}{name}.') if isinstance(value, dict) else {prefix + name: value}
@@ -208,7 +208,7 @@ def flat_dict(values: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
 
 
 def nested(values: Mapping[str, Any]) -> dict[str, Any]:
-  """{'mesh.fsdp': 2} as {'mesh': {'fsdp': 2}}."""
+  """Nests {'mesh.fsdp': 2} as {'mesh': {'fsdp': 2}}."""
   result: dict[str, Any] = {}
   for name, value in values.items():
     *path, last = name.split('.')
@@ -220,7 +220,7 @@ def nested(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parse(kind: type, argv: Sequence[str], values: flags.FlagValues) -> None:
-  """Parses a command line into flags that are defined; one argument without dashes goes to the positional field.
+  """Parses a command line into the defined flags; one argument without dashes goes to the positional field.
 
   Raises:
     ValueError: there is another argument without dashes.
@@ -231,19 +231,19 @@ def parse(kind: type, argv: Sequence[str], values: flags.FlagValues) -> None:
   if len(rest) == 1 and positional:
     values([argv[0], f'--{positional[0]}={rest[0]}'])
   elif rest:
-    raise ValueError(f'what is {rest[0]!r}? Settings are given as --<name>=<value>; --help lists them')
+    raise ValueError(f'unexpected argument {rest[0]!r}: give settings as --<name>=<value>; --help lists them')
 
 
 def parse_flags(kind: type, argv: Sequence[str], values: flags.FlagValues) -> Any:
-  """The settings that a command line describes.
+  """Reads settings from a command line.
 
   Args:
     kind: the dataclass of the settings.
     argv: the command line, its first entry the name of the program.
-    values: where to define the flags.
+    values: the flag values in which to define the flags.
 
   Raises:
-    ValueError: a required setting is missing, or a setting has a value that it cannot have.
+    ValueError: a required setting is missing, or a value is not allowed.
     flags.Error: a flag is unknown, or has an invalid value.
   """
   define_flags(kind, values)
@@ -252,10 +252,10 @@ def parse_flags(kind: type, argv: Sequence[str], values: flags.FlagValues) -> An
 
 
 def read_flags(kind: type, values: flags.FlagValues) -> Any:
-  """The settings that flags describe.
+  """Reads settings from parsed flags.
 
   Raises:
-    ValueError: a required setting is missing, or a setting has a value that it cannot have.
+    ValueError: a required setting is missing, or a value is not allowed.
   """
   found = given(kind, values)
   for leaf in leaves(kind):
@@ -265,11 +265,11 @@ def read_flags(kind: type, values: flags.FlagValues) -> Any:
 
 
 def describe(kind: type, defaults: Any = None) -> str:
-  """The settings for --help: a heading for each group, then a line or two for each flag.
+  """Formats the settings for --help: a heading for each group, then one line for each flag.
 
   Args:
     kind: the dataclass.
-    defaults: the values that hold without a flag; those of the class by default.
+    defaults: the default values to show; by default those of the class.
   """
   values, lines, group = flat(kind() if defaults is None else defaults), [], ''
   for leaf in leaves(kind):
@@ -284,7 +284,7 @@ def describe(kind: type, defaults: Any = None) -> str:
 
 
 def show(value: Any) -> str:
-  """A value as --help prints it."""
+  """Formats a value for --help."""
   if value == '' or value == ():
     return 'none'
   if isinstance(value, bool):

@@ -1,7 +1,7 @@
-"""Tensors of Hugging Face folders, read and written by rows, so that models of any size pass through little memory.
+"""Reads and writes tensors of Hugging Face folders by rows, so that models of any size need little memory.
 
-Weights are safetensors only. The library that opens them checks their headers; values are then read from the places
-that the headers name, without mapping a file into memory, where what has been read would stay.
+Weights are safetensors only. The safetensors library checks the headers. Values are then read at the offsets in the
+headers instead of from a memory map, because pages of a memory map stay in memory after they are read.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,7 +23,7 @@ _STORED = {dtype: stored for stored, dtype in folders.DTYPES.items()}
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-  """Where the values of a tensor lie."""
+  """Location of the values of a tensor."""
 
   name: str
   path: pathlib.Path
@@ -35,7 +35,7 @@ class Place:
     """Its rows in order, in arrays [rows, columns] of the type on disk.
 
     Raises:
-      ValueError: the file is shorter than it was, or a value is not finite.
+      ValueError: the file became shorter, or a value is not finite.
     """
     rows, columns = merging.rows_and_columns(self.shape)
     step = max(1, BLOCK_ENTRIES // columns)
@@ -46,7 +46,7 @@ class Place:
         values = np.fromfile(file, np.dtype(self.dtype), count)
         with folders.naming(self.path):
           if values.size != count:
-            raise ValueError(f'tensor {self.name}: the file ended while it was read')
+            raise ValueError(f'tensor {self.name}: the file ends in the middle of it')
           folders.check_finite(self.name, values)
         yield values.reshape(-1, columns)
 
@@ -55,10 +55,10 @@ def places(folder: pathlib.Path) -> dict[str, Place]:
   """The tensors of a folder by name, sorted.
 
   Raises:
-    ValueError: a weight file is absent or malformed, or a tensor is of another type than those in folders.DTYPES.
+    ValueError: a weight file is absent or malformed, or the type of a tensor is not in folders.DTYPES.
   """
   with contextlib.ExitStack() as stack:
-    tensors = folders.open_tensors(folder, stack)  # which checks the headers
+    tensors = folders.open_tensors(folder, stack)  # checks the headers
     headers = {path: _read_header(path) for path in {tensor.path for tensor in tensors.values()}}
   found = {}
   for name in sorted(tensors):
@@ -70,14 +70,14 @@ def places(folder: pathlib.Path) -> dict[str, Place]:
 
 
 def _read_header(path: pathlib.Path) -> tuple[Mapping[str, Mapping[str, list[int]]], int]:
-  """The header of a safetensors file, and where the values begin."""
+  """The header of a safetensors file, and the offset of the first value in bytes."""
   with path.open('rb') as file:
     size = int.from_bytes(file.read(8), 'little')
     return json.loads(file.read(size)), 8 + size
 
 
 class Planned(NamedTuple):
-  """A tensor that is to be written."""
+  """A tensor to write."""
 
   name: str
   shape: tuple[int, ...]
@@ -99,13 +99,13 @@ def write(
 
   Args:
     folder: the folder to write.
-    tensors: what is written, in this order.
-    blocks: the rows of a tensor by its name, in order; they are rounded to the type that is planned.
-    metadata: texts for the headers.
+    tensors: the tensors to write, in this order.
+    blocks: returns the rows of a tensor by its name, in order. They are rounded to the planned type.
+    metadata: entries for the headers.
     shard_bytes: largest size of one file, in bytes, unless one tensor is larger.
 
   Raises:
-    ValueError: a value is not finite in the type that is planned.
+    ValueError: a value is not finite in the planned type.
   """
   shards = _shards(tensors, shard_bytes)
   single = len(shards) == 1
@@ -116,7 +116,7 @@ def write(
       stream.write(_header(shard, metadata))
       for tensor in shard:
         for block in blocks(tensor.name):
-          with np.errstate(over='ignore'):  # what overflows is refused, by name
+          with np.errstate(over='ignore'):  # the check below raises for overflows
             stored = np.ascontiguousarray(block.astype(np.dtype(tensor.dtype)))
           folders.check_finite(tensor.name, stored)
           stream.write(stored.view(np.uint8))

@@ -1,4 +1,4 @@
-"""What a run reads: a dataset, and the reference model in one of its forms."""
+"""Reads the inputs of a run: its datasets, and the reference model."""
 
 from collections.abc import Callable, Sequence
 import hashlib
@@ -25,11 +25,11 @@ class Split(NamedTuple):
 
   data: dataset.TokenDataset
   batches: batching.Batches
-  training: bool  # shuffled and repeated forever, or each example once
+  training: bool  # True: shuffled and repeated forever; False: each example once, in order
 
 
 class Reading(NamedTuple):
-  """What data are read with."""
+  """Everything besides the settings that reading data needs."""
 
   tokenizer: tokenization.Tokenizer
   vocab_size: int  # vocabulary size of the model
@@ -49,8 +49,8 @@ def read_split(paths: Sequence[str], config: settings.DataSettings, reading: Rea
   )
   if not data.responses:
     raise ValueError(
-      f'{", ".join(paths)}: the rows are prompts without responses, and an objective needs responses; '
-      'use data of another form, such as preference'
+      f'{", ".join(paths)}: the rows are prompts without responses, but an objective needs responses; '
+      'use data in another form, such as preference'
     )
   reading.announce(f'{", ".join(paths)}: {data.report}')
   return Split(data, _batches(data, config, reading.mesh, training, None), training)
@@ -74,11 +74,12 @@ def _batches(
 
 
 class Reference:
-  """The reference of a run: none, separate parameters, the base of an adapter, or a cache on disk and at most the head.
+  """The reference of a run: none, separate parameters, the base of an adapter, or a cache on disk.
 
   Args:
     config: the models, the data and how the run computes.
-    policy: whose model the reference shares; the frozen base of its adapters is the reference if config names no other.
+    policy: the policy. The reference has the same architecture. If the policy trains an adapter and config.reference
+      is empty, the frozen base is the reference.
     objective: the objective, which may need no reference.
     mesh: the mesh of the run.
     shardings: shardings of the parameters.
@@ -101,11 +102,12 @@ class Reference:
     self.needed = bool(stats.missing_reference(objective.needs, ()))
     if config.reference_cache and not self.needed:
       raise ValueError(
-        f'config.reference_cache = {config.reference_cache!r} has no use: {objective.name} reads no reference'
+        f'config.reference_cache = {config.reference_cache!r} is set, but {objective.name} reads no reference: '
+        'remove the setting'
       )
 
   def load(self) -> references.Reference:
-    """What the step needs of the reference besides what its batches hold."""
+    """Loads the part of the reference that the step needs in addition to the cached fields of its batches."""
     if not self.needed:
       return references.NotLoaded()
     if not self._config.reference_cache:
@@ -115,10 +117,10 @@ class Reference:
     return references.NotLoaded()
 
   def cached(self, splits: Sequence[Split]) -> list[Split]:
-    """The same data sets, their batches with what a cache holds. Makes the caches that are not there yet.
+    """Adds the cached outputs of the reference to the batches of each dataset. Creates missing caches.
 
     Raises:
-      CacheError: a cache that is there is damaged, or another than its name says.
+      CacheError: an existing cache is damaged, or does not match its name.
     """
     if not self._config.reference_cache:
       return list(splits)
@@ -133,7 +135,7 @@ class Reference:
       folder = reference_cache.folder_of(root, identity)
       if not folder.exists():
         params = self._params() if params is None else params
-        self._announce(f'reference cache of {len(split.data)} examples: making {folder}')
+        self._announce(f'reference cache of {len(split.data)} examples: writing {folder}')
         self._build(root, identity, split, params)
       cache = reference_cache.ReferenceCache(root, identity, split.data)
       self._announce(f'reference cache: {", ".join(columns)} of {len(split.data)} examples from {folder}')
@@ -162,11 +164,12 @@ class Reference:
 
 
 def fingerprint(folder: str, whole: bool = False) -> str:
-  """A hash of a model: its small files in full, and its weights.
+  """Hashes a model: its small files in full, and its weights.
 
   Args:
-    folder: the model.
-    whole: hash all weights; else their sizes and 32 samples of 64 KiB, which is quick enough for every start of a run.
+    folder: the folder of the model.
+    whole: hash all weights; otherwise only file sizes and 32 samples of 64 KiB per file, which is fast enough for
+      every start of a run.
   """
   digest = hashlib.sha256()
   files = [pathlib.Path(folder) / name for name in ('config.json', 'tokenizer.json', 'tokenizer_config.json')]

@@ -1,8 +1,9 @@
-"""Merging of models in Hugging Face folders, of any size: only some rows of one tensor are in memory at a time.
+"""Merges models of any size in Hugging Face folders. Only some rows of one tensor are in memory at a time.
 
-The models, and the base, must have the same tensors, configuration and tokenizer; what differs is refused by name. The
-configuration and the tokenizer files are those of the first model, unless `Assets` names another folder. What was
-merged is written to merge.json and into the headers of the weight files. The folder appears complete or not at all.
+The models and the base must have the same tensors, configuration and tokenizer; otherwise an error names what differs.
+The configuration and the tokenizer files are copied from the first model, unless `Output.assets_from` names another
+folder. A record of the merge is written to merge.json and into the headers of the weight files. The output folder
+appears only when it is complete.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from alignjax.run import folder_tensors
 
 RECORD = 'merge.json'
 TOKENIZER = ('tokenizer.json', 'tokenizer.model', 'vocab.json', 'merges.txt')
-_PASSING = ('padding', 'truncation')  # entries of tokenizer.json that say how it was last used
+_PASSING = ('padding', 'truncation')  # entries of tokenizer.json that record only how it was last used
 # Entries of config.json that may differ between models to be merged: they do not change what the weights mean.
 _INCIDENTAL = frozenset(
   [
@@ -51,7 +52,7 @@ def parse_method(text: str) -> merging.Method:
 
 
 class Inputs(NamedTuple):
-  """What is merged: folders of models, of the base for methods that need one, and weights as `merging.merge` takes."""
+  """The models to merge, the base for methods that need one, and weights in the form that `merging.merge` takes."""
 
   models: Sequence[Path]
   base: Path | None = None
@@ -59,14 +60,14 @@ class Inputs(NamedTuple):
 
 
 class Output(NamedTuple):
-  """How the result is written.
+  """Options for writing the result.
 
   Attributes:
-    dtype: type of the stored weights, 'float32', 'bfloat16' or 'float16'; None keeps the type of each in the first
-      model. Merging is done in float32 in any case.
-    assets_from: folder to copy the configuration and the tokenizer files from; None: the first model.
+    dtype: type of the stored weights, 'float32', 'bfloat16' or 'float16'; None keeps the type of each
+      tensor in the first model. Merging always computes in float32.
+    assets_from: folder to copy the configuration and the tokenizer files from; None for the first model.
     allow_different_tokenizers: whether tokenizers may differ.
-    shard_bytes: largest size of one file.
+    shard_bytes: largest size of one file, in bytes.
   """
 
   dtype: str | None = None
@@ -85,22 +86,22 @@ def merge(
   """Merges folders.
 
   Args:
-    out: folder to write, which must not exist.
-    method: what to do.
-    inputs: what to merge.
+    out: folder to create.
+    method: the merge method.
+    inputs: the models to merge.
     output: how to write the result.
-    advance: called with the share of the work that has been done since the last call.
+    advance: called with the fraction of the work done since the last call.
 
   Raises:
-    ValueError: naming what cannot be merged.
+    ValueError: the folders cannot be merged. The message names the difference.
   """
   models, base, weights = inputs
   dtype = output.dtype
   out, paths = pathlib.Path(out), [pathlib.Path(model) for model in models]
   if out.exists():
-    raise ValueError(f'--out={out}: exists; choose another folder')
+    raise ValueError(f'--out={out}: the folder exists; choose another one')
   if not paths:
-    raise ValueError('--models: no folder is given')
+    raise ValueError('--models: give at least one folder')
   if dtype is not None and dtype not in folders.DTYPES.values():
     raise ValueError(f'--dtype={dtype}: must be one of {", ".join(folders.DTYPES.values())}')
   origins = paths if base is None else [*paths, pathlib.Path(base)]
@@ -132,7 +133,7 @@ def merge(
 
 
 def _tensor(origin: Sequence[folder_tensors.Place], has_base: bool) -> merging.Tensor:
-  """One tensor of all models, the base being the last, to be read in blocks."""
+  """One tensor of all models, read in blocks. `origin` ends with the base if there is one."""
 
   def blocks() -> Iterator[merging.Block]:
     row = 0
@@ -145,7 +146,7 @@ def _tensor(origin: Sequence[folder_tensors.Place], has_base: bool) -> merging.T
 
 
 def _record(method: merging.Method, inputs: Inputs, dtype: str | None) -> dict[str, Any]:
-  """What was merged, for later readers."""
+  """The contents of merge.json."""
   record: dict[str, Any] = {'method': method.name, 'models': [os.fspath(model) for model in inputs.models]}
   if inputs.base is not None:
     record['base'] = os.fspath(inputs.base)
@@ -155,9 +156,10 @@ def _record(method: merging.Method, inputs: Inputs, dtype: str | None) -> dict[s
 
 
 def _check_configs(paths: Sequence[pathlib.Path]) -> dict[str, Any]:
-  """Compares configurations, as far as they have the same entries, and returns the first.
+  """Compares the entries that configurations share, and returns the first configuration.
 
-  An entry that only one has shows in the tensors or is the default; but a missing `rope_scaling` means no scaling.
+  An entry that only one has is either visible in the tensors or a default. The exception is `rope_scaling`: if it is
+  missing, positions are not scaled.
   """
   entries = [folders.read_json(path / folders.CONFIG) for path in paths]
   for path, other in zip(paths[1:], entries[1:], strict=True):
@@ -172,7 +174,7 @@ def _check_configs(paths: Sequence[pathlib.Path]) -> dict[str, Any]:
 
 
 def _check_tokenizers(paths: Sequence[pathlib.Path]) -> None:
-  """Compares the files of tokenizers, as far as two folders have the same ones."""
+  """Compares the tokenizer files that two folders share."""
   first = _tokenizer(paths[0])
   for path in paths[1:]:
     other = _tokenizer(path)
@@ -182,13 +184,13 @@ def _check_tokenizers(paths: Sequence[pathlib.Path]) -> None:
       different = sorted(first.keys() | other.keys())
     if different:
       raise ValueError(
-        f'{path}: the tokenizer differs from that of {paths[0]} ({", ".join(different)}), so that rows of the '
-        'embeddings stand for other tokens: if you know that they do not, give --allow_different_tokenizers'
+        f'{path}: the tokenizer differs from that of {paths[0]} ({", ".join(different)}), so rows of the '
+        'embeddings may mean different tokens: if you know that they agree, give --allow_different_tokenizers'
       )
 
 
 def _tokenizer(path: pathlib.Path) -> dict[str, Any]:
-  """What the files of a tokenizer say, by name."""
+  """The contents of a tokenizer's files, by name."""
   files: dict[str, Any] = {}
   for name in TOKENIZER:
     if (path / name).exists():
@@ -206,12 +208,12 @@ def _check_tensors(stored: Mapping[pathlib.Path, Mapping[str, folder_tensors.Pla
     faults = {
       'missing': expected.keys() - found.keys(),
       'additional': found.keys() - expected.keys(),
-      'of another shape': [
+      'with another shape': [
         f'{name} {list(found[name].shape)} instead of {list(expected[name].shape)}'
         for name in expected.keys() & found.keys()
         if found[name].shape != expected[name].shape
       ],
     }
     if any(faults.values()):
-      told = '; '.join(f'tensors {fault}: {folders.listed(names)}' for fault, names in faults.items() if names)
-      raise ValueError(f'{path}: cannot be merged with {reference}: {told}')
+      listed = '; '.join(f'tensors {fault}: {folders.listed(names)}' for fault, names in faults.items() if names)
+      raise ValueError(f'{path}: cannot be merged with {reference}: {listed}')

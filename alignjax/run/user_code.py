@@ -1,7 +1,7 @@
-"""Users' own code: files and modules that are imported before any expression is read.
+"""Imports users' own files and modules before expressions are read.
 
-A file registers what it defines, by `@objectives.factory`, `@optim.factory`, `@rewards.factory`, `@strategies.factory`
-or `@merging.factory`; expressions then know it by name.
+A file registers its functions with `@objectives.factory`, `@optim.factory`, `@rewards.factory`, `@strategies.factory`
+or `@merging.factory`. Expressions can then use them by name.
 """
 
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ import types
 
 from alignjax.run import fields
 
-PACKAGE = 'alignjax_imports'  # files are imported as modules of this name: alignjax_imports.mine
-_loaded: dict[str, str] = {}  # what has been imported, and the hash of its source
+PACKAGE = 'alignjax_imports'  # package of imported files: alignjax_imports.mine
+_loaded: dict[str, str] = {}  # imported files and modules, with a hash of their source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,18 +26,19 @@ class UserCode:
 
   imports: tuple[str, ...] = fields.field(
     (),
-    'Python file or module with objectives, optimizers, rewards or strategies of your own, mine.py or package.module; '
-    'can be repeated.',
+    'Python file or module with your own objectives, optimizers, rewards or strategies, such as mine.py or '
+    'package.module; can be repeated.',
     flag='import',
     on_resume='free',  # the contents are compared, not the paths
   )
 
 
 def load(imports: Sequence[str]) -> None:
-  """Imports files and modules, in order. One that was imported before is imported again only if it has changed.
+  """Imports files and modules, in order. Imports one again only if it has changed.
 
   Args:
-    imports: paths of Python files, 'mine.py', or names of modules, 'package.module', which the current folder may hold.
+    imports: paths of Python files, 'mine.py', or names of modules, 'package.module', which are installed or in the
+      current folder.
 
   Raises:
     ValueError: there is no such file or module, or it raises an exception; the message names the user's file and line.
@@ -45,19 +46,19 @@ def load(imports: Sequence[str]) -> None:
   names = [_name(text) for text in imports]
   for text, name in zip(imports, names, strict=True):
     if names.count(name) > 1:
-      raise ValueError(f'--import={text}: {name} is imported twice; give each file a name of its own')
+      raise ValueError(f'--import={text}: {name} is imported twice; give the files different names')
     content = _hash(text)
     if _loaded.get(_key(text)) == content:
       continue
     try:
       _import_file(pathlib.Path(text)) if _is_file(text) else _import_module(text)
-    except (Exception, SystemExit) as error:  # whatever a user's file raises
+    except (Exception, SystemExit) as error:  # a user's file may raise anything
       raise ValueError(f'--import={text}: {_place(error, text)}{_reason(error)}') from error
     _loaded[_key(text)] = content
 
 
 def fingerprints(imports: Sequence[str]) -> dict[str, str]:
-  """A sha256 of the source of each import, by its name without folders: 'mine.py', 'package.module'."""
+  """The sha256 of the source of each import, by its name without folders: 'mine.py', 'package.module'."""
   return {_name(text): _hash(text) for text in imports}
 
 
@@ -74,7 +75,7 @@ def _key(text: str) -> str:
 
 
 def _hash(text: str) -> str:
-  """Of a file: its source. Of a package: the sources of all Python files in it, with their names."""
+  """Hashes the source of a file, or all Python files of a package with their names."""
   if _is_file(text):
     path = pathlib.Path(text)
     if not path.is_file():
@@ -99,7 +100,7 @@ def _spec(name: str) -> importlib.machinery.ModuleSpec:
     raise ValueError(f'--import={name}: {_place(error, name)}{_reason(error)}') from error
   if spec is None or not (spec.has_location or spec.submodule_search_locations):
     raise ValueError(
-      f'--import={name}: there is no such module, here or installed; a file is given with its ending, {name}.py'
+      f'--import={name}: there is no such module, neither here nor installed; to import a file, give {name}.py'
     )
   return spec
 
@@ -127,7 +128,7 @@ def _import_module(name: str) -> None:
 
 
 def _place(error: BaseException, text: str) -> str:
-  """'mine.py:12: ', the line of the user's code in which an exception was raised."""
+  """The line of the user's code that raised an exception: 'mine.py:12: '."""
   if isinstance(error, SyntaxError) and error.filename:
     return f'{error.filename}:{error.lineno}: '
   library = str(pathlib.Path(__file__).parents[1])

@@ -1,7 +1,7 @@
-"""Flags of XLA that make bfloat16 products fast on a CPU that has instructions for them.
+"""XLA flags for fast bfloat16 products on CPUs that have instructions for them.
 
 Without these flags XLA emulates bfloat16 products on a CPU, and float32 is faster. They are experimental, so a child
-process tries them first: a build of XLA that does not know them, or cannot use them, ends the process that sets them.
+process tries them first: XLA aborts the process if it does not know the flags or cannot use them.
 """
 
 import os
@@ -13,8 +13,8 @@ FLAGS = (
   '--xla_cpu_use_onednn=true',
   '--xla_cpu_experimental_onednn_fusion_type=LIBRARY_FUSION_TYPE_DOT',
   '--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_REDUCE',
-  # Rounds to bfloat16 wherever the program says so. Otherwise each compiled function keeps some roundings and drops
-  # others, and a policy that equals its reference has a loss that is not quite log 2.
+  # Rounds to bfloat16 at every cast. Otherwise each compiled function skips different roundings, and the loss of a
+  # policy that equals its reference is not exactly log 2.
   '--xla_allow_excess_precision=false',
 )
 INSTRUCTIONS = {'avx512_bf16', 'amx_bf16'}
@@ -26,10 +26,10 @@ assert float(jax.jit(lambda x: jnp.matmul(x, x, preferred_element_type=jnp.float
 
 
 def enable_fast_bfloat16() -> bool:
-  """Sets the flags for this process where they help. To be called before JAX computes anything.
+  """Sets the flags for this process if they help. Call it before JAX computes anything.
 
   Returns:
-    Whether bfloat16 is the faster choice on the CPU.
+    Whether bfloat16 is faster than float32 on this CPU.
   """
   if not INSTRUCTIONS & _cpu_features():
     return False
@@ -43,7 +43,7 @@ def enable_fast_bfloat16() -> bool:
 
 
 def _cpu_features(cpuinfo: pathlib.Path = pathlib.Path('/proc/cpuinfo')) -> set[str]:
-  """The features that every core reports; none where the system does not say."""
+  """The features that every core reports; empty if the system does not list them."""
   if not cpuinfo.exists():
     return set()
   lines = cpuinfo.read_text(encoding='utf-8', errors='replace').splitlines()

@@ -1,4 +1,4 @@
-"""The contract that every objective keeps, for objectives of your own: `alignjax.testing.check_objective(mine())`."""
+"""Checks that an objective of your own keeps the contract: `alignjax.testing.check_objective(mine())`."""
 
 from alignjax.testing.checks import PROPERTIES, Setting, check_objective, check_oracle, check_value_at_reference
 from alignjax.testing.recording import RecordingBatch, RecordingTable, loss_reads

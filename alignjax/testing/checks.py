@@ -1,4 +1,4 @@
-"""The properties of an objective, one function each. An AssertionError names the objective and its fault."""
+"""Checks the properties of an objective, one function each. An AssertionError names the objective and the problem."""
 
 from collections.abc import Callable
 import dataclasses
@@ -20,16 +20,16 @@ Oracle = Callable[[PreferenceBatch, np.ndarray, np.ndarray], np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-  """An objective with a batch on which it is checked, and the logits of both models. Results are kept for reuse."""
+  """An objective, a batch to check it on, and the logits of both models. Results are cached."""
 
   objective: objectives.Objective
   batch: PreferenceBatch
   policy: Array  # [B, N, R, V] logits
-  reference: Array  # the same
+  reference: Array  # [B, N, R, V] logits
 
   @classmethod
   def of(cls, objective: objectives.Objective, responses: int | None = None, seed: int = 3) -> 'Setting':
-    """A random batch with N = `responses`, by default the smallest N that the objective is defined for, 2 if any is."""
+    """Creates a random batch with N = `responses`, by default the smallest allowed N, or 2 if any N is allowed."""
     if responses is None:
       responses = min(declarations.accepted(objective.responses) or {2})
     batch = examples.batch(seed, responses=responses, needs=objective.needs)
@@ -62,7 +62,7 @@ class Setting:
 
   @functools.cached_property
   def pulled_back(self) -> tuple[Array, tuple[Array, Array], tuple[Array, Array]]:
-    """The weighted sum of the losses, its gradient in both logits, and that of the sum of all metrics."""
+    """The weighted sum of the losses, its gradient with respect to both logits, and the gradient of all metrics."""
 
     def sums(policy: Array, reference: Array) -> tuple[Array, Array]:
       total, term = self.total(policy, reference, self.batch)
@@ -90,7 +90,7 @@ def _names(found: set[stats.Stat] | frozenset[stats.Stat]) -> list[str]:
 
 
 def check_needs(setting: Setting) -> None:
-  """It reads exactly the statistics that it declares."""
+  """The objective reads exactly the statistics that it declares."""
   table = recording.RecordingTable(stats.from_logits(setting.objective.needs, *setting.inputs))
   try:
     setting.objective.apply(table, setting.batch)
@@ -101,7 +101,7 @@ def check_needs(setting: Setting) -> None:
 
 
 def check_reads(setting: Setting) -> None:
-  """The loss depends on exactly the fields of the batch that it declares; the optional ones may be missing."""
+  """The loss depends on exactly the declared fields of the batch. Optional fields may be missing."""
   objective, table, batch = setting.objective, setting.table, setting.batch
   refusal = _refusal(setting, table, functools.reduce(_without, sorted(objective.optional), batch))
   _require(not refusal, setting, f'`optional` declares {sorted(objective.optional)}, but without them: {refusal}')
@@ -109,16 +109,16 @@ def check_reads(setting: Setting) -> None:
   found = frozenset().union(*(recording.loss_reads(objective, table, variant) for variant in variants))
   undeclared, unread = sorted(found - objective.reads), sorted(objective.reads - found)
   _require(not undeclared, setting, f'the loss reads the fields {undeclared} of the batch: add them to `reads`')
-  _require(not unread, setting, f'`reads` declares the fields {unread}, on which the loss does not depend')
+  _require(
+    not unread, setting, f'`reads` declares the fields {unread}, but the loss does not depend on them: remove them'
+  )
   recorder = recording.RecordingBatch(batch)
   jax.eval_shape(lambda: objective.apply(table, recorder))
   others = sorted(recorder.read - objective.reads - declarations.OF_EVERY_BATCH)
-  _require(not others, setting, f'a metric reads the fields {others}, which not every batch has: add them to `reads`')
+  _require(not others, setting, f'a metric reads the fields {others}, which some batches lack: add them to `reads`')
   for field in sorted(objective.reads - objective.optional - declarations.OF_EVERY_BATCH):
     refusal = _refusal(setting, table, _without(batch, field))
-    _require(
-      field in refusal, setting, f'a batch without `{field}` must be refused by a ValueError that names `{field}`'
-    )
+    _require(field in refusal, setting, f'a batch without `{field}` must raise a ValueError that names `{field}`')
 
 
 def _without(batch: PreferenceBatch, field: str) -> PreferenceBatch:
@@ -128,7 +128,7 @@ def _without(batch: PreferenceBatch, field: str) -> PreferenceBatch:
 
 
 def _refusal(setting: Setting, table: stats.StatTable, batch: PreferenceBatch) -> str:
-  """The message with which a batch is refused when it is traced; '' if it is accepted."""
+  """The error message that tracing the objective on a batch raises; '' without an error."""
   try:
     jax.eval_shape(setting.objective.apply, table, batch)
   except ValueError as error:
@@ -139,7 +139,7 @@ def _refusal(setting: Setting, table: stats.StatTable, batch: PreferenceBatch) -
 
 
 def check_responses(setting: Setting) -> None:
-  """It is evaluated for the numbers of responses that it declares, and refuses all others by its name."""
+  """The objective accepts the declared numbers of responses. For others, it raises an error with its name."""
   objective = setting.objective
   numbers = declarations.accepted(objective.responses)
   for responses in (1, 2, 3):
@@ -152,14 +152,14 @@ def check_responses(setting: Setting) -> None:
     refusal = _refusal(setting, stats.StatTable(values, batch.response_length), batch)
     declared = f'`responses` declares {declarations.describe_responses(objective.responses)}'
     if numbers is None or responses in numbers:
-      _require(not refusal, setting, f'{declared}, but N = {responses} is refused: {refusal}')
+      _require(not refusal, setting, f'{declared}, but N = {responses} raises: {refusal}')
       continue
-    _require(bool(refusal), setting, f'{declared}, but a batch with N = {responses} is not refused')
+    _require(bool(refusal), setting, f'{declared}, but a batch with N = {responses} raises no error')
     named = re.match(r'\w*', refusal)[0] in re.findall(r'(\w+)\(', objective.name)
     _require(
       named and 'N = ' in refusal,
       setting,
-      f'the refusal of N = {responses} must begin with the name of the objective and give N, got {refusal!r}',
+      f'the error for N = {responses} must begin with the name of the objective and contain N, got {refusal!r}',
     )
 
 
@@ -180,10 +180,10 @@ def check_finite(setting: Setting) -> None:
 
 
 def check_extremes(setting: Setting) -> None:
-  """Loss, metrics and gradient are finite at uniform distributions, for tiny and for enormous log-ratios."""
+  """Loss, metrics and gradient are finite for uniform distributions, and for tiny and huge log-ratios."""
   sizes = np.array([0.0, 1e-4, 1e4], np.float32)
   prompts = setting.batch.prompt.shape[0]
-  # Prompts that do not see each other can share a batch; for others each batch is of one size.
+  # Independent prompts share one batch with all sizes; coupled prompts need a batch for each size.
   batches = (
     [np.full(prompts, size) for size in sizes] if setting.objective.couples_rows else [np.resize(sizes, prompts)]
   )
@@ -196,7 +196,7 @@ def check_extremes(setting: Setting) -> None:
 
 
 def check_padding(setting: Setting) -> None:
-  """What the padding contains changes neither loss nor gradient, and the gradient there is 0."""
+  """The content of the padding changes neither loss nor gradient, and the gradient of padding is 0."""
   objective, (policy, reference, batch) = setting.objective, setting.inputs
   size = batch.response.shape[-1]
   padding = np.arange(size) >= np.asarray(batch.response_length)[..., None]
@@ -206,7 +206,7 @@ def check_padding(setting: Setting) -> None:
   total, (gradient, _), _ = setting.pulled_back
   _require(bool(total == noisy), setting, 'the content of the padding changes the loss')
   same = np.array_equal(gradient, noisy_gradient) and not np.any(np.asarray(gradient)[padding])
-  _require(same, setting, 'the content of the padding changes the gradient, or has a gradient itself')
+  _require(same, setting, 'the content of the padding changes the gradient, or the gradient of padding is not 0')
   live = any(stat.policy and stat.name not in batch.cached for stat in objective.needs)
   _require(bool(np.any(gradient)) or not live, setting, 'the gradient is 0 everywhere')
 
@@ -221,25 +221,25 @@ def check_permutation(setting: Setting) -> None:
 
 
 def check_deletion(setting: Setting) -> None:
-  """A prompt of weight 0 changes nothing: neither loss nor gradient of the others."""
+  """A prompt with weight 0 changes neither the loss nor the gradient of other prompts."""
   policy, reference, batch = setting.inputs
   keep = np.resize([True, False, True, True, False, True], batch.prompt.shape[0])
   masked = dataclasses.replace(batch, weight=batch.weight * keep)
   total, _, gradient = setting.gradient(policy, reference, masked)
   if setting.objective.couples_rows:
     expected, _, expected_gradient = setting.gradient(*jax.tree.map(lambda x: x[keep], setting.inputs))
-  else:  # every prompt is on its own, which `check_vmap` checks, so that the others are what they were
+  else:  # prompts are independent (`check_vmap` checks this), so the others keep their values
     expected, expected_gradient = jnp.sum(masked.weight * setting.term.loss), setting.pulled_back[1][0][keep]
-  problem = 'a prompt of weight 0 must count as deleted, but it changes the '
+  problem = 'a prompt with weight 0 must count as deleted, but it changes the '
   _require_close(total, expected, setting, problem + 'loss', rtol=1e-6, atol=1e-8)
   _require_close(gradient[keep], expected_gradient, setting, problem + 'gradient', rtol=1e-5, atol=1e-7)
-  _require(not np.any(gradient[~keep]), setting, 'a prompt of weight 0 must count as deleted, but it has a gradient')
+  _require(not np.any(gradient[~keep]), setting, 'a prompt with weight 0 must count as deleted, but it has a gradient')
 
 
 def check_reference_gradient(setting: Setting) -> None:
-  """No gradient enters the reference."""
+  """No gradient flows into the reference."""
   _, (_, gradient), _ = setting.pulled_back
-  _require(not np.any(gradient), setting, 'a gradient enters the reference')
+  _require(not np.any(gradient), setting, 'a gradient flows into the reference')
 
 
 def check_metric_gradient(setting: Setting) -> None:
@@ -250,7 +250,7 @@ def check_metric_gradient(setting: Setting) -> None:
 
 
 def check_coupling(setting: Setting) -> None:
-  """An objective in which prompts see each other declares it."""
+  """An objective whose losses depend on other prompts of the batch declares it."""
   if not setting.objective.couples_rows:
     found = objectives.couples(setting.objective, setting.batch.response.shape[1])
     problem = 'the loss of a prompt depends on other prompts of the batch: declare couples_rows=True'
@@ -258,7 +258,7 @@ def check_coupling(setting: Setting) -> None:
 
 
 def check_vmap(setting: Setting) -> None:
-  """Each prompt alone has the same loss, unless prompts see each other."""
+  """Each prompt alone has the same loss, unless the objective couples prompts."""
   if not setting.objective.couples_rows:
     rows = jax.tree.map(lambda x: x[:, None], (setting.table, setting.batch))
     found = jax.vmap(lambda table, batch: setting.objective.apply(table, batch).loss)(*rows)[:, 0]
@@ -267,7 +267,7 @@ def check_vmap(setting: Setting) -> None:
 
 
 def check_jit(setting: Setting) -> None:
-  """The compiled loss equals the one that is evaluated operation by operation."""
+  """The compiled loss equals the loss without compilation."""
   found = jax.jit(lambda *inputs: setting.evaluate(*inputs).loss)(*setting.inputs)
   _require_close(found, setting.term.loss, setting, 'under jax.jit the losses differ', rtol=1e-5, atol=1e-6)
 
@@ -283,15 +283,17 @@ def check_algebra(setting: Setting) -> None:
   _require_close(scaled.loss, 2 * one.loss, setting, '2 * a is wrong', rtol=1e-6, atol=1e-8)
   for name, value in one.metrics.items():
     kept = name in added.metrics and np.array_equal(added.metrics[name], value)
-    _require(kept, setting, f'in a sum the metric {name!r} of the first part is lost or changed')
+    _require(kept, setting, f'a sum loses or changes the metric {name!r} of its first part')
   both = objective + other
   kept = both.needs == objective.needs | other.needs and both.reads == objective.reads | other.reads
   kept = kept and dict(both.memory.initial) == dict(objective.memory.initial)
-  _require(kept and both.couples_rows == objective.couples_rows, setting, 'a sum declares other than its parts')
+  _require(
+    kept and both.couples_rows == objective.couples_rows, setting, 'a sum does not declare what its parts declare'
+  )
 
 
 def check_name(setting: Setting) -> None:
-  """Its name is an expression that builds it again."""
+  """The name is an expression that builds the same objective."""
   objective = setting.objective
   try:
     again = objectives.parse(objective.name)
@@ -308,10 +310,10 @@ def check_name(setting: Setting) -> None:
 
 
 def check_value_at_reference(setting: Setting, value: float) -> None:
-  """Where policy == reference and labels are hard, every loss has the documented value and every reward is 0."""
+  """At policy == reference with hard labels, every loss has the documented value and every reward is 0."""
   batch = dataclasses.replace(setting.batch, label=jnp.ones_like(setting.batch.label))
   term = setting.evaluate(setting.policy, setting.policy, batch)
-  problem = f'at policy == reference the loss is documented as {value:.6f}, got {np.asarray(term.loss)}'
+  problem = f'the loss at policy == reference must be {value:.6f}, got {np.asarray(term.loss)}'
   _require_close(term.loss, np.full(term.loss.shape, value), setting, problem, rtol=1e-6, atol=1e-6)
   for name, expected in {
     'reward_chosen': 0.0,
@@ -320,11 +322,11 @@ def check_value_at_reference(setting: Setting, value: float) -> None:
     'reward_accuracy': 0.5,
   }.items():
     found = np.asarray(term.metrics.get(name, expected))
-    _require(bool(np.all(found == expected)), setting, f'at policy == reference {name} must be {expected}, got {found}')
+    _require(bool(np.all(found == expected)), setting, f'{name} at policy == reference must be {expected}, got {found}')
 
 
 def check_oracle(setting: Setting, oracle: Oracle) -> None:
-  """The loss equals that of a float64 oracle."""
+  """The loss equals the result of a float64 oracle."""
   policy, reference = (_log_softmax(np.asarray(logits, np.float64)) for logits in (setting.policy, setting.reference))
   expected = oracle(jax.tree.map(np.asarray, setting.batch), policy, reference)
   scale = max(1.0, float(np.abs(expected).max()))
@@ -355,7 +357,7 @@ PROPERTIES: tuple[Callable[[Setting], None], ...] = (
   check_algebra,
   check_name,
 )
-"""The properties that every objective has, in the order in which they are checked."""
+"""The properties of every objective, in the order of the checks."""
 
 
 def check_objective(
@@ -368,14 +370,14 @@ def check_objective(
   """Checks that an objective keeps the contract of the library's own objectives.
 
   Args:
-    objective: any.
-    responses: N of the batch; by default the smallest that the objective is defined for, 2 if any is.
-    at_reference: the loss of every prompt at policy == reference for a hard label; None if there is no such value.
-    oracle: computes the loss [B] in float64 numpy from (batch, policy, reference), the latter log-probabilities
-      [B, N, R, V]; None to check no values.
+    objective: the objective to check.
+    responses: N of the batch; by default the smallest allowed N, or 2 if any N is allowed.
+    at_reference: the loss of every prompt at policy == reference for hard labels; None if it is not constant.
+    oracle: computes the loss [B] in float64 numpy from a batch and the log-probabilities [B, N, R, V] of policy and
+      reference; None skips the check of values.
 
   Raises:
-    AssertionError: for the first property that the objective lacks. The message names the property.
+    AssertionError: the objective lacks a property. The message describes the first one.
   """
   setting = Setting.of(objective, responses)
   for check in PROPERTIES:

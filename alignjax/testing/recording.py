@@ -1,4 +1,4 @@
-"""What an objective reads: statistics of the table, fields of the batch, and fields on which the loss depends."""
+"""Records the statistics and fields that an objective reads, and finds the fields that the loss depends on."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -31,7 +31,7 @@ class RecordingTable:
 
 
 class RecordingBatch:
-  """A batch that records in `read` which fields are read from it, arrays of `cached` by their own names."""
+  """A batch that records in `read` which fields are read from it. Arrays of `cached` have their own names."""
 
   def __init__(self, batch: PreferenceBatch):
     self._batch = batch
@@ -66,9 +66,9 @@ class _RecordingMapping(Mapping):
 
 
 def loss_reads(objective: objectives.Objective, table: stats.StatTable, batch: PreferenceBatch) -> frozenset[str]:
-  """The fields of the batch on which the loss depends, from the program that computes it.
+  """Finds the fields of the batch that the loss depends on, from the jaxpr of the loss.
 
-  What only metrics depend on is not among them, and neither is what goes through the table.
+  Fields that only affect metrics or the table are not included.
   """
   program = jax.make_jaxpr(lambda batch: objective.apply(table, batch).loss)(batch).jaxpr
   _, used = partial_eval.dce_jaxpr(program, [True] * len(program.outvars))

@@ -36,7 +36,7 @@ def test_the_table_has_quantiles_and_means():
   found = data_lengths.lengths(tokenized(range(1, 101), [7] * 100, [5] * 60 + [7] * 10 + [1000] * 30))
   lines = [' '.join(line.split()) for line in data_lengths.table(found)]
   assert lines == [
-    'tokens least 5% 25% 50% 75% 95% most mean',
+    'tokens min 5% 25% 50% 75% 95% max mean',
     'prompt 1 5 25 50 75 95 100 50.5',
     'chosen 7 7 7 7 7 7 7 7.0',
     'rejected 5 5 5 5 1,000 1,000 1,000 303.7',

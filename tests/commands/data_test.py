@@ -90,7 +90,7 @@ def test_inspect_shows_counts_lengths_and_the_first_pair(model, write, tmp_path,
   prompt = output[output.index('\nprompt, ') :]
   assert prompt.index('^<|im_start|>/1') < prompt.index('\nchosen, ') < prompt.index('\nrejected, ')
   assert prompt.count('<<|im_end|>/2>') == 2  # one a response, none in the prompt, where it is not trained
-  assert '\ntokens               least' in output
+  assert '\ntokens                 min' in output
   assert '\x1b' not in output  # not a terminal
   assert output.endswith(f'\nwrote {folder / "lengths.png"}\n')
   assert (folder / 'lengths.png').read_bytes().startswith(b'\x89PNG\r\n')
@@ -118,7 +118,7 @@ def test_inspect_without_matplotlib(model, write, tmp_path, monkeypatch, capsys)
   arguments = ('inspect', f'--model={model}', f'--data={write(*CHAT)}')
   assert run(*arguments, f'--out={tmp_path / "out"}') == 1
   outputs = capsys.readouterr()
-  assert "pip install 'alignjax[demo]', or leave --out away" in outputs.err
+  assert "pip install 'alignjax[demo]', or leave out --out" in outputs.err
   assert outputs.out == ''  # it is said before the work
   assert run(*arguments) == 0
 
@@ -159,7 +159,7 @@ def test_convert_replaces_a_file_only_when_told_and_only_by_a_whole_one(write, t
   out = tmp_path / 'out.jsonl'
   out.write_text('mine')
   assert run('convert', f'--data={write(GOOD)}', f'--out={out}') == 1
-  assert 'is there already; give another --out, or --overwrite' in capsys.readouterr().err
+  assert 'the file exists; choose another --out, or give --overwrite' in capsys.readouterr().err
   assert run('convert', f'--data={write(GOOD, "broken")}', f'--out={out}', '--overwrite') == 1
   assert out.read_text() == 'mine'
   assert run('convert', f'--data={write(GOOD)}', f'--out={out}', '--overwrite') == 0
@@ -170,7 +170,7 @@ def test_convert_replaces_a_file_only_when_told_and_only_by_a_whole_one(write, t
 @pytest.mark.parametrize(
   ('rows', 'out', 'message'),
   [
-    ([GOOD], 'out.json', 'must have a name that ends with .jsonl or .jsonl.gz'),
+    ([GOOD], 'out.json', 'the name must end with .jsonl or .jsonl.gz'),
     ([SAME], 'out.jsonl', 'no row is left to write'),
   ],
 )
@@ -216,17 +216,20 @@ def test_build_counts_malformed_rows_when_told(write, tmp_path, capsys):
     (['--verbosity=1'], 'alignjax data needs a program, one of validate, inspect, convert, build'),
     (['chek'], "alignjax data has no program 'chek'. It has validate, "),
     (['validat'], "alignjax data has no program 'validat'; did you mean validate?"),
-    (['validate'], '--data is missing: [form:]location'),
-    (['validate', 'rows.jsonl', '--data=x.jsonl'], "what is 'rows.jsonl'? Settings are given as --<name>=<value>"),
+    (['validate'], '--data is missing: Data to read, [form:]location'),
+    (
+      ['validate', 'rows.jsonl', '--data=x.jsonl'],
+      "unexpected argument 'rows.jsonl': give settings as --<name>=<value>",
+    ),
     (['validate', '--data=missing.jsonl'], 'missing.jsonl'),
     (
       ['validate', '--data=x.jsonl', '--model=m'],
       '--model is not a flag of data validate: it takes --import, --data, --ignore_fields',
     ),
-    (['convert', '--data=x.jsonl'], '--out is missing: The file to write'),
+    (['convert', '--data=x.jsonl'], '--out is missing: File to write'),
     (['inspect', '--data=x.jsonl'], '--model is missing: Folder of the model'),
     (['inspect', '--data=x.jsonl', '--model=nowhere'], 'nowhere'),
-    (['build'], 'name one dataset after `build`: hh_rlhf/harmless-base'),
+    (['build'], 'give the name of a dataset after `build`: hh_rlhf/harmless-base'),
     (['build', 'hh_rlhf'], 'give --manual_dir. Download train.jsonl.gz'),
     (['build', 'unheard_of', '--manual_dir=x'], 'unheard_of: no such builder'),
     (['build', 'hh_rlhf', '--data=x.jsonl'], '--data is not a flag of data build: it takes --import, --dataset'),

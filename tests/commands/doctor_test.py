@@ -1,6 +1,6 @@
 """The doctor on whole set-ups: folders with one thing wrong, which it names, and sound ones, which it leaves alone.
 
-What each check sees in detail is tested with the checks, in tests/data and tests/training.
+What each check sees in detail is tested with the checks, in tests/doctor.
 """
 
 import dataclasses
@@ -15,10 +15,9 @@ from safetensors import numpy as safetensors_numpy
 from alignjax.commands import doctor as command
 from alignjax.commands import program
 from alignjax.data.tokens import tokenization
-from alignjax.doctor import findings
+from alignjax.doctor import findings, memory
 from alignjax.models import checkpoint_io
 from alignjax.run import command_line, examination, inputs, preparation, settings, training
-from alignjax.training import doctor as examinations
 from alignjax.training import placement
 from tests import assets
 from tests.commands import train_test
@@ -239,7 +238,7 @@ def test_weights_that_are_not_numbers_are_named(sound):
 
 
 def test_too_little_memory_is_named(sound, monkeypatch):
-  monkeypatch.setattr(examinations, 'device_memory', lambda device: 2**12)
+  monkeypatch.setattr(memory, 'of_device', lambda device: 2**12)
   assert named(examination.examine(*start_of(configure(sound)))) == {'memory': 'error'}
 
 

@@ -182,7 +182,7 @@ def replaced(name, value):
 @pytest.mark.parametrize(
   ('spoil', 'options', 'says'),
   [
-    (lambda m: (m / 'merged').mkdir(), {}, r'--out=.*merged: exists; choose another folder'),
+    (lambda m: (m / 'merged').mkdir(), {}, r'--out=.*merged: the folder exists; choose another one'),
     (lambda m: None, {'dtype': 'int8'}, '--dtype=int8: must be one of float32, float16, bfloat16'),
     (lambda m: None, {'text': 'ties()'}, r'ties\(.*\) needs a base model'),
     (lambda m: None, {'base': 'base'}, r'linear\(.*\) takes no base model'),
@@ -203,7 +203,7 @@ def replaced(name, value):
     (
       lambda m: edit(m / 'second', replaced(QUERY, np.ones((8, 9), np.float32))),
       {},
-      rf'second: .*tensors of another shape: {QUERY} \[8, 9\] instead of \[8, 8\]',
+      rf'second: .*tensors with another shape: {QUERY} \[8, 9\] instead of \[8, 8\]',
     ),
     (
       lambda m: edit_json(m / 'second', folders.CONFIG, vocab_size=300),
@@ -266,7 +266,7 @@ def test_a_file_that_shrinks_under_way_is_noticed(models, monkeypatch):
     return found
 
   monkeypatch.setattr(folder_tensors, 'places', read_then_cut)
-  with pytest.raises(ValueError, match=r'second/model\.safetensors: tensor .*: the file ended while it was read'):
+  with pytest.raises(ValueError, match=r'second/model\.safetensors: tensor .*: the file ends in the middle of it'):
     run(models)
   assert not (models / 'merged').exists()
 
@@ -302,7 +302,7 @@ def test_how_a_tokenizer_was_last_used_does_not_matter(models):
 
 
 def test_no_models_are_refused(tmp_path):
-  with pytest.raises(ValueError, match='--models: no folder is given'):
+  with pytest.raises(ValueError, match='--models: give at least one folder'):
     merge_folders.merge(tmp_path / 'merged', merging.linear(), merge_folders.Inputs([]))
 
 
@@ -310,14 +310,14 @@ def test_no_models_are_refused(tmp_path):
   ('text', 'says'),
   [
     ('tise()', "unknown name 'tise'; did you mean ties("),
-    ('ties(density=2)', r'ties: density: must lie in (0, 1], got 2'),
+    ('ties(density=2)', r'ties: density: must be in (0, 1], got 2'),
     ('ties(densty=0.5)', "ties has no argument 'densty'; did you mean 'density'?"),
     ('0.5', 'this is 0.5, not a merge method'),
-    ('ties() + linear()', 'only calls of known names and literals are understood'),
-    ('0.5 * ties()', 'only calls of known names and literals are understood'),
+    ('ties() + linear()', 'only calls of known names and literals are allowed'),
+    ('0.5 * ties()', 'only calls of known names and literals are allowed'),
     ('dpo()', "unknown name 'dpo'"),
     ('', 'the expression is empty'),
-    (None, 'a merge method is given as text'),
+    (None, 'give a merge method as text'),
   ],
 )
 def test_expressions_that_are_no_method(text, says):
@@ -339,4 +339,4 @@ def test_command(models, capsys):
   for name, value in load(models / 'command').items():
     np.testing.assert_array_equal(value, expected[name])
   assert program.execute(merge.PROGRAM, ['merge', *arguments]) == 1
-  assert f'error: --out={models / "command"}: exists' in capsys.readouterr().err
+  assert f'error: --out={models / "command"}: the folder exists' in capsys.readouterr().err

@@ -55,7 +55,7 @@ def test_help_is_no_error_and_prints_every_setting_with_its_default(flag, capsys
     (['--names=a', '--speed=quick'], 'error: flag --speed=quick: value should be one of <slow|fast>\n'),
     (['--names=a', '--cout=3'], "error: Unknown command line flag 'cout'. Did you mean: count ?\n"),
     (['--names=a', '--number=3'], 'error: --number is not a flag of count: give --count=3\n'),
-    (['--names=a', 'b'], "error: what is 'b'? Settings are given as --<name>=<value>; --help lists them\n"),
+    (['--names=a', 'b'], "error: unexpected argument 'b': give settings as --<name>=<value>; --help lists them\n"),
     (['--names=a', '--import=nowhere.py'], 'error: --import=nowhere.py: there is no such file\n'),
   ],
 )
@@ -67,7 +67,7 @@ def test_an_error_in_the_flags_is_one_line_and_exit_code_1(arguments, message, c
 @pytest.mark.parametrize(
   ('error', 'code', 'message'),
   [
-    (ValueError('why'), 1, 'error: why\n(--verbosity=1 shows where)\n'),
+    (ValueError('why'), 1, 'error: why\n(--verbosity=1 shows the traceback)\n'),
     (FileNotFoundError('why'), 1, 'error: why\n'),
     (ImportError('why'), 1, 'error: why\n'),
     (KeyboardInterrupt(), 130, 'interrupted\n'),

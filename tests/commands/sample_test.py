@@ -177,7 +177,7 @@ def test_the_program_writes_a_file_or_prints(folder, tmp_path, capsys):
     (['--model=nowhere', '--prompt=x', '--prompts=y'], 'give either --prompt or --prompts'),
     (['--model=nowhere', '--prompts=missing.jsonl'], 'missing.jsonl'),
     (['--prompt=x'], '--model is missing: Folder of the model'),
-    (['--model=nowhere', 'hello'], "what is 'hello'? Settings are given as --<name>=<value>"),
+    (['--model=nowhere', 'hello'], "unexpected argument 'hello': give settings as --<name>=<value>"),
     (['--model=nowhere', '--prompt=x', '--samples=0'], '--samples = 0: must be at least 1'),
     (['--model=nowhere', '--prompt=x', '--samples=two'], 'samples'),
     (['--model=nowhere', '--promt=x'], 'Did you mean: prompt'),

@@ -177,7 +177,7 @@ def test_a_whole_run(whole, capsys):
   )
   assert (workdir / 'model' / 'tokenizer.json').exists()
   assert training.train(whole).step == STEPS
-  assert 'this run is finished: 32 of 32 steps are done' in capsys.readouterr().out
+  assert 'this run is finished: it has done 32 of 32 steps' in capsys.readouterr().out
   assert deterministic(workdir) == records
 
 
@@ -286,8 +286,8 @@ def test_another_optimizer_or_base_model_in_the_same_folder_is_refused(folder, m
       training.train(dataclasses.replace(merging, **overrides))
 
   other = MERGING.replace(', every=3', '')
-  refused(f'config.optimizer was {MERGING!r} and is now {other!r}. Numbers in it may change', optimizer=other)
-  refused("and is now 'adamw(1e-3)'. Numbers in it may change", optimizer='adamw(1e-3)', base_model='')
+  refused(f'config.optimizer was {MERGING!r} and is now {other!r}. Its numbers may change', optimizer=other)
+  refused("and is now 'adamw(1e-3)'. Its numbers may change", optimizer='adamw(1e-3)', base_model='')
   refused('base_model_fingerprint: was', base_model=merging.model)
   with caplog.at_level('WARNING', 'absl'):
     training.train(dataclasses.replace(merging, optimizer=MERGING.replace('0.01', '0.02'), delta_dtype='float32'))
@@ -329,7 +329,10 @@ def test_two_processes_do_what_one_does(folder, whole, environment, tmp_path):
   ('overrides', 'says'),
   [
     ({'objective': 'dop()'}, ["unknown name 'dop'; did you mean dpop(", '  dop()\n  ^^^', 'sft']),
-    ({'optimizer': 'chain(adamw(1e-6))', 'base_model': 'b'}, ["config.base_model = 'b' has no use", 'online_dare']),
+    (
+      {'optimizer': 'chain(adamw(1e-6))', 'base_model': 'b'},
+      ["config.base_model = 'b' is set, but nothing", 'online_dare'],
+    ),
     ({'optimizer': 'chain(sgd(1), online_ties(0.1, 0.1))'}, ['merges with model - base_model', '--base_model=']),
     ({'optimizer': 'chain(sgd(1), lion(1))'}, ['a chain has one learning rate', '^^^', 'Known links of a chain']),
     ({'data': ()}, ['config.data is missing: give --data=...']),

@@ -73,7 +73,7 @@ def test_it_trains_resumes_from_another_folder_and_is_refused_after_an_edit(fold
 
   (elsewhere / 'mine.py').write_text(MINE.replace('-scale', '-2 * scale'))
   assert train_test.attempt(again) == program.REFUSED
-  assert capsys.readouterr().err.startswith('error: mine.py has changed since this run was started, ')
+  assert capsys.readouterr().err.startswith('error: mine.py changed since this run was started, ')
 
 
 @pytest.mark.slow  # the same in one process above; here it is killed, and told to stop, as a command

@@ -73,7 +73,7 @@ def test_expressions_that_name_an_optimizer(text, learning_rate, needs_delta, av
     ('adamw()', "adamw: missing a required argument: 'learning_rate'"),
     ('1e-6', 'this is 1e-06, not an optimizer'),
     ('-adamw(1e-6)', 'only a number can be negated, not an optimizer'),
-    ('adamw(1e-6) + lion(1e-6)', 'only calls of known names and literals are understood'),
+    ('adamw(1e-6) + lion(1e-6)', 'only calls of known names and literals are allowed'),
     ('dpo()', 'Known optimizers: adafactor, adamw, chain, lion, muon, sgd\nKnown links of a chain: child_tuning, '),
     ('adamw(0)', 'learning_rate=0 must be a positive number'),
     ("adamw('1e-6')", "learning_rate='1e-6' must be a positive number"),
@@ -89,7 +89,7 @@ def test_expressions_that_name_an_optimizer(text, learning_rate, needs_delta, av
     ('chain(sgd(1), weight_decay(-1))', 'rate=-1 must be at least 0'),
     (
       'chain(adamw(1), online_dare(reserv=1, alpha=1))',
-      "did you mean 'reserve'? It is online_dare(reserve, alpha, mask=",
+      "did you mean 'reserve'? The signature is online_dare(reserve, alpha, mask=",
     ),
     ('chain(adamw(1), online_dare(2, alpha=1))', 'reserve'),
     ('chain(adamw(1), child_tunin(1))', 'did you mean child_tuning(reserve, seed=0) or '),

@@ -87,8 +87,11 @@ def test_it_resumes_bit_identically(finished, capsys):
 @pytest.mark.parametrize(
   ('overrides', 'message'),
   [
-    ({'base_quantization': 'int8'}, 'no use without config.adapter'),
-    ({'adapter': 'lora()', 'optimizer': 'chain(sgd(0.1), online_dare(reserve=0.1, alpha=1e-6))'}, 'leave one of them'),
+    ({'base_quantization': 'int8'}, 'needs config.adapter'),
+    (
+      {'adapter': 'lora()', 'optimizer': 'chain(sgd(0.1), online_dare(reserve=0.1, alpha=1e-6))'},
+      'give one of the two',
+    ),
     ({'adapter': "lora(targets='unembed')"}, 'unembed is not a part of a layer'),
   ],
 )

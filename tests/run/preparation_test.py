@@ -34,13 +34,13 @@ def test_a_malformed_row_stops_the_run_or_is_counted(folder, tmp_path):
 def test_prompts_without_responses_are_refused_before_anything_is_trained(folder):
   data = f'prompts:{folder / "train.jsonl"}'
   with pytest.raises(
-    ValueError, match=r'train\.jsonl: the rows are prompts without responses, and an objective needs res'
+    ValueError, match=r'train\.jsonl: the rows are prompts without responses, but an objective needs res'
   ):
     preparation.prepare(configure(folder, data=(data,)), doctor_test.SILENT)
 
 
 def test_data_that_the_objective_cannot_use_is_refused_before_weights_are_read(folder):
-  with pytest.raises(ValueError, match='odpo reads `score`, a reward for each response, and the data has none'):
+  with pytest.raises(ValueError, match='odpo reads `score`, a reward for each response, but the data has none'):
     preparation.prepare(configure(folder, objective='dpo() + odpo()'), doctor_test.SILENT)
 
 

@@ -126,7 +126,7 @@ def test_a_mistake_is_named_by_file_and_line(write, tmp_path, text, message):
   ('imports', 'message'),
   [
     (['nowhere.py'], '--import=nowhere.py: there is no such file'),
-    (['nowhere'], 'there is no such module, here or installed; a file is given with its ending, nowhere.py'),
+    (['nowhere'], 'there is no such module, neither here nor installed; to import a file, give nowhere.py'),
     (['nowhere.inside'], "--import=nowhere.inside: ModuleNotFoundError: No module named 'nowhere'"),
     (['mine.py', './mine.py'], '--import=mine.py: mine.py is imported twice'),
   ],

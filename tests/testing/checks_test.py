@@ -55,7 +55,10 @@ WRONG = {
   ],
   checks.check_reads: [
     (objective(reads=frozenset()), r"the loss reads the fields \['label'\] of the batch: add them to `reads`"),
-    (objective(reads=base.LABEL | base.SCORE), r"declares the fields \['score'\], on which the loss does not depend"),
+    (
+      objective(reads=base.LABEL | base.SCORE),
+      r"declares the fields \['score'\], but the loss does not depend on them: remove them",
+    ),
     (
       objective(changed(lambda loss, *_: loss, lambda _, batch: {'score': batch.score[:, 0]})),
       r"a metric reads the fields \['score'\]",
@@ -73,12 +76,12 @@ WRONG = {
         changed(lambda loss, _, batch: loss if batch.score is None else loss * batch.score[:, 0]),
         reads=base.LABEL | base.SCORE,
       ),
-      'a batch without `score` must be refused by a ValueError that names `score`',
+      'a batch without `score` must raise a ValueError that names `score`',
     ),
   ],
   checks.check_responses: [
-    (objective(responses=2), 'declares N = 2, but a batch with N = 1 is not refused'),
-    (dataclasses.replace(objectives.dpo(), responses=None), 'declares any N, but N = 1 is refused: dpo compares'),
+    (objective(responses=2), 'declares N = 2, but a batch with N = 1 raises no error'),
+    (dataclasses.replace(objectives.dpo(), responses=None), 'declares any N, but N = 1 raises: dpo compares'),
     (dataclasses.replace(objectives.dpo(), name='mine()'), 'must begin with the name of the objective'),
   ],
   checks.check_finite: [
@@ -111,7 +114,7 @@ WRONG = {
     ),
   ],
   checks.check_deletion: [
-    (objective(counts, couples_rows=True), 'a prompt of weight 0 must count as deleted, but it changes the loss'),
+    (objective(counts, couples_rows=True), 'a prompt with weight 0 must count as deleted, but it changes the loss'),
   ],
   checks.check_metric_gradient: [
     (
@@ -161,7 +164,7 @@ def test_a_gradient_into_the_reference_is_found(monkeypatch):
   """No objective can cause it, since the statistics stop it: so the setting is made to let it through."""
   setting = testing.Setting.of(objectives.dpo())
   monkeypatch.setattr(jax.lax, 'stop_gradient', lambda tree: tree)
-  with pytest.raises(AssertionError, match='a gradient enters the reference'):
+  with pytest.raises(AssertionError, match='a gradient flows into the reference'):
     checks.check_reference_gradient(setting)
 
 
@@ -182,7 +185,7 @@ def test_a_sound_objective_of_a_user_passes():
 
   try:
     testing.check_objective(mine(), at_reference=np.log(2), oracle=oracle)
-    with pytest.raises(AssertionError, match=r'at policy == reference the loss is documented as 0\.5'):
+    with pytest.raises(AssertionError, match=r'the loss at policy == reference must be 0\.5'):
       testing.check_objective(mine(), at_reference=0.5)
     with pytest.raises(AssertionError, match='the loss differs from the oracle'):
       testing.check_oracle(testing.Setting.of(mine()), lambda *inputs: 1.01 * oracle(*inputs))

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 from alignjax import objectives, risk
-from alignjax.commands import train
 from alignjax.data.batches import reference_cache
 from alignjax.models import checkpoint_io
-from alignjax.run import preparation, settings
+from alignjax.run import preparation, settings, training
 from alignjax.training import caching
 from tests import assets
 from tests.commands import train_test
@@ -45,7 +44,7 @@ def config_of(folder, workdir, **overrides):
 
 
 def records(folder, workdir, **overrides):
-  train.run(config_of(folder, workdir, **overrides))
+  training.train(config_of(folder, workdir, **overrides))
   lines = (folder / workdir / 'metrics.jsonl').read_text().splitlines()
   return [json.loads(line) for line in lines]
 
@@ -65,7 +64,7 @@ def test_a_cache_gives_the_losses_of_a_live_reference(folder, objective, column,
   preparation.prepare(config_of(folder, 'nowhere', **options), print)
   said = capsys.readouterr().out
   assert (
-    said.count('reference cache of 13 examples: making') == said.count('reference cache of 5 examples: making') == 1
+    said.count('reference cache of 13 examples: writing') == said.count('reference cache of 5 examples: writing') == 1
   )
   monkeypatch.setattr(caching, 'build_cache', None)  # it is there: nothing may make it again
   found = records(folder, f'{name}-found', microbatches=2, **options)
@@ -90,7 +89,7 @@ def test_a_damaged_cache_stops_the_run_before_it_trains(folder):
 
 
 def test_a_cache_without_use_is_refused(folder):
-  with pytest.raises(ValueError, match="reference_cache = 'x' has no use"):
+  with pytest.raises(ValueError, match="reference_cache = 'x' is set, but"):
     records(folder, 'no-use', objective='simpo(beta=2.0, gamma=0.5)', reference_cache='x', reference='')
 
 

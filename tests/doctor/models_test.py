@@ -1,4 +1,4 @@
-"""What the doctor says of models, shapes and memory: each fault by its name, and nothing where all is well."""
+"""Tests of what `alignjax.doctor` finds in models, batch shapes, memory and objectives."""
 
 import dataclasses
 import math
@@ -11,9 +11,9 @@ import pytest
 from alignjax import objectives, risk
 from alignjax.data.batches import batching
 from alignjax.data.tokens import dataset, tokenization
-from alignjax.doctor import findings
+from alignjax.doctor import batches, consistency, declarations, embeddings, findings, memory, start
 from alignjax.models import transformer
-from alignjax.training import doctor, forward, references, state
+from alignjax.training import forward, references, state
 from alignjax.training.policy import Policy
 from tests import assets, fixtures
 
@@ -48,8 +48,8 @@ def batch():
 
 
 def measured(params, frozen, batch, objective=OBJECTIVE):
-  start = jax.jit(doctor.build_start(Policy(MODEL), objective, chunk=64))
-  return {name: value.item() for name, value in start(params, frozen, batch).items()}
+  measure = jax.jit(start.build_measurement(Policy(MODEL), objective, chunk=64))
+  return {name: value.item() for name, value in measure(params, frozen, batch).items()}
 
 
 def named(found):
@@ -57,17 +57,17 @@ def named(found):
 
 
 def test_a_policy_that_is_its_own_reference_has_the_loss_of_the_objective_there(params, batch):
-  start = measured(params[0], state.Frozen(references.Live(params[0])), batch)
-  assert start['drift'] == 0
-  assert start['loss'] == start['loss_at_reference']
-  sft = (start['loss'] - math.log(2)) / 0.1  # labels are soft, but at margin 0 that makes no difference
+  found = measured(params[0], state.Frozen(references.Live(params[0])), batch)
+  assert found['drift'] == 0
+  assert found['loss'] == found['loss_at_reference']
+  sft = (found['loss'] - math.log(2)) / 0.1  # labels are soft, but at margin 0 that makes no difference
   assert sft > 0.5
-  assert named(doctor.examine_start(start, **SAME)) == {}
+  assert named(start.examine(found, **SAME)) == {}
 
 
 def test_the_drift_is_the_mean_of_absolute_log_ratios_over_tokens(params, batch):
   batch = dataclasses.replace(batch, weight=jnp.asarray([1.0, 0.0, 2.0, 1.0]))
-  start = measured(params[0], state.Frozen(references.Live(params[1])), batch)
+  found = measured(params[0], state.Frozen(references.Live(params[1])), batch)
   logps = []
   for tree in params:
     hidden = forward.hidden_states(MODEL, tree, batch)
@@ -76,14 +76,14 @@ def test_the_drift_is_the_mean_of_absolute_log_ratios_over_tokens(params, batch)
     logps.append(np.take_along_axis(logits, np.asarray(batch.response)[..., None], -1)[..., 0])
   mask = np.arange(batch.response.shape[-1]) < np.asarray(batch.response_length)[..., None]
   mask[1] = False
-  assert start['drift'] == pytest.approx(np.abs(logps[0] - logps[1])[mask].mean(), rel=1e-5)
-  assert start['logp'] == pytest.approx(logps[0][:, 0][mask[:, 0]].mean(), rel=1e-5)
+  assert found['drift'] == pytest.approx(np.abs(logps[0] - logps[1])[mask].mean(), rel=1e-5)
+  assert found['logp'] == pytest.approx(logps[0][:, 0][mask[:, 0]].mean(), rel=1e-5)
 
 
 def test_an_objective_without_reference_is_measured_without_one(params, batch):
-  start = measured(params[0], state.Frozen(), batch, objectives.simpo(beta=2.0, gamma=0.5))
-  assert start.keys() == {'loss', 'logp'}
-  assert named(doctor.examine_start(start, **SAME)) == {}
+  found = measured(params[0], state.Frozen(), batch, objectives.simpo(beta=2.0, gamma=0.5))
+  assert found.keys() == {'loss', 'logp'}
+  assert named(start.examine(found, **SAME)) == {}
 
 
 def test_a_cache_of_other_states_is_seen_for_an_objective_over_the_vocabulary(params, batch):
@@ -92,8 +92,8 @@ def test_a_cache_of_other_states_is_seen_for_an_objective_over_the_vocabulary(pa
   for seed, tree in enumerate(params):
     hidden = forward.hidden_states(MODEL, tree, batch)
     cached = dataclasses.replace(batch, cached={references.STATES: hidden.states})
-    start = measured(params[0], state.Frozen(references.CachedStates(MODEL.head(params[0]))), cached, objective)
-    found[seed] = named(doctor.examine_start(start, **SAME))
+    measurement = measured(params[0], state.Frozen(references.CachedStates(MODEL.head(params[0]))), cached, objective)
+    found[seed] = named(start.examine(measurement, **SAME))
   assert found == {0: {}, 1: {'reference_differs': findings.ERROR}}
 
 
@@ -116,33 +116,42 @@ HEALTHY = {'loss': 0.7, 'logp': -2.0, 'loss_at_reference': 0.7, 'drift': 0.0}
     ({'drift': 3.0}, {'same_model': False}, {'reference_far': 'warning'}),
   ],
 )
-def test_what_the_first_batch_says(changes, options, expected):
-  assert named(doctor.examine_start(HEALTHY | changes, **SAME | options)) == expected
+def test_the_first_batch_is_judged(changes, options, expected):
+  assert named(start.examine(HEALTHY | changes, **SAME | options)) == expected
 
 
 def test_sampling_that_computes_something_else_is_seen(params, batch):
   key = jax.random.key(0)
   broken = MODEL._replace(decode=lambda *args: (lambda cache, hidden: (cache, 1.1 * hidden))(*MODEL.decode(*args)))
   for model, expected in ((MODEL, {}), (broken, {'sampling_gap': 'error'})):
-    assert (
-      named(doctor.examine_sampling(Policy(model), params[0], state.Frozen(), batch, key, compute_dtype='float32'))
-      == expected
-    )
+    subject = consistency.Subject(Policy(model), params[0], state.Frozen(), batch)
+    assert named(consistency.examine_sampling(subject, key, compute_dtype='float32')) == expected
 
 
-def test_what_bfloat16_costs_is_told_and_is_large_only_where_it_is(params, batch):
+def test_the_cost_of_bfloat16_is_a_note_and_a_large_one_a_warning(params, batch):
   rounded = transformer.build(dataclasses.replace(CONFIG, compute_dtype='bfloat16'))
   other = MODEL._replace(hidden=lambda *args: 5.0 * MODEL.hidden(*args))
   for model, severity in ((rounded, 'note'), (other, 'warning')):
-    found = doctor.examine_precision(Policy(model), Policy(MODEL), params[0], state.Frozen(), batch, chunk=64)
-    assert named(found) == {'precision': severity}
+    subject = consistency.Subject(Policy(model), params[0], state.Frozen(), batch)
+    assert named(consistency.examine_precision(subject, Policy(MODEL), chunk=64)) == {'precision': severity}
 
 
-def test_a_coupling_that_is_not_declared_is_an_error():
+def test_an_undeclared_coupling_is_an_error_that_names_the_part_at_fault():
   hidden = dataclasses.replace(objectives.kto(), couples_rows=False)
-  assert named(doctor.examine_coupling(hidden, 2)) == {'undeclared_coupling': 'error'}
-  assert named(doctor.examine_coupling(objectives.kto(), 2)) == {}
-  assert named(doctor.examine_coupling(objectives.dpo(), 2)) == {}
+  (finding,) = declarations.examine_coupling(objectives.dpo() + 0.5 * hidden, 2)
+  assert (finding.name, finding.severity) == ('undeclared_coupling', findings.ERROR)
+  assert hidden.name in finding.seen
+  assert objectives.dpo().name not in finding.seen
+  assert f'Objective(..., couples_rows=True) in {hidden.name}' in finding.advice
+  assert declarations.examine_coupling(objectives.kto(), 2) == []
+  assert declarations.examine_coupling(objectives.dpo(), 2) == []
+
+
+def test_findings_about_labels_matter_only_if_labels_are_read():
+  found = [findings.Finding(name, findings.ERROR, '', '') for name in ('no_signal', 'empty_rows')]
+  assert declarations.relevant(found, objectives.dpo()) == found
+  unlabelled = dataclasses.replace(objectives.dpo(), reads=frozenset())
+  assert declarations.relevant(found, unlabelled) == found[1:]
 
 
 def rows(lengths):
@@ -160,8 +169,8 @@ def rows(lengths):
 )
 def test_shapes_that_waste_are_seen(lengths, batch_size, buckets, expected):
   data = rows(lengths)
-  batches = batching.make_batches(data, batching.BatchSpec(batch_size, epochs=1, buckets=buckets))
-  assert named(doctor.examine_shapes(batches.plan, data)) == expected
+  plan = batching.make_batches(data, batching.BatchSpec(batch_size, epochs=1, buckets=buckets)).plan
+  assert named(batches.examine(plan, data)) == expected
 
 
 def test_tokens_that_were_never_trained_are_named(tmp_path):
@@ -170,9 +179,9 @@ def test_tokens_that_were_never_trained_are_named(tmp_path):
   data = dataset.pack([dataset.TokenExample([1, 10], [[11, 2], [12, 2]])])
   table = np.random.default_rng(0).normal(size=(384, 8)).astype(np.float32)
   table[300] = 0  # not in the data
-  assert doctor.examine_embeddings(jnp.asarray(table), data, tokenizer) == []
+  assert embeddings.examine(jnp.asarray(table), data, tokenizer) == []
   table[2] *= 0.01
-  (finding,) = doctor.examine_embeddings(jnp.asarray(table), data, tokenizer)
+  (finding,) = embeddings.examine(jnp.asarray(table), data, tokenizer)
   assert finding.name == 'untrained_tokens'
   assert finding.severity == findings.WARNING
   assert '1 tokens of the data' in finding.seen
@@ -189,7 +198,7 @@ def test_tokens_that_were_never_trained_are_named(tmp_path):
   ],
 )
 def test_memory_is_compared_with_what_there_is(available, severity, text):
-  (finding,) = doctor.examine_memory([('a', 2 * 2**30), ('b', 2**30), ('c', 0)], available)
+  (finding,) = memory.examine([('a', 2 * 2**30), ('b', 2**30), ('c', 0)], available)
   assert finding.severity == severity
   assert text in finding.seen
 
@@ -198,5 +207,5 @@ def test_bytes_on_a_device_are_those_of_its_shards():
   mesh = jax.make_mesh((8,), ('x',), axis_types=(jax.sharding.AxisType.Auto,))
   split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('x'))
   tree = {'a': jax.device_put(jnp.zeros((16, 3)), split), 'b': jnp.zeros(5, jnp.bfloat16), 'key': jax.random.key(0)}
-  assert doctor.bytes_on_device(tree) == 16 * 3 * 4 // 8 + 10
-  assert doctor.device_memory(jax.devices()[0]) > 2**26
+  assert memory.bytes_on_device(tree) == 16 * 3 * 4 // 8 + 10
+  assert memory.of_device(jax.devices()[0]) > 2**26

@@ -1,0 +1,32 @@
+"""Compares an objective with its declarations, and drops findings that do not matter to it."""
+
+from collections.abc import Iterable
+
+from alignjax import objectives
+from alignjax.doctor import findings
+
+# Findings about labels, which do not matter to an objective that reads no label.
+LABEL_FINDINGS = frozenset({'bad_label', 'no_signal', 'one_class', 'rare_class', 'swapped_labels'})
+
+
+def examine_coupling(objective: objectives.Objective, responses: int) -> list[findings.Finding]:
+  """Looks for an undeclared dependence of a prompt's loss on other prompts of the batch.
+
+  Args:
+    objective: the loss. In a sum, the finding names the parts at fault.
+    responses: N of the data.
+  """
+  if objective.couples_rows or not objectives.couples(objective, responses):
+    return []
+  at_fault = [leaf.name for leaf in objective.leaves if objectives.couples(leaf, responses)] or [objective.name]
+  seen = f'the loss of a prompt under {" and ".join(at_fault)} depends on other prompts of the batch'
+  advice = (
+    f'Declare Objective(..., couples_rows=True) in {" and ".join(at_fault)}: without it, the gradient depends on the '
+    'number of microbatches and devices'
+  )
+  return [findings.Finding('undeclared_coupling', findings.ERROR, seen, advice)]
+
+
+def relevant(found: Iterable[findings.Finding], objective: objectives.Objective) -> list[findings.Finding]:
+  """Drops findings about labels if the objective reads no label."""
+  return [finding for finding in found if 'label' in objective.reads or finding.name not in LABEL_FINDINGS]
