@@ -10,7 +10,6 @@ from alignjax.parallel import mesh as mesh_lib
 from tests.merging import worlds
 from tests.oracles import merging as oracle
 
-
 BASE, MODELS = worlds.family(2)
 
 
