@@ -26,10 +26,10 @@ def test_child_tuning_is_unbiased_and_fresh():
 def test_child_tuning_stands_before_the_moments():
   """The first moment is of the sparse gradient, where that of `online_dare` is dense; p = 1 changes nothing."""
   _, state = runs.run(optax.chain(optim.child_tuning(0.3), optax.adam(1e-2)), runs.STREAM[:1])
-  sparse = np.asarray(state[1][0].mu['embed']['embedding'])
+  sparse = np.asarray(state[1][0].mu['layers']['up']['kernel'])
   assert 0.5 < (sparse == 0).mean() < 0.9
   _, dense = runs.run(optax.chain(optax.adam(1e-2), optim.online_dare(0.3, 0.0)), runs.STREAM[:1])
-  assert (np.asarray(dense[0][0].mu['embed']['embedding']) != 0).all()
+  assert (np.asarray(dense[0][0].mu['layers']['up']['kernel']) != 0).all()
   whole, _ = runs.run(optax.chain(optim.child_tuning(1.0), optax.adam(1e-2)))
   runs.assert_equal(whole, runs.run(optax.adam(1e-2))[0])
 
