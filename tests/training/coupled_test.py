@@ -87,7 +87,7 @@ def memory_of(name):
 @pytest.mark.parametrize(
   ('microbatches', 'shape'),
   [
-    (1, None),
+    pytest.param(1, None, marks=pytest.mark.slow),
     pytest.param(4, None, marks=pytest.mark.slow),
     pytest.param(2, (8, 1, 1), marks=pytest.mark.slow),
     (4, (2, 2, 2)),

@@ -50,7 +50,13 @@ def unfused(objective, policy, reference, batch):
 
 @pytest.mark.parametrize(
   ('name', 'chunk'),
-  [('dpo', 4), ('dpo', 28), ('dpo', 10_000), ('ra_dpo', 28), ('simpo', 10_000)],  # two positions, two prompts, all
+  [
+    ('dpo', 4),  # two positions
+    pytest.param('dpo', 28, marks=pytest.mark.slow),
+    pytest.param('dpo', 10_000, marks=pytest.mark.slow),
+    ('ra_dpo', 28),  # two prompts
+    ('simpo', 10_000),  # all
+  ],
 )
 def test_value_and_gradient_are_those_of_full_logits(name, chunk):
   objective = OBJECTIVES[name]
@@ -105,7 +111,7 @@ def test_states_in_bfloat16_have_a_gradient_in_bfloat16_and_the_head_one_in_floa
 @pytest.fixture(scope='module')
 def adapted():
   """A policy with adapters, its base, a reference, adapters that are not 0; and loss and gradient by full logits."""
-  model = transformer.build(dataclasses.replace(step_test.CONFIG, layers=1, remat='none'))
+  model = transformer.build(dataclasses.replace(step_test.CONFIG, remat='none'))
   base, reference = (model.init(jax.random.key(seed)) for seed in (0, 1))
   policy = Policy(model, lora.LoRA(rank=2, alpha=4.0, targets='query+mlp'))
   adapters = jax.tree.map(lambda leaf: leaf + 0.2, policy.init(jax.random.key(2), base))
@@ -117,7 +123,7 @@ def adapted():
   return policy, base, reference, adapters, jax.jit(jax.value_and_grad(expected))(adapters)
 
 
-@pytest.mark.parametrize('shape', [None, (2, 2, 2)], ids=str)
+@pytest.mark.parametrize('shape', [pytest.param(None, marks=pytest.mark.slow), (2, 2, 2)], ids=str)
 def test_adapters_get_the_gradient_of_full_logits_on_any_mesh(adapted, shape):
   policy, base, reference, adapters, (expected, wanted) = adapted
   mesh = None if shape is None else mesh_lib.make_mesh(*shape)
