@@ -64,8 +64,8 @@ def load_params(
     A nested dict of float32 arrays, or of the leaves that `convert` returns.
 
   Raises:
-    ValueError: a file is missing or malformed, or a tensor is missing, unexpected, mis-shaped, not finite or not
-      float32, float16 or bfloat16; the message names the tensor and the file.
+    ValueError: a file is missing or malformed, or a tensor is missing, unexpected, of the wrong shape, not finite, or
+      not float32, float16 or bfloat16; the message names the tensor and the file.
   """
   with contextlib.ExitStack() as stack:
     return _placed(config, _open_leaves(pathlib.Path(folder), config, stack), shardings, convert)

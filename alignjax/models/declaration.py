@@ -218,7 +218,7 @@ class Family:
       stored: shapes of the stored tensors, by name.
 
     Raises:
-      ValueError: a tensor is missing, unexpected or mis-shaped; the message names all of them.
+      ValueError: a tensor is missing, unexpected or has the wrong shape; the message names all of them.
     """
     expected = {}
     for leaf, shape in shapes.items():
@@ -232,7 +232,7 @@ class Family:
     faults = {
       'missing': expected.keys() - stored.keys(),
       'unexpected': stored.keys() - expected.keys(),
-      'mis-shaped': [
+      'with the wrong shape': [
         f'{name} (expected {expected[name]}, found {stored[name]})' for name in both if expected[name] != stored[name]
       ],
     }

@@ -104,7 +104,7 @@ def load(folder: str | os.PathLike[str], config: transformer.TransformerConfig) 
 
   Raises:
     ValueError: a file is missing or malformed, an entry is unknown or unsupported, or a tensor is missing, unexpected,
-      mis-shaped or not finite. The message names the entry or tensor.
+      of the wrong shape or not finite. The message names the entry or tensor.
   """
   folder = pathlib.Path(folder)
   entries = folders.read_json(folder / CONFIG)

@@ -48,11 +48,12 @@ def reward_metrics(reward: Array, label: Array) -> dict[str, Array]:
   """
   label = jnp.asarray(label)
   chosen, rejected = by_label(reward, label)
+  margin = reward[:, 0] - reward[:, 1]
   metrics = {
     'reward_chosen': chosen,
     'reward_rejected': rejected,
-    'reward_margin': chosen - rejected,
-    'reward_accuracy': labelled_accuracy(reward[:, 0] - reward[:, 1], label),
+    'reward_margin': (2.0 * label - 1.0) * margin,  # exact for hard labels
+    'reward_accuracy': labelled_accuracy(margin, label),
   }
   return jax.lax.stop_gradient(metrics)
 

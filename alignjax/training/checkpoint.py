@@ -17,6 +17,7 @@ import hashlib
 import importlib.metadata
 import json
 import pathlib
+import shutil
 from typing import Any, NamedTuple
 import zlib
 
@@ -166,6 +167,14 @@ class _PositionSave(ocp.args.CheckpointArgs):
   text: str
 
 
+def _remove_unfinished(folder: pathlib.Path) -> None:
+  """Removes checkpoints that a killed run did not commit. Orbax would do so in a thread that outlives a short run."""
+  if jax.process_index() == 0:
+    for unfinished in folder.glob('*.orbax-checkpoint-tmp*'):
+      shutil.rmtree(unfinished)
+  _per_process(0)  # every process waits for the removal
+
+
 class Checkpoints:
   """The checkpoints of one run, in one folder that all processes can read and write.
 
@@ -186,9 +195,8 @@ class Checkpoints:
     self._config = json.loads(json.dumps(config))
     self._identity = json.loads(json.dumps(dict(identity)))
     self._identity['jax_threefry_partitionable'] = bool(jax.config.jax_threefry_partitionable)
-    options = ocp.CheckpointManagerOptions(
-      preservation_policy=ocp.checkpoint_managers.LatestN(keep), cleanup_tmp_directories=True
-    )
+    _remove_unfinished(self.folder)
+    options = ocp.CheckpointManagerOptions(preservation_policy=ocp.checkpoint_managers.LatestN(keep))
     self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=('state', 'data', 'metadata'))
 
   def __enter__(self) -> 'Checkpoints':

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from alignjax import merging
-from alignjax.commands import merge as merge_command
 from alignjax.merging import base as base_lib
+from alignjax.run import merge_folders
 from tests.merging import worlds
 
 BASE, MODELS = worlds.family(2)
@@ -18,7 +18,7 @@ BASE, MODELS = worlds.family(2)
 def test_the_name_of_a_method_builds_it_again(name):
   method = merging.METHODS[name]()
   assert method.name.startswith(f'{name}(')
-  again = merge_command.parse_method(method.name)
+  again = merge_folders.parse_method(method.name)
   assert again.name == method.name
   assert again.settings == method.settings
   origin, *models = ({'scale': params['scale']} for params in (BASE, *MODELS))  # a program for each shape of a tensor
@@ -30,7 +30,7 @@ def test_names_hold_settings_of_any_form():
   method = merging.breadcrumbs({'*norm*': 1, '*': [0.5, 0.6]}, 0.1, 'ties')
   text = "breadcrumbs(density='*norm*=1.0; *=0.5,0.6', gamma=0.1, consensus='ties', normalize=False, scale=1.0)"
   assert str(method) == text
-  assert merge_command.parse_method(text).settings == method.settings
+  assert merge_folders.parse_method(text).settings == method.settings
 
 
 def test_halves_are_merged_in_float32():

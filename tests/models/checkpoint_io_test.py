@@ -78,7 +78,7 @@ def test_models_without_a_difference_are_refused_by_folder(tmp_path):
   refused(model_folders.write(tmp_path / 'lacks', _without), f'lacks/model.safetensors: tensors missing: {QUERY}')
   refused(
     model_folders.write(tmp_path / 'wide', width=16),
-    r'wide/model.safetensors: tensors mis-shaped: .* found \(259, 16\)',
+    r'wide/model.safetensors: tensors with the wrong shape: .* found \(259, 16\)',
   )
   refused(tmp_path / 'nowhere', 'nowhere/config.json')
   refused(

@@ -133,5 +133,5 @@ def test_the_shape_of_what_is_stored_as_one_is_checked():
   shapes['layers/attention/value/kernel'] = (2, 4, 3)
   names = [f'model.layers.{layer}.self_attn.qkv_proj.weight' for layer in range(2)]
   families.PHI3.check(shapes, dict.fromkeys(names, (12, 4)))
-  with pytest.raises(ValueError, match=r'another shape: .*\.1\..* \(expected \(12, 4\), found \(13, 4\)\)'):
+  with pytest.raises(ValueError, match=r'with the wrong shape: .*\.1\..* \(expected \(12, 4\), found \(13, 4\)\)'):
     families.PHI3.check(shapes, {names[0]: (12, 4), names[1]: (13, 4)})

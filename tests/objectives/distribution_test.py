@@ -232,7 +232,7 @@ def test_score_agreement_asks_whether_the_policy_orders_a_pair_as_the_score_does
   metrics = objective.apply(table, batch).metrics
   assert 0 < np.mean(margin * wanted > 0) < 1
   np.testing.assert_array_equal(metrics['score_agreement'], margin * wanted > 0)
-  np.testing.assert_allclose(metrics['score_margin'], wanted, rtol=1e-6)
+  np.testing.assert_allclose(metrics['score_margin'], (2.0 * np.asarray(batch.label) - 1.0) * wanted, rtol=1e-6)
 
 
 class Samples:

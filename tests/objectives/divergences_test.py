@@ -72,7 +72,8 @@ def test_where_each_divergence_resists():
 def single(batch, log_ratio):
   """One pair of single tokens, the preferred one with this log-ratio."""
   logp = jnp.zeros(batch.response.shape).at[:, 0, 0].set(log_ratio)
-  return dataclasses.replace(batch, response_length=jnp.ones_like(batch.response_length)), logp
+  lengths, labels = jnp.ones_like(batch.response_length), jnp.ones_like(batch.label)
+  return dataclasses.replace(batch, response_length=lengths, label=labels), logp
 
 
 def test_chi_po_is_indifferent_beyond_twice_the_largest_reward():

@@ -236,7 +236,8 @@ def test_behaviour_log_probabilities_per_token_count_where_there_are_none_per_re
   neither = dataclasses.replace(BATCH, behaviour_logp=None)
   per_token = dataclasses.replace(neither, cached={stats.BEHAVIOUR_TOKEN_LOGP: tokens})
   per_response = dataclasses.replace(neither, behaviour_logp=jnp.asarray(sums, jnp.float32))
-  both = dataclasses.replace(BATCH, cached=per_token.cached)
+  other = dataclasses.replace(BATCH, behaviour_logp=jnp.asarray(sums - 0.5, jnp.float32))
+  both = dataclasses.replace(other, cached=per_token.cached)
 
   def loss(batch):
     table = stats.from_logits(objective.needs, POLICY, REFERENCE, batch)
@@ -244,7 +245,7 @@ def test_behaviour_log_probabilities_per_token_count_where_there_are_none_per_re
 
   np.testing.assert_allclose(loss(per_token), loss(per_response), rtol=1e-5)
   assert np.abs(loss(per_token) / loss(neither) - 1).max() > 0.1
-  np.testing.assert_array_equal(loss(both), loss(BATCH))
+  np.testing.assert_array_equal(loss(both), loss(other))
   np.testing.assert_allclose(stats.behaviour_logp(per_token), sums, rtol=1e-6)
   assert not np.any(np.asarray(stats.behaviour_token_logp(per_token))[~mask])
   assert stats.behaviour_logp(neither) is None

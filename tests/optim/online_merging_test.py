@@ -364,8 +364,8 @@ def test_metrics():
     ({'clip': 0.0}, 'clip=0.0 must be positive'),
     ({'keep': 'some'}, "keep='some' is not one of 'random', 'largest'"),
     ({'elect': 'mean'}, "elect='mean' is not one of"),
-    ({'keep': 'largest', 'mask': 'fixed'}, "mask='fixed' is for keep='random'"),
-    ({'keep': 'largest', 'rescale': 'inverse'}, "rescale='inverse' is for keep='random'"),
+    ({'keep': 'largest', 'mask': 'fixed'}, "mask='fixed' requires keep='random'"),
+    ({'keep': 'largest', 'rescale': 'inverse'}, "rescale='inverse' requires keep='random'"),
   ],
 )
 def test_bad_arguments_are_named(arguments, message):

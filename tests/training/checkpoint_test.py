@@ -85,6 +85,15 @@ def test_state_key_and_iterator_come_back(tmp_path):
   assert batches.next(None).tolist() == following
 
 
+def test_what_a_killed_run_left_unfinished_is_removed(tmp_path):
+  save_steps(tmp_path / 'c', 2)
+  (left := tmp_path / 'c' / '4.orbax-checkpoint-tmp-7').mkdir()
+  (left / 'state').write_text('half of it')
+  with open_checkpoints(tmp_path / 'c') as checkpoints:
+    assert checkpoints.steps() == [2]
+  assert [path.name for path in (tmp_path / 'c').iterdir()] == ['2']
+
+
 def test_empty_folder_restores_nothing(tmp_path):
   with open_checkpoints(tmp_path / 'c') as checkpoints:
     assert checkpoints.restore(make_state(), make_source()) is None

@@ -164,6 +164,7 @@ def test_at_the_reference_the_loss_is_log_two_and_rewards_are_zero(model, params
 
 def test_evaluation_adds_up_to_the_loss_of_the_step(model, params):
   batch = batch_of()
+  batch = dataclasses.replace(batch, label=jnp.ones_like(batch.label))  # soft labels cancel most of the margin
   evaluate = jax.jit(step_lib.build_eval_step(Policy(model), OBJECTIVE, chunk=8))
   frozen = state_lib.Frozen(references.Live(params[1]))
   first, second = (evaluate(params[0], frozen, jax.tree.map(lambda x, i=i: x[i::2], batch)) for i in range(2))

@@ -12,6 +12,7 @@ To add a form, write its function and add a line to FORMS.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+import functools
 import os
 from typing import Any, NamedTuple
 
@@ -92,7 +93,8 @@ def read_examples(
   for source in [sources] if isinstance(sources, Source) else sources:
     form, location = parse_expression(source, default)
     _check_exists(location)
-    yield from _read(location, readers.open_rows(location), _Parser(FORMS[form], ignored, uniform), report, on_error)
+    opened = functools.partial(readers.open_rows, location)
+    yield from _read(location, opened, _Parser(FORMS[form], ignored, uniform), report, on_error)
 
 
 def parse_examples(
@@ -108,8 +110,11 @@ def parse_examples(
   Raises:
     DataError: a malformed row, named '<memory>:number', or no rows at all.
   """
-  numbered = ((number, dict(row)) for number, row in enumerate(fields, start=1))
-  yield from _read('<memory>', numbered, _Parser(FORMS[form], frozenset(), _Uniform()), report, 'raise')
+
+  def opened() -> Iterator[tuple[int, dict[str, Any]]]:
+    return ((number, dict(row)) for number, row in enumerate(fields, start=1))
+
+  yield from _read('<memory>', opened, _Parser(FORMS[form], frozenset(), _Uniform()), report, 'raise')
 
 
 def read_rows[Row](
@@ -122,18 +127,19 @@ def read_rows[Row](
   """Yields `parse(fields, location, number)` of each row. `parse` may raise Refused or Dropped; see `read_examples`."""
   rows.check_policy(on_error)
   for path in [paths] if isinstance(paths, Source) else paths:
-    yield from _read(os.fspath(path), readers.open_rows(os.fspath(path)), parse, report, on_error)
+    opened = functools.partial(readers.open_rows, os.fspath(path))
+    yield from _read(os.fspath(path), opened, parse, report, on_error)
 
 
 def _read[Row](
   location: str,
-  numbered: Iterable[tuple[int, dict[str, Any] | rows.Refused]],
+  opened: Callable[[], Iterable[tuple[int, dict[str, Any] | rows.Refused]]],
   parse: Callable[[dict[str, Any], str, int], Row],
   report: drops.DropReport,
   on_error: str,
 ) -> Iterator[Row]:
   empty = True
-  for number, fields in numbered:
+  for number, fields in opened():  # opened here, so that an error closes the file even while its traceback is kept
     empty = False
     report.read += 1
     try:
