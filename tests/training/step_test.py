@@ -24,7 +24,7 @@ from tests import fixtures
 CONFIG = transformer.TransformerConfig(
   vocab_size=24,
   width=16,
-  layers=1,
+  layers=2,
   heads=4,
   kv_heads=2,
   head_width=4,

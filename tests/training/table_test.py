@@ -18,7 +18,7 @@ from alignjax.types import Term
 from tests import fixtures
 from tests.training import step_test
 
-CONFIG = step_test.CONFIG
+CONFIG = dataclasses.replace(step_test.CONFIG, layers=1)
 MODEL = transformer.build(CONFIG)
 PARAMS = MODEL.init(jax.random.key(0))
 BATCH = fixtures.preference_batch(seed=1, prompts=4, response_size=4, vocab=CONFIG.vocab_size)
