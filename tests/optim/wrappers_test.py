@@ -35,7 +35,7 @@ def test_resume_is_bit_exact(name):
 
 
 def test_masked_leaves_the_rest_to_the_base_optimizer():
-  mask = {'embed': {'embedding': True}, 'layers': {'up': {'kernel': True}}, 'final_norm': {'scale': False}}
+  mask = {'layers': {'up': {'kernel': True}}, 'final_norm': {'scale': False}}
   for merge in (optim.online_dare(1.0, ALPHA), MERGES['ties']):
     inside = optax.masked(merge, mask, mask_compatible_extra_args=True)
     masked, _ = runs.run(optax.chain(ADAM, inside))
@@ -86,16 +86,16 @@ def test_inject_hyperparams_traces_alpha_and_reserve(build):
 
 def test_a_traced_reserve_that_changes_finds_the_threshold_of_tau_anew():
   build = optax.inject_hyperparams(optim.online_ties, static_args=('every',))
-  update, tau = (runs.only('embed', x) for x in (runs.STREAM[0], runs.TAU))
+  update, tau = (runs.only('layers', x) for x in (runs.STREAM[0], runs.TAU))
   out, _ = runs.moved(build(lambda count: jnp.where(count < 1, 0.1, 0.5), 1.0), update, tau, steps=2)
-  shares = [np.count_nonzero(x['embed']['embedding']) / 384 for x in out]
+  shares = [np.count_nonzero(x['layers']['up']['kernel']) / 384 for x in out]
   assert shares == [38 / 384, 192 / 384]
 
 
 @pytest.mark.parametrize('name', MERGES)
 def test_a_state_can_be_donated_and_has_a_place_on_a_mesh(name):
   tx = optax.chain(ADAM, MERGES[name])
-  gradient, tau, params = (runs.only('embed', x) for x in (runs.STREAM[0], runs.TAU, runs.PARAMS))
+  gradient, tau, params = (runs.only('layers', x) for x in (runs.STREAM[0], runs.TAU, runs.PARAMS))
   params = jax.tree.map(jnp.copy, params)
   state = state_lib.TrainState.create(params, tx, jax.random.key(0))
   mesh = mesh_lib.make_mesh(2, 2, 2)
