@@ -49,6 +49,7 @@ def make_config(folder: pathlib.Path, workdir: pathlib.Path, **overrides) -> set
     'buckets': ((16, 24),),
     'optimizer': 'adamw(5e-4)',
     'schedule': 'constant',
+    'warmup': 0.0,
     'remat': 'none',
     'eval_every': 8,
     'save_every': 5,

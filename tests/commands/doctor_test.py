@@ -19,8 +19,7 @@ from alignjax.doctor import findings, memory
 from alignjax.models import checkpoint_io
 from alignjax.run import command_line, examination, inputs, preparation, settings, training
 from alignjax.training import placement
-from tests import assets
-from tests.commands import train_test
+from tests import assets, runs
 from tests.data import tokenizer_families
 
 SILENT = [].append  # an `announce` that nobody reads
@@ -56,8 +55,8 @@ def write_rows(path, rows):
 def sound(tmp_path_factory) -> pathlib.Path:
   folder = tmp_path_factory.mktemp('sound')
   write_model(folder / 'model')
-  train_test.write_pairs(folder / 'train.jsonl', 61, seed=0)
-  train_test.write_pairs(folder / 'eval.jsonl', 11, seed=1)
+  runs.write_pairs(folder / 'train.jsonl', 61, seed=0)
+  runs.write_pairs(folder / 'eval.jsonl', 11, seed=1)
   return folder
 
 

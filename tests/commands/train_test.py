@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import random
 import re
 import shutil
 import signal
@@ -22,57 +21,19 @@ from safetensors import numpy as safetensors_numpy
 from alignjax.commands import program, train
 from alignjax.run import command_line, settings, training
 from alignjax.training import loop, metrics
-from tests import assets
+from tests import assets, runs
 
 ROOT = pathlib.Path(__file__).parents[2]
 STEPS = 32
-WORDS = ('film', 'story', 'warm', 'dull', 'bright', 'the', 'a', 'of', 'and', 'people', 'never', 'always', 'good', 'bad')
-
-
-def write_pairs(path: pathlib.Path, count: int, seed: int) -> None:
-  generator = random.Random(seed)
-
-  def text(words: int) -> str:
-    return ' '.join(generator.choice(WORDS) for _ in range(words))
-
-  with path.open('w', encoding='utf-8') as stream:
-    for _ in range(count):
-      row = {
-        'prompt': text(4),
-        'chosen': ' ' + text(3) + ' good',
-        'rejected': ' ' + text(generator.randint(2, 4)) + ' bad',
-      }
-      stream.write(json.dumps(row) + '\n')
 
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory) -> pathlib.Path:
-  path = tmp_path_factory.mktemp('train')
-  assets.write_tiny_model(path / 'model', layers=1, vocab_size=384)
-  write_pairs(path / 'train.jsonl', 61, seed=0)
-  write_pairs(path / 'eval.jsonl', 11, seed=1)
-  return path
+  return runs.write_folder(tmp_path_factory.mktemp('train'))
 
 
 def make_config(folder: pathlib.Path, workdir: str, **overrides) -> settings.Config:
-  values = {
-    'model': str(folder / 'model'),
-    'data': (str(folder / 'train.jsonl'),),
-    'eval_data': (str(folder / 'eval.jsonl'),),
-    'steps': STEPS,
-    'batch_size': 8,
-    'warmup': 0.0,
-    'buckets': ((16, 24),),
-    'optimizer': 'adamw(5e-4)',
-    'schedule': 'constant',
-    'remat': 'none',
-    'eval_every': 8,
-    'save_every': 5,
-    'keep': 10,
-    'doctor': 'off',  # tests/commands/doctor_test.py has it on
-    'workdir': str(folder / workdir),
-  }
-  return settings.Config(**values | overrides)
+  return runs.make_config(folder, folder / workdir, **overrides)
 
 
 def arguments(config: settings.Config) -> list[str]:
@@ -82,14 +43,13 @@ def arguments(config: settings.Config) -> list[str]:
 
 
 @pytest.fixture(scope='module')
-def environment(tmp_path_factory) -> dict[str, str]:
-  """Of a process that compiles as this one does, but is given its virtual devices by a flag of its own.
+def environment() -> dict[str, str]:
+  """The environment of a process that compiles as this one does, but sets its virtual devices by its own flag.
 
-  Compiled programs are shared by the processes of this module, to save time.
+  It shares the compilation cache of the tests.
   """
   xla_flags = [flag for flag in os.environ['XLA_FLAGS'].split() if 'device_count' not in flag]
   return os.environ | {
-    'JAX_COMPILATION_CACHE_DIR': str(tmp_path_factory.mktemp('programs')),
     'PYTHON': sys.executable,
     'PYTHONPATH': os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]),
     'XLA_FLAGS': ' '.join(xla_flags),
@@ -181,14 +141,37 @@ def test_a_whole_run(whole, capsys):
   assert deterministic(workdir) == records
 
 
-def test_killed_and_told_to_stop_it_resumes_bit_identically(folder, whole, environment, tmp_path, capsys):
-  config = make_config(folder, 'interrupted')
+def kill(config: settings.Config, environment: dict[str, str], log: pathlib.Path) -> None:
+  """Starts a run as a program and kills it after its first checkpoint."""
   workdir = pathlib.Path(config.workdir)
-  with started(single(config), environment, tmp_path / 'log') as run:
+  with started(single(config), environment, log) as run:
     run.wait_for_records(workdir, 9, checkpoint=5)
     run.process.kill()
     run.leave(-signal.SIGKILL)
   assert not (workdir / 'model').exists()
+
+
+def assert_same(config: settings.Config, whole: settings.Config) -> None:
+  """Both runs have the same records, except for times, and the same bits in their models."""
+  assert deterministic(config.workdir) == deterministic(whole.workdir)
+  found, expected = ((pathlib.Path(x.workdir) / 'model' / 'model.safetensors').read_bytes() for x in (config, whole))
+  assert found == expected
+
+
+def test_killed_it_resumes_bit_identically(folder, whole, environment, tmp_path, capsys):
+  config = make_config(folder, 'killed')
+  kill(config, environment, tmp_path / 'log')
+  training.train(config)
+  assert 'resuming from step' in capsys.readouterr().out
+  assert_same(config, whole)
+
+
+# Killing is tested above, stopping below with two processes and in loop_test.py.
+@pytest.mark.slow
+def test_killed_and_told_to_stop_it_resumes_bit_identically(folder, whole, environment, tmp_path, capsys):
+  config = make_config(folder, 'interrupted')
+  workdir = pathlib.Path(config.workdir)
+  kill(config, environment, tmp_path / 'log')
   with started(single(config), environment, tmp_path / 'log') as run:
     run.wait_for_records(workdir, 17)
     run.process.terminate()
@@ -199,11 +182,10 @@ def test_killed_and_told_to_stop_it_resumes_bit_identically(folder, whole, envir
   # It was saved where it stopped, which need not be a multiple of save_every.
   training.train(config)
   assert int(capsys.readouterr().out.split('resuming from step ')[1].split()[0]) >= 16
-  assert deterministic(workdir) == deterministic(whole.workdir)
-  resumed, expected = ({name: w.tobytes() for name, w in weights(path).items()} for path in (workdir, whole.workdir))
-  assert resumed == expected
+  assert_same(config, whole)
 
 
+@pytest.mark.slow  # tests/run/adapters_test.py resumes a run of the same objective
 def test_an_objective_that_remembers_batches_resumes_with_its_memory(folder, capsys):
   config = make_config(
     folder,
@@ -230,7 +212,7 @@ def test_an_objective_that_remembers_batches_resumes_with_its_memory(folder, cap
   assert resumed == expected
 
 
-MERGING = 'chain(adamw(1e-3), online_dare(reserve=0.5, alpha=0.01, every=3), weight_decay(0.1))'
+MERGING = 'chain(adamw(1e-4), online_dare(reserve=0.5, alpha=0.01, every=3), weight_decay(0.1), moving_average(0.5))'
 
 
 @pytest.fixture(scope='module')
@@ -260,10 +242,28 @@ def test_online_merging_reports_what_it_does_and_resumes_bit_identically(folder,
       assert 0 < value < 1, name
   assert records[2]['merge/kept'] == pytest.approx(0.5, abs=0.02)
   assert records[2]['merge/update_norm'] > 0
-  resumed, expected = ({name: w.tobytes() for name, w in weights(path).items()} for path in (workdir, source))
-  assert resumed == expected
+  for model in ('model', 'model_average'):
+    resumed, expected = ((path / model / 'model.safetensors').read_bytes() for path in (workdir, source))
+    assert resumed == expected
 
 
+def test_online_merging_moves_the_model_and_its_average_along_tau(merging):
+  """Each of two merges adds alpha tau at half of the entries. The updates are small and nearly orthogonal to tau."""
+  workdir = pathlib.Path(merging.workdir)
+
+  def flat(folder) -> np.ndarray:
+    tensors = safetensors_numpy.load_file(pathlib.Path(folder) / 'model.safetensors')
+    return np.concatenate([tensors[name].ravel() for name in sorted(tensors)]).astype(np.float64)
+
+  start, base = flat(merging.model), flat(merging.base_model)
+  tau = start - base
+  moved, average = ((flat(workdir / name) - start) @ tau / (tau @ tau) for name in ('model', 'model_average'))
+  once = 0.5 * 0.01
+  assert moved == pytest.approx(2 * once, abs=0.0005)
+  assert average == pytest.approx(once * (1 / 16 + 1 / 8 + 1 / 4) + 2 * once * 1 / 2, abs=0.0005)  # steps 3 to 6
+
+
+@pytest.mark.slow  # with a compiled program of its own; the projection on tau is tested above
 def test_tau_moves_the_parameters_and_their_average(folder, merging, capsys):
   """With a learning rate that is too small to matter."""
   optimizer = 'chain(adamw(1e-30), online_dare(reserve=1.0, alpha=0.25), moving_average(0.5))'
@@ -376,7 +376,7 @@ def test_another_run_in_the_same_folder_is_refused(whole, overrides, says):
 
 
 def test_other_data_or_models_in_the_same_folder_are_refused(folder, whole):
-  write_pairs(folder / 'other.jsonl', 61, seed=5)
+  runs.write_pairs(folder / 'other.jsonl', 61, seed=5)
   with pytest.raises(ValueError, match='data_fingerprint: was'):
     training.train(dataclasses.replace(whole, data=(str(folder / 'other.jsonl'),)))
   assets.write_tiny_model(folder / 'other', seed=1, layers=1)
@@ -392,6 +392,7 @@ def test_harmless_changes_go_on_and_questionable_ones_are_reported(whole, caplog
   training.train(whole)  # gives the folder its configuration back
 
 
+@pytest.mark.slow  # loop_test.py stops at an infinite loss, and test_exit_codes gives that error its code
 def test_an_infinite_loss_ends_the_run_with_exit_code_1(folder, capsys):
   config = make_config(folder, 'diverged', optimizer='adamw(1e38)', gradient_clip=0.0, eval_data=(), save_every=1)
   assert attempt(config) == program.REFUSED

@@ -11,7 +11,7 @@ import pytest
 from alignjax import objectives
 from alignjax.commands import program
 from alignjax.run import training
-from tests import assets
+from tests import assets, runs
 from tests.commands import train_test
 from tests.commands.train_test import environment as environment  # a fixture
 
@@ -42,7 +42,7 @@ def registered():
 def folder(tmp_path_factory) -> pathlib.Path:
   path = tmp_path_factory.mktemp('user_code')
   assets.write_tiny_model(path / 'model', layers=1, vocab_size=384)
-  train_test.write_pairs(path / 'train.jsonl', 61, seed=0)
+  runs.write_pairs(path / 'train.jsonl', 61, seed=0)
   return path
 
 

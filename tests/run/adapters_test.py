@@ -13,8 +13,7 @@ from alignjax.models import checkpoint_io, lora, peft, quantization
 from alignjax.optim import recipes
 from alignjax.run import adapters, settings, training
 from alignjax.training import metrics
-from tests import assets
-from tests.commands import train_test
+from tests import assets, runs
 
 ADAPTER = "lora(rank=2, alpha=3, targets='query+mlp')"
 
@@ -24,7 +23,7 @@ def finished(tmp_path_factory):
   """A coupled objective on a base in 8 bits, on a mesh with every axis."""
   folder = tmp_path_factory.mktemp('adapters')
   assets.write_tiny_model(folder / 'model', layers=2, vocab_size=384)
-  train_test.write_pairs(folder / 'train.jsonl', 32, seed=0)
+  runs.write_pairs(folder / 'train.jsonl', 32, seed=0)
   config = settings.Config(
     model=str(folder / 'model'),
     data=(str(folder / 'train.jsonl'),),

@@ -5,14 +5,15 @@ import pytest
 from alignjax.data.reading import rows
 from alignjax.run import examination, preparation, settings
 from alignjax.training import references
-from tests.commands import doctor_test, train_test
+from tests import runs
+from tests.commands import doctor_test
 
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
   folder = tmp_path_factory.mktemp('preparation')
   doctor_test.write_model(folder / 'model')
-  train_test.write_pairs(folder / 'train.jsonl', 61, seed=0)
+  runs.write_pairs(folder / 'train.jsonl', 61, seed=0)
   return folder
 
 

@@ -54,27 +54,38 @@ def test_a_token_of_probability_zero_gives_finite_values_and_gradients(stat):
   np.testing.assert_allclose(gradient[..., :10], smaller_gradient, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize('chunk', [1, 24, 36, 84, 1200])  # 1, 2, 3 and all 7 positions of 12 responses
-@pytest.mark.parametrize('soft_cap', [None, 5.0])
-def test_chunks_of_any_size_equal_full_logits_in_value_and_gradient(chunk, soft_cap):
-  batch = fixtures.preference_batch()
-  policy, reference = (models(seed, batch, bias=jnp.linspace(-1, 1, VOCAB), soft_cap=soft_cap) for seed in (0, 1))
+def weighted(batch, table):
+  """A sum of all statistics in which every position has its own weight."""
   weights = jnp.sin(jnp.arange(batch.response.size, dtype=jnp.float32)).reshape(batch.response.shape)
+  return sum(jnp.sum(weights * table[stat]) for stat in ALL)
 
-  def weigh(table):
-    return sum(jnp.sum(weights * table[stat]) for stat in ALL)
 
-  def chunked(policy):
-    return weigh(stats.statistics(ALL, policy, reference, batch, chunk=chunk))
+@pytest.fixture(scope='module', params=[None, 5.0], ids=['no_cap', 'soft_cap'])
+def from_full_logits(request):
+  """A batch, both models, and the weighted sum of all statistics by full logits with its gradient."""
+  batch = fixtures.preference_batch()
+  soft_cap = request.param
+  policy, reference = (models(seed, batch, bias=jnp.linspace(-1, 1, VOCAB), soft_cap=soft_cap) for seed in (0, 1))
 
   def full(policy):
     def logits(hidden):
       out = jnp.einsum('bnrd,dv->bnrv', hidden.states, hidden.head.kernel) + hidden.head.bias[None, None, None]
       return out if soft_cap is None else soft_cap * jnp.tanh(out / soft_cap)
 
-    return weigh(stats.from_logits(ALL, logits(policy), logits(reference), batch))
+    return weighted(batch, stats.from_logits(ALL, logits(policy), logits(reference), batch))
 
-  expected, expected_gradient = jax.value_and_grad(full)(policy)
+  return batch, policy, reference, jax.jit(jax.value_and_grad(full))(policy)
+
+
+@pytest.mark.parametrize(  # 1, 2, 3 and all 7 positions of 12 responses
+  'chunk', [1, pytest.param(24, marks=pytest.mark.slow), 36, pytest.param(84, marks=pytest.mark.slow), 1200]
+)
+def test_chunks_of_any_size_equal_full_logits_in_value_and_gradient(from_full_logits, chunk):
+  batch, policy, reference, (expected, expected_gradient) = from_full_logits
+
+  def chunked(policy):
+    return weighted(batch, stats.statistics(ALL, policy, reference, batch, chunk=chunk))
+
   value, gradient = jax.jit(jax.value_and_grad(chunked))(policy)
   np.testing.assert_allclose(value, expected, rtol=1e-5)
   chex.assert_trees_all_close(gradient, expected_gradient, rtol=1e-4, atol=1e-5)

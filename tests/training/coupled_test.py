@@ -87,7 +87,7 @@ def memory_of(name):
 @pytest.mark.parametrize(
   ('microbatches', 'shape'),
   [
-    (1, None),
+    pytest.param(1, None, marks=pytest.mark.slow),
     pytest.param(4, None, marks=pytest.mark.slow),
     pytest.param(2, (8, 1, 1), marks=pytest.mark.slow),
     (4, (2, 2, 2)),
@@ -120,7 +120,9 @@ def test_the_mean_of_the_gradients_of_parts_is_another_gradient(name):
   """Rows do couple: were each part taken for a batch of its own, the comparison above would see it."""
   batch, memory = batch_of(name), memory_of(name)
   _, gradient, _ = plain(name)(batch, memory)
-  parts = [jax.tree.map(lambda x, i=i: x[i::2], batch) for i in range(2)]
+  # A part is a batch whose other rows are padding, so that one compiled program serves both.
+  odd = jnp.arange(PROMPTS) % 2
+  parts = [dataclasses.replace(batch, weight=batch.weight * side) for side in (odd, 1 - odd)]
   share = [float(jnp.sum(part.weight) / jnp.sum(batch.weight)) for part in parts]
   mean = sum(w * plain(name)(part, memory)[1] for w, part in zip(share, parts, strict=True))
   assert np.linalg.norm(mean - gradient) > 1e-3 * np.linalg.norm(gradient)

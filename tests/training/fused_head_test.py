@@ -50,7 +50,13 @@ def unfused(objective, policy, reference, batch):
 
 @pytest.mark.parametrize(
   ('name', 'chunk'),
-  [('dpo', 4), ('dpo', 28), ('dpo', 10_000), ('ra_dpo', 28), ('simpo', 10_000)],  # two positions, two prompts, all
+  [
+    ('dpo', 4),  # two positions
+    pytest.param('dpo', 28, marks=pytest.mark.slow),
+    pytest.param('dpo', 10_000, marks=pytest.mark.slow),
+    ('ra_dpo', 28),  # two prompts
+    ('simpo', 10_000),  # all
+  ],
 )
 def test_value_and_gradient_are_those_of_full_logits(name, chunk):
   objective = OBJECTIVES[name]
@@ -96,9 +102,11 @@ def test_no_gradient_enters_the_reference_or_the_batch():
 
 def test_states_in_bfloat16_have_a_gradient_in_bfloat16_and_the_head_one_in_float32():
   policy = POLICY._replace(states=POLICY.states.astype(jnp.bfloat16))
-  gradient = jax.grad(lambda policy: 3.0 * fused_head.fused_loss(OBJECTIVES['dpo'], policy, REFERENCE, BATCH)[0])(
-    policy
-  )
+
+  def loss(policy):
+    return 3.0 * fused_head.fused_loss(OBJECTIVES['dpo'], policy, REFERENCE, BATCH)[0]
+
+  gradient = jax.eval_shape(jax.grad(loss), policy)
   chex.assert_trees_all_equal_dtypes(gradient, policy)
 
 
@@ -117,7 +125,7 @@ def adapted():
   return policy, base, reference, adapters, jax.jit(jax.value_and_grad(expected))(adapters)
 
 
-@pytest.mark.parametrize('shape', [None, (2, 2, 2)], ids=str)
+@pytest.mark.parametrize('shape', [pytest.param(None, marks=pytest.mark.slow), (2, 2, 2)], ids=str)
 def test_adapters_get_the_gradient_of_full_logits_on_any_mesh(adapted, shape):
   policy, base, reference, adapters, (expected, wanted) = adapted
   mesh = None if shape is None else mesh_lib.make_mesh(*shape)

@@ -92,7 +92,7 @@ def expected(params):
   ('microbatches', 'shape'),
   [
     (1, None),
-    (2, None),
+    pytest.param(2, None, marks=pytest.mark.slow),
     pytest.param(4, None, marks=pytest.mark.slow),
     pytest.param(1, (8, 1, 1), marks=pytest.mark.slow),
     (2, (2, 2, 2)),

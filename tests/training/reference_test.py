@@ -12,8 +12,7 @@ from alignjax.data.batches import reference_cache
 from alignjax.models import checkpoint_io
 from alignjax.run import preparation, settings, training
 from alignjax.training import caching
-from tests import assets
-from tests.commands import train_test
+from tests import assets, runs
 
 
 @pytest.fixture(scope='module')
@@ -21,8 +20,8 @@ def folder(tmp_path_factory) -> pathlib.Path:
   path = tmp_path_factory.mktemp('reference')
   assets.write_tiny_model(path / 'model', layers=1, vocab_size=384)
   assets.write_tiny_model(path / 'other', layers=1, vocab_size=384, seed=1)
-  train_test.write_pairs(path / 'train.jsonl', 13, seed=0)
-  train_test.write_pairs(path / 'eval.jsonl', 5, seed=1)
+  runs.write_pairs(path / 'train.jsonl', 13, seed=0)
+  runs.write_pairs(path / 'eval.jsonl', 5, seed=1)
   return path
 
 

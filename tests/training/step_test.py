@@ -97,6 +97,12 @@ def relative_error(tree, expected):
   return float(optax.tree.norm(difference) / optax.tree.norm(expected))
 
 
+@pytest.fixture(scope='module')
+def stepped(model, params):
+  """Metrics and gradient of one step with `batch_of()`."""
+  return step_gradient(model, OBJECTIVE, *params, batch_of())
+
+
 @pytest.fixture(scope='module', params=[OBJECTIVE, coupled()], ids=['rowwise', 'coupled'])
 def expected(request, model, params):
   """An objective with the loss and gradient of 16 prompts by plain autodiff."""
@@ -104,7 +110,13 @@ def expected(request, model, params):
 
 
 @pytest.mark.parametrize(
-  ('microbatches', 'chunk'), [(1, 10_000), (1, 28), pytest.param(2, 1, marks=pytest.mark.slow), (4, 4)]
+  ('microbatches', 'chunk'),
+  [
+    pytest.param(1, 10_000, marks=pytest.mark.slow),
+    pytest.param(1, 28, marks=pytest.mark.slow),
+    pytest.param(2, 1, marks=pytest.mark.slow),
+    (4, 4),
+  ],
 )
 def test_any_number_of_microbatches_and_any_chunk_give_the_plain_gradient(model, params, expected, microbatches, chunk):
   objective, loss, gradient = expected
@@ -114,7 +126,9 @@ def test_any_number_of_microbatches_and_any_chunk_give_the_plain_gradient(model,
   assert relative_error(found, gradient) < 1e-5
 
 
-@pytest.mark.parametrize('shape', [pytest.param((8, 1, 1), marks=pytest.mark.slow), (2, 2, 2), (1, 4, 2)])
+@pytest.mark.parametrize(
+  'shape', [pytest.param((8, 1, 1), marks=pytest.mark.slow), (2, 2, 2), pytest.param((1, 4, 2), marks=pytest.mark.slow)]
+)
 def test_any_mesh_gives_the_plain_gradient(params, expected, shape):
   objective, loss, gradient = expected
   mesh = mesh_lib.make_mesh(*shape)
@@ -124,20 +138,21 @@ def test_any_mesh_gives_the_plain_gradient(params, expected, shape):
   assert relative_error(found, gradient) < 1e-5
 
 
-def test_extra_padding_changes_nothing(model, params):
+def test_extra_padding_changes_nothing(model, params, stepped):
   batch = batch_of()
   wide = dataclasses.replace(
     batch,
     prompt=jnp.pad(batch.prompt, ((0, 0), (0, 6)), constant_values=3),
     response=jnp.pad(batch.response, ((0, 0), (0, 0), (0, 5)), constant_values=4),
   )
-  metrics, gradient = step_gradient(model, OBJECTIVE, *params, batch)
+  metrics, gradient = stepped
   wide_metrics, wide_gradient = step_gradient(model, OBJECTIVE, *params, wide)
   # Rewards are differences of sums of about 20 nats: their last digits depend on how the sums associate.
   chex.assert_trees_all_close(wide_metrics, metrics, rtol=1e-5, atol=1e-5)
   assert relative_error(wide_gradient, gradient) < 1e-6
 
 
+@pytest.mark.slow  # tests/commands/train_test.py::test_a_whole_run checks the first step of a run
 def test_at_the_reference_the_loss_is_log_two_and_rewards_are_zero(model, params):
   batch = dataclasses.replace(batch_of(), label=jnp.ones(8))
   metrics, _ = step_gradient(model, objectives.dpo(), params[0], params[0], batch, chunk=8, microbatches=2)
@@ -158,9 +173,9 @@ def test_evaluation_adds_up_to_the_loss_of_the_step(model, params):
     np.testing.assert_allclose((value + second[name]).mean(), metrics[name], rtol=2e-6, atol=1e-7)
 
 
-def test_cached_reference_statistics_need_no_reference(model, params):
+def test_cached_reference_statistics_need_no_reference(model, params, stepped):
   batch = batch_of()
-  live, gradient = step_gradient(model, OBJECTIVE, *params, batch)
+  live, gradient = stepped
   states = forward.hidden_states(model, params[1], batch)
   table = stats.statistics({stats.reference_logp}, states, states, batch, chunk=1000)
   cached = dataclasses.replace(batch, cached={'reference_logp': table[stats.reference_logp]})
