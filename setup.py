@@ -49,7 +49,7 @@ setuptools.setup(
     'rich>=13.7',
     'safetensors>=0.5',
     'tensorboardX>=2.6.2',
-    'tensorflow-datasets>=4.9.8',
+    'tensorflow-datasets>=4.9.10',
     'tokenizers>=0.21',
   ],
   extras_require={
