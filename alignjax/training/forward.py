@@ -32,7 +32,7 @@ def assert_batch(batch: PreferenceBatch) -> None:
     if getattr(batch, name) is not None:
       chex.assert_shape(getattr(batch, name), shape, custom_message=f'batch.{name} does not fit batch.response')
   for name, value in batch.cached.items():
-    shape = (prompts, responses) if value.ndim == 2 else (prompts, responses, size, ...)  # of responses, or of tokens
+    shape = (prompts, responses) if value.ndim == 2 else (prompts, responses, size, ...)  # per response, or per token
     chex.assert_shape(value, shape, custom_message=f'batch.cached[{name!r}] does not fit batch.response')
 
 

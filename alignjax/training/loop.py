@@ -33,7 +33,7 @@ class Result(NamedTuple):
   state: TrainState
   step: int  # updates done
   preempted: bool  # SIGTERM arrived; the state is saved
-  compilations: int  # of the training step: one per batch shape
+  compilations: int  # compilations of the training step, one per batch shape
 
 
 class Programs:
@@ -70,14 +70,14 @@ def _describe(compiled: jax.stages.Compiled, seconds: float) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-  """What a run computes, and for how long.
+  """The computation of a run and its length.
 
   Args:
-    step: from `build_train_step`, not jitted.
+    step: the result of `build_train_step`, not jitted.
     frozen: reference and delta, placed on the mesh.
     mesh: the mesh shared by all processes.
     steps: total updates, including those done before a resume.
-    schedule: the learning rate as a function of updates done, for the log; None logs none.
+    schedule: the learning rate as a function of updates done, which is logged; None logs no learning rate.
   """
 
   step: Step
@@ -107,7 +107,7 @@ class Evaluation:
   """Held-out examples, and how to evaluate them.
 
   Args:
-    step: from `build_eval_step`, not jitted.
+    step: the result of `build_eval_step`, not jitted.
     batches: this process's rows; iterated once per evaluation, with the same number of batches in every process.
     every: updates between evaluations; 0 evaluates before and after training only.
     summary: maps the means of the metrics to further metrics: the objective's `summary`.

@@ -68,7 +68,7 @@ class Mixed:
       first source, then one from the second.
 
   Raises:
-    ValueError: for a pattern that is empty or names a source that does not exist.
+    ValueError: the pattern is empty or names a source that does not exist.
   """
 
   def __init__(self, sources: Sequence[Source], pattern: Sequence[int]):

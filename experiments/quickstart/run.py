@@ -55,7 +55,7 @@ class Setup(NamedTuple):
   settings: command_line.Settings
   reward: rewards.Reward
   workdir: pathlib.Path
-  folder: pathlib.Path  # of the model before training
+  folder: pathlib.Path  # the model before training
   config: transformer.TransformerConfig
   model: models.LanguageModel
   mesh: jax.sharding.Mesh
@@ -79,7 +79,7 @@ def run(settings: command_line.Settings, reward: rewards.Reward) -> dict[str, An
     The contents of summary.json.
 
   Raises:
-    ValueError: for an invalid objective or setting, before anything expensive starts.
+    ValueError: an objective or setting is invalid; raised before anything expensive starts.
   """
   objective = objectives.parse(settings.objective)
   recipe = recipes.parse_optimizer(settings.optimizer)

@@ -13,7 +13,7 @@ PER_RESPONSE = {'score': FLOAT32_MAX, 'behaviour_logp': 0.0}  # fields with one 
 class Example(NamedTuple):
   """One prompt with its N responses, the preferred one first. A response to messages is the assistant's text.
 
-  N = 2 is a preference pair. With N = 1 the label tells whether the response is desirable. N = 0 is a bare prompt.
+  N = 2 is a preference pair. With N = 1, the label is whether the response is desirable. N = 0 is a bare prompt.
   """
 
   prompt: Prompt
@@ -21,8 +21,8 @@ class Example(NamedTuple):
   label: float = 1.0
   weight: float = 1.0
   score: tuple[float, ...] | None = None
-  behaviour_logp: tuple[float, ...] | None = None  # of each whole response, end token included, nats
-  behaviour_token_logp: tuple[tuple[float, ...], ...] | None = None  # of each token of each response, nats
+  behaviour_logp: tuple[float, ...] | None = None  # nats per response, end token included
+  behaviour_token_logp: tuple[tuple[float, ...], ...] | None = None  # nats per token of each response
   path: str = '<memory>'
   line: int = 0  # line or row, counted from 1
 

@@ -1,6 +1,6 @@
 r"""Reads examples from files and other places, and checks them field by field while streaming.
 
-One expression names the data: `[form:]location`. The form says which columns a row has and what they mean (`FORMS`,
+One expression names the data: `[form:]location`. The form defines the columns of a row and their meaning (`FORMS`,
 `preference` by default). The location is a file with one of the endings in `readers.ENDINGS`, or starts with one of
 `readers.SCHEMES`:
 

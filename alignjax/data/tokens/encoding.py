@@ -43,7 +43,7 @@ def tokenize(
   (a response spells an end token) and `end_token_added` (the chat template does not end turns with one).
 
   Args:
-    examples: for instance from `sources.read_examples`, all with the same number N of responses.
+    examples: the examples, such as those of `sources.read_examples`, all with the same number N of responses.
     tokenizer: the tokenizer of the model.
     limits: longest prompt and response, and the vocabulary.
     report: the report that the reader of `examples` updates; None creates one that counts `examples`.
