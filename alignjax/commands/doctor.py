@@ -26,5 +26,5 @@ PROGRAM = program.Program(
   run,
   parse=command_line.parse_flags,
   hints=command_line.HINTS,
-  leave=lambda invocation, code: invocation.processes.leave(code),
+  leave=lambda invocation, code: invocation.processes.leave(code, failed=code not in (program.DONE, program.PREEMPTED)),
 )

@@ -35,5 +35,5 @@ PROGRAM = program.Program(
   expected=(*program.EXPECTED, loop.NonFiniteError),
   parse=command_line.parse_flags,
   hints=command_line.HINTS,
-  leave=lambda invocation, code: invocation.processes.leave(code),
+  leave=lambda invocation, code: invocation.processes.leave(code, failed=code not in (program.DONE, program.PREEMPTED)),
 )

@@ -53,9 +53,14 @@ class Processes:
     """Joins this process to the run. Call it before anything uses a device."""
     distributed.initialize(self.coordinator or None, self.num_processes, self.process_id, self.local_devices)
 
-  def leave(self, code: int) -> NoReturn:
-    """Ends this process. After an error, it does not wait for the others, because they may be waiting for this one."""
-    if code and self.num_processes > 1:
+  def leave(self, code: int, failed: bool) -> NoReturn:
+    """Ends this process.
+
+    Args:
+      code: the exit code.
+      failed: whether the run failed. Then the process does not wait for the others, which may be waiting for it.
+    """
+    if failed and self.num_processes > 1:
       sys.stdout.flush()
       sys.stderr.flush()
       os._exit(code)
