@@ -20,7 +20,6 @@ import time
 from absl import app, flags, logging
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from alignjax import objectives
@@ -62,21 +61,6 @@ USUAL = (
 )
 
 
-def batch_of(vocabulary: int) -> PreferenceBatch:
-  """A batch of random tokens and full-length responses, with scores for the objectives that read them."""
-  rng = np.random.default_rng(0)
-  prompts, shape = _PROMPTS.value, (_PROMPTS.value, 2, _RESPONSE.value)
-  return PreferenceBatch(
-    prompt=jnp.asarray(rng.integers(0, vocabulary, (prompts, _PROMPT.value)), jnp.int32),
-    prompt_length=jnp.full(prompts, _PROMPT.value, jnp.int32),
-    response=jnp.asarray(rng.integers(0, vocabulary, shape), jnp.int32),
-    response_length=jnp.full(shape[:2], _RESPONSE.value, jnp.int32),
-    label=jnp.ones(prompts),
-    weight=jnp.ones(prompts),
-    score=jnp.asarray(rng.standard_normal(shape[:2]), jnp.float32),
-  )
-
-
 class Contender:
   """The compiled training step of one objective."""
 
@@ -115,7 +99,9 @@ def compare(vocabulary: int, names: list[str]) -> None:
     shapes.SMOLLM2_135M, vocab_size=vocabulary, layers=_LAYERS.value, compute_dtype=_COMPUTE_DTYPE.value
   )
   model = transformer.build(config)
-  bench = Bench(model.init(jax.random.key(0)), batch_of(vocabulary))
+  bench = Bench(
+    model.init(jax.random.key(0)), shapes.random_pairs(vocabulary, _PROMPTS.value, _PROMPT.value, _RESPONSE.value)
+  )
   base = Contender('dpo()', model, bench)
   print(f'\nV = {vocabulary:,}: dpo() has {base.temporaries / 2**20:.0f} MiB of temporaries', flush=True)
   contenders = {}

@@ -27,7 +27,6 @@ from typing import NamedTuple
 from absl import app, flags, logging
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from alignjax import objectives, stats
@@ -107,20 +106,6 @@ WAYS: dict[str, Callable[[Run], Start]] = {
 _WAYS = flags.DEFINE_multi_enum('way', list(WAYS), list(WAYS), 'Sources of the reference to compare with a live one.')
 
 
-def batch_of(vocabulary: int) -> PreferenceBatch:
-  """A batch of random tokens and full-length responses."""
-  rng = np.random.default_rng(0)
-  prompts, shape = _PROMPTS.value, (_PROMPTS.value, 2, _RESPONSE.value)
-  return PreferenceBatch(
-    prompt=jnp.asarray(rng.integers(0, vocabulary, (prompts, _PROMPT.value)), jnp.int32),
-    prompt_length=jnp.full(prompts, _PROMPT.value, jnp.int32),
-    response=jnp.asarray(rng.integers(0, vocabulary, shape), jnp.int32),
-    response_length=jnp.full(shape[:2], _RESPONSE.value, jnp.int32),
-    label=jnp.ones(prompts),
-    weight=jnp.ones(prompts),
-  )
-
-
 class Contender:
   """The compiled training step of one objective with one source of the reference."""
 
@@ -154,7 +139,13 @@ class Contender:
 
 def compare(expression: str, config: transformer.TransformerConfig, policy: Params, other: Params) -> None:
   model, objective = transformer.build(config), objectives.parse(expression)
-  run = Run(model, objective, policy, other, batch_of(config.vocab_size))
+  run = Run(
+    model,
+    objective,
+    policy,
+    other,
+    shapes.random_pairs(config.vocab_size, _PROMPTS.value, _PROMPT.value, _RESPONSE.value),
+  )
   base = Contender('live', run)
   contenders = {}
   for way in _WAYS.value:

@@ -1,6 +1,10 @@
-"""Model configurations for benchmarks, without weights."""
+"""Model configurations, without weights, and random batches for benchmarks."""
+
+import jax.numpy as jnp
+import numpy as np
 
 from alignjax.models import transformer
+from alignjax.types import PreferenceBatch
 
 SMOLLM2_135M = transformer.TransformerConfig(
   vocab_size=49_152,
@@ -30,3 +34,17 @@ NARROW = transformer.TransformerConfig(
   tied_embeddings=True,
   max_positions=1024,
 )
+
+
+def random_pairs(vocabulary: int, prompts: int, prompt: int, response: int) -> PreferenceBatch:
+  """A batch of random tokens and full-length responses, two per prompt, with scores."""
+  rng, shape = np.random.default_rng(0), (prompts, 2, response)
+  return PreferenceBatch(
+    prompt=jnp.asarray(rng.integers(0, vocabulary, (prompts, prompt)), jnp.int32),
+    prompt_length=jnp.full(prompts, prompt, jnp.int32),
+    response=jnp.asarray(rng.integers(0, vocabulary, shape), jnp.int32),
+    response_length=jnp.full(shape[:2], response, jnp.int32),
+    label=jnp.ones(prompts),
+    weight=jnp.ones(prompts),
+    score=jnp.asarray(rng.standard_normal(shape[:2]), jnp.float32),
+  )

@@ -21,8 +21,6 @@ from typing import Any
 
 from absl import app, flags
 import jax
-import jax.numpy as jnp
-import numpy as np
 import optax
 
 from alignjax import objectives
@@ -33,7 +31,6 @@ from alignjax.training import references
 from alignjax.training import state as training_state
 from alignjax.training import step as training_step
 from alignjax.training.policy import Policy
-from alignjax.types import PreferenceBatch
 from bench import shapes
 
 CASES: dict[str, tuple[objectives.Objective, dict[str, Any]]] = {
@@ -55,20 +52,6 @@ _STEPS = flags.DEFINE_integer('steps', 2, 'Steps per case and round.')
 _WORKER = flags.DEFINE_bool('worker', False, 'Run steps on request from standard input; set by the parent process.')
 
 
-def batch_of(vocabulary: int) -> PreferenceBatch:
-  """A batch of random tokens and full-length responses."""
-  rng = np.random.default_rng(0)
-  prompts, shape = _PROMPTS.value, (_PROMPTS.value, 2, _RESPONSE.value)
-  return PreferenceBatch(
-    prompt=jnp.asarray(rng.integers(0, vocabulary, (prompts, _PROMPT.value)), jnp.int32),
-    prompt_length=jnp.full(prompts, _PROMPT.value, jnp.int32),
-    response=jnp.asarray(rng.integers(0, vocabulary, shape), jnp.int32),
-    response_length=jnp.full(shape[:2], _RESPONSE.value, jnp.int32),
-    label=jnp.ones(prompts),
-    weight=jnp.ones(prompts),
-  )
-
-
 class Contender:
   """The compiled training step of one case."""
 
@@ -87,7 +70,10 @@ class Contender:
     whole = rules.replicated(mesh)
     state = training_state.TrainState.create(params, tx, jax.random.key(0), objective.memory.initial)
     self.state, self.frozen = jax.device_put((state, frozen), whole)
-    self.batch = jax.device_put(batch_of(shapes.NARROW.vocab_size), rules.batch_sharding(mesh))
+    self.batch = jax.device_put(
+      shapes.random_pairs(shapes.NARROW.vocab_size, _PROMPTS.value, _PROMPT.value, _RESPONSE.value),
+      rules.batch_sharding(mesh),
+    )
     step = training_step.build_train_step(policy, objective, tx, chunk=_CHUNK.value, mesh=mesh, **options)
     step = jax.jit(step, donate_argnums=0, out_shardings=whole)
     self.program = step.lower(self.state, self.frozen, self.batch).compile()

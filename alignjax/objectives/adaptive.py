@@ -10,6 +10,7 @@ A soft label is an expectation over swapping the two responses, in the loss and 
 
 from collections.abc import Callable
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,10 +25,26 @@ _SMALLEST_BETA = 1e-3  # beta-DPO's, as in its released code
 
 _Read = Callable[[moving_average.MarginAverage, stats.StatTable, PreferenceBatch], moving_average.Moments]
 
-_NORMALISERS: dict[str, tuple[_Read, Callable[[moving_average.MarginAverage], base.Memory]]] = {
-  'batch': (moving_average.MarginAverage.present, lambda average: base.NO_MEMORY),
-  'ema': (moving_average.MarginAverage.corrected, lambda average: average.memory),
-}
+
+class _Normaliser(NamedTuple):
+  """Where the moments of the margins come from."""
+
+  average: moving_average.MarginAverage
+  read: _Read
+  memory: base.Memory
+
+
+def _normaliser(kind: str, length_normalised: bool) -> _Normaliser:
+  average = moving_average.MarginAverage(_DECAY, length_normalised)
+  read, memory = {
+    'batch': (moving_average.MarginAverage.present, base.NO_MEMORY),
+    'ema': (moving_average.MarginAverage.corrected, average.memory),
+    'uncorrected': (moving_average.MarginAverage.uncorrected, average.memory),  # as the released code has it
+  }[kind]
+  return _Normaliser(average, read, memory)
+
+
+_NORMALISERS = ('batch', 'ema')
 
 
 @base.factory
@@ -78,9 +95,7 @@ def alpha_dpo(
   base.require(0 < beta < math.inf, name, 'beta must be positive', beta)
   base.require(0 <= gamma < math.inf, name, 'gamma must not be negative', gamma)
   base.require(0 <= alpha < math.inf, name, 'alpha must not be negative', alpha)
-  read, memory = _NORMALISERS[normaliser]
-  average = moving_average.MarginAverage(_DECAY, length_normalised)
-  return _adaptive_margin(name, beta, gamma, alpha, 0.0, average, read, memory(average))
+  return _adaptive_margin(name, beta, gamma, alpha, 0.0, _normaliser(normaliser, length_normalised))
 
 
 @base.factory
@@ -130,11 +145,8 @@ def alpha_dpo_released(
   base.require(0 <= gamma_beta_ratio < math.inf, name, 'gamma_beta_ratio must not be negative', gamma_beta_ratio)
   base.require(0 <= alpha < math.inf, name, 'alpha must not be negative', alpha)
   base.require(0 <= label_smoothing < 0.5, name, 'label_smoothing must be in [0, 0.5)', label_smoothing)
-  average = moving_average.MarginAverage(_DECAY, length_normalised=True)
-  read = moving_average.MarginAverage.uncorrected
-  return _adaptive_margin(
-    name, beta, gamma_beta_ratio * beta, alpha * beta, label_smoothing, average, read, average.memory
-  )
+  normaliser = _normaliser('uncorrected', length_normalised=True)
+  return _adaptive_margin(name, beta, gamma_beta_ratio * beta, alpha * beta, label_smoothing, normaliser)
 
 
 def _adaptive_margin(
@@ -143,16 +155,15 @@ def _adaptive_margin(
   gamma: float,
   alpha: float,
   smoothing: float,
-  average: moving_average.MarginAverage,
-  read: _Read,
-  memory: base.Memory,
+  normaliser: _Normaliser,
 ) -> base.Objective:
   """The family: -log sigmoid(u - sg[gamma + alpha z]), with label smoothing of the whole."""
+  average = normaliser.average
 
   def apply(table: stats.StatTable, batch: PreferenceBatch) -> Term:
     base.require_pair(name, table)
     reward = beta * (table.mean(stats.logp) if average.length_normalised else table.sum(stats.logp))
-    margin, moments = average.margin(table), read(average, table, batch)
+    margin, moments = average.margin(table), normaliser.read(average, table, batch)
 
     def target(sign: float) -> Array:
       return gamma + alpha * moments.standardise(sign * margin)
@@ -169,7 +180,12 @@ def _adaptive_margin(
     return Term(label * loss(1.0) + (1.0 - label) * loss(-1.0), metrics)
 
   return base.Objective(
-    preference.LOG_RATIO_NEEDS, apply, reads=base.LABEL_AND_WEIGHT, responses=2, couples_rows=True, memory=memory
+    preference.LOG_RATIO_NEEDS,
+    apply,
+    reads=base.LABEL_AND_WEIGHT,
+    responses=2,
+    couples_rows=True,
+    memory=normaliser.memory,
   )
 
 
