@@ -14,8 +14,8 @@ from alignjax.merging.offline import (
   task_arithmetic,
   ties,
 )
+from alignjax.merging.per_tensor import setting
 from alignjax.merging.registered import METHODS, factory
-from alignjax.merging.settings import setting
 from alignjax.merging.task_vectors import apply, task_vector
 
 __all__ = [

@@ -16,8 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from alignjax.merging import settings as settings_lib
-from alignjax.merging import task_vectors
+from alignjax.merging import per_tensor, task_vectors
 from alignjax.types import Array, Params
 
 State = Mapping[str, Any]  # arrays by name: the statistics of a tensor collected so far
@@ -88,7 +87,7 @@ class Method:
   passes: tuple[Pass, ...] = ()
   needs_base: bool = True
   takes_weights: bool = True
-  settings: Mapping[str, settings_lib.Setting] = dataclasses.field(default_factory=dict)
+  settings: Mapping[str, per_tensor.Setting] = dataclasses.field(default_factory=dict)
   verify: Callable[[str, Mapping[str, tuple[float, ...]]], None] = lambda name, values: None
   fewest: int = 1
   most: int | None = None
@@ -96,7 +95,7 @@ class Method:
   def __str__(self) -> str:
     return self.name
 
-  def check(self, names: Iterable[str], models: int, has_base: bool, weights: settings_lib.Given | None) -> None:
+  def check(self, names: Iterable[str], models: int, has_base: bool, weights: per_tensor.Given | None) -> None:
     """Checks that the method can merge the given models.
 
     Raises:
@@ -117,7 +116,7 @@ class Method:
     for name in names:
       self._resolve(name, models, weights)
 
-  def run(self, tensor: Tensor, models: int, weights: settings_lib.Given | None = None) -> Iterator[Array]:
+  def run(self, tensor: Tensor, models: int, weights: per_tensor.Given | None = None) -> Iterator[Array]:
     """Yields the merged blocks of one tensor, [rows, columns] float32."""
     state = self.start(tensor, self._resolve(tensor.name, models, weights))
     for reading in self.passes:
@@ -127,12 +126,12 @@ class Method:
     for block in tensor.blocks():
       yield self.merge(block, state)
 
-  def _all_settings(self, weights: settings_lib.Given | None) -> dict[str, settings_lib.Setting]:
+  def _all_settings(self, weights: per_tensor.Given | None) -> dict[str, per_tensor.Setting]:
     if not self.takes_weights:
       return dict(self.settings)
-    return {**self.settings, 'weight': settings_lib.setting('weights', 1.0 if weights is None else weights)}
+    return {**self.settings, 'weight': per_tensor.setting('weights', 1.0 if weights is None else weights)}
 
-  def _resolve(self, name: str, models: int, weights: settings_lib.Given | None) -> dict[str, tuple[float, ...]]:
+  def _resolve(self, name: str, models: int, weights: per_tensor.Given | None) -> dict[str, tuple[float, ...]]:
     values = {key: setting.resolve(name, models) for key, setting in self._all_settings(weights).items()}
     self.verify(name, values)
     return values
@@ -165,7 +164,7 @@ def merge(
   models: Sequence[Params],
   base: Params | None = None,
   *,
-  weights: settings_lib.Given | None = None,
+  weights: per_tensor.Given | None = None,
   dtype: Any = None,
 ) -> Params:
   """Merges trees of parameters, leaf by leaf, in float32.

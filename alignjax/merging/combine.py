@@ -6,7 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from alignjax.merging import base, settings, sparsify
+from alignjax.merging import base, per_tensor, sparsify
 from alignjax.types import Array
 
 Values = Mapping[str, tuple[float, ...]]  # settings of one tensor by name, one number for each model
@@ -53,7 +53,7 @@ def _check_signs(name: str, values: Values) -> None:
 def added(
   name: str,
   thinned: sparsify.Sparsifier,
-  shares: Mapping[str, settings.Setting],
+  shares: Mapping[str, per_tensor.Setting],
   consensus: str,
   normalize: bool,
   scale: float,

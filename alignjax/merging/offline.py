@@ -14,7 +14,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from alignjax.merging import base, combine, settings, sparsify
+from alignjax.merging import base, combine, per_tensor, sparsify
 from alignjax.types import Array
 
 COLINEAR = 0.9995  # |cosine| above which slerp interpolates linearly
@@ -46,7 +46,7 @@ def linear(normalize: bool = True) -> base.Method:
 
 
 @base.factory
-def slerp(t: settings.Given = 0.5) -> base.Method:
+def slerp(t: per_tensor.Given = 0.5) -> base.Method:
   """Interpolation of two models along the arc between them, each tensor as one vector.
 
   theta = [sin((1 - t) phi) theta_1 + sin(t phi) theta_2] / sin(phi)
@@ -68,7 +68,7 @@ def slerp(t: settings.Given = 0.5) -> base.Method:
   References:
     Shoemake 1985, Animating Rotation with Quaternion Curves, https://doi.org/10.1145/325334.325242.
   """
-  ratio = settings.setting('slerp: t', t, '[0, 1]')
+  ratio = per_tensor.setting('slerp: t', t, '[0, 1]')
   combine.require(all(len(values) == 1 for _, values in ratio.rules), 'slerp', 't is one number for both models', t)
 
   def start(tensor: base.Tensor, values: combine.Values) -> base.State:
@@ -120,7 +120,7 @@ def task_arithmetic(normalize: bool = False, scale: float = 1.0) -> base.Method:
 
 
 @base.factory
-def ties(density: settings.Given = 0.2, normalize: bool = True, scale: float = 1.0) -> base.Method:
+def ties(density: per_tensor.Given = 0.2, normalize: bool = True, scale: float = 1.0) -> base.Method:
   """Trims task vectors, elects a sign for every entry, and averages the entries with that sign.
 
   tau~_i = tau_i where |tau_i| is among the largest, else 0
@@ -153,7 +153,7 @@ def ties(density: settings.Given = 0.2, normalize: bool = True, scale: float = 1
 
 @base.factory
 def dare(
-  density: settings.Given = 0.5,
+  density: per_tensor.Given = 0.5,
   consensus: str = 'linear',
   rescale: str = 'inverse',
   normalize: bool = False,
@@ -194,8 +194,8 @@ def dare(
 
 @base.factory
 def breadcrumbs(
-  density: settings.Given = 0.9,
-  gamma: settings.Given = 0.01,
+  density: per_tensor.Given = 0.9,
+  gamma: per_tensor.Given = 0.01,
   consensus: str = 'linear',
   normalize: bool = False,
   scale: float = 1.0,
@@ -228,14 +228,14 @@ def breadcrumbs(
     Davari and Belilovsky 2024, Model Breadcrumbs: Scaling Multi-Task Model Merging with Sparse Masks,
     https://arxiv.org/abs/2312.06795.
   """
-  shares = _density('breadcrumbs', density) | {'gamma': settings.setting('breadcrumbs: gamma', gamma, '[0, 1)')}
+  shares = _density('breadcrumbs', density) | {'gamma': per_tensor.setting('breadcrumbs: gamma', gamma, '[0, 1)')}
   return combine.added('breadcrumbs', sparsify.band(), shares, consensus, normalize, scale)
 
 
 @base.factory
 def della(
-  density: settings.Given = 0.5,
-  epsilon: settings.Given = 0.15,
+  density: per_tensor.Given = 0.5,
+  epsilon: per_tensor.Given = 0.15,
   consensus: str = 'ties',
   rescale: str = 'inverse',
   normalize: bool = True,
@@ -275,7 +275,7 @@ def della(
     https://arxiv.org/abs/2406.11617.
   """
   _check_random('della', rescale, seed)
-  shares = _density('della', density) | {'epsilon': settings.setting('della: epsilon', epsilon, '[0, 0.5)')}
+  shares = _density('della', density) | {'epsilon': per_tensor.setting('della: epsilon', epsilon, '[0, 0.5)')}
   thinned = sparsify.by_rank(seed, rescale)
 
   method = combine.added('della', thinned, shares, consensus, normalize, scale)
@@ -337,8 +337,8 @@ def _towards_mean(block: base.Block, state: base.State) -> Array:
   return jnp.asarray(block.base, jnp.float32) + state['ratio'] * jnp.mean(block.deltas(), axis=0)
 
 
-def _density(method: str, density: settings.Given) -> dict[str, settings.Setting]:
-  return {'density': settings.setting(f'{method}: density', density, '(0, 1]')}
+def _density(method: str, density: per_tensor.Given) -> dict[str, per_tensor.Setting]:
+  return {'density': per_tensor.setting(f'{method}: density', density, '(0, 1]')}
 
 
 def _check_random(method: str, rescale: str, seed: int) -> None:

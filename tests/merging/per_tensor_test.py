@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from alignjax import merging
-from alignjax.merging import settings
+from alignjax.merging import per_tensor
 
 
 @pytest.mark.parametrize(
@@ -22,9 +22,9 @@ from alignjax.merging import settings
   ],
 )
 def test_forms_of_a_setting(given, text, attention, norm):
-  setting = settings.setting('density', given)
+  setting = per_tensor.setting('density', given)
   assert str(setting) == text
-  assert settings.setting('density', text) == setting
+  assert per_tensor.setting('density', text) == setting
   assert setting.resolve('layers.2.attn.q', 2) == attention
   assert setting.resolve('final.norm', 2) == norm
 
@@ -51,14 +51,14 @@ def test_forms_of_a_setting(given, text, attention, norm):
 )
 def test_what_is_no_setting_is_refused(given, says):
   with pytest.raises(ValueError, match=says):
-    settings.setting('density', given, '(0, 1]')
+    per_tensor.setting('density', given, '(0, 1]')
 
 
 def test_ends_of_intervals():
-  assert settings.setting('t', 1.0, '(0, 1]').resolve('w', 1) == (1.0,)
-  assert settings.setting('t', 0.0, '[0, 1)').resolve('w', 1) == (0.0,)
+  assert per_tensor.setting('t', 1.0, '(0, 1]').resolve('w', 1) == (1.0,)
+  assert per_tensor.setting('t', 0.0, '[0, 1)').resolve('w', 1) == (0.0,)
   with pytest.raises(ValueError, match=r'\[0, 1\)'):
-    settings.setting('t', 1.0, '[0, 1)')
+    per_tensor.setting('t', 1.0, '[0, 1)')
 
 
 MODELS = [{'attn': np.ones(2), 'mlp': np.ones(2)}] * 2
