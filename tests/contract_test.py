@@ -22,8 +22,7 @@ FIRST = list({case.expression.split('(')[0]: case for case in reversed(cases.CAS
 COUPLED = [case for case in cases.CASES if objectives.parse(case.expression).couples_rows]
 # For properties that take long, and depend on hyper-parameters only where these couple rows.
 FEWER = FIRST + [case for case in COUPLED if case not in FIRST]
-# One of each family in which some objective sees a prompt alone.
-OF_FAMILIES = [case for family in cases.FAMILIES for case in [x for x in family.CASES if x not in COUPLED][:1]]
+UNCOUPLED = [case for case in FEWER if case not in COUPLED]
 ON_FEWER = (checks.check_deletion,)
 IN_ONE_PROGRAM = (checks.check_coupling, checks.check_jit)  # many objectives are compiled together, below
 EACH = [check for check in testing.PROPERTIES if check not in IN_ONE_PROGRAM]
@@ -77,10 +76,10 @@ def test_eager_and_jit_agree(responses):
   agree(jax.jit, [known for known in FEWER if known.responses == responses], lambda x: x)
 
 
-@pytest.mark.parametrize('responses', sorted({case.responses for case in OF_FAMILIES}))
+@pytest.mark.parametrize('responses', sorted({case.responses for case in UNCOUPLED}))
 def test_eager_and_pmap_agree(responses):
-  """On a device for each prompt, so only where prompts do not see each other; `check_vmap` looks at every objective."""
-  agree(jax.pmap, [known for known in OF_FAMILIES if known.responses == responses], lambda x: x[:, None])
+  """With one device per prompt, so only for objectives that do not couple rows."""
+  agree(jax.pmap, [known for known in UNCOUPLED if known.responses == responses], lambda x: x[:, None])
 
 
 def agree(transform, known, rows):

@@ -96,8 +96,7 @@ def online_merge(
     elect: 'none' adds; 'weighted' adds where (1 - alpha) D and alpha tau agree in sign and otherwise keeps the larger
       of the two (neither, if they cancel); 'raw' elects the sign of R(D) + R(tau), + for 0, and drops entries with the
       other sign.
-    mask: with 'random', draw the mask of tau at every merge ('fresh') or once per run ('fixed'). The mask of D is
-      always fresh.
+    mask: 'fresh' draws the random mask of tau at every merge, 'fixed' once per run. The mask of D is always fresh.
     rescale: multiply the kept entries of D and tau by 1 ('none'), by 1 / p ('inverse', with 'random' only), or by the
       factor that restores the L1 norm of the tensor ('l1').
     clip: largest magnitude of an entry of tau after rescaling; None for no bound.

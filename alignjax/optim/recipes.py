@@ -1,4 +1,4 @@
-"""Optimizers as expressions, for the command line and for configs.
+"""Optimizers as expressions, on the command line and in configs.
 
   adamw(1e-6)        chain(adamw(1e-6), online_dare(reserve=0.1, alpha=1e-6), weight_decay(0.01))
 

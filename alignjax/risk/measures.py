@@ -122,7 +122,7 @@ def cvar(level: float, tail: str = 'upper') -> RiskMeasure:
   devices only one small sum per step.
 
   Use it when:
-    the worst outcomes matter, and you can say which share of the probability mass counts as worst.
+    the worst outcomes matter, and you know which share of the probability mass counts as worst.
 
   Args:
     level: probability mass of the tail, in (0, 1]; 1 is the expectation, and the limit 0 the worst case.

@@ -1,6 +1,6 @@
 """From hidden states to statistics, without ever holding [B, N, R, V].
 
-Logits exist for one chunk of positions at a time, for the policy and the reference together, and are computed
+Logits exist for one chunk of positions at a time, policy and reference together, and are computed
 again in the backward pass. Chunks run along positions and never along flattened tokens: prompts are sharded over
 devices, and a scan over a flattened [B * N * R] axis would make every device compute every token.
 """

@@ -217,7 +217,7 @@ def check_permutation(setting: Setting) -> None:
   table, batch = jax.tree.map(lambda x: x[order], (setting.table, setting.batch))
   found = setting.objective.apply(table, batch).loss
   problem = 'permuting the prompts of a batch does not permute their losses'
-  _require_close(found, setting.term.loss[order], setting, problem, rtol=1e-6, atol=1e-8)
+  _require_close(found, setting.term.loss[order], setting, problem, rtol=1e-6, atol=0)
 
 
 def check_deletion(setting: Setting) -> None:
@@ -231,7 +231,7 @@ def check_deletion(setting: Setting) -> None:
   else:  # prompts are independent (`check_vmap` checks this), so the others keep their values
     expected, expected_gradient = jnp.sum(masked.weight * setting.term.loss), setting.pulled_back[1][0][keep]
   problem = 'a prompt with weight 0 must count as deleted, but it changes the '
-  _require_close(total, expected, setting, problem + 'loss', rtol=1e-6, atol=1e-8)
+  _require_close(total, expected, setting, problem + 'loss', rtol=1e-6, atol=0)
   _require_close(gradient[keep], expected_gradient, setting, problem + 'gradient', rtol=1e-5, atol=1e-7)
   _require(not np.any(gradient[~keep]), setting, 'a prompt with weight 0 must count as deleted, but it has a gradient')
 
@@ -279,8 +279,8 @@ def check_algebra(setting: Setting) -> None:
   table = stats.from_logits(objective.needs | other.needs, *setting.inputs)
   two = other.apply(table, batch)
   added, scaled = (objective + 0.5 * other).apply(table, batch), (2 * objective).apply(table, batch)
-  _require_close(added.loss, one.loss + 0.5 * two.loss, setting, 'a + 0.5 * b is wrong', rtol=1e-6, atol=1e-8)
-  _require_close(scaled.loss, 2 * one.loss, setting, '2 * a is wrong', rtol=1e-6, atol=1e-8)
+  _require_close(added.loss, one.loss + 0.5 * two.loss, setting, 'a + 0.5 * b is wrong', rtol=1e-6, atol=0)
+  _require_close(scaled.loss, 2 * one.loss, setting, '2 * a is wrong', rtol=1e-6, atol=0)
   for name, value in one.metrics.items():
     kept = name in added.metrics and np.array_equal(added.metrics[name], value)
     _require(kept, setting, f'a sum loses or changes the metric {name!r} of its first part')

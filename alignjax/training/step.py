@@ -41,9 +41,9 @@ def build_train_step(
     responses in nats, the objective's metrics, and those of online merging, `merge/...`.
 
   Raises:
-    ValueError: at build time, chunk or microbatches is below 1; at trace time, the batch does not divide into
-      microbatches and shards, or the reference or base is missing.
-    AssertionError: at trace time, a field of the batch does not have the shape that `PreferenceBatch` documents.
+    ValueError: chunk or microbatches is below 1 (at build time); the batch does not divide into microbatches and
+      shards, or the reference or base is missing (at trace time).
+    AssertionError: a field of the batch does not have the shape that `PreferenceBatch` documents (at trace time).
   """
   layout = rows.Layout(chunk, microbatches, mesh)
   differentiate = gradients.coupled if objective.couples_rows else gradients.rowwise

@@ -298,7 +298,8 @@ def test_different_tokenizers_can_be_allowed(models):
 def test_how_a_tokenizer_was_last_used_does_not_matter(models):
   edit_json(models / 'second', 'tokenizer.json', truncation={'max_length': 8}, padding=None)
   (models / 'second' / 'vocab.json').write_text('{}')
-  run(models)
+  merged = run(models)
+  assert (merged / 'tokenizer.json').read_bytes() == (models / 'first' / 'tokenizer.json').read_bytes()
 
 
 def test_no_models_are_refused(tmp_path):
