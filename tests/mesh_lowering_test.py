@@ -22,10 +22,11 @@ from tests.training import step_test
 COLLECTIVE = re.compile(r'= .*? (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(')
 # Unrolled layers, so that the only loop left is the one over prompts in the head.
 CONFIG = dataclasses.replace(step_test.CONFIG, scan_layers=False, remat='none')
+DPO = objectives.dpo()
 PROMPTS = 32  # 4 on each of 8 shards; a chunk of 14 tokens takes one at a time
 
 
-def lowered(shape, objective=objectives.dpo(), chunk=14):
+def lowered(shape, objective=DPO, chunk=14):
   mesh = mesh_lib.make_mesh(*shape)
   model, tx = transformer.build(CONFIG, rules.activation_constraint(mesh)), optax.adamw(1e-3)
   params = jax.eval_shape(model.init, jax.random.key(0))
