@@ -35,10 +35,18 @@ class RiskMeasure:
   """A named reduction (values [..., V], log-probabilities [..., V]) -> [...], in the unit of the values.
 
   Two measures of one name are the same measure. The name is the expression that builds it again.
+
+  Args:
+    name: the expression.
+    function: the reduction.
+    tail: the tail it is averse to: 'upper' for a cost, 'lower' for a reward, 'neither' for the mean.
+    mass: the share of the probability mass that the value depends on, in [0, 1].
   """
 
   name: str
   function: Callable[[Array, Array], Array] = dataclasses.field(compare=False)
+  tail: str = dataclasses.field(default='upper', compare=False)
+  mass: float = dataclasses.field(default=1.0, compare=False)
 
   def __call__(self, values: Array, log_probs: Array) -> Array:
     values, log_probs = jnp.asarray(values, jnp.float32), jnp.asarray(log_probs, jnp.float32)
@@ -61,7 +69,7 @@ class _Evaluation(NamedTuple):
 _Evaluate = Callable[[Array, Array], _Evaluation]
 
 
-def _measure(name: str, evaluate: _Evaluate) -> RiskMeasure:
+def _measure(name: str, evaluate: _Evaluate, tail: str, mass: float = 1.0) -> RiskMeasure:
   """The measure whose value and derivatives `evaluate` computes together."""
 
   @jax.custom_jvp
@@ -75,10 +83,10 @@ def _measure(name: str, evaluate: _Evaluate) -> RiskMeasure:
     return value, sum((jnp.sum(d * t, axis=-1) for d, t in live), start=jnp.zeros_like(value))
 
   function.defjvp(jvp, symbolic_zeros=True)
-  return RiskMeasure(name, function)
+  return RiskMeasure(name, function, tail, mass)
 
 
-def _of_tail(name: str, tail: str, upper: _Evaluate) -> RiskMeasure:
+def _of_tail(name: str, tail: str, upper: _Evaluate, mass: float) -> RiskMeasure:
   """The measure `upper` of the upper tail, or its mirror image -upper(-values) of the lower one."""
   if tail not in ('upper', 'lower'):
     raise ValueError(f"{name}: tail must be 'upper' or 'lower', got {tail!r}")
@@ -87,7 +95,8 @@ def _of_tail(name: str, tail: str, upper: _Evaluate) -> RiskMeasure:
     value, weights, slope = upper(-values, log_probs)
     return _Evaluation(-value, weights, -slope)
 
-  return _measure(name, upper if tail == 'upper' else lower)
+  averse_to = 'neither' if upper is _mean else tail
+  return _measure(name, upper if tail == 'upper' else lower, averse_to, mass)
 
 
 def _mean(values: Array, log_probs: Array) -> _Evaluation:
@@ -106,7 +115,7 @@ def expectation() -> RiskMeasure:
   Returns:
     A measure; its gradient in the values is p.
   """
-  return _measure('expectation()', _mean)
+  return _measure('expectation()', _mean, 'neither')
 
 
 def cvar(level: float, tail: str = 'upper') -> RiskMeasure:
@@ -144,7 +153,7 @@ def cvar(level: float, tail: str = 'upper') -> RiskMeasure:
   if not 0 < level <= 1:
     raise ValueError(f'cvar: level must be in (0, 1], got {level!r}')
   name = f'cvar(level={level!r}, tail={tail!r})'
-  return _of_tail(name, tail, _mean if level == 1 else functools.partial(_upper_cvar, level=level))
+  return _of_tail(name, tail, _mean if level == 1 else functools.partial(_upper_cvar, level=level), level)
 
 
 def _upper_cvar(values: Array, log_probs: Array, level: float) -> _Evaluation:
@@ -221,7 +230,9 @@ def entropic(kappa: float) -> RiskMeasure:
   if not math.isfinite(kappa):
     raise ValueError(f'entropic: kappa must be finite, got {kappa!r}')
   name = f'entropic(kappa={kappa!r})'
-  return _measure(name, _mean if kappa == 0 else functools.partial(_entropic, kappa=kappa))
+  if kappa == 0:
+    return _measure(name, _mean, 'neither')
+  return _measure(name, functools.partial(_entropic, kappa=kappa), 'upper' if kappa > 0 else 'lower')
 
 
 def _entropic(values: Array, log_probs: Array, kappa: float) -> _Evaluation:
@@ -262,7 +273,7 @@ def worst_case(tail: str = 'upper') -> RiskMeasure:
   Defaults:
     tail 'upper', because a drift is a cost.
   """
-  return _of_tail(f'worst_case(tail={tail!r})', tail, _maximum)
+  return _of_tail(f'worst_case(tail={tail!r})', tail, _maximum, 0.0)
 
 
 def _maximum(values: Array, log_probs: Array) -> _Evaluation:
@@ -296,7 +307,8 @@ def mean_semideviation(weight: float) -> RiskMeasure:
   """
   if not 0 <= weight <= 1:
     raise ValueError(f'mean_semideviation: weight must be in [0, 1], got {weight!r}')
-  return _measure(f'mean_semideviation(weight={weight!r})', functools.partial(_semideviation, weight=weight))
+  evaluate, tail = functools.partial(_semideviation, weight=weight), 'upper' if weight else 'neither'
+  return _measure(f'mean_semideviation(weight={weight!r})', evaluate, tail)
 
 
 def _semideviation(values: Array, log_probs: Array, weight: float) -> _Evaluation:
