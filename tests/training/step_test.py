@@ -20,6 +20,7 @@ from alignjax.training import step as step_lib
 from alignjax.training.policy import Policy
 from alignjax.types import Term
 from tests import fixtures
+from tests.models import token_batches
 
 CONFIG = transformer.TransformerConfig(
   vocab_size=24,
@@ -39,7 +40,7 @@ OBJECTIVE = objectives.dpo(beta=0.3) + 0.1 * objectives.sft()
 
 def batch_of(prompts=8):
   batch = fixtures.preference_batch(seed=1, prompts=prompts, vocab=CONFIG.vocab_size)
-  return dataclasses.replace(batch, weight=batch.weight.at[2].set(0.0))  # a padding row
+  return dataclasses.replace(batch, weight=batch.weight * (np.arange(prompts) != 2))  # a padding row
 
 
 @pytest.fixture(scope='module')
@@ -49,7 +50,7 @@ def model():
 
 @pytest.fixture(scope='module')
 def params(model):
-  return model.init(jax.random.key(0)), model.init(jax.random.key(1))
+  return tuple(jax.device_put(token_batches.params(model, seed)) for seed in (2, 3))
 
 
 def coupled():
