@@ -80,7 +80,7 @@ def expected(params):
 @pytest.mark.parametrize(
   ('microbatches', 'shape'),
   [
-    (1, None),
+    pytest.param(1, None, marks=pytest.mark.slow),
     pytest.param(2, None, marks=pytest.mark.slow),
     pytest.param(4, None, marks=pytest.mark.slow),
     pytest.param(1, (8, 1, 1), marks=pytest.mark.slow),
