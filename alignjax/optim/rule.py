@@ -116,8 +116,8 @@ class Rule:
   def _largest(self, leaf: Leaf, key: Array, count: Array) -> Reservation:
     if self._keeps_all:
       return Reservation(cuts=leaf.cuts)
-    # The order among ties in D changes at every merge, like DARE's masks. tau is constant, and so is what is kept of it,
-    # unless the fraction of entries to keep is traced.
+    # The order among ties in D changes at every merge, as DARE's masks do. tau is constant, and so is what is kept of
+    # it, unless the fraction of entries to keep is traced.
     words = (random_bits.fold(key, leaf.index, count), random_bits.fold(key, leaf.index))
     known = (False, jnp.asarray(False) if isinstance(self.reserve, jax.Array) else count > 0)
     both = (leaf.displacement, leaf.delta)
