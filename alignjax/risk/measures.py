@@ -24,10 +24,18 @@ import jax
 from jax.custom_derivatives import SymbolicZero
 import jax.numpy as jnp
 
+from alignjax import numerics
 from alignjax.types import Array
 
 TIE = 4e-6  # nats; float32 log-probabilities above -8 are rounded by up to 5e-7, their differences by a few times that
 BISECTIONS = 24  # the quantile is known to 2^-24 of the range of the values, the precision of float32
+
+
+class Raised(NamedTuple):
+  """A measure after one of the values was raised."""
+
+  value: Array  # [...]
+  weight: Array  # [...], d value / d (the raised value): its dual weight w*, without gradient
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -35,10 +43,17 @@ class RiskMeasure:
   """A named reduction (values [..., V], log-probabilities [..., V]) -> [...], in the unit of the values.
 
   Two measures of one name are the same measure. The name is the expression that builds it again.
+
+  Args:
+    name: an expression that builds the measure.
+    function: the reduction.
+    raise_one: (value, d_y, log p_y, shift) -> the measure after d_y was raised by `shift`, all [...], where `value` is
+      the measure before; None if that takes all values.
   """
 
   name: str
   function: Callable[[Array, Array], Array] = dataclasses.field(compare=False)
+  raise_one: Callable[[Array, Array, Array, Array], Raised] | None = dataclasses.field(default=None, compare=False)
 
   def __call__(self, values: Array, log_probs: Array) -> Array:
     values, log_probs = jnp.asarray(values, jnp.float32), jnp.asarray(log_probs, jnp.float32)
@@ -61,7 +76,9 @@ class _Evaluation(NamedTuple):
 _Evaluate = Callable[[Array, Array], _Evaluation]
 
 
-def _measure(name: str, evaluate: _Evaluate) -> RiskMeasure:
+def _measure(
+  name: str, evaluate: _Evaluate, raise_one: Callable[[Array, Array, Array, Array], Raised] | None = None
+) -> RiskMeasure:
   """The measure whose value and derivatives `evaluate` computes together."""
 
   @jax.custom_jvp
@@ -75,7 +92,7 @@ def _measure(name: str, evaluate: _Evaluate) -> RiskMeasure:
     return value, sum((jnp.sum(d * t, axis=-1) for d, t in live), start=jnp.zeros_like(value))
 
   function.defjvp(jvp, symbolic_zeros=True)
-  return RiskMeasure(name, function)
+  return RiskMeasure(name, function, raise_one)
 
 
 def _of_tail(name: str, tail: str, upper: _Evaluate) -> RiskMeasure:
@@ -95,6 +112,12 @@ def _mean(values: Array, log_probs: Array) -> _Evaluation:
   return _Evaluation(jnp.sum(probs * values, axis=-1), probs, probs * values)
 
 
+def _raise_mean(value: Array, entry: Array, log_prob: Array, shift: Array) -> Raised:
+  del entry
+  prob = jnp.exp(log_prob)
+  return Raised(value + prob * shift, jax.lax.stop_gradient(prob))
+
+
 def expectation() -> RiskMeasure:
   """The mean: the risk-neutral measure.
 
@@ -106,7 +129,7 @@ def expectation() -> RiskMeasure:
   Returns:
     A measure; its gradient in the values is p.
   """
-  return _measure('expectation()', _mean)
+  return _measure('expectation()', _mean, _raise_mean)
 
 
 def cvar(level: float, tail: str = 'upper') -> RiskMeasure:
@@ -221,7 +244,9 @@ def entropic(kappa: float) -> RiskMeasure:
   if not math.isfinite(kappa):
     raise ValueError(f'entropic: kappa must be finite, got {kappa!r}')
   name = f'entropic(kappa={kappa!r})'
-  return _measure(name, _mean if kappa == 0 else functools.partial(_entropic, kappa=kappa))
+  if kappa == 0:
+    return _measure(name, _mean, _raise_mean)
+  return _measure(name, functools.partial(_entropic, kappa=kappa), functools.partial(_raise_entropic, kappa=kappa))
 
 
 def _entropic(values: Array, log_probs: Array, kappa: float) -> _Evaluation:
@@ -239,6 +264,20 @@ def _entropic(values: Array, log_probs: Array, kappa: float) -> _Evaluation:
   relative = exponent - kappa * value[..., None]
   gap = jnp.where(jnp.abs(relative) < 1.0, probs * jnp.expm1(jnp.clip(relative, -1.0, 1.0)), escort - probs)
   return _Evaluation(value, escort, gap / kappa)
+
+
+def _raise_entropic(value: Array, entry: Array, log_prob: Array, shift: Array, kappa: float) -> Raised:
+  """value + (1 / kappa) log(1 - w + w exp(kappa shift)), with the escort weight w = p_y exp(kappa (d_y - value))."""
+  log_weight = jnp.minimum(log_prob + kappa * (entry - value), 0.0)
+  exponent = kappa * shift
+  small = jnp.abs(exponent) < 1.0
+  # log1p and expm1 keep the digits of a small shift; the sum of two terms does not overflow for a large one.
+  near = jnp.log1p(jnp.exp(log_weight) * jnp.expm1(jnp.where(small, exponent, 0.0)))
+  others = numerics.log1mexp(jnp.minimum(log_weight, -jnp.finfo(jnp.float32).tiny))
+  far = jnp.logaddexp(others, log_weight + jnp.where(small, 1.0, exponent))
+  growth = jnp.where(small, near, far)
+  weight = jnp.exp(jax.lax.stop_gradient(log_weight + exponent - growth))
+  return Raised(value + growth / kappa, weight)
 
 
 def worst_case(tail: str = 'upper') -> RiskMeasure:

@@ -2,6 +2,7 @@
 
 from alignjax.stats.behaviour import BEHAVIOUR_TOKEN_LOGP, behaviour_logp, behaviour_token_logp
 from alignjax.stats.head import HiddenStates, from_logits, log_probs, logits, missing_reference, statistics
+from alignjax.stats.path import Distributions, PathStat, PathValue, Recursion, nested_horizon, nested_risk
 from alignjax.stats.response import ResponseStat, last_state
 from alignjax.stats.table import Stat, StatTable
 from alignjax.stats.token import (
@@ -17,7 +18,11 @@ from alignjax.stats.token import (
 
 __all__ = [
   'BEHAVIOUR_TOKEN_LOGP',
+  'Distributions',
   'HiddenStates',
+  'PathStat',
+  'PathValue',
+  'Recursion',
   'ResponseStat',
   'Stat',
   'StatTable',
@@ -33,6 +38,8 @@ __all__ = [
   'logits',
   'logp',
   'missing_reference',
+  'nested_horizon',
+  'nested_risk',
   'reference_logp',
   'reverse_kl',
   'risk_ratio',

@@ -6,14 +6,14 @@ devices, and a scan over a flattened [B * N * R] axis would make every device co
 """
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 
 from alignjax import numerics
-from alignjax.stats import response, table, token
+from alignjax.stats import path, response, table, token
 from alignjax.types import Array, Head, PreferenceBatch
 
 
@@ -76,35 +76,30 @@ def statistics(
   for hidden in (policy, reference):
     if hidden is not None:
       chex.assert_shape(hidden.states, (*batch.response.shape, None), custom_message='states must be [B, N, R, D]')
-  needs = sorted(set(needs), key=lambda stat: stat.name)
-  cached = {stat.name: jax.lax.stop_gradient(batch.cached[stat.name]) for stat in needs if stat.name in batch.cached}
-  of_responses = {
-    stat.name: stat(policy.states, policy.head, batch)
-    for stat in needs
-    if isinstance(stat, response.ResponseStat) and stat.name not in cached
-  }
-  live = [stat for stat in needs if isinstance(stat, token.TokenStat) and stat.name not in cached]
-  if reference is None and (missing := missing_reference(live, ())):
+  work = _Work.of(needs, batch)
+  if reference is None and (missing := sorted(stat.name for stat in (*work.tokens, *work.paths) if stat.reference)):
     raise ValueError(
       f'the statistics {missing} read the reference model: give its parameters, or cache these statistics in the batch'
     )
   if reference is not None:
-    reference = jax.lax.stop_gradient(reference) if any(stat.reference for stat in live) else None
+    reference = jax.lax.stop_gradient(reference) if work.reads('reference') else None
 
-  def compute(states: tuple[Array, Array | None], target: Array) -> Mapping[str, Array]:
-    policy_states, reference_states = states
+  def compute(later: Mapping[str, path.PathValue], chunk: Any) -> tuple[Mapping[str, path.PathValue], Any]:
+    (policy_states, reference_states), target, mask = chunk
     policy_logp = None if policy_states is None else log_probs(HiddenStates(policy_states, policy.head))
     reference_logp = None if reference_states is None else log_probs(HiddenStates(reference_states, reference.head))
-    return {stat.name: _apply(stat, policy_logp, reference_logp, target) for stat in live}
+    return work.at_positions(path.Distributions(policy_logp, reference_logp, target), mask, later)
 
   states = (
-    policy.states if any(stat.policy for stat in live) else None,
+    policy.states if work.reads('policy') else None,
     reference.states if reference is not None else None,
   )
   target = jnp.asarray(batch.response)
+  mask = numerics.length_mask(batch.response_length, target.shape[2])
   positions = max(1, chunk // (target.shape[0] * target.shape[1]))
-  values = _over_positions(compute, states, target, positions) if live else {}
-  return table.StatTable.create({**values, **of_responses, **cached}, jnp.asarray(batch.response_length))
+  values = _over_positions(compute, (states, target, mask), work, positions) if work.tokens or work.recursions else {}
+  of_responses = {stat.name: stat(policy.states, policy.head, batch) for stat in work.responses}
+  return work.tabulate({**values, **of_responses}, batch)
 
 
 def from_logits(
@@ -132,13 +127,13 @@ def from_logits(
   for array in (policy_logits, reference_logits):
     if array is not None:
       chex.assert_shape(array, (*batch.response.shape, None), custom_message='logits must be [B, N, R, V]')
-  needs = set(needs)
-  for stat in needs:
-    if isinstance(stat, response.ResponseStat) and stat.name not in batch.cached:
-      raise ValueError(
-        f'the response statistic {stat.name!r} reads hidden states, and here are only logits: '
-        f'put its values, [B, N], into batch.cached[{stat.name!r}], or use `stats.statistics`'
-      )
+  work = _Work.of(needs, batch)
+  if work.responses:
+    name = work.responses[0].name
+    raise ValueError(
+      f'the response statistic {name!r} reads hidden states, and here are only logits: '
+      f'put its values, [B, N], into batch.cached[{name!r}], or use `stats.statistics`'
+    )
   missing = missing_reference(needs, batch.cached)
   if reference_logits is None and missing:
     raise ValueError(f'the statistics {missing} read the reference model: give `reference_logits`, or cache them')
@@ -146,36 +141,129 @@ def from_logits(
   reference = None
   if reference_logits is not None:
     reference = jax.nn.log_softmax(jax.lax.stop_gradient(reference_logits).astype(jnp.float32))
-  values = {
-    stat.name: jax.lax.stop_gradient(batch.cached[stat.name])
-    if stat.name in batch.cached
-    else _apply(stat, policy, reference, jnp.asarray(batch.response))
-    for stat in needs
-  }
-  return table.StatTable.create(values, jnp.asarray(batch.response_length))
+  target = jnp.asarray(batch.response)
+  mask = numerics.length_mask(batch.response_length, target.shape[2])
+
+  def compute(later: Mapping[str, path.PathValue], chunk: Any) -> tuple[Mapping[str, path.PathValue], Any]:
+    distributions, mask = chunk
+    return work.at_positions(distributions, mask, later)
+
+  inputs = path.Distributions(policy, reference, target), mask
+  return work.tabulate(_over_positions(compute, inputs, work, target.shape[2]), batch)
 
 
-def _apply(stat: token.TokenStat, policy: Array | None, reference: Array | None, target: Array) -> Array:
-  return stat(policy if stat.policy else None, reference if stat.reference else None, target)
+class _Work(NamedTuple):
+  """The statistics of a batch that must be computed, because no cached value replaces them."""
+
+  cached: Mapping[str, Array]
+  tokens: list[token.TokenStat]  # those in `needs`, and the inputs of recursions over token statistics
+  responses: list[response.ResponseStat]
+  paths: list[path.PathStat]
+  recursions: list[path.Recursion]  # over distributions, so inside the head
+  needs: frozenset[str]
+
+  @classmethod
+  def of(cls, needs: Iterable[table.Stat], batch: PreferenceBatch) -> '_Work':
+    needs = sorted(set(needs), key=lambda stat: stat.name)
+    live = [stat for stat in needs if stat.name not in batch.cached]
+    paths = [stat for stat in live if isinstance(stat, path.PathStat)]
+    read = {stat for stat in needs if isinstance(stat, token.TokenStat)}
+    read = sorted(read.union(*(stat.recursion.tokens for stat in paths)), key=lambda stat: stat.name)
+    names = {stat.name for stat in (*needs, *read)}
+    return cls(
+      cached={name: jax.lax.stop_gradient(batch.cached[name]) for name in sorted(names & set(batch.cached))},
+      tokens=[stat for stat in read if stat.name not in batch.cached],
+      responses=[stat for stat in live if isinstance(stat, response.ResponseStat)],
+      paths=paths,
+      recursions=list({stat.recursion.name: stat.recursion for stat in paths if not stat.recursion.tokens}.values()),
+      needs=frozenset(stat.name for stat in needs),
+    )
+
+  def reads(self, model: str) -> bool:
+    """Whether the distributions of 'policy' or 'reference' are needed."""
+    return bool(self.recursions) or any(getattr(stat, model) for stat in self.tokens)
+
+  def at_positions(
+    self, distributions: path.Distributions, mask: Array, later: Mapping[str, path.PathValue]
+  ) -> tuple[Mapping[str, path.PathValue], Mapping[str, Array]]:
+    """The statistics of a chunk of positions, whose axis comes first if there is a recursion.
+
+    Args:
+      distributions: log-probabilities [P, ..., V] and tokens [P, ...]; None for a model that no statistic reads.
+      mask: [P, ...] bool.
+      later: the results of the recursions after the chunk, by name.
+
+    Returns:
+      The results of the recursions at the first position, and the statistics by name.
+    """
+    values = {
+      stat.name: stat(
+        distributions.policy if stat.policy else None,
+        distributions.reference if stat.reference else None,
+        distributions.target,
+      )
+      for stat in self.tokens
+    }
+    first = {}
+    for recursion in self.recursions:
+      first[recursion.name], found = recursion.run(distributions, mask, later[recursion.name])
+      values |= {stat.name: stat.output(found) for stat in self.paths if stat.recursion.name == recursion.name}
+    return first, values
+
+  def tabulate(self, values: Mapping[str, Array], batch: PreferenceBatch) -> table.StatTable:
+    """The table of the statistics: runs the recursions over token statistics, and leaves out what was not asked for."""
+    length = jnp.asarray(batch.response_length)
+    values = {**values, **self.cached}
+    found = {}
+    for stat in self.paths:
+      recursion = stat.recursion
+      if not recursion.tokens:
+        continue
+      if recursion.name not in found:
+        inputs = tuple(jnp.moveaxis(values[read.name], -1, 0) for read in recursion.tokens)
+        mask = jnp.moveaxis(numerics.length_mask(length, values[recursion.tokens[0].name].shape[-1]), -1, 0)
+        found[recursion.name] = recursion.run(inputs, mask, _nothing_later(length))[1]
+      values[stat.name] = jnp.moveaxis(stat.output(found[recursion.name]), 0, -1)
+    return table.StatTable.create({name: values[name] for name in values if name in self.needs}, length)
 
 
-def _over_positions(compute, states, target: Array, positions: int) -> Mapping[str, Array]:
-  """Maps `compute` over chunks of the position axis, axis 2, of `states` and `target`; rematerialised in backward."""
-  size = target.shape[2]
+def _nothing_later(length: Array) -> path.PathValue:
+  return path.PathValue(jnp.zeros(length.shape), jnp.zeros(length.shape))
+
+
+def _over_positions(compute, inputs: Any, work: _Work, positions: int) -> Mapping[str, Array]:
+  """Applies `compute` to chunks of the position axis, axis 2 of the inputs; rematerialised in the backward pass.
+
+  With a recursion, chunks run from the last to the first, and their position axis is moved to the front, so that the
+  recursion scans over slices.
+
+  Args:
+    compute: maps (results of the recursions after the chunk, a chunk) to (those at its first position, values).
+    inputs: arrays [B, N, R, ...].
+    work: the statistics.
+    positions: the size of a chunk.
+  """
+  size, shape = inputs[-1].shape[2], inputs[-1].shape[:2]
+  later = {recursion.name: _nothing_later(jnp.zeros(shape)) for recursion in work.recursions}
+  axis = 0 if later else 2
+  inputs = jax.tree.map(lambda x: jnp.moveaxis(x, 2, axis), inputs)
   if positions >= size:
-    return compute(states, target)
-  chunks = -(-size // positions)
+    _, values = compute(later, inputs)
+  else:
+    chunks = -(-size // positions)
 
-  def split(x: Array) -> Array:
-    padding = [(0, 0)] * x.ndim
-    padding[2] = (0, chunks * positions - size)
-    x = jnp.pad(x, padding).reshape(*x.shape[:2], chunks, positions, *x.shape[3:])
-    return jnp.moveaxis(x, 2, 0)
+    def split(x: Array) -> Array:
+      padding = [(0, 0)] * x.ndim
+      padding[axis] = (0, chunks * positions - size)
+      x = jnp.pad(x, padding)
+      x = x.reshape(*x.shape[:axis], chunks, positions, *x.shape[axis + 1 :])
+      return jnp.moveaxis(x, axis, 0)
 
-  def join(x: Array) -> Array:
-    x = jnp.moveaxis(x, 0, 2)
-    return x.reshape(*x.shape[:2], chunks * positions)[:, :, :size]
+    def join(x: Array) -> Array:
+      x = jnp.moveaxis(x, 0, axis)
+      x = x.reshape(*x.shape[:axis], chunks * positions, *x.shape[axis + 2 :])
+      return jax.lax.slice_in_dim(x, 0, size, axis=axis)
 
-  body = jax.checkpoint(lambda carry, chunk: (carry, compute(*chunk)))
-  _, values = jax.lax.scan(body, None, jax.tree.map(split, (states, target)))
-  return jax.tree.map(join, values)
+    _, values = jax.lax.scan(jax.checkpoint(compute), later, jax.tree.map(split, inputs), reverse=bool(later))
+    values = jax.tree.map(join, values)
+  return jax.tree.map(lambda x: jnp.moveaxis(x, axis, 2), values)

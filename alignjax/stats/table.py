@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from alignjax import numerics
-from alignjax.stats import response, token
+from alignjax.stats import path, response, token
 from alignjax.types import Array
 
-Stat = token.TokenStat | response.ResponseStat
+Stat = token.TokenStat | path.PathStat | response.ResponseStat
 
 
 @jax.tree_util.register_dataclass
@@ -18,7 +18,7 @@ Stat = token.TokenStat | response.ResponseStat
 class StatTable:
   """Statistics of a batch, with the lengths of the responses, and the state of the training step.
 
-  Token statistics are [B, N, R] float32 and 0 at padding, response statistics [B, N] float32.
+  Token and path statistics are [B, N, R] float32 and 0 at padding, response statistics [B, N] float32.
   """
 
   values: Mapping[str, Array]  # name of the statistic to its values
@@ -61,6 +61,10 @@ class StatTable:
   def mean(self, stat: token.TokenStat) -> Array:
     """[B, N]: the statistic averaged over the tokens of each response; 0 for an empty response."""
     return numerics.masked_mean(self[stat], self.mask)
+
+  def first(self, stat: path.PathStat) -> Array:
+    """[B, N]: the path statistic of whole responses, that of their first token; 0 for an empty response."""
+    return self[stat][..., 0]
 
   def log_ratio(self) -> Array:
     """[B, N]: log pi(y|x) - log pi_ref(y|x) of each response, nats."""

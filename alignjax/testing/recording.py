@@ -27,6 +27,7 @@ class RecordingTable:
   mask = property(lambda self: self._table.mask)
   sum = stats.StatTable.sum
   mean = stats.StatTable.mean
+  first = stats.StatTable.first
   log_ratio = stats.StatTable.log_ratio
 
 

@@ -95,7 +95,7 @@ def accumulate(function: Callable[[Any], Any], parts: Any) -> Any:
 
 
 def map_parts(function: Callable[[Any], Any], tree: Any, layout: Layout) -> Any:
-  """Applies `function` to the rows of [B, ...], one microbatch at a time; rematerialised if there are several.
+  """Applies `function` to the rows of [B, ...], one microbatch at a time, and rematerialises it in the backward pass.
 
   Args:
     function: maps rows to arrays with the same leading axis.
@@ -103,8 +103,6 @@ def map_parts(function: Callable[[Any], Any], tree: Any, layout: Layout) -> Any:
     layout: the number of microbatches.
   """
   parts = split(tree, layout)
-  if layout.microbatches == 1:
-    return function(jax.tree.map(lambda x: x[0], parts))
   # Inside a scan the compiler does not merge the two forward passes, so no barrier is needed.
   return join(jax.lax.map(jax.checkpoint(function, prevent_cse=False), parts))
 
