@@ -63,7 +63,9 @@ def reverse_kl(gamma: float = 0.01, beta: float = 0.05) -> base.Objective:
     ValueError: if gamma < 0 or beta < 0.
 
   Defaults:
-    gamma and beta from the paper's summarisation (TL;DR) experiments, which use PPO.
+    gamma and beta from the paper's summarisation (TL;DR) experiments, whose reverse KL runs are PPO with entropy
+    coefficient 0.01 and KL coefficient 0.05. Whether PPO's entropy coefficient transfers to gamma, which weights the
+    entropy of whole responses, is not known.
 
   References:
     Yun et al. 2025, Alignment as Distribution Learning, https://arxiv.org/abs/2506.01523, reverse KL minimisation.

@@ -23,7 +23,10 @@ class StatTable:
 
   values: Mapping[str, Array]  # name of the statistic to its values
   length: Array  # [B, N] int32
-  memory: Mapping[str, Array] = dataclasses.field(default_factory=dict)  # state of an objective, from earlier batches
+  memory: Mapping[str, Array] = dataclasses.field(
+    default_factory=dict
+  )  # an objective's state: all batches, this one too
+  before: Mapping[str, Array] | None = None  # the memory before this batch; None if it is only read, as in evaluation
   step: Array | None = None  # [] int32, updates done so far; None in a notebook, where schedules are at their start
 
   @classmethod
