@@ -1,14 +1,15 @@
-"""Time and memory of a training step with each objective, relative to `dpo` with a live reference.
+"""Time and memory of a training step with each objective, relative to `dpo` or another one, with a live reference.
 
   python -m bench.objectives                                  a few of every kind, for V = 49,152 and 151,936
   python -m bench.objectives --vocabulary=49152 --every       all exported objectives
   python -m bench.objectives --objective='ra_dpo(risk=cvar(0.9))'
+  python -m bench.objectives --base='ra_dpo()' --objective='ra_dpo(off_path=0.9)'
 
 The model has the shape of SmolLM2-135M. All steps are compiled first. Each round then runs every step once, directly
-after a `dpo` step to compare with, in random order, so that temporary slowdowns of the machine affect both. Ratios are
-medians over rounds, with quartiles. `operations` and `temporaries` (the memory of the compiled program in addition to
-its arguments) come from the compiler and are exact, except that the body of a loop counts once. The first row compares
-`dpo` with itself, as a measure of noise.
+after a step with the base, in random order, so that temporary slowdowns of the machine affect both. Ratios are medians
+over rounds, with quartiles. `operations` and `temporaries` (the memory of the compiled program in addition to its
+arguments) come from the compiler and are exact, except that the body of a loop counts once. The first row compares the
+base with itself, as a measure of noise.
 """
 
 import dataclasses
@@ -34,8 +35,9 @@ from alignjax.types import Params, PreferenceBatch
 from bench import shapes
 
 _OBJECTIVES = flags.DEFINE_multi_string(
-  'objective', None, 'Objectives to compare with dpo(), as expressions, instead of the default selection.'
+  'objective', None, 'Objectives to compare with the base, as expressions, instead of the default selection.'
 )
+_BASE = flags.DEFINE_string('base', 'dpo()', 'The objective to compare with, as an expression.')
 _EVERY = flags.DEFINE_bool('every', False, 'Compare all exported objectives, with their defaults.')
 _VOCABULARIES = flags.DEFINE_multi_integer('vocabulary', [49_152, 151_936], 'Vocabulary sizes.')
 _LAYERS = flags.DEFINE_integer('layers', 30, 'Number of layers of the model.')
@@ -48,7 +50,6 @@ _COMPUTE_DTYPE = flags.DEFINE_enum('compute_dtype', 'float32', ['float32', 'bflo
 
 TX = optax.sgd(1e-6)
 USUAL = (
-  'dpo()',  # measures the noise
   'ipo()',
   'simpo()',
   'importance_weighted(dpo())',
@@ -102,8 +103,8 @@ def compare(vocabulary: int, names: list[str]) -> None:
   bench = Bench(
     model.init(jax.random.key(0)), shapes.random_pairs(vocabulary, _PROMPTS.value, _PROMPT.value, _RESPONSE.value)
   )
-  base = Contender('dpo()', model, bench)
-  print(f'\nV = {vocabulary:,}: dpo() has {base.temporaries / 2**20:.0f} MiB of temporaries', flush=True)
+  base = Contender(_BASE.value, model, bench)
+  print(f'\nV = {vocabulary:,}: {_BASE.value} has {base.temporaries / 2**20:.0f} MiB of temporaries', flush=True)
   contenders = {}
   for name in names:
     contenders[name] = Contender(name, model, bench)
@@ -114,8 +115,8 @@ def compare(vocabulary: int, names: list[str]) -> None:
     for name in order:
       seconds.append(base.run())
       ratios[name].append(contenders[name].run() / seconds[-1])
-  print(f'dpo(): {statistics.median(seconds):.2f} s per step, {_ROUNDS.value} rounds')
-  print('| objective | time / dpo | quartiles | operations / dpo | temporaries / dpo | couples rows |')
+  print(f'{_BASE.value}: {statistics.median(seconds):.2f} s per step, {_ROUNDS.value} rounds')
+  print('| objective | time / base | quartiles | operations / base | temporaries / base | couples rows |')
   print('|---|---|---|---|---|---|')
   for name, contender in contenders.items():
     low, middle, high = statistics.quantiles(ratios[name][1:], n=4)  # the first round warms up
@@ -132,6 +133,7 @@ def main(_):
     names = _OBJECTIVES.value
   elif _EVERY.value:
     names = [f'{name}({"dpo()" if name.endswith("_weighted") else ""})' for name in sorted(objectives.OBJECTIVES)]
+  names = list(dict.fromkeys([_BASE.value, *names]))  # the base itself measures the noise
   if _COMPUTE_DTYPE.value == 'bfloat16':
     xla_flags.enable_fast_bfloat16()
   for vocabulary in _VOCABULARIES.value:

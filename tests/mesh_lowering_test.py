@@ -22,10 +22,11 @@ from tests.training import step_test
 COLLECTIVE = re.compile(r'= .*? (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(')
 # Unrolled layers, so that the only loop left is the one over prompts in the head.
 CONFIG = dataclasses.replace(step_test.CONFIG, scan_layers=False, remat='none')
+DPO = objectives.dpo()
 PROMPTS = 32  # 4 on each of 8 shards; a chunk of 14 tokens takes one at a time
 
 
-def lowered(shape):
+def lowered(shape, objective=DPO, chunk=14):
   mesh = mesh_lib.make_mesh(*shape)
   model, tx = transformer.build(CONFIG, rules.activation_constraint(mesh)), optax.adamw(1e-3)
   params = jax.eval_shape(model.init, jax.random.key(0))
@@ -38,7 +39,7 @@ def lowered(shape):
   batch = jax.eval_shape(lambda: fixtures.preference_batch(prompts=PROMPTS))
   batch = place(batch, jax.tree.map(lambda _: rules.batch_sharding(mesh), batch))
   frozen = state_lib.Frozen(references.Live(place(params, shardings.params)))
-  step = step_lib.build_train_step(Policy(model), objectives.dpo(), tx, chunk=14, mesh=mesh)
+  step = step_lib.build_train_step(Policy(model), objective, tx, chunk=chunk, mesh=mesh)
   out = (shardings, rules.replicated(mesh))
   return jax.jit(step, out_shardings=out, donate_argnums=0).lower(place(state, shardings), frozen, batch)
 

@@ -10,6 +10,12 @@ _MEANING = {
   'behaviour_logp': 'log-probabilities of the responses under the policy that wrote them',
 }
 _COUNT = {1: 'takes one response to a prompt', 2: 'compares two responses'}
+_MOST = 4096  # responses to a prompt; a larger N is not expected
+
+
+def at_least(responses: int) -> frozenset[int]:
+  """The declaration of an objective that is defined for any N >= `responses`."""
+  return frozenset(range(responses, max(responses, _MOST) + 1))
 
 
 def accepted(responses: int | frozenset[int] | None) -> frozenset[int] | None:
@@ -18,9 +24,13 @@ def accepted(responses: int | frozenset[int] | None) -> frozenset[int] | None:
 
 
 def describe_responses(responses: int | frozenset[int] | None) -> str:
-  """Formats a declaration for messages: 'N = 1 or 2' or 'any N'."""
+  """Formats a declaration for messages: 'N = 1 or 2', 'N >= 4' or 'any N'."""
   numbers = accepted(responses)
-  return 'any N' if numbers is None else f'N = {" or ".join(map(str, sorted(numbers)))}'
+  if numbers is None:
+    return 'any N'
+  if len(numbers) > 1 and numbers == at_least(min(numbers)):
+    return f'N >= {min(numbers)}'
+  return f'N = {" or ".join(map(str, sorted(numbers)))}'
 
 
 def common_responses(terms: Sequence[Any]) -> int | frozenset[int] | None:

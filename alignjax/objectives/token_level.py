@@ -239,8 +239,8 @@ def _nested(
   name: str, measure: measures.RiskMeasure, one_step: stats.TokenStat, discount: float, off_path: float
 ) -> _Drift:
   """The nested risk of the drift over the tokens of a response; if nothing is left of the recursion, a plain sum."""
-  for parameter, share in (('discount', discount), ('off_path', off_path)):
-    base.require(0 <= share <= 1, name, f'{parameter} must be in [0, 1]', share)
+  base.require(0 <= discount <= 1, name, 'discount must be in [0, 1]', discount)
+  base.require(0 <= off_path <= 1, name, 'off_path must be in [0, 1]', off_path)
   if discount == off_path == 1:
     total = _aggregated(one_step, 'sum')
 

@@ -47,12 +47,16 @@ class RiskMeasure:
   Args:
     name: an expression that builds the measure.
     function: the reduction.
+    tail: the tail it is averse to: 'upper' for a cost, 'lower' for a reward, 'neither' for the mean.
+    mass: the share of the probability mass that the value depends on, in [0, 1].
     raise_one: (value, d_y, log p_y, shift) -> the measure after d_y was raised by `shift`, all [...], where `value` is
       the measure before; None if that takes all values.
   """
 
   name: str
   function: Callable[[Array, Array], Array] = dataclasses.field(compare=False)
+  tail: str = dataclasses.field(default='upper', compare=False)
+  mass: float = dataclasses.field(default=1.0, compare=False)
   raise_one: Callable[[Array, Array, Array, Array], Raised] | None = dataclasses.field(default=None, compare=False)
 
   def __call__(self, values: Array, log_probs: Array) -> Array:
@@ -77,7 +81,11 @@ _Evaluate = Callable[[Array, Array], _Evaluation]
 
 
 def _measure(
-  name: str, evaluate: _Evaluate, raise_one: Callable[[Array, Array, Array, Array], Raised] | None = None
+  name: str,
+  evaluate: _Evaluate,
+  tail: str,
+  mass: float = 1.0,
+  raise_one: Callable[[Array, Array, Array, Array], Raised] | None = None,
 ) -> RiskMeasure:
   """The measure whose value and derivatives `evaluate` computes together."""
 
@@ -92,10 +100,10 @@ def _measure(
     return value, sum((jnp.sum(d * t, axis=-1) for d, t in live), start=jnp.zeros_like(value))
 
   function.defjvp(jvp, symbolic_zeros=True)
-  return RiskMeasure(name, function, raise_one)
+  return RiskMeasure(name, function, tail, mass, raise_one)
 
 
-def _of_tail(name: str, tail: str, upper: _Evaluate) -> RiskMeasure:
+def _of_tail(name: str, tail: str, upper: _Evaluate, mass: float) -> RiskMeasure:
   """The measure `upper` of the upper tail, or its mirror image -upper(-values) of the lower one."""
   if tail not in ('upper', 'lower'):
     raise ValueError(f"{name}: tail must be 'upper' or 'lower', got {tail!r}")
@@ -104,7 +112,8 @@ def _of_tail(name: str, tail: str, upper: _Evaluate) -> RiskMeasure:
     value, weights, slope = upper(-values, log_probs)
     return _Evaluation(-value, weights, -slope)
 
-  return _measure(name, upper if tail == 'upper' else lower)
+  averse_to = 'neither' if upper is _mean else tail
+  return _measure(name, upper if tail == 'upper' else lower, averse_to, mass)
 
 
 def _mean(values: Array, log_probs: Array) -> _Evaluation:
@@ -129,7 +138,7 @@ def expectation() -> RiskMeasure:
   Returns:
     A measure; its gradient in the values is p.
   """
-  return _measure('expectation()', _mean, _raise_mean)
+  return _measure('expectation()', _mean, 'neither', raise_one=_raise_mean)
 
 
 def cvar(level: float, tail: str = 'upper') -> RiskMeasure:
@@ -167,7 +176,7 @@ def cvar(level: float, tail: str = 'upper') -> RiskMeasure:
   if not 0 < level <= 1:
     raise ValueError(f'cvar: level must be in (0, 1], got {level!r}')
   name = f'cvar(level={level!r}, tail={tail!r})'
-  return _of_tail(name, tail, _mean if level == 1 else functools.partial(_upper_cvar, level=level))
+  return _of_tail(name, tail, _mean if level == 1 else functools.partial(_upper_cvar, level=level), level)
 
 
 def _upper_cvar(values: Array, log_probs: Array, level: float) -> _Evaluation:
@@ -245,8 +254,9 @@ def entropic(kappa: float) -> RiskMeasure:
     raise ValueError(f'entropic: kappa must be finite, got {kappa!r}')
   name = f'entropic(kappa={kappa!r})'
   if kappa == 0:
-    return _measure(name, _mean, _raise_mean)
-  return _measure(name, functools.partial(_entropic, kappa=kappa), functools.partial(_raise_entropic, kappa=kappa))
+    return _measure(name, _mean, 'neither', raise_one=_raise_mean)
+  tail, raise_one = 'upper' if kappa > 0 else 'lower', functools.partial(_raise_entropic, kappa=kappa)
+  return _measure(name, functools.partial(_entropic, kappa=kappa), tail, raise_one=raise_one)
 
 
 def _entropic(values: Array, log_probs: Array, kappa: float) -> _Evaluation:
@@ -301,7 +311,7 @@ def worst_case(tail: str = 'upper') -> RiskMeasure:
   Defaults:
     tail 'upper', because a drift is a cost.
   """
-  return _of_tail(f'worst_case(tail={tail!r})', tail, _maximum)
+  return _of_tail(f'worst_case(tail={tail!r})', tail, _maximum, 0.0)
 
 
 def _maximum(values: Array, log_probs: Array) -> _Evaluation:
@@ -335,7 +345,8 @@ def mean_semideviation(weight: float) -> RiskMeasure:
   """
   if not 0 <= weight <= 1:
     raise ValueError(f'mean_semideviation: weight must be in [0, 1], got {weight!r}')
-  return _measure(f'mean_semideviation(weight={weight!r})', functools.partial(_semideviation, weight=weight))
+  evaluate, tail = functools.partial(_semideviation, weight=weight), 'upper' if weight else 'neither'
+  return _measure(f'mean_semideviation(weight={weight!r})', evaluate, tail)
 
 
 def _semideviation(values: Array, log_probs: Array, weight: float) -> _Evaluation:

@@ -126,5 +126,7 @@ def compositions() -> str:
 
 
 RISK = """\
-Risk measures are arguments of [`ra_dpo`](#ra_dpo), as in `ra_dpo(risk=cvar(0.97))`, and functions that you can call on
-their own. `alignjax.risk` also evaluates them nested along the tokens of a response."""
+Risk measures are arguments of [`ra_dpo`](#ra_dpo), as in `ra_dpo(risk=cvar(0.97))`, where they measure the drift of the
+next-token distributions, and of [`rlhf`](#rlhf) and [`reverse_kl`](#reverse_kl), as in `rlhf(risk=entropic(-1.0))`,
+where they measure the scores of the responses. They are also functions that you can call on their own. `alignjax.risk`
+evaluates them nested along the tokens of a response, too."""

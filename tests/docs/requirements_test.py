@@ -21,8 +21,17 @@ LIMIT = 1
     (objectives.cal_dpo, ['weight must not be negative', 'beta must be positive']),
     # A constant in the message.
     (objectives.beta_dpo, ['beta must be at least 0.001', 'alpha must not be negative', 'ratio must be in (0, 1]']),
-    # The shared function also checks an aggregate, which `tdpo` does not have.
-    (objectives.tdpo, ['beta must be positive', 'alpha must not be negative', 'variant must be 1 or 2']),
+    # Those of two shared functions.
+    (
+      objectives.tdpo,
+      [
+        'discount must be in [0, 1]',
+        'off_path must be in [0, 1]',
+        'beta must be positive',
+        'alpha must not be negative',
+        'variant must be 1 or 2',
+      ],
+    ),
     # Its own requirement goes before the weaker one of the shared function.
     (objectives.kl_penalty, ['beta must be positive']),
     (risk.cvar, ['level must be in (0, 1]', "tail must be 'upper' or 'lower'"]),

@@ -283,6 +283,20 @@ def test_metrics_report_the_drift_of_both_responses_its_tail_and_a_common_accura
   np.testing.assert_allclose(metrics['reward_chosen'], own[:, 0], rtol=1e-6)
 
 
+@pytest.mark.parametrize('measure', [risk.cvar(0.6), risk.entropic(2.0)], ids=lambda measure: measure.name)
+def test_metrics_report_the_nested_value_and_how_many_tokens_it_sees(measure):
+  hard = dataclasses.replace(BATCH, label=jnp.ones_like(BATCH.label))
+  plain, nested = objectives.ra_dpo(measure), objectives.ra_dpo(measure, discount=0.9, off_path=0.5)
+  tables = [stats.from_logits(objective.needs, POLICY, REFERENCE, hard) for objective in (plain, nested)]
+  known, found = (o.apply(table, hard).metrics for o, table in zip((plain, nested), tables, strict=True))
+  np.testing.assert_array_equal(known['nested_value_chosen'], known['risk_ratio_chosen'])
+  np.testing.assert_array_equal(known['nested_horizon_rejected'], BATCH.response_length[:, 1])
+  value, horizon = (build(measure, 0.9, 0.5) for build in (stats.nested_risk, stats.nested_horizon))
+  np.testing.assert_array_equal(found['nested_value_rejected'], tables[1].first(value)[:, 1])
+  np.testing.assert_array_equal(found['nested_horizon_chosen'], tables[1].first(horizon)[:, 0])
+  assert np.all(found['nested_horizon_chosen'] <= known['nested_horizon_chosen'])
+
+
 @pytest.mark.parametrize(
   ('build', 'message'),
   [
@@ -291,6 +305,10 @@ def test_metrics_report_the_drift_of_both_responses_its_tail_and_a_common_accura
     (lambda: objectives.tdpo(variant=3), 'tdpo: variant must be 1 or 2, got 3'),
     (lambda: objectives.ra_dpo(risk=0.97), 'ra_dpo: risk must be a risk measure'),
     (lambda: objectives.ra_dpo(aggregate='median'), 'aggregate must be one of sum, mean, max'),
+    (lambda: objectives.tdpo(discount=-0.1), r'tdpo: discount must be in \[0, 1\], got -0.1'),
+    (lambda: objectives.ra_dpo(off_path=1.5), r'ra_dpo: off_path must be in \[0, 1\], got 1.5'),
+    (lambda: objectives.ra_dpo(off_path=math.nan), r'ra_dpo: off_path must be in \[0, 1\], got nan'),
+    (lambda: objectives.ra_dpo(aggregate='max', off_path=0.9), "off_path below 1 requires aggregate='sum', got 'max'"),
     (lambda: objectives.ra_dpo_released(confidence=1.5), r'confidence must be in \[0, 1\]'),
   ],
 )

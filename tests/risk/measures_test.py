@@ -153,6 +153,23 @@ def test_lower_measures_are_concave_and_below_the_mean(name):
   assert measure(d, logp) <= np.exp(logp) @ d + 1e-6
 
 
+@EVERY
+def test_a_measure_declares_the_tail_that_it_is_averse_to(measure, oracle):
+  d, logp = random_case(3)
+  gap = oracle(d, np.exp(logp)) - np.exp(logp) @ d
+  assert measure.tail == ('neither' if abs(gap) < 1e-9 else 'upper' if gap > 0 else 'lower')
+
+
+def test_a_measure_depends_on_the_share_of_the_mass_that_it_declares():
+  d, logp = np.arange(10.0) / 10, np.full(10, np.log(0.1))
+  for measure, oracle in MEASURES.values():
+    for moved in range(1, 10):  # the others are the worst for a reward, or the best for a cost
+      worse, shift = (d, 1.0) if measure.tail == 'lower' else (-d, -1.0)
+      raised = worse + shift * (np.arange(10) >= 10 - moved)
+      unchanged = abs(oracle(raised, np.exp(logp)) - oracle(worse, np.exp(logp))) < 1e-9
+      assert unchanged == (measure.mass <= 1 - 0.1 * moved + 1e-9), (measure, moved)
+
+
 @pytest.mark.parametrize('name', ['cvar(0.01)', 'cvar(0.97)', 'worst_case()', 'mean_semideviation(0.6)'])
 def test_coherent_measures_are_positively_homogeneous(name):
   d, logp = random_case(3)
