@@ -78,6 +78,7 @@ class Objective:
       any N.
     couples_rows: whether the loss of a prompt depends on other prompts of the batch.
     ordered: whether it also depends on the order of the prompts; requires couples_rows.
+    on_policy: whether the responses must be the current policy's own samples, which no loss can check by itself.
     name: an expression that builds the objective again.
     memory: what is kept from batch to batch; requires couples_rows, so that a batch is seen as a whole, once.
     summary: maps the means of the metrics to further metrics.
@@ -92,6 +93,7 @@ class Objective:
   responses: int | frozenset[int] | None = None
   couples_rows: bool = False
   ordered: bool = False
+  on_policy: bool = False
   name: str = 'objective'
   memory: Memory = NO_MEMORY
   summary: Summary = no_summary
@@ -280,6 +282,7 @@ class _Sum:
       'responses': declarations.common_responses(terms),
       'couples_rows': any(term.couples_rows for term in terms),
       'ordered': any(term.ordered for term in terms),
+      'on_policy': any(term.on_policy for term in terms),
       'name': _sum_name(self.parts),
       'memory': functools.reduce(operator.add, (term.memory for term in terms)),
       'summary': self.summary,

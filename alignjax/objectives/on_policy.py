@@ -214,7 +214,8 @@ def _reward(name: str, gamma: float, beta: float, risk: measures.RiskMeasure) ->
     metrics = {key: metrics[key] for key in metrics if key != 'return_spread'}
     return Term(loss - surrogate - value, metrics | {'score': jnp.mean(score, axis=1), 'score_risk': value})
 
-  return base.Objective(penalties.needs, apply, reads=base.SCORE, responses=declarations.at_least(_fewest(risk.mass)))
+  fewest = declarations.at_least(_fewest(risk.mass))
+  return base.Objective(penalties.needs, apply, reads=base.SCORE, responses=fewest, on_policy=True)
 
 
 def _fewest(mass: float) -> int:
@@ -273,7 +274,7 @@ def _score_function(
     surrogate = (returns - _leave_one_out(returns)) * (logp - fixed)
     return Term(-jnp.mean(surrogate + returns, axis=1), metrics)
 
-  return base.Objective(needs, apply, reads=base.SCORE if read_score is not None else frozenset())
+  return base.Objective(needs, apply, reads=base.SCORE if read_score is not None else frozenset(), on_policy=True)
 
 
 def _leave_one_out(returns: Array) -> Array:

@@ -289,7 +289,9 @@ def check_algebra(setting: Setting) -> None:
   both = objective + other
   kept = both.needs == objective.needs | other.needs and both.reads == objective.reads | other.reads
   kept = kept and dict(both.memory.initial) == dict(objective.memory.initial)
-  kept = kept and all(getattr(both, field) == getattr(objective, field) for field in ('couples_rows', 'ordered'))
+  kept = kept and all(
+    getattr(both, field) == getattr(objective, field) for field in ('couples_rows', 'ordered', 'on_policy')
+  )
   _require(kept, setting, 'a sum does not declare what its parts declare')
 
 
@@ -302,7 +304,7 @@ def check_name(setting: Setting) -> None:
     raise AssertionError(
       f'{objective.name}: the name does not parse; decorate the factory with @objectives.factory ({error})'
     ) from error
-  declared = ('name', 'needs', 'reads', 'optional', 'responses', 'couples_rows', 'ordered')
+  declared = ('name', 'needs', 'reads', 'optional', 'responses', 'couples_rows', 'ordered', 'on_policy')
   for field in declared:
     found, expected = getattr(again, field), getattr(objective, field)
     _require(found == expected, setting, f'the name builds an objective with another `{field}`: {found}')
