@@ -2,7 +2,16 @@
 
 from alignjax.stats.behaviour import BEHAVIOUR_TOKEN_LOGP, behaviour_logp, behaviour_token_logp
 from alignjax.stats.head import HiddenStates, from_logits, log_probs, logits, missing_reference, statistics
-from alignjax.stats.path import Distributions, PathStat, PathValue, Recursion, nested_horizon, nested_risk
+from alignjax.stats.path import (
+  Logits,
+  PathStat,
+  PathValue,
+  Recursion,
+  Step,
+  VocabularyRecursion,
+  nested_horizon,
+  nested_risk,
+)
 from alignjax.stats.response import ResponseStat, last_state
 from alignjax.stats.table import Stat, StatTable
 from alignjax.stats.token import (
@@ -18,15 +27,17 @@ from alignjax.stats.token import (
 
 __all__ = [
   'BEHAVIOUR_TOKEN_LOGP',
-  'Distributions',
   'HiddenStates',
+  'Logits',
   'PathStat',
   'PathValue',
   'Recursion',
   'ResponseStat',
   'Stat',
   'StatTable',
+  'Step',
   'TokenStat',
+  'VocabularyRecursion',
   'behaviour_logp',
   'behaviour_token_logp',
   'entropy',

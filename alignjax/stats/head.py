@@ -86,9 +86,9 @@ def statistics(
 
   def compute(later: Mapping[str, path.PathValue], chunk: Any) -> tuple[Mapping[str, path.PathValue], Any]:
     (policy_states, reference_states), target, mask = chunk
-    policy_logp = None if policy_states is None else log_probs(HiddenStates(policy_states, policy.head))
-    reference_logp = None if reference_states is None else log_probs(HiddenStates(reference_states, reference.head))
-    return work.at_positions(path.Distributions(policy_logp, reference_logp, target), mask, later)
+    policy_logits = None if policy_states is None else logits(HiddenStates(policy_states, policy.head))
+    reference_logits = None if reference_states is None else logits(HiddenStates(reference_states, reference.head))
+    return work.at_positions(path.Logits(policy_logits, reference_logits, target), mask, later)
 
   states = (
     policy.states if work.reads('policy') else None,
@@ -137,18 +137,17 @@ def from_logits(
   missing = missing_reference(needs, batch.cached)
   if reference_logits is None and missing:
     raise ValueError(f'the statistics {missing} read the reference model: give `reference_logits`, or cache them')
-  policy = jax.nn.log_softmax(policy_logits.astype(jnp.float32))
-  reference = None
+  policy, reference = policy_logits.astype(jnp.float32), None
   if reference_logits is not None:
-    reference = jax.nn.log_softmax(jax.lax.stop_gradient(reference_logits).astype(jnp.float32))
+    reference = jax.lax.stop_gradient(reference_logits).astype(jnp.float32)
   target = jnp.asarray(batch.response)
   mask = numerics.length_mask(batch.response_length, target.shape[2])
 
   def compute(later: Mapping[str, path.PathValue], chunk: Any) -> tuple[Mapping[str, path.PathValue], Any]:
-    distributions, mask = chunk
-    return work.at_positions(distributions, mask, later)
+    chunk_logits, mask = chunk
+    return work.at_positions(chunk_logits, mask, later)
 
-  inputs = path.Distributions(policy, reference, target), mask
+  inputs = path.Logits(policy, reference, target), mask
   return work.tabulate(_over_positions(compute, inputs, work, target.shape[2]), batch)
 
 
@@ -159,7 +158,7 @@ class _Work(NamedTuple):
   tokens: list[token.TokenStat]  # those in `needs`, and the inputs of recursions over token statistics
   responses: list[response.ResponseStat]
   paths: list[path.PathStat]
-  recursions: list[path.Recursion]  # over distributions, so inside the head
+  recursions: list[path.VocabularyRecursion]
   needs: frozenset[str]
 
   @classmethod
@@ -184,30 +183,26 @@ class _Work(NamedTuple):
     return bool(self.recursions) or any(getattr(stat, model) for stat in self.tokens)
 
   def at_positions(
-    self, distributions: path.Distributions, mask: Array, later: Mapping[str, path.PathValue]
+    self, chunk: path.Logits, mask: Array, later: Mapping[str, path.PathValue]
   ) -> tuple[Mapping[str, path.PathValue], Mapping[str, Array]]:
     """The statistics of a chunk of positions, whose axis comes first if there is a recursion.
 
     Args:
-      distributions: log-probabilities [P, ..., V] and tokens [P, ...]; None for a model that no statistic reads.
+      chunk: logits [P, ..., V] and tokens [P, ...]; None for a model that no statistic reads.
       mask: [P, ...] bool.
       later: the results of the recursions after the chunk, by name.
 
     Returns:
       The results of the recursions at the first position, and the statistics by name.
     """
-    values = {
-      stat.name: stat(
-        distributions.policy if stat.policy else None,
-        distributions.reference if stat.reference else None,
-        distributions.target,
-      )
-      for stat in self.tokens
-    }
-    first = {}
+    values, first = {}, {}
     for recursion in self.recursions:
-      first[recursion.name], found = recursion.run(distributions, mask, later[recursion.name])
+      first[recursion.name], found = recursion.run(chunk, mask, later[recursion.name])
       values |= {stat.name: stat.output(found) for stat in self.paths if stat.recursion.name == recursion.name}
+    policy, reference = (None if x is None else jax.nn.log_softmax(x) for x in (chunk.policy, chunk.reference))
+    for stat in self.tokens:
+      inputs = policy if stat.policy else None, reference if stat.reference else None, chunk.target
+      values[stat.name] = stat(*inputs)
     return first, values
 
   def tabulate(self, values: Mapping[str, Array], batch: PreferenceBatch) -> table.StatTable:
@@ -222,13 +217,9 @@ class _Work(NamedTuple):
       if recursion.name not in found:
         inputs = tuple(jnp.moveaxis(values[read.name], -1, 0) for read in recursion.tokens)
         mask = jnp.moveaxis(numerics.length_mask(length, values[recursion.tokens[0].name].shape[-1]), -1, 0)
-        found[recursion.name] = recursion.run(inputs, mask, _nothing_later(length))[1]
+        found[recursion.name] = recursion.run(inputs, mask)
       values[stat.name] = jnp.moveaxis(stat.output(found[recursion.name]), 0, -1)
     return table.StatTable.create({name: values[name] for name in values if name in self.needs}, length)
-
-
-def _nothing_later(length: Array) -> path.PathValue:
-  return path.PathValue(jnp.zeros(length.shape), jnp.zeros(length.shape))
 
 
 def _over_positions(compute, inputs: Any, work: _Work, positions: int) -> Mapping[str, Array]:
@@ -244,7 +235,7 @@ def _over_positions(compute, inputs: Any, work: _Work, positions: int) -> Mappin
     positions: the size of a chunk.
   """
   size, shape = inputs[-1].shape[2], inputs[-1].shape[:2]
-  later = {recursion.name: _nothing_later(jnp.zeros(shape)) for recursion in work.recursions}
+  later = {recursion.name: path.PathValue.zeros(shape) for recursion in work.recursions}
   axis = 0 if later else 2
   inputs = jax.tree.map(lambda x: jnp.moveaxis(x, 2, axis), inputs)
   if positions >= size:
