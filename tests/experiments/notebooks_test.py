@@ -247,7 +247,7 @@ def test_the_sum_falls_short_of_the_nested_value_for_an_averse_measure_only(nest
   over_all, along = notebook.exact['CVaR, level 0.3']
   # The tree of the picture, with the numbers in the docstring of `ra_dpo`.
   assert [round(float(x), 2) for x in (cvar[0] * over_all[0], over_all[0])] == [2.53, 3.28]
-  assert along[0.0][0].max() > 0.9 * over_all[0]  # the worst response comes close
+  assert np.median(along[0.0].max(axis=1) / over_all) > 0.8  # the worst response comes close
 
 
 def test_nested_cvar_lies_on_either_side_of_static_and_entropic_on_neither(nested):
