@@ -128,5 +128,5 @@ def compositions() -> str:
 RISK = """\
 Risk measures are arguments of [`ra_dpo`](#ra_dpo), as in `ra_dpo(risk=cvar(0.97))`, where they measure the drift of the
 next-token distributions, and of [`rlhf`](#rlhf) and [`reverse_kl`](#reverse_kl), as in `rlhf(risk=entropic(-1.0))`,
-where they measure the scores of the responses. They are also functions that you can call on their own. `alignjax.risk`
-evaluates them nested along the tokens of a response, too."""
+where they measure the scores of the responses. They are also functions that you can call on their own.
+`ra_dpo(off_path=0.99)` trains on the nested risk of a response, and `alignjax.risk` evaluates nested values."""
