@@ -14,8 +14,9 @@ _make_mesh = parallel_mesh.make_mesh
 
 def make_mesh(*sizes: int, **options: int) -> jax.sharding.Mesh:
   """`parallel.mesh.make_mesh`, which takes one device of each process in turn."""
-  by_process = np.reshape(jax.devices(), (jax.process_count(), -1))
-  return _make_mesh(*sizes, devices=by_process.T.ravel().tolist(), **options)
+  devices = np.reshape(jax.devices(), (jax.process_count(), -1)).T.ravel().tolist()
+  print(f'devices of the processes {[device.process_index for device in devices]}', flush=True)
+  return _make_mesh(*sizes, devices=devices, **options)
 
 
 if __name__ == '__main__':

@@ -310,6 +310,9 @@ def interleaved(environment, tmp_path_factory) -> dict[str, str]:
   return environment | {'PYTHON': str(python)}
 
 
+INTERLEAVED = 'devices of the processes [0, 1, 0, 1, 0, 1, 0, 1]'
+
+
 def two_processes(config: settings.Config) -> list[str]:
   return [str(ROOT / 'launch' / 'local.sh'), '2', '--', '--local_devices=4', *arguments(config)]
 
@@ -325,6 +328,7 @@ def test_two_processes_do_what_one_does(folder, whole, interleaved, tmp_path):
     run.wait_for_records(workdir, 7)
     run.process.terminate()  # it takes them a second or two to agree on a step
     output = run.leave(program.PREEMPTED)
+  assert INTERLEAVED in output
   assert '[0] resuming from step 5' in output
   stopped = int(output.split('stopped on request: saved at step ')[1].split()[0])
   assert len(deterministic(workdir)) == stopped + 1
@@ -347,7 +351,7 @@ def test_the_order_of_devices_changes_no_bit(folder, environment, interleaved, t
       folder, name, reference_cache=cache, doctor='warn', steps=6, save_every=4, eval_every=3, mesh=mesh
     )
     with started(two_processes(config), environment, tmp_path / name) as processes:
-      processes.leave(program.DONE)
+      assert (INTERLEAVED in processes.leave(program.DONE)) == (environment is interleaved)
     return config
 
   def caches(config: settings.Config) -> dict[str, bytes]:
