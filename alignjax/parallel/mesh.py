@@ -111,8 +111,8 @@ def _slice_count(devices: Sequence[jax.Device], shape: Sequence[int], slices: in
     together = equal and shape[0] % found == 0
     slices = 1 if optional and not (on_gpu and together) else found
   if slices != found and not (slices == 1 and optional):
-    what = 'slices' if attribute == 'slice_index' else 'processes (these devices name no slices)'
-    raise ValueError(f'mesh.slices={slices}, but the devices are in {found} {what}: set mesh.slices={found}')
+    counted = 'slices' if attribute == 'slice_index' else 'processes, which serve as slices here,'
+    raise ValueError(f'mesh.slices={slices}, but the number of {counted} is {found}: set mesh.slices={found}')
   if slices > 1 and not equal:
     raise ValueError(f'the slices have {sorted(sizes.values())} devices: use slices of one size')
   return slices

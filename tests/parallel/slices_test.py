@@ -170,11 +170,15 @@ def test_processes_serve_as_slices_on_request():
     (
       devices.tpu_slices('v5e:2x2', 2),
       {'slices': 1},
-      'mesh.slices=1, but the devices are in 2 slices: set mesh.slices=2',
+      'mesh.slices=1, but the number of slices is 2: set mesh.slices=2',
     ),
-    (devices.tpu_slices('v5e:2x2'), {'slices': 2}, 'mesh.slices=2, but the devices are in 1 slices: set mesh.slices=1'),
+    (devices.tpu_slices('v5e:2x2'), {'slices': 2}, 'mesh.slices=2, but the number of slices is 1: set mesh.slices=1'),
     (devices.tpu_slices('v5e:2x2'), {'slices': -1}, 'mesh.slices=-1'),
-    ([devices.Processor(i, 0) for i in range(4)], {'slices': 2}, 'are in 1 processes .these devices name no slices'),
+    (
+      [devices.Processor(i, 0) for i in range(4)],
+      {'slices': 2},
+      'the number of processes, which serve as slices here, is 1: set',
+    ),
     (devices.tpu_slices('v5e:2x4', 2)[:12], {'data': 2}, r'the slices have \[4, 8\] devices: use slices of one size'),
     (
       devices.tpu_slices('v5e:4x4')[:6],
