@@ -65,15 +65,16 @@ COMPOSITIONS = (
   ),
   Composition(
     'RPO, regularised preference optimisation',
+    'dpo(beta=0.05) + 0.00025 * sft(mean=False)',
+    '[Liu et al. 2024](https://arxiv.org/abs/2405.16436)',
+    'The released Gemma recipe of the main experiments, which sums the likelihood over tokens. The weight is its '
+    'eta = 0.005 times beta. The Mistral recipe has beta 0.01, hence the weight 5e-05.',
+  ),
+  Composition(
+    'RPO with the likelihood per token',
     'dpo(beta=0.5) + 0.2 * sft()',
     '[Liu et al. 2024](https://arxiv.org/abs/2405.16436)',
     'The released variant that averages the likelihood over tokens.',
-  ),
-  Composition(
-    'RPO with the weight 0.005',
-    'dpo(beta=0.05) + 0.005 * sft()',
-    '[Liu et al. 2024](https://arxiv.org/abs/2405.16436)',
-    'The released variant with this weight sums over tokens; `sft()` averages, so this term is far weaker.',
   ),
   Composition(
     'CPO-SimPO',

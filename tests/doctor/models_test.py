@@ -147,6 +147,15 @@ def test_an_undeclared_coupling_is_an_error_that_names_the_part_at_fault():
   assert declarations.examine_coupling(objectives.dpo(), 2) == []
 
 
+def test_responses_of_files_are_a_warning_for_objectives_of_own_samples():
+  objective = objectives.pmle() + objectives.importance_weighted(objectives.rlhf()) + 0.1 * objectives.kl_penalty()
+  (finding,) = declarations.examine_samples(objective, on_policy=False)
+  assert (finding.name, finding.severity) == ('off_policy_responses', findings.WARNING)
+  assert 'of importance_weighted and kl_penalty must be the current policy’s own samples' in finding.seen
+  assert declarations.examine_samples(objective, on_policy=True) == []
+  assert declarations.examine_samples(objectives.pmle() + objectives.dpo(), on_policy=False) == []
+
+
 def test_findings_about_labels_matter_only_if_labels_are_read():
   found = [findings.Finding(name, findings.ERROR, '', '') for name in ('no_signal', 'empty_rows')]
   assert declarations.relevant(found, objectives.dpo()) == found

@@ -69,7 +69,7 @@ def test_one_and_eight_devices_agree(name, shape):
     runs.assert_close(others, params, rtol=0, atol=3e-7)
   else:
     runs.assert_equal(others, params)
-    exact = [one._replace(metrics={}, thresholds=()) for one in (other_state[1], state[1])]
+    exact = [one._replace(metrics={}, cuts=()) for one in (other_state[1], state[1])]
     runs.assert_equal(*exact)
   runs.assert_close(other_state[1].metrics, state[1].metrics, rtol=1e-5)
 

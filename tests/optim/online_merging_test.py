@@ -153,6 +153,26 @@ def test_08_ties_keeps_the_largest_exactly(reserve):
   runs.assert_equal(merge(out, state, zero, tau)[0], out)
 
 
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+def test_08_ties_keeps_the_share_where_all_magnitudes_are_equal(dtype):
+  """As in Lion's updates: the entries kept differ from merge to merge; those of a constant tau stay."""
+  ones = {'layers': {'up': jnp.ones((2, 30, 40), dtype)}}
+  tau = jax.tree.map(lambda x: 4 * jnp.sign(jnp.cos(jnp.arange(x.size))).reshape(x.shape).astype(dtype), ones)
+  tx = optim.online_merge(0.05, 0.5, keep='largest')
+  state, zero, merge, masks = tx.init(ones), jax.tree.map(jnp.zeros_like, ones), runs.jitted(tx), []
+  for start in (state, None, None, optim.online_merge(0.05, 0.5, keep='largest', seed=1).init(ones)):
+    out, state = merge(ones, start or state, zero, tau)
+    values = np.asarray(out['layers']['up'])
+    masks.append((np.isin(values, [0.5, 2.5, -1.5]), np.abs(values) >= 1.5))  # 0.5 is D's part, 2 or -2 that of tau
+    assert float(optim.merge_metrics(state)['kept']) == pytest.approx(0.05, rel=1e-6)
+  assert [mask.sum((1, 2)).tolist() for both in masks for mask in both] == [[60, 60]] * 8
+  (first, first_tau), (second, second_tau), _, (other, other_tau) = masks
+  assert (second_tau == first_tau).all()
+  for differs in (second, first_tau, other, first[::-1]):
+    assert (differs != first).any()
+  assert (other_tau != first_tau).any()
+
+
 def test_09_raw_election_goes_with_tau_where_tau_is_larger():
   update, tau = runs.tree(12, 1e-3), runs.tree(13, 1e-2)
   (out,), _ = runs.moved(optim.online_ties(1.0, ALPHA, elect='raw'), update, tau)
