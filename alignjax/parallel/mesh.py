@@ -43,10 +43,11 @@ def make_mesh(
   """
   devices = jax.devices() if devices is None else devices
   shape = _shape((data, fsdp, tensor), len(devices))
-  outer = _outer(shape, _slice_count(devices, shape, slices), allow_dcn_fsdp)
+  attribute, count = _slices(devices, shape, slices)
+  grid = _arrange(devices, shape, _outer(shape, count, allow_dcn_fsdp), attribute)
   # Auto lets the compiler propagate shardings. JAX's default, Explicit, rejects plain `x @ w`.
   auto = (jax.sharding.AxisType.Auto,) * len(AXES)
-  return jax.sharding.Mesh(_arrange(devices, shape, outer), AXES, axis_types=auto)
+  return jax.sharding.Mesh(grid, AXES, axis_types=auto)
 
 
 def batch_shards(mesh: jax.sharding.Mesh) -> int:
@@ -95,27 +96,25 @@ def _shape(sizes: Sequence[int], count: int) -> tuple[int, ...]:
   return shape
 
 
-def _slice_attribute(devices: Sequence[jax.Device]) -> str:
-  named = all(getattr(device, 'slice_index', None) is not None for device in devices)
-  return 'slice_index' if named else 'process_index'
+def _slices(devices: Sequence[jax.Device], shape: Sequence[int], slices: int) -> tuple[str, int]:
+  """The attribute that names the slice of a device, and the number of slices that the mesh is made of.
 
-
-def _slice_count(devices: Sequence[jax.Device], shape: Sequence[int], slices: int) -> int:
-  """The number of slices that the mesh is made of, where 1 lets every axis use all devices."""
-  attribute = _slice_attribute(devices)
-  sizes = collections.Counter(getattr(device, attribute) for device in devices)
+  It is made of 1 if every axis may cross slices.
+  """
+  platform = devices[0].platform
+  nodes = {getattr(device, 'slice_index', 0) for device in devices}
+  attribute = 'slice_index' if platform == 'tpu' or len(nodes) > 1 else 'process_index'
+  sizes = collections.Counter(getattr(device, attribute, 0) for device in devices)
   found, equal = len(sizes), len(set(sizes.values())) == 1
-  on_gpu = devices[0].platform == 'gpu'
-  optional = on_gpu or attribute == 'process_index'  # fast enough, or unknown, between these groups
   if slices == 0:
-    together = equal and shape[0] % found == 0
-    slices = 1 if optional and not (on_gpu and together) else found
-  if slices != found and not (slices == 1 and optional):
+    together = platform == 'gpu' and equal and shape[0] % found == 0
+    slices = found if platform == 'tpu' or together else 1
+  if slices != found and (slices != 1 or platform == 'tpu'):
     counted = 'slices' if attribute == 'slice_index' else 'processes, which serve as slices here,'
     raise ValueError(f'mesh.slices={slices}, but the number of {counted} is {found}: set mesh.slices={found}')
   if slices > 1 and not equal:
     raise ValueError(f'the slices have {sorted(sizes.values())} devices: use slices of one size')
-  return slices
+  return attribute, slices
 
 
 def _outer(shape: Sequence[int], slices: int, allow_dcn_fsdp: bool) -> tuple[int, ...]:
@@ -140,7 +139,7 @@ def _outer(shape: Sequence[int], slices: int, allow_dcn_fsdp: bool) -> tuple[int
   )
 
 
-def _arrange(devices: Sequence[jax.Device], shape: Sequence[int], outer: Sequence[int]) -> np.ndarray:
+def _arrange(devices: Sequence[jax.Device], shape: Sequence[int], outer: Sequence[int], attribute: str) -> np.ndarray:
   """The devices as an array of this shape, of which `outer` is across slices."""
   # Some meshes on a TPU torus, such as 16 x 4 on an 8 x 8 slice, require splitting a physical axis.
   options = {'devices': devices, 'allow_split_physical_axes': True}
@@ -148,7 +147,7 @@ def _arrange(devices: Sequence[jax.Device], shape: Sequence[int], outer: Sequenc
     if math.prod(outer) == 1:
       return mesh_utils.create_device_mesh(shape, **options)
     inner = [size // across for size, across in zip(shape, outer, strict=True)]
-    by_process = _slice_attribute(devices) == 'process_index'
+    by_process = attribute == 'process_index'
     return mesh_utils.create_hybrid_device_mesh(inner, outer, process_is_granule=by_process, **options)
   except (AssertionError, NotImplementedError, TypeError, ValueError) as error:
     raise ValueError(

@@ -145,6 +145,13 @@ def test_nodes_of_different_sizes_are_not_kept_together():
   assert make_mesh(uneven, (2, 4, 1)).devices.ravel().tolist() == uneven
 
 
+def test_hosts_of_cpus_are_slices_only_on_request():
+  cpus = [devices.Gpu(i, i % 2, 'cpu', slice_index=i % 2) for i in range(8)]  # as `jax.distributed` describes hosts
+  for axes in ((1, 8, 1), (2, 4, 1)):
+    assert make_mesh(cpus, axes).devices.ravel().tolist() == cpus
+  assert [{cpu.slice_index for cpu in half.flat} for half in make_mesh(cpus, (2, 4, 1), slices=2).devices] == [{0}, {1}]
+
+
 def test_processes_serve_as_slices_on_request():
   cpus = [devices.Processor(i, i % 2) for i in range(8)]
   assert make_mesh(cpus, (2, 2, 2)).devices.ravel().tolist() == cpus
