@@ -16,6 +16,7 @@ from alignjax.models import transformer
 from alignjax.training import forward, references, state
 from alignjax.training.policy import Policy
 from tests import assets, fixtures
+from tests.models import token_batches
 
 CONFIG = transformer.TransformerConfig(
   vocab_size=11,
@@ -37,7 +38,7 @@ SAME = {'same_model': True, 'compute_dtype': 'float32', 'vocab_size': 11, 'refer
 
 @pytest.fixture(scope='module')
 def params():
-  trees = [MODEL.init(jax.random.key(seed)) for seed in range(2)]
+  trees = [token_batches.params(MODEL, seed) for seed in range(2)]
   # Small logits: a random model that is sure of itself is worse than a uniform guess.
   return [tree | {'final_norm': {'scale': 0.05 * tree['final_norm']['scale']}} for tree in trees]
 

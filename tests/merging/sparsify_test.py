@@ -183,9 +183,15 @@ METHODS = [
   merging.della(0.5, 0.2, rescale='l1'),
   merging.model_stock(),
 ]
+RANKED = (merging.della(0.5, 0.2, rescale='l1'), merging.slerp(0.3), merging.ties(0.3))
 
 
-@pytest.mark.parametrize('method', METHODS, ids=str)
+# One method less: the others of DELLA and DARE have the same draws, ranks and rescaling.
+@pytest.mark.parametrize(
+  'method',
+  [pytest.param(method, marks=pytest.mark.slow if method == merging.della(0.5, 0.2) else ()) for method in METHODS],
+  ids=str,
+)
 def test_blocks_of_rows_give_what_the_whole_tensor_gives(method):
   base, models = worlds.family(2)
   alike = worlds.tree(20, 0.3)
@@ -202,8 +208,19 @@ def test_blocks_of_rows_give_what_the_whole_tensor_gives(method):
     np.testing.assert_allclose(blocks, merged[name], rtol=1e-6, atol=5e-6, err_msg=name)
 
 
-@pytest.mark.parametrize('method', METHODS, ids=str)
-@pytest.mark.parametrize('spec', [jax.sharding.PartitionSpec('fsdp'), jax.sharding.PartitionSpec(None, 'fsdp')])
+ROWS, COLUMNS = jax.sharding.PartitionSpec('fsdp'), jax.sharding.PartitionSpec(None, 'fsdp')
+
+
+# Sharded columns for methods that rank or sum along a row; what the others do is the same for each entry.
+@pytest.mark.parametrize(
+  ('spec', 'method'),
+  [
+    *((ROWS, method) for method in METHODS),
+    *((COLUMNS, method) for method in METHODS if method in RANKED),
+    *(pytest.param(COLUMNS, method, marks=pytest.mark.slow) for method in METHODS if method not in RANKED),
+  ],
+  ids=str,
+)
 def test_shardings_do_not_matter(method, spec):
   delta = [random_delta((16, 24), seed) for seed in range(3)]
   base, models = delta[2], [delta[0] + 0.5 * delta[2], delta[1] + 0.5 * delta[2]]

@@ -1,5 +1,7 @@
 """What the algorithms promise, each promise a test; the drift of small alpha; refusals."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,9 +47,16 @@ def against_oracle(tx, *, reserve=None, merge=oracle.sum_, every=1, rtol=1e-5):
       np.testing.assert_allclose(tensor(params, place), values, rtol=rtol, atol=3e-7)
 
 
-@pytest.mark.parametrize('elect', ['weighted', 'raw'])
-@pytest.mark.parametrize('reserve', [1.0, 0.3])
-@pytest.mark.parametrize('every', [1, 3])
+PAIRWISE = {('weighted', 0.3, 1), ('raw', 0.3, 3), ('raw', 1.0, 1), ('weighted', 1.0, 3)}  # any two choices meet
+
+
+@pytest.mark.parametrize(
+  ('elect', 'reserve', 'every'),
+  [
+    pytest.param(*choice, marks=() if choice in PAIRWISE else pytest.mark.slow)
+    for choice in itertools.product(('weighted', 'raw'), (1.0, 0.3), (1, 3))
+  ],
+)
 def test_ties_follows_the_algorithms(elect, reserve, every):
   against_oracle(
     optim.online_ties(reserve, ALPHA, elect=elect, every=every),
@@ -138,7 +147,7 @@ def test_07_mean_and_variance_of_dare(rescale, mean, variance):
     assert abs(values.var() - variance) < 0.01 * variance + 5e-3 * variance
 
 
-@pytest.mark.parametrize('reserve', [1e-9, 0.02, 0.29, 0.999])
+@pytest.mark.parametrize('reserve', [1e-9, pytest.param(0.02, marks=pytest.mark.slow), 0.29, 0.999])
 def test_08_ties_keeps_the_largest_exactly(reserve):
   tx, update = optim.online_ties(reserve, 0.0), runs.only('layers', runs.tree(11, 1e-6))
   zero, merge = jax.tree.map(jnp.zeros_like, update), runs.jitted(tx)
