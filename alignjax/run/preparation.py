@@ -49,7 +49,13 @@ def prepare(config: settings.Config, announce: inputs.Announce) -> Prepared:
   user_code.load(config.imports)
   objective = objectives.parse(config.objective)
   recipe = _recipe(config, config.base_model)
-  mesh = parallel_mesh.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+  mesh = parallel_mesh.make_mesh(
+    config.mesh.data,
+    config.mesh.fsdp,
+    config.mesh.tensor,
+    slices=config.mesh.slices,
+    allow_dcn_fsdp=config.mesh.allow_dcn_fsdp,
+  )
   model_config = checkpoint_io.load_config(
     config.model,
     compute_dtype=config.compute_dtype,

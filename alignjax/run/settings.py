@@ -109,6 +109,10 @@ class MeshConfig:
     -1, WARNS, 'Shards of parameters and optimizer state; prompts are split over them too. -1: the rest.'
   )
   tensor: int = _field(1, WARNS, 'Shards of attention heads, feed-forward width and vocabulary.')
+  slices: int = _field(
+    0, WARNS, 'Number of slices (of TPUs, or processes) that `data` spans; 0: as many as the devices have.', at_least=0
+  )
+  allow_dcn_fsdp: bool = _field(False, FREE, 'Allow `fsdp` to cross slices, whose network is slow.')
 
 
 @dataclasses.dataclass(frozen=True)
