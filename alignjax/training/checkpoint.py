@@ -140,7 +140,7 @@ def _crc(position: Any) -> int:
   return zlib.crc32(json.dumps(position, sort_keys=True).encode())
 
 
-def _per_process(value: int) -> list[int]:
+def per_process(value: int) -> list[int]:
   """Gathers one uint32 from each process."""
   if jax.process_count() == 1:
     return [value]
@@ -172,7 +172,7 @@ def _remove_unfinished(folder: pathlib.Path) -> None:
   if jax.process_index() == 0:
     for unfinished in folder.glob('*.orbax-checkpoint-tmp*'):
       shutil.rmtree(unfinished)
-  _per_process(0)  # every process waits for the removal
+  per_process(0)  # every process waits for the removal
 
 
 class Checkpoints:
@@ -229,7 +229,7 @@ class Checkpoints:
       'versions': _versions(),
       'arrays': arrays,
       'keys': keys,
-      'data': _per_process(_crc(position)),
+      'data': per_process(_crc(position)),
     }
     self._manager.save(
       step,
@@ -314,7 +314,7 @@ class Checkpoints:
       if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error):
         raise
       cause = error
-    failed = _per_process(int(cause is not None))
+    failed = per_process(int(cause is not None))
     if any(failed):
       where = '' if len(failed) == 1 else f' on processes {[i for i, fail in enumerate(failed) if fail]}'
       detail = '' if cause is None else f': {type(cause).__name__}: {str(cause)[:300]}'
@@ -394,6 +394,6 @@ class Checkpoints:
       target.mkdir(exist_ok=True)
       free = next(n for n in range(1000) if not (target / f'{step}.{n}').exists())
       (self.folder / str(step)).rename(target / f'{step}.{free}')
-    _per_process(0)  # no process continues before the folder is gone
+    per_process(0)  # no process continues before the folder is gone
     self._manager.reload()
     logging.error('moved checkpoint %d to %s', step, target)

@@ -198,6 +198,7 @@ def train(
   Raises:
     NonFiniteError: if the loss, a gradient or a parameter is not finite; names the step and its examples. Nothing is
       saved after the first such step.
+    MetricsError: if a writer cannot write its metrics. The state is saved first.
     ValueError: if `batches` ends before `training.steps`.
   """
   with preemption.Preemption() as notice:
@@ -219,6 +220,7 @@ class _Run:
   ):
     self.state, self.batches, self.training, self.log = state, batches, training, log
     self.evaluation, self.saving, self.hooks = evaluation, saving, hooks
+    self.failure: metrics.MetricsError | None = None  # the first of the writers
     self.done = int(state.step)
     replicated = rules.replicated(training.mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
@@ -236,25 +238,30 @@ class _Run:
     self.clock = time.monotonic()
 
   def go(self, notice: preemption.Preemption) -> Result:
+    self.notice = notice
     if self.done == 0 and self.evaluation is not None and not self.saved():
       self.write(0, self.evaluate())
     while self.done < self.training.steps:
-      if notice.reached(self.done):
-        self.save()
-        return self.result(preempted=True)
+      if self.notice.reached(self.done):
+        return self.finish(preempted=True)
       self.advance()
       if self.evaluation is not None and self.due(self.evaluation.every):
         self.flush(self.evaluate)
       self.call_hooks()
       if self.saving is not None and self.saving.every and self.done % self.saving.every == 0:
         self.save()
-    self.save()
-    return self.result(preempted=False)
+    return self.finish(preempted=False)
 
   def due(self, every: int) -> bool:
     return self.done == self.training.steps or bool(every and self.done % every == 0)
 
-  def result(self, preempted: bool) -> Result:
+  def finish(self, preempted: bool) -> Result:
+    """Saves, and raises an error in every process if one of them lost metrics."""
+    self.flush()
+    if any(checkpoint.per_process(int(self.failure is not None))):
+      failure = self.failure or 'another process cannot write its metrics'
+      raise metrics.MetricsError(f'{failure}. {self.save_at_once()}')
+    self.save()
     return Result(self.state, self.done, preempted, len(self.program))
 
   def advance(self) -> None:
@@ -306,7 +313,12 @@ class _Run:
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
     for writer in self.log.writers:
-      writer.write(step, values)
+      try:
+        writer.write(step, values)
+      except metrics.MetricsError as error:
+        if self.failure is None:
+          self.failure = error
+          self.notice.request()
 
   def evaluate(self) -> dict[str, float]:
     """Means over the held-out examples, under names that start with `eval/`."""
@@ -335,6 +347,14 @@ class _Run:
     if self.saving is not None:
       self.saving.checkpoints.save(self.done, self.state, self.batches)
       self.clock = time.monotonic()
+
+  def save_at_once(self) -> str:
+    """Saves, waits for the result, and describes it."""
+    self.save()
+    if self.saving is None:
+      return 'Nothing is saved, because this run has no checkpoints'
+    self.saving.checkpoints.wait()
+    return f'Step {self.done} is saved: remove the cause, then the same command resumes the run'
 
 
 @jax.jit

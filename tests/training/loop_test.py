@@ -1,8 +1,10 @@
 """The training loop, around a step that is simple enough to predict."""
 
+import contextlib
 import os
 import pathlib
 import signal
+import subprocess
 import types
 
 import grain
@@ -257,6 +259,67 @@ def test_parameters_that_are_not_finite_are_not_saved(tmp_path):
     assert checkpoints.steps() == [2]
   with pytest.raises(loop.NonFiniteError, match='step 1: parameters'):
     run(1, batches=make_source(OVERFLOW))
+
+
+@contextlib.contextmanager
+def small_disk(folder: pathlib.Path, size: str):
+  """Mounts a file system of this size, which root may do."""
+  folder.mkdir()
+  if subprocess.run(['mount', '-t', 'tmpfs', '-o', f'size={size}', 'tmpfs', folder], capture_output=True).returncode:
+    pytest.skip('file systems cannot be mounted here')
+  try:
+    yield folder
+  finally:
+    subprocess.run(['umount', '-l', folder], check=True)
+
+
+@contextlib.contextmanager
+def time_limit(seconds: int):
+  """Raises in the main thread if the block takes longer."""
+
+  def stop(*_) -> None:
+    raise TimeoutError(f'no end after {seconds} s')
+
+  before = signal.signal(signal.SIGALRM, stop)
+  signal.alarm(seconds)
+  try:
+    yield
+  finally:
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def test_a_full_disk_under_tensorboard_does_not_stop_training(tmp_path, caplog):
+  with small_disk(tmp_path / 'events', '4k') as disk, time_limit(120), caplog.at_level('WARNING', 'absl'):
+    writers = [metrics.JsonlWriter(tmp_path / 'm.jsonl'), metrics.TensorBoardWriter(disk)]
+    result = loop.train(
+      make_state(),
+      make_source(20),
+      loop.Training(step, state_lib.Frozen(), MESH, 60, schedule),
+      log=loop.Logging(writers),
+    )
+    for writer in writers:
+      writer.close()
+  assert result.step == 60
+  assert [record['step'] for record in metrics.read_jsonl(tmp_path / 'm.jsonl')] == list(range(1, 61))
+  (message,) = [text for text in caplog.messages if 'TensorBoard' in text]
+  assert message.startswith(f'{disk}: cannot be written: the disk is full. TensorBoard is off from step ')
+
+
+def test_metrics_that_cannot_be_written_end_the_run_after_a_save(tmp_path, plain):
+  def act(step: int) -> None:
+    if step >= 3:
+      raise metrics.MetricsError('m.jsonl: cannot be written')
+
+  with open_checkpoints(tmp_path / 'c') as checkpoints:
+    message = 'm.jsonl: cannot be written. Step 4 is saved: remove the cause, then the same command resumes the run'
+    with pytest.raises(metrics.MetricsError, match=message):
+      run(9, recorder=Recorder(act), saving=loop.Saving(checkpoints))
+    batches = make_source()
+    restored = checkpoints.restore(make_state(), batches)
+    assert restored.step == 4
+    result, _ = run(9, state=restored.state, batches=batches)
+  assert params_of(result.state) == params_of(plain.result.state)
 
 
 def test_data_that_end_early_are_an_error():
