@@ -67,6 +67,34 @@ def test_resume_removes_what_was_undone_and_a_half_written_line(tmp_path):
   assert metrics.read_jsonl(file) == []
 
 
+def test_damaged_lines_are_set_aside_with_a_warning_and_do_not_stop_a_resume(tmp_path, caplog):
+  file = tmp_path / 'metrics.jsonl'
+  sound = [json.dumps({'step': step, 'loss': 0.5, 'worst': 'inf', 'flag': True}).encode() for step in range(1, 8)]
+  damaged = [
+    b'{"step": 2, "loss" 0.5}',
+    b'[1, 2]',
+    b'{"loss": 0.5}',
+    b'{"step": "3", "loss": 0.5}',
+    b'{"step": 3, "loss": [0.5]}',
+    b'{"step": 3, "loss": "nbn"}',
+    b'\xff\xfe\x00',
+    b'',
+    b'[' * 100_000,
+  ]
+  lines = [sound[0], *damaged[:4], sound[1], *damaged[4:], *sound[2:]]
+  file.write_bytes(b'\n'.join(lines) + b'\n{"step": 8, "lo')
+  with caplog.at_level('WARNING', 'absl'):
+    assert [record['step'] for record in metrics.read_jsonl(file)] == list(range(1, 8))
+    metrics.JsonlWriter(file, resumed_at=5).close()
+  assert file.read_bytes() == b''.join(line + b'\n' for line in sound[:5])
+  aside = tmp_path / 'metrics.damaged.jsonl'
+  assert aside.read_bytes() == b''.join(line + b'\n' for line in damaged)
+  where = f'{file}: lines 2, 3, 4, 5, 7, 8, 9, 10 and 1 more: not a record'
+  assert caplog.messages == [where, f'{where}; moved to {aside}']
+  metrics.JsonlWriter(file, resumed_at=5).close()
+  assert len(caplog.messages) == 2
+
+
 @contextlib.contextmanager
 def files_of_at_most(size: int):
   """Writes beyond this many bytes fail in this process, as on a full disk."""
