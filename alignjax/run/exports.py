@@ -2,10 +2,13 @@
 
 from collections.abc import Callable
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import jax
 
 from alignjax import optim
-from alignjax.models import checkpoint_io, peft
+from alignjax.models import checkpoint_io, manifest, peft
+from alignjax.training import checkpoint, checksums
 from alignjax.training import state as training_state
 from alignjax.training.policy import Policy
 from alignjax.types import Params
@@ -15,6 +18,7 @@ class Origin(NamedTuple):
   """The policy that was trained, and the model it started from."""
 
   folder: str  # the model before training
+  fingerprint: str  # of that folder
   policy: Policy
   averages: bool  # whether the optimizer keeps an average of the parameters
 
@@ -28,7 +32,7 @@ def export(
 ) -> None:
   """Writes model/, the aligned model; model_average/ if the optimizer keeps one; adapter/ if an adapter was trained.
 
-  Existing folders are left unchanged.
+  A folder that already holds the result of this state, undamaged, is left unchanged.
 
   Args:
     workdir: the run's folder.
@@ -40,16 +44,29 @@ def export(
   policy, config = origin.policy, origin.policy.model.config
 
   def export_model(name: str, what: str, params: Params) -> None:
-    folder = workdir / name
-    if not (folder / 'config.json').exists():
-      checkpoint_io.save(folder, config, policy.merged(params, base), assets_from=origin.folder)
+    folder, source = workdir / name, _source(origin, state, params)
+    if _must_write(folder, source, announce):
+      checkpoint_io.save(folder, config, policy.merged(params, base), assets_from=origin.folder, source=source)
     announce(f'{what} is in {folder}')
 
   export_model('model', 'the aligned model', state.params)
   if origin.averages:
     export_model('model_average', 'its moving average', optim.averaged(state.opt_state, state.params))
   if policy.adapter is not None:
-    folder = workdir / 'adapter'
-    if not (folder / peft.CONFIG).exists():
-      peft.save(folder, config, policy.adapter, state.params, origin.folder)
+    folder, source = workdir / 'adapter', _source(origin, state, state.params)
+    if _must_write(folder, source, announce):
+      peft.save(folder, config, policy.adapter, state.params, origin.folder, source)
     announce(f'the adapter is in {folder}, as PEFT reads it')
+
+
+def _source(origin: Origin, state: training_state.TrainState, params: Params) -> dict[str, Any]:
+  """What an export is written from, in JSON types."""
+  return {'step': int(state.step), 'model': origin.fingerprint, 'parameters': checksums.fingerprint(params)}
+
+
+def _must_write(folder: pathlib.Path, source: dict[str, Any], announce: Callable[[str], None]) -> bool:
+  """Whether a folder is absent, damaged or written from another state: process 0 decides for all."""
+  fault = manifest.fault(folder, source) if jax.process_index() == 0 else ''
+  if fault and folder.exists():
+    announce(f'writing {folder} again: {fault}')
+  return any(checkpoint.per_process(int(bool(fault))))

@@ -36,7 +36,7 @@ def train(config: settings.Config) -> loop.Result:
   tx = recipes.build_optimizer(recipe, schedule, config.gradient_clip)
   identity = record.identity(config, prepared)
   workdir = pathlib.Path(config.workdir)
-  origin = exports.Origin(config.model, prepared.policy, recipe.averages)
+  origin = exports.Origin(config.model, identity['model_fingerprint'], prepared.policy, recipe.averages)
   batch_source = source.GrainSource(iter(batches))
   key = jax.random.key(config.seed)
   with checkpoint.Checkpoints(

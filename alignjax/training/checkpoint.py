@@ -24,12 +24,10 @@ import zlib
 from absl import logging
 import jax
 from jax.experimental import multihost_utils
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from alignjax.training import source
-from alignjax.types import Array
+from alignjax.training import checksums, source
 
 _VERSIONED = ('alignjax', 'flax', 'grain', 'jax', 'jaxlib', 'numpy', 'optax', 'orbax-checkpoint')
 
@@ -63,58 +61,10 @@ class Restored(NamedTuple):
   config: Mapping[str, Any]  # the configuration of the run that saved it
 
 
-def checksum(array: Array) -> Array:
-  """The sum over elements of bits(x_i) * odd(i) mod 2^32, where odd(i) is an odd hash of the index i.
-
-  The odd factor detects every single flipped bit. Its dependence on i detects exchanged elements. A sum of integers
-  does not depend on the order of addition, so the checksum does not depend on the mesh.
-
-  Args:
-    array: any shape; bool, integer or floating.
-
-  Returns:
-    [] uint32; 0 for an array of zeros.
-  """
-  if array.dtype == jnp.bool_:
-    array = array.astype(jnp.uint8)
-  unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(array.dtype.itemsize, jnp.uint32)  # 8 bytes: a new last axis of 2
-  bits = jax.lax.bitcast_convert_type(array, unsigned).astype(jnp.uint32)
-  index = jnp.zeros(bits.shape, jnp.uint32)
-  for axis, size in enumerate(bits.shape):
-    index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
-  mixed = index * jnp.uint32(0x9E3779B1)
-  mixed = (mixed ^ (mixed >> 16)) * jnp.uint32(0x85EBCA6B)
-  return jnp.sum(bits * ((mixed ^ (mixed >> 13)) | jnp.uint32(1)), dtype=jnp.uint32)
-
-
-@jax.jit
-def _checksums(arrays: dict[str, Array]) -> dict[str, Array]:
-  return {name: checksum(array) for name, array in arrays.items()}
-
-
-def checksums(tree: Any) -> dict[str, int]:
-  """The checksum of each array of a tree, by path. PRNG keys count as their raw data."""
-  raw = {name: _raw(leaf) for name, leaf in _by_path(tree).items()}
-  return {name: int(value) for name, value in jax.device_get(_checksums(raw)).items()}
-
-
-def _by_path(tree: Any) -> dict[str, Any]:
-  leaves = jax.tree_util.tree_leaves_with_path(tree)
-  return {jax.tree_util.keystr(path, simple=True, separator='.'): leaf for path, leaf in leaves}
-
-
-def _is_key(leaf: Any) -> bool:
-  return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _raw(leaf: Array) -> Array:
-  return jax.random.key_data(leaf) if _is_key(leaf) else leaf
-
-
 def _abstract(name: str, leaf: Any) -> jax.ShapeDtypeStruct:
   if leaf.sharding is None:
     raise ValueError(f'{name}: cannot be restored without a sharding; pass a ShapeDtypeStruct that has one')
-  raw = jax.eval_shape(_raw, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
+  raw = jax.eval_shape(checksums.raw_data, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
   return jax.ShapeDtypeStruct(raw.shape, raw.dtype, sharding=leaf.sharding)
 
 
@@ -218,10 +168,10 @@ class Checkpoints:
       batches: the source, positioned at the batch of the next update.
     """
     position = batches.get_state()
-    leaves = _by_path(state)
-    sums = checksums(state)
+    leaves = checksums.by_path(state)
+    sums = checksums.checksums(state)
     arrays = {name: _specification(leaf) | {'checksum': sums[name]} for name, leaf in leaves.items()}
-    keys = {name: str(jax.random.key_impl(leaf)) for name, leaf in leaves.items() if _is_key(leaf)}
+    keys = {name: str(jax.random.key_impl(leaf)) for name, leaf in leaves.items() if checksums.is_key(leaf)}
     content = {
       'step': step,
       'identity': self._identity,
@@ -234,7 +184,7 @@ class Checkpoints:
     self._manager.save(
       step,
       args=ocp.args.Composite(
-        state=ocp.args.StandardSave({name: _raw(leaf) for name, leaf in leaves.items()}),
+        state=ocp.args.StandardSave({name: checksums.raw_data(leaf) for name, leaf in leaves.items()}),
         data=_PositionSave(json.dumps(position, indent=4)),
         metadata=ocp.args.JsonSave({'content': content, 'sha256': _digest(content)}),
       ),
@@ -285,14 +235,16 @@ class Checkpoints:
 
   def _restore_step(self, step: int, like: Any, batches: source.Source) -> Restored:
     metadata = self._read_metadata(step)
-    leaves = _by_path(like)
+    leaves = checksums.by_path(like)
     self._check_identity(step, metadata)
     self._check_arrays(step, metadata, leaves)
     position = self._read_data(step, metadata)
     abstract = {name: _abstract(name, leaf) for name, leaf in leaves.items()}
     arguments = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
     arrays = self._guard(step, 'state', lambda: self._manager.restore(step, args=arguments)['state'])
-    wrong = [name for name, value in checksums(arrays).items() if value != metadata['arrays'][name]['checksum']]
+    wrong = [
+      name for name, value in checksums.checksums(arrays).items() if value != metadata['arrays'][name]['checksum']
+    ]
     if wrong:
       raise CorruptCheckpointError(
         f'checkpoint {step}: the bytes of {", ".join(wrong)} have changed since it was saved'

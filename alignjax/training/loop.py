@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from alignjax.data.batches import batching, order
 from alignjax.optim import schedules
 from alignjax.parallel import rules
-from alignjax.training import checkpoint, metrics, placement, preemption, source
+from alignjax.training import checkpoint, checksums, metrics, placement, preemption, source
 from alignjax.training.state import Frozen, TrainState
 from alignjax.types import Array, Params, PreferenceBatch, WeightedSum
 
@@ -370,7 +370,7 @@ def _instrumented(training: Training) -> Step:
     lengths = batch.prompt_length + jnp.sum(batch.response_length, axis=1)
     own = {
       'tokens': jnp.sum(jnp.where(batch.weight > 0, lengths, 0)),
-      'batch_hash': sum(checkpoint.checksum(leaf) for leaf in jax.tree.leaves(batch)),
+      'batch_hash': sum(checksums.checksum(leaf) for leaf in jax.tree.leaves(batch)),
     }
     if training.schedule is not None:
       own = {'learning_rate': training.schedule(state.step), **own}

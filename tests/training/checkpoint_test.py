@@ -13,7 +13,7 @@ import optax
 import pytest
 
 from alignjax.parallel import mesh as mesh_lib
-from alignjax.training import checkpoint, source
+from alignjax.training import checkpoint, checksums, source
 from alignjax.training import state as state_lib
 
 IDENTITY = {'model': 'tiny', 'seed': 0, 'objective': 'dpo(beta=0.1)', 'batch_size': 4}
@@ -119,7 +119,7 @@ def test_checksum_is_the_same_on_every_mesh_and_sees_any_flipped_bit(dtype):
   values = (50 * generator.standard_normal((16, 24))).astype(dtype)
 
   def checksum(array) -> int:
-    return checkpoint.checksums({'x': array})['x']
+    return checksums.checksums({'x': array})['x']
 
   plain = checksum(jnp.asarray(values))
   specs = (PartitionSpec('fsdp', 'tensor'), PartitionSpec(None, ('data', 'fsdp')), PartitionSpec())
@@ -145,7 +145,7 @@ def test_checksum_definition():
     mixed = index * 0x9E3779B1 % 2**32
     mixed = (mixed ^ (mixed >> 16)) * 0x85EBCA6B % 2**32
     total += bits * ((mixed ^ (mixed >> 13)) | 1)
-  assert checkpoint.checksums({'x': jnp.asarray(values)})['x'] == total % 2**32
+  assert checksums.checksums({'x': jnp.asarray(values)})['x'] == total % 2**32
 
 
 def flip_bit(folder: pathlib.Path, step: int, array: jax.Array) -> None:
