@@ -81,8 +81,8 @@ def _check(folder: pathlib.Path, selected: Callable[[str], bool]) -> None:
     _compare(folder, _read(folder)['sha256'], selected)
   except ValueError as error:
     raise ValueError(
-      f'{error}. Copy or write the model again; the training command that wrote it repairs it. To use the folder as it '
-      f'is, delete {folder / FILE}'
+      f'{error}. Copy or write the model again; the training command that wrote it repairs it. To use the folder '
+      f'anyway, delete {folder / FILE}'
     ) from None
 
 
