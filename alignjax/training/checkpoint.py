@@ -147,6 +147,7 @@ class Checkpoints:
     self._identity['jax_threefry_partitionable'] = bool(jax.config.jax_threefry_partitionable)
     _remove_unfinished(self.folder)
     options = ocp.CheckpointManagerOptions(preservation_policy=ocp.checkpoint_managers.LatestN(keep))
+    self._doubted: set[int] = set()
     self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=('state', 'data', 'metadata'))
 
   def __enter__(self) -> 'Checkpoints':
@@ -156,8 +157,16 @@ class Checkpoints:
     self.close()
 
   def steps(self) -> list[int]:
-    """The steps that have a checkpoint, the newest last."""
-    return sorted(self._manager.all_steps())
+    """The steps that have a checkpoint, the newest last, except those in doubt."""
+    return sorted(set(self._manager.all_steps()) - self._doubted)
+
+  def doubt(self, step: int) -> None:
+    """Leaves a checkpoint out from now on, because the run cannot continue from it.
+
+    It stays on disk until a run from an earlier checkpoint has saved this step or a later one: until then, the data or
+    the machine may be at fault.
+    """
+    self._doubted.add(step)
 
   def save(self, step: int, state: Any, batches: source.Source) -> None:
     """Saves in the background. After it returns, the state may be donated and the source may advance.
@@ -170,6 +179,8 @@ class Checkpoints:
     position = batches.get_state()
     leaves = checksums.by_path(state)
     sums = checksums.checksums(state)
+    if self._settled(step, sums):
+      return
     arrays = {name: _specification(leaf) | {'checksum': sums[name]} for name, leaf in leaves.items()}
     keys = {name: str(jax.random.key_impl(leaf)) for name, leaf in leaves.items() if checksums.is_key(leaf)}
     content = {
@@ -190,6 +201,16 @@ class Checkpoints:
       ),
       force=True,
     )
+
+  def _settled(self, step: int, sums: Mapping[str, int]) -> bool:
+    """Moves the doubted checkpoints that the run has passed. True if one of them is this very state."""
+    for doubted in sorted(doubted for doubted in self._doubted if doubted <= step):
+      self._doubted.remove(doubted)
+      saved = self._read_metadata(doubted)['arrays']
+      if doubted == step and {name: array['checksum'] for name, array in saved.items()} == sums:
+        return True
+      self._set_aside(doubted)
+    return False
 
   def wait(self) -> None:
     """Waits until the last save is committed."""
@@ -342,6 +363,7 @@ class Checkpoints:
 
   def _set_aside(self, step: int) -> None:
     target = self.folder.with_name(self.folder.name + '-corrupt')
+    self.wait()  # a save in the background must be committed before the folder is read again
     if jax.process_index() == 0:
       target.mkdir(exist_ok=True)
       free = next(n for n in range(1000) if not (target / f'{step}.{n}').exists())

@@ -1,4 +1,4 @@
-"""Checksums of arrays, computed on their devices."""
+"""Checks of arrays, computed on their devices: checksums, and whether all values are finite."""
 
 import hashlib
 import json
@@ -48,6 +48,20 @@ def checksums(tree: Any) -> dict[str, int]:
 def fingerprint(tree: Any) -> str:
   """A SHA-256 of the checksums of all arrays of a tree."""
   return hashlib.sha256(json.dumps(checksums(tree), sort_keys=True).encode()).hexdigest()
+
+
+@jax.jit
+def _finite(arrays: dict[str, Array]) -> dict[str, Array]:
+  return {name: jnp.all(jnp.isfinite(array) if array.ndim else ~jnp.isnan(array)) for name, array in arrays.items()}
+
+
+def not_finite(tree: Any) -> list[str]:
+  """The paths of the floating-point arrays of a tree that hold NaN or an infinity.
+
+  A scalar may be infinite, because an optimizer's best value so far starts at infinity.
+  """
+  floating = {name: leaf for name, leaf in by_path(tree).items() if jnp.issubdtype(leaf.dtype, jnp.floating)}
+  return [name for name, finite in jax.device_get(_finite(floating)).items() if not finite]
 
 
 def by_path(tree: Any) -> dict[str, Any]:

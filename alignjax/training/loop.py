@@ -24,7 +24,15 @@ Announce = Callable[[str], None]
 
 
 class NonFiniteError(ArithmeticError):
-  """Training has produced a number that is not finite."""
+  """Training has produced a number that is not finite.
+
+  Attributes:
+    step: the update that produced it.
+  """
+
+  def __init__(self, message: str, step: int = 0):
+    super().__init__(message)
+    self.step = step
 
 
 class Result(NamedTuple):
@@ -165,6 +173,7 @@ class _Pending:
 
   step: int
   metrics: Mapping[str, Array]
+  finite: Mapping[str, Array]  # the objective's memory: name -> whether all values are finite
   ids: Sequence[int]
 
 
@@ -180,8 +189,8 @@ def train(
 ) -> Result:
   """Trains from the given state until `training.steps` updates are done or SIGTERM arrives.
 
-  The loop reads the metrics of a step while the next one runs. It saves a state only once all metrics up to it, and its
-  parameters, are known to be finite. After an update it evaluates, calls hooks and saves, in this order.
+  The loop reads the metrics of a step while the next one runs. It saves a state only once all metrics up to it, and all
+  of its own arrays, are known to be finite. After an update it evaluates, calls hooks and saves, in this order.
 
   Args:
     state: placed on the mesh, as `placement.create_state` does it. Donated.
@@ -196,8 +205,8 @@ def train(
     The final state, and why training ended.
 
   Raises:
-    NonFiniteError: if the loss, a gradient or a parameter is not finite; names the step and its examples. Nothing is
-      saved after the first such step.
+    NonFiniteError: if the loss, a gradient, the objective's memory, or an array of a state to save is not finite; names
+      the step and its examples. Nothing is saved after the first such step.
     MetricsError: if a writer cannot write its metrics. The state is saved first.
     ValueError: if `batches` ends before `training.steps`.
   """
@@ -274,9 +283,9 @@ class _Run:
       ) from None
     previous = self.pending
     data = placement.to_global(self.training.mesh, batch.data)
-    self.state, values = self.program(self.state, self.training.frozen, data)
+    self.state, (values, finite) = self.program(self.state, self.training.frozen, data)
     self.done += 1
-    self.pending = _Pending(self.done, values, batch.ids)
+    self.pending = _Pending(self.done, values, finite, batch.ids)
     if previous is not None:
       self.record(previous)
 
@@ -299,8 +308,10 @@ class _Run:
     now = time.monotonic()
     seconds, self.clock = now - self.clock, now
     wrong = [f'{name} is {values[name]}' for name in ('loss', 'gradient_norm') if not math.isfinite(values[name])]
+    finite = jax.device_get(dict(pending.finite))
+    wrong += [f'the memory {name} of the objective is not finite' for name in finite if not finite[name]]
     if wrong:
-      raise NonFiniteError(self.complaint(pending, ', '.join(wrong)))
+      raise NonFiniteError(self.complaint(pending, ', '.join(wrong)), pending.step)
     times = {'time/seconds': seconds, 'time/tokens_per_second': values['tokens'] / seconds}
     self.write(pending.step, values | times | extra())
 
@@ -341,9 +352,8 @@ class _Run:
     if self.saved():
       return
     # Finite gradients do not imply this: an update can overflow, and a saved infinity breaks every resumed run.
-    wrong = [name for name, finite in jax.device_get(_finite(self.state.params)).items() if not finite]
-    if wrong:
-      raise NonFiniteError(f'step {self.done}: parameters {", ".join(wrong)} are not finite. They are not saved')
+    if wrong := not_finite(self.state):
+      raise NonFiniteError(f'step {self.done}: {wrong} are not finite. They are not saved', self.done)
     if self.saving is not None:
       self.saving.checkpoints.save(self.done, self.state, self.batches)
       self.clock = time.monotonic()
@@ -357,16 +367,19 @@ class _Run:
     return f'Step {self.done} is saved: remove the cause, then the same command resumes the run'
 
 
-@jax.jit
-def _finite(params: Params) -> dict[str, Array]:
-  leaves = jax.tree_util.tree_leaves_with_path(params)
-  return {jax.tree_util.keystr(path, simple=True, separator='.'): jnp.all(jnp.isfinite(leaf)) for path, leaf in leaves}
+def not_finite(state: TrainState) -> str:
+  """Lists the arrays of a state that are not finite; '' if all are."""
+  names = [name.replace('params.', 'parameters ', 1) for name in checksums.not_finite(state)]
+  return ', '.join(names[:8]) + (f' and {len(names) - 8} more' if len(names) > 8 else '')
 
 
-def _instrumented(training: Training) -> Step:
-  """The step, with the loop's own metrics: learning rate, tokens, and a hash of the batch."""
+def _instrumented(training: Training) -> Callable[..., Any]:
+  """The step, with the loop's own metrics: learning rate, tokens, and a hash of the batch.
 
-  def instrumented(state: TrainState, frozen: Frozen, batch: PreferenceBatch) -> tuple[TrainState, dict[str, Array]]:
+  In addition to state and metrics, returns whether each array of the objective's memory is finite.
+  """
+
+  def instrumented(state: TrainState, frozen: Frozen, batch: PreferenceBatch) -> Any:
     lengths = batch.prompt_length + jnp.sum(batch.response_length, axis=1)
     own = {
       'tokens': jnp.sum(jnp.where(batch.weight > 0, lengths, 0)),
@@ -375,6 +388,7 @@ def _instrumented(training: Training) -> Step:
     if training.schedule is not None:
       own = {'learning_rate': training.schedule(state.step), **own}
     state, values = training.step(state, frozen, batch)
-    return state, {**values, **own}
+    finite = {name: jnp.all(jnp.isfinite(value)) for name, value in state.memory.items()}
+    return state, ({**values, **own}, finite)
 
   return instrumented

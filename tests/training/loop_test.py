@@ -1,6 +1,7 @@
 """The training loop, around a step that is simple enough to predict."""
 
 import contextlib
+import dataclasses
 import os
 import pathlib
 import signal
@@ -354,3 +355,46 @@ def test_sigterm_saves_and_the_resumed_run_is_bit_identical(tmp_path, evaluated)
   assert deterministic(records) == deterministic(expected.records)
   assert params_of(result.state) == params_of(whole.state)
   assert (jax.random.key_data(result.state.key) == jax.random.key_data(whole.state.key)).all()
+
+
+def spoil(state: state_lib.TrainState, what: str) -> state_lib.TrainState:
+  """The state with a NaN in Adam's mean or in the objective's memory."""
+  nan = jnp.full((), jnp.nan, jnp.float32)
+  if what == 'memory':
+    return dataclasses.replace(state, memory={'mean': jax.device_put(nan, rules.replicated(MESH))})
+  paths, treedef = jax.tree_util.tree_flatten_with_path(state)
+  leaves = [leaf * nan if '.mu' in jax.tree_util.keystr(path) else leaf for path, leaf in paths]
+  return jax.tree.unflatten(treedef, leaves)
+
+
+@pytest.mark.parametrize(
+  ('what', 'message'),
+  [
+    ('moments', r'step 0: opt_state\.0\.mu\.embed\.embedding are not finite'),
+    ('memory', r'step 0: memory\.mean are not finite'),
+  ],
+)
+def test_a_state_that_is_not_finite_anywhere_is_not_saved(tmp_path, what, message):
+  with open_checkpoints(tmp_path / 'c') as checkpoints:
+    with pytest.raises(loop.NonFiniteError, match=message):
+      run(0, state=spoil(make_state(), what), saving=loop.Saving(checkpoints))
+    assert checkpoints.steps() == []
+
+
+def test_memory_that_is_not_finite_stops_the_run_as_a_loss_does():
+  def spoiled(state, frozen, batch):
+    state, values = step(state, frozen, batch)
+    broken = jnp.where(state.step == 3, jnp.nan, 1.0)
+    return dataclasses.replace(state, memory={'mean': broken}), values
+
+  recorder = Recorder()
+  state = dataclasses.replace(make_state(), memory={'mean': jax.device_put(jnp.ones(()), rules.replicated(MESH))})
+  with pytest.raises(loop.NonFiniteError, match='step 3: the memory mean of the objective is not finite') as caught:
+    loop.train(
+      state,
+      make_source(),
+      loop.Training(spoiled, state_lib.Frozen(), MESH, 9),
+      log=loop.Logging([recorder]),
+    )
+  assert caught.value.step == 3
+  assert [s for s, _ in recorder.records] == [1, 2]
