@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from alignjax.data.batches import batching, order
 from alignjax.optim import schedules
 from alignjax.parallel import rules
-from alignjax.training import checkpoint, checksums, metrics, placement, preemption, source
+from alignjax.training import checkpoint, checksums, metrics, placement, preemption, processes, source
 from alignjax.training.state import Frozen, TrainState
 from alignjax.types import Array, Params, PreferenceBatch, WeightedSum
 
@@ -208,6 +208,7 @@ def train(
     NonFiniteError: if the loss, a gradient, the objective's memory, or an array of a state to save is not finite; names
       the step and its examples. Nothing is saved after the first such step.
     MetricsError: if a writer cannot write its metrics. The state is saved first.
+    SaveError: if a checkpoint cannot be written.
     ValueError: if `batches` ends before `training.steps`.
   """
   with preemption.Preemption() as notice:
@@ -251,6 +252,8 @@ class _Run:
     if self.done == 0 and self.evaluation is not None and not self.saved():
       self.write(0, self.evaluate())
     while self.done < self.training.steps:
+      if self.saving is not None:
+        self.saving.checkpoints.check()
       if self.notice.reached(self.done):
         return self.finish(preempted=True)
       self.advance()
@@ -267,7 +270,7 @@ class _Run:
   def finish(self, preempted: bool) -> Result:
     """Saves, and raises an error in every process if one of them lost metrics."""
     self.flush()
-    if any(checkpoint.per_process(int(self.failure is not None))):
+    if any(processes.gather(int(self.failure is not None))):
       failure = self.failure or 'another process cannot write its metrics'
       raise metrics.MetricsError(f'{failure}. {self.save_at_once()}')
     self.save()
@@ -360,10 +363,13 @@ class _Run:
 
   def save_at_once(self) -> str:
     """Saves, waits for the result, and describes it."""
-    self.save()
     if self.saving is None:
       return 'Nothing is saved, because this run has no checkpoints'
-    self.saving.checkpoints.wait()
+    try:
+      self.save()
+      self.saving.checkpoints.wait()
+    except checkpoint.SaveError as error:
+      return f'The step cannot be saved either: {error}'
     return f'Step {self.done} is saved: remove the cause, then the same command resumes the run'
 
 

@@ -12,7 +12,7 @@ from alignjax.models import checkpoint_io, lora, manifest, transformer
 from alignjax.run import exports, training
 from alignjax.training import state as training_state
 from alignjax.training.policy import Policy
-from tests import runs
+from tests import disks, runs
 from tests.models import model_folders
 
 EXPORTS = ('model', 'model_average', 'adapter')
@@ -72,6 +72,17 @@ def test_every_export_follows_its_state_and_is_repaired(origin, tmp_path):
   times = {name: (run / name).stat().st_ino for name in EXPORTS}
   assert export('run', 8) == []
   assert {name: (run / name).stat().st_ino for name in EXPORTS} == times  # not written again
+
+
+def test_an_export_that_does_not_fit_is_one_error(origin, tmp_path):
+  base = model_folders.load(pathlib.Path(origin.folder))
+  with (
+    disks.small(tmp_path / 'run', '16k') as workdir,
+    pytest.raises(
+      OSError, match=f'^{workdir / "model"} cannot be written: the disk is full. The trained state is saved'
+    ),
+  ):
+    exports.export(workdir, origin, make_state(base, origin.policy, 4), base, print)
 
 
 def test_a_finished_run_that_goes_on_exports_what_a_straight_run_does(tmp_path):

@@ -1,11 +1,8 @@
 """The training loop, around a step that is simple enough to predict."""
 
-import contextlib
-import dataclasses
 import os
 import pathlib
 import signal
-import subprocess
 import types
 
 import grain
@@ -262,67 +259,6 @@ def test_parameters_that_are_not_finite_are_not_saved(tmp_path):
     run(1, batches=make_source(OVERFLOW))
 
 
-@contextlib.contextmanager
-def small_disk(folder: pathlib.Path, size: str):
-  """Mounts a file system of this size, which root may do."""
-  folder.mkdir()
-  if subprocess.run(['mount', '-t', 'tmpfs', '-o', f'size={size}', 'tmpfs', folder], capture_output=True).returncode:
-    pytest.skip('file systems cannot be mounted here')
-  try:
-    yield folder
-  finally:
-    subprocess.run(['umount', '-l', folder], check=True)
-
-
-@contextlib.contextmanager
-def time_limit(seconds: int):
-  """Raises in the main thread if the block takes longer."""
-
-  def stop(*_) -> None:
-    raise TimeoutError(f'no end after {seconds} s')
-
-  before = signal.signal(signal.SIGALRM, stop)
-  signal.alarm(seconds)
-  try:
-    yield
-  finally:
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
-
-
-def test_a_full_disk_under_tensorboard_does_not_stop_training(tmp_path, caplog):
-  with small_disk(tmp_path / 'events', '4k') as disk, time_limit(120), caplog.at_level('WARNING', 'absl'):
-    writers = [metrics.JsonlWriter(tmp_path / 'm.jsonl'), metrics.TensorBoardWriter(disk)]
-    result = loop.train(
-      make_state(),
-      make_source(20),
-      loop.Training(step, state_lib.Frozen(), MESH, 60, schedule),
-      log=loop.Logging(writers),
-    )
-    for writer in writers:
-      writer.close()
-  assert result.step == 60
-  assert [record['step'] for record in metrics.read_jsonl(tmp_path / 'm.jsonl')] == list(range(1, 61))
-  (message,) = [text for text in caplog.messages if 'TensorBoard' in text]
-  assert message.startswith(f'{disk}: cannot be written: the disk is full. TensorBoard is off from step ')
-
-
-def test_metrics_that_cannot_be_written_end_the_run_after_a_save(tmp_path, plain):
-  def act(step: int) -> None:
-    if step >= 3:
-      raise metrics.MetricsError('m.jsonl: cannot be written')
-
-  with open_checkpoints(tmp_path / 'c') as checkpoints:
-    message = 'm.jsonl: cannot be written. Step 4 is saved: remove the cause, then the same command resumes the run'
-    with pytest.raises(metrics.MetricsError, match=message):
-      run(9, recorder=Recorder(act), saving=loop.Saving(checkpoints))
-    batches = make_source()
-    restored = checkpoints.restore(make_state(), batches)
-    assert restored.step == 4
-    result, _ = run(9, state=restored.state, batches=batches)
-  assert params_of(result.state) == params_of(plain.result.state)
-
-
 def test_data_that_end_early_are_an_error():
   with pytest.raises(ValueError, match='the data end after 3 of 5 steps'):
     run(5, batches=make_source(count=3))
@@ -355,46 +291,3 @@ def test_sigterm_saves_and_the_resumed_run_is_bit_identical(tmp_path, evaluated)
   assert deterministic(records) == deterministic(expected.records)
   assert params_of(result.state) == params_of(whole.state)
   assert (jax.random.key_data(result.state.key) == jax.random.key_data(whole.state.key)).all()
-
-
-def spoil(state: state_lib.TrainState, what: str) -> state_lib.TrainState:
-  """The state with a NaN in Adam's mean or in the objective's memory."""
-  nan = jnp.full((), jnp.nan, jnp.float32)
-  if what == 'memory':
-    return dataclasses.replace(state, memory={'mean': jax.device_put(nan, rules.replicated(MESH))})
-  paths, treedef = jax.tree_util.tree_flatten_with_path(state)
-  leaves = [leaf * nan if '.mu' in jax.tree_util.keystr(path) else leaf for path, leaf in paths]
-  return jax.tree.unflatten(treedef, leaves)
-
-
-@pytest.mark.parametrize(
-  ('what', 'message'),
-  [
-    ('moments', r'step 0: opt_state\.0\.mu\.embed\.embedding are not finite'),
-    ('memory', r'step 0: memory\.mean are not finite'),
-  ],
-)
-def test_a_state_that_is_not_finite_anywhere_is_not_saved(tmp_path, what, message):
-  with open_checkpoints(tmp_path / 'c') as checkpoints:
-    with pytest.raises(loop.NonFiniteError, match=message):
-      run(0, state=spoil(make_state(), what), saving=loop.Saving(checkpoints))
-    assert checkpoints.steps() == []
-
-
-def test_memory_that_is_not_finite_stops_the_run_as_a_loss_does():
-  def spoiled(state, frozen, batch):
-    state, values = step(state, frozen, batch)
-    broken = jnp.where(state.step == 3, jnp.nan, 1.0)
-    return dataclasses.replace(state, memory={'mean': broken}), values
-
-  recorder = Recorder()
-  state = dataclasses.replace(make_state(), memory={'mean': jax.device_put(jnp.ones(()), rules.replicated(MESH))})
-  with pytest.raises(loop.NonFiniteError, match='step 3: the memory mean of the objective is not finite') as caught:
-    loop.train(
-      state,
-      make_source(),
-      loop.Training(spoiled, state_lib.Frozen(), MESH, 9),
-      log=loop.Logging([recorder]),
-    )
-  assert caught.value.step == 3
-  assert [s for s, _ in recorder.records] == [1, 2]
