@@ -12,8 +12,9 @@ from alignjax.data.batches import batching, reference_cache
 from alignjax.data.reading import drops, sources
 from alignjax.data.tokens import dataset, encoding, tokenization
 from alignjax.models import checkpoint_io, manifest
+from alignjax.parallel import mesh as parallel_mesh
 from alignjax.run import adapters, settings
-from alignjax.training import caching, placement, references, rows
+from alignjax.training import caching, references, rows
 from alignjax.training.policy import Policy
 from alignjax.types import Params
 
@@ -70,7 +71,7 @@ def _batches(
     buckets=config.buckets or None,
     shuffle=training,
   )
-  return batching.make_batches(data, spec, batching.Shard(*placement.row_group(mesh)), cache)
+  return batching.make_batches(data, spec, batching.Share(*parallel_mesh.batch_shards_of(mesh)), cache)
 
 
 class Reference:

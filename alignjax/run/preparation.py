@@ -8,7 +8,7 @@ import jax
 from alignjax import objectives
 from alignjax.data.tokens import tokenization
 from alignjax.models import checkpoint_io, transformer
-from alignjax.optim import recipes
+from alignjax.optim import bases, recipes
 from alignjax.parallel import mesh as parallel_mesh
 from alignjax.parallel import rules
 from alignjax.run import adapters, inputs, settings, user_code
@@ -23,7 +23,7 @@ class Prepared:
   """A run whose weights are not loaded yet."""
 
   objective: objectives.Objective
-  recipe: recipes.Recipe
+  recipe: bases.Recipe
   tokenizer: tokenization.Tokenizer
   mesh: jax.sharding.Mesh
   policy: Policy
@@ -49,7 +49,13 @@ def prepare(config: settings.Config, announce: inputs.Announce) -> Prepared:
   user_code.load(config.imports)
   objective = objectives.parse(config.objective)
   recipe = _recipe(config, config.base_model)
-  mesh = parallel_mesh.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+  mesh = parallel_mesh.make_mesh(
+    config.mesh.data,
+    config.mesh.fsdp,
+    config.mesh.tensor,
+    slices=config.mesh.slices,
+    allow_dcn_fsdp=config.mesh.allow_dcn_fsdp,
+  )
   model_config = checkpoint_io.load_config(
     config.model,
     compute_dtype=config.compute_dtype,
@@ -105,7 +111,7 @@ def load_frozen(config: settings.ModelSettings, prepared: Prepared, base: Params
   return training_state.Frozen(reference=prepared.reference.load(), delta=delta, base=base)
 
 
-def _recipe(config: settings.OptimizerSettings, base_model: str) -> recipes.Recipe:
+def _recipe(config: settings.OptimizerSettings, base_model: str) -> bases.Recipe:
   """Reads the optimizer, and checks that a base model is given exactly if the optimizer needs one."""
   recipe = recipes.parse_optimizer(config.optimizer)
   if recipe.needs_delta and not base_model:

@@ -32,9 +32,8 @@ def train(config: settings.Config) -> loop.Result:
   prepared = preparation.prepare(config, announce)
   batches, recipe, objective = prepared.training.batches, prepared.recipe, prepared.objective
   steps = config.steps or (config.epochs or 1) * batches.plan.steps_per_epoch
-  schedule = schedules.build_schedule(
-    config.schedule, recipe.learning_rate, steps=steps, warmup=round(config.warmup * steps)
-  )
+  warmup = schedules.warmup_steps(config.warmup, steps)
+  schedule = schedules.build_schedule(config.schedule, recipe.learning_rate, steps=steps, warmup=warmup)
   tx = recipes.build_optimizer(recipe, schedule, config.gradient_clip)
   identity = record.identity(config, prepared)
   workdir = pathlib.Path(config.workdir)
