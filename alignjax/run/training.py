@@ -9,8 +9,8 @@ from typing import Any
 import jax
 
 from alignjax.optim import recipes, schedules
-from alignjax.run import examination, exports, preparation, record, recovery, settings
-from alignjax.training import checkpoint, loop, metrics, placement, source
+from alignjax.run import agreement, examination, exports, preparation, record, recovery, settings
+from alignjax.training import checkpoint, loop, metrics, owner, placement, source
 from alignjax.training import state as training_state
 from alignjax.training import step as training_step
 
@@ -25,11 +25,17 @@ def train(config: settings.Config) -> loop.Result:
   """Trains, or resumes an earlier run in the same work directory.
 
   Raises:
-    ValueError: the configuration, the model or the data cannot be used.
+    ValueError: the configuration, the model or the data cannot be used, or another run owns the work directory.
     NonFiniteError: the loss or the gradient is not finite.
   """
-  settings.require(config, 'workdir')
-  prepared = preparation.prepare(config, announce)
+  settings.require(config, 'workdir', 'model', 'data')
+  with owner.owned(pathlib.Path(config.workdir)) as claim:
+    return _train(config, claim)
+
+
+def _train(config: settings.Config, claim: owner.Claim) -> loop.Result:
+  check = functools.partial(agreement.check, config, workdir_id=claim.seen())
+  prepared = preparation.prepare(config, announce, check)
   batches, recipe, objective = prepared.training.batches, prepared.recipe, prepared.objective
   steps = config.steps or (config.epochs or 1) * batches.plan.steps_per_epoch
   warmup = schedules.warmup_steps(config.warmup, steps)
@@ -84,7 +90,7 @@ def train(config: settings.Config) -> loop.Result:
           loop.Training(step, frozen, prepared.mesh, steps, schedule),
           log=loop.Logging(writers, announce, prepared.training.data.origin),
           evaluation=_evaluation(prepared, config.chunk, config.eval_every),
-          saving=loop.Saving(checkpoints, config.save_every),
+          saving=loop.Saving(checkpoints, config.save_every, claim.confirm),
         )
 
     if restored is None:
@@ -96,6 +102,7 @@ def train(config: settings.Config) -> loop.Result:
     announce(f'stopped on request: saved at step {result.step} of {steps}. The same command resumes the run')
   else:
     announce(f'finished {result.step} steps, with {result.compilations} compiled programs')
+    claim.confirm()
     exports.export(workdir, origin, result.state, base, announce)
   return result
 

@@ -134,10 +134,12 @@ class Saving:
   Args:
     checkpoints: the run's checkpoints.
     every: updates between checkpoints; 0 saves at the end only.
+    confirm: called before each save, on every process; raises if the folder now belongs to another run.
   """
 
   checkpoints: checkpoint.Checkpoints
   every: int = 0
+  confirm: Callable[[], None] = lambda: None
 
 
 class Hook(NamedTuple):
@@ -358,6 +360,7 @@ class _Run:
     if wrong := not_finite(self.state):
       raise NonFiniteError(f'step {self.done}: {wrong} are not finite. They are not saved', self.done)
     if self.saving is not None:
+      self.saving.confirm()
       self.saving.checkpoints.save(self.done, self.state, self.batches)
       self.clock = time.monotonic()
 
