@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Runs one training as N processes on this machine, each with its own devices or a few virtual CPU devices.
+# Runs one program as N processes on this machine, each with its own devices or a few virtual CPU devices.
 #
 #   launch/local.sh 2 -- --model=models/smollm2 --data=train.jsonl --workdir=runs/first
+#   launch/local.sh 2 --module=doctor -- --model=models/smollm2 --data=train.jsonl
 #
+# --module is a program of the command alignjax (default train), or a module that takes the same flags.
 # Environment: DEVICES_PER_PROCESS (virtual CPU devices of each process; unset: the real devices), PYTHON.
 # SIGTERM and Ctrl-C reach every process, which saves a checkpoint and exits. Exit code: that of the first process that
 # fails (the others are then stopped), 42 if the run was stopped on request and has saved, 0 if it is done.
@@ -13,11 +15,18 @@ GRACE_SECONDS=15
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 if [[ $# -lt 1 || ! $1 =~ ^[1-9][0-9]*$ ]]; then
-  sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
+  sed -n '2,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
   exit 1
 fi
 processes=$1
 shift
+module=train
+if [[ ${1:-} == --module=* ]]; then
+  module=${1#--module=}
+  shift
+fi
+program=(alignjax "${module#alignjax.commands.}")
+if [[ ${program[1]} == *.* ]]; then program=("$module"); fi
 if [[ ${1:-} == -- ]]; then shift; fi
 
 python=${PYTHON:-}
@@ -27,7 +36,7 @@ if [[ -z $python ]]; then
 fi
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 
-arguments=()
+arguments=(--cluster=flags)
 if [[ -n ${DEVICES_PER_PROCESS:-} ]]; then arguments+=("--local_devices=$DEVICES_PER_PROCESS"); fi
 if ((processes > 1)); then
   port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("localhost", 0)); print(s.getsockname()[1])')
@@ -61,7 +70,7 @@ for ((i = 0; i < processes; i++)); do
   exec {log}> >(trap '' TERM INT HUP && exec sed -u "s/^/[$i] /")
   loggers+=("$!")
   logs+=("$log")
-  "$python" -u -m alignjax train "${arguments[@]}" "--process_id=$i" "$@" >&"$log" 2>&1 &
+  "$python" -u -m "${program[@]}" "${arguments[@]}" "--process_id=$i" "$@" >&"$log" 2>&1 &
   pids+=("$!")
 done
 

@@ -54,7 +54,7 @@ def given(coordinator: str, num_processes: int, process_id: int) -> Cluster | No
     return None
   _check_address('coordinator', coordinator)
   arguments = {'coordinator_address': coordinator, 'num_processes': num_processes, 'process_id': process_id}
-  return Cluster('the processes of --coordinator', num_processes, coordinator, arguments)
+  return Cluster('the cluster of --coordinator', num_processes, coordinator, arguments)
 
 
 def query_metadata(key: str) -> str | None:

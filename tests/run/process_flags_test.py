@@ -5,6 +5,7 @@ import os
 import jax
 import pytest
 
+from alignjax.commands import program
 from alignjax.run import process_flags
 from tests.parallel import clusters_test
 
@@ -42,6 +43,23 @@ def test_flags_that_contradict_each_other():
     process_flags.Processes('none', **JOINED).find_cluster()
   with pytest.raises(ValueError, match='--heartbeat = 0: must be at least 2'):
     process_flags.Processes(heartbeat=0).join()
+
+
+@pytest.mark.parametrize(
+  ('name', 'flags'),
+  [
+    ('train', []),
+    ('doctor', []),
+    ('sample', ['--model=m']),
+    ('merge', ['--method=linear()', '--models=a,b', '--out=c']),
+  ],
+)
+def test_every_program_that_uses_devices_takes_the_flags(name, flags, capsys):
+  chosen = program.lazy(name)
+  assert program.execute(chosen, [name, *flags, '--cluster=flags', '--num_processes=2', '--process_id=1']) == 1
+  assert 'num_processes=2 needs the address of process 0' in capsys.readouterr().err
+  assert program.execute(chosen, [name, *flags, '--heartbeat=0']) == 1
+  assert '--heartbeat = 0: must be at least 2' in capsys.readouterr().err
 
 
 def test_virtual_devices_hide_tpus(monkeypatch):
