@@ -11,10 +11,10 @@ from typing import Any, NoReturn
 
 import jax
 
+from alignjax import exit_codes, refusals
 from alignjax.parallel import clusters, distributed
 from alignjax.run import fields
 
-_CRASHED = 134  # a restart may help
 _OTHERS_LEAVE = 1.0  # seconds; the end of the coordinator takes the other processes with it
 
 
@@ -41,13 +41,13 @@ class Processes:
     """Joins this process to its cluster, if there is one. Call it before anything uses a device.
 
     Raises:
-      ValueError: the flags or the environment are contradictory or incomplete.
+      Refused: the flags or the environment are contradictory or incomplete.
     """
-    fields.check(self)
-    distributed.use_virtual_devices(self.local_devices)
-    distributed.initialize(
-      self.find_cluster(), distributed.Timeouts(self.join_timeout, self.heartbeat), give_up=_give_up
-    )
+    timeouts = distributed.Timeouts(self.join_timeout, self.heartbeat)
+    with refusals.checking():
+      fields.check(self)
+      distributed.use_virtual_devices(self.local_devices)
+      distributed.initialize(self.find_cluster(), timeouts, give_up=_give_up)
 
   def find_cluster(self) -> clusters.Cluster | None:
     """The cluster that flags or environment describe; None for a single process.
@@ -88,10 +88,10 @@ def join(settings: Any) -> None:
 
 def leave(settings: Any, code: int) -> NoReturn:
   """Ends this process, for `Program.leave`."""
-  settings.processes.leave(code, failed=code != 0)
+  settings.processes.leave(code, failed=not exit_codes.agreed(code))
 
 
 def _give_up(message: str) -> NoReturn:
   """Prints an error and ends the process at once: a thread of a library still waits for the others."""
   print(f'error: {message}', file=sys.stderr, flush=True)
-  os._exit(_CRASHED)
+  os._exit(exit_codes.CRASHED)

@@ -8,9 +8,10 @@ from typing import Any
 
 import jax
 
+from alignjax import refusals, stopping
 from alignjax.optim import recipes, schedules
 from alignjax.run import agreement, examination, exports, preparation, record, recovery, settings
-from alignjax.training import checkpoint, loop, metrics, owner, placement, source
+from alignjax.training import checkpoint, loop, metrics, owner, placement, processes, source, watchdog
 from alignjax.training import state as training_state
 from alignjax.training import step as training_step
 
@@ -25,15 +26,19 @@ def train(config: settings.Config) -> loop.Result:
   """Trains, or resumes an earlier run in the same work directory.
 
   Raises:
-    ValueError: the configuration, the model or the data cannot be used, or another run owns the work directory.
+    Refused: the configuration, the model or the data cannot be used, or another run owns the work directory.
     NonFiniteError: the loss or the gradient is not finite.
+    SaveError: a checkpoint cannot be written.
+    ExportError: the run is trained and saved, but the model cannot be written.
+    Stopped: SIGTERM or Ctrl-C came before the first step, or after the last one was saved.
   """
-  settings.require(config, 'workdir', 'model', 'data')
-  with owner.owned(pathlib.Path(config.workdir)) as claim:
-    return _train(config, claim)
+  with watchdog.watching(dataclasses.asdict(config.watch)), refusals.checking() as checks:
+    settings.require(config, 'workdir', 'model', 'data')
+    with owner.owned(pathlib.Path(config.workdir)) as claim:
+      return _train(config, checks, claim)
 
 
-def _train(config: settings.Config, claim: owner.Claim) -> loop.Result:
+def _train(config: settings.Config, checks: refusals.Checks, claim: owner.Claim) -> loop.Result:
   check = functools.partial(agreement.check, config, workdir_id=claim.seen())
   prepared = preparation.prepare(config, announce, check)
   batches, recipe, objective = prepared.training.batches, prepared.recipe, prepared.objective
@@ -55,6 +60,7 @@ def _train(config: settings.Config, claim: owner.Claim) -> loop.Result:
     except checkpoint.MismatchError as error:
       raise record.explain(error, identity, config.optimizer) from error
     base = preparation.load_base(config, prepared)
+    owed = restored is not None and _evaluation_owed(config, prepared, restored.step, steps)
     if restored is None:
       params = preparation.initial_params(config, prepared)
       state = placement.create_state(prepared.mesh, params, tx, key, objective.memory.initial)
@@ -63,7 +69,7 @@ def _train(config: settings.Config, claim: owner.Claim) -> loop.Result:
       state = restored.state
       announce(f'resuming from step {restored.step} in {workdir}')
       record.warn_of_changes(restored.config, config)
-      if restored.step >= steps:
+      if restored.step >= steps and not owed:
         announce(f'this run is finished: it has done {restored.step} of {steps} steps')
         exports.export(workdir, origin, state, base, announce)
         return loop.Result(state, restored.step, False, 0)
@@ -83,13 +89,17 @@ def _train(config: settings.Config, claim: owner.Claim) -> loop.Result:
     )
 
     def attempt(state: training_state.TrainState, resumed_at: int | None) -> loop.Result:
+      checks.over = True
+      evaluation = _evaluation(prepared, config.chunk, config.eval_every)
+      if owed and resumed_at == restored.step:
+        evaluation = dataclasses.replace(evaluation, owed=True)
       with _writers(workdir, resumed_at, steps, config.log_every) as writers:
         return loop.train(
           state,
           batch_source,
           loop.Training(step, frozen, prepared.mesh, steps, schedule),
           log=loop.Logging(writers, announce, prepared.training.data.origin),
-          evaluation=_evaluation(prepared, config.chunk, config.eval_every),
+          evaluation=evaluation,
           saving=loop.Saving(checkpoints, config.save_every, claim.confirm),
         )
 
@@ -98,13 +108,27 @@ def _train(config: settings.Config, claim: owner.Claim) -> loop.Result:
     else:
       again = functools.partial(recovery.restore, checkpoints, like, batch_source)
       result = recovery.resume(attempt, restored, checkpoints, again)
+    saved = f'saved at step {result.step}' if result.step in checkpoints.steps() else 'nothing to save yet, at step 0'
   if result.preempted:
-    announce(f'stopped on request: saved at step {result.step} of {steps}. The same command resumes the run')
+    announce(f'stopped on request: {saved} of {steps}. The same command resumes the run')
   else:
     announce(f'finished {result.step} steps, with {result.compilations} compiled programs')
+    stopping.check()
     claim.confirm()
     exports.export(workdir, origin, result.state, base, announce)
   return result
+
+
+def _evaluation_owed(config: settings.Config, prepared: preparation.Prepared, step: int, steps: int) -> bool:
+  """Whether SIGTERM has cut the evaluation after a step short, so that its record has no results."""
+  due = step == steps or (config.eval_every and step % config.eval_every == 0)
+  if prepared.held_out is None or not due:
+    return False
+  file, owed = pathlib.Path(config.workdir) / 'metrics.jsonl', False
+  if jax.process_index() == 0 and file.exists():
+    records = [record for record in metrics.read_jsonl(file) if record['step'] == step]
+    owed = bool(records) and not any(name.startswith('eval/') for record in records for name in record)
+  return any(processes.gather(int(owed)))
 
 
 @contextlib.contextmanager

@@ -103,19 +103,21 @@ def owned(folder: pathlib.Path) -> Iterator[Claim]:
   """Owns a work directory, which is created if absent, inside the block. All processes must call it.
 
   Raises:
-    OwnerError: another run owns the folder and is alive, or the folder cannot be written.
+    OwnerError: another run owns the folder and is alive.
+    OSError: the folder cannot be written.
   """
-  mine, complaint, created = None, '', False
+  mine, failure, created = None, None, False
   if jax.process_index() == 0:
     mine, created = of_this_process(), not folder.exists()
     try:
       folder.mkdir(parents=True, exist_ok=True)
       claim(folder / FILE, mine)
     except (OSError, OwnerError) as error:
-      complaint = str(error)
-  owner_id, complaint = json.loads(processes.gather_text(json.dumps([mine.id if mine else '', complaint]))[0])
+      failure = error
+  told = [mine.id if mine else '', str(failure or '')]
+  owner_id, complaint = json.loads(processes.gather_text(json.dumps(told))[0])
   if complaint:
-    raise OwnerError(complaint)
+    raise failure or OwnerError(complaint)
   stop = threading.Event()
   if mine is not None:
     threading.Thread(target=_keep_beating, args=(folder / FILE, mine, stop), daemon=True).start()

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+from alignjax import exit_codes
 from alignjax.commands import program, train
 from alignjax.run import command_line, settings
 from alignjax.training import metrics, owner
@@ -65,7 +66,7 @@ def test_the_variables_of_slurm_make_one_run_which_keeps_its_folder(tiny_run, tm
   while not (tmp_path / 'run' / owner.FILE).exists() and all(process.poll() is None for process in processes):
     time.sleep(0.02)
   begin = time.monotonic()
-  assert program.attempt(train.PROGRAM, command_line.Invocation(config)) == program.REFUSED
+  assert program.attempt(train.PROGRAM, command_line.Invocation(config)) == exit_codes.REFUSED
   assert time.monotonic() - begin < 5
   assert f'belongs to a run that is alive (process {processes[0].pid} on' in capsys.readouterr().err
   codes = finish(processes)
@@ -90,7 +91,7 @@ def test_processes_that_were_started_differently_name_every_difference(tiny_run,
   ]
   codes = finish(processes)
   logs = [(tmp_path / f'log{i}').read_text() for i in (0, 1)]
-  assert codes == [program.REFUSED] * 2, logs
+  assert codes == [exit_codes.REFUSED] * 2, logs
   for log in logs:
     assert 'Traceback' not in log
     lines = log.partition('error: the processes of this run differ:\n')[2].splitlines()

@@ -156,5 +156,5 @@ def test_a_file_that_is_removed_comes_back(tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
   (tmp_path / 'file').touch()
-  with pytest.raises(owner.OwnerError, match='file'), owner.owned(tmp_path / 'file' / 'run'):
+  with pytest.raises(NotADirectoryError, match='file'), owner.owned(tmp_path / 'file' / 'run'):
     pass
