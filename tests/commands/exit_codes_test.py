@@ -131,12 +131,6 @@ def fail_after_the_checks() -> None:
     raise WRONG
 
 
-def fail_after_the_checks() -> None:
-  with refusals.checking() as checks:
-    checks.over = True
-    raise WRONG
-
-
 def test_checks_that_are_over_refuse_nothing():
   with pytest.raises(refusals.Refused), refusals.checking():
     raise WRONG

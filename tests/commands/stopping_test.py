@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import NamedTuple
 
 import pytest
 
@@ -23,9 +24,9 @@ ROOT = pathlib.Path(__file__).parents[2]
 STEPS = 4
 
 
-def configure(folder: pathlib.Path, workdir: pathlib.Path) -> settings.Config:
-  schedule = {'steps': STEPS, 'save_every': 2, 'eval_every': 3}
-  return runs.make_config(folder, workdir, **schedule, doctor='warn', reference_cache=str(workdir / 'cache'))
+def configure(folder: pathlib.Path, workdir: pathlib.Path, phase: str = '') -> settings.Config:
+  extra = {'doctor': {'doctor': 'warn'}, 'cache': {'reference_cache': str(workdir / 'cache')}}.get(phase, {})
+  return runs.make_config(folder, workdir, steps=STEPS, save_every=2, eval_every=3, **extra)
 
 
 def attempt(config: settings.Config) -> int:
@@ -63,77 +64,87 @@ def send(number: int, times: int) -> None:
       os.kill(os.getpid(), number)
 
 
-def before(patch: pytest.MonkeyPatch, owner: object, name: str, act: Callable, when: Callable = lambda *args: True):
-  """Calls `act` before a function, the first time that `when` is true of its arguments."""
-  original, done = getattr(owner, name), []
+class Place(NamedTuple):
+  """The n-th call of a function for which a condition holds, where a run is told to stop."""
 
-  def hooked(*args, **options):
-    if not done and when(*args):
-      done.append(True)
-      act()
-    return original(*args, **options)
+  owner: object
+  name: str
+  count: int = 1
+  condition: Callable[..., bool] = lambda *args: True
 
-  patch.setattr(owner, name, hooked)
+  def tell(self, patch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    original, calls = getattr(self.owner, self.name), []
 
+    def hooked(*args, **options):
+      if self.condition(*args):
+        calls.append(args)
+        if len(calls) == self.count:
+          act()
+      return original(*args, **options)
 
-def nth(count: int, when: Callable = lambda *args: True) -> Callable:
-  """True at the n-th call of which `when` is true."""
-  calls = []
-
-  def check(*args) -> bool:
-    if when(*args):
-      calls.append(args)
-      return len(calls) == count
-    return False
-
-  return check
+    patch.setattr(self.owner, self.name, hooked)
 
 
 def evaluations(run, *args) -> bool:
   return run._name == 'evaluation'
 
 
-# phase: (where it is told, when, what is saved then)
-PHASES = {
-  'tokenising': ((tokenization.Tokenizer, 'encode_all'), nth(1), []),
-  'loading': ((checkpoint_io, 'load_params'), nth(1), []),
-  'doctor': ((examination, 'examine'), nth(1), []),
-  'cache': ((reference_cache.Writer, 'write'), nth(3), []),
-  'first evaluation': ((programs.Programs, '__call__'), nth(1, evaluations), []),
-  'compile': ((programs.Programs, '_compile'), nth(1, lambda run, args: run._name == 'training step'), [1]),
-  'step': ((metrics.JsonlWriter, 'write'), nth(1, lambda writer, step, values: step == 1), [2]),
-  'evaluation': ((programs.Programs, '__call__'), nth(3, evaluations), [2, 3]),
-  'last evaluation': ((programs.Programs, '__call__'), nth(5, evaluations), [2, 4]),
-  'save': ((checkpoint.Checkpoints, 'save'), nth(1), [2]),
-  'last save': ((checkpoint.Checkpoints, 'close'), nth(1), [2, 4]),
-  'export': ((checkpoint_io, 'save'), nth(1), [2, 4]),
+# phase: (where it is told, the checkpoints that exist then)
+BEFORE_THE_LOOP = {
+  'tokenising': (Place(tokenization.Tokenizer, 'encode_all', 1), []),
+  'loading': (Place(checkpoint_io, 'load_params', 1), []),
+  'doctor': (Place(examination, 'examine', 1), []),
+  'cache': (Place(reference_cache.Writer, 'write', 3), []),
+}
+FROM_THE_LOOP_ON = {
+  'first evaluation': (Place(programs.Programs, '__call__', 1, evaluations), []),
+  'compile': (Place(programs.Programs, '_compile', 1, lambda run, args: run._name == 'training step'), [1]),
+  'step': (Place(metrics.JsonlWriter, 'write', 1, lambda writer, step, values: step == 1), [2]),
+  'evaluation': (Place(programs.Programs, '__call__', 3, evaluations), [2, 3]),
+  'last evaluation': (Place(programs.Programs, '__call__', 5, evaluations), [2, 4]),
+  'save': (Place(checkpoint.Checkpoints, 'save', 1), [2]),
+  'last save': (Place(checkpoint.Checkpoints, 'close', 1), [2, 4]),
+  'export': (Place(checkpoint_io, 'save', 1), [2, 4]),
 }
 
 
-@pytest.mark.parametrize('times', [1, 2])
-@pytest.mark.parametrize('phase', PHASES)
-def test_sigterm_ends_every_phase_with_42_and_nothing_is_lost(phase, times, tiny_run, whole, tmp_path, monkeypatch):
-  (owner, name), when, expected = PHASES[phase]
-  config = configure(tiny_run, tmp_path)
-  with monkeypatch.context() as patch:
-    before(patch, owner, name, lambda: send(signal.SIGTERM, times), when)
+def stop(place: Place, times: int, config: settings.Config, patch: pytest.MonkeyPatch) -> None:
+  """Runs until it is told to stop, and checks how it ends."""
+  workdir = pathlib.Path(config.workdir)
+  with patch.context() as patched:
+    place.tell(patched, lambda: send(signal.SIGTERM, times))
     assert attempt(config) == exit_codes.PREEMPTED
+  assert not (workdir / 'model').exists()
+  assert not [*workdir.rglob('*.partial'), *workdir.rglob('*tmp*')]
+
+
+@pytest.mark.parametrize('times', [1, 2])
+@pytest.mark.parametrize('phase', BEFORE_THE_LOOP)
+def test_sigterm_before_the_first_step_leaves_nothing_behind(phase, times, tiny_run, tmp_path, monkeypatch):
+  place, expected = BEFORE_THE_LOOP[phase]
+  stop(place, times, configure(tiny_run, tmp_path, phase), monkeypatch)
   assert saved(tmp_path) == expected
-  assert not (tmp_path / 'model').exists()
-  assert not list(tmp_path.rglob('*.partial'))
-  assert not list(tmp_path.rglob('*tmp*'))
-  if times == 2:  # the same command goes on
+
+
+@pytest.mark.parametrize('times', [pytest.param(1, marks=pytest.mark.slow), 2])  # twice is the harder case
+@pytest.mark.parametrize('phase', FROM_THE_LOOP_ON)
+def test_sigterm_during_training_saves_and_the_same_command_goes_on(
+  phase, times, tiny_run, whole, tmp_path, monkeypatch
+):
+  place, expected = FROM_THE_LOOP_ON[phase]
+  config = configure(tiny_run, tmp_path)
+  stop(place, times, config, monkeypatch)
+  assert saved(tmp_path) == expected
+  if times == 2:
     assert attempt(config) == exit_codes.DONE
     assert evaluated(tmp_path) == evaluated(whole)
     assert weights(tmp_path) == weights(whole)
 
 
 def test_the_first_ctrl_c_saves_and_ends_with_130(tiny_run, tmp_path, monkeypatch, capfd):
-  (owner, name), when, _ = PHASES['compile']
-  before(monkeypatch, owner, name, lambda: os.kill(os.getpid(), signal.SIGINT), when)
-  monkeypatch.setattr(signal, 'default_int_handler', pytest.fail)
+  FROM_THE_LOOP_ON['compile'][0].tell(monkeypatch, lambda: os.kill(os.getpid(), signal.SIGINT))
   seen = []
-  before(monkeypatch, checkpoint.Checkpoints, 'save', lambda: seen.append(signal.getsignal(signal.SIGINT)))
+  FROM_THE_LOOP_ON['save'][0].tell(monkeypatch, lambda: seen.append(signal.getsignal(signal.SIGINT)))
   assert attempt(configure(tiny_run, tmp_path)) == exit_codes.INTERRUPTED
   assert len(saved(tmp_path)) == 1
   assert seen == [signal.SIG_DFL]  # the second one ends the process at once
