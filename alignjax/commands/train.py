@@ -14,13 +14,12 @@ earlier run and .yaml files work too. --config.batch_size=16 and --batch_size=16
 
 from alignjax import exit_codes, refusals, stopping
 from alignjax.commands import program
-from alignjax.run import command_line, exports, training
+from alignjax.run import command_line, exports, process_flags, training
 from alignjax.training import checkpoint, loop, owner
 
 
 def run(invocation: command_line.Invocation) -> int:
   """Trains, and returns the exit code."""
-  invocation.processes.join()
   result = training.train(invocation.config)
   return stopping.exit_code() if result.preempted else exit_codes.DONE
 
@@ -40,5 +39,6 @@ PROGRAM = program.Program(
   },
   parse=command_line.parse_flags,
   hints=command_line.HINTS,
-  leave=lambda invocation, code: invocation.processes.leave(code, failed=not exit_codes.agreed(code)),
+  join=process_flags.join,
+  leave=process_flags.leave,
 )

@@ -9,7 +9,7 @@ import time
 
 from alignjax import exit_codes
 from alignjax.commands import program, train
-from alignjax.run import command_line, settings
+from alignjax.run import command_line, settings, training
 from alignjax.training import metrics, owner
 from tests import runs
 
@@ -104,3 +104,13 @@ def test_processes_that_were_started_differently_name_every_difference(tiny_run,
     assert lines[4].startswith('Start all of them with the same command')
   assert not (tmp_path / 'run').exists()
   assert not (tmp_path / 'local').exists()
+
+
+def test_a_run_that_has_lost_its_folder_ends_with_one_message_and_exit_code_1(tiny_run, tmp_path, monkeypatch, capsys):
+  def lose(config):
+    raise owner.OwnerError('another run has taken over')
+
+  monkeypatch.setattr(training, 'train', lose)
+  config = runs.make_config(tiny_run, tmp_path / 'run')
+  assert program.attempt(train.PROGRAM, command_line.Invocation(config)) == exit_codes.REFUSED
+  assert capsys.readouterr().err.startswith('error: another run has taken over\n')
