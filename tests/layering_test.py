@@ -11,6 +11,7 @@ LEVEL = {
   'types': 0,
   'numerics': 0,
   'expressions': 0,
+  'files': 0,
   'registry': 0,
   'models': 1,
   'merging': 1,
