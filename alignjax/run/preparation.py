@@ -1,6 +1,7 @@
 """Prepares a run: reads the configuration, builds the model, tokenises the data."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ from alignjax.models import checkpoint_io, transformer
 from alignjax.optim import recipes
 from alignjax.parallel import mesh as parallel_mesh
 from alignjax.parallel import rules
-from alignjax.run import adapters, inputs, settings, user_code
+from alignjax.run import adapters, first_start, inputs, settings, user_code
 from alignjax.training import placement
 from alignjax.training import state as training_state
 from alignjax.training.policy import Policy
@@ -62,7 +63,7 @@ def prepare(config: settings.Config, announce: inputs.Announce) -> Prepared:
   shapes = jax.eval_shape(policy.model.init, jax.random.key(config.seed))
   shardings = rules.param_shardings(mesh, shapes)
   reference = inputs.Reference(config, policy, objective, mesh, shardings, announce)
-  tokenizer = tokenization.Tokenizer.load(config.model)
+  tokenizer = tokenization.Tokenizer.load(config.model, functools.partial(first_start.date, config.workdir))
   reading = inputs.Reading(tokenizer, model_config.vocab_size, mesh, announce)
   splits = [
     inputs.read_split(paths, config, reading, training=training)

@@ -6,7 +6,7 @@ import datetime
 import jinja2
 
 from alignjax.data.reading import rows
-from alignjax.data.tokens import sandbox
+from alignjax.data.tokens import sandbox, template_budget
 
 Clock = Callable[[], datetime.datetime]
 MAX_DATE = 256  # characters of a date format
@@ -70,20 +70,20 @@ class ChatTemplate:
     }
     try:
       try:
-        return self._environment.render(self._template, values, sandbox.Budget(len(messages)))
-      except sandbox.LimitError:
-        size = sum(sandbox.text_size(text) for message in messages for text in message.values())
+        return self._environment.render(self._template, values, template_budget.Budget(len(messages)))
+      except template_budget.LimitError:
+        size = sum(template_budget.text_size(text) for message in messages for text in message.values())
         if size < LARGE:
           raise
-        return self._environment.render(self._template, values, sandbox.Budget(len(messages), size))
-    except sandbox.LimitError as error:
+        return self._environment.render(self._template, values, template_budget.Budget(len(messages), size))
+    except template_budget.LimitError as error:
       raise TemplateError(f'{self._origin}: the chat template was stopped: {error}') from None
     except Exception as error:  # templates are foreign programs and can raise anything
       raise TemplateError(f'{self._origin}: the chat template rejects the messages: {_reason(error)}') from None
 
   def _strftime_now(self, form: str) -> str:
     if len(form) > MAX_DATE:
-      raise sandbox.LimitError(f'it formats the date with more than {MAX_DATE} characters')
+      raise template_budget.LimitError(f'it formats the date with more than {MAX_DATE} characters')
     return self.date.strftime(form)
 
 

@@ -10,7 +10,7 @@ The cost depends on no clock, so a template fails on every machine or on none. W
 made. Filters and methods without such a check are not available.
 """
 
-from collections.abc import Callable, Iterator, Mapping, MappingView, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import functools
 import json
 import re
@@ -18,23 +18,15 @@ import types
 from typing import Any
 
 import jinja2
-from jinja2 import compiler, ext, filters, nodes, parser, runtime, sandbox, utils, visitor
+from jinja2 import ext, filters, nodes, parser, runtime, sandbox, utils
+
+from alignjax.data.tokens import template_budget, template_code
 
 MAX_SOURCE = 2**16  # characters of a template
-MAX_TEXT = 2**20  # bytes of the largest value; the messages may add 4 times their own size
-UNITS = 1_000_000
-UNITS_PER_MESSAGE = 20_000
 MAX_NUMBER = 2**16  # largest width, indentation, count or precision
 MAX_SPACES = 16  # of an indentation of JSON
 MAX_BITS = 2**14  # of an integer
-_CELL = 16  # bytes of an entry of a list or a dict
-_CONTAINERS = (list, tuple, dict, MappingView)
 _READ = (list, tuple, dict, range)
-_ITEM_COST = 8  # cost of an item that a filter reads
-_SMALL = 256  # characters of a sum, or of what is written, that cost no more than the node
-_SMALL_COST = 8  # cost of such a node
-_TERMS = 8  # terms of a sum that are added before the result is checked
-_LARGE = 2**14  # bytes of text that make every further operation cost one unit more
 
 # The last ones take quadratic time, or draw random numbers.
 _REMOVED_FILTERS = ('pprint', 'striptags', 'urlize', 'wordwrap', 'random')
@@ -51,92 +43,6 @@ _METHODS = {
 }
 # '%5d', '%-10.3f', '%(name)s': what is between the name and the letter.
 _CONVERSION = re.compile(r'%(?:\([^)]*\))?([^a-zA-Z%]*)')
-
-
-class LimitError(Exception):
-  """A template costs too much, or uses something whose cost is not bounded."""
-
-
-class Budget:
-  """What is left to one rendering.
-
-  Args:
-    messages: number of messages that are rendered.
-    size: bytes of their text.
-  """
-
-  def __init__(self, messages: int = 0, size: int = 0):
-    self.limit = MAX_TEXT + 4 * size  # bytes of the largest value
-    self.units = UNITS + UNITS_PER_MESSAGE * messages + 4 * size
-    self._factor = 1  # cost of a node: more if there are large values, which it may read or compare
-
-  def tick(self, nodes: int) -> None:
-    """Pays for a body with this many nodes. Raises as `spend` does."""
-    self.units -= nodes * self._factor
-    if self.units < 0:
-      self.spend(0)
-
-  def spend(self, units: int) -> None:
-    """Pays units.
-
-    Raises:
-      LimitError: none are left.
-    """
-    self.units -= units
-    if self.units < 0:
-      raise LimitError('it takes too many operations')
-
-  def check(self, size: int) -> None:
-    """Raises a LimitError if a value would have too many bytes."""
-    if size > self.limit:
-      raise LimitError(f'it makes a value of more than {self.limit:,} bytes')
-
-  def made(self, value: Any) -> Any:
-    """Pays for a value that the template has made, and returns it. A generator is paid item by item."""
-    if isinstance(value, str):
-      size = len(value) if value.isascii() else 4 * len(value)
-      self.units -= size // _CELL
-      if size >= _LARGE:
-        self.check(size)
-        self._factor = max(self._factor, 1 + size // _LARGE)
-      if self.units < 0:
-        self.spend(0)
-    elif isinstance(value, _CONTAINERS):
-      cells, _ = self.measure(value)
-      self._factor = max(self._factor, 1 + cells // 32)
-      self.spend(cells)
-    elif isinstance(value, Iterator):
-      return self._paid(value)
-    return value
-
-  def measure(self, value: Any) -> tuple[int, int]:
-    """Entries of a value and of all values in it, each as often as it occurs, and its bytes.
-
-    Raises:
-      LimitError: the value is too large. So whatever walks through a value, such as its conversion to text, ends.
-    """
-    cells, size, stack = 1, 0, [value]
-    while stack:
-      item = stack.pop()
-      if isinstance(item, str):
-        size += text_size(item)
-      elif isinstance(item, _CONTAINERS):
-        cells += len(item)
-        stack.extend(item)
-        if isinstance(item, dict):
-          stack.extend(item.values())
-      self.check(cells * _CELL + size)
-    return cells, cells * _CELL + size
-
-  def _paid(self, items: Iterator[Any]) -> Iterator[Any]:
-    for item in items:
-      self.spend(_ITEM_COST)
-      yield item
-
-
-def text_size(text: str) -> int:
-  """Bytes of a string, at most."""
-  return len(text) if text.isascii() else 4 * len(text)
 
 
 class _Generation(ext.Extension):
@@ -158,7 +64,7 @@ class _Namespace(utils.Namespace):
 class Environment(sandbox.ImmutableSandboxedEnvironment):
   """Compiles templates such that their renderings pay from `budget`."""
 
-  code_generator_class: type  # set below
+  code_generator_class = template_code.Generator
   # The operators whose result can be larger than both operands. Jinja does not compute these when it compiles.
   intercepted_binops = frozenset({'+', '*', '**', '%'})
 
@@ -169,7 +75,7 @@ class Environment(sandbox.ImmutableSandboxedEnvironment):
       extensions=[_Generation, 'jinja2.ext.loopcontrols'],
       optimized=False,
     )
-    self.budget = Budget()
+    self.budget = template_budget.Budget()
     del self.globals['lipsum']
     self.globals['namespace'] = _Namespace
     for name in _REMOVED_FILTERS:
@@ -185,13 +91,13 @@ class Environment(sandbox.ImmutableSandboxedEnvironment):
   def template(self, source: str) -> jinja2.Template:
     """Compiles a template."""
     if len(source) > MAX_SOURCE:
-      raise LimitError(f'it has {len(source):,} characters; at most {MAX_SOURCE:,} are allowed')
-    self.budget = Budget()
-    tree = _Instrument().visit(self.parse(source))
+      raise template_budget.LimitError(f'it has {len(source):,} characters; at most {MAX_SOURCE:,} are allowed')
+    self.budget = template_budget.Budget()
+    tree = template_code.Instrument().visit(self.parse(source))
     tree.set_environment(self)
     return jinja2.Template.from_code(self, self.compile(tree), self.make_globals(None))
 
-  def render(self, template: jinja2.Template, values: dict[str, Any], budget: Budget) -> str:
+  def render(self, template: jinja2.Template, values: dict[str, Any], budget: template_budget.Budget) -> str:
     """Renders a template of this environment."""
     self.budget = budget
     return self.concat(template.root_render_func(template.new_context(values)))
@@ -220,10 +126,10 @@ class Environment(sandbox.ImmutableSandboxedEnvironment):
       return self._call_text_method(obj, owner, args, kwargs)
     if isinstance(obj, types.BuiltinMethodType):
       if obj.__name__ not in _METHODS.get(type(owner), ()):
-        raise LimitError(f'it calls {type(owner).__name__}.{obj.__name__}, which is not available')
+        raise template_budget.LimitError(f'it calls {type(owner).__name__}.{obj.__name__}, which is not available')
       return obj(*args, **kwargs)
     for value in (*args, *kwargs.values()):
-      if isinstance(value, _CONTAINERS):
+      if isinstance(value, template_budget.CONTAINERS):
         self.budget.made(value)  # a macro makes tuples of its arguments
     self.budget.spend(4)
     return self.budget.made(super().call(context, obj, *args, **kwargs))
@@ -252,18 +158,20 @@ class Environment(sandbox.ImmutableSandboxedEnvironment):
     elif name in _SIZED_METHODS:
       self._check_numbers(args)
     elif name in _REFUSED_METHODS:
-      raise LimitError(f'it calls str.{name}, which is not available')
-    self.budget.spend(1 + len(text) // _CELL)
+      raise template_budget.LimitError(f'it calls str.{name}, which is not available')
+    self.budget.spend(1 + len(text) // template_budget.CELL)
     return self.budget.made(method(*args, **kwargs))
 
   def _check_numbers(self, values: Sequence[Any]) -> None:
     for value in values:
       if isinstance(value, int) and abs(value) > MAX_NUMBER:
-        raise LimitError(f'it asks for a width, an indentation, a count or a precision of more than {MAX_NUMBER:,}')
+        raise template_budget.LimitError(
+          f'it asks for a width, an indentation, a count or a precision of more than {MAX_NUMBER:,}'
+        )
 
   def _check_bits(self, bits: int) -> None:
     if bits > MAX_BITS:
-      raise LimitError(f'it computes an integer of more than {MAX_BITS:,} bits')
+      raise template_budget.LimitError(f'it computes an integer of more than {MAX_BITS:,} bits')
 
   def _check_product(self, left: Any, right: Any) -> None:
     if isinstance(left, int) and isinstance(right, int):
@@ -271,28 +179,28 @@ class Environment(sandbox.ImmutableSandboxedEnvironment):
     elif isinstance(left, int) or isinstance(right, int):
       count, value = (left, right) if isinstance(left, int) else (right, left)
       if not isinstance(value, float):
-        size = text_size(value) if isinstance(value, str) else self.budget.measure(value)[1]
+        size = template_budget.text_size(value) if isinstance(value, str) else self.budget.measure(value)[1]
         self.budget.check(count * size)
 
   def _check_conversions(self, form: str, values: Any) -> None:
     conversions = _CONVERSION.findall(form)
     if any('*' in conversion for conversion in conversions):
-      raise LimitError("it takes the width of a '%' conversion from a variable")
+      raise template_budget.LimitError("it takes the width of a '%' conversion from a variable")
     widths = [int(number) for conversion in conversions for number in re.findall(r'\d{1,9}', conversion)]
     repeats = len(conversions) if isinstance(values, dict) else 1
     self.budget.check(len(form) + sum(widths) + repeats * self.budget.measure(values)[1])
 
   def _check_replacement(self, text: str, old: Any, new: Any, *_: Any) -> None:
     old, new = str(old), str(new)
-    self.budget.check(text_size(text) + text.count(old) * text_size(new))
+    self.budget.check(template_budget.text_size(text) + text.count(old) * template_budget.text_size(new))
 
   def _check_parts(self, separator: Any, parts: Any) -> None:
-    self.budget.check(self.budget.measure(parts)[1] + len(parts) * text_size(str(separator)))
+    self.budget.check(self.budget.measure(parts)[1] + len(parts) * template_budget.text_size(str(separator)))
 
   def _guarded(self, name: str, filter_: Callable[..., Any]) -> Callable[..., Any]:
     """A filter that pays for what it reads and makes."""
-
-    sized, cost = name in _SIZED_FILTERS, _ITEM_COST if name in _ITEM_FILTERS else 1 / _CELL
+    sized = name in _SIZED_FILTERS
+    cost = template_budget.ITEM_COST if name in _ITEM_FILTERS else 1 / template_budget.CELL
 
     @functools.wraps(filter_)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -300,7 +208,7 @@ class Environment(sandbox.ImmutableSandboxedEnvironment):
         if isinstance(value, str):
           self.budget.spend(1 + len(value) * cost)
         elif isinstance(value, _READ):
-          self.budget.spend(len(value) * _ITEM_COST)
+          self.budget.spend(len(value) * template_budget.ITEM_COST)
       if sized:
         self._check_numbers((*args, *kwargs.values()))
       return self.budget.made(filter_(*args, **kwargs))
@@ -330,7 +238,7 @@ class Environment(sandbox.ImmutableSandboxedEnvironment):
     """Plain JSON. (Jinja's own filter escapes the text for HTML.)"""
     spaces = ' ' * min(indent, MAX_SPACES + 1) if isinstance(indent, int) else indent or ''
     if any(len(text) > MAX_SPACES for text in (spaces, *(separators or ()))):
-      raise LimitError(f'it indents or separates JSON with more than {MAX_SPACES} characters')
+      raise template_budget.LimitError(f'it indents or separates JSON with more than {MAX_SPACES} characters')
     encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
     return encoder.encode(value) if indent is None else self.concat(encoder.iterencode(value))
 
@@ -352,7 +260,10 @@ class Environment(sandbox.ImmutableSandboxedEnvironment):
 
   def _indent(self, value: str, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
     lines = len(value.splitlines()) + 1
-    self.budget.check(text_size(value) + lines * (text_size(width) if isinstance(width, str) else max(width, 0)))
+    self.budget.check(
+      template_budget.text_size(value)
+      + lines * (template_budget.text_size(width) if isinstance(width, str) else max(width, 0))
+    )
     return filters.do_indent(value, width, first, blank)
 
   def _format(self, value: Any, *args: Any, **kwargs: Any) -> str:
@@ -361,7 +272,7 @@ class Environment(sandbox.ImmutableSandboxedEnvironment):
 
   def _sum(self, value: Any, attribute: Any = None, start: float = 0) -> Any:
     if not isinstance(start, int | float):
-      raise LimitError('the filter `sum` adds only numbers')
+      raise template_budget.LimitError('the filter `sum` adds only numbers')
     return filters.sync_do_sum(self, value, attribute, start)
 
 
@@ -371,80 +282,3 @@ class _Formatter(sandbox.SandboxedFormatter):
   def format_field(self, value: Any, spec: str) -> str:
     self._env._check_numbers([int(number) for number in re.findall(r'\d{1,9}', spec)])
     return self._env.budget.made(super().format_field(value, spec))
-
-
-class _Generator(compiler.CodeGenerator):
-  """Generates Python code that pays for bodies, for sums and for what is written."""
-
-  def visit_ExprStmt(self, node: nodes.ExprStmt, frame: compiler.Frame) -> None:
-    del frame  # `_Instrument` makes these statements; templates have none
-    self.newline(node)
-    self.write(f'environment.budget.tick({node.node.value})')
-
-  def visit_Add(self, node: nodes.Add, frame: compiler.Frame, above: int = 0) -> None:
-    name = self.temporary_identifier()
-    checked = above % _TERMS == 0  # above: sums around this one, of which it is the left operand
-    self.write(f'({name} if type({name} := (' if checked else '(')
-    above = (above + 1,) if isinstance(node.left, nodes.Add) else ()
-    self.visit(node.left, frame, *above)
-    self.write(' + ')
-    self.visit(node.right, frame)
-    self.write(f')) is str and len({name}) < {_SMALL} else environment.budget.made({name}))' if checked else ')')
-
-  def _output_child_pre(self, node: nodes.Expr, frame: compiler.Frame, finalize: Any) -> None:
-    self._shown = self.temporary_identifier()
-    self.write(f'({self._shown} if type({self._shown} := (')
-
-  def _output_child_post(self, node: nodes.Expr, frame: compiler.Frame, finalize: Any) -> None:
-    name = self._shown
-    self.write(f')) is str and len({name}) < {_SMALL} else environment.budget.made(str({name})))')
-
-
-Environment.code_generator_class = _Generator
-
-
-class _Instrument(visitor.NodeTransformer):
-  """Makes a template pay for the bodies that it runs, and for the values that it makes without a call."""
-
-  def __init__(self):
-    self._nodes = 0
-
-  def visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> Any:
-    self._nodes += 1
-    if isinstance(node, nodes.Add | nodes.Output):
-      self._nodes += _SMALL_COST * len(node.nodes if isinstance(node, nodes.Output) else [node])
-    elif isinstance(node, nodes.TemplateData):
-      self._nodes += len(node.data) // _CELL
-    return super().visit(node, *args, **kwargs)
-
-  def _body(self, node: Any) -> nodes.Node:
-    before = self._nodes
-    self.generic_visit(node)
-    cost = nodes.Const(self._nodes - before, lineno=node.lineno)
-    node.body = [nodes.ExprStmt(cost, lineno=node.lineno), *node.body]
-    if getattr(node, 'test', None) is not None:  # the condition of a loop
-      node.test = _filter(node.test, 'alignjax_test', cost)
-    return node
-
-  visit_For = visit_Macro = visit_CallBlock = visit_Block = _body
-
-  def _value(self, node: Any) -> nodes.Node:
-    self.generic_visit(node)
-    if getattr(node, 'ctx', 'load') != 'load':
-      return node
-    constant = all(isinstance(part, nodes.Const | nodes.Pair) for part in node.find_all(nodes.Expr))
-    return node if constant else _filter(node, 'alignjax_made')
-
-  visit_List = visit_Tuple = visit_Dict = _value
-
-  def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
-    self.generic_visit(node)
-    return _filter(node, 'alignjax_made') if isinstance(node.arg, nodes.Slice) else node
-
-  def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
-    self.generic_visit(node)
-    return _filter(nodes.Tuple(node.nodes, 'load', lineno=node.lineno), 'alignjax_joined')
-
-
-def _filter(node: nodes.Expr, name: str, *args: nodes.Expr) -> nodes.Filter:
-  return nodes.Filter(node, name, list(args), [], None, None, lineno=node.lineno)
