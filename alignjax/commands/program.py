@@ -18,10 +18,12 @@ from typing import Any
 
 from absl import app, flags, logging
 
+from alignjax import files
 from alignjax.run import fields, user_code
 
 DONE, REFUSED, PREEMPTED, INTERRUPTED, CRASHED = 0, 1, 42, 130, 134
 EXPECTED = (ValueError, OSError, ImportError)  # errors that the user can fix
+LINE = 2000  # characters of a line of an error
 HELP = ('--help', '-help', '-h', '--helpshort', '-helpshort')
 
 
@@ -150,17 +152,28 @@ def _parse[S](program: Program[S], argv: Sequence[str], values: flags.FlagValues
     print(program.help)
     sys.exit(DONE)
   try:
+    for argument in argv[1:]:
+      if argument.startswith(('--flagfile=', '-flagfile=')):
+        files.check_regular(argument.partition('=')[2])
     return program.parse(program.settings, argv, values)
   except flags.UnrecognizedFlagError as error:
     hint = program.hints.get(error.flagname.partition('=')[0])
     _refuse(f'--{error.flagname} is not a flag of {program.name}: {hint}' if hint else error)
   except (flags.Error, *program.expected) as error:
     _refuse(error)
+  except RecursionError as error:
+    _refuse(f'a setting is nested too deeply: {error}')
 
 
 def _refuse(error: Exception | str) -> None:
-  print(f'error: {error}', file=sys.stderr)
+  print(f'error: {_shown(error)}', file=sys.stderr)
   sys.exit(REFUSED)
+
+
+def _shown(error: BaseException | str) -> str:
+  """The message of an error, its lines cut to a length that fits on a terminal."""
+  lines = str(error).splitlines() or [type(error).__name__]
+  return '\n'.join(line if len(line) <= LINE else f'{line[:LINE]} ...' for line in lines)
 
 
 def attempt[S](program: Program[S], settings: S) -> int:
@@ -171,7 +184,11 @@ def attempt[S](program: Program[S], settings: S) -> int:
     return program.run(settings) or DONE
   except program.expected as error:
     logging.debug('%s', traceback.format_exc())
-    print(f'error: {error}\n(--verbosity=1 shows the traceback)', file=sys.stderr)
+    print(f'error: {_shown(error)}\n(--verbosity=1 shows the traceback)', file=sys.stderr)
+    return REFUSED
+  except MemoryError as error:
+    logging.debug('%s', traceback.format_exc())
+    print(f'error: there is not enough memory for these settings: {_shown(error)}', file=sys.stderr)
     return REFUSED
   except KeyboardInterrupt:
     print('interrupted', file=sys.stderr)

@@ -67,7 +67,11 @@ class DataSettings:
     (), IDENTITY, 'Batch shapes (prompt, response) in tokens; empty: chosen from the data.'
   )
   seed: int = _field(
-    0, IDENTITY, 'Seed of the data order and of new adapters; a random optimizer has its own seed.', at_least=0
+    0,
+    IDENTITY,
+    'Seed of the data order and of new adapters; a random optimizer has its own seed.',
+    at_least=0,
+    at_most=2**63 - 1,
   )
 
 
@@ -170,7 +174,7 @@ class Config(OutputSettings, OptimizerSettings, ObjectiveSettings, InputSettings
 
 def config_dict(**overrides: Any) -> ml_collections.ConfigDict:
   """A configuration for `get_config()` of a config file. Flags override it, such as `--config.mesh.tensor=2`."""
-  return ml_collections.ConfigDict(dataclasses.asdict(Config(**overrides)))
+  return ml_collections.ConfigDict(dataclasses.asdict(from_dict(overrides)))
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:
