@@ -51,6 +51,7 @@ def prepare(config: settings.Config, announce: inputs.Announce) -> Prepared:
   objective = objectives.parse(config.objective)
   recipe = _recipe(config, config.base_model)
   mesh = parallel_mesh.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+  _check_batch_size(config, mesh)
   model_config = checkpoint_io.load_config(
     config.model,
     compute_dtype=config.compute_dtype,
@@ -104,6 +105,16 @@ def load_frozen(config: settings.ModelSettings, prepared: Prepared, base: Params
       config.model, config.base_model, prepared.policy.model.config, places, config.delta_dtype
     )
   return training_state.Frozen(reference=prepared.reference.load(), delta=delta, base=base)
+
+
+def _check_batch_size(config: settings.InputSettings, mesh: jax.sharding.Mesh) -> None:
+  shards = parallel_mesh.batch_shards(mesh)
+  if config.batch_size % (shards * config.microbatches):
+    axes = ' x '.join(f'{axis}={mesh.shape[axis]}' for axis in parallel_mesh.BATCH_AXES)
+    raise ValueError(
+      f'config.batch_size = {config.batch_size}: does not divide into {config.microbatches} microbatches on {shards} '
+      f'groups of devices (mesh {axes}); choose a multiple of {shards * config.microbatches}, or another mesh'
+    )
 
 
 def _recipe(config: settings.OptimizerSettings, base_model: str) -> recipes.Recipe:

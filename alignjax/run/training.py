@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from alignjax.optim import recipes, schedules
-from alignjax.run import examination, exports, preparation, record, settings
+from alignjax.run import examination, exports, fields, preparation, record, settings
 from alignjax.training import checkpoint, loop, metrics, placement, source
 from alignjax.training import step as training_step
 
@@ -30,6 +30,8 @@ def train(config: settings.Config) -> loop.Result:
   prepared = preparation.prepare(config, announce)
   batches, recipe, objective = prepared.training.batches, prepared.recipe, prepared.objective
   steps = config.steps or (config.epochs or 1) * batches.plan.steps_per_epoch
+  if steps > fields.LARGEST:
+    raise ValueError(f'config.epochs = {config.epochs}: {steps:,} steps are more than {fields.LARGEST:,}')
   schedule = schedules.build_schedule(
     config.schedule, recipe.learning_rate, steps=steps, warmup=round(config.warmup * steps)
   )
