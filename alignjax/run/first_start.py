@@ -59,7 +59,7 @@ def _dates(workdir: pathlib.Path) -> Iterator[datetime.datetime]:
       continue  # a damaged checkpoint: restoring reports it
   try:
     yield datetime.datetime.fromisoformat((workdir / FILE).read_text(encoding='utf-8').strip())
-  except FileNotFoundError:
+  except (FileNotFoundError, NotADirectoryError):
     return
   except (OSError, ValueError) as error:
     raise ValueError(
