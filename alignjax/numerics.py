@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from alignjax.types import Array
 
@@ -57,6 +58,32 @@ def select(values: Array, index: Array) -> Array:
   """
   positions = jax.lax.broadcasted_iota(index.dtype, values.shape, values.ndim - 1)
   return jnp.sum(jnp.where(positions == index[..., None], values, 0.0), axis=-1)
+
+
+def permuted(index: Array, words: Array, bits: int = 32) -> Array:
+  """A pseudorandom permutation of the numbers below 2^bits: distinct indices give distinct numbers.
+
+  Every step (adding a constant, multiplying by an odd one, folding the high half into the low half) is a bijection
+  modulo 2^bits. It is not cryptographic.
+
+  Args:
+    index: uint32 of any shape, below 2^bits.
+    words: [2] uint32, the key that selects the permutation.
+    bits: the width of the numbers, 31 or 32.
+
+  Returns:
+    uint32, shaped like `index`.
+
+  References:
+    Wellons 2018, Prospecting for Hash Functions, https://nullprogram.com/blog/2018/07/31 (the multipliers and shifts).
+  """
+  last = np.uint32(2**bits - 1)
+  for word in (words[0], words[1]):
+    index = (index + word) & last
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+      index = ((index ^ (index >> np.uint32(shift))) * np.uint32(factor)) & last
+    index ^= index >> np.uint32(16)
+  return index
 
 
 @jax.custom_vjp

@@ -23,7 +23,7 @@ COUPLED = [case for case in cases.CASES if objectives.parse(case.expression).cou
 # For properties that take long, and depend on hyper-parameters only where these couple rows.
 FEWER = FIRST + [case for case in COUPLED if case not in FIRST]
 UNCOUPLED = [case for case in FEWER if case not in COUPLED]
-ON_FEWER = (checks.check_deletion,)
+ON_FEWER = (checks.check_deletion, checks.check_padding, checks.check_vmap)
 IN_ONE_PROGRAM = (checks.check_coupling, checks.check_jit)  # many objectives are compiled together, below
 EACH = [check for check in testing.PROPERTIES if check not in IN_ONE_PROGRAM]
 
@@ -42,10 +42,10 @@ def test_every_exported_objective_has_a_case():
 
 
 @pytest.mark.parametrize('check', EACH, ids=lambda check: check.__name__.removeprefix('check_'))
-def test_contract(case, check):
+def test_contract(case, check, pytestconfig):
   known, setting = case
-  if check in ON_FEWER and known not in FEWER:
-    pytest.skip('tested with other hyper-parameters')
+  if check in ON_FEWER and known not in FEWER and not pytestconfig.getoption('slow'):
+    pytest.skip('tested with other hyper-parameters; with these by --slow')
   check(setting)
 
 

@@ -27,6 +27,27 @@ def examine_coupling(objective: objectives.Objective, responses: int) -> list[fi
   return [findings.Finding('undeclared_coupling', findings.ERROR, seen, advice)]
 
 
+def examine_samples(objective: objectives.Objective, *, on_policy: bool) -> list[findings.Finding]:
+  """Looks for objectives of the policy's own samples that are trained on other responses.
+
+  Args:
+    objective: the loss. In a sum, the finding names the parts at fault.
+    on_policy: whether the responses are drawn from the current policy; see `training.source`.
+  """
+  if on_policy or not objective.on_policy:
+    return []
+  at_fault = ' and '.join(dict.fromkeys(leaf.label for leaf in objective.leaves if leaf.on_policy))
+  return [
+    findings.Finding(
+      'off_policy_responses',
+      findings.WARNING,
+      f'the responses of {at_fault} must be the current policy’s own samples, and these come from files',
+      'On other responses, neither its value nor its gradient is that of the documented objective: draw responses from '
+      'the policy during training, or use an objective for fixed data, such as dpo() or rebel()',
+    )
+  ]
+
+
 def relevant(found: Iterable[findings.Finding], objective: objectives.Objective) -> list[findings.Finding]:
   """Drops findings about labels if the objective reads no label."""
   return [finding for finding in found if 'label' in objective.reads or finding.name not in LABEL_FINDINGS]

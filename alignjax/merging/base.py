@@ -62,6 +62,7 @@ class Pass(NamedTuple):
 
   reduce: Callable[[Block, State], Any]  # returns a tree of arrays that add up over blocks
   finish: Callable[[Any, State], State]  # turns their sums into the next state
+  is_needed: Callable[[State], Any] = lambda state: True  # whether to read the tensor at all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +121,8 @@ class Method:
     """Yields the merged blocks of one tensor, [rows, columns] float32."""
     state = self.start(tensor, self._resolve(tensor.name, models, weights))
     for reading in self.passes:
+      if not reading.is_needed(state):
+        continue
       # Wait for each block: dispatch is asynchronous, and unprocessed blocks would fill the memory.
       parts = (jax.block_until_ready(reading.reduce(block, state)) for block in tensor.blocks())
       state = reading.finish(functools.reduce(functools.partial(jax.tree.map, jnp.add), parts), state)

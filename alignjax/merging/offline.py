@@ -127,8 +127,9 @@ def ties(density: per_tensor.Given = 0.2, normalize: bool = True, scale: float =
   s = sign(sum_i w_i tau~_i), and + for 0;  A = {i: sign(w_i tau~_i) = s}
   theta = theta_0 + scale * sum_A w_i tau~_i / sum_A w_i
 
-  Entries that tie with the smallest one kept are kept too. The original trims over the whole model, not per tensor as
-  here and in mergekit, and weights all models equally.
+  Exactly max(1, floor(density n)) of the n entries of a tensor are kept. Among equal magnitudes, which are common in
+  bfloat16 models, the tensor's name, the model's index and the position decide. The original trims over the whole
+  model, not per tensor as here and in mergekit, and weights all models equally.
 
   Args:
     density: fraction of entries to keep, in (0, 1]; one number, one per model, or one per pattern of tensor names.
@@ -203,7 +204,7 @@ def breadcrumbs(
   """Adds the entries of task vectors with medium magnitude, without outliers and without the smallest entries.
 
   theta = theta_0 + scale * sum_i w_i b_i tau_i, where b_i drops the fraction gamma with the largest |tau_i|, and the
-  smallest entries until the fraction `density` is left.
+  smallest entries until the fraction `density` is left. Equal magnitudes are ordered as in `ties`.
 
   Args:
     density: fraction of entries to keep, in (0, 1]; one number, one per model, or one per pattern of tensor names.

@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from alignjax import numerics
 from alignjax.merging import base
 from alignjax.types import Array
 
 RESCALES = ('inverse', 'l1', 'none')
-_DIGIT = 16  # bits of the threshold that one pass determines
+_DIGIT = 16  # bits that one pass determines; two passes determine all 32
 _DIGITS = 2**_DIGIT
 _SMALL = 1e-7  # tensors with an L1 norm below this are not rescaled
 
@@ -30,18 +31,18 @@ def dense() -> Sparsifier:
 
 
 def largest() -> Sparsifier:
-  """Keeps the fraction `density` with the largest magnitude: floor(density * entries), at least one.
+  """Keeps the fraction `density` with the largest magnitude: exactly max(1, floor(density * entries)) of a tensor.
 
-  Entries that tie with the smallest one kept are kept too, so the result does not depend on the order of entries.
+  Entries of equal magnitude are common: those of a bfloat16 model have few distinct values. They are ordered by a
+  permutation of the positions that depends on the tensor's name and the model's index.
   """
 
   def start(tensor: base.Tensor, values: Mapping[str, tuple[float, ...]]) -> base.State:
     entries = tensor.rows * tensor.columns
-    return _selection([[_kept(density, entries)] for density in values['density']])
+    return _selection(tensor.name, [[_kept(density, entries)] for density in values['density']])
 
   def apply(block: base.Block, state: base.State) -> Array:
-    deltas = block.deltas()
-    return jnp.where(_bits(deltas) >= state['prefix'][:, 0, None, None], deltas, 0.0)
+    return jnp.where(_reaches(block, state, 0), block.deltas(), 0.0)
 
   return Sparsifier(start, apply, _SELECT)
 
@@ -49,7 +50,7 @@ def largest() -> Sparsifier:
 def band() -> Sparsifier:
   """Drops the fraction `gamma` with the largest magnitude, and the smallest entries until `density` is left.
 
-  If density + gamma exceeds 1, fewer of the largest are dropped. Entries that tie with either end of the band are kept.
+  If density + gamma exceeds 1, fewer of the largest are dropped. Equal magnitudes are ordered as in `largest`.
   """
 
   def start(tensor: base.Tensor, values: Mapping[str, tuple[float, ...]]) -> base.State:
@@ -57,13 +58,11 @@ def band() -> Sparsifier:
     for density, gamma in zip(values['density'], values['gamma'], strict=True):
       kept = _kept(density, entries)
       dropped = min(int(gamma * entries), entries - kept)
-      ranks.append([dropped + 1, dropped + kept])
-    return _selection(ranks)
+      ranks.append([dropped, dropped + kept])
+    return _selection(tensor.name, ranks)
 
   def apply(block: base.Block, state: base.State) -> Array:
-    deltas = block.deltas()
-    bits, ends = _bits(deltas), state['prefix'][:, :, None, None]
-    return jnp.where((bits <= ends[:, 0]) & (bits >= ends[:, 1]), deltas, 0.0)
+    return jnp.where(_reaches(block, state, 1) & ~_reaches(block, state, 0), block.deltas(), 0.0)
 
   return Sparsifier(start, apply, _SELECT)
 
@@ -149,25 +148,59 @@ def _bits(values: Array) -> Array:
   return jax.lax.bitcast_convert_type(jnp.abs(values), jnp.uint32)
 
 
-def _selection(ranks: list[list[int]]) -> base.State:
-  """The state of a radix search for the magnitudes at `ranks` [models, searches]; rank 1 is the largest.
+def _selection(name: str, ranks: list[list[int]]) -> base.State:
+  """The state of a radix search for the entries at `ranks` [models, searches]; rank 1 is the largest, 0 is above all.
 
   `prefix` holds the bits found so far and `mask` marks them; ranks count among the entries that share these bits.
+  `words` holds the keys that order equal magnitudes.
   """
-  rank = jnp.asarray(np.asarray(ranks, np.uint32))
+  key, models = base.draw_key(0, name), jnp.arange(len(ranks))
+  words = jax.random.key_data(jax.vmap(jax.random.fold_in, (None, 0))(key, models))[:, :2]
+  return _search(jnp.asarray(np.asarray(ranks, np.uint32))) | {'words': words}
+
+
+def _search(rank: Array) -> dict[str, Array]:
+  """A search before its first pass."""
   return {'rank': rank, 'prefix': jnp.zeros_like(rank), 'mask': jnp.uint32(0), 'shift': jnp.uint32(32 - _DIGIT)}
+
+
+def _order(block: base.Block, state: base.State) -> Array:
+  """[models, rows, columns] uint32: distinct numbers in pseudorandom order, which depend on model and position."""
+  rows, columns = block.models[0].shape
+  row = jnp.asarray(block.row, jnp.uint32) + jnp.arange(rows, dtype=jnp.uint32)
+  position = row[:, None] * jnp.uint32(columns) + jnp.arange(columns, dtype=jnp.uint32)[None]
+  return jax.vmap(numerics.permuted, (None, 0))(position, state['words'])
+
+
+def _reaches(block: base.Block, state: base.State, search: int) -> Array:
+  """[models, rows, columns] bool: the entries that are at least as large as the one that a search found."""
+  bits, found, least = _bits(block.deltas()), state['bits'][:, search], state['prefix'][:, search]
+  tied = (bits == found[:, None, None]) & (_order(block, state) >= least[:, None, None])
+  return (bits > found[:, None, None]) | tied
 
 
 def _histogram(block: base.Block, state: base.State) -> Array:
   """[models, searches, digits]: among the entries that share the known bits, a histogram of the next digit."""
-  bits = _bits(block.deltas())
 
   def count(bits: Array, prefix: Array) -> Array:
-    digit = (bits >> state['shift']) & jnp.uint32(_DIGITS - 1)
-    shares = (bits & state['mask']) == prefix
-    return jnp.zeros(_DIGITS, jnp.uint32).at[digit].add(shares.astype(jnp.uint32))
+    return _digits(bits, (bits & state['mask']) == prefix, state)
 
-  return jax.vmap(jax.vmap(count, (None, 0)))(bits, state['prefix'])
+  return jax.vmap(jax.vmap(count, (None, 0)))(_bits(block.deltas()), state['prefix'])
+
+
+def _histogram_of_ties(block: base.Block, state: base.State) -> Array:
+  """[models, searches, digits]: the same for the order, among the entries with the magnitude that was found."""
+
+  def count(bits: Array, order: Array, found: Array, prefix: Array) -> Array:
+    return _digits(order, (bits == found) & ((order & state['mask']) == prefix), state)
+
+  of_models = jax.vmap(jax.vmap(count, (None, None, 0, 0)))
+  return of_models(_bits(block.deltas()), _order(block, state), state['bits'], state['prefix'])
+
+
+def _digits(values: Array, counted: Array, state: base.State) -> Array:
+  digit = (values >> state['shift']) & jnp.uint32(_DIGITS - 1)
+  return jnp.zeros(_DIGITS, jnp.uint32).at[digit].add(counted.astype(jnp.uint32))
 
 
 def _settle(histogram: Array, state: base.State) -> base.State:
@@ -175,16 +208,28 @@ def _settle(histogram: Array, state: base.State) -> base.State:
   reached = jnp.cumsum(histogram[..., ::-1], axis=-1, dtype=jnp.uint32)[..., ::-1]
   rank, shift = state['rank'], state['shift']
   digit = jnp.sum(reached >= rank[..., None], axis=-1, dtype=jnp.uint32) - 1
-  above = jnp.take_along_axis(reached - histogram, digit[..., None], axis=-1)[..., 0]
+  above, alike = (jnp.take_along_axis(x, digit[..., None], axis=-1)[..., 0] for x in (reached - histogram, histogram))
   return {
     **state,
     'rank': rank - above,
+    'tied': jnp.any(rank - above < alike),  # whether more entries share this digit than are wanted
     'prefix': state['prefix'] + (digit << shift),
     'mask': state['mask'] | jnp.uint32(_DIGITS - 1) << shift,
     'shift': shift - jnp.uint32(_DIGIT),
   }
 
 
+def _settle_magnitude(histogram: Array, state: base.State) -> base.State:
+  """Ends the search for a magnitude and begins one among the entries that have it; at first, all of them reach it."""
+  state = _settle(histogram, state)
+  return {**state, 'bits': state['prefix'], **_search(state['rank'])}
+
+
 # A radix search over the bits of float32 magnitudes, highest first. It is exact, needs no sort, and its counts add up
-# over blocks and devices, so no tensor is gathered.
-_SELECT = (base.Pass(jax.jit(_histogram), jax.jit(_settle)),) * (32 // _DIGIT)
+# over blocks and devices, so no tensor is gathered. The entries with the magnitude found are then searched by their
+# order, but only if some of them are not wanted.
+_SELECT = (
+  base.Pass(jax.jit(_histogram), jax.jit(_settle)),
+  base.Pass(jax.jit(_histogram), jax.jit(_settle_magnitude)),
+  *(base.Pass(jax.jit(_histogram_of_ties), jax.jit(_settle), lambda state: state['tied']),) * 2,
+)

@@ -9,6 +9,7 @@ A soft label is an expectation over swapping the two responses, in the loss and 
 """
 
 from collections.abc import Callable
+import dataclasses
 import math
 from typing import NamedTuple
 
@@ -23,25 +24,29 @@ from alignjax.types import Array, PreferenceBatch, Term
 _DECAY = 0.9  # every moving average here uses it, as does the released code of both methods
 _SMALLEST_BETA = 1e-3  # beta-DPO's, as in its released code
 
-_Read = Callable[[moving_average.MarginAverage, stats.StatTable, PreferenceBatch], moving_average.Moments]
+_Read = Callable[[stats.StatTable, PreferenceBatch], moving_average.Moments]
 
 
 class _Normaliser(NamedTuple):
   """Where the moments of the margins come from."""
 
-  average: moving_average.MarginAverage
+  average: moving_average.MarginAverage  # of which margin
   read: _Read
   memory: base.Memory
 
 
 def _normaliser(kind: str, length_normalised: bool) -> _Normaliser:
   average = moving_average.MarginAverage(_DECAY, length_normalised)
-  read, memory = {
-    'batch': (moving_average.MarginAverage.present, base.NO_MEMORY),
-    'ema': (moving_average.MarginAverage.corrected, average.memory),
-    'uncorrected': (moving_average.MarginAverage.uncorrected, average.memory),  # as the released code has it
-  }[kind]
-  return _Normaliser(average, read, memory)
+  if kind == 'batch':
+    return _Normaliser(average, average.present, base.NO_MEMORY)
+  return _Normaliser(average, average.corrected, average.memory)
+
+
+def _released_normaliser(rows: int | None) -> _Normaliser:
+  """As the released code has it, without correction."""
+  average = moving_average.MarginAverage(_DECAY, length_normalised=True)
+  source = average if rows is None else moving_average.GroupedAverage(average, rows)
+  return _Normaliser(average, source.uncorrected, source.memory)
 
 
 _NORMALISERS = ('batch', 'ema')
@@ -100,7 +105,11 @@ def alpha_dpo(
 
 @base.factory
 def alpha_dpo_released(
-  beta: float = 2.5, gamma_beta_ratio: float = 0.6, alpha: float = 0.2, label_smoothing: float = 0.0
+  beta: float = 2.5,
+  gamma_beta_ratio: float = 0.6,
+  alpha: float = 0.2,
+  label_smoothing: float = 0.0,
+  statistics_rows: int | None = None,
 ) -> base.Objective:
   """alpha-DPO as the authors' released code computes it, to reproduce published runs.
 
@@ -110,12 +119,16 @@ def alpha_dpo_released(
 
   It is the paper's form with gamma = gamma_beta_ratio beta and with alpha beta for alpha. Mean and deviation are moving
   averages (decay 0.9, of the deviation and not of the variance). They start at zero, are updated before use and are not
-  corrected for their start: after t batches they are 1 - 0.9^t of their limit, so z begins ten times too large.
+  corrected for their start: after t updates they are 1 - 0.9^t of their limit, so z begins ten times too large.
 
-  It differs from the code in four ways. (1) In the code, each microbatch of all devices updates the averages, so one
-  step makes as many updates as it has microbatches; here a step is one batch. (2) In the code, evaluation also updates
-  the averages and checkpoints do not contain them; here evaluation only reads them, and checkpoints save them. (3) In
-  the code, a deviation of zero (policy == reference, or a single pair) gives NaN; here z is 0. (4) In the code, the
+  In the code, each microbatch of all devices updates the averages and then uses them: 8 pairs in the released settings,
+  so that a step of 128 pairs makes 16 updates. `statistics_rows=8` does this with the consecutive groups of 8 pairs of
+  a batch, whatever the microbatches and devices here; the loss then depends on the order of the pairs in the batch. By
+  default, a step is one update.
+
+  It differs from the code in three ways. (1) In the code, evaluation also updates the averages and checkpoints do not
+  contain them; here evaluation only reads them, and checkpoints save them. (2) In the code, a deviation of zero (policy
+  == reference, or a single pair) gives NaN; here z is 0, and a single pair updates nothing. (3) In the code, the
   reported reward mixes in the reference's log-probability; here it is SimPO's.
 
   Use it when:
@@ -126,12 +139,14 @@ def alpha_dpo_released(
     gamma_beta_ratio: target margin divided by beta, >= 0, nats/token.
     alpha: shift of the target per deviation of G, divided by beta, >= 0, nats/token.
     label_smoothing: probability e in [0, 0.5) that a label is flipped; it flips the sign of v as a whole.
+    statistics_rows: pairs per update of the averages, at least 2; None for one update per step.
 
   Returns:
     An objective; [B] nats. At policy == reference it is SimPO.
 
   Raises:
-    ValueError: if beta <= 0, gamma_beta_ratio < 0 or alpha < 0, or if label_smoothing is outside [0, 0.5).
+    ValueError: if beta <= 0, gamma_beta_ratio < 0 or alpha < 0, if label_smoothing is outside [0, 0.5), or if
+      statistics_rows is not None or an integer of at least 2.
 
   Defaults:
     the released setting for Llama-3-8B-Instruct.
@@ -145,8 +160,11 @@ def alpha_dpo_released(
   base.require(0 <= gamma_beta_ratio < math.inf, name, 'gamma_beta_ratio must not be negative', gamma_beta_ratio)
   base.require(0 <= alpha < math.inf, name, 'alpha must not be negative', alpha)
   base.require(0 <= label_smoothing < 0.5, name, 'label_smoothing must be in [0, 0.5)', label_smoothing)
-  normaliser = _normaliser('uncorrected', length_normalised=True)
-  return _adaptive_margin(name, beta, gamma_beta_ratio * beta, alpha * beta, label_smoothing, normaliser)
+  groups = statistics_rows is None or (type(statistics_rows) is int and statistics_rows >= 2)
+  base.require(groups, name, 'statistics_rows must be None or an integer of at least 2', statistics_rows)
+  normaliser = _released_normaliser(statistics_rows)
+  whole = _adaptive_margin(name, beta, gamma_beta_ratio * beta, alpha * beta, label_smoothing, normaliser)
+  return dataclasses.replace(whole, ordered=statistics_rows is not None)
 
 
 def _adaptive_margin(
@@ -163,7 +181,7 @@ def _adaptive_margin(
   def apply(table: stats.StatTable, batch: PreferenceBatch) -> Term:
     base.require_pair(name, table)
     reward = beta * (table.mean(stats.logp) if average.length_normalised else table.sum(stats.logp))
-    margin, moments = average.margin(table), normaliser.read(average, table, batch)
+    margin, moments = average.margin(table), normaliser.read(table, batch)
 
     def target(sign: float) -> Array:
       return gamma + alpha * moments.standardise(sign * margin)

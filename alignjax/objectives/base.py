@@ -31,7 +31,8 @@ class Memory:
   """The state that an objective keeps from batch to batch, such as a running mean: named arrays without gradient.
 
   The training step calls `update` once for each batch, before `apply`, carries the result and saves it in checkpoints.
-  Evaluation only reads it. `apply` finds it in `table.memory`, which is empty in a notebook.
+  Evaluation only reads it. `apply` finds the result in `table.memory` (empty in a notebook) and what it was before the
+  batch in `table.before` (None in a notebook and in evaluation).
   """
 
   initial: Mapping[str, float]
@@ -76,6 +77,8 @@ class Objective:
     responses: the number N of responses to a prompt for which the loss is defined, or a set of such numbers; None for
       any N.
     couples_rows: whether the loss of a prompt depends on other prompts of the batch.
+    ordered: whether it also depends on the order of the prompts; requires couples_rows.
+    on_policy: whether the responses must be the current policy's own samples, which no loss can check by itself.
     name: an expression that builds the objective again.
     memory: what is kept from batch to batch; requires couples_rows, so that a batch is seen as a whole, once.
     summary: maps the means of the metrics to further metrics.
@@ -89,6 +92,8 @@ class Objective:
   optional: frozenset[str] = frozenset()
   responses: int | frozenset[int] | None = None
   couples_rows: bool = False
+  ordered: bool = False
+  on_policy: bool = False
   name: str = 'objective'
   memory: Memory = NO_MEMORY
   summary: Summary = no_summary
@@ -99,6 +104,8 @@ class Objective:
   def __post_init__(self):
     if self.memory.initial and not self.couples_rows:
       raise ValueError(f'{self.name}: an objective that remembers batches must declare couples_rows=True')
+    if self.ordered and not self.couples_rows:
+      raise ValueError(f'{self.name}: an objective that depends on the order of prompts must declare couples_rows=True')
     if not self.optional <= self.reads:
       raise ValueError(f'{self.name}: optional fields {sorted(self.optional - self.reads)} are missing from `reads`')
     if self.parts and not (isinstance(self.apply, _Sum) and self.apply.is_all_of(self)):
@@ -274,6 +281,8 @@ class _Sum:
       'optional': reads.difference(*(term.reads - term.optional for term in terms)),
       'responses': declarations.common_responses(terms),
       'couples_rows': any(term.couples_rows for term in terms),
+      'ordered': any(term.ordered for term in terms),
+      'on_policy': any(term.on_policy for term in terms),
       'name': _sum_name(self.parts),
       'memory': functools.reduce(operator.add, (term.memory for term in terms)),
       'summary': self.summary,

@@ -34,17 +34,17 @@ def batch(
   pair = (prompts, responses)
   of_responses = sorted(stat.name for stat in needs if isinstance(stat, stats.ResponseStat))
   return PreferenceBatch(
-    prompt=jnp.asarray(rng.integers(0, VOCAB, (prompts, prompt_size)), jnp.int32),
-    prompt_length=jnp.asarray(rng.integers(1, prompt_size + 1, prompts), jnp.int32),
-    response=jnp.asarray(rng.integers(0, VOCAB, (*pair, response_size)), jnp.int32),
-    response_length=jnp.asarray(rng.integers(1, response_size + 1, pair), jnp.int32),
-    label=jnp.asarray(rng.choice([1.0, 1.0, 0.8, 0.3], prompts), jnp.float32),
-    weight=jnp.asarray(rng.choice([1.0, 0.5, 2.0], prompts), jnp.float32),
-    score=jnp.asarray(rng.normal(size=pair), jnp.float32),
-    behaviour_logp=jnp.asarray(-3.0 * rng.exponential(size=pair), jnp.float32),
+    prompt=_array(rng.integers(0, VOCAB, (prompts, prompt_size)), np.int32),
+    prompt_length=_array(rng.integers(1, prompt_size + 1, prompts), np.int32),
+    response=_array(rng.integers(0, VOCAB, (*pair, response_size)), np.int32),
+    response_length=_array(rng.integers(1, response_size + 1, pair), np.int32),
+    label=_array(rng.choice([1.0, 1.0, 0.8, 0.3], prompts), np.float32),
+    weight=_array(rng.choice([1.0, 0.5, 2.0], prompts), np.float32),
+    score=_array(rng.normal(size=pair), np.float32),
+    behaviour_logp=_array(-3.0 * rng.exponential(size=pair), np.float32),
     cached={
-      stats.BEHAVIOUR_TOKEN_LOGP: jnp.asarray(-rng.exponential(size=(*pair, response_size)), jnp.float32),
-      **{name: jnp.asarray(rng.normal(size=pair), jnp.float32) for name in of_responses},
+      stats.BEHAVIOUR_TOKEN_LOGP: _array(-rng.exponential(size=(*pair, response_size)), np.float32),
+      **{name: _array(rng.normal(size=pair), np.float32) for name in of_responses},
     },
   )
 
@@ -52,4 +52,9 @@ def batch(
 def logits(seed: int, like: PreferenceBatch, scale: float = 2.0) -> Array:
   """Creates random logits of a policy or a reference, [B, N, R, V] float32."""
   rng = np.random.default_rng(seed)
-  return jnp.asarray(scale * rng.standard_normal((*like.response.shape, VOCAB)), jnp.float32)
+  return _array(scale * rng.standard_normal((*like.response.shape, VOCAB)), np.float32)
+
+
+def _array(values: np.ndarray, dtype: type) -> Array:
+  """Casts with numpy, since a cast with JAX compiles a program for each shape."""
+  return jnp.asarray(values.astype(dtype))

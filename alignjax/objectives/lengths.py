@@ -83,7 +83,7 @@ def dpo_norm(beta: float = 5.0) -> base.Objective:
 
   def reward(table: stats.StatTable, batch: PreferenceBatch) -> Array:
     del batch
-    return beta * (table.mean(stats.logp) - table.mean(stats.reference_logp))
+    return beta * preference.mean_log_ratio(table)
 
   return preference.of_reward('dpo_norm', preference.LOG_RATIO_NEEDS, reward)
 

@@ -11,7 +11,8 @@ of an unbiased variance. A soft label is two pairs, one in each order, with weig
 deviation is undefined. It is set to infinity, so that standardised margins are 0, and the batch does not enter the
 averages.
 
-All rows of a step are one batch: microbatches and the mesh make no difference.
+All rows of a step are one batch: microbatches and the mesh make no difference. `GroupedAverage` counts the rows of a
+batch as several small batches instead, in their order.
 """
 
 from collections.abc import Mapping
@@ -46,9 +47,12 @@ class Moments(NamedTuple):
 
 def of_batch(margin: Array, batch: PreferenceBatch) -> Moments:
   """The moments of margins [B] over a batch; mean 0 and deviation infinity if all weights are 0."""
-  margin, weight = jax.lax.stop_gradient(margin), jnp.asarray(batch.weight, jnp.float32)
+  return _moments(jax.lax.stop_gradient(margin), jnp.asarray(batch.label), jnp.asarray(batch.weight, jnp.float32))
+
+
+def _moments(margin: Array, label: Array, weight: Array) -> Moments:
   margin = jnp.where(weight > 0, margin, 0.0)
-  label, total = jnp.asarray(batch.label), jnp.sum(weight)
+  total = jnp.sum(weight)
   mean = jnp.sum(weight * (2.0 * label - 1.0) * margin) / jnp.where(total > 0, total, 1.0)
   squares = label * jnp.square(margin - mean) + (1.0 - label) * jnp.square(-margin - mean)
   variance = jnp.sum(weight * squares) / jnp.where(total > 1, total - 1.0, 1.0)
@@ -128,3 +132,73 @@ class MarginAverage:
 
   def _key(self, name: str) -> str:
     return f'margin_average(decay={self.decay!r}, length_normalised={self.length_normalised!r})/{name}'
+
+
+class _Running(NamedTuple):
+  """Averages not corrected for starting at zero, [] each."""
+
+  count: Array  # groups averaged
+  mean: Array
+  deviation: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupedAverage:
+  """The averages of `MarginAverage`, updated after every `rows` rows of a batch instead of once per batch.
+
+  The rows of positive weight are counted off in the order of the batch; the last group can be smaller. A group whose
+  weights sum to 1 or less has no deviation and does not enter the averages.
+
+  Args:
+    average: the decay, and the margin.
+    rows: size of a group, at least 1.
+  """
+
+  average: MarginAverage
+  rows: int
+
+  @property
+  def memory(self) -> base.Memory:
+    """The averages after all groups: {count, mean, deviation}, not corrected for starting at zero."""
+    return base.Memory({self._key(name): 0.0 for name in _Running._fields}, self._update)
+
+  def uncorrected(self, table: stats.StatTable, batch: PreferenceBatch) -> Moments:
+    """[B] each: the averages right after the group of each row; in evaluation, the stored ones for all rows.
+
+    Before the first batch, reading returns what training on the current batch would give.
+    """
+    _, rows = self._run(self._stored(table.before or {}), table, batch)
+    if table.before is not None:
+      return rows
+    stored = self._stored(table.memory)
+    return jax.tree.map(lambda old, now: jnp.where(stored.count > 0, old, now), Moments(*stored[1:]), rows)
+
+  def _run(self, start: _Running, table: stats.StatTable, batch: PreferenceBatch) -> tuple[_Running, Moments]:
+    """The averages after the batch, [] each, and those right after the group of each row, [B] each."""
+    weight, margin = jnp.asarray(batch.weight, jnp.float32), self.average.margin(table)
+    group = jnp.maximum(jnp.cumsum(weight > 0) - 1, 0) // self.rows
+    groups = -(-weight.size // self.rows)
+    members = jnp.where(group[None] == jnp.arange(groups)[:, None], weight[None], 0.0)  # [groups, B]
+    own = jax.vmap(_moments, (None, None, 0))(margin, jnp.asarray(batch.label), members)
+
+    def average(old: _Running, found: tuple[Moments, Array]) -> tuple[_Running, _Running]:
+      now, counts = found
+      decay = self.average.decay
+      new = _Running(old.count + 1.0, *(decay * x + (1.0 - decay) * y for x, y in zip(old[1:], now, strict=True)))
+      new = jax.tree.map(lambda x, y: jnp.where(counts, x, y), new, old)
+      return new, new
+
+    end, after = jax.lax.scan(average, start, (own, jnp.sum(members, axis=1) > 1))
+    deviation = jnp.where(after.count > 0, after.deviation, jnp.inf)
+    return end, Moments(after.mean[group], deviation[group])
+
+  def _update(self, table: stats.StatTable, batch: PreferenceBatch) -> Mapping[str, Array]:
+    end, _ = self._run(self._stored(table.memory), table, batch)
+    return {self._key(name): value for name, value in end._asdict().items()}
+
+  def _stored(self, memory: Mapping[str, Array]) -> _Running:
+    return _Running(*(jnp.asarray(memory.get(self._key(name), 0.0), jnp.float32) for name in _Running._fields))
+
+  def _key(self, name: str) -> str:
+    kind = f'decay={self.average.decay!r}, length_normalised={self.average.length_normalised!r}, rows={self.rows!r}'
+    return f'margin_average({kind})/{name}'

@@ -88,7 +88,9 @@ def reverse_kl(gamma: float = 0.01, beta: float = 0.05, risk: measures.RiskMeasu
     ValueError: if gamma < 0 or beta < 0, or risk is not one of these measures.
 
   Defaults:
-    gamma and beta from the paper's summarisation (TL;DR) experiments, which use PPO; risk: the mean score of the paper.
+    gamma and beta from the paper's summarisation (TL;DR) experiments, whose reverse KL runs are PPO with entropy
+    coefficient 0.01 and KL coefficient 0.05. Whether PPO's entropy coefficient transfers to gamma, which weights the
+    entropy of whole responses, is not known. risk: the mean score of the paper.
 
   References:
     Yun et al. 2025, Alignment as Distribution Learning, https://arxiv.org/abs/2506.01523, reverse KL minimisation.
@@ -212,7 +214,8 @@ def _reward(name: str, gamma: float, beta: float, risk: measures.RiskMeasure) ->
     metrics = {key: metrics[key] for key in metrics if key != 'return_spread'}
     return Term(loss - surrogate - value, metrics | {'score': jnp.mean(score, axis=1), 'score_risk': value})
 
-  return base.Objective(penalties.needs, apply, reads=base.SCORE, responses=declarations.at_least(_fewest(risk.mass)))
+  fewest = declarations.at_least(_fewest(risk.mass))
+  return base.Objective(penalties.needs, apply, reads=base.SCORE, responses=fewest, on_policy=True)
 
 
 def _fewest(mass: float) -> int:
@@ -271,7 +274,7 @@ def _score_function(
     surrogate = (returns - _leave_one_out(returns)) * (logp - fixed)
     return Term(-jnp.mean(surrogate + returns, axis=1), metrics)
 
-  return base.Objective(needs, apply, reads=base.SCORE if read_score is not None else frozenset())
+  return base.Objective(needs, apply, reads=base.SCORE if read_score is not None else frozenset(), on_policy=True)
 
 
 def _leave_one_out(returns: Array) -> Array:

@@ -10,6 +10,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from alignjax import stats
 from alignjax.objectives import base, preference
 from alignjax.types import Array
 
@@ -50,22 +51,29 @@ def dpo(beta: float = 0.1, label_smoothing: float = 0.0) -> base.Objective:
 
 
 @base.factory
-def ipo(tau: float = 0.1) -> base.Objective:
+def ipo(tau: float = 0.1, length_normalised: bool = False) -> base.Objective:
   """Identity preference optimisation: regresses the margin to a finite target.
 
   loss = (h - 1 / (2 tau))^2
 
-  h sums log-probabilities over the tokens, as in the paper. Several trainers average over tokens instead.
+  The paper's equation sums log-ratios over the tokens of a response, which is the default here and the choice of
+  OpenRLHF and of DPO's released code. TRL and several other trainers set h = rho(y_w) / |y_w| - rho(y_l) / |y_l|: TRL's
+  authors report that, according to the authors of the paper, the published runs average over tokens. For such runs use
+  length_normalised=True. The two need different tau, because a margin of sums is about as many times larger as a
+  response has tokens.
 
   Use it when:
     labels are nearly deterministic and DPO overfits: the target is finite, so a pair that has reached it no longer
     pushes the policy away from the reference.
 
   Args:
-    tau: strength of the KL constraint to the reference, > 0, 1/nats. The optimum is h = 1 / (2 tau).
+    tau: strength of the KL constraint to the reference, > 0, 1/nats; with length normalisation, tokens/nat. The optimum
+      is h = 1 / (2 tau).
+    length_normalised: whether log-ratios are averaged over the tokens of a response instead of summed.
 
   Returns:
-    An objective; [B] nats^2. At policy == reference every loss is 1 / (4 tau^2). The implicit reward is tau * rho.
+    An objective; [B] nats^2, or (nats/token)^2. At policy == reference every loss is 1 / (4 tau^2). The implicit reward
+    is tau * rho, averaged over tokens if h is.
 
   Raises:
     ValueError: if tau <= 0.
@@ -76,9 +84,12 @@ def ipo(tau: float = 0.1) -> base.Objective:
   References:
     Azar et al. 2023, A General Theoretical Paradigm to Understand Learning from Human Preferences,
     https://arxiv.org/abs/2310.12036, equation 17.
+    Rasul et al. 2024, Preference Tuning LLMs with Direct Preference Optimization Methods,
+    https://huggingface.co/blog/pref-tuning, addendum (the average over tokens).
   """
   base.require(tau > 0, 'ipo', 'tau must be positive', tau)
-  return preference.of_log_ratio('ipo', tau, lambda margin: jnp.square(margin - 1.0 / (2.0 * tau)))
+  ratio = preference.mean_log_ratio if length_normalised else stats.StatTable.log_ratio
+  return preference.of_log_ratio('ipo', tau, lambda margin: jnp.square(margin - 1.0 / (2.0 * tau)), ratio=ratio)
 
 
 @base.factory

@@ -104,12 +104,23 @@ def of_two_log_ratios(name: str, beta: float, loss: Callable[[Array, Array], Arr
   return base.Objective(LOG_RATIO_NEEDS, apply, reads=base.LABEL, responses=2)
 
 
-def of_log_ratio(name: str, beta: float, loss: Callable[[Array], Array], smoothing: float = 0.0) -> base.Objective:
-  """The objective E_q[f(h)] of the log-ratio margin h, with implicit reward beta * rho(y)."""
+def mean_log_ratio(table: stats.StatTable) -> Array:
+  """[B, N]: rho(y) / |y|, the log-ratio per token."""
+  return table.mean(stats.logp) - table.mean(stats.reference_logp)
+
+
+def of_log_ratio(
+  name: str,
+  beta: float,
+  loss: Callable[[Array], Array],
+  smoothing: float = 0.0,
+  ratio: Callable[[stats.StatTable], Array] = stats.StatTable.log_ratio,
+) -> base.Objective:
+  """The objective E_q[f(h)] of the margin h of log-ratios, summed or as given, with implicit reward beta * rho(y)."""
 
   def apply(table: stats.StatTable, batch: PreferenceBatch) -> Term:
     base.require_pair(name, table)
-    log_ratio = table.log_ratio()
+    log_ratio = ratio(table)
     label = jnp.asarray(batch.label)
     preferred = (1.0 - smoothing) * label + smoothing * (1.0 - label)
     margin = log_ratio[:, 0] - log_ratio[:, 1]

@@ -4,7 +4,7 @@ Notation as in `preference`, and for a response y to prompt x:
 
   D_t(v) = log pi_ref(v|x, y_<t) - log pi(v|x, y_<t)   drift, in nats: positive where the policy has lost mass
   K(y) = sum_t measure_{v ~ pi_ref}[ D_t(v) ]          sequential risk ratio; for the mean, the sequential forward KL
-  or K(y) = V_0, the nested risk of the response:
+  K(y) = V_0                                           with discount or off_path below 1: the nested risk, where
   V_t = measure_{v ~ pi_ref}[ D_t(v) + discount (off_path + (1 - off_path) 1{v = y_t}) V_{t+1} ],   V_T = 0
 
   variant 1: l = h - (K(y_l) - K(y_w))
@@ -85,8 +85,8 @@ def ra_dpo(
 
   loss = -log sigmoid(beta (h - alpha (K(y_l) - sg[K(y_w)])))
   variant 1: -log sigmoid(beta (h - (K(y_l) - K(y_w))))
-  K(y) = sum_t risk_{v ~ pi_ref}[ D_t(v) ]
-  with discount or off_path below 1: K(y) = V_0,
+  K(y) = sum_t risk_{v ~ pi_ref}[ D_t(v) ]   by default
+  K(y) = V_0                                 with discount or off_path below 1, where
   V_t = risk_{v ~ pi_ref}[ D_t(v) + discount (off_path + (1 - off_path) 1{v = y_t}) V_{t+1} ],   V_T = 0
 
   The risk measure is taken of the upper tail of the drift: `cvar(0.97)` leaves out the 3 % of the reference's mass
@@ -96,22 +96,27 @@ def ra_dpo(
   mu corresponds to kappa = mu beta. `ra_dpo_released` computes what the authors' code computes.
 
   The sum is the nested value under the assumption that the future is as risky after every other token as after the
-  observed one; then it leaves the recursion, and nothing links the steps. For an averse measure, the sum along observed
-  responses therefore falls short of the nested value over all responses: in the mean 2.42 against 3.57 for `cvar(0.3)`
-  on a tree of 81 responses. Only for the mean do they agree. With off_path < 1 the recursion stays: K is the nested
-  value on the tree in which the observed response is a spine, and a token that leaves the spine leads to `off_path`
-  times the risk that the spine still has ahead. V_{t+1} counts in V_t by the factor discount (off_path + (1 - off_path)
-  w*), where w* is the weight that the measure gives the observed token: the future counts more after a token that the
-  measure fears. off_path = 0 gives a lower bound of the nested value over all responses, but depends on little more
-  than the first few tokens.
+  observed one. Then V_{t+1} is a constant in step t and leaves the measure, so nothing links the steps. For the mean,
+  the sum averaged over responses is the nested value over all responses. For an averse measure it falls short, unless
+  larger drift leads to a safer future: 2.53 against 3.28 for `cvar(0.3)` on a tree of 81 responses, which
+  experiments/notebooks/nested_risk.md enumerates.
+
+  With off_path < 1 the recursion stays: K is the nested value on the tree in which the observed response is a spine,
+  and a token that leaves the spine leads to `off_path` times the risk that the spine still has ahead. V_{t+1} counts in
+  V_t by the factor discount (off_path + (1 - off_path) w*), where w* is the weight that the measure gives the observed
+  token: the future counts more after a token that the measure fears. off_path = 0 gives a lower bound of the nested
+  value over all responses, for measures that are at least the mean. It is not a setting for training, because K then
+  depends on little more than the first few tokens.
 
   To first order in a small drift, a measure with aversion kappa is TDPO with alpha (1 + kappa), and a smaller off_path
-  or discount lowers K: compare methods at matched strength.
+  or discount lowers K: compare methods at matched strength. The risk is that of the drift; for risk in the reward, see
+  `rlhf(risk=...)`.
 
   Use it when:
     a few tokens with large drift matter more than the average: the risk measure weighs the tail of each next-token
-    distribution. Set off_path to 0.99 or 0.9 if risk should also add up between tokens. `nested_horizon`, the number of
-    tokens that K sees, shows whether late tokens still count.
+    distribution. Set off_path to 0.99 or 0.9 to link the steps: the future then counts more after a token that the
+    measure fears. The metric `nested_horizon` is the number of tokens that K sees: for a long response and
+    discount = 1, at least about 1 / (1 - off_path).
 
   Args:
     risk: a measure from `alignjax.risk`; `expectation()` gives `tdpo`.

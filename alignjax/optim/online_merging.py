@@ -23,8 +23,8 @@ through bit for bit. The exact value of a weight is the weight plus its residual
 **Memory.** 4 bytes per parameter for the residual (none with `carry=False`), and another 4 for `every` > 1. tau is an
 argument, not part of the state; it can have any float dtype and can live in host memory. Adam itself takes 8.
 
-**Meshes.** Masks are functions of (seed, tensor, merge, position) and thresholds come from integer counts, so both are
-the same for every sharding, and no tensor is gathered.
+**Meshes.** Masks are functions of (seed, tensor, merge, position), so is the order of tied magnitudes, and thresholds
+come from integer counts. All are the same for every sharding, and no tensor is gathered.
 
 References:
   Lu et al. 2024, Online Merging Optimizers for Boosting Rewards and Mitigating Tax in Alignment,
@@ -50,8 +50,8 @@ STACKED = r'(^|/)layers/(?!\d)'
 class OnlineMergeState(NamedTuple):
   """The state of online merging, sufficient to resume a run.
 
-  Trees of parameter size have the structure of the parameters, so that they are sharded alike. Thresholds are a tuple
-  in the order of the leaves.
+  Trees of parameter size have the structure of the parameters, so that they are sharded alike. Cuts are a tuple in the
+  order of the leaves.
   """
 
   count: Array  # [] int32, merges done
@@ -59,7 +59,7 @@ class OnlineMergeState(NamedTuple):
   key: Array  # [2] uint32
   residual: Params | None  # float32: drift lost to rounding so far
   cache: Params | None  # float32: displacement since the last merge, with every > 1
-  thresholds: tuple[tuple[Array, Array], ...]  # bits of the thresholds of D and of tau, with keep='largest'
+  cuts: tuple[tuple[top_fraction.Cut, top_fraction.Cut], ...]  # of D and of tau, with keep='largest'
   metrics: Mapping[str, Array]  # [] float32 each, from the last merge, for `merge_metrics`
 
 
@@ -91,8 +91,9 @@ def online_merge(
     reserve: fraction p of a tensor's entries to keep, in (0, 1]. May be a traced scalar under
       `optax.inject_hyperparams`; then its range is not checked, and with 'largest' p n is rounded to float32.
     alpha: weight of the reference delta, in [0, 1]. May be a traced scalar.
-    keep: 'random' keeps each entry with probability p, independently for D and tau; 'largest' keeps the
-      max(1, int(p n)) entries of each tensor with the largest magnitude, plus ties with the smallest of them.
+    keep: 'random' keeps each entry with probability p, independently for D and tau; 'largest' keeps exactly the
+      max(1, int(p n)) entries of each tensor with the largest magnitude. Among equal magnitudes the seed, the tensor
+      and the position decide, and for D also the merge.
     elect: 'none' adds; 'weighted' adds where (1 - alpha) D and alpha tau agree in sign and otherwise keeps the larger
       of the two (neither, if they cancel); 'raw' elects the sign of R(D) + R(tau), + for 0, and drops entries with the
       other sign.
@@ -101,7 +102,7 @@ def online_merge(
       factor that restores the L1 norm of the tensor ('l1').
     clip: largest magnitude of an entry of tau after rescaling; None for no bound.
     every: K, steps between merges.
-    seed: seed of the masks.
+    seed: seed of the masks, and of the order among equal magnitudes.
     carry: carry the rounding error of tau in the residual. False uses plain addition, which saves memory but loses the
       drift at small alpha.
     stacked: a regular expression; in parameters whose path matches, the leading axis indexes separate tensors.
@@ -126,7 +127,7 @@ def online_merge(
       key=random_bits.key_words(seed),
       residual=zeros(carry),
       cache=zeros(every > 1),
-      thresholds=tuple(_no_thresholds(*leaf, stacked) for leaf in _paths(params)) if keep == 'largest' else (),
+      cuts=tuple(_no_cuts(*leaf, stacked) for leaf in _paths(params)) if keep == 'largest' else (),
       metrics={name: jnp.zeros(()) for name in consensus.METRICS},
     )
 
@@ -145,7 +146,7 @@ def online_merge(
       key=state.key,
       residual=None if state.residual is None else rebuild([residual for _, residual in done]),
       cache=None if state.cache is None else optax.tree.zeros_like(state.cache),
-      thresholds=tuple(kept.thresholds for kept in reserved) if state.thresholds else (),
+      cuts=tuple(kept.cuts for kept in reserved) if state.cuts else (),
       metrics=consensus.metrics(sums) if sums else state.metrics,
     )
     return rebuild([applied for applied, _ in done]), state
@@ -212,6 +213,7 @@ def online_ties(
   rescale: str = 'none',
   every: int = 1,
   carry: bool = True,
+  seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
   """OnTIES: the largest entries of the update and of the reference delta, with a sign elected for each entry.
 
@@ -223,6 +225,12 @@ def online_ties(
   of the update that disagrees with tau. Not implemented: the release keeps tensors with fewer than 1 / p entries whole
   (here one entry is kept), and its `online_step` updates only the first parameter between merges.
 
+  Top_p keeps exactly k = max(1, int(p n)) of the n entries of a tensor, so the share kept is p rounded down to a
+  multiple of 1 / n, but at least 1 / n. Equal magnitudes are common: Adam's first update has |D| = lr almost
+  everywhere, Lion's updates always, and a bfloat16 tau has few distinct values. Ties are broken by a permutation of the
+  positions that depends on the seed and the tensor, and for D also on the merge, so that no entry is favoured in the
+  long run. The paper and the released code leave ties to the sorting algorithm.
+
   The threshold of D is searched at every merge, starting from the previous one; the threshold of tau is searched once.
 
   Args and Raises: as for `online_merge`.
@@ -232,7 +240,7 @@ def online_ties(
     https://github.com/QwenLM/online_merging_optimizers.
     Yadav et al. 2023, TIES-Merging, https://arxiv.org/abs/2306.01708.
   """
-  return online_merge(reserve, alpha, keep='largest', elect=elect, rescale=rescale, every=every, carry=carry)
+  return online_merge(reserve, alpha, keep='largest', elect=elect, rescale=rescale, every=every, seed=seed, carry=carry)
 
 
 def merge_metrics(opt_state: optax.OptState) -> dict[str, Array]:
@@ -265,9 +273,9 @@ def _is_stacked(path: str, leaf: Array, pattern: str) -> bool:
   return leaf.ndim > 1 and re.search(pattern, path) is not None
 
 
-def _no_thresholds(path: str, leaf: Array, pattern: str) -> tuple[Array, Array]:
-  shape = top_fraction.threshold_shape(leaf, _is_stacked(path, leaf, pattern))
-  return jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.int32)
+def _no_cuts(path: str, leaf: Array, pattern: str) -> tuple[top_fraction.Cut, top_fraction.Cut]:
+  stacked = _is_stacked(path, leaf, pattern)
+  return top_fraction.no_cut(leaf, stacked), top_fraction.no_cut(leaf, stacked)
 
 
 def _leaves(updates: Params, state: OnlineMergeState, params: Params, delta: Params, pattern: str) -> list[rules.Leaf]:
@@ -278,7 +286,7 @@ def _leaves(updates: Params, state: OnlineMergeState, params: Params, delta: Par
     [jax.device_put(leaf, jax.memory.Space.Device) for leaf in jax.tree.leaves(delta)],  # it may be in host memory
     nothing if state.residual is None else jax.tree.leaves(state.residual),
     nothing if state.cache is None else jax.tree.leaves(state.cache),
-    state.thresholds or nothing,
+    state.cuts or nothing,
   )
   return [
     rules.Leaf(index, _is_stacked(path, param, pattern), param, *rest)

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from alignjax import numerics
 from alignjax.types import Array
 
 _IMPLEMENTATION = 'threefry2x32'
@@ -46,11 +47,7 @@ def bits(words: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
     shape: the shape of each array, with fewer than 2^32 entries.
   """
   keys = (words[0], words[1], words[0] ^ words[1] ^ _PARITY)
-  strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
-  position = jnp.zeros(shape, jnp.uint32)
-  for axis, stride in enumerate(strides):
-    position += np.uint32(stride) * jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
-  first, second = jnp.broadcast_to(keys[0], shape), position + keys[1]
+  first, second = jnp.broadcast_to(keys[0], shape), _positions(shape) + keys[1]
   for group in range(5):
     for rotation in _ROTATIONS[group % 2]:
       first += second
@@ -58,6 +55,25 @@ def bits(words: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
     first += keys[(group + 1) % 3]
     second += keys[(group + 2) % 3] + np.uint32(group + 1)
   return first, second
+
+
+def ranks(words: Array, shape: tuple[int, ...]) -> Array:
+  """int32: distinct numbers in pseudorandom order, one for each position; see `numerics.permuted`.
+
+  Args:
+    words: [2] uint32, the key.
+    shape: the shape of the array, with at most 2^31 entries.
+  """
+  return numerics.permuted(_positions(shape), words, bits=31).astype(jnp.int32)
+
+
+def _positions(shape: tuple[int, ...]) -> Array:
+  """uint32: the index of each entry in row-major order."""
+  position = jnp.zeros(shape, jnp.uint32)
+  for axis in range(len(shape)):
+    stride = np.uint32(math.prod(shape[axis + 1 :]))
+    position += stride * jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+  return position
 
 
 def bernoulli(word: Array, probability: Array | float) -> Array:

@@ -29,7 +29,7 @@ class Leaf:
   delta: Array
   residual: Array | None
   cache: Array | None
-  thresholds: tuple[Array, Array] | None
+  cuts: tuple[top_fraction.Cut, top_fraction.Cut] | None
 
   @property
   def displacement(self) -> Array:
@@ -41,8 +41,8 @@ class Leaf:
 class Reservation(NamedTuple):
   """Which entries of D and tau are kept, and how they are scaled."""
 
-  masks: Array | None = None  # uint8, one bit each for D and tau, with keep='random'; None keeps all
-  thresholds: tuple[Array, Array] | None = None  # bits of magnitudes, with keep='largest'
+  masks: Array | None = None  # uint8, one bit each for D and tau; None keeps all
+  cuts: tuple[top_fraction.Cut, top_fraction.Cut] | None = None  # of D and tau, with keep='largest'
   scales: tuple[Array | float, Array | float] = (1.0, 1.0)  # factors applied to the kept entries
 
 
@@ -81,9 +81,9 @@ class Rule:
   def reserve_of(self, leaf: Leaf, key: Array, count: Array) -> Reservation:
     """Decides which entries of one tensor are kept at merge number `count`, counted from 0."""
     if self.keep == 'random':
-      reservation = Reservation(masks=self._masks(leaf, key, count))
+      reservation = Reservation(self._random(leaf, key, count))
     else:
-      reservation = Reservation(thresholds=self._thresholds(leaf, count))
+      reservation = self._largest(leaf, key, count)
     if self.rescale == 'inverse':
       return reservation._replace(scales=(1.0 / self.reserve, 1.0 / self.reserve))
     return reservation._replace(scales=self._l1(leaf, reservation)) if self.rescale == 'l1' else reservation
@@ -101,22 +101,32 @@ class Rule:
     counts, totals = _sums(terms, leaf, reservation, range(leaf.param.ndim))
     return consensus.named(leaf.param.size, [jnp.squeeze(x) for x in (*counts, *totals)])
 
-  def _masks(self, leaf: Leaf, key: Array, count: Array) -> Array | None:
-    if not isinstance(self.reserve, jax.Array) and self.reserve >= 1:
+  @property
+  def _keeps_all(self) -> bool:
+    return not isinstance(self.reserve, jax.Array) and self.reserve >= 1
+
+  def _random(self, leaf: Leaf, key: Array, count: Array) -> Array | None:
+    if self._keeps_all:
       return None
     words = random_bits.bits(random_bits.fold(key, leaf.index, count), leaf.param.shape)
     if self.mask == 'fixed':
       words = (words[0], random_bits.bits(random_bits.fold(key, leaf.index, 0), leaf.param.shape)[1])
     return random_bits.packed([random_bits.bernoulli(word, self.reserve) for word in words])
 
-  def _thresholds(self, leaf: Leaf, count: Array) -> tuple[Array, Array]:
-    options = {'fraction': self.reserve, 'stacked': leaf.stacked}
-    # tau is constant, and so is its threshold unless the fraction of entries to keep is traced.
-    known = jnp.asarray(False) if isinstance(self.reserve, jax.Array) else count > 0
-    return (
-      top_fraction.threshold(leaf.displacement, previous=leaf.thresholds[0], **options),
-      top_fraction.threshold(leaf.delta, previous=leaf.thresholds[1], known=known, **options),
+  def _largest(self, leaf: Leaf, key: Array, count: Array) -> Reservation:
+    if self._keeps_all:
+      return Reservation(cuts=leaf.cuts)
+    # The order among ties in D changes at every merge, as DARE's masks do. tau is constant, and so is what is kept of
+    # it, unless the fraction of entries to keep is traced.
+    words = (random_bits.fold(key, leaf.index, count), random_bits.fold(key, leaf.index))
+    known = (False, jnp.asarray(False) if isinstance(self.reserve, jax.Array) else count > 0)
+    both = (leaf.displacement, leaf.delta)
+    cuts = tuple(
+      top_fraction.find(x, self.reserve, order, stacked=leaf.stacked, previous=previous, known=is_known)
+      for x, order, previous, is_known in zip(both, words, leaf.cuts, known, strict=True)
     )
+    masks = [top_fraction.keeps(x, order, cut) for x, order, cut in zip(both, words, cuts, strict=True)]
+    return Reservation(random_bits.packed(masks), cuts)
 
   def _l1(self, leaf: Leaf, reservation: Reservation) -> tuple[Array, Array]:
     """The factors that restore the L1 norms of D and tau."""
@@ -159,12 +169,9 @@ def _sums(
 def _kept(update: Array, delta: Array, reservation: Reservation) -> tuple[Array, Array]:
   """The reserved entries of D and tau, float32, before any scaling; 0 elsewhere."""
   both = (update, delta.astype(jnp.float32))
-  if reservation.masks is not None:
-    masks = random_bits.unpacked(reservation.masks, 2)
-  elif reservation.thresholds is not None:
-    masks = [top_fraction.magnitude_bits(x) >= t for x, t in zip(both, reservation.thresholds, strict=True)]
-  else:
+  if reservation.masks is None:
     return both
+  masks = random_bits.unpacked(reservation.masks, 2)
   return tuple(jnp.where(mask, x, 0.0) for mask, x in zip(masks, both, strict=True))
 
 

@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding
 
 from alignjax import expressions
 from alignjax.models import checkpoint_io, lora, quantization, transformer
-from alignjax.optim import recipes
+from alignjax.optim import bases
 from alignjax.parallel import rules
 from alignjax.run import settings
 from alignjax.training.policy import Policy
@@ -29,7 +29,7 @@ def parse_adapter(text: str) -> lora.LoRA:
 
 
 def configured(
-  config: settings.ModelSettings, recipe: recipes.Recipe, model_config: transformer.TransformerConfig
+  config: settings.ModelSettings, recipe: bases.Recipe, model_config: transformer.TransformerConfig
 ) -> lora.LoRA | None:
   """The adapter that a run trains; None if it trains the model's own parameters.
 

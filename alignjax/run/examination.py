@@ -22,7 +22,7 @@ from alignjax.models import checkpoint_io, transformer
 from alignjax.optim import recipes, schedules
 from alignjax.parallel import rules
 from alignjax.run import inputs, preparation, settings
-from alignjax.training import placement
+from alignjax.training import placement, source
 from alignjax.training import state as training_state
 from alignjax.training import step as training_step
 from alignjax.types import PreferenceBatch
@@ -84,6 +84,7 @@ def examine_data(prepared: preparation.Prepared) -> list[findings.Finding]:
     ),
     *batches.examine(training.batches.plan, training.data),
     *declarations.examine_coupling(prepared.objective, training.data.responses),
+    *declarations.examine_samples(prepared.objective, on_policy=source.GrainSource.on_policy),
   ]
   split = [] if held_out is None else examples.examine_split(training.data, held_out.data)
   return [*declarations.relevant(found, prepared.objective), *split]

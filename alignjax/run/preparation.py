@@ -9,7 +9,7 @@ import jax
 from alignjax import objectives
 from alignjax.data.tokens import tokenization
 from alignjax.models import checkpoint_io, transformer
-from alignjax.optim import recipes
+from alignjax.optim import bases, recipes
 from alignjax.parallel import mesh as parallel_mesh
 from alignjax.parallel import rules
 from alignjax.run import adapters, first_start, inputs, settings, user_code
@@ -24,7 +24,7 @@ class Prepared:
   """A run whose weights are not loaded yet."""
 
   objective: objectives.Objective
-  recipe: recipes.Recipe
+  recipe: bases.Recipe
   tokenizer: tokenization.Tokenizer
   mesh: jax.sharding.Mesh
   policy: Policy
@@ -50,7 +50,13 @@ def prepare(config: settings.Config, announce: inputs.Announce) -> Prepared:
   user_code.load(config.imports)
   objective = objectives.parse(config.objective)
   recipe = _recipe(config, config.base_model)
-  mesh = parallel_mesh.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+  mesh = parallel_mesh.make_mesh(
+    config.mesh.data,
+    config.mesh.fsdp,
+    config.mesh.tensor,
+    slices=config.mesh.slices,
+    allow_dcn_fsdp=config.mesh.allow_dcn_fsdp,
+  )
   _check_batch_size(config, mesh)
   model_config = checkpoint_io.load_config(
     config.model,
@@ -117,7 +123,7 @@ def _check_batch_size(config: settings.InputSettings, mesh: jax.sharding.Mesh) -
     )
 
 
-def _recipe(config: settings.OptimizerSettings, base_model: str) -> recipes.Recipe:
+def _recipe(config: settings.OptimizerSettings, base_model: str) -> bases.Recipe:
   """Reads the optimizer, and checks that a base model is given exactly if the optimizer needs one."""
   recipe = recipes.parse_optimizer(config.optimizer)
   if recipe.needs_delta and not base_model:

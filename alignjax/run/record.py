@@ -10,6 +10,7 @@ from typing import Any
 from absl import logging
 import jax
 
+from alignjax.optim import schedules
 from alignjax.run import adapters, first_start, inputs, preparation, settings, user_code
 from alignjax.training import checkpoint
 
@@ -86,6 +87,7 @@ def write_config(workdir: pathlib.Path, config: settings.Config) -> None:
 def summary(config: settings.Config, prepared: preparation.Prepared, steps: int) -> str:
   """Formats a summary of the run in a few lines."""
   recipe, mesh, plan = prepared.recipe, prepared.mesh, prepared.training.batches.plan
+  warmup = schedules.warmup_steps(config.warmup, steps)
   count = sum(leaf.size for leaf in jax.tree.leaves(prepared.shapes))
   axes = ', '.join(f'{axis}={size}' for axis, size in mesh.shape.items())
   delta = f', delta to {config.base_model} in {config.delta_dtype}' if recipe.needs_delta else ''
@@ -99,6 +101,6 @@ def summary(config: settings.Config, prepared: preparation.Prepared, steps: int)
       f'devices    {mesh.size} x {mesh.devices.flat[0].device_kind}, mesh {axes}, processes {jax.process_count()}',
       f'batches    {config.batch_size} prompts in {config.microbatches} microbatches, shapes {list(plan.buckets)}, '
       f'{plan.steps_per_epoch} per epoch, {plan.padding_rows} padding rows',
-      f'steps      {steps}, learning rate {recipe.learning_rate:g} {config.schedule}, warm-up {config.warmup:.0%}',
+      f'steps      {steps}, learning rate {recipe.learning_rate:g} {config.schedule}, warm-up {warmup} steps',
     ]
   )

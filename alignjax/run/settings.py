@@ -10,6 +10,7 @@ from typing import Any
 
 import ml_collections
 
+from alignjax.optim import schedules
 from alignjax.run import fields, user_code
 
 field = fields.field
@@ -62,7 +63,9 @@ class DataSettings:
   )
   max_prompt: int = _field(512, IDENTITY, 'Largest prompt in tokens; longer ones lose their first tokens.')
   max_response: int = _field(512, IDENTITY, 'Largest response in tokens; examples with a longer one are dropped.')
-  batch_size: int = _field(32, IDENTITY, 'Prompts per update, summed over all devices and processes.', at_least=1)
+  batch_size: int = _field(
+    32, IDENTITY, 'Prompts per update, summed over all devices and processes.', at_least=1, at_most=2**24
+  )
   buckets: tuple[tuple[int, int], ...] = _field(
     (), IDENTITY, 'Batch shapes (prompt, response) in tokens; empty: chosen from the data.'
   )
@@ -88,9 +91,16 @@ class OptimizerSettings:
 
   optimizer: str = _field('adamw(1e-6)', WARNS, 'Optimizer, such as chain(sgd(0.1), weight_decay(0.01)).')
   schedule: str = _field(
-    'linear', WARNS, 'Shape of the learning rate after the warm-up.', choices=('constant', 'cosine', 'linear')
+    'linear',
+    WARNS,
+    'Learning rate after the warm-up: constant, linear or cosine; cosine(to=0.1) ends at a tenth of the peak.',
   )
-  warmup: float = _field(0.1, WARNS, 'Warm-up as a fraction of all steps, in [0, 1); the learning rate rises from 0.')
+  warmup: float = _field(
+    0.1,
+    WARNS,
+    'Updates over which the learning rate rises from 0: below 1, a share of the run, such as 0.1; else a number, '
+    'such as 100.',
+  )
   gradient_clip: float = _field(1.0, WARNS, 'Largest global norm of a gradient; 0: no clipping.', at_least=0)
   steps: int = _field(0, WARNS, 'Total number of updates; 0: use `epochs`.', at_least=0)
   epochs: int = _field(0, WARNS, 'Passes over the data; 0: one, unless `steps` is set.', at_least=0)
@@ -105,6 +115,10 @@ class MeshConfig:
     -1, WARNS, 'Shards of parameters and optimizer state; prompts are split over them too. -1: the rest.'
   )
   tensor: int = _field(1, WARNS, 'Shards of attention heads, feed-forward width and vocabulary.')
+  slices: int = _field(
+    0, WARNS, 'Number of slices (of TPUs, or processes) that `data` spans; 0: as many as the devices have.', at_least=0
+  )
+  allow_dcn_fsdp: bool = _field(False, FREE, 'Allow `fsdp` to cross slices, whose network is slow.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,8 +180,14 @@ class Config(OutputSettings, OptimizerSettings, ObjectiveSettings, InputSettings
 
   def __post_init__(self):
     fields.check(self, 'config.')
-    if not 0 <= self.warmup < 1:
-      raise ValueError(f'config.warmup = {self.warmup!r}: must be in [0, 1)')
+    try:
+      schedules.parse_shape(self.schedule)
+    except ValueError as error:
+      raise ValueError(f'config.schedule = {self.schedule!r}: {error}') from None
+    try:
+      schedules.warmup_steps(self.warmup, self.steps)
+    except ValueError as error:
+      raise ValueError(f'config.{error}') from None
     if self.steps and self.epochs:
       raise ValueError(f'config.epochs = {self.epochs!r}: must be 0 if steps={self.steps} is given')
 

@@ -23,8 +23,9 @@ class StatTable:
 
   values: Mapping[str, Array]  # name of the statistic to its values
   length: Array  # [B, N] int32
-  memory: Mapping[str, Array] = dataclasses.field(default_factory=dict)  # state of an objective, from earlier batches
+  memory: Mapping[str, Array] = dataclasses.field(default_factory=dict)  # state of an objective, from batches so far
   step: Array | None = None  # [] int32, updates done so far; None in a notebook, where schedules are at their start
+  before: Mapping[str, Array] | None = None  # in training, the memory without this batch; None if it is only read
 
   @classmethod
   def create(cls, values: Mapping[str, Array], length: Array) -> 'StatTable':

@@ -212,11 +212,13 @@ def check_padding(setting: Setting) -> None:
 
 
 def check_permutation(setting: Setting) -> None:
-  """Permuting the prompts of a batch permutes their losses."""
+  """Permuting the prompts of a batch permutes their losses, unless the objective declares that their order matters."""
+  if setting.objective.ordered:
+    return
   order = np.random.default_rng(0).permutation(setting.batch.prompt.shape[0])
   table, batch = jax.tree.map(lambda x: x[order], (setting.table, setting.batch))
   found = setting.objective.apply(table, batch).loss
-  problem = 'permuting the prompts of a batch does not permute their losses'
+  problem = 'permuting the prompts of a batch does not permute their losses; if that is intended, declare ordered=True'
   _require_close(found, setting.term.loss[order], setting, problem, rtol=1e-6, atol=0)
 
 
@@ -287,9 +289,10 @@ def check_algebra(setting: Setting) -> None:
   both = objective + other
   kept = both.needs == objective.needs | other.needs and both.reads == objective.reads | other.reads
   kept = kept and dict(both.memory.initial) == dict(objective.memory.initial)
-  _require(
-    kept and both.couples_rows == objective.couples_rows, setting, 'a sum does not declare what its parts declare'
+  kept = kept and all(
+    getattr(both, field) == getattr(objective, field) for field in ('couples_rows', 'ordered', 'on_policy')
   )
+  _require(kept, setting, 'a sum does not declare what its parts declare')
 
 
 def check_name(setting: Setting) -> None:
@@ -301,7 +304,7 @@ def check_name(setting: Setting) -> None:
     raise AssertionError(
       f'{objective.name}: the name does not parse; decorate the factory with @objectives.factory ({error})'
     ) from error
-  declared = ('name', 'needs', 'reads', 'optional', 'responses', 'couples_rows')
+  declared = ('name', 'needs', 'reads', 'optional', 'responses', 'couples_rows', 'ordered', 'on_policy')
   for field in declared:
     found, expected = getattr(again, field), getattr(objective, field)
     _require(found == expected, setting, f'the name builds an objective with another `{field}`: {found}')

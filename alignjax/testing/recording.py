@@ -23,6 +23,7 @@ class RecordingTable:
 
   length = property(lambda self: self._table.length)
   memory = property(lambda self: self._table.memory)
+  before = property(lambda self: self._table.before)
   step = property(lambda self: self._table.step)
   mask = property(lambda self: self._table.mask)
   sum = stats.StatTable.sum

@@ -92,7 +92,7 @@ def coupled(
 
     table = dataclasses.replace(rows.map_parts(one, batch, layout), memory=frozen.memory, step=frozen.step)
     memory = jax.lax.stop_gradient(dict(objective.memory.update(table, batch)))
-    sums = forward.weighted_sums(objective, dataclasses.replace(table, memory=memory), batch)
+    sums = forward.weighted_sums(objective, dataclasses.replace(table, memory=memory, before=frozen.memory), batch)
     return sums['loss'].total, (sums, memory)
 
   (_, (sums, memory)), total = jax.value_and_grad(loss, has_aux=True)(params)

@@ -1,6 +1,6 @@
 """Places the state of a run and its batches on a mesh."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
@@ -72,36 +72,32 @@ def in_host_memory(shardings: Any) -> Any:
   return jax.tree.map(lambda sharding: sharding.with_memory_kind('pinned_host'), shardings)
 
 
-def row_group(mesh: jax.sharding.Mesh) -> tuple[int, int]:
-  """(index, count): this process feeds part `index` of `count` equal parts of a batch's rows.
+def to_global(mesh: jax.sharding.Mesh, rows: Any) -> Any:
+  """Builds global arrays, split over data x fsdp, from the rows that each process holds.
 
-  Processes whose devices share rows, because the tensor axis spans them, have the same index.
+  Args:
+    mesh: the mesh shared by all processes.
+    rows: a tree of arrays. Their rows are those of the batch shards that `parallel.mesh.batch_shards_of` names.
 
   Raises:
-    ValueError: the rows of this process are not one contiguous part.
+    ValueError: the rows do not divide among these shards.
   """
-  shards = parallel_mesh.batch_shards(mesh)
-  indices = rules.batch_sharding(mesh).addressable_devices_indices_map((shards,)).values()
-  return group_of(sorted({index[0].indices(shards)[0] for index in indices}), shards)
-
-
-def group_of(own: Sequence[int], shards: int) -> tuple[int, int]:
-  """`row_group` for a process that holds the shards `own` of a batch."""
-  size = len(own)
-  if list(own) != list(range(own[0], own[0] + size)) or own[0] % size or shards % size:
-    raise ValueError(
-      f'process {jax.process_index()} would feed the batch shards {list(own)} of {shards}, which are not one '
-      'contiguous part: choose mesh axes such that data x fsdp goes from process to process'
-    )
-  return own[0] // size, shards // size
-
-
-def to_global(mesh: jax.sharding.Mesh, rows: Any) -> Any:
-  """Joins the rows that each process holds into global arrays, split over data x fsdp."""
   sharding = rules.batch_sharding(mesh)
-  _, count = row_group(mesh)
+  own, count = parallel_mesh.batch_shards_of(mesh)
+  place = {shard: i for i, shard in enumerate(own)}
 
   def join(x: np.ndarray) -> jax.Array:
-    return jax.make_array_from_process_local_data(sharding, x, (x.shape[0] * count, *x.shape[1:]))
+    size, rest = divmod(len(x), len(own))
+    if rest or not size:
+      raise ValueError(
+        f'{len(x)} rows do not divide among the {len(own)} batch shards (data x fsdp) of process {jax.process_index()}'
+      )
+
+    def shard(index: tuple[slice, ...]) -> np.ndarray:
+      start = index[0].indices(size * count)[0]
+      first = place[start // size] * size
+      return x[first : first + size]
+
+    return jax.make_array_from_callback((size * count, *x.shape[1:]), sharding, shard)
 
   return jax.tree.map(join, rows)

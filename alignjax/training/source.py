@@ -17,6 +17,8 @@ from alignjax.training import state as training_state
 class Source(Protocol):
   """Produces batches, one for each update, and can be moved to where it was at an earlier update."""
 
+  on_policy: bool  # whether all responses are drawn from the policy of `state`, for objectives that require that
+
   def next(self, state: training_state.TrainState) -> batching.Batch:
     """Returns the next batch: this process's rows of it, as numpy arrays.
 
@@ -41,6 +43,8 @@ class GrainSource:
   Args:
     iterator: yields `Batch`.
   """
+
+  on_policy = False
 
   def __init__(self, iterator: grain.DatasetIterator):
     self._iterator = iterator
@@ -84,6 +88,10 @@ class Mixed:
     self._taken += 1
     ids = np.where(batch.ids == order.PADDING_ID, order.PADDING_ID, batch.ids * len(self._sources) + index)
     return batch._replace(ids=ids)
+
+  @property
+  def on_policy(self) -> bool:
+    return all(source.on_policy for source in self._sources)
 
   def locate(self, example: int) -> tuple[int, int]:
     """Returns the index of the source that an example id comes from, and its id there."""

@@ -113,6 +113,7 @@ def _facts(build: Callable[..., Any]) -> str:
     declarations.describe_responses(objective.responses),
     f'couples rows: {"yes" if objective.couples_rows else "no"}',
     f'memory: {"yes" if objective.memory.initial else "no"}',
+    *(['responses: the policy’s own'] if objective.on_policy else []),
     *(['all this with `dpo()` inside'] if _wraps(build) else []),
   )
   return ' · '.join(facts)

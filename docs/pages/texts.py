@@ -65,15 +65,16 @@ COMPOSITIONS = (
   ),
   Composition(
     'RPO, regularised preference optimisation',
+    'dpo(beta=0.05) + 0.00025 * sft(mean=False)',
+    '[Liu et al. 2024](https://arxiv.org/abs/2405.16436)',
+    'The released Gemma recipe of the main experiments, which sums the likelihood over tokens. The weight is its '
+    'eta = 0.005 times beta. The Mistral recipe has beta 0.01, hence the weight 5e-05.',
+  ),
+  Composition(
+    'RPO with the likelihood per token',
     'dpo(beta=0.5) + 0.2 * sft()',
     '[Liu et al. 2024](https://arxiv.org/abs/2405.16436)',
     'The released variant that averages the likelihood over tokens.',
-  ),
-  Composition(
-    'RPO with the weight 0.005',
-    'dpo(beta=0.05) + 0.005 * sft()',
-    '[Liu et al. 2024](https://arxiv.org/abs/2405.16436)',
-    'The released variant with this weight sums over tokens; `sft()` averages, so this term is far weaker.',
   ),
   Composition(
     'CPO-SimPO',
@@ -127,5 +128,5 @@ def compositions() -> str:
 RISK = """\
 Risk measures are arguments of [`ra_dpo`](#ra_dpo), as in `ra_dpo(risk=cvar(0.97))`, where they measure the drift of the
 next-token distributions, and of [`rlhf`](#rlhf) and [`reverse_kl`](#reverse_kl), as in `rlhf(risk=entropic(-1.0))`,
-where they measure the scores of the responses. They are also functions that you can call on their own. `alignjax.risk`
-evaluates them nested along the tokens of a response, too."""
+where they measure the scores of the responses. They are also functions that you can call on their own.
+`ra_dpo(off_path=0.99)` trains on the nested risk of a response, and `alignjax.risk` evaluates nested values."""

@@ -35,7 +35,7 @@ from alignjax.data.tokens import dataset, encoding, tokenization
 from alignjax.evaluation import evaluator
 from alignjax.models import base as models
 from alignjax.models import checkpoint_io, transformer
-from alignjax.optim import recipes, schedules
+from alignjax.optim import bases, recipes, schedules
 from alignjax.parallel import mesh as parallel_mesh
 from alignjax.parallel import rules
 from alignjax.run import costs, smollm2, xla_flags
@@ -179,7 +179,7 @@ def _make_pairs(
 def _train(
   setup: Setup,
   objective: objectives.Objective,
-  recipe: recipes.Recipe,
+  recipe: bases.Recipe,
   data: Mapping[str, dataset.TokenDataset],
   key: jax.Array,
   evaluated: evaluations.Evaluations,

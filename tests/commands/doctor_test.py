@@ -105,6 +105,11 @@ def no_signal(sound, folder):
   return {'data': write_rows(folder / 'x.jsonl', [row | {'label': 0.5} for row in rows_of(sound / 'train.jsonl')])}
 
 
+def off_policy_responses(sound, folder):
+  del folder
+  return {'objective': 'dpo() + kl_penalty()'}
+
+
 def length_bias(sound, folder):
   rows = [row | {'chosen': row['chosen'] + ' good' * 9} for row in rows_of(sound / 'train.jsonl')]
   return {'data': write_rows(folder / 'x.jsonl', rows)}
@@ -160,6 +165,7 @@ OF_DATA = (
   (end_token_inside, 'error'),
   (length_bias, 'warning'),
   (no_signal, 'error'),
+  (off_policy_responses, 'warning'),
   (prompts_cut, 'error'),
   (responses_dropped, 'error'),
   (shared_examples, 'warning'),

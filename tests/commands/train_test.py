@@ -301,18 +301,34 @@ def test_the_same_model_as_its_base_is_refused(folder, merging):
     training.train(config)
 
 
-def test_two_processes_do_what_one_does(folder, whole, environment, tmp_path):
-  """2 processes x 4 devices take over from 1 x 8, are told to stop, and hand the run back."""
+@pytest.fixture(scope='module')
+def interleaved(environment, tmp_path_factory) -> dict[str, str]:
+  """An environment in which launch/local.sh starts tests/interleaved.py instead of alignjax."""
+  python = tmp_path_factory.mktemp('interleaved') / 'python'
+  python.write_text(f'#!/usr/bin/env bash\nexec {sys.executable} "${{@/#alignjax/tests.interleaved}}"\n')
+  python.chmod(0o755)
+  return environment | {'PYTHON': str(python)}
+
+
+INTERLEAVED = 'devices of the processes [0, 1, 0, 1, 0, 1, 0, 1]'
+
+
+def two_processes(config: settings.Config) -> list[str]:
+  return [str(ROOT / 'launch' / 'local.sh'), '2', '--', '--local_devices=4', *arguments(config)]
+
+
+def test_two_processes_do_what_one_does(folder, whole, interleaved, tmp_path):
+  """2 processes x 4 devices, in the order of a torus, take over from 1 x 8, are told to stop, and hand the run back."""
   config = make_config(folder, 'processes')
   workdir, source = pathlib.Path(config.workdir), pathlib.Path(whole.workdir)
   shutil.copytree(source / 'checkpoints' / '5', workdir / 'checkpoints' / '5')
   first = (source / 'metrics.jsonl').read_text(encoding='utf-8').splitlines(keepends=True)[:6]
   (workdir / 'metrics.jsonl').write_text(''.join(first), encoding='utf-8')
-  command = [str(ROOT / 'launch' / 'local.sh'), '2', '--', '--local_devices=4', *arguments(config)]
-  with started(command, environment, tmp_path / 'log') as run:
+  with started(two_processes(config), interleaved, tmp_path / 'log') as run:
     run.wait_for_records(workdir, 7)
     run.process.terminate()  # it takes them a second or two to agree on a step
     output = run.leave(program.PREEMPTED)
+  assert INTERLEAVED in output
   assert '[0] resuming from step 5' in output
   stopped = int(output.split('stopped on request: saved at step ')[1].split()[0])
   assert len(deterministic(workdir)) == stopped + 1
@@ -323,6 +339,40 @@ def test_two_processes_do_what_one_does(folder, whole, environment, tmp_path):
   for name in ('loss', 'eval/loss', 'gradient_norm', 'logp_chosen'):
     values, wanted = ([record[name] for record in run if name in record] for run in (records, expected))
     np.testing.assert_allclose(values, wanted, rtol=1e-6 if 'loss' in name else 1e-5, err_msg=name)
+
+
+@pytest.mark.slow  # the test above compares the interleaved order with one process, up to rounding
+def test_the_order_of_devices_changes_no_bit(folder, environment, interleaved, tmp_path):
+  """Of losses, evaluation, the reference cache, checkpoints and the model, examined by the doctor first."""
+
+  def run(name: str, environment: dict[str, str]) -> settings.Config:
+    cache = str(folder / f'{name}_cache')
+    config = make_config(
+      folder, name, reference_cache=cache, doctor='warn', steps=6, save_every=4, eval_every=3, mesh=mesh
+    )
+    with started(two_processes(config), environment, tmp_path / name) as processes:
+      assert (INTERLEAVED in processes.leave(program.DONE)) == (environment is interleaved)
+    return config
+
+  def caches(config: settings.Config) -> dict[str, bytes]:
+    root = pathlib.Path(config.reference_cache)
+    return {str(file.relative_to(root)): file.read_bytes() for file in root.rglob('*') if file.is_file()}
+
+  mesh = settings.MeshConfig(data=2)
+  plain, torus = run('plain', environment), run('torus', interleaved)
+  assert [record['step'] for record in deterministic(torus.workdir) if 'eval/loss' in record] == [0, 3, 6]
+  assert_same(torus, plain)
+  assert caches(torus) == caches(plain)
+  # One process takes over from either checkpoint and does the same.
+  for config in (plain, torus):
+    shutil.rmtree(pathlib.Path(config.workdir) / 'checkpoints' / '6')
+    shutil.rmtree(pathlib.Path(config.workdir) / 'model')
+    training.train(config)
+  assert_same(torus, plain)
+  batch_hashes = [record['batch_hash'] for record in deterministic(torus.workdir) if 'batch_hash' in record]
+  alone = dataclasses.replace(torus, workdir=str(folder / 'alone'))
+  training.train(alone)
+  assert [record['batch_hash'] for record in deterministic(alone.workdir) if 'batch_hash' in record] == batch_hashes
 
 
 @pytest.mark.parametrize(
@@ -340,6 +390,8 @@ def test_two_processes_do_what_one_does(folder, whole, environment, tmp_path):
     ({'model': 'nowhere'}, ['nowhere']),
     ({'microbatches': 3}, ['3 microbatches']),
     ({'mesh': settings.MeshConfig(fsdp=3)}, ['a mesh of data=1, fsdp=3, tensor=1 does not fit 8 devices']),
+    ({'mesh': settings.MeshConfig(slices=2)}, ['mesh.slices=2, but the number of processes']),
+    ({'batch_size': 12}, ['batch_size=12: must be a positive multiple of 8']),
     ({'buckets': ((4, 4),)}, ['train.jsonl:1', 'no bucket']),
   ],
 )

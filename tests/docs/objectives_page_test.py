@@ -167,7 +167,17 @@ def test_every_paragraph_about_a_family_is_on_the_page():
     ('sft', ['reference: no', 'batch fields: `label`', 'any N', 'couples rows: no', 'memory: no']),
     ('kto', ['reference: yes', 'batch fields: `label`, `weight`', 'N = 1 or 2', 'couples rows: yes', 'memory: no']),
     ('rebel', ['reference: yes', 'batch fields: `score`', 'N = 2', 'couples rows: no', 'memory: no']),
-    ('kl_penalty', ['reference: yes', 'batch fields: none', 'any N', 'couples rows: no', 'memory: no']),
+    (
+      'kl_penalty',
+      [
+        'reference: yes',
+        'batch fields: none',
+        'any N',
+        'couples rows: no',
+        'memory: no',
+        'responses: the policy’s own',
+      ],
+    ),
   ],
 )
 def test_facts_of_well_known_objectives(name, facts):

@@ -16,6 +16,7 @@ from alignjax.models import transformer
 from alignjax.training import forward, references, state
 from alignjax.training.policy import Policy
 from tests import assets, fixtures
+from tests.models import token_batches
 
 CONFIG = transformer.TransformerConfig(
   vocab_size=11,
@@ -37,7 +38,7 @@ SAME = {'same_model': True, 'compute_dtype': 'float32', 'vocab_size': 11, 'refer
 
 @pytest.fixture(scope='module')
 def params():
-  trees = [MODEL.init(jax.random.key(seed)) for seed in range(2)]
+  trees = [token_batches.params(MODEL, seed) for seed in range(2)]
   # Small logits: a random model that is sure of itself is worse than a uniform guess.
   return [tree | {'final_norm': {'scale': 0.05 * tree['final_norm']['scale']}} for tree in trees]
 
@@ -145,6 +146,15 @@ def test_an_undeclared_coupling_is_an_error_that_names_the_part_at_fault():
   assert f'Objective(..., couples_rows=True) in {hidden.name}' in finding.advice
   assert declarations.examine_coupling(objectives.kto(), 2) == []
   assert declarations.examine_coupling(objectives.dpo(), 2) == []
+
+
+def test_responses_of_files_are_a_warning_for_objectives_of_own_samples():
+  objective = objectives.pmle() + objectives.importance_weighted(objectives.rlhf()) + 0.1 * objectives.kl_penalty()
+  (finding,) = declarations.examine_samples(objective, on_policy=False)
+  assert (finding.name, finding.severity) == ('off_policy_responses', findings.WARNING)
+  assert 'of importance_weighted and kl_penalty must be the current policy’s own samples' in finding.seen
+  assert declarations.examine_samples(objective, on_policy=True) == []
+  assert declarations.examine_samples(objectives.pmle() + objectives.dpo(), on_policy=False) == []
 
 
 def test_findings_about_labels_matter_only_if_labels_are_read():

@@ -11,13 +11,16 @@ import jupytext
 import numpy as np
 import pytest
 
+from alignjax import objectives
 from alignjax.run import smollm2
 from tests import assets
+from tests.oracles import risk as oracles
+from tests.oracles import token_level
 
 matplotlib = pytest.importorskip('matplotlib', reason='the notebooks draw with matplotlib, of the extra `demo`')
 
 FOLDER = pathlib.Path(__file__).parents[2] / 'experiments' / 'notebooks'
-FIGURES = {'compose_objectives': 2, 'nested_risk': 8, 'own_objective': 1}
+FIGURES = {'compose_objectives': 2, 'nested_risk': 9, 'own_objective': 1}
 
 
 @pytest.fixture(name='tiny', scope='module')
@@ -49,7 +52,7 @@ def execute(name, model):
       figures[-1].canvas.draw()
     pyplot.close('all')
 
-  scope = {'__name__': '__main__'}
+  scope, known = {'__name__': '__main__'}, set(objectives.OBJECTIVES)
   with matplotlib.rc_context(), pytest.MonkeyPatch.context() as patch:
     patch.setenv(smollm2.VARIABLE, str(model))
     patch.setattr(pyplot, 'show', show)
@@ -57,6 +60,8 @@ def execute(name, model):
       if cell.cell_type == 'code':
         exec(compile(cell.source, f'{name}.md, cell {i}', 'exec'), scope)  # our own text
     assert not pyplot.get_fignums(), 'a figure is never shown'
+  for added in set(objectives.OBJECTIVES) - known:
+    del objectives.OBJECTIVES[added]  # other tests look at all objectives
   return types.SimpleNamespace(**scope), figures
 
 
@@ -210,6 +215,39 @@ def test_the_risk_of_a_response_is_the_sum_of_its_steps(nested):
   for label, path in notebook.paths.items():
     steps = notebook.measures[label](*notebook.steps)
     np.testing.assert_allclose(path, np.cumsum(steps[::-1])[::-1], rtol=1e-4)
+
+
+def test_off_path_gives_the_value_and_the_weights_of_the_recursion(nested):
+  notebook, _ = nested
+  drift, log_p = (np.asarray(x, np.float64) for x in notebook.steps)
+  inputs = drift, np.exp(log_p), notebook.response[0, 0], lambda d, p: oracles.cvar(d, p, 0.5), 1.0
+  assert list(notebook.SHARES) == sorted(notebook.SHARES, reverse=True)
+  for share, stat in notebook.value_stats.items():
+    np.testing.assert_allclose(
+      notebook.table[stat][0, 0], token_level.nested_path(*inputs, share), rtol=1e-3, atol=1e-4
+    )
+  for step in (1, 5, notebook.size - 1):
+    bump = 1e-4 * np.eye(notebook.size)[step]
+    ends = [token_level.nested_path(*inputs, 0.9, sign * bump)[0] for sign in (1, -1)]
+    assert notebook.weights_of[0.9][step] == pytest.approx((ends[0] - ends[1]) / 2e-4, rel=1e-2)
+  assert all(weights[0] == 1.0 for weights in notebook.weights_of.values())
+  np.testing.assert_array_equal(notebook.weights_of[1.0], 1.0)
+  assert np.all(notebook.weights_of[0.0][1:] < 0.1)  # hardly any but the first
+
+
+def test_the_sum_falls_short_of_the_nested_value_for_an_averse_measure_only(nested):
+  notebook, _ = nested
+  for over_all, along in notebook.exact.values():
+    assert np.all(along[0.0] <= over_all[:, None] + 1e-5)  # the bound
+    assert np.all(along[0.0] <= along[0.9] + 1e-5)
+    assert np.all(along[0.9] <= along[1.0] + 1e-5)
+  mean, cvar = notebook.ratios.values()
+  np.testing.assert_allclose(mean, 1.0, rtol=1e-4)
+  assert 0.5 < np.mean(cvar < 0.999) < 1.0  # usually, and not always
+  over_all, along = notebook.exact['CVaR, level 0.3']
+  # The tree of the picture, with the numbers in the docstring of `ra_dpo`.
+  assert [round(float(x), 2) for x in (cvar[0] * over_all[0], over_all[0])] == [2.53, 3.28]
+  assert np.median(along[0.0].max(axis=1) / over_all) > 0.8  # the worst response comes close
 
 
 def test_nested_cvar_lies_on_either_side_of_static_and_entropic_on_neither(nested):

@@ -1,6 +1,7 @@
 """Every merge method against the published formula in float64, and the identities that it must satisfy."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -94,8 +95,16 @@ def masks(name):
   return kept
 
 
-@pytest.mark.parametrize('consensus', ['linear', 'ties'])
-@pytest.mark.parametrize('rescale', ['inverse', 'l1', 'none'])
+QUICK = {('inverse', 'linear'), ('l1', 'ties'), ('none', 'linear')}  # each rescaling, each consensus
+
+
+@pytest.mark.parametrize(
+  ('rescale', 'consensus'),
+  [
+    pytest.param(*choice, marks=() if choice in QUICK else pytest.mark.slow)
+    for choice in itertools.product(('inverse', 'l1', 'none'), ('linear', 'ties'))
+  ],
+)
 def test_dare(consensus, rescale):
   density = [0.7, 0.4, 0.5]
   kept = masks('dare')
@@ -115,7 +124,7 @@ def test_dare(consensus, rescale):
     np.testing.assert_allclose(merged[name], wanted, rtol=2e-5, atol=2e-6, err_msg=name)
 
 
-@pytest.mark.parametrize('rescale', ['inverse', 'l1', 'none'])
+@pytest.mark.parametrize('rescale', [pytest.param('inverse', marks=pytest.mark.slow), 'l1', 'none'])
 def test_della(rescale):
   density, epsilon = 0.6, 0.3
   kept = masks('della')

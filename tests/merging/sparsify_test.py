@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from alignjax import merging
+from alignjax.merging import base as base_lib
 from alignjax.parallel import mesh as mesh_lib
 from tests.merging import worlds
 from tests.oracles import merging as oracle
@@ -41,11 +42,44 @@ def test_trimming_spans_all_magnitudes():
     assert np.flatnonzero(kept).tolist() == list(range(76 - count, 76))
 
 
-def test_equal_magnitudes_are_kept_together():
-  kept = thin(merging.ties(0.5), [3.0, -2.0, 2.0, 2.0, 1.0, 0.0])  # three of six
-  np.testing.assert_array_equal(kept, [3.0, -2.0, 2.0, 2.0, 0.0, 0.0])
-  band = thin(merging.breadcrumbs(0.5, 0.17), [3.0, 3.0, -2.0, 1.0, 1.0, 0.5])  # drops one, keeps three
-  np.testing.assert_array_equal(band, [3.0, 3.0, -2.0, 1.0, 1.0, 0.0])
+def tied_deltas():
+  rng = np.random.default_rng(3)
+  yield 'few values', np.round(2 * rng.standard_normal((30, 20)))
+  yield 'equal', np.where(rng.random((30, 20)) < 0.5, 0.5, -0.5)
+  yield 'zeros', np.zeros((30, 20))
+  yield 'bfloat16', np.asarray(jnp.asarray(rng.standard_normal((30, 20)), jnp.bfloat16), np.float32)
+
+
+@pytest.mark.parametrize(('kind', 'delta'), list(tied_deltas()), ids=lambda value: value if type(value) is str else '')
+def test_the_number_kept_is_exact_where_magnitudes_tie(kind, delta):
+  """Each of two models against sorting by (magnitude, order), at once and in blocks of rows."""
+  del kind
+  both = [delta.astype(np.float32), delta[::-1].astype(np.float32)]
+  key = base_lib.draw_key(0, 'w')
+  words = [np.asarray(jax.random.key_data(jax.random.fold_in(key, model))) for model in range(2)]
+  base = np.zeros_like(both[0])
+  for density in (0.0001, 0.05, 0.5):
+    for method, dropped in ((merging.ties(density, normalize=False), 0), (merging.breadcrumbs(density, 0.1), 60)):
+      places = [oracle.places(each, of_model) for each, of_model in zip(both, words, strict=True)]
+      kept = [(place >= dropped) & (place < dropped + max(1, int(density * 600))) for place in places]
+      for model in range(2):
+        weights = [1.0, 0.0] if model == 0 else [0.0, 1.0]
+        found = worlds.in_blocks(method, 'w', both, base, weights, rows=7 if model else 30)
+        np.testing.assert_array_equal(found, np.where(kept[model], both[model], 0.0))
+
+
+@pytest.mark.parametrize(('tied', 'passes'), [(False, 3), (True, 4)])
+def test_a_tensor_without_ties_is_not_read_for_them(tied, passes):
+  """Two passes find the magnitude and one merges; here one more orders the ties, as their first 16 bits differ."""
+  delta, read = random_delta((6, 5)), []
+  delta = np.sign(delta) if tied else delta
+
+  def blocks():
+    read.append(1)
+    yield base_lib.Block(np.zeros_like(delta), (delta,))
+
+  list(merging.ties(0.4).run(base_lib.Tensor('w', 6, 5, blocks), 1))
+  assert len(read) == passes
 
 
 def test_at_least_one_entry_is_kept():
@@ -149,9 +183,15 @@ METHODS = [
   merging.della(0.5, 0.2, rescale='l1'),
   merging.model_stock(),
 ]
+RANKED = (merging.della(0.5, 0.2, rescale='l1'), merging.slerp(0.3), merging.ties(0.3))
 
 
-@pytest.mark.parametrize('method', METHODS, ids=str)
+# One method less: the others of DELLA and DARE have the same draws, ranks and rescaling.
+@pytest.mark.parametrize(
+  'method',
+  [pytest.param(method, marks=pytest.mark.slow if method == merging.della(0.5, 0.2) else ()) for method in METHODS],
+  ids=str,
+)
 def test_blocks_of_rows_give_what_the_whole_tensor_gives(method):
   base, models = worlds.family(2)
   alike = worlds.tree(20, 0.3)
@@ -168,8 +208,19 @@ def test_blocks_of_rows_give_what_the_whole_tensor_gives(method):
     np.testing.assert_allclose(blocks, merged[name], rtol=1e-6, atol=5e-6, err_msg=name)
 
 
-@pytest.mark.parametrize('method', METHODS, ids=str)
-@pytest.mark.parametrize('spec', [jax.sharding.PartitionSpec('fsdp'), jax.sharding.PartitionSpec(None, 'fsdp')])
+ROWS, COLUMNS = jax.sharding.PartitionSpec('fsdp'), jax.sharding.PartitionSpec(None, 'fsdp')
+
+
+# Sharded columns for methods that rank or sum along a row; what the others do is the same for each entry.
+@pytest.mark.parametrize(
+  ('spec', 'method'),
+  [
+    *((ROWS, method) for method in METHODS),
+    *((COLUMNS, method) for method in METHODS if method in RANKED),
+    *(pytest.param(COLUMNS, method, marks=pytest.mark.slow) for method in METHODS if method not in RANKED),
+  ],
+  ids=str,
+)
 def test_shardings_do_not_matter(method, spec):
   delta = [random_delta((16, 24), seed) for seed in range(3)]
   base, models = delta[2], [delta[0] + 0.5 * delta[2], delta[1] + 0.5 * delta[2]]

@@ -192,7 +192,15 @@ def test_gradient_is_that_of_finite_differences_of_the_oracle():
     np.testing.assert_allclose(along, (losses[0] - losses[1]) / 2e-5, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize('changes', [{}, FAMILY], ids=['llama', 'family'])
+@pytest.mark.parametrize(
+  'changes',
+  [
+    pytest.param({}, id='llama'),
+    pytest.param(
+      FAMILY, id='family', marks=pytest.mark.slow
+    ),  # its windows: attention_test.py; its layers: golden_test.py
+  ],
+)
 def test_sharing_the_prompt_changes_neither_value_nor_gradient(changes):
   """With one token as the prompt and all others as one response, `hidden` is a plain causal forward."""
   params, batch = _params(**changes), token_batches.batch(2, P, N, R)

@@ -239,6 +239,10 @@ def test_swapping_responses_flips_drift_and_standardised_margin():
     (objectives.alpha_dpo_released, {'gamma_beta_ratio': -1.0}, 'gamma_beta_ratio must not be negative, got -1.0'),
     (objectives.alpha_dpo_released, {'alpha': -1.0}, 'alpha_dpo_released: alpha must not be negative, got -1.0'),
     (objectives.alpha_dpo_released, {'label_smoothing': 0.5}, r'label_smoothing must be in \[0, 0.5\)'),
+    *(
+      (objectives.alpha_dpo_released, {'statistics_rows': rows}, f'statistics_rows must be None or .* 2, got {rows}')
+      for rows in (0, 1, 2.5, True)
+    ),
     (objectives.beta_dpo, {'beta': 1e-4}, 'beta_dpo: beta must be at least 0.001'),
     (objectives.beta_dpo, {'beta': math.nan}, 'beta_dpo: beta must be at least 0.001'),
     (objectives.beta_dpo, {'alpha': -1.0}, 'beta_dpo: alpha must not be negative'),

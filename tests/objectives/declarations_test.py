@@ -49,6 +49,37 @@ def test_a_wrapper_keeps_all_that_the_objective_inside_declares(name):
   assert dict(wrapped.memory.initial) == dict(inside.memory.initial) != {}
 
 
+@pytest.mark.parametrize(
+  ('expression', 'field'),
+  [
+    *((expression, 'on_policy') for expression in ('rlhf()', 'reverse_kl(beta=0.0)', 'kl_penalty()')),
+    ('rlhf(risk=entropic(-0.5))', 'on_policy'),
+    ('alpha_dpo_released(statistics_rows=2)', 'ordered'),
+  ],
+)
+def test_a_marker_survives_sums_multiples_and_wrappers(expression, field):
+  for form in (
+    '{}',
+    'pmle() + {}',
+    '{} - pmle()',
+    '-2 * {} / 3',
+    'schedule(1.0, 0.0, 5) * {}',
+    '0.5 * (pmle() + 2 * {})',
+    'importance_weighted({})',
+    'wpo_weighted(pmle() + {})',
+  ):
+    assert getattr(objectives.parse(form.format(expression)), field) is True
+  for name, build in objectives.OBJECTIVES.items():
+    built = build(objectives.dpo()) if name.endswith('_weighted') else build()
+    assert built.on_policy is (name in ('rlhf', 'reverse_kl', 'kl_penalty'))
+    assert built.ordered is False
+
+
+def test_an_order_that_matters_is_a_coupling():
+  with pytest.raises(ValueError, match=r'mine: .* order of prompts must declare couples_rows=True'):
+    dataclasses.replace(objectives.dpo(), ordered=True, name='mine')
+
+
 def test_a_field_is_optional_only_if_every_part_does_without_it():
   weighted = objectives.importance_weighted(objectives.dpo())
   assert weighted.optional == {'behaviour_logp', 'behaviour_token_logp'}

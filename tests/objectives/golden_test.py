@@ -72,6 +72,25 @@ def test_alpha_dpo_over_four_steps(case):
     assert_close(found[:, 1], -np.asarray(expected['slope']))
 
 
+@cases('alpha_dpo_released')
+def test_alpha_dpo_in_one_step_of_four_groups(case):
+  """The four steps above are microbatches of one optimizer step, as in a published run."""
+  steps = GOLDEN['alpha_dpo_released']['steps']
+  rows = len(steps[0]['length'])
+  objective = objectives.alpha_dpo_released(**case['arguments'], statistics_rows=rows)
+  batch = batch_of(np.concatenate([step['length'] for step in steps]))
+  whole = {name: np.concatenate([step[name] for step in steps]) for name in ('logp', 'reference_logp', 'length')}
+  before = {name: jnp.asarray(value, jnp.float32) for name, value in objective.memory.initial.items()}
+  table = dataclasses.replace(table_of(whole), memory=before)
+  table = dataclasses.replace(table, memory=objective.memory.update(table, batch), before=before)
+  for name in ('mean', 'deviation'):
+    after = next(value for key, value in table.memory.items() if key.endswith(f'/{name}'))
+    assert_close(after, case['steps'][-1][name])
+  assert_close(objective.apply(table, batch).loss, np.concatenate([step['loss'] for step in case['steps']]))
+  found = slopes(objective, table, batch)
+  assert_close(found[:, 0], np.concatenate([step['slope'] for step in case['steps']]))
+
+
 @cases('importance_weighted')
 def test_importance_weighted_dpo(case):
   data, arguments = GOLDEN['importance_weighted'], case['arguments']

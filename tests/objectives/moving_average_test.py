@@ -71,6 +71,38 @@ def test_a_batch_without_a_deviation_is_not_remembered(weight):
     assert after == before
 
 
+def test_one_group_is_the_whole_batch():
+  batch = drift.batch_of()
+  table = drift.table_of(batch)
+  whole, grouped = objectives.alpha_dpo_released(), objectives.alpha_dpo_released(statistics_rows=8)
+  np.testing.assert_allclose(grouped.apply(table, batch).loss, whole.apply(table, batch).loss, rtol=1e-5)
+  found, expected = grouped.memory.update(table, batch), whole.memory.update(table, batch)
+  assert not set(found) & set(expected)
+  np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-6)
+
+
+def test_rows_of_weight_zero_belong_to_no_group():
+  batch = drift.batch_of(weight=jnp.asarray([1.0, 0.0, 1.0, 2.0, 0.0, 0.0, 1.0, 1.0]))
+  table = drift.table_of(batch)
+  counted = np.flatnonzero(batch.weight)
+  rows, values = jax.tree.map(lambda x: x[counted], (batch, dict(table.values)))
+  without = stats.StatTable(values, rows.response_length)
+  objective = objectives.alpha_dpo_released(statistics_rows=2)
+  np.testing.assert_allclose(target(objective, table, batch)[counted], target(objective, without, rows), rtol=1e-6)
+
+
+def test_evaluation_reads_the_stored_average_for_all_groups():
+  batch = drift.batch_of()
+  grouped, whole = objectives.alpha_dpo_released(statistics_rows=2), objectives.alpha_dpo_released()
+  memory = grouped.memory.update(drift.table_of(batch, seed=1), batch)
+  assert memory['margin_average(decay=0.9, length_normalised=True, rows=2)/count'] == 4
+  now = drift.table_of(batch, seed=2, memory=memory)
+  same = dataclasses.replace(now, memory={name.replace(', rows=2', ''): value for name, value in memory.items()})
+  np.testing.assert_allclose(target(grouped, now, batch), target(whole, same, batch), rtol=1e-6)
+  trained = dataclasses.replace(now, memory=grouped.memory.update(now, batch), before=memory)
+  assert np.all(target(grouped, trained, batch) != target(grouped, now, batch))
+
+
 def test_reading_leaves_the_memory_as_it_is():
   batch = drift.batch_of()
   for objective in (objectives.alpha_dpo(normaliser='ema'), objectives.alpha_dpo_released(), objectives.beta_dpo()):
@@ -102,11 +134,12 @@ SHARDED = [
   objectives.alpha_dpo(beta=1.5, gamma=0.4, alpha=0.3),
   objectives.alpha_dpo(normaliser='ema'),
   objectives.alpha_dpo_released(),
+  objectives.alpha_dpo_released(statistics_rows=4),
   objectives.beta_dpo(beta=0.3),
 ]
 
 
-@pytest.mark.parametrize('objective', SHARDED, ids=lambda objective: objective.label)
+@pytest.mark.parametrize('objective', SHARDED, ids=str)
 def test_a_sharded_batch_has_the_losses_and_the_memory_of_a_whole_one(objective):
   """Which statistics of each shard would not give."""
   batch = drift.batch_of(prompts=16)

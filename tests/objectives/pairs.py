@@ -15,27 +15,28 @@ def evaluate(objective, batch, logp, reference):
   return objective.apply(table, batch)
 
 
-def at(objective, chosen, rejected, score=(0.0, 0.0), label=1.0, reference=(0.0, 0.0)):
-  """(loss, (d loss / d rho_w, d loss / d rho_l)) of one pair of single tokens with these log-ratios."""
+def _pair(objective, score=(0.0, 0.0), label=1.0, reference=(0.0, 0.0)):
+  """Log-ratios [2] -> the loss of one pair of single tokens with these log-ratios."""
   batch = fixtures.preference_batch(prompts=1, response_size=1)
   batch = dataclasses.replace(
     batch,
-    label=jnp.full(1, label, jnp.float32),
-    response_length=jnp.ones((1, 2), jnp.int32),
+    label=jnp.asarray([label], jnp.float32),
+    response_length=jnp.asarray(np.ones((1, 2), np.int32)),
     score=jnp.asarray([score], jnp.float32),
   )
   reference = jnp.asarray(reference, jnp.float32)[None, :, None]
+  return lambda log_ratio: evaluate(objective, batch, reference + log_ratio[None, :, None], reference).loss[0]
 
-  def loss(log_ratio):
-    return evaluate(objective, batch, reference + log_ratio[None, :, None], reference).loss[0]
 
-  value, slope = jax.value_and_grad(loss)(jnp.asarray([chosen, rejected], jnp.float32))
+def at(objective, chosen, rejected, *pair, **named):
+  """(loss, (d loss / d rho_w, d loss / d rho_l)) of one pair of `_pair` with these log-ratios."""
+  value, slope = jax.value_and_grad(_pair(objective, *pair, **named))(jnp.asarray([chosen, rejected], jnp.float32))
   return float(value), (float(slope[0]), float(slope[1]))
 
 
 def value(objective, margin):
   """The loss at the margin h, for objectives that depend on the margin alone."""
-  return at(objective, margin, 0.0)[0]
+  return float(_pair(objective)(jnp.asarray([margin, 0.0], jnp.float32)))
 
 
 def slope(objective, margin):

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from alignjax import objectives, risk, stats
 from alignjax.objectives import token_level
+from alignjax.types import Term
 from tests import fixtures
 from tests.oracles import risk as oracles
 
@@ -281,6 +283,39 @@ def test_metrics_report_the_drift_of_both_responses_its_tail_and_a_common_accura
   np.testing.assert_array_equal(metrics['log_ratio_accuracy'], dpo['reward_accuracy'])
   own = 0.3 * (table.log_ratio() + table.sum(stats.risk_ratio(risk.cvar(0.6))))
   np.testing.assert_allclose(metrics['reward_chosen'], own[:, 0], rtol=1e-6)
+
+
+def summed(measure, variant):
+  """Ra-DPO by its equation for K = sum_t risk_t, with beta = 0.1 and alpha = 0.5."""
+  drift = stats.risk_ratio(measure)
+
+  def apply(table, batch):
+    log_ratio, k, label = table.log_ratio(), table.sum(drift), jnp.asarray(batch.label)
+
+    def logit(chosen, rejected):
+      margin = log_ratio[:, chosen] - log_ratio[:, rejected]
+      if variant == 1:
+        return margin - (k[:, rejected] - k[:, chosen])
+      return margin - 0.5 * (k[:, rejected] - jax.lax.stop_gradient(k[:, chosen]))
+
+    loss = -label * jax.nn.log_sigmoid(0.1 * logit(0, 1))
+    return Term(loss - (1.0 - label) * jax.nn.log_sigmoid(0.1 * logit(1, 0)), {})
+
+  return objectives.Objective(frozenset({stats.logp, stats.reference_logp, drift}), apply)
+
+
+@pytest.mark.parametrize('variant', [1, 2])
+@pytest.mark.parametrize(
+  'measure', [risk.cvar(0.97), risk.entropic(5.0), risk.worst_case(), risk.mean_semideviation(0.5)], ids=repr
+)
+def test_n1_with_both_shares_1_loss_and_gradient_are_bit_for_bit_those_of_the_sum(measure, variant):
+  @jax.jit
+  def of(policy, reference):
+    pair = objectives.ra_dpo(measure, variant=variant, discount=1.0, off_path=1.0), summed(measure, variant)
+    return [jax.value_and_grad(lambda x, o=o: jnp.sum(losses(o, x, reference)))(policy) for o in pair]
+
+  chex.assert_trees_all_equal(*of(POLICY, REFERENCE))
+  assert not any(isinstance(stat, stats.PathStat) for stat in objectives.ra_dpo(measure).needs)
 
 
 @pytest.mark.parametrize('measure', [risk.cvar(0.6), risk.entropic(2.0)], ids=lambda measure: measure.name)

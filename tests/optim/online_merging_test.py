@@ -1,5 +1,7 @@
 """What the algorithms promise, each promise a test; the drift of small alpha; refusals."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,9 +47,16 @@ def against_oracle(tx, *, reserve=None, merge=oracle.sum_, every=1, rtol=1e-5):
       np.testing.assert_allclose(tensor(params, place), values, rtol=rtol, atol=3e-7)
 
 
-@pytest.mark.parametrize('elect', ['weighted', 'raw'])
-@pytest.mark.parametrize('reserve', [1.0, 0.3])
-@pytest.mark.parametrize('every', [1, 3])
+PAIRWISE = {('weighted', 0.3, 1), ('raw', 0.3, 3), ('raw', 1.0, 1), ('weighted', 1.0, 3)}  # any two choices meet
+
+
+@pytest.mark.parametrize(
+  ('elect', 'reserve', 'every'),
+  [
+    pytest.param(*choice, marks=() if choice in PAIRWISE else pytest.mark.slow)
+    for choice in itertools.product(('weighted', 'raw'), (1.0, 0.3), (1, 3))
+  ],
+)
 def test_ties_follows_the_algorithms(elect, reserve, every):
   against_oracle(
     optim.online_ties(reserve, ALPHA, elect=elect, every=every),
@@ -138,7 +147,7 @@ def test_07_mean_and_variance_of_dare(rescale, mean, variance):
     assert abs(values.var() - variance) < 0.01 * variance + 5e-3 * variance
 
 
-@pytest.mark.parametrize('reserve', [1e-9, 0.02, 0.29, 0.999])
+@pytest.mark.parametrize('reserve', [1e-9, pytest.param(0.02, marks=pytest.mark.slow), 0.29, 0.999])
 def test_08_ties_keeps_the_largest_exactly(reserve):
   tx, update = optim.online_ties(reserve, 0.0), runs.only('layers', runs.tree(11, 1e-6))
   zero, merge = jax.tree.map(jnp.zeros_like, update), runs.jitted(tx)
@@ -151,6 +160,26 @@ def test_08_ties_keeps_the_largest_exactly(reserve):
   larger, state = merge(jax.tree.map(lambda x: 4 * x, update), state, zero, tau)
   runs.assert_equal(larger, jax.tree.map(lambda x: 4 * x, out))
   runs.assert_equal(merge(out, state, zero, tau)[0], out)
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+def test_08_ties_keeps_the_share_where_all_magnitudes_are_equal(dtype):
+  """As in Lion's updates: the entries kept differ from merge to merge; those of a constant tau stay."""
+  ones = {'layers': {'up': jnp.ones((2, 30, 40), dtype)}}
+  tau = jax.tree.map(lambda x: 4 * jnp.sign(jnp.cos(jnp.arange(x.size))).reshape(x.shape).astype(dtype), ones)
+  tx = optim.online_merge(0.05, 0.5, keep='largest')
+  state, zero, merge, masks = tx.init(ones), jax.tree.map(jnp.zeros_like, ones), runs.jitted(tx), []
+  for start in (state, None, None, optim.online_merge(0.05, 0.5, keep='largest', seed=1).init(ones)):
+    out, state = merge(ones, start or state, zero, tau)
+    values = np.asarray(out['layers']['up'])
+    masks.append((np.isin(values, [0.5, 2.5, -1.5]), np.abs(values) >= 1.5))  # 0.5 is D's part, 2 or -2 that of tau
+    assert float(optim.merge_metrics(state)['kept']) == pytest.approx(0.05, rel=1e-6)
+  assert [mask.sum((1, 2)).tolist() for both in masks for mask in both] == [[60, 60]] * 8
+  (first, first_tau), (second, second_tau), _, (other, other_tau) = masks
+  assert (second_tau == first_tau).all()
+  for differs in (second, first_tau, other, first[::-1]):
+    assert (differs != first).any()
+  assert (other_tau != first_tau).any()
 
 
 def test_09_raw_election_goes_with_tau_where_tau_is_larger():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from alignjax.optim import random_bits
+from tests.oracles import online_merging as oracle
 
 
 @pytest.mark.parametrize('shape', [(), (7,), (5, 3), (2, 3, 4)])
@@ -16,6 +17,22 @@ def test_bits_are_those_of_jax(shape):
   words = random_bits.bits(random_bits.fold(random_bits.key_words(3), 5, jnp.int32(2)), shape)
   for place in (0, 1):
     np.testing.assert_array_equal(words[place], expected[..., place])
+
+
+@pytest.mark.parametrize('shape', [(7,), (2, 3, 4)])
+def test_ranks_are_a_permutation_of_the_positions(shape):
+  words = random_bits.fold(random_bits.key_words(3), 5)
+  expected = [oracle.permuted(index, np.asarray(words), 31) for index in range(np.prod(shape))]
+  np.testing.assert_array_equal(random_bits.ranks(words, shape), np.reshape(expected, shape))
+
+
+def test_ranks_are_distinct_and_fill_their_range_evenly():
+  ranks = np.asarray(random_bits.ranks(random_bits.key_words(0), (300, 400)))
+  assert np.unique(ranks).size == ranks.size
+  expected = ranks.size / 64
+  counts = np.bincount(ranks.ravel() >> 25, minlength=64)
+  assert counts.size == 64  # [0, 2^31)
+  assert ((counts - expected) ** 2 / expected).sum() < 63 + 5 * (2 * 63) ** 0.5  # chi squared
 
 
 def test_bernoulli():

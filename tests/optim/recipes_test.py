@@ -52,6 +52,7 @@ def structure(text: str, **options) -> dict[str, tuple]:
     ('adafactor(1e-5)', 1e-5, False, False),
     ('lion(1e-7)', 1e-7, False, False),
     ('muon(1e-6)', 1e-6, False, False),
+    ('rmsprop(5e-7)', 5e-7, False, False),
     ('sgd(0.1, momentum=0.9)', 0.1, False, False),
     (f'chain(adamw(1e-6), {DARE})', 1e-6, True, False),
     (f'chain(child_tuning(0.1), lion(1e-7), {DARE}, online_ties(0.1, 1e-6), weight_decay(0.1))', 1e-7, True, False),
@@ -74,7 +75,10 @@ def test_expressions_that_name_an_optimizer(text, learning_rate, needs_delta, av
     ('1e-6', 'this is 1e-06, not an optimizer'),
     ('-adamw(1e-6)', 'only a number can be negated, not an optimizer'),
     ('adamw(1e-6) + lion(1e-6)', 'only calls of known names and literals are allowed'),
-    ('dpo()', 'Known optimizers: adafactor, adamw, chain, lion, muon, sgd\nKnown links of a chain: child_tuning, '),
+    (
+      'dpo()',
+      'Known optimizers: adafactor, adamw, chain, lion, muon, rmsprop, sgd\nKnown links of a chain: child_tuning, ',
+    ),
     ('adamw(0)', 'learning_rate=0 must be a positive number'),
     ("adamw('1e-6')", "learning_rate='1e-6' must be a positive number"),
     ('adamw(True)', 'learning_rate=True must be a positive number'),
@@ -85,6 +89,9 @@ def test_expressions_that_name_an_optimizer(text, learning_rate, needs_delta, av
     ('adafactor(1, clip=None)', 'clip=None must be a positive number'),
     ('lion(1, beta1=-0.1)', 'beta1=-0.1 must be in [0, 1)'),
     ('muon(1, rms=0)', 'rms=0 must be a positive number'),
+    ('rmsprop(1, epsilon=0)', 'epsilon=0 must be a positive number'),
+    ('rmsprop(1, decay=1)', 'decay=1 must be in [0, 1)'),
+    ('rmsprop(1, momentum=-1)', 'momentum=-1 must be in [0, 1)'),
     ('sgd(1, momentum=1)', 'momentum=1 must be in [0, 1)'),
     ('chain(sgd(1), weight_decay(-1))', 'rate=-1 must be at least 0'),
     (
@@ -93,7 +100,7 @@ def test_expressions_that_name_an_optimizer(text, learning_rate, needs_delta, av
     ),
     ('chain(adamw(1), online_dare(2, alpha=1))', 'reserve'),
     ('chain(adamw(1), child_tunin(1))', 'did you mean child_tuning(reserve, seed=0) or '),
-    ('chain()', 'no link has a learning rate: chain one of adafactor, adamw, lion, muon, sgd'),
+    ('chain()', 'no link has a learning rate: chain one of adafactor, adamw, lion, muon, rmsprop, sgd'),
     (DARE, 'no link has a learning rate'),
     (f'chain({DARE})', 'no link has a learning rate'),
     ('chain(adamw(1), 2)', 'chain: 2 is not a link of an optimizer'),
@@ -183,6 +190,22 @@ def test_lion_and_sgd_against_their_equations():
         update, momentum = step(momentum, gradient[name])
         value = value - 0.1 * update
       np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-6, err_msg=text)
+
+
+@pytest.mark.parametrize(
+  ('text', 'momentum'), [('rmsprop(0.1, 0.6, 1e-2)', 0.0), ('rmsprop(0.1, 0.6, 1e-2, 0.9)', 0.9)]
+)
+def test_rmsprop_against_the_equation_of_pytorch(text, momentum):
+  """epsilon is added after the square root; the learning rate, which falls, comes after the momentum."""
+  start, *gradients = draws(6)
+  found = after(built(text), start, gradients)
+  for name, value in start.items():
+    square, buffer = np.zeros_like(value), np.zeros_like(value)
+    for t, gradient in enumerate(gradients):
+      square = 0.6 * square + 0.4 * gradient[name] ** 2
+      buffer = momentum * buffer + gradient[name] / (np.sqrt(square) + 1e-2)
+      value = value - 0.1 * (1 - t / 5) * buffer
+    np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-6)
 
 
 def test_muon_makes_each_layer_orthogonal_and_leaves_the_rest_to_adam():

@@ -36,11 +36,13 @@ def test_resume_is_bit_exact(name):
 
 def test_masked_leaves_the_rest_to_the_base_optimizer():
   mask = {'layers': {'up': {'kernel': True}}, 'final_norm': {'scale': False}}
+  # Random choices depend on a tensor's number among those that are not masked: all is kept, or no magnitudes are equal.
+  adam = optax.adam(1e-2, eps=0.1)
   for merge in (optim.online_dare(1.0, ALPHA), MERGES['ties']):
     inside = optax.masked(merge, mask, mask_compatible_extra_args=True)
-    masked, _ = runs.run(optax.chain(ADAM, inside))
-    full, _ = runs.run(optax.chain(ADAM, merge))
-    plain, _ = runs.run(ADAM)
+    masked, _ = runs.run(optax.chain(adam, inside))
+    full, _ = runs.run(optax.chain(adam, merge))
+    plain, _ = runs.run(adam)
     runs.assert_equal(masked[-1]['final_norm'], plain[-1]['final_norm'])
     runs.assert_equal(masked[-1]['layers'], full[-1]['layers'])
     assert runs.differs(full[-1]['final_norm'], plain[-1]['final_norm'])
@@ -105,7 +107,7 @@ def test_a_state_can_be_donated_and_has_a_place_on_a_mesh(name):
   assert merge.residual == of_params
   assert merge.count == rules.replicated(mesh)
   placed = jax.device_put(state.opt_state, places.opt_state)
-  assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves(placed[1].thresholds))
+  assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves(placed[1].cuts))
   donated = jax.jit(lambda s: tx.update(gradient, s.opt_state, s.params, reference_delta=tau), donate_argnums=0)
   updates, _ = donated(state)
   assert all(np.isfinite(x).all() for x in runs.leaves(updates))

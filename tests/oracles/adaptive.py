@@ -1,5 +1,6 @@
 """Oracles of `alignjax.objectives.adaptive`, where nothing is remembered yet."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -25,13 +26,33 @@ def drift_margin(f, normalised=True):
 
 def alpha_dpo(d, f, beta, gamma, alpha, normalised=True, smoothing=0.0, started=1.0):
   """`started`: share of their limit that the averages have reached."""
-  margin = drift_margin(f, normalised)
+  margin, likely = drift_margin(f, normalised), likelihood(d, normalised)
   mean, deviation = moments(margin, f)
-  likely = likelihood(d, normalised)
-  loss = 0.0
-  for share, sign in ((d.label, 1), (1 - d.label, -1)):
-    target = gamma + alpha * (sign * margin - started * mean) / (started * deviation)
-    logit = sign * beta * (likely[:, 0] - likely[:, 1]) - target
+  margins = margin, started * mean, started * deviation
+  return adaptive_margin(beta * (likely[:, 0] - likely[:, 1]), margins, d.label, (gamma, alpha, smoothing))
+
+
+def alpha_dpo_by_groups(d, f, beta, gamma, alpha, rows):
+  """Each group of rows updates the averages, which start at zero, and then uses them."""
+  margin, likely = drift_margin(f), likelihood(d, True)
+  mean = deviation = 0.0
+  means, deviations = np.zeros_like(margin), np.full_like(margin, np.inf)
+  for start in range(0, margin.size, rows):
+    group = slice(start, start + rows)
+    if f.weight[group].sum() > 1:
+      own = moments(margin[group], dataclasses.replace(f, weight=f.weight[group], label=f.label[group]))
+      mean, deviation = 0.9 * mean + 0.1 * own[0], 0.9 * deviation + 0.1 * own[1]
+    if deviation:
+      means[group], deviations[group] = mean, deviation
+  margins = margin, means, deviations
+  return adaptive_margin(beta * (likely[:, 0] - likely[:, 1]), margins, d.label, (gamma, alpha, 0.0))
+
+
+def adaptive_margin(reward, margins, label, settings):
+  (margin, mean, deviation), (gamma, alpha, smoothing), loss = margins, settings, 0.0
+  for share, sign in ((label, 1), (1 - label, -1)):
+    target = gamma + alpha * (sign * margin - mean) / deviation
+    logit = sign * reward - target
     loss = loss + share * -((1 - smoothing) * log_sigmoid(logit) + smoothing * log_sigmoid(-logit))
   return loss
 
@@ -59,6 +80,14 @@ CASES = (
   Case(
     'alpha_dpo_released(label_smoothing=0.2)',
     lambda d, f: alpha_dpo(d, f, 2.5, 1.5, 0.5, smoothing=0.2, started=0.1),
+  ),
+  Case(
+    'alpha_dpo_released(beta=2.0, gamma_beta_ratio=0.3, alpha=0.05, statistics_rows=2)',
+    lambda d, f: alpha_dpo_by_groups(d, f, 2.0, 0.6, 0.1, rows=2),
+  ),
+  Case(
+    'alpha_dpo_released(alpha=0.05, statistics_rows=4)',
+    lambda d, f: alpha_dpo_by_groups(d, f, 2.5, 1.5, 0.125, rows=4),
   ),
   Case('beta_dpo(beta=0.2, alpha=0.3, ratio=1.0)', lambda d, f: beta_dpo(d, f, 0.2, 0.3), at_reference=math.log(2)),
 )

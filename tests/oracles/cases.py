@@ -42,6 +42,10 @@ COMPOSED = (
     'dpo(beta=0.1) + schedule(start=0.5, end=0.0, steps=10) * sft()',
     lambda d, _: pairwise.dpo(d, 0.1) + 0.5 * reference_free.sft(d),
   ),
+  Case(
+    'dpo(beta=0.05) + 0.00025 * sft(mean=False)',
+    lambda d, _: pairwise.dpo(d, 0.05) + 0.05 * 0.005 * reference_free.sft_of_sums(d),
+  ),
   Case('dpo(beta=0.1) + 0.1 * sft()', lambda d, _: pairwise.dpo(d, 0.1) + 0.1 * reference_free.sft(d)),
   Case(
     'simpo(beta=2.0, gamma=1.0) + 2 * (sft() + dpo())',

@@ -24,6 +24,23 @@ def deltas(models, base):
   return [np.asarray(m, np.float64) - np.asarray(base, np.float64) for m in models]
 
 
+def permuted(index, words):
+  """The permutation of [0, 2^32) that orders equal magnitudes, in Python integers."""
+  for word in words:
+    index = (index + int(word)) % 2**32
+    index = (index ^ index >> 16) * 0x7FEB352D % 2**32
+    index = (index ^ index >> 15) * 0x846CA68B % 2**32
+    index ^= index >> 16
+  return index
+
+
+def places(delta, words):
+  """The place of each entry, from 0 for the largest; of equal magnitudes the one with the largest number is first."""
+  flat = np.abs(delta).ravel()
+  order = sorted(range(flat.size), key=lambda i: (-flat[i], -permuted(i, words)))
+  return np.argsort(order).reshape(delta.shape)
+
+
 def trim(delta, density):
   """Keeps the int(density n) largest."""
   flat = delta.ravel()

@@ -3,11 +3,28 @@
 import numpy as np
 
 
+def permuted(index, words, bits):
+  """The permutation of [0, 2^bits) that orders ties, in Python integers."""
+  size = 2**bits
+  for word in words:
+    index = (index + int(word)) % size
+    index = (index ^ index >> 16) * 0x7FEB352D % size
+    index = (index ^ index >> 15) * 0x846CA68B % size
+    index ^= index >> 16
+  return index
+
+
+def largest(magnitude, fraction, ranks):
+  """[n] bool: the max(1, int(fraction * n)) largest, of equal ones those of highest rank, by sorting."""
+  order = np.lexsort((ranks, magnitude))[::-1]
+  kept = np.zeros(magnitude.size, bool)
+  kept[order[: max(1, int(fraction * magnitude.size))]] = True
+  return kept
+
+
 def top(x, fraction):
-  """x with all but the int(fraction * size) entries of largest magnitude set to zero, by sorting."""
-  count = max(1, int(fraction * x.size))
-  kept = np.zeros(x.size, bool)
-  kept[np.argsort(-np.abs(x.ravel()), kind='stable')[:count]] = True
+  """x with all but the int(fraction * size) entries of largest magnitude set to zero; the magnitudes are distinct."""
+  kept = largest(np.abs(x).ravel(), fraction, np.zeros(x.size))
   return np.where(kept.reshape(x.shape), x, 0.0)
 
 

@@ -16,6 +16,12 @@ def ipo(d, tau):
   return expected(lambda h: (h - 1 / (2 * tau)) ** 2, d.h, d.label)
 
 
+def ipo_of_means(d, tau):
+  """With h = rho(y_w) / |y_w| - rho(y_l) / |y_l|."""
+  mean = d.rho / d.length
+  return expected(lambda h: (h - 1 / (2 * tau)) ** 2, mean[:, 0] - mean[:, 1], d.label)
+
+
 def hinge(d, beta):
   return expected(lambda h: np.maximum(0, 1 - beta * h), d.h, d.label)
 
@@ -69,6 +75,7 @@ CASES = (
   Case('dpo()', lambda d, _: dpo(d, 0.1), at_reference=math.log(2)),
   Case('dpo(beta=0.5, label_smoothing=0.1)', lambda d, _: dpo(d, 0.5, 0.1), at_reference=math.log(2)),
   Case('ipo(tau=0.2)', lambda d, _: ipo(d, 0.2), at_reference=1 / (4 * 0.2**2)),
+  Case('ipo(tau=0.4, length_normalised=True)', lambda d, _: ipo_of_means(d, 0.4), at_reference=1 / (4 * 0.4**2)),
   Case('hinge(beta=0.3)', lambda d, _: hinge(d, 0.3), at_reference=1.0),
   Case('robust_dpo()', lambda d, _: robust_dpo(d, 0.1, 0.1), at_reference=math.log(2)),
   Case('robust_dpo(beta=0.4, label_smoothing=0.3)', lambda d, _: robust_dpo(d, 0.4, 0.3), at_reference=math.log(2)),

@@ -64,6 +64,13 @@ def sft(d):
   return -d.label * d.mean_logp[:, 0] - (1 - d.label) * d.mean_logp[:, 1]
 
 
+def sft_of_sums(d):
+  """The negative log-likelihood of the preferred response, summed over its tokens."""
+  if d.sum_logp.shape[1] == 1:
+    return -d.label * d.sum_logp[:, 0]
+  return -d.label * d.sum_logp[:, 0] - (1 - d.label) * d.sum_logp[:, 1]
+
+
 CASES = (
   Case('simpo(beta=2.0, gamma=0.5)', lambda d, _: simpo(d, 2.0, 0.5)),
   Case('alpha_po()', lambda d, _: alpha_po(d, 2.5, 0.1, 0.25)),
@@ -78,4 +85,6 @@ CASES = (
   Case('slic_hf(margin=2.0, weight=0.3)', lambda d, _: slic_hf(d, 2.0, 0.3)),
   Case('sft()', lambda d, _: sft(d)),
   Case('sft()', lambda d, _: sft(d), responses=1),
+  Case('sft(mean=False)', lambda d, _: sft_of_sums(d)),
+  Case('sft(mean=False)', lambda d, _: sft_of_sums(d), responses=1),
 )

@@ -45,7 +45,9 @@ def test_data_that_the_objective_cannot_use_is_refused_before_weights_are_read(f
     preparation.prepare(configure(folder, objective='dpo() + odpo()'), doctor_test.SILENT)
 
 
-@pytest.mark.parametrize(('base', 'cache'), [('none', False), ('int8', False), ('int8', True)])
+@pytest.mark.parametrize(
+  ('base', 'cache'), [('none', False), pytest.param('int8', False, marks=pytest.mark.slow), ('int8', True)]
+)
 def test_the_base_of_an_adapter_is_its_reference_however_it_is_kept(folder, tmp_path, base, cache):
   """A cache of a quantised base is computed from the quantised base: else the rewards would not start at 0."""
   cached = {'reference_cache': str(tmp_path)} if cache else {}

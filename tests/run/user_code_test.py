@@ -6,11 +6,11 @@ import sys
 import pytest
 
 from alignjax import expressions, merging, objectives, rewards
-from alignjax.optim import recipes
+from alignjax.optim import bases, recipes
 from alignjax.run import merge_folders, user_code
 from alignjax.sampling import strategies
 
-REGISTRIES = (merging.METHODS, objectives.OBJECTIVES, recipes.BASES, rewards.REWARDS, strategies.STRATEGIES)
+REGISTRIES = (merging.METHODS, objectives.OBJECTIVES, bases.BASES, rewards.REWARDS, strategies.STRATEGIES)
 EVERYTHING = """
 import numpy as np
 import optax
@@ -87,13 +87,13 @@ def test_an_optimizer_of_the_user_follows_the_schedule(write):
   ('body', 'message'),
   [
     ('@recipes.factory\ndef mine(rate):\n  pass\n', 'mine: needs an argument learning_rate'),
-    ('@recipes.factory\ndef sgd(learning_rate):\n  pass\n', 'two optimizers are called sgd: one in .*recipes.py:'),
+    ('@recipes.factory\ndef sgd(learning_rate):\n  pass\n', 'two optimizers are called sgd: one in .*bases.py:'),
     ('@recipes.factory\ndef weight_decay(learning_rate):\n  pass\n', 'two optimizers are called weight_decay'),
   ],
 )
 def test_an_optimizer_that_cannot_be_registered(write, body, message):
   with pytest.raises(ValueError, match=message):
-    user_code.load([write('from alignjax.optim import recipes\n' + body)])
+    user_code.load([write('from alignjax.optim import bases, recipes\n' + body)])
 
 
 def test_an_optimizer_that_returns_something_else(write):

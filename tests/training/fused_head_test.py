@@ -18,6 +18,7 @@ from alignjax.training import forward, fused_head
 from alignjax.training.policy import Policy
 from alignjax.types import Head
 from tests import fixtures
+from tests.models import token_batches
 from tests.training import step_test
 
 WIDTH, VOCAB = 6, 19
@@ -31,10 +32,10 @@ OBJECTIVES = {
 def hidden_of(seed, batch):
   rng = np.random.default_rng(seed)
   states, kernel, bias = (
-    rng.standard_normal(shape) for shape in ((*batch.response.shape, WIDTH), (WIDTH, VOCAB), VOCAB)
+    jnp.asarray(rng.standard_normal(shape).astype(np.float32))
+    for shape in ((*batch.response.shape, WIDTH), (WIDTH, VOCAB), VOCAB)
   )
-  head = Head(jnp.asarray(kernel, jnp.float32), jnp.asarray(bias, jnp.float32), soft_cap=4.0)
-  return stats.HiddenStates(jnp.asarray(states, jnp.float32), head)
+  return stats.HiddenStates(states, Head(kernel, bias, soft_cap=4.0))
 
 
 BATCH = fixtures.preference_batch(seed=3, prompts=8, vocab=VOCAB)
@@ -114,7 +115,7 @@ def test_states_in_bfloat16_have_a_gradient_in_bfloat16_and_the_head_one_in_floa
 def adapted():
   """A policy with adapters, its base, a reference, adapters that are not 0; and loss and gradient by full logits."""
   model = transformer.build(dataclasses.replace(step_test.CONFIG, layers=1, remat='none'))
-  base, reference = (model.init(jax.random.key(seed)) for seed in (0, 1))
+  base, reference = (jax.device_put(token_batches.params(model, seed)) for seed in (0, 1))
   policy = Policy(model, lora.LoRA(rank=2, alpha=4.0, targets='query+mlp'))
   adapters = jax.tree.map(lambda leaf: leaf + 0.2, policy.init(jax.random.key(2), base))
 

@@ -70,36 +70,36 @@ def test_factored_moments_live_on_every_device():
   assert all(leaf.sharding.is_fully_replicated for leaf in leaves)
 
 
-@pytest.mark.parametrize(
-  ('own', 'shards', 'expected'),
-  [
-    ([0], 1, (0, 1)),  # every process has all rows: the tensor axis spans them
-    ([0, 1, 2, 3], 8, (0, 2)),
-    ([4, 5, 6, 7], 8, (1, 2)),
-    ([6, 7], 8, (3, 4)),
-    (list(range(8)), 8, (0, 1)),
-  ],
-)
-def test_rows_of_a_process(own, shards, expected):
-  assert placement.group_of(own, shards) == expected
-
-
-@pytest.mark.parametrize(('own', 'shards'), [([0, 2], 4), ([1, 2], 4), ([0, 1, 2], 8)])
-def test_rows_that_are_not_one_part(own, shards):
-  with pytest.raises(ValueError, match='are not one contiguous part'):
-    placement.group_of(own, shards)
+INTERLEAVED = (0, 4, 1, 5, 2, 6, 3, 7)
 
 
 @pytest.mark.parametrize('shape', [(8, 1, 1), (2, 2, 2), (1, 1, 8)])
-def test_global_arrays_keep_the_order_of_rows(shape):
-  mesh = mesh_lib.make_mesh(*shape)
-  assert placement.row_group(mesh) == (0, 1)
+@pytest.mark.parametrize('order', [range(8), INTERLEAVED], ids=['plain', 'interleaved'])
+def test_global_arrays_keep_the_order_of_rows(shape, order):
+  mesh = mesh_lib.make_mesh(*shape, devices=[jax.devices()[i] for i in order])
+  assert mesh_lib.batch_shards_of(mesh) == (tuple(range(shape[0] * shape[1])), shape[0] * shape[1])
   rows = {'tokens': np.arange(48).reshape(16, 3), 'none': None}
   joined = placement.to_global(mesh, rows)
   assert joined['none'] is None
   np.testing.assert_array_equal(joined['tokens'], rows['tokens'])
   assert joined['tokens'].sharding == rules.batch_sharding(mesh)
   assert isinstance(joined['tokens'], jnp.ndarray)
+
+
+def test_a_process_places_the_rows_of_the_shards_that_it_holds(monkeypatch):
+  monkeypatch.setattr(mesh_lib, 'batch_shards_of', lambda mesh: ((1, 3), 4))
+  held = [(slice(2 * shard, 2 * shard + 2), slice(None)) for shard in (3, 1)]
+  monkeypatch.setattr(jax, 'make_array_from_callback', lambda shape, _, data: (shape, [data(index) for index in held]))
+  rows = np.asarray([[2], [3], [6], [7]])
+  shape, (last, first) = placement.to_global(mesh_lib.make_mesh(4, 1, 2), rows)
+  assert shape == (8, 1)
+  assert (first.ravel().tolist(), last.ravel().tolist()) == ([2, 3], [6, 7])
+
+
+@pytest.mark.parametrize('count', [6, 12])
+def test_rows_that_do_not_divide_among_the_shards_are_refused(count):
+  with pytest.raises(ValueError, match=f'{count} rows do not divide among the 8 batch shards'):
+    placement.to_global(mesh_lib.make_mesh(), np.zeros((count, 2)))
 
 
 def test_online_merging_fetches_tau_from_the_memory_of_the_host():

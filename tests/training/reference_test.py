@@ -51,7 +51,8 @@ def records(folder, workdir, **overrides):
 @pytest.mark.parametrize(
   ('objective', 'column'),
   [
-    ('dpo(beta=0.1)', 'reference_logp'),
+    # step_test.py has cached log-probabilities in the step, and the files of their cache are damaged below.
+    pytest.param('dpo(beta=0.1)', 'reference_logp', marks=pytest.mark.slow),
     ('ra_dpo(risk=cvar(0.9), beta=0.1)', 'reference_states'),
   ],
 )

@@ -42,6 +42,8 @@ def make_grain() -> source.GrainSource:
 class FromPolicy:
   """Labels its batches by the parameters and the step of the state that they will update."""
 
+  on_policy = True
+
   def __init__(self):
     self.drawn = 0
 
@@ -137,6 +139,12 @@ def test_mixed_follows_its_pattern_and_keeps_ids_apart():
     assert [batches.locate(int(i)) for i in batch.ids[:-1]] == expected
     assert batch.ids[-1] == order.PADDING_ID
   assert len({int(i) for batch in drawn for i in batch.ids}) == 7 * (ROWS - 1) + 1
+
+
+def test_mixed_is_on_policy_only_if_every_source_is():
+  assert source.Mixed([FromPolicy(), FromPolicy()], (0, 1)).on_policy
+  assert not make_grain().on_policy
+  assert not make_mixed().on_policy
 
 
 @pytest.mark.parametrize('pattern', [(), (0, 2), (-1,)])

@@ -16,13 +16,14 @@ from alignjax.training import step as step_lib
 from alignjax.training.policy import Policy
 from alignjax.types import Term
 from tests import fixtures
+from tests.models import token_batches
 from tests.training import step_test
 
 CONFIG = dataclasses.replace(step_test.CONFIG, layers=1)
 MODEL = transformer.build(CONFIG)
-PARAMS = MODEL.init(jax.random.key(0))
+PARAMS = jax.device_put(token_batches.params(MODEL))
 BATCH = fixtures.preference_batch(seed=1, prompts=4, response_size=4, vocab=CONFIG.vocab_size)
-PROBE = jnp.linspace(-1.0, 1.0, CONFIG.width)
+PROBE = np.linspace(-1.0, 1.0, CONFIG.width, dtype=np.float32)
 REWARD = stats.ResponseStat('toy_reward', lambda states, head, batch: stats.last_state(states, batch) @ PROBE)
 
 

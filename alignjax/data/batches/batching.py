@@ -1,4 +1,4 @@
-"""Batches of a few static shapes. Process p of n assembles rows [p * B / n, (p + 1) * B / n) of every global batch."""
+"""Batches of a few static shapes. Each process assembles the rows of the shards of a global batch that it holds."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -19,8 +19,8 @@ BEHAVIOUR_TOKEN_LOGP = 'behaviour_token_logp'
 class Batch(NamedTuple):
   """The rows of a global batch that belong to one process."""
 
-  data: PreferenceBatch  # numpy arrays, B / n rows
-  ids: np.ndarray  # [B / n] int64, indices into the dataset; -1 for a padding row
+  data: PreferenceBatch  # numpy arrays, in the order of the global batch
+  ids: np.ndarray  # [rows] int64, indices into the dataset; -1 for a padding row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,23 +44,27 @@ class BatchSpec:
 
 
 @dataclasses.dataclass(frozen=True)
-class Shard:
-  """Which share of each global batch this process assembles."""
+class Share:
+  """The shards of a global batch that this process assembles.
 
-  index: int = 0
+  A global batch consists of `count` shards: equal blocks of consecutive rows. Shards may belong to several processes.
+  """
+
+  shards: tuple[int, ...] = (0,)  # ascending
   count: int = 1
 
-  def rows(self, batch_size: int) -> slice:
-    """The rows of a global batch of `batch_size` prompts that belong to this shard."""
-    if batch_size < 1 or self.count < 1 or batch_size % self.count:
+  def __post_init__(self):
+    if not self.shards or list(self.shards) != sorted({*self.shards} & {*range(self.count)}):
+      raise ValueError(f'shards={self.shards}: must be ascending numbers from 0 to {self.count - 1}')
+
+  def rows(self, batch_size: int) -> np.ndarray:
+    """The places of this process's rows in a global batch of `batch_size` prompts, ascending."""
+    if batch_size < 1 or batch_size % self.count:
       raise ValueError(
-        f'batch_size={batch_size}: must be a positive multiple of the {self.count} processes, because they '
-        'share the prompts of a batch equally'
+        f'batch_size={batch_size}: must be a positive multiple of {self.count}, the number of batch shards '
+        '(mesh.data x mesh.fsdp), because each shard holds equally many prompts'
       )
-    if not 0 <= self.index < self.count:
-      raise ValueError(f'process index {self.index}: must be from 0 to {self.count - 1}')
-    size = batch_size // self.count
-    return slice(self.index * size, (self.index + 1) * size)
+    return np.arange(batch_size).reshape(self.count, -1)[list(self.shards)].ravel()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +82,7 @@ class Batches:
 def make_batches(
   data: dataset.TokenDataset,
   spec: BatchSpec,
-  shard: Shard | None = None,
+  share: Share | None = None,
   cache: reference_cache.ReferenceCache | None = None,
 ) -> Batches:
   """Builds the batches of one process.
@@ -86,18 +90,18 @@ def make_batches(
   Args:
     data: the same on every process. An example goes to the smallest bucket that holds it.
     spec: size, shapes and order of the global batches.
-    shard: this process's share; None is all rows.
+    share: the shards that this process holds; None is all rows.
     cache: the reference cache of `data`. Batches then have its columns in `cached`.
 
   Raises:
-    ValueError: the batch size does not divide among the processes, or no bucket holds an example.
+    ValueError: the batch size does not divide among the shards, or no bucket holds an example.
   """
-  rows = (shard or Shard()).rows(spec.batch_size)
+  rows = (share or Share()).rows(spec.batch_size)
   if spec.buckets is None:
     buckets = shapes.choose_buckets(data, batch_size=spec.batch_size)
   else:
     buckets = shapes.sort_buckets(spec.buckets, data.responses)
-  _check_size(buckets, rows.stop - rows.start, data.responses)
+  _check_size(buckets, len(rows), data.responses)
   plan = order.Plan(shapes.assign(data, buckets), buckets, spec.batch_size, spec.seed, spec.shuffle)
   source = _Source(data, plan, spec.epochs, rows, cache)
   # The data is in memory, so threads would gain nothing, and without them nothing runs ahead of the saved state.
@@ -124,7 +128,7 @@ class _Source:
     data: dataset.TokenDataset,
     plan: order.Plan,
     epochs: int | None,
-    rows: slice,
+    rows: np.ndarray,
     cache: reference_cache.ReferenceCache | None,
   ):
     self._data = data

@@ -1,6 +1,7 @@
 """Tests of `alignjax.data.batches`: the global order, shapes, padding, and exact resumption."""
 
 import collections
+import functools
 import itertools
 
 import grain
@@ -37,9 +38,9 @@ def make_data(count=30, *, responses=2, score=False, seed=0):
 DATA = make_data()
 
 
-def make(data=DATA, shard=None, **options):
+def make(data=DATA, share=None, **options):
   spec = batching.BatchSpec(**{'batch_size': BATCH, 'epochs': 1, 'buckets': BUCKETS} | options)
-  return batching.make_batches(data, spec, shard)
+  return batching.make_batches(data, spec, share)
 
 
 def ids_of(batches, steps=None):
@@ -142,17 +143,28 @@ def test_each_pair_goes_to_the_smallest_bucket_that_holds_it():
 
 
 @pytest.mark.parametrize('shuffle', [True, False])
-@pytest.mark.parametrize('process_count', [2, 4])
-def test_processes_share_one_global_order(process_count, shuffle):
+@pytest.mark.parametrize(
+  'shares',
+  [
+    [(0,), (1,)],
+    [(0,), (1,), (2,), (3,)],
+    [(0, 2), (1, 3)],  # a torus
+    [(0, 3), (0, 3), (1, 2)],  # the tensor axis spans two of the processes
+    [(3,), (0, 1, 2)],
+  ],
+)
+def test_processes_share_one_global_order(shares, shuffle):
   whole = list(make(epochs=2, shuffle=shuffle))
-  parts = [make(shard=batching.Shard(i, process_count), epochs=2, shuffle=shuffle) for i in range(process_count)]
-  count = 0
-  for expected, *shares in zip(whole, *parts, strict=True):
-    joined = jax.tree.map(lambda *arrays: np.concatenate(arrays), *shares)
-    assert_same(joined, expected)
-    assert all(len(share.ids) == BATCH // process_count for share in shares)
-    count += 1
-  assert count == parts[0].steps == make(epochs=2).steps
+  shards = len(set().union(*shares))
+  parts = [make(share=batching.Share(own, shards), epochs=2, shuffle=shuffle) for own in shares]
+
+  def held(own, x):
+    return x.reshape(shards, -1, *x.shape[1:])[list(own)].reshape(-1, *x.shape[1:])
+
+  for expected, *batches in zip(whole, *parts, strict=True):
+    for own, batch in zip(shares, batches, strict=True):
+      assert_same(batch, jax.tree.map(functools.partial(held, own), expected))
+  assert len(whole) == parts[0].steps == make(epochs=2).steps
 
 
 def test_order_depends_on_seed_and_epoch_and_is_repeatable():
@@ -215,7 +227,7 @@ def test_iteration_resumes_exactly_from_every_state():
 
 
 def test_state_is_the_same_on_every_process():
-  iterators = [iter(make(shard=batching.Shard(i, 2))) for i in range(2)]
+  iterators = [iter(make(share=batching.Share((i,), 2))) for i in range(2)]
   for iterator in iterators:
     next(iterator)
   assert iterators[0].get_state() == iterators[1].get_state() == {'next_index': 1}
@@ -270,10 +282,8 @@ def test_few_pairs_get_one_bucket():
 @pytest.mark.parametrize(
   ('options', 'message'),
   [
-    ({'batch_size': 6, 'shard': batching.Shard(0, 4)}, 'batch_size=6: must be a positive multiple of the 4 processes'),
+    ({'batch_size': 6, 'share': batching.Share((0,), 4)}, 'batch_size=6: must be a positive multiple of 4, the number'),
     ({'batch_size': 0}, 'batch_size=0'),
-    ({'shard': batching.Shard(2, 2)}, 'process index 2: must be from 0 to 1'),
-    ({'shard': batching.Shard(-1, 1)}, 'process index -1'),
     ({'epochs': 0}, 'epochs=0'),
     ({'seed': -1}, 'seed=-1'),
     ({'buckets': []}, 'at least one shape'),
@@ -284,6 +294,12 @@ def test_few_pairs_get_one_bucket():
 def test_sizes_that_do_not_fit_are_refused(options, message):
   with pytest.raises(ValueError, match=message):
     make(**options)
+
+
+@pytest.mark.parametrize(('shards', 'count'), [((2,), 2), ((-1,), 1), ((1, 0), 2), ((0, 0), 2), ((), 1)])
+def test_shards_that_are_not_part_of_a_batch_are_refused(shards, count):
+  with pytest.raises(ValueError, match=f'must be ascending numbers from 0 to {count - 1}'):
+    batching.Share(shards, count)
 
 
 @pytest.mark.parametrize('buckets', [[(20, 5), (8, 12)], [(15, 12)]])
