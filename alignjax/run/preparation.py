@@ -115,11 +115,12 @@ def load_frozen(config: settings.ModelSettings, prepared: Prepared, base: Params
 
 def _check_batch_size(config: settings.InputSettings, mesh: jax.sharding.Mesh) -> None:
   shards = parallel_mesh.batch_shards(mesh)
-  if config.batch_size % (shards * config.microbatches):
-    axes = ' x '.join(f'{axis}={mesh.shape[axis]}' for axis in parallel_mesh.BATCH_AXES)
+  least = shards * config.microbatches
+  if config.batch_size % least:
+    axes = ' x '.join(f'mesh.{axis}={mesh.shape[axis]}' for axis in parallel_mesh.BATCH_AXES)
     raise ValueError(
-      f'config.batch_size = {config.batch_size}: does not divide into {config.microbatches} microbatches on {shards} '
-      f'groups of devices (mesh {axes}); choose a multiple of {shards * config.microbatches}, or another mesh'
+      f'config.batch_size = {config.batch_size}: must be a multiple of {least}, because the batch is divided into '
+      f'{config.microbatches} microbatches and each of them over {shards} shards ({axes})'
     )
 
 

@@ -87,8 +87,12 @@ def shapes(make: Factory) -> Iterator[Case]:
   values = ('((1000000000,1000000000),)', f'(({HUGE},8),)', '((0,0),)', '((-1,3),)', '((1,),)', '((1,2)', '1')
   for value in (*values, '((1,2.5),)', '(' * 3000, '(((1,2),),)', '{}', 'x', '((True,True),)', '(("a","b"),)'):
     yield Case(f'buckets={value[:30]}', make.train(f'--buckets={value}'), 'buckets')
-  yield Case('7 prompts', make.train('--batch_size=7'), 'config.batch_size = 7: does not divide into 1 microbatches')
-  yield Case('microbatches', make.train('--microbatches=3'), 'into 3 microbatches on 8 groups of devices (mesh data=1')
+  yield Case('7 prompts', make.train('--batch_size=7'), 'config.batch_size = 7: must be a multiple of 8, because')
+  yield Case(
+    'microbatches',
+    make.train('--microbatches=3'),
+    '3 microbatches and each of them over 8 shards (mesh.data=1 x mesh.fsdp=8)',
+  )
   yield Case('a large batch', make.train('--batch_size=16777216'), 'lower batch_size')
   for axis in ('data', 'tensor', 'fsdp'):
     yield Case(f'mesh {axis}', make.train(f'--mesh.{axis}=3'), f'{axis}=3')
