@@ -17,10 +17,11 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from alignjax import exit_codes, refusals, stopping
+from alignjax import exit_codes, files, refusals, stopping
 from alignjax.run import fields, user_code
 
 EXPECTED = (ValueError, OSError, ImportError)  # errors that the user can fix
+LINE = 2000  # characters of a line of an error
 HELP = ('--help', '-help', '-h', '--helpshort', '-helpshort')
 
 
@@ -153,17 +154,28 @@ def _parse[S](program: Program[S], argv: Sequence[str], values: flags.FlagValues
     print(program.help)
     sys.exit(exit_codes.DONE)
   try:
+    for argument in argv[1:]:
+      if argument.startswith(('--flagfile=', '-flagfile=')):
+        files.check_regular(argument.partition('=')[2])
     return program.parse(program.settings, argv, values)
   except flags.UnrecognizedFlagError as error:
     hint = program.hints.get(error.flagname.partition('=')[0])
     _refuse(f'--{error.flagname} is not a flag of {program.name}: {hint}' if hint else error)
   except (flags.Error, *EXPECTED) as error:
     _refuse(error)
+  except RecursionError as error:
+    _refuse(f'a setting is nested too deeply: {error}')
 
 
 def _refuse(error: Exception | str) -> None:
-  print(f'error: {error}', file=sys.stderr)
+  print(f'error: {_shown(error)}', file=sys.stderr)
   sys.exit(exit_codes.REFUSED)
+
+
+def _shown(error: BaseException | str) -> str:
+  """The message of an error, its lines cut to a length that fits on a terminal."""
+  lines = str(error).splitlines() or [type(error).__name__]
+  return '\n'.join(line if len(line) <= LINE else f'{line[:LINE]} ...' for line in lines)
 
 
 def attempt[S](program: Program[S], settings: S) -> int:
@@ -176,6 +188,10 @@ def attempt[S](program: Program[S], settings: S) -> int:
   except stopping.Stopped:
     print('stopped; the same command starts again where it can', file=sys.stderr)
     return stopping.exit_code()
+  except MemoryError as error:
+    logging.debug('%s', traceback.format_exc())
+    print(f'error: there is not enough memory for these settings: {_shown(error)}', file=sys.stderr)
+    return exit_codes.REFUSED
   except KeyboardInterrupt:
     print('interrupted', file=sys.stderr)
     return exit_codes.INTERRUPTED
@@ -186,5 +202,5 @@ def attempt[S](program: Program[S], settings: S) -> int:
       traceback.print_exc()
       return exit_codes.CRASHED
     logging.debug('%s', traceback.format_exc())
-    print(f'error: {error}\n(--verbosity=1 shows the traceback)', file=sys.stderr)
+    print(f'error: {_shown(error)}\n(--verbosity=1 shows the traceback)', file=sys.stderr)
     return exit_codes.CRASHED if of_the_machine and code == exit_codes.REFUSED else code

@@ -35,7 +35,12 @@ class Processes:
   heartbeat: int = fields.field(
     30, 'Time after which a silent process counts as dead and the others end, in seconds.', at_least=2
   )
-  local_devices: int = fields.field(0, 'Virtual CPU devices in this process; 0: use the real devices.')
+  local_devices: int = fields.field(
+    0, 'Virtual CPU devices in this process; 0: use the real devices.', at_least=0, at_most=1024
+  )
+
+  def __post_init__(self):
+    fields.check(self)
 
   def join(self) -> None:
     """Joins this process to its cluster, if there is one. Call it before anything uses a device.
@@ -45,7 +50,6 @@ class Processes:
     """
     timeouts = distributed.Timeouts(self.join_timeout, self.heartbeat)
     with refusals.checking():
-      fields.check(self)
       distributed.use_virtual_devices(self.local_devices)
       distributed.initialize(self.find_cluster(), timeouts, give_up=_give_up)
 
