@@ -46,7 +46,7 @@ class Program[S]:
   settings: type[S]
   run: Callable[[S], int | None]
   codes: Mapping[type[Exception], int] = dataclasses.field(
-    default_factory=lambda: dict.fromkeys(EXPECTED, exit_codes.REFUSED)
+    default_factory=lambda: dict.fromkeys((*EXPECTED, MemoryError), exit_codes.REFUSED)
   )
   parse: Callable[[type[S], Sequence[str], flags.FlagValues], S] = fields.parse_flags
   hints: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -181,17 +181,14 @@ def _shown(error: BaseException | str) -> str:
 def attempt[S](program: Program[S], settings: S) -> int:
   """Runs a program, prints an expected error in one line, and returns the exit code."""
   try:
-    program.join(settings)
-    if isinstance(settings, user_code.UserCode):
-      user_code.load(settings.imports)
+    with refusals.checking():
+      program.join(settings)
+      if isinstance(settings, user_code.UserCode):
+        user_code.load(settings.imports)
     return program.run(settings) or exit_codes.DONE
   except stopping.Stopped:
     print('stopped; the same command starts again where it can', file=sys.stderr)
     return stopping.exit_code()
-  except MemoryError as error:
-    logging.debug('%s', traceback.format_exc())
-    print(f'error: there is not enough memory for these settings: {_shown(error)}', file=sys.stderr)
-    return exit_codes.REFUSED
   except KeyboardInterrupt:
     print('interrupted', file=sys.stderr)
     return exit_codes.INTERRUPTED
@@ -202,5 +199,6 @@ def attempt[S](program: Program[S], settings: S) -> int:
       traceback.print_exc()
       return exit_codes.CRASHED
     logging.debug('%s', traceback.format_exc())
-    print(f'error: {_shown(error)}\n(--verbosity=1 shows the traceback)', file=sys.stderr)
+    what = 'there is not enough memory for these settings: ' if isinstance(error, MemoryError) else ''
+    print(f'error: {what}{_shown(error)}\n(--verbosity=1 shows the traceback)', file=sys.stderr)
     return exit_codes.CRASHED if of_the_machine and code == exit_codes.REFUSED else code

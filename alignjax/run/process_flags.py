@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import jax
 
-from alignjax import exit_codes, refusals
+from alignjax import exit_codes
 from alignjax.parallel import clusters, distributed
 from alignjax.run import fields
 
@@ -46,12 +46,11 @@ class Processes:
     """Joins this process to its cluster, if there is one. Call it before anything uses a device.
 
     Raises:
-      Refused: the flags or the environment are contradictory or incomplete.
+      ValueError: the flags or the environment are contradictory or incomplete.
     """
     timeouts = distributed.Timeouts(self.join_timeout, self.heartbeat)
-    with refusals.checking():
-      distributed.use_virtual_devices(self.local_devices)
-      distributed.initialize(self.find_cluster(), timeouts, give_up=_give_up)
+    distributed.use_virtual_devices(self.local_devices)
+    distributed.initialize(self.find_cluster(), timeouts, give_up=_give_up)
 
   def find_cluster(self) -> clusters.Cluster | None:
     """The cluster that flags or environment describe; None for a single process.
