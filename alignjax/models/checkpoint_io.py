@@ -16,7 +16,7 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from alignjax.models import declaration, families, folders, transformer
+from alignjax.models import declaration, families, folders, manifest, transformer
 from alignjax.types import Head, Params
 
 Read = Callable[[str, tuple[int, ...]], np.ndarray]  # (path, shape) -> leaf, float32
@@ -32,12 +32,14 @@ def load_config(folder: str | os.PathLike[str], **overrides: Any) -> transformer
     **overrides: fields of `TransformerConfig` that override the file, such as `compute_dtype='bfloat16'`.
 
   Raises:
-    ValueError: the file is missing or malformed, or an entry or override is unknown or unsupported.
+    ValueError: the file is missing or malformed, an entry or override is unknown or unsupported, or a file other than
+      the weights differs from the manifest.
   """
   path = pathlib.Path(folder) / folders.CONFIG
   known = {field.name for field in dataclasses.fields(transformer.TransformerConfig)}
   if unknown := sorted(set(overrides) - known):
     raise ValueError(f'unknown fields of TransformerConfig: {", ".join(unknown)}; known: {", ".join(sorted(known))}')
+  manifest.check_settings(folder)
   entries = folders.read_json(path)
   with folders.naming(path):
     family = families.by_type(entries.get('model_type'))
@@ -160,6 +162,7 @@ def save(
   params: Params,
   assets_from: str | os.PathLike[str] | None = None,
   dtype: str = 'float32',
+  source: Mapping[str, Any] | None = None,
 ) -> None:
   """Writes a folder that `load_params` and other tools for the Hugging Face layout can read.
 
@@ -172,6 +175,7 @@ def save(
     params: the parameters, with any sharding.
     assets_from: a Hugging Face folder to copy the tokenizer, chat template and generation settings from.
     dtype: the dtype of the stored weights: 'float32', 'bfloat16' or 'float16'.
+    source: what the parameters come from, for the manifest.
 
   Raises:
     ValueError: the parameters do not match the configuration, a value is not finite in `dtype`, or a folder is invalid.
@@ -183,7 +187,7 @@ def save(
   entries = family.render(config) | {'torch_dtype': dtype} | _token_ids(assets_from)
   tensors = _stored_tensors(family, config, leaves, np.dtype(dtype))
   if jax.process_index() == 0:
-    with folders.replacing(folder) as partial:
+    with folders.replacing(folder, source=source) as partial:
       folders.write_json(partial / folders.CONFIG, entries)
       folders.write_weights(partial, tensors)
       if assets_from is not None:

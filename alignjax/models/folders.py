@@ -18,6 +18,8 @@ import numpy as np
 import safetensors
 from safetensors import numpy as safetensors_numpy
 
+from alignjax.models import manifest
+
 CONFIG = 'config.json'
 WEIGHTS = 'model.safetensors'
 INDEX = 'model.safetensors.index.json'
@@ -40,12 +42,15 @@ MODEL = (CONFIG, WEIGHTS, INDEX) + ASSETS  # the files of a model folder, apart 
 
 
 @contextlib.contextmanager
-def replacing(folder: str | os.PathLike[str], files: Iterable[str] = MODEL) -> Iterator[pathlib.Path]:
+def replacing(
+  folder: str | os.PathLike[str], files: Iterable[str] = MODEL, source: Mapping[str, Any] | None = None
+) -> Iterator[pathlib.Path]:
   """Yields an empty folder that replaces `folder` if the block succeeds, and is removed if it fails.
 
   Args:
-    folder: the folder to write.
-    files: names of the files that an existing `folder` may hold.
+    folder: the folder to write. It gets a manifest.
+    files: names of the files that an existing `folder` may hold, besides its manifest.
+    source: what the files are written from, for the manifest.
 
   Raises:
     ValueError: `folder` is a file, or holds other files, which would be lost.
@@ -58,6 +63,7 @@ def replacing(folder: str | os.PathLike[str], files: Iterable[str] = MODEL) -> I
   partial.mkdir(parents=True)
   try:
     yield partial
+    manifest.write(partial, source or {})
     mode = partial.stat().st_mode & 0o666
     for path in partial.iterdir():
       path.chmod(mode)  # safetensors creates files that only their owner can read
@@ -168,10 +174,11 @@ def open_tensors(
     ignored: name suffixes of tensors to skip.
 
   Raises:
-    ValueError: a file is missing, malformed, outside the folder or different from the index, or the dtype of a tensor
-      is not in DTYPES.
+    ValueError: a file is missing, malformed, outside the folder or different from the index or the manifest, or the
+      dtype of a tensor is not in DTYPES.
   """
   tensors: dict[str, StoredTensor] = {}
+  manifest.check_weights(folder)
   for path, indexed in _weight_files(folder).items():
     with naming(path):
       file = stack.enter_context(safetensors.safe_open(path, framework='np'))
@@ -242,5 +249,7 @@ def _check_replaceable(folder: pathlib.Path, files: Iterable[str]) -> None:
   if not folder.is_dir():
     raise ValueError(f'{folder}: is a file, not a folder: choose another path for the model')
   names = {path.name for path in folder.iterdir() if not SHARD.fullmatch(path.name)}
-  if foreign := names - set(files):
-    raise ValueError(f'{folder}: holds files that are not part of a model ({listed(foreign)}): choose another folder')
+  if foreign := names - {manifest.FILE, *files}:
+    raise ValueError(
+      f'{folder}: holds files that are not part of a model ({listed(foreign)}): move them, or choose another folder'
+    )

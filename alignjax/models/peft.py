@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import numpy as safetensors_numpy
 
-from alignjax.models import checkpoint_io, declaration, families, folders, lora, transformer
+from alignjax.models import checkpoint_io, declaration, families, folders, lora, manifest, transformer
 from alignjax.types import Params
 
 CONFIG = 'adapter_config.json'
@@ -53,6 +53,7 @@ def save(
   settings: lora.LoRA,
   adapters: Params,
   base: str | os.PathLike[str],
+  source: Mapping[str, Any] | None = None,
 ) -> None:
   """Writes a folder that PEFT can load onto the base model. In a multi-process run, all processes must call it.
 
@@ -62,6 +63,7 @@ def save(
     settings: which kernels are adapted, and how.
     adapters: the factors, with any sharding.
     base: the folder of the base model, recorded as `base_model_name_or_path`.
+    source: what the factors come from, for the manifest.
 
   Raises:
     ValueError: a value is not finite, or the folder holds other files.
@@ -88,7 +90,7 @@ def save(
     'inference_mode': True,
   }
   if jax.process_index() == 0:
-    with folders.replacing(folder, (CONFIG, WEIGHTS)) as partial:
+    with folders.replacing(folder, (CONFIG, WEIGHTS), source) as partial:
       folders.write_json(partial / CONFIG, entries)
       safetensors_numpy.save_file(tensors, partial / WEIGHTS, metadata={'format': 'pt'})
   if jax.process_count() > 1:
@@ -103,10 +105,12 @@ def load(folder: str | os.PathLike[str], config: transformer.TransformerConfig) 
     rank that it has in the file.
 
   Raises:
-    ValueError: a file is missing or malformed, an entry is unknown or unsupported, or a tensor is missing, unexpected,
-      of the wrong shape or not finite. The message names the entry or tensor.
+    ValueError: a file is missing, malformed or different from the manifest, an entry is unknown or unsupported, or a
+      tensor is missing, unexpected, of the wrong shape or not finite. The message names the file, entry or tensor.
   """
   folder = pathlib.Path(folder)
+  manifest.check_settings(folder)
+  manifest.check_weights(folder)
   entries = folders.read_json(folder / CONFIG)
   shapes = jax.eval_shape(transformer.build(config).init, jax.random.key(0))
   family = families.of(config)

@@ -1,11 +1,15 @@
 """Exports the results of a finished run: models and adapters in formats that other tools read."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+import contextlib
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import jax
 
 from alignjax import optim
-from alignjax.models import checkpoint_io, peft
+from alignjax.models import checkpoint_io, manifest, peft
+from alignjax.training import checksums, disk, processes
 from alignjax.training import state as training_state
 from alignjax.training.policy import Policy
 from alignjax.types import Params
@@ -15,6 +19,7 @@ class Origin(NamedTuple):
   """The policy that was trained, and the model it started from."""
 
   folder: str  # the model before training
+  fingerprint: str  # of that folder
   policy: Policy
   averages: bool  # whether the optimizer keeps an average of the parameters
 
@@ -28,7 +33,7 @@ def export(
 ) -> None:
   """Writes model/, the aligned model; model_average/ if the optimizer keeps one; adapter/ if an adapter was trained.
 
-  Existing folders are left unchanged.
+  Folders are replaced as a whole. A folder that already holds the result of this state, undamaged, is left unchanged.
 
   Args:
     workdir: the run's folder.
@@ -36,20 +41,52 @@ def export(
     state: the state after the last step.
     base: the frozen parameters that the adapter is merged into; None without an adapter.
     announce: called with one line per folder.
+
+  Raises:
+    OSError: a folder cannot be written.
   """
   policy, config = origin.policy, origin.policy.model.config
 
   def export_model(name: str, what: str, params: Params) -> None:
-    folder = workdir / name
-    if not (folder / 'config.json').exists():
-      checkpoint_io.save(folder, config, policy.merged(params, base), assets_from=origin.folder)
+    folder, source = workdir / name, _source(origin, state, params)
+    if _must_write(folder, source, announce):
+      with _full_disks(folder):
+        checkpoint_io.save(folder, config, policy.merged(params, base), assets_from=origin.folder, source=source)
     announce(f'{what} is in {folder}')
 
   export_model('model', 'the aligned model', state.params)
   if origin.averages:
     export_model('model_average', 'its moving average', optim.averaged(state.opt_state, state.params))
   if policy.adapter is not None:
-    folder = workdir / 'adapter'
-    if not (folder / peft.CONFIG).exists():
-      peft.save(folder, config, policy.adapter, state.params, origin.folder)
+    folder, source = workdir / 'adapter', _source(origin, state, state.params)
+    if _must_write(folder, source, announce):
+      with _full_disks(folder):
+        peft.save(folder, config, policy.adapter, state.params, origin.folder, source)
     announce(f'the adapter is in {folder}, as PEFT reads it')
+
+
+@contextlib.contextmanager
+def _full_disks(folder: pathlib.Path) -> Iterator[None]:
+  """Explains that an export does not fit on the disk."""
+  try:
+    yield
+  except Exception as error:  # each library has its own
+    if not disk.is_full(error):
+      raise
+    raise OSError(
+      f'{folder} cannot be written: the disk is full. The trained state is saved: make room, and give the same command '
+      'again'
+    ) from error
+
+
+def _source(origin: Origin, state: training_state.TrainState, params: Params) -> dict[str, Any]:
+  """What an export is written from, in JSON types."""
+  return {'step': int(state.step), 'model': origin.fingerprint, 'parameters': checksums.fingerprint(params)}
+
+
+def _must_write(folder: pathlib.Path, source: dict[str, Any], announce: Callable[[str], None]) -> bool:
+  """Whether a folder is absent, damaged or written from another state: process 0 decides for all."""
+  fault = manifest.fault(folder, source) if jax.process_index() == 0 else ''
+  if fault and folder.exists():
+    announce(f'writing {folder} again: {fault}')
+  return any(processes.gather(int(bool(fault))))

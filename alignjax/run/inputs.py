@@ -11,7 +11,7 @@ from alignjax import objectives, stats
 from alignjax.data.batches import batching, reference_cache
 from alignjax.data.reading import drops, sources
 from alignjax.data.tokens import dataset, encoding, tokenization
-from alignjax.models import checkpoint_io
+from alignjax.models import checkpoint_io, manifest
 from alignjax.parallel import mesh as parallel_mesh
 from alignjax.run import adapters, settings
 from alignjax.training import caching, references, rows
@@ -179,10 +179,10 @@ def fingerprint(folder: str, whole: bool = False) -> str:
   for file in sorted(pathlib.Path(folder).glob('*.safetensors')):
     size = file.stat().st_size
     digest.update(f'{file.name}:{size}:'.encode())
+    if whole:
+      digest.update(bytes.fromhex(manifest.sha256(file)))
+      continue
     with file.open('rb') as stream:
-      if whole:
-        digest.update(hashlib.file_digest(stream, 'sha256').digest())
-        continue
       for sample in range(32):
         stream.seek(size * sample // 32)
         digest.update(stream.read(2**16))

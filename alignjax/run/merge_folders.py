@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from alignjax import expressions, merging
-from alignjax.models import folders
+from alignjax.models import folders, manifest
 from alignjax.run import folder_tensors
 
 RECORD = 'merge.json'
@@ -161,6 +161,8 @@ def _check_configs(paths: Sequence[pathlib.Path]) -> dict[str, Any]:
   An entry that only one has is either visible in the tensors or a default. The exception is `rope_scaling`: if it is
   missing, positions are not scaled.
   """
+  for path in paths:
+    manifest.check_settings(path)
   entries = [folders.read_json(path / folders.CONFIG) for path in paths]
   for path, other in zip(paths[1:], entries[1:], strict=True):
     for key in sorted((entries[0].keys() & other.keys()) - _INCIDENTAL | {'rope_scaling'}):

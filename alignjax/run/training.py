@@ -2,14 +2,16 @@
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 from typing import Any
 
 import jax
 
 from alignjax.optim import recipes, schedules
-from alignjax.run import examination, exports, preparation, record, settings
+from alignjax.run import examination, exports, preparation, record, recovery, settings
 from alignjax.training import checkpoint, loop, metrics, placement, source
+from alignjax.training import state as training_state
 from alignjax.training import step as training_step
 
 
@@ -35,7 +37,7 @@ def train(config: settings.Config) -> loop.Result:
   tx = recipes.build_optimizer(recipe, schedule, config.gradient_clip)
   identity = record.identity(config, prepared)
   workdir = pathlib.Path(config.workdir)
-  origin = exports.Origin(config.model, prepared.policy, recipe.averages)
+  origin = exports.Origin(config.model, identity['model_fingerprint'], prepared.policy, recipe.averages)
   batch_source = source.GrainSource(iter(batches))
   key = jax.random.key(config.seed)
   with checkpoint.Checkpoints(
@@ -43,7 +45,7 @@ def train(config: settings.Config) -> loop.Result:
   ) as checkpoints:
     try:
       like = placement.abstract_state(prepared.mesh, prepared.trained, tx, key, objective.memory.initial)
-      restored = checkpoints.restore(like, batch_source)
+      restored = recovery.restore(checkpoints, like, batch_source)
     except checkpoint.MismatchError as error:
       raise record.explain(error, identity, config.optimizer) from error
     base = preparation.load_base(config, prepared)
@@ -65,24 +67,31 @@ def train(config: settings.Config) -> loop.Result:
       found = examination.examine(config, prepared, state, frozen)
       examination.report(found, stop=config.doctor == 'stop', notes=False, announce=announce)
     record.write_config(workdir, config)
-    resumed_at = None if restored is None else restored.step
-    with _writers(workdir, resumed_at, steps, config.log_every) as writers:
-      step = training_step.build_train_step(
-        prepared.policy,
-        objective,
-        tx,
-        chunk=config.chunk,
-        microbatches=config.microbatches,
-        mesh=prepared.mesh,
-      )
-      result = loop.train(
-        state,
-        batch_source,
-        loop.Training(step, frozen, prepared.mesh, steps, schedule),
-        log=loop.Logging(writers, announce, prepared.training.data.origin),
-        evaluation=_evaluation(prepared, config.chunk, config.eval_every),
-        saving=loop.Saving(checkpoints, config.save_every),
-      )
+    step = training_step.build_train_step(
+      prepared.policy,
+      objective,
+      tx,
+      chunk=config.chunk,
+      microbatches=config.microbatches,
+      mesh=prepared.mesh,
+    )
+
+    def attempt(state: training_state.TrainState, resumed_at: int | None) -> loop.Result:
+      with _writers(workdir, resumed_at, steps, config.log_every) as writers:
+        return loop.train(
+          state,
+          batch_source,
+          loop.Training(step, frozen, prepared.mesh, steps, schedule),
+          log=loop.Logging(writers, announce, prepared.training.data.origin),
+          evaluation=_evaluation(prepared, config.chunk, config.eval_every),
+          saving=loop.Saving(checkpoints, config.save_every),
+        )
+
+    if restored is None:
+      result = attempt(state, None)
+    else:
+      again = functools.partial(recovery.restore, checkpoints, like, batch_source)
+      result = recovery.resume(attempt, restored, checkpoints, again)
   if result.preempted:
     announce(f'stopped on request: saved at step {result.step} of {steps}. The same command resumes the run')
   else:

@@ -11,10 +11,10 @@ in array files. The checksums do: they are computed on the devices before a save
 on the mesh or the sharding.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+import contextlib
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 import pathlib
 import shutil
@@ -23,15 +23,9 @@ import zlib
 
 from absl import logging
 import jax
-from jax.experimental import multihost_utils
-import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 
-from alignjax.training import source
-from alignjax.types import Array
-
-_VERSIONED = ('alignjax', 'flax', 'grain', 'jax', 'jaxlib', 'numpy', 'optax', 'orbax-checkpoint')
+from alignjax.training import checksums, compatibility, disk, orbax_logs, processes, source
 
 
 class CheckpointError(ValueError):
@@ -40,6 +34,10 @@ class CheckpointError(ValueError):
 
 class CorruptCheckpointError(CheckpointError):
   """A checkpoint whose bytes have changed since it was saved."""
+
+
+class SaveError(CheckpointError):
+  """A checkpoint that cannot be written."""
 
 
 class MismatchError(CheckpointError):
@@ -63,73 +61,11 @@ class Restored(NamedTuple):
   config: Mapping[str, Any]  # the configuration of the run that saved it
 
 
-def checksum(array: Array) -> Array:
-  """The sum over elements of bits(x_i) * odd(i) mod 2^32, where odd(i) is an odd hash of the index i.
-
-  The odd factor detects every single flipped bit. Its dependence on i detects exchanged elements. A sum of integers
-  does not depend on the order of addition, so the checksum does not depend on the mesh.
-
-  Args:
-    array: any shape; bool, integer or floating.
-
-  Returns:
-    [] uint32; 0 for an array of zeros.
-  """
-  if array.dtype == jnp.bool_:
-    array = array.astype(jnp.uint8)
-  unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(array.dtype.itemsize, jnp.uint32)  # 8 bytes: a new last axis of 2
-  bits = jax.lax.bitcast_convert_type(array, unsigned).astype(jnp.uint32)
-  index = jnp.zeros(bits.shape, jnp.uint32)
-  for axis, size in enumerate(bits.shape):
-    index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
-  mixed = index * jnp.uint32(0x9E3779B1)
-  mixed = (mixed ^ (mixed >> 16)) * jnp.uint32(0x85EBCA6B)
-  return jnp.sum(bits * ((mixed ^ (mixed >> 13)) | jnp.uint32(1)), dtype=jnp.uint32)
-
-
-@jax.jit
-def _checksums(arrays: dict[str, Array]) -> dict[str, Array]:
-  return {name: checksum(array) for name, array in arrays.items()}
-
-
-def checksums(tree: Any) -> dict[str, int]:
-  """The checksum of each array of a tree, by path. PRNG keys count as their raw data."""
-  raw = {name: _raw(leaf) for name, leaf in _by_path(tree).items()}
-  return {name: int(value) for name, value in jax.device_get(_checksums(raw)).items()}
-
-
-def _by_path(tree: Any) -> dict[str, Any]:
-  leaves = jax.tree_util.tree_leaves_with_path(tree)
-  return {jax.tree_util.keystr(path, simple=True, separator='.'): leaf for path, leaf in leaves}
-
-
-def _is_key(leaf: Any) -> bool:
-  return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _raw(leaf: Array) -> Array:
-  return jax.random.key_data(leaf) if _is_key(leaf) else leaf
-
-
 def _abstract(name: str, leaf: Any) -> jax.ShapeDtypeStruct:
   if leaf.sharding is None:
     raise ValueError(f'{name}: cannot be restored without a sharding; pass a ShapeDtypeStruct that has one')
-  raw = jax.eval_shape(_raw, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
+  raw = jax.eval_shape(checksums.raw_data, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
   return jax.ShapeDtypeStruct(raw.shape, raw.dtype, sharding=leaf.sharding)
-
-
-def _specification(leaf: Any) -> dict[str, Any]:
-  return {'shape': list(leaf.shape), 'dtype': str(leaf.dtype)}
-
-
-def _versions() -> dict[str, str]:
-  found = {}
-  for name in _VERSIONED:
-    try:
-      found[name] = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:  # alignjax itself, in a checkout that is not installed
-      found[name] = 'not installed'
-  return found
 
 
 def _digest(content: Mapping[str, Any]) -> str:
@@ -138,13 +74,6 @@ def _digest(content: Mapping[str, Any]) -> str:
 
 def _crc(position: Any) -> int:
   return zlib.crc32(json.dumps(position, sort_keys=True).encode())
-
-
-def _per_process(value: int) -> list[int]:
-  """Gathers one uint32 from each process."""
-  if jax.process_count() == 1:
-    return [value]
-  return [int(x) for x in multihost_utils.process_allgather(np.array([value], np.uint32)).ravel()]
 
 
 def _file_of(process: int, count: int) -> str:
@@ -167,12 +96,19 @@ class _PositionSave(ocp.args.CheckpointArgs):
   text: str
 
 
+class _Saving(NamedTuple):
+  """A save that runs in the background."""
+
+  step: int
+  size: int  # of the arrays, in bytes
+
+
 def _remove_unfinished(folder: pathlib.Path) -> None:
   """Removes checkpoints that a killed run did not commit. Orbax would do so in a thread that outlives a short run."""
   if jax.process_index() == 0:
     for unfinished in folder.glob('*.orbax-checkpoint-tmp*'):
       shutil.rmtree(unfinished)
-  _per_process(0)  # every process waits for the removal
+  processes.gather(0)  # every process waits for the removal
 
 
 class Checkpoints:
@@ -197,17 +133,33 @@ class Checkpoints:
     self._identity['jax_threefry_partitionable'] = bool(jax.config.jax_threefry_partitionable)
     _remove_unfinished(self.folder)
     options = ocp.CheckpointManagerOptions(preservation_policy=ocp.checkpoint_managers.LatestN(keep))
+    self._doubted: set[int] = set()
+    self._saving: _Saving | None = None
+    self._quiet = orbax_logs.without_tracebacks()
     self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=('state', 'data', 'metadata'))
 
   def __enter__(self) -> 'Checkpoints':
     return self
 
-  def __exit__(self, *error: object) -> None:
-    self.close()
+  def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+    try:
+      self.close()
+    except SaveError as failure:
+      if error is None:
+        raise
+      logging.error('%s', failure)  # the error that is already on its way matters more
 
   def steps(self) -> list[int]:
-    """The steps that have a checkpoint, the newest last."""
-    return sorted(self._manager.all_steps())
+    """The steps that have a checkpoint, the newest last, except those in doubt."""
+    return sorted(set(self._manager.all_steps()) - self._doubted)
+
+  def doubt(self, step: int) -> None:
+    """Leaves a checkpoint out from now on, because the run cannot continue from it.
+
+    It stays on disk until a run from an earlier checkpoint has saved this step or a later one: until then, the data or
+    the machine may be at fault.
+    """
+    self._doubted.add(step)
 
   def save(self, step: int, state: Any, batches: source.Source) -> None:
     """Saves in the background. After it returns, the state may be donated and the source may advance.
@@ -216,38 +168,102 @@ class Checkpoints:
       step: updates done.
       state: a tree of arrays. The caller has checked that they are finite.
       batches: the source, positioned at the batch of the next update.
+
+    Raises:
+      SaveError: this save cannot begin, or the one before it has failed.
     """
+    self.wait()
     position = batches.get_state()
-    leaves = _by_path(state)
-    sums = checksums(state)
-    arrays = {name: _specification(leaf) | {'checksum': sums[name]} for name, leaf in leaves.items()}
-    keys = {name: str(jax.random.key_impl(leaf)) for name, leaf in leaves.items() if _is_key(leaf)}
+    leaves = checksums.by_path(state)
+    sums = checksums.checksums(state)
+    if self._settled(step, sums):
+      return
+    arrays = {name: compatibility.specification(leaf) | {'checksum': sums[name]} for name, leaf in leaves.items()}
+    keys = {name: str(jax.random.key_impl(leaf)) for name, leaf in leaves.items() if checksums.is_key(leaf)}
     content = {
       'step': step,
       'identity': self._identity,
       'config': self._config,
-      'versions': _versions(),
+      'versions': compatibility.versions(),
       'arrays': arrays,
       'keys': keys,
-      'data': _per_process(_crc(position)),
+      'data': processes.gather(_crc(position)),
     }
-    self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardSave({name: _raw(leaf) for name, leaf in leaves.items()}),
-        data=_PositionSave(json.dumps(position, indent=4)),
-        metadata=ocp.args.JsonSave({'content': content, 'sha256': _digest(content)}),
-      ),
-      force=True,
-    )
+    self._saving = _Saving(step, sum(leaf.nbytes for leaf in leaves.values()))
+    with self._failures():
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave({name: checksums.raw_data(leaf) for name, leaf in leaves.items()}),
+          data=_PositionSave(json.dumps(position, indent=4)),
+          metadata=ocp.args.JsonSave({'content': content, 'sha256': _digest(content)}),
+        ),
+        force=True,
+      )
+
+  def check(self) -> None:
+    """Raises if a save in the background has failed. Does not wait for one that is running.
+
+    Raises:
+      SaveError: the message names the step, the reason and what to do.
+    """
+    if self._saving is not None and not self._manager.is_saving_in_progress():
+      self.wait()
+
+  def _settled(self, step: int, sums: Mapping[str, int]) -> bool:
+    """Moves the doubted checkpoints that the run has passed. True if one of them is this very state."""
+    for doubted in sorted(doubted for doubted in self._doubted if doubted <= step):
+      self._doubted.remove(doubted)
+      saved = self._read_metadata(doubted)['arrays']
+      if doubted == step and {name: array['checksum'] for name, array in saved.items()} == sums:
+        return True
+      self._set_aside(doubted)
+    return False
 
   def wait(self) -> None:
-    """Waits until the last save is committed."""
-    self._manager.wait_until_finished()
+    """Waits until the last save is committed.
+
+    Raises:
+      SaveError: it has failed.
+    """
+    with self._failures():
+      self._manager.wait_until_finished()
+    self._saving = None
 
   def close(self) -> None:
-    """Waits for the last save and releases the folder."""
-    self._manager.close()
+    """Waits for the last save and releases the folder.
+
+    Raises:
+      SaveError: the last save has failed, and this has not been reported yet.
+    """
+    try:
+      self.wait()
+    finally:
+      self._manager.close()
+      self._quiet.remove()
+
+  @contextlib.contextmanager
+  def _failures(self) -> Iterator[None]:
+    """Turns errors of a save into a SaveError."""
+    try:
+      yield
+    except Exception as error:
+      if self._saving is None:
+        raise
+      saving, self._saving = self._saving, None
+      raise SaveError(self._complaint(saving, error)) from error
+
+  def _complaint(self, saving: '_Saving', error: BaseException) -> str:
+    reason = disk.describe(error)
+    if disk.is_full(error):
+      free = shutil.disk_usage(self.folder).free
+      reason += f' ({free / 2**20:,.1f} MiB are free; the arrays have {saving.size / 2**20:,.1f} MiB)'
+    steps = [step for step in self.steps() if step != saving.step]
+    then = f'resumes from checkpoint {steps[-1]}' if steps else 'starts over, because there is no earlier checkpoint'
+    return (
+      f'checkpoint {saving.step} cannot be written to {self.folder}: {reason}. Make room or remove the cause, and give '
+      f'the same command again: it {then}'
+    )
 
   def restore(self, like: Any, batches: source.Source) -> Restored | None:
     """Restores the newest intact checkpoint, and moves the source to its position.
@@ -285,14 +301,31 @@ class Checkpoints:
 
   def _restore_step(self, step: int, like: Any, batches: source.Source) -> Restored:
     metadata = self._read_metadata(step)
-    leaves = _by_path(like)
-    self._check_identity(step, metadata)
-    self._check_arrays(step, metadata, leaves)
+    leaves = checksums.by_path(like)
+    if metadata['step'] != step:
+      raise CorruptCheckpointError(
+        f'checkpoint {step} was saved as checkpoint {metadata["step"]}: its folder has been renamed. Rename it back to '
+        'use it'
+      )
+    if changes := compatibility.changed_entries(metadata['identity'], self._identity):
+      raise MismatchError(
+        f'checkpoint {step} in {self.folder} belongs to another run. {"; ".join(changes)}. '
+        'Restore the old value, or choose another work directory',
+        metadata['config'],
+        metadata['identity'],
+      )
+    if changes := compatibility.changed_arrays(metadata['arrays'], leaves):
+      raise MismatchError(
+        f'checkpoint {step}: {changes[0]}. Restore the old settings, or choose another work directory',
+        metadata['config'],
+      )
     position = self._read_data(step, metadata)
     abstract = {name: _abstract(name, leaf) for name, leaf in leaves.items()}
     arguments = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
     arrays = self._guard(step, 'state', lambda: self._manager.restore(step, args=arguments)['state'])
-    wrong = [name for name, value in checksums(arrays).items() if value != metadata['arrays'][name]['checksum']]
+    wrong = [
+      name for name, value in checksums.checksums(arrays).items() if value != metadata['arrays'][name]['checksum']
+    ]
     if wrong:
       raise CorruptCheckpointError(
         f'checkpoint {step}: the bytes of {", ".join(wrong)} have changed since it was saved'
@@ -301,7 +334,8 @@ class Checkpoints:
       arrays[name] = jax.random.wrap_key_data(arrays[name], impl=implementation)
     # The source moves last, so that a corrupt checkpoint leaves it where it was.
     batches.set_state(position)
-    self._warn_of_versions(step, metadata['versions'])
+    for change in compatibility.changed_versions(metadata['versions']):
+      logging.warning('checkpoint %d was written with %s', step, change)
     state = jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in leaves])
     return Restored(step, state, metadata['config'])
 
@@ -314,7 +348,7 @@ class Checkpoints:
       if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error):
         raise
       cause = error
-    failed = _per_process(int(cause is not None))
+    failed = processes.gather(int(cause is not None))
     if any(failed):
       where = '' if len(failed) == 1 else f' on processes {[i for i, fail in enumerate(failed) if fail]}'
       detail = '' if cause is None else f': {type(cause).__name__}: {str(cause)[:300]}'
@@ -350,50 +384,13 @@ class Checkpoints:
 
     return self._guard(step, 'data', read)
 
-  def _check_identity(self, step: int, metadata: Mapping[str, Any]) -> None:
-    saved = metadata['identity']
-    changed = [
-      f'{name}: was {saved.get(name, "absent")!r}, is now {self._identity.get(name, "absent")!r}'
-      for name in sorted(saved.keys() | self._identity.keys())
-      if saved.get(name, 'absent') != self._identity.get(name, 'absent')
-    ]
-    if changed:
-      raise MismatchError(
-        f'checkpoint {step} in {self.folder} belongs to another run. {"; ".join(changed)}. '
-        'Restore the old value, or choose another work directory',
-        metadata['config'],
-        saved,
-      )
-
-  def _check_arrays(self, step: int, metadata: Mapping[str, Any], leaves: Mapping[str, Any]) -> None:
-    saved = metadata['arrays']
-
-    def described(specification: Mapping[str, Any] | None) -> str:
-      return 'absent' if specification is None else f'{specification["dtype"]}{specification["shape"]}'
-
-    for name in sorted(saved.keys() | leaves.keys()):
-      was = {key: saved[name][key] for key in ('shape', 'dtype')} if name in saved else None
-      now = _specification(leaves[name]) if name in leaves else None
-      if was != now:
-        raise MismatchError(
-          f'checkpoint {step}: {name} was {described(was)} and is now {described(now)}. '
-          'Restore the old settings, or choose another work directory',
-          metadata['config'],
-        )
-
-  def _warn_of_versions(self, step: int, saved: Mapping[str, str]) -> None:
-    for name, now in _versions().items():
-      if saved.get(name) != now:
-        logging.warning(
-          'checkpoint %d was written with %s %s; the installed version is %s', step, name, saved.get(name), now
-        )
-
   def _set_aside(self, step: int) -> None:
     target = self.folder.with_name(self.folder.name + '-corrupt')
+    self.wait()  # a save in the background must be committed before the folder is read again
     if jax.process_index() == 0:
       target.mkdir(exist_ok=True)
       free = next(n for n in range(1000) if not (target / f'{step}.{n}').exists())
       (self.folder / str(step)).rename(target / f'{step}.{free}')
-    _per_process(0)  # no process continues before the folder is gone
+    processes.gather(0)  # no process continues before the folder is gone
     self._manager.reload()
     logging.error('moved checkpoint %d to %s', step, target)

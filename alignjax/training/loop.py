@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from alignjax.data.batches import batching, order
 from alignjax.optim import schedules
 from alignjax.parallel import rules
-from alignjax.training import checkpoint, metrics, placement, preemption, source
+from alignjax.training import checkpoint, checksums, metrics, placement, preemption, processes, source
 from alignjax.training.state import Frozen, TrainState
 from alignjax.types import Array, Params, PreferenceBatch, WeightedSum
 
@@ -24,7 +24,15 @@ Announce = Callable[[str], None]
 
 
 class NonFiniteError(ArithmeticError):
-  """Training has produced a number that is not finite."""
+  """Training has produced a number that is not finite.
+
+  Attributes:
+    step: the update that produced it.
+  """
+
+  def __init__(self, message: str, step: int = 0):
+    super().__init__(message)
+    self.step = step
 
 
 class Result(NamedTuple):
@@ -165,6 +173,7 @@ class _Pending:
 
   step: int
   metrics: Mapping[str, Array]
+  finite: Mapping[str, Array]  # the objective's memory: name -> whether all values are finite
   ids: Sequence[int]
 
 
@@ -180,8 +189,8 @@ def train(
 ) -> Result:
   """Trains from the given state until `training.steps` updates are done or SIGTERM arrives.
 
-  The loop reads the metrics of a step while the next one runs. It saves a state only once all metrics up to it, and its
-  parameters, are known to be finite. After an update it evaluates, calls hooks and saves, in this order.
+  The loop reads the metrics of a step while the next one runs. It saves a state only once all metrics up to it, and all
+  of its own arrays, are known to be finite. After an update it evaluates, calls hooks and saves, in this order.
 
   Args:
     state: placed on the mesh, as `placement.create_state` does it. Donated.
@@ -196,8 +205,10 @@ def train(
     The final state, and why training ended.
 
   Raises:
-    NonFiniteError: if the loss, a gradient or a parameter is not finite; names the step and its examples. Nothing is
-      saved after the first such step.
+    NonFiniteError: if the loss, a gradient, the objective's memory, or an array of a state to save is not finite; names
+      the step and its examples. Nothing is saved after the first such step.
+    MetricsError: if a writer cannot write its metrics. The state is saved first.
+    SaveError: if a checkpoint cannot be written.
     ValueError: if `batches` ends before `training.steps`.
   """
   with preemption.Preemption() as notice:
@@ -219,6 +230,7 @@ class _Run:
   ):
     self.state, self.batches, self.training, self.log = state, batches, training, log
     self.evaluation, self.saving, self.hooks = evaluation, saving, hooks
+    self.failure: metrics.MetricsError | None = None  # the first of the writers
     self.done = int(state.step)
     replicated = rules.replicated(training.mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
@@ -236,25 +248,32 @@ class _Run:
     self.clock = time.monotonic()
 
   def go(self, notice: preemption.Preemption) -> Result:
+    self.notice = notice
     if self.done == 0 and self.evaluation is not None and not self.saved():
       self.write(0, self.evaluate())
     while self.done < self.training.steps:
-      if notice.reached(self.done):
-        self.save()
-        return self.result(preempted=True)
+      if self.saving is not None:
+        self.saving.checkpoints.check()
+      if self.notice.reached(self.done):
+        return self.finish(preempted=True)
       self.advance()
       if self.evaluation is not None and self.due(self.evaluation.every):
         self.flush(self.evaluate)
       self.call_hooks()
       if self.saving is not None and self.saving.every and self.done % self.saving.every == 0:
         self.save()
-    self.save()
-    return self.result(preempted=False)
+    return self.finish(preempted=False)
 
   def due(self, every: int) -> bool:
     return self.done == self.training.steps or bool(every and self.done % every == 0)
 
-  def result(self, preempted: bool) -> Result:
+  def finish(self, preempted: bool) -> Result:
+    """Saves, and raises an error in every process if one of them lost metrics."""
+    self.flush()
+    if any(processes.gather(int(self.failure is not None))):
+      failure = self.failure or 'another process cannot write its metrics'
+      raise metrics.MetricsError(f'{failure}. {self.save_at_once()}')
+    self.save()
     return Result(self.state, self.done, preempted, len(self.program))
 
   def advance(self) -> None:
@@ -267,9 +286,9 @@ class _Run:
       ) from None
     previous = self.pending
     data = placement.to_global(self.training.mesh, batch.data)
-    self.state, values = self.program(self.state, self.training.frozen, data)
+    self.state, (values, finite) = self.program(self.state, self.training.frozen, data)
     self.done += 1
-    self.pending = _Pending(self.done, values, batch.ids)
+    self.pending = _Pending(self.done, values, finite, batch.ids)
     if previous is not None:
       self.record(previous)
 
@@ -292,8 +311,10 @@ class _Run:
     now = time.monotonic()
     seconds, self.clock = now - self.clock, now
     wrong = [f'{name} is {values[name]}' for name in ('loss', 'gradient_norm') if not math.isfinite(values[name])]
+    finite = jax.device_get(dict(pending.finite))
+    wrong += [f'the memory {name} of the objective is not finite' for name in finite if not finite[name]]
     if wrong:
-      raise NonFiniteError(self.complaint(pending, ', '.join(wrong)))
+      raise NonFiniteError(self.complaint(pending, ', '.join(wrong)), pending.step)
     times = {'time/seconds': seconds, 'time/tokens_per_second': values['tokens'] / seconds}
     self.write(pending.step, values | times | extra())
 
@@ -306,7 +327,12 @@ class _Run:
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
     for writer in self.log.writers:
-      writer.write(step, values)
+      try:
+        writer.write(step, values)
+      except metrics.MetricsError as error:
+        if self.failure is None:
+          self.failure = error
+          self.notice.request()
 
   def evaluate(self) -> dict[str, float]:
     """Means over the held-out examples, under names that start with `eval/`."""
@@ -329,32 +355,46 @@ class _Run:
     if self.saved():
       return
     # Finite gradients do not imply this: an update can overflow, and a saved infinity breaks every resumed run.
-    wrong = [name for name, finite in jax.device_get(_finite(self.state.params)).items() if not finite]
-    if wrong:
-      raise NonFiniteError(f'step {self.done}: parameters {", ".join(wrong)} are not finite. They are not saved')
+    if wrong := not_finite(self.state):
+      raise NonFiniteError(f'step {self.done}: {wrong} are not finite. They are not saved', self.done)
     if self.saving is not None:
       self.saving.checkpoints.save(self.done, self.state, self.batches)
       self.clock = time.monotonic()
 
+  def save_at_once(self) -> str:
+    """Saves, waits for the result, and describes it."""
+    if self.saving is None:
+      return 'Nothing is saved, because this run has no checkpoints'
+    try:
+      self.save()
+      self.saving.checkpoints.wait()
+    except checkpoint.SaveError as error:
+      return f'The step cannot be saved either: {error}'
+    return f'Step {self.done} is saved: remove the cause, then the same command resumes the run'
 
-@jax.jit
-def _finite(params: Params) -> dict[str, Array]:
-  leaves = jax.tree_util.tree_leaves_with_path(params)
-  return {jax.tree_util.keystr(path, simple=True, separator='.'): jnp.all(jnp.isfinite(leaf)) for path, leaf in leaves}
+
+def not_finite(state: TrainState) -> str:
+  """Lists the arrays of a state that are not finite; '' if all are."""
+  names = [name.replace('params.', 'parameters ', 1) for name in checksums.not_finite(state)]
+  return ', '.join(names[:8]) + (f' and {len(names) - 8} more' if len(names) > 8 else '')
 
 
-def _instrumented(training: Training) -> Step:
-  """The step, with the loop's own metrics: learning rate, tokens, and a hash of the batch."""
+def _instrumented(training: Training) -> Callable[..., Any]:
+  """The step, with the loop's own metrics: learning rate, tokens, and a hash of the batch.
 
-  def instrumented(state: TrainState, frozen: Frozen, batch: PreferenceBatch) -> tuple[TrainState, dict[str, Array]]:
+  In addition to state and metrics, returns whether each array of the objective's memory is finite.
+  """
+
+  def instrumented(state: TrainState, frozen: Frozen, batch: PreferenceBatch) -> Any:
     lengths = batch.prompt_length + jnp.sum(batch.response_length, axis=1)
     own = {
       'tokens': jnp.sum(jnp.where(batch.weight > 0, lengths, 0)),
-      'batch_hash': sum(checkpoint.checksum(leaf) for leaf in jax.tree.leaves(batch)),
+      'batch_hash': sum(checksums.checksum(leaf) for leaf in jax.tree.leaves(batch)),
     }
     if training.schedule is not None:
       own = {'learning_rate': training.schedule(state.step), **own}
     state, values = training.step(state, frozen, batch)
-    return state, {**values, **own}
+    finite = {name: jnp.all(jnp.isfinite(value)) for name, value in state.memory.items()}
+    return state, ({**values, **own}, finite)
 
   return instrumented

@@ -6,18 +6,27 @@ run to run; everything else is identical when a run is repeated or resumed on th
 
 import collections
 from collections.abc import Mapping
+import contextlib
+import io
 import json
 import math
 import os
 import pathlib
+import socket
 import statistics
+import struct
 import sys
+import time
 from typing import Protocol, TextIO
 
+from absl import logging
 import jax
 from rich import console as rich_console
 from rich import progress
-import tensorboardX
+from tensorboardX import record_writer, summary
+from tensorboardX.proto import event_pb2
+
+from alignjax.training import disk
 
 TIME_PREFIX = 'time/'
 Values = Mapping[str, float | int]
@@ -32,63 +41,123 @@ _SHOWN = (
 )
 
 
+class MetricsError(OSError):
+  """Metrics that must not be lost cannot be written."""
+
+
 class Writer(Protocol):
   """Receives every record. Each process calls every writer, in the same order."""
 
-  def write(self, step: int, values: Values) -> None: ...
+  def write(self, step: int, values: Values) -> None:
+    """Writes a record.
+
+    Raises:
+      MetricsError: the record is not written. The run saves a checkpoint and stops.
+    """
 
   def close(self) -> None: ...
 
 
 class JsonlWriter:
-  """One JSON object per line, `{"step": 3, "loss": 0.6931471824645996, ...}`, flushed after each record.
+  """One JSON object per line, `{"step": 3, "loss": 0.6931471824645996, ...}`, on disk when `write` returns.
 
   Floats have as many digits as it takes to read back the same bits. JSON has no infinities, so a value that is not
   finite becomes a string that `float` reads: "nan", "inf", "-inf".
 
   Args:
-    file: created, or continued.
+    file: created, or continued. Damaged lines are moved to a second file, metrics.damaged.jsonl for metrics.jsonl.
     resumed_at: the step of the restored checkpoint. Later records are removed, since their updates run again. None
       starts an empty file.
   """
 
   def __init__(self, file: str | pathlib.Path, resumed_at: int | None = None):
-    self._stream: TextIO | None = None
+    self._file = pathlib.Path(file)
+    self._stream: io.RawIOBase | None = None
+    self._unwritten = b''
     if jax.process_index() != 0:
       return
-    file = pathlib.Path(file)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    kept = [] if resumed_at is None else _lines_up_to(file, resumed_at)
-    partial = file.with_name(file.name + '.partial')
-    partial.write_text(''.join(kept), encoding='utf-8')
-    os.replace(partial, file)  # atomic: a crash leaves the old file or the new one
-    self._stream = file.open('a', encoding='utf-8')
+    self._file.parent.mkdir(parents=True, exist_ok=True)
+    kept = [] if resumed_at is None else _lines_up_to(self._file, resumed_at)
+    partial = self._file.with_name(self._file.name + '.partial')
+    partial.write_bytes(b''.join(kept))
+    os.replace(partial, self._file)  # atomic: a crash leaves the old file or the new one
+    self._stream = self._file.open('ab', buffering=0)
 
   def write(self, step: int, values: Values) -> None:
     if self._stream is not None:
       record = {'step': step} | {name: _jsonable(value) for name, value in values.items()}
-      self._stream.write(json.dumps(record, allow_nan=False) + '\n')
-      self._stream.flush()
+      self._unwritten += json.dumps(record, allow_nan=False).encode() + b'\n'
+      try:
+        self._append()
+      except OSError as error:
+        raise MetricsError(f'{self._file}: cannot be written from step {step} on: {disk.describe(error)}') from error
 
   def close(self) -> None:
     if self._stream is not None:
+      with contextlib.suppress(OSError):  # `write` has reported it
+        self._append()
       self._stream.close()
+
+  def _append(self) -> None:
+    """Appends everything that is not in the file yet."""
+    while self._unwritten:
+      written = self._stream.write(self._unwritten)
+      self._unwritten = self._unwritten[written:]
 
 
 def read_jsonl(file: str | pathlib.Path) -> list[dict[str, float | int]]:
-  """Reads the records of a JsonlWriter. Ignores a last line that a crash cut short."""
-  records = []
-  for line in pathlib.Path(file).read_text(encoding='utf-8').splitlines(keepends=True):
-    if line.endswith('\n'):
-      records.append({name: float(v) if isinstance(v, str) else v for name, v in json.loads(line).items()})
-  return records
+  """Reads the records of a JsonlWriter. Warns of damaged lines and ignores a last line that a crash cut short."""
+  records, damaged = _parse(pathlib.Path(file))
+  if damaged:
+    logging.warning('%s: %s: not a record', file, _numbers(damaged))
+  return [
+    {name: float(value) if isinstance(value, str) else value for name, value in record.items()} for _, record in records
+  ]
 
 
-def _lines_up_to(file: pathlib.Path, step: int) -> list[str]:
+_Record = dict[str, float | int | str]
+
+
+def _parse(file: pathlib.Path) -> tuple[list[tuple[bytes, _Record]], dict[int, bytes]]:
+  """The complete lines of a file: those that are records, and the damaged ones by their number."""
+  records, damaged = [], {}
+  for number, line in enumerate(file.read_bytes().split(b'\n')[:-1], 1):
+    record = _record(line)
+    if record is None:
+      damaged[number] = line + b'\n'
+    else:
+      records.append((line + b'\n', record))
+  return records, damaged
+
+
+def _record(line: bytes) -> _Record | None:
+  """The record in a line; None if the line is damaged."""
+  try:
+    record = json.loads(line)
+  except (ValueError, RecursionError):  # not JSON, not UTF-8, or nested too deeply
+    return None
+  if not isinstance(record, dict) or type(record.get('step')) is not int:
+    return None
+  return record if all(isinstance(v, int | float) or v in ('nan', 'inf', '-inf') for v in record.values()) else None
+
+
+def _lines_up_to(file: pathlib.Path, step: int) -> list[bytes]:
+  """The lines to keep. Damaged lines are moved to a file of their own."""
   if not file.exists():
     return []
-  lines = file.read_text(encoding='utf-8').splitlines(keepends=True)
-  return [line for line in lines if line.endswith('\n') and json.loads(line)['step'] <= step]
+  records, damaged = _parse(file)
+  if damaged:
+    aside = file.with_name(f'{file.stem}.damaged{file.suffix}')
+    with aside.open('ab') as stream:
+      stream.writelines(damaged.values())
+    logging.warning('%s: %s: not a record; moved to %s', file, _numbers(damaged), aside)
+  return [line for line, record in records if record['step'] <= step]
+
+
+def _numbers(lines: Mapping[int, bytes]) -> str:
+  """Formats the first line numbers, and the number of remaining ones."""
+  shown = ', '.join(map(str, list(lines)[:8]))
+  return f'line{"s" if len(lines) > 1 else ""} {shown}' + (f' and {len(lines) - 8} more' if len(lines) > 8 else '')
 
 
 def _jsonable(value: float | int) -> float | int | str:
@@ -96,7 +165,9 @@ def _jsonable(value: float | int) -> float | int | str:
 
 
 class TensorBoardWriter:
-  """Event files for TensorBoard.
+  """Event files for TensorBoard, written without a thread or a queue, which could block the run.
+
+  If a file cannot be written, the writer warns once and is off from then on.
 
   Args:
     folder: created if absent.
@@ -104,22 +175,58 @@ class TensorBoardWriter:
   """
 
   def __init__(self, folder: str | pathlib.Path, resumed_at: int | None = None):
-    self._writer = None
+    self._folder = pathlib.Path(folder)
+    self._stream: io.RawIOBase | None = None
     if jax.process_index() == 0:
-      self._writer = tensorboardX.SummaryWriter(str(folder), purge_step=0 if resumed_at is None else resumed_at + 1)
+      first = 0 if resumed_at is None else resumed_at + 1
+      start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+      try:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        name = f'events.out.tfevents.{int(time.time())}.{socket.gethostname()}'
+        self._stream = (self._folder / name).open('ab', buffering=0)
+        self._append(event_pb2.Event(wall_time=time.time(), file_version='brain.Event:2'))
+        self._append(event_pb2.Event(wall_time=time.time(), step=first, session_log=start))
+      except OSError as error:
+        self._turn_off(first, error)
 
   def write(self, step: int, values: Values) -> None:
-    if self._writer is not None:
-      for name, value in values.items():
-        self._writer.add_scalar(name, value, step)
+    if self._stream is not None:
+      scalars = [scalar for name, value in values.items() for scalar in summary.scalar(name, value).value]
+      event = event_pb2.Event(wall_time=time.time(), step=step)
+      event.summary.value.extend(scalars)
+      try:
+        self._append(event)
+      except OSError as error:
+        self._turn_off(step, error)
 
   def close(self) -> None:
-    if self._writer is not None:
-      self._writer.close()
+    if self._stream is not None:
+      self._stream.close()
+
+  def _append(self, event: event_pb2.Event) -> None:
+    """Appends an event as a TFRecord: length, checksum of the length, bytes, checksum of the bytes."""
+    data = event.SerializeToString()
+    length = struct.pack('<Q', len(data))
+    sums = [struct.pack('<I', record_writer.masked_crc32c(part)) for part in (length, data)]
+    left = length + sums[0] + data + sums[1]
+    while left:
+      left = left[self._stream.write(left) :]
+
+  def _turn_off(self, step: int, error: OSError) -> None:
+    if self._stream is not None:
+      with contextlib.suppress(OSError):
+        self._stream.close()
+    self._stream = None
+    logging.warning(
+      '%s: cannot be written: %s. TensorBoard is off from step %d on; metrics.jsonl is complete',
+      self._folder,
+      disk.describe(error),
+      step,
+    )
 
 
 class ConsoleWriter:
-  """A progress bar on a terminal; plain lines elsewhere.
+  """A progress bar on a terminal; plain lines elsewhere. If the stream cannot be written, warns once and is silent.
 
   Args:
     total: steps of the whole run.
@@ -144,6 +251,13 @@ class ConsoleWriter:
   def write(self, step: int, values: Values) -> None:
     if self._quiet:
       return
+    try:
+      self._show(step, values)
+    except OSError as error:
+      self._quiet = True
+      logging.warning('standard output cannot be written: %s. Progress is not shown any more', disk.describe(error))
+
+  def _show(self, step: int, values: Values) -> None:
     left = self._time_left(step, values)
     if self._bar is not None:
       self._bar.update(self._task, completed=step, shown=_shown(values), left=left)
@@ -156,7 +270,8 @@ class ConsoleWriter:
 
   def close(self) -> None:
     if self._bar is not None:
-      self._bar.stop()
+      with contextlib.suppress(OSError):
+        self._bar.stop()
 
   def _print(self, line: str) -> None:
     if self._bar is not None:

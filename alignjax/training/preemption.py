@@ -34,6 +34,13 @@ class Preemption:
       return self._noticed
     return multihost_utils.reached_preemption_sync_point(step)
 
+  def request(self) -> None:
+    """Requests the same stop as SIGTERM, from inside this process. One process is enough to stop all."""
+    if jax.process_count() == 1:
+      self._noticed = True
+    else:
+      signal.raise_signal(signal.SIGTERM)
+
   def _notice(self, signum: int, frame: types.FrameType | None) -> None:
     del signum, frame
     self._noticed = True

@@ -11,7 +11,7 @@ from safetensors import numpy as safetensors_numpy
 
 from alignjax import expressions, merging
 from alignjax.commands import merge, program
-from alignjax.models import checkpoint_io, folders
+from alignjax.models import checkpoint_io, folders, manifest
 from alignjax.run import folder_tensors, merge_folders
 from tests import assets
 
@@ -96,7 +96,7 @@ def test_the_result_loads_as_a_model(models):
   expected = jax.tree.map(lambda a, b: 0.25 * a + 0.75 * b, *parts)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), params, expected)
   names = {path.name for path in merged.iterdir()}
-  assert names == {path.name for path in (models / 'first').iterdir()} | {'merge.json'}
+  assert names == {path.name for path in (models / 'first').iterdir()} | {'merge.json', manifest.FILE}
 
 
 def test_folders_in_several_files_are_read_and_written(models):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
 
-from alignjax.models import checkpoint_io, families, folders, transformer
+from alignjax.models import checkpoint_io, families, folders, manifest, transformer
 from tests import assets
 from tests.models import model_folders
 
@@ -211,7 +211,7 @@ def test_what_is_saved_is_loaded(tmp_path):
   jax.tree.map(np.testing.assert_array_equal, model_folders.load(saved), params)
   before, after = model_folders.files(source), model_folders.files(saved)
   assert before.keys() - after.keys() == {'notes.txt'}
-  for name in after.keys() - {folders.CONFIG}:
+  for name in after.keys() - {folders.CONFIG, manifest.FILE}:
     assert after[name] == before[name]
   entries = json.loads(after[folders.CONFIG])
   assert (entries['bos_token_id'], entries['eos_token_id'], entries['torch_dtype']) == (1, 2, 'float32')

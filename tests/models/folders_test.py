@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
 
-from alignjax.models import checkpoint_io, folders
+from alignjax.models import checkpoint_io, folders, manifest
 from tests.models import model_folders
 
 
@@ -95,7 +95,7 @@ def test_saving_replaces_an_earlier_model(tmp_path):
   (first / folders.SHARD.pattern.replace(r'\d{5}', '00001').replace('\\', '')).write_bytes(b'stale')
   config, params = checkpoint_io.load_config(second), model_folders.load(second)
   checkpoint_io.save(first, config, params)
-  assert model_folders.files(first).keys() == {folders.CONFIG, folders.WEIGHTS}
+  assert model_folders.files(first).keys() == {folders.CONFIG, folders.WEIGHTS, manifest.FILE}
   jax.tree.map(np.testing.assert_array_equal, model_folders.load(first), params)
   assert sorted(path.name for path in tmp_path.iterdir()) == ['first', 'second']
   checkpoint_io.save(second, config, params, assets_from=second)  # in place

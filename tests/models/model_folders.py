@@ -40,6 +40,13 @@ def files(folder):
   return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+def flip_bit(path):
+  """Flips one bit in the middle of a file; of a weight file, in an array."""
+  data = bytearray(path.read_bytes())
+  data[len(data) // 2] ^= 1
+  path.write_bytes(data)
+
+
 def shard(folder, weight_map):
   """Splits the weights into files as `weight_map` says, with an index."""
   path = folder / folders.WEIGHTS

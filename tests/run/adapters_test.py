@@ -1,10 +1,12 @@
 """Runs that train adapters: what they leave, resume and refuse."""
 
 import dataclasses
+import json
 import pathlib
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,7 +14,7 @@ from alignjax import expressions
 from alignjax.models import checkpoint_io, lora, peft, quantization
 from alignjax.optim import recipes
 from alignjax.run import adapters, settings, training
-from alignjax.training import metrics
+from alignjax.training import checkpoint, metrics
 from tests import assets, runs
 
 ADAPTER = "lora(rank=2, alpha=3, targets='query+mlp')"
@@ -81,6 +83,37 @@ def test_it_resumes_bit_identically(finished, capsys):
     assert (workdir / folder / file).read_bytes() == (source / folder / file).read_bytes()
   with pytest.raises(ValueError, match=r'adapter: was "lora\(rank=2.* is now .lora\(rank=4'):
     training.train(dataclasses.replace(config, adapter='lora(rank=4)'))
+
+
+class Position:
+  """A source that only has a position."""
+
+  def get_state(self):
+    return self.position
+
+  def set_state(self, position):
+    self.position = position
+
+
+def test_a_checkpoint_whose_memory_is_not_finite_is_skipped(finished, caplog):
+  config, result = finished
+  source, workdir = pathlib.Path(config.workdir), pathlib.Path(config.workdir + '_spoiled')
+  shutil.copytree(source / 'checkpoints' / '2', workdir / 'checkpoints' / '2')
+  saved = json.loads((source / 'checkpoints' / '2' / 'metadata' / 'metadata').read_text())['content']
+  batches = Position()
+  with checkpoint.Checkpoints(
+    workdir / 'checkpoints', config=saved['config'], identity=saved['identity']
+  ) as checkpoints:
+    state = checkpoints.restore(result.state, batches).state
+    memory = jax.tree.map(lambda value: value * jnp.nan, state.memory)
+    checkpoints.save(3, dataclasses.replace(state, step=state.step + 1, memory=memory), batches)
+  with caplog.at_level('ERROR', 'absl'):
+    training.train(dataclasses.replace(config, workdir=str(workdir)))
+  names = ', '.join(f'memory.{name}' for name in sorted(memory))
+  assert f'checkpoint 3: {names} are not finite. Trying the one before it' in caplog.messages
+  assert _records(workdir) == _records(source)[2:]
+  weights = pathlib.Path('model') / 'model.safetensors'
+  assert (workdir / weights).read_bytes() == (source / weights).read_bytes()
 
 
 @pytest.mark.parametrize(

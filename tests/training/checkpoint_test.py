@@ -3,6 +3,9 @@
 import gc
 import json
 import pathlib
+import re
+import resource
+import time
 
 import grain
 import jax
@@ -13,8 +16,9 @@ import optax
 import pytest
 
 from alignjax.parallel import mesh as mesh_lib
-from alignjax.training import checkpoint, source
+from alignjax.training import checkpoint, checksums, source
 from alignjax.training import state as state_lib
+from tests import disks
 
 IDENTITY = {'model': 'tiny', 'seed': 0, 'objective': 'dpo(beta=0.1)', 'batch_size': 4}
 CONFIG = {'learning_rate': 0.1, 'workdir': 'runs/x'}
@@ -119,7 +123,7 @@ def test_checksum_is_the_same_on_every_mesh_and_sees_any_flipped_bit(dtype):
   values = (50 * generator.standard_normal((16, 24))).astype(dtype)
 
   def checksum(array) -> int:
-    return checkpoint.checksums({'x': array})['x']
+    return checksums.checksums({'x': array})['x']
 
   plain = checksum(jnp.asarray(values))
   specs = (PartitionSpec('fsdp', 'tensor'), PartitionSpec(None, ('data', 'fsdp')), PartitionSpec())
@@ -145,7 +149,7 @@ def test_checksum_definition():
     mixed = index * 0x9E3779B1 % 2**32
     mixed = (mixed ^ (mixed >> 16)) * 0x85EBCA6B % 2**32
     total += bits * ((mixed ^ (mixed >> 13)) | 1)
-  assert checkpoint.checksums({'x': jnp.asarray(values)})['x'] == total % 2**32
+  assert checksums.checksums({'x': jnp.asarray(values)})['x'] == total % 2**32
 
 
 def flip_bit(folder: pathlib.Path, step: int, array: jax.Array) -> None:
@@ -177,6 +181,63 @@ def test_flipped_bit_is_named_and_the_checkpoint_before_it_is_used(tmp_path, cap
     checkpoints.save(4, make_state(seed=4), batches)
     checkpoints.wait()
     assert checkpoints.steps() == [2, 4]
+
+
+def test_a_renamed_folder_is_named_and_the_checkpoint_before_it_is_used(tmp_path, caplog):
+  expected = save_steps(tmp_path / 'c', 2, 4)
+  (tmp_path / 'c' / '4').rename(tmp_path / 'c' / '100')
+  with open_checkpoints(tmp_path / 'c') as checkpoints, caplog.at_level('ERROR', 'absl'):
+    restored = checkpoints.restore(make_state(seed=9), make_source())
+    assert restored.step == 2
+    assert raw(restored.state) == raw(expected[2][0])
+    assert checkpoints.steps() == [2]
+  message = 'checkpoint 100 was saved as checkpoint 4: its folder has been renamed. Rename it back to use it'
+  assert message in caplog.text
+  (tmp_path / 'c-corrupt' / '100.0').rename(tmp_path / 'c' / '4')
+  with open_checkpoints(tmp_path / 'c') as checkpoints:
+    assert checkpoints.restore(make_state(seed=9), make_source()).step == 4
+
+
+def save_in_vain(checkpoints: checkpoint.Checkpoints, step: int) -> str:
+  """Saves a large state, and returns the error that appears without a further save."""
+  checkpoints.save(step, {'x': jax.random.normal(jax.random.key(step), (100, 1000))}, make_source())
+  deadline = time.monotonic() + 60
+  while time.monotonic() < deadline:
+    try:
+      checkpoints.check()
+    except checkpoint.SaveError as error:
+      return str(error)
+    time.sleep(0.01)
+  raise AssertionError('no error appeared')
+
+
+def test_a_full_disk_is_reported_in_words_while_the_run_goes_on(tmp_path, caplog):
+  with disks.small(tmp_path / 'c', '600k') as folder, open_checkpoints(folder) as checkpoints:
+    checkpoints.save(1, {'x': jax.random.normal(jax.random.key(0), (100, 1000))}, make_source())
+    checkpoints.wait()
+    message = save_in_vain(checkpoints, 2)
+    assert checkpoints.steps() == [1]
+  assert re.fullmatch(
+    rf'checkpoint 2 cannot be written to {folder}: the disk is full '
+    r'\([\d.]+ MiB are free; the arrays have 0\.4 MiB\)\. Make room or remove the cause, and give the same '
+    'command again: it resumes from checkpoint 1',
+    message,
+  )
+  assert not [record for record in caplog.records if record.exc_info]
+
+
+def test_a_save_that_fails_for_another_reason_is_reported_with_it(tmp_path, caplog):
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  with open_checkpoints(tmp_path / 'c') as checkpoints:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, before[1]))
+    try:
+      message = save_in_vain(checkpoints, 1)
+    finally:
+      resource.setrlimit(resource.RLIMIT_FSIZE, before)
+  assert message.startswith(f'checkpoint 1 cannot be written to {tmp_path / "c"}: ValueError: ')
+  assert message.endswith('it starts over, because there is no earlier checkpoint')
+  assert '\n' not in message
+  assert not [record for record in caplog.records if record.exc_info]
 
 
 def test_no_good_checkpoint_is_an_error_and_nothing_is_moved(tmp_path):

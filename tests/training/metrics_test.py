@@ -1,8 +1,12 @@
 """Records are written once, and read back bit for bit."""
 
+import contextlib
+import errno
 import io
 import json
 import pathlib
+import resource
+import socket
 import struct
 
 import numpy as np
@@ -61,6 +65,95 @@ def test_resume_removes_what_was_undone_and_a_half_written_line(tmp_path):
   assert [(r['step'], r['loss']) for r in metrics.read_jsonl(file)] == [(s, s) for s in range(1, 6)] + [(6, 60.0)]
   metrics.JsonlWriter(file).close()  # a fresh start
   assert metrics.read_jsonl(file) == []
+
+
+def test_damaged_lines_are_set_aside_with_a_warning_and_do_not_stop_a_resume(tmp_path, caplog):
+  file = tmp_path / 'metrics.jsonl'
+  sound = [json.dumps({'step': step, 'loss': 0.5, 'worst': 'inf', 'flag': True}).encode() for step in range(1, 8)]
+  damaged = [
+    b'{"step": 2, "loss" 0.5}',
+    b'[1, 2]',
+    b'{"loss": 0.5}',
+    b'{"step": "3", "loss": 0.5}',
+    b'{"step": 3, "loss": [0.5]}',
+    b'{"step": 3, "loss": "nbn"}',
+    b'\xff\xfe\x00',
+    b'',
+    b'[' * 100_000,
+  ]
+  lines = [sound[0], *damaged[:4], sound[1], *damaged[4:], *sound[2:]]
+  file.write_bytes(b'\n'.join(lines) + b'\n{"step": 8, "lo')
+  with caplog.at_level('WARNING', 'absl'):
+    assert [record['step'] for record in metrics.read_jsonl(file)] == list(range(1, 8))
+    metrics.JsonlWriter(file, resumed_at=5).close()
+  assert file.read_bytes() == b''.join(line + b'\n' for line in sound[:5])
+  aside = tmp_path / 'metrics.damaged.jsonl'
+  assert aside.read_bytes() == b''.join(line + b'\n' for line in damaged)
+  where = f'{file}: lines 2, 3, 4, 5, 7, 8, 9, 10 and 1 more: not a record'
+  assert caplog.messages == [where, f'{where}; moved to {aside}']
+  metrics.JsonlWriter(file, resumed_at=5).close()
+  assert len(caplog.messages) == 2
+
+
+@contextlib.contextmanager
+def files_of_at_most(size: int):
+  """Writes beyond this many bytes fail in this process, as on a full disk."""
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_record_that_does_not_fit_is_an_error_and_is_completed_when_there_is_room(tmp_path):
+  file = tmp_path / 'm.jsonl'
+  writer = metrics.JsonlWriter(file)
+  writer.write(1, {'loss': 0.5})
+  with files_of_at_most(file.stat().st_size + 10):
+    for step in (2, 3):
+      with pytest.raises(metrics.MetricsError, match=rf'm\.jsonl: cannot be written from step {step} on: .*too large'):
+        writer.write(step, {'loss': 0.25})
+    assert [record['step'] for record in metrics.read_jsonl(file)] == [1]
+  writer.close()
+  assert [(record['step'], record['loss']) for record in metrics.read_jsonl(file)] == [(1, 0.5), (2, 0.25), (3, 0.25)]
+
+
+def test_a_full_disk_turns_tensorboard_off_with_one_warning(tmp_path, monkeypatch, caplog):
+  monkeypatch.setattr(metrics.time, 'time', lambda: 1700000000.0)  # names the file
+  name = f'events.out.tfevents.1700000000.{socket.gethostname()}'
+  (tmp_path / name).symlink_to('/dev/full')
+  with caplog.at_level('WARNING', 'absl'):
+    writer = metrics.TensorBoardWriter(tmp_path, resumed_at=5)
+    for step in range(6, 60):
+      writer.write(step, {'loss': 0.5})
+    writer.close()
+  (message,) = caplog.messages
+  assert message.startswith(f'{tmp_path}: cannot be written: the disk is full. TensorBoard is off from step 6 on')
+
+
+def test_a_folder_that_cannot_be_made_turns_tensorboard_off(tmp_path, caplog):
+  (tmp_path / 'file').write_text('')
+  with caplog.at_level('WARNING', 'absl'):
+    writer = metrics.TensorBoardWriter(tmp_path / 'file' / 'tensorboard')
+    writer.write(1, {'loss': 0.5})
+    writer.close()
+  assert [message.count('TensorBoard is off from step 0 on') for message in caplog.messages] == [1]
+
+
+def test_a_console_that_fails_is_silent_after_one_warning(caplog):
+  class Full(io.StringIO):
+    def write(self, text: str) -> int:
+      raise OSError(errno.ENOSPC, 'No space left on device')
+
+  with caplog.at_level('WARNING', 'absl'):
+    writer = metrics.ConsoleWriter(3, every=1, stream=Full())
+    for step in (1, 2, 3):
+      writer.write(step, {'loss': 0.5})
+    writer.close()
+  assert [message.startswith('standard output cannot be written: the disk is full') for message in caplog.messages] == [
+    True
+  ]
 
 
 def test_only_process_0_writes(tmp_path, monkeypatch):
