@@ -27,7 +27,7 @@ setuptools.setup(
   python_requires='>=3.12',
   packages=setuptools.find_packages(include=['alignjax', 'alignjax.*']),
   package_data={'alignjax': ['py.typed']},
-  entry_points={'console_scripts': ['alignjax = alignjax.commands.main:main']},
+  entry_points={'console_scripts': ['alignjax = alignjax.__main__:main']},
   # Lower bounds: the oldest versions that were tried together, with jax 0.11.2.
   install_requires=[
     'absl-py>=2.2',

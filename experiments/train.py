@@ -1,6 +1,15 @@
 """The same program as `alignjax train`: python -m experiments.train."""
 
-from alignjax.commands import program, train
+import importlib
+
+from alignjax import stopping
+
+
+def main() -> None:
+  """Runs the program. See `alignjax.__main__`."""
+  commands = importlib.import_module('alignjax.commands.program')
+  commands.start(commands.lazy('train'))
+
 
 if __name__ == '__main__':
-  program.start(train.PROGRAM)
+  stopping.run(main)

@@ -9,6 +9,9 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 LEVEL = {
   'types': 0,
+  'exit_codes': 0,
+  'refusals': 0,
+  'stopping': 0,
   'numerics': 0,
   'expressions': 0,
   'registry': 0,

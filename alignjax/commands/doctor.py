@@ -9,6 +9,7 @@ sampling against training, the error of bfloat16, and the memory of the compiled
 Exit codes: 0 no errors; 1 errors were found, or the settings cannot be read.
 """
 
+from alignjax import exit_codes
 from alignjax.commands import program
 from alignjax.run import command_line, examination, training
 
@@ -16,7 +17,7 @@ from alignjax.run import command_line, examination, training
 def run(invocation: command_line.Invocation) -> int:
   """Examines a run, and returns the exit code."""
   invocation.processes.join()
-  return program.REFUSED if examination.stops(invocation.config, training.announce) else program.DONE
+  return exit_codes.REFUSED if examination.stops(invocation.config, training.announce) else exit_codes.DONE
 
 
 PROGRAM = program.Program(
@@ -26,5 +27,5 @@ PROGRAM = program.Program(
   run,
   parse=command_line.parse_flags,
   hints=command_line.HINTS,
-  leave=lambda invocation, code: invocation.processes.leave(code, failed=code not in (program.DONE, program.PREEMPTED)),
+  leave=lambda invocation, code: invocation.processes.leave(code, failed=not exit_codes.agreed(code)),
 )

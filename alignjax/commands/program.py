@@ -3,8 +3,7 @@
 A program is a name, a text, a dataclass of settings and a function that takes them. It is an absl program: it has absl
 flags and is started by `app.run`. Flags become global only when it starts.
 
-Exit codes: 0 done; 1 an error in flags, configuration, data or numerics, which a restart does not fix; 42 stopped on
-request, and saved; 134 a crash, with a traceback; 130 interrupted by Ctrl-C.
+Exit codes: see `alignjax.exit_codes`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,9 +17,9 @@ from typing import Any
 
 from absl import app, flags, logging
 
+from alignjax import exit_codes, refusals, stopping
 from alignjax.run import fields, user_code
 
-DONE, REFUSED, PREEMPTED, INTERRUPTED, CRASHED = 0, 1, 42, 130, 134
 EXPECTED = (ValueError, OSError, ImportError)  # errors that the user can fix
 HELP = ('--help', '-help', '-h', '--helpshort', '-helpshort')
 
@@ -34,7 +33,7 @@ class Program[S]:
     text: the first part of --help; its first line is the summary.
     settings: a dataclass made of `fields.field`.
     run: does the work, and returns the exit code; None means 0.
-    expected: exceptions that the user can fix; each is printed in one line.
+    codes: the exit codes of exceptions that are printed in one line; the first class that matches counts.
     parse: reads settings; called with the dataclass, the command line and the flag values.
     hints: replacements for flags of other trainers, by the name of the flag.
     leave: ends the process; called with the settings and the exit code.
@@ -44,7 +43,9 @@ class Program[S]:
   text: str
   settings: type[S]
   run: Callable[[S], int | None]
-  expected: tuple[type[Exception], ...] = EXPECTED
+  codes: Mapping[type[Exception], int] = dataclasses.field(
+    default_factory=lambda: dict.fromkeys(EXPECTED, exit_codes.REFUSED)
+  )
   parse: Callable[[type[S], Sequence[str], flags.FlagValues], S] = fields.parse_flags
   hints: Mapping[str, str] = dataclasses.field(default_factory=dict)
   leave: Callable[[S, int], Any] = lambda settings, code: sys.exit(code)
@@ -126,7 +127,7 @@ def start(program: Program | Group, argv: Sequence[str] | None = None) -> None:
       logging.set_verbosity(logging.WARNING)  # each checkpoint logs 40 lines at INFO
     program.leave(parsed[0], attempt(program, parsed[0]))
 
-  app.run(main, argv=argv, flags_parser=lambda argv: [_parse(program, argv, flags.FLAGS)])
+  stopping.run(lambda: app.run(main, argv=argv, flags_parser=lambda argv: [_parse(program, argv, flags.FLAGS)]))
 
 
 def _resolve(program: Program | Group, argv: Sequence[str]) -> tuple[Program, list[str]]:
@@ -136,7 +137,7 @@ def _resolve(program: Program | Group, argv: Sequence[str]) -> tuple[Program, li
     named = any(not argument.startswith('-') for argument in argv[1:])
     if not named and (len(argv) == 1 or any(argument in HELP for argument in argv)):
       print(program.help)
-      sys.exit(DONE)
+      sys.exit(exit_codes.DONE)
     try:
       program, argv = program.choose(argv)
     except ValueError as error:
@@ -148,19 +149,19 @@ def _parse[S](program: Program[S], argv: Sequence[str], values: flags.FlagValues
   """Reads the settings from a command line, or prints --help and exits."""
   if any(argument in HELP for argument in argv[1:]):
     print(program.help)
-    sys.exit(DONE)
+    sys.exit(exit_codes.DONE)
   try:
     return program.parse(program.settings, argv, values)
   except flags.UnrecognizedFlagError as error:
     hint = program.hints.get(error.flagname.partition('=')[0])
     _refuse(f'--{error.flagname} is not a flag of {program.name}: {hint}' if hint else error)
-  except (flags.Error, *program.expected) as error:
+  except (flags.Error, *EXPECTED) as error:
     _refuse(error)
 
 
 def _refuse(error: Exception | str) -> None:
   print(f'error: {error}', file=sys.stderr)
-  sys.exit(REFUSED)
+  sys.exit(exit_codes.REFUSED)
 
 
 def attempt[S](program: Program[S], settings: S) -> int:
@@ -168,14 +169,18 @@ def attempt[S](program: Program[S], settings: S) -> int:
   try:
     if isinstance(settings, user_code.UserCode):
       user_code.load(settings.imports)
-    return program.run(settings) or DONE
-  except program.expected as error:
+    return program.run(settings) or exit_codes.DONE
+  except tuple(program.codes) as error:
     logging.debug('%s', traceback.format_exc())
     print(f'error: {error}\n(--verbosity=1 shows the traceback)', file=sys.stderr)
-    return REFUSED
+    code = next(code for kind, code in program.codes.items() if isinstance(error, kind))
+    return exit_codes.CRASHED if code == exit_codes.REFUSED and refusals.of_the_machine(error) else code
+  except stopping.Stopped:
+    print('stopped; the same command starts again where it can', file=sys.stderr)
+    return stopping.exit_code()
   except KeyboardInterrupt:
     print('interrupted', file=sys.stderr)
-    return INTERRUPTED
+    return exit_codes.INTERRUPTED
   except Exception:  # the launcher must see that a restart may help
     traceback.print_exc()
-    return CRASHED
+    return exit_codes.CRASHED

@@ -6,34 +6,38 @@
 The work directory gets config.json (the resolved configuration), metrics.jsonl and TensorBoard events, checkpoints, and
 at the end, in Hugging Face format, the aligned model in model/, its average in model_average/ if the optimizer keeps
 one, and the adapter in adapter/ if one is trained. The same command again resumes an interrupted run, or reports that
-it is finished. On SIGTERM the run saves a checkpoint and exits.
-
-Exit codes: 0 done; 1 an error in configuration, data or numerics, which a restart does not fix; 42 stopped on request,
-and saved: start it again; 134 a crash.
+it is finished. On SIGTERM or Ctrl-C the run saves a checkpoint and exits; a second Ctrl-C ends it at once.
 
 --config=path.py names a file whose get_config() returns `alignjax.run.settings.config_dict(...)`. The config.json of an
 earlier run and .yaml files work too. --config.batch_size=16 and --batch_size=16 both override one setting.
 """
 
+from alignjax import exit_codes, refusals, stopping
 from alignjax.commands import program
-from alignjax.run import command_line, training
-from alignjax.training import loop
+from alignjax.run import command_line, exports, training
+from alignjax.training import checkpoint, loop
 
 
 def run(invocation: command_line.Invocation) -> int:
   """Trains, and returns the exit code."""
   invocation.processes.join()
   result = training.train(invocation.config)
-  return program.PREEMPTED if result.preempted else program.DONE
+  return stopping.exit_code() if result.preempted else exit_codes.DONE
 
 
 PROGRAM = program.Program(
   'train',
-  __doc__,
+  f'{__doc__}\nExit codes, and whether to give the same command again:\n\n{exit_codes.table()}',
   command_line.Invocation,
   run,
-  expected=(*program.EXPECTED, loop.NonFiniteError),
+  codes={
+    refusals.Refused: exit_codes.REFUSED,
+    loop.NonFiniteError: exit_codes.NOT_FINITE,
+    exports.ExportError: exit_codes.NOT_EXPORTED,
+    checkpoint.SaveError: exit_codes.CRASHED,
+    OSError: exit_codes.CRASHED,
+  },
   parse=command_line.parse_flags,
   hints=command_line.HINTS,
-  leave=lambda invocation, code: invocation.processes.leave(code, failed=code not in (program.DONE, program.PREEMPTED)),
+  leave=lambda invocation, code: invocation.processes.leave(code, failed=not exit_codes.agreed(code)),
 )

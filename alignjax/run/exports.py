@@ -1,7 +1,6 @@
 """Exports the results of a finished run: models and adapters in formats that other tools read."""
 
-from collections.abc import Callable, Iterator
-import contextlib
+from collections.abc import Callable
 import pathlib
 from typing import Any, NamedTuple
 
@@ -9,10 +8,14 @@ import jax
 
 from alignjax import optim
 from alignjax.models import checkpoint_io, manifest, peft
-from alignjax.training import checksums, disk, processes
+from alignjax.training import checksums, disk, processes, watchdog
 from alignjax.training import state as training_state
 from alignjax.training.policy import Policy
 from alignjax.types import Params
+
+
+class ExportError(Exception):
+  """The run is trained and saved, but its model could not be written."""
 
 
 class Origin(NamedTuple):
@@ -43,15 +46,32 @@ def export(
     announce: called with one line per folder.
 
   Raises:
-    OSError: a folder cannot be written.
+    ExportError: a folder cannot be written. The message explains how to export from the checkpoint.
   """
+  with watchdog.during('export'):
+    try:
+      _export(workdir, origin, state, base, announce)
+    except Exception as error:  # each library has its own
+      raise ExportError(
+        f'training is done and step {int(state.step)} is saved, but the model is not exported to {workdir}: '
+        f'{disk.describe(error)}. '
+        'Remove the cause, and give the same command again: it exports from the checkpoint'
+      ) from error
+
+
+def _export(
+  workdir: pathlib.Path,
+  origin: Origin,
+  state: training_state.TrainState,
+  base: Params | None,
+  announce: Callable[[str], None],
+) -> None:
   policy, config = origin.policy, origin.policy.model.config
 
   def export_model(name: str, what: str, params: Params) -> None:
     folder, source = workdir / name, _source(origin, state, params)
     if _must_write(folder, source, announce):
-      with _full_disks(folder):
-        checkpoint_io.save(folder, config, policy.merged(params, base), assets_from=origin.folder, source=source)
+      checkpoint_io.save(folder, config, policy.merged(params, base), assets_from=origin.folder, source=source)
     announce(f'{what} is in {folder}')
 
   export_model('model', 'the aligned model', state.params)
@@ -60,23 +80,8 @@ def export(
   if policy.adapter is not None:
     folder, source = workdir / 'adapter', _source(origin, state, state.params)
     if _must_write(folder, source, announce):
-      with _full_disks(folder):
-        peft.save(folder, config, policy.adapter, state.params, origin.folder, source)
+      peft.save(folder, config, policy.adapter, state.params, origin.folder, source)
     announce(f'the adapter is in {folder}, as PEFT reads it')
-
-
-@contextlib.contextmanager
-def _full_disks(folder: pathlib.Path) -> Iterator[None]:
-  """Explains that an export does not fit on the disk."""
-  try:
-    yield
-  except Exception as error:  # each library has its own
-    if not disk.is_full(error):
-      raise
-    raise OSError(
-      f'{folder} cannot be written: the disk is full. The trained state is saved: make room, and give the same command '
-      'again'
-    ) from error
 
 
 def _source(origin: Origin, state: training_state.TrainState, params: Params) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from absl import logging
 
-from alignjax.training import checkpoint, loop, source
+from alignjax.training import checkpoint, loop, source, watchdog
 from alignjax.training.state import TrainState
 
 
@@ -18,7 +18,7 @@ def restore(checkpoints: checkpoint.Checkpoints, like: Any, batches: source.Sour
     NonFiniteError: there are checkpoints, and none of them is finite.
   """
   faults: list[str] = []
-  while (restored := checkpoints.restore(like, batches)) is not None:
+  while (restored := _read(checkpoints, like, batches)) is not None:
     wrong = loop.not_finite(restored.state)
     if not wrong:
       return restored
@@ -29,6 +29,11 @@ def restore(checkpoints: checkpoint.Checkpoints, like: Any, batches: source.Sour
   if faults:
     raise loop.NonFiniteError(f'{"; ".join(faults)}. No checkpoint is left: start over in another work directory')
   return None
+
+
+def _read(checkpoints: checkpoint.Checkpoints, like: Any, batches: source.Source) -> checkpoint.Restored | None:
+  with watchdog.during('restore'):
+    return checkpoints.restore(like, batches)
 
 
 def resume(

@@ -142,6 +142,28 @@ class StepSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class WatchConfig:
+  """How long a run may make no progress before it counts as hung and ends."""
+
+  step: float = _field(
+    120.0,
+    FREE,
+    'Seconds in one step before the run counts as hung and ends with exit code 134, so that a launcher restarts it; '
+    'at least 5 times the median step; 0: no limit.',
+    at_least=0,
+  )
+  compile: float = _field(
+    3600.0, FREE, 'The same limit for one compilation, and for each of the first 5 steps.', at_least=0
+  )
+  save: float = _field(1800.0, FREE, 'The same limit for one checkpoint.', at_least=0)
+  restore: float = _field(3600.0, FREE, 'The same limit for reading a checkpoint.', at_least=0)
+  evaluation: float = _field(
+    1800.0, FREE, 'The same limit for one batch of an evaluation or of the reference cache.', at_least=0
+  )
+  export: float = _field(3600.0, FREE, 'The same limit for writing the aligned model.', at_least=0)
+
+
+@dataclasses.dataclass(frozen=True)
 class OutputSettings:
   """Checks and output."""
 
@@ -156,6 +178,7 @@ class OutputSettings:
   eval_every: int = _field(100, WARNS, 'Steps between evaluations; 0: only before and after training.', at_least=0)
   save_every: int = _field(500, FREE, 'Steps between checkpoints; 0: only at the end.', at_least=0)
   keep: int = _field(2, FREE, 'Number of newest checkpoints to keep.', at_least=1)
+  watch: WatchConfig = dataclasses.field(default_factory=WatchConfig)
 
 
 # The fields of the last base come first.

@@ -8,9 +8,10 @@ from typing import Any
 
 import jax
 
+from alignjax import refusals, stopping
 from alignjax.optim import recipes, schedules
 from alignjax.run import examination, exports, preparation, record, recovery, settings
-from alignjax.training import checkpoint, loop, metrics, placement, source
+from alignjax.training import checkpoint, loop, metrics, placement, processes, source, watchdog
 from alignjax.training import state as training_state
 from alignjax.training import step as training_step
 
@@ -25,9 +26,17 @@ def train(config: settings.Config) -> loop.Result:
   """Trains, or resumes an earlier run in the same work directory.
 
   Raises:
-    ValueError: the configuration, the model or the data cannot be used.
+    Refused: the configuration, the model or the data cannot be used.
     NonFiniteError: the loss or the gradient is not finite.
+    SaveError: a checkpoint cannot be written.
+    ExportError: the run is trained and saved, but the model cannot be written.
+    Stopped: SIGTERM or Ctrl-C came before the first step, or after the last one was saved.
   """
+  with watchdog.watching(dataclasses.asdict(config.watch)), refusals.checking() as checks:
+    return _train(config, checks)
+
+
+def _train(config: settings.Config, checks: refusals.Checks) -> loop.Result:
   settings.require(config, 'workdir')
   prepared = preparation.prepare(config, announce)
   batches, recipe, objective = prepared.training.batches, prepared.recipe, prepared.objective
@@ -49,6 +58,7 @@ def train(config: settings.Config) -> loop.Result:
     except checkpoint.MismatchError as error:
       raise record.explain(error, identity, config.optimizer) from error
     base = preparation.load_base(config, prepared)
+    owed = restored is not None and _evaluation_owed(config, prepared, restored.step, steps)
     if restored is None:
       params = preparation.initial_params(config, prepared)
       state = placement.create_state(prepared.mesh, params, tx, key, objective.memory.initial)
@@ -57,7 +67,7 @@ def train(config: settings.Config) -> loop.Result:
       state = restored.state
       announce(f'resuming from step {restored.step} in {workdir}')
       record.warn_of_changes(restored.config, config)
-      if restored.step >= steps:
+      if restored.step >= steps and not owed:
         announce(f'this run is finished: it has done {restored.step} of {steps} steps')
         exports.export(workdir, origin, state, base, announce)
         return loop.Result(state, restored.step, False, 0)
@@ -77,13 +87,17 @@ def train(config: settings.Config) -> loop.Result:
     )
 
     def attempt(state: training_state.TrainState, resumed_at: int | None) -> loop.Result:
+      checks.over = True
+      evaluation = _evaluation(prepared, config.chunk, config.eval_every)
+      if owed and resumed_at == restored.step:
+        evaluation = dataclasses.replace(evaluation, owed=True)
       with _writers(workdir, resumed_at, steps, config.log_every) as writers:
         return loop.train(
           state,
           batch_source,
           loop.Training(step, frozen, prepared.mesh, steps, schedule),
           log=loop.Logging(writers, announce, prepared.training.data.origin),
-          evaluation=_evaluation(prepared, config.chunk, config.eval_every),
+          evaluation=evaluation,
           saving=loop.Saving(checkpoints, config.save_every),
         )
 
@@ -92,12 +106,26 @@ def train(config: settings.Config) -> loop.Result:
     else:
       again = functools.partial(recovery.restore, checkpoints, like, batch_source)
       result = recovery.resume(attempt, restored, checkpoints, again)
+    saved = f'saved at step {result.step}' if result.step in checkpoints.steps() else 'nothing to save yet, at step 0'
   if result.preempted:
-    announce(f'stopped on request: saved at step {result.step} of {steps}. The same command resumes the run')
+    announce(f'stopped on request: {saved} of {steps}. The same command resumes the run')
   else:
     announce(f'finished {result.step} steps, with {result.compilations} compiled programs')
+    stopping.check()
     exports.export(workdir, origin, result.state, base, announce)
   return result
+
+
+def _evaluation_owed(config: settings.Config, prepared: preparation.Prepared, step: int, steps: int) -> bool:
+  """Whether SIGTERM has cut the evaluation after a step short, so that its record has no results."""
+  due = step == steps or (config.eval_every and step % config.eval_every == 0)
+  if prepared.held_out is None or not due:
+    return False
+  file, owed = pathlib.Path(config.workdir) / 'metrics.jsonl', False
+  if jax.process_index() == 0 and file.exists():
+    records = [record for record in metrics.read_jsonl(file) if record['step'] == step]
+    owed = bool(records) and not any(name.startswith('eval/') for record in records for name in record)
+  return any(processes.gather(int(owed)))
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from alignjax import stats
 from alignjax.data.batches import batching, reference_cache
 from alignjax.data.tokens import dataset
 from alignjax.models import base as models
-from alignjax.training import forward, loop, placement, references, rows
+from alignjax.training import forward, placement, programs, references, rows, watchdog
 from alignjax.types import Array, Params, PreferenceBatch
 
 PROGRESS = 10.0  # seconds between messages
@@ -82,9 +82,10 @@ def build_cache(
     table = forward.table(own, hidden, hidden, batch, layout)
     return {name: table.values[name] for name in kept}
 
-  program = loop.Programs('reference', compute, announce)
+  program = programs.Programs('reference', compute, announce)
   start = told = time.monotonic()
   with contextlib.ExitStack() as stack:
+    stack.enter_context(watchdog.during('evaluation'))
     writer = None
     if jax.process_index() == 0:
       writer = stack.enter_context(reference_cache.writing(root, identity, data))
@@ -93,6 +94,7 @@ def build_cache(
       values = {name: _on_host(value) for name, value in values.items()}
       if writer is not None:
         writer.write(batches.plan[step - 1][1], values)
+      watchdog.progress()
       now = time.monotonic()
       if now - told > PROGRESS:
         told = now

@@ -25,7 +25,8 @@ from absl import logging
 import jax
 import orbax.checkpoint as ocp
 
-from alignjax.training import checksums, compatibility, disk, orbax_logs, processes, source
+from alignjax import refusals, stopping
+from alignjax.training import checksums, compatibility, disk, orbax_logs, processes, source, watchdog
 
 
 class CheckpointError(ValueError):
@@ -143,7 +144,8 @@ class Checkpoints:
 
   def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
     try:
-      self.close()
+      with stopping.deferred(), watchdog.during('save'):
+        self.close()
     except SaveError as failure:
       if error is None:
         raise
@@ -345,7 +347,7 @@ class Checkpoints:
     try:
       result = read()
     except Exception as error:  # damaged files raise KeyError, JSONDecodeError, errors of the storage layer, ...
-      if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error):
+      if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error) or refusals.of_the_network(error):
         raise
       cause = error
     failed = processes.gather(int(cause is not None))

@@ -13,14 +13,23 @@ import jax.numpy as jnp
 from alignjax.data.batches import batching, order
 from alignjax.optim import schedules
 from alignjax.parallel import rules
-from alignjax.training import checkpoint, checksums, metrics, placement, preemption, processes, source
+from alignjax.training import (
+  checkpoint,
+  checksums,
+  metrics,
+  placement,
+  preemption,
+  processes,
+  programs,
+  source,
+  watchdog,
+)
 from alignjax.training.state import Frozen, TrainState
 from alignjax.types import Array, Params, PreferenceBatch, WeightedSum
 
 Step = Callable[[TrainState, Frozen, PreferenceBatch], tuple[TrainState, dict[str, Array]]]
 EvalStep = Callable[[Params, Frozen, PreferenceBatch], dict[str, WeightedSum]]
 Origin = Callable[[int], str]
-Announce = Callable[[str], None]
 
 
 class NonFiniteError(ArithmeticError):
@@ -40,40 +49,8 @@ class Result(NamedTuple):
 
   state: TrainState
   step: int  # updates done
-  preempted: bool  # SIGTERM arrived; the state is saved
+  preempted: bool  # SIGTERM arrived; everything that was trained is saved
   compilations: int  # compilations of the training step, one per batch shape
-
-
-class Programs:
-  """A function, compiled ahead of time once per shape of its last argument. Each compilation is announced."""
-
-  def __init__(self, name: str, function: Callable[..., Any], announce: Announce, **jit_options: Any):
-    self._name = name
-    self._announce = announce
-    self._function = jax.jit(function, **jit_options)
-    self._compiled: dict[tuple[Any, ...], jax.stages.Compiled] = {}
-
-  def __len__(self) -> int:
-    return len(self._compiled)
-
-  def __call__(self, *args: Any) -> Any:
-    signature = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(args[-1]))
-    if signature not in self._compiled:
-      start = time.monotonic()
-      compiled = self._function.lower(*args).compile()
-      self._compiled[signature] = compiled
-      shape = ' x '.join(map(str, args[-1].response.shape))
-      self._announce(f'{self._name}, responses {shape}: {_describe(compiled, time.monotonic() - start)}')
-    return self._compiled[signature](*args)
-
-
-def _describe(compiled: jax.stages.Compiled, seconds: float) -> str:
-  memory = compiled.memory_analysis()
-  text = f'compiled in {seconds:.1f} s'
-  if memory is None:  # some backends do not report it
-    return text
-  sizes = (('arguments', memory.argument_size_in_bytes), ('temporaries', memory.temp_size_in_bytes))
-  return text + ''.join(f', {size / 2**20:.1f} MiB of {what}' for what, size in sizes) + ' on each device'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +83,7 @@ class Logging:
   """
 
   writers: Sequence[metrics.Writer] = ()
-  announce: Announce = logging.info
+  announce: programs.Announce = logging.info
   origin: Origin = str
 
 
@@ -119,12 +96,14 @@ class Evaluation:
     batches: this process's rows; iterated once per evaluation, with the same number of batches in every process.
     every: updates between evaluations; 0 evaluates before and after training only.
     summary: maps the means of the metrics to further metrics: the objective's `summary`.
+    owed: evaluate before the first step, because SIGTERM has cut the evaluation of the restored step short.
   """
 
   step: EvalStep
   batches: Iterable[batching.Batch]
   every: int = 0
   summary: Callable[[Mapping[str, Array]], Mapping[str, Array]] = lambda means: {}
+  owed: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,7 +190,7 @@ def train(
     SaveError: if a checkpoint cannot be written.
     ValueError: if `batches` ends before `training.steps`.
   """
-  with preemption.Preemption() as notice:
+  with preemption.Preemption() as notice, watchdog.during('step'):
     return _Run(state, batches, training, log, evaluation, saving, hooks).go(notice)
 
 
@@ -234,7 +213,7 @@ class _Run:
     self.done = int(state.step)
     replicated = rules.replicated(training.mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    self.program = Programs(
+    self.program = programs.Programs(
       'training step',
       _instrumented(training),
       log.announce,
@@ -243,20 +222,24 @@ class _Run:
       out_shardings=(shardings, replicated),
     )
     if evaluation is not None:
-      self.eval_program = Programs('evaluation', evaluation.step, log.announce, out_shardings=replicated)
+      self.eval_program = programs.Programs('evaluation', evaluation.step, log.announce, out_shardings=replicated)
     self.pending: _Pending | None = None
     self.clock = time.monotonic()
 
   def go(self, notice: preemption.Preemption) -> Result:
     self.notice = notice
-    if self.done == 0 and self.evaluation is not None and not self.saved():
-      self.write(0, self.evaluate())
+    if self.evaluation is not None and (self.evaluation.owed or (self.done == 0 and not self.saved())):
+      values = self.evaluate()
+      if not values:  # told to stop, and there is nothing new to save
+        return Result(self.state, self.done, True, len(self.program))
+      self.write(self.done, values)
     while self.done < self.training.steps:
       if self.saving is not None:
         self.saving.checkpoints.check()
       if self.notice.reached(self.done):
         return self.finish(preempted=True)
       self.advance()
+      watchdog.step()
       if self.evaluation is not None and self.due(self.evaluation.every):
         self.flush(self.evaluate)
       self.call_hooks()
@@ -296,8 +279,9 @@ class _Run:
     due = [hook for hook in self.hooks if hook.due(self.done)]
     if due:
       self.flush()
-      for hook in due:
-        hook.call(self.done, self.state)
+      with watchdog.during('evaluation'):
+        for hook in due:
+          hook.call(self.done, self.state)
       self.clock = time.monotonic()  # the next step's time leaves out hooks
 
   def flush(self, extra: Callable[[], Mapping[str, float]] = dict) -> None:
@@ -335,14 +319,18 @@ class _Run:
           self.notice.request()
 
   def evaluate(self) -> dict[str, float]:
-    """Means over the held-out examples, under names that start with `eval/`."""
+    """Means over the held-out examples, under names that start with `eval/`; empty if SIGTERM cuts it short."""
     total: dict[str, WeightedSum] = {}
     frozen = dataclasses.replace(self.training.frozen, memory=self.state.memory, step=self.state.step)
-    for batch in self.evaluation.batches:
-      sums = self.eval_program(self.state.params, frozen, placement.to_global(self.training.mesh, batch.data))
-      total = {name: total[name] + value if total else value for name, value in sums.items()}
-    means = {name: value.mean() for name, value in total.items()}
-    means = jax.device_get({**means, **self.evaluation.summary(means)})
+    with watchdog.during('evaluation'):
+      for batch in self.evaluation.batches:
+        if self.notice.noticed():
+          return {}
+        sums = self.eval_program(self.state.params, frozen, placement.to_global(self.training.mesh, batch.data))
+        total = {name: total[name] + value if total else value for name, value in sums.items()}
+        watchdog.progress()
+      means = {name: value.mean() for name, value in total.items()}
+      means = jax.device_get({**means, **self.evaluation.summary(means)})
     self.clock = time.monotonic()  # the next step's time leaves out evaluation
     return {f'eval/{name}': value.item() for name, value in sorted(means.items())}
 
@@ -358,7 +346,8 @@ class _Run:
     if wrong := not_finite(self.state):
       raise NonFiniteError(f'step {self.done}: {wrong} are not finite. They are not saved', self.done)
     if self.saving is not None:
-      self.saving.checkpoints.save(self.done, self.state, self.batches)
+      with watchdog.during('save'):
+        self.saving.checkpoints.save(self.done, self.state, self.batches)
       self.clock = time.monotonic()
 
   def save_at_once(self) -> str:

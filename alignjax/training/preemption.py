@@ -1,47 +1,47 @@
-"""SIGTERM handling: a run that is about to be evicted saves first."""
+"""SIGTERM while training: a run that is about to be evicted saves first."""
 
+import contextlib
 import signal
-import types
 
-from absl import logging
 import jax
 from jax.experimental import multihost_utils
+
+from alignjax import stopping
 
 
 class Preemption:
   """Watches for SIGTERM while entered as a context.
 
-  A single process sets a flag. Several processes must stop at the same step, although the signal may reach only one of
-  them: the preemption service of `jax.distributed` catches it and agrees on a step with the other processes.
+  A single process asks `stopping`. Several processes must stop at the same step, although the signal may reach only one
+  of them: the preemption service of `jax.distributed` catches it and agrees on a step with the other processes.
   """
 
   def __init__(self):
-    self._noticed = False
-    self._previous: signal.Handlers | None = None
+    self._requested = False
+    self._stack = contextlib.ExitStack()
 
   def __enter__(self) -> 'Preemption':
     if jax.process_count() == 1:
-      self._previous = signal.signal(signal.SIGTERM, self._notice)
+      self._stack.enter_context(stopping.heard())
+      self._stack.enter_context(stopping.deferred())
     return self
 
   def __exit__(self, *error: object) -> None:
-    if self._previous is not None:
-      signal.signal(signal.SIGTERM, self._previous)
+    self._stack.close()
 
   def reached(self, step: int) -> bool:
     """Whether to save and exit before the next update. Every process must call this before every update."""
     if jax.process_count() == 1:
-      return self._noticed
+      return self.noticed()
     return multihost_utils.reached_preemption_sync_point(step)
+
+  def noticed(self) -> bool:
+    """Whether a single process is about to stop, so that it should not begin anything long. False in several."""
+    return jax.process_count() == 1 and (self._requested or stopping.requested())
 
   def request(self) -> None:
     """Requests the same stop as SIGTERM, from inside this process. One process is enough to stop all."""
     if jax.process_count() == 1:
-      self._noticed = True
+      self._requested = True
     else:
       signal.raise_signal(signal.SIGTERM)
-
-  def _notice(self, signum: int, frame: types.FrameType | None) -> None:
-    del signum, frame
-    self._noticed = True
-    logging.warning('SIGTERM received: saving and exiting after this step')

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 from rich import console as rich_console
 
-from alignjax import objectives, rewards, stats
+from alignjax import exit_codes, objectives, rewards, stats
 from alignjax.commands import program
 from alignjax.data.batches import batching, shapes
 from alignjax.data.reading import drops, sources
@@ -263,8 +263,8 @@ PROGRAM = program.Program(
   'quickstart',
   __doc__,
   command_line.Settings,
-  lambda settings: run(settings, rewards.vader()) and program.DONE,
-  expected=(*program.EXPECTED, loop.NonFiniteError),
+  lambda settings: run(settings, rewards.vader()) and exit_codes.DONE,
+  codes={**dict.fromkeys(program.EXPECTED, exit_codes.REFUSED), loop.NonFiniteError: exit_codes.NOT_FINITE},
 )
 
 

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from alignjax import exit_codes
 from alignjax.commands import main, program
 from alignjax.run import fields, user_code
 
@@ -60,7 +61,7 @@ def test_help_is_no_error_and_prints_every_setting_with_its_default(flag, capsys
   ],
 )
 def test_an_error_in_the_flags_is_one_line_and_exit_code_1(arguments, message, capsys):
-  assert program.execute(make(pytest.fail), ['count', *arguments]) == program.REFUSED
+  assert program.execute(make(pytest.fail), ['count', *arguments]) == exit_codes.REFUSED
   assert capsys.readouterr().err.startswith(message)
 
 
@@ -100,7 +101,7 @@ def test_the_command_lists_its_programs(capsys):
   ],
 )
 def test_an_unknown_program_is_one_line_with_the_nearest_one(name, message, capsys):
-  assert program.execute(main.PROGRAM, ['alignjax', name]) == program.REFUSED
+  assert program.execute(main.PROGRAM, ['alignjax', name]) == exit_codes.REFUSED
   assert capsys.readouterr().err == message
 
 

@@ -18,9 +18,10 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
 
+from alignjax import exit_codes, refusals, stopping
 from alignjax.commands import program, train
-from alignjax.run import command_line, settings, training
-from alignjax.training import loop, metrics
+from alignjax.run import command_line, exports, settings, training
+from alignjax.training import checkpoint, loop, metrics
 from tests import assets, runs
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -175,7 +176,7 @@ def test_killed_and_told_to_stop_it_resumes_bit_identically(folder, whole, envir
   with started(single(config), environment, tmp_path / 'log') as run:
     run.wait_for_records(workdir, 17)
     run.process.terminate()
-    output = run.leave(program.PREEMPTED)
+    output = run.leave(exit_codes.PREEMPTED)
   assert 'resuming from step' in output
   assert 'stopped on request: saved at step' in output
   assert 'Traceback' not in output
@@ -327,7 +328,7 @@ def test_two_processes_do_what_one_does(folder, whole, interleaved, tmp_path):
   with started(two_processes(config), interleaved, tmp_path / 'log') as run:
     run.wait_for_records(workdir, 7)
     run.process.terminate()  # it takes them a second or two to agree on a step
-    output = run.leave(program.PREEMPTED)
+    output = run.leave(exit_codes.PREEMPTED)
   assert INTERLEAVED in output
   assert '[0] resuming from step 5' in output
   stopped = int(output.split('stopped on request: saved at step ')[1].split()[0])
@@ -351,7 +352,7 @@ def test_the_order_of_devices_changes_no_bit(folder, environment, interleaved, t
       folder, name, reference_cache=cache, doctor='warn', steps=6, save_every=4, eval_every=3, mesh=mesh
     )
     with started(two_processes(config), environment, tmp_path / name) as processes:
-      assert (INTERLEAVED in processes.leave(program.DONE)) == (environment is interleaved)
+      assert (INTERLEAVED in processes.leave(exit_codes.DONE)) == (environment is interleaved)
     return config
 
   def caches(config: settings.Config) -> dict[str, bytes]:
@@ -398,7 +399,7 @@ def test_the_order_of_devices_changes_no_bit(folder, environment, interleaved, t
 def test_errors_of_the_user_are_one_message_and_exit_code_1(folder, capsys, overrides, says):
   code = attempt(make_config(folder, 'refused', **overrides))
   error = capsys.readouterr().err
-  assert code == program.REFUSED
+  assert code == exit_codes.REFUSED
   assert 'Traceback' not in error
   for text in says:
     assert text in error
@@ -445,9 +446,9 @@ def test_harmless_changes_go_on_and_questionable_ones_are_reported(whole, caplog
 
 
 @pytest.mark.slow  # loop_test.py stops at an infinite loss, and test_exit_codes gives that error its code
-def test_an_infinite_loss_ends_the_run_with_exit_code_1(folder, capsys):
+def test_an_infinite_loss_ends_the_run_with_exit_code_3(folder, capsys):
   config = make_config(folder, 'diverged', optimizer='adamw(1e38)', gradient_clip=0.0, eval_data=(), save_every=1)
-  assert attempt(config) == program.REFUSED
+  assert attempt(config) == exit_codes.NOT_FINITE
   assert 'error: step ' in capsys.readouterr().err
   assert not (folder / 'diverged' / 'model').exists()
 
@@ -455,20 +456,24 @@ def test_an_infinite_loss_ends_the_run_with_exit_code_1(folder, capsys):
 @pytest.mark.parametrize(
   ('outcome', 'code'),
   [
-    (loop.Result(None, 3, True, 1), program.PREEMPTED),
-    (loop.Result(None, 3, False, 1), program.DONE),
-    (ValueError('why'), program.REFUSED),
-    (loop.NonFiniteError('why'), program.REFUSED),
-    (RuntimeError('why'), program.CRASHED),
+    (loop.Result(None, 3, True, 1), exit_codes.PREEMPTED),
+    (loop.Result(None, 3, False, 1), exit_codes.DONE),
+    (refusals.Refused('why'), exit_codes.REFUSED),
+    (ValueError('why'), exit_codes.CRASHED),
+    (loop.NonFiniteError('why'), exit_codes.NOT_FINITE),
+    (exports.ExportError('why'), exit_codes.NOT_EXPORTED),
+    (checkpoint.SaveError('why'), exit_codes.CRASHED),
+    (stopping.Stopped(), exit_codes.PREEMPTED),
+    (RuntimeError('why'), exit_codes.CRASHED),
   ],
 )
 def test_exit_codes(capsys, monkeypatch, outcome, code):
   def run(config: settings.Config) -> loop.Result:
     del config
-    if isinstance(outcome, Exception):
+    if isinstance(outcome, BaseException):
       raise outcome
     return outcome
 
   monkeypatch.setattr(training, 'train', run)
   assert attempt(settings.Config()) == code
-  assert ('Traceback' in capsys.readouterr().err) == (code == program.CRASHED)
+  assert ('Traceback' in capsys.readouterr().err) == (type(outcome) in (ValueError, RuntimeError))

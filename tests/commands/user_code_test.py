@@ -9,7 +9,6 @@ import signal
 import pytest
 
 from alignjax import objectives
-from alignjax.commands import program
 from alignjax.run import training
 from tests import assets, runs
 from tests.commands import train_test
@@ -72,7 +71,7 @@ def test_it_trains_resumes_from_another_folder_and_is_refused_after_an_edit(fold
     assert (workdir / 'model' / name).read_bytes() == (source / 'model' / name).read_bytes()
 
   (elsewhere / 'mine.py').write_text(MINE.replace('-scale', '-2 * scale'))
-  assert train_test.attempt(again) == program.REFUSED
+  assert train_test.attempt(again) == exit_codes.REFUSED
   assert capsys.readouterr().err.startswith('error: mine.py changed since this run was started, ')
 
 
@@ -90,7 +89,7 @@ def test_killed_and_told_to_stop_it_resumes_bit_identically(folder, environment,
   with train_test.started(train_test.single(config), environment, tmp_path / 'log') as run:
     run.wait_for_records(workdir, 17)
     run.process.terminate()
-    run.leave(program.PREEMPTED)
+    run.leave(exit_codes.PREEMPTED)
   training.train(config)
   training.train(whole)
   assert train_test.deterministic(workdir) == train_test.deterministic(whole.workdir)

@@ -79,7 +79,7 @@ def test_an_export_that_does_not_fit_is_one_error(origin, tmp_path):
   with (
     disks.small(tmp_path / 'run', '16k') as workdir,
     pytest.raises(
-      OSError, match=f'^{workdir / "model"} cannot be written: the disk is full. The trained state is saved'
+      exports.ExportError, match=f'step 4 is saved, but the model is not exported to {workdir}: the disk is full'
     ),
   ):
     exports.export(workdir, origin, make_state(base, origin.policy, 4), base, print)

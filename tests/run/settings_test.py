@@ -21,8 +21,9 @@ def parse(*arguments: str) -> settings.Config:
 
 def field_names() -> list[str]:
   fields = dataclasses.fields(settings.Config)
-  mesh = [f'mesh.{field.name}' for field in dataclasses.fields(settings.MeshConfig)]
-  return [field.name for field in fields if field.name != 'mesh'] + mesh
+  groups = {'mesh': settings.MeshConfig, 'watch': settings.WatchConfig}
+  nested = [f'{group}.{field.name}' for group, kind in groups.items() for field in dataclasses.fields(kind)]
+  return [field.name for field in fields if field.name not in groups] + nested
 
 
 def attributes_read(source: str) -> set[str]:
@@ -33,6 +34,8 @@ def attributes_read(source: str) -> set[str]:
       found.add(node.attr)
     if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Attribute) and node.value.attr == 'mesh':
       found.add(f'mesh.{node.attr}')
+  if 'dataclasses.asdict(config.watch)' in source:  # passed on as a whole
+    found |= {f'watch.{field.name}' for field in dataclasses.fields(settings.WatchConfig)}
   return found
 
 

@@ -1,0 +1,67 @@
+"""Errors that a restart repeats: failed checks of the configuration, the model or the data."""
+
+from collections.abc import Iterator
+import contextlib
+import dataclasses
+import errno
+
+# Errors of the file system that are in what the user asked for, not in the machine.
+_OF_THE_USER = frozenset(
+  {
+    errno.ENOENT,
+    errno.EEXIST,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EINVAL,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+  }
+)
+
+
+class Refused(ValueError):
+  """A check of the configuration, the model or the data has failed before the first step."""
+
+
+@dataclasses.dataclass
+class Checks:
+  """Whether the checks of a block are over, so that its errors are no refusals any more."""
+
+  over: bool = False
+
+
+@contextlib.contextmanager
+def checking() -> Iterator[Checks]:
+  """Turns the errors of a block of checks into `Refused`, except those of the machine."""
+  checks = Checks()
+  try:
+    yield checks
+  except Refused:
+    raise
+  except (ValueError, OSError, ImportError) as error:
+    if checks.over or of_the_machine(error):
+      raise
+    raise Refused(str(error)) from error
+
+
+def of_the_machine(error: BaseException) -> bool:
+  """Whether storage or network caused an error, such as EIO, ENOSPC, ETIMEDOUT or a lost connection."""
+  return any(
+    isinstance(each, ConnectionError | TimeoutError)
+    or (isinstance(each, OSError) and each.errno is not None and each.errno not in _OF_THE_USER)
+    for each in _chain(error)
+  )
+
+
+def of_the_network(error: BaseException) -> bool:
+  """Whether a timeout or a lost connection caused an error, so that what was read says nothing about the file."""
+  return any(isinstance(each, ConnectionError | TimeoutError) for each in _chain(error))
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+  while error is not None:
+    yield error
+    error = error.__cause__ or error.__context__
