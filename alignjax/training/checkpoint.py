@@ -11,7 +11,7 @@ in array files. The checksums do: they are computed on the devices before a save
 on the mesh or the sharding.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import hashlib
@@ -60,6 +60,7 @@ class Restored(NamedTuple):
   step: int  # updates done
   state: Any
   config: Mapping[str, Any]  # the configuration of the run that saved it
+  changed: Sequence[str] = ()  # describes the accepted entries of the identity that differ
 
 
 def _abstract(name: str, leaf: Any) -> jax.ShapeDtypeStruct:
@@ -121,10 +122,17 @@ class Checkpoints:
     identity: everything that must stay the same when a run resumes (model, data, objective, seed, ...), JSON-like. A
       checkpoint in which an entry differs is refused.
     keep: the number of newest checkpoints to keep.
+    accepted: the entries of the identity that may differ.
   """
 
   def __init__(
-    self, folder: str | pathlib.Path, *, config: Mapping[str, Any], identity: Mapping[str, Any], keep: int = 2
+    self,
+    folder: str | pathlib.Path,
+    *,
+    config: Mapping[str, Any],
+    identity: Mapping[str, Any],
+    keep: int = 2,
+    accepted: Collection[str] = (),
   ):
     if keep < 1:
       raise ValueError(f'keep={keep}: at least one checkpoint must be kept')
@@ -134,6 +142,7 @@ class Checkpoints:
     self._identity['jax_threefry_partitionable'] = bool(jax.config.jax_threefry_partitionable)
     _remove_unfinished(self.folder)
     options = ocp.CheckpointManagerOptions(preservation_policy=ocp.checkpoint_managers.LatestN(keep))
+    self._accepted = frozenset(accepted)
     self._doubted: set[int] = set()
     self._saving: _Saving | None = None
     self._quiet = orbax_logs.without_tracebacks()
@@ -309,7 +318,8 @@ class Checkpoints:
         f'checkpoint {step} was saved as checkpoint {metadata["step"]}: its folder has been renamed. Rename it back to '
         'use it'
       )
-    if changes := compatibility.changed_entries(metadata['identity'], self._identity):
+    tolerated, changes = compatibility.changed_entries(metadata['identity'], self._identity, self._accepted)
+    if changes:
       raise MismatchError(
         f'checkpoint {step} in {self.folder} belongs to another run. {"; ".join(changes)}. '
         'Restore the old value, or choose another work directory',
@@ -339,7 +349,7 @@ class Checkpoints:
     for change in compatibility.changed_versions(metadata['versions']):
       logging.warning('checkpoint %d was written with %s', step, change)
     state = jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in leaves])
-    return Restored(step, state, metadata['config'])
+    return Restored(step, state, metadata['config'], tolerated)
 
   def _guard(self, step: int, item: str, read: Any) -> Any:
     """Calls `read` on every process; if it fails on one, all of them treat the checkpoint as corrupt."""
