@@ -13,20 +13,18 @@ on the mesh or the sharding.
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 import contextlib
-import dataclasses
 import hashlib
 import json
 import pathlib
 import shutil
 from typing import Any, NamedTuple
-import zlib
 
 from absl import logging
 import jax
 import orbax.checkpoint as ocp
 
 from alignjax import refusals, stopping
-from alignjax.training import checksums, compatibility, disk, orbax_logs, processes, source, watchdog
+from alignjax.training import checksums, compatibility, disk, orbax_logs, positions, processes, source, watchdog
 
 
 class CheckpointError(ValueError):
@@ -72,30 +70,6 @@ def _abstract(name: str, leaf: Any) -> jax.ShapeDtypeStruct:
 
 def _digest(content: Mapping[str, Any]) -> str:
   return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _crc(position: Any) -> int:
-  return zlib.crc32(json.dumps(position, sort_keys=True).encode())
-
-
-def _file_of(process: int, count: int) -> str:
-  return f'process_{process}-of-{count}.json'
-
-
-class _PositionHandler(ocp.CheckpointHandler):
-  """Writes one JSON file per process. `Checkpoints` reads them without Orbax."""
-
-  def save(self, directory: Any, args: '_PositionSave') -> None:
-    (directory / _file_of(jax.process_index(), jax.process_count())).write_text(args.text)
-
-  def restore(self, directory: Any, args: Any = None) -> None:
-    raise NotImplementedError('Checkpoints.restore reads these files')
-
-
-@ocp.args.register_with_handler(_PositionHandler, for_save=True, for_restore=True)
-@dataclasses.dataclass
-class _PositionSave(ocp.args.CheckpointArgs):
-  text: str
 
 
 class _Saving(NamedTuple):
@@ -198,7 +172,7 @@ class Checkpoints:
       'versions': compatibility.versions(),
       'arrays': arrays,
       'keys': keys,
-      'data': processes.gather(_crc(position)),
+      'data': processes.gather(positions.crc(position)),
     }
     self._saving = _Saving(step, sum(leaf.nbytes for leaf in leaves.values()))
     with self._failures():
@@ -206,7 +180,7 @@ class Checkpoints:
         step,
         args=ocp.args.Composite(
           state=ocp.args.StandardSave({name: checksums.raw_data(leaf) for name, leaf in leaves.items()}),
-          data=_PositionSave(json.dumps(position, indent=4)),
+          data=positions.Save(json.dumps(position, indent=4)),
           metadata=ocp.args.JsonSave({'content': content, 'sha256': _digest(content)}),
         ),
         force=True,
@@ -388,9 +362,9 @@ class Checkpoints:
     process = jax.process_index() if len(sums) == jax.process_count() else 0
 
     def read() -> Any:
-      file = self.folder / str(step) / 'data' / _file_of(process, len(sums))
+      file = self.folder / str(step) / 'data' / positions.file_of(process, len(sums))
       position = json.loads(file.read_text(encoding='utf-8'))
-      if _crc(position) != sums[process]:
+      if positions.crc(position) != sums[process]:
         raise ValueError('its checksum does not match')
       return position
 

@@ -29,7 +29,6 @@ from alignjax.types import Array, Params, PreferenceBatch, WeightedSum
 
 EvalStep = Callable[[Params, Frozen, PreferenceBatch], dict[str, WeightedSum]]
 Origin = Callable[[int], str]
-_SEARCHES = 3  # skipped batches that are searched for rows at fault, in addition to the one that stops the run
 
 
 class NonFiniteError(ArithmeticError):
@@ -325,7 +324,7 @@ class _Run:
         first,
       )
     self.searches += 1
-    found = f'. {self.search(skipped.batch)}' if self.searches <= _SEARCHES else ''
+    found = f'. {self.search(skipped.batch)}' if self.searches <= skipping.MOST_SEARCHES else ''
     logging.warning(
       '%s. The batch is skipped (%d in a row stop the run). %s', skipped.complaint, limit, examples + found
     )

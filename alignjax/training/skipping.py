@@ -15,6 +15,7 @@ from alignjax.training.state import Frozen, Skips, TrainState
 from alignjax.types import Array, PreferenceBatch
 
 Step = Callable[[TrainState, Frozen, PreferenceBatch], tuple[TrainState, dict[str, Array]]]
+MOST_SEARCHES = 3  # skipped batches of a run that are searched, in addition to the one that stops it
 MOST_ROWS = 3  # the search ends after it has found this many rows
 
 
