@@ -15,6 +15,7 @@ from alignjax.training.state import Frozen, Skips, TrainState
 from alignjax.types import Array, PreferenceBatch
 
 Step = Callable[[TrainState, Frozen, PreferenceBatch], tuple[TrainState, dict[str, Array]]]
+_SCALARS = ('loss', 'gradient_norm', 'prompts')
 MOST_SEARCHES = 3  # skipped batches of a run that are searched, in addition to the one that stops it
 MOST_ROWS = 3  # the search ends after it has found this many rows
 
@@ -33,7 +34,8 @@ def guarded(step: Step) -> Callable[[TrainState, Frozen, PreferenceBatch], Any]:
   counts batches, and `skips` go on. The decision depends on values that are the same on all devices.
 
   Args:
-    step: returns metrics with `loss` and `gradient_norm`. The norm is not finite if any entry of the gradient is not.
+    step: returns metrics with `loss`, `gradient_norm` (which is not finite if any entry of the gradient is not) and
+      perhaps `prompts`, the sum of weights.
 
   Returns:
     A function with the arguments of `step`, which returns the new state, the metrics with `skipped` (the number of
@@ -42,7 +44,7 @@ def guarded(step: Step) -> Callable[[TrainState, Frozen, PreferenceBatch], Any]:
 
   def guarded_step(state: TrainState, frozen: Frozen, batch: PreferenceBatch) -> Any:
     new, values = step(state, frozen, batch)
-    finite = {name: jnp.isfinite(values[name]) for name in ('loss', 'gradient_norm')}
+    finite = {name: jnp.isfinite(values[name]) for name in _SCALARS if name in values}
     finite |= {
       f'the memory {name} of the objective': jnp.all(jnp.isfinite(value)) for name, value in new.memory.items()
     }
@@ -84,7 +86,9 @@ class Skipped(NamedTuple):
   @property
   def complaint(self) -> str:
     """What is not finite: 'step 7: loss is inf, gradient_norm is nan (batch 2 in a row)'."""
-    wrong = [name for name, finite in self.verdict.finite.items() if not finite]
+    wrong = sorted(
+      (name for name, finite in self.verdict.finite.items() if not finite), key=lambda name: name != 'loss'
+    )
     texts = [f'{name} is {self.values[name]}' if name in self.values else f'{name} is not finite' for name in wrong]
     row = f' (batch {self.in_a_row} in a row)' if self.in_a_row > 1 else ''
     return f'step {self.step}: {", ".join(texts)}{row}'
