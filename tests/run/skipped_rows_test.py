@@ -67,7 +67,7 @@ def test_one_bad_row_is_skipped_named_repaired_and_accepted(config, capsys, capl
   with pytest.raises(ValueError, match=f'the training data has the fingerprint {fingerprint!r}'):
     training.train(wrong)
   other = dataclasses.replace(longer, accept_data=fingerprint, seed=1)  # accepts the data, and nothing else
-  with pytest.raises(ValueError, match='belongs to another run. seed: was 0, is now 1. Restore'):
+  with pytest.raises(ValueError, match=r'belongs to another run\. seed: was 0, is now 1\. Restore'):
     training.train(other)
   caplog.clear()
   with caplog.at_level('WARNING', 'absl'):
