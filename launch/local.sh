@@ -3,17 +3,21 @@
 #
 #   launch/local.sh 2 -- --model=models/smollm2 --data=train.jsonl --workdir=runs/first
 #
-# Environment: DEVICES_PER_PROCESS (virtual CPU devices of each process; unset: the real devices), PYTHON.
-# SIGTERM and Ctrl-C reach every process, which saves a checkpoint and exits. Exit code: that of the first process that
-# fails (the others are then stopped), 42 if the run was stopped on request and has saved, 0 if it is done.
+# Environment: DEVICES_PER_PROCESS (virtual CPU devices of each process; unset: the real devices), PYTHON,
+# GRACE_SECONDS (time to save and exit after SIGTERM or Ctrl-C, 60 by default).
+# SIGTERM and Ctrl-C reach every process, which saves a checkpoint and exits. Processes that are still there after
+# GRACE_SECONDS are killed. Exit code: that of the first process that fails (the others are then stopped), 137 if one was
+# killed, 42 (after Ctrl-C 130) if the run was stopped on request and has saved, 0 if it is done.
 set -euo pipefail
 
 PREEMPTED=42
-GRACE_SECONDS=15
+INTERRUPTED=130
+GRACE_SECONDS=${GRACE_SECONDS:-60}
+FAILURE_SECONDS=15 # after a failure the others can only wait for one another, so they get no more than this
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-if [[ $# -lt 1 || ! $1 =~ ^[1-9][0-9]*$ ]]; then
-  sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
+if ! [[ ${1:-} =~ ^[1-9][0-9]*$ && $GRACE_SECONDS =~ ^[0-9]+$ ]]; then
+  sed -n '2,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
   exit 1
 fi
 processes=$1
@@ -54,8 +58,19 @@ finish() {
   wait "${loggers[@]}" 2> /dev/null || true
 }
 
+# Asks every process to stop, and sets the deadline unless there is one. Called with the exit code of the launcher.
+# shellcheck disable=SC2329
+stop() {
+  stopped=$1
+  signal_all TERM
+  if ((deadline == 0)); then deadline=$((SECONDS + GRACE_SECONDS)); fi
+}
+
+stopped=$PREEMPTED
+deadline=0
 trap finish EXIT
-trap 'signal_all TERM' TERM INT HUP
+trap 'stop "$PREEMPTED"' TERM HUP
+trap 'stop "$INTERRUPTED"' INT
 
 for ((i = 0; i < processes; i++)); do
   exec {log}> >(trap '' TERM INT HUP && exec sed -u "s/^/[$i] /")
@@ -68,7 +83,6 @@ done
 # A loop, not `wait`: a trapped signal interrupts `wait`, which then cannot say which process has ended.
 code=0
 running=$processes
-deadline=0
 while ((running > 0)); do
   sleep 0.2 || true
   for i in "${!pids[@]}"; do
@@ -82,14 +96,17 @@ while ((running > 0)); do
       if ((status != PREEMPTED)); then
         echo "process $i has failed with exit code $status" >&2
         signal_all TERM
-        deadline=$((SECONDS + GRACE_SECONDS))
+        limit=$((SECONDS + (GRACE_SECONDS < FAILURE_SECONDS ? GRACE_SECONDS : FAILURE_SECONDS)))
+        if ((deadline == 0 || limit < deadline)); then deadline=$limit; fi
       fi
       code=$status
     fi
   done
   if ((deadline > 0 && SECONDS >= deadline)); then
+    echo "not stopped in time: killing the processes that are left" >&2
     signal_all KILL
-    deadline=0
+    deadline=$((SECONDS + FAILURE_SECONDS))
   fi
 done
+if ((code == PREEMPTED)); then code=$stopped; fi
 exit "$code"

@@ -170,17 +170,18 @@ def attempt[S](program: Program[S], settings: S) -> int:
     if isinstance(settings, user_code.UserCode):
       user_code.load(settings.imports)
     return program.run(settings) or exit_codes.DONE
-  except tuple(program.codes) as error:
-    logging.debug('%s', traceback.format_exc())
-    print(f'error: {error}\n(--verbosity=1 shows the traceback)', file=sys.stderr)
-    code = next(code for kind, code in program.codes.items() if isinstance(error, kind))
-    return exit_codes.CRASHED if code == exit_codes.REFUSED and refusals.of_the_machine(error) else code
   except stopping.Stopped:
     print('stopped; the same command starts again where it can', file=sys.stderr)
     return stopping.exit_code()
   except KeyboardInterrupt:
     print('interrupted', file=sys.stderr)
     return exit_codes.INTERRUPTED
-  except Exception:  # the launcher must see that a restart may help
-    traceback.print_exc()
-    return exit_codes.CRASHED
+  except Exception as error:
+    code = next((code for kind, code in program.codes.items() if isinstance(error, kind)), exit_codes.CRASHED)
+    of_the_machine = refusals.of_the_machine(error)
+    if not of_the_machine and not isinstance(error, tuple(program.codes)):
+      traceback.print_exc()
+      return exit_codes.CRASHED
+    logging.debug('%s', traceback.format_exc())
+    print(f'error: {error}\n(--verbosity=1 shows the traceback)', file=sys.stderr)
+    return exit_codes.CRASHED if of_the_machine and code == exit_codes.REFUSED else code

@@ -8,7 +8,7 @@ import signal
 
 import pytest
 
-from alignjax import objectives
+from alignjax import exit_codes, objectives
 from alignjax.run import training
 from tests import assets, runs
 from tests.commands import train_test

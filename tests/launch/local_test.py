@@ -99,21 +99,42 @@ def test_first_failure_ends_the_others_and_gives_the_exit_code(start, tmp_path):
     assert not alive(int((tmp_path / f'pid{i}').read_text()))
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_signals_reach_every_process_and_42_means_saved(start, tmp_path, number):
+def wait_for(tmp_path: pathlib.Path, pattern: str, count: int) -> None:
+  deadline = time.monotonic() + 20
+  while len(list(tmp_path.glob(pattern))) < count and time.monotonic() < deadline:
+    time.sleep(0.02)
+
+
+@pytest.mark.parametrize(('number', 'code'), [(signal.SIGTERM, 42), (signal.SIGINT, 130)])
+def test_signals_reach_every_process_and_42_means_saved(start, tmp_path, number, code):
   body = f"""
 trap 'echo saving; touch {tmp_path}/saved$id; exit 42' TERM
 touch {tmp_path}/ready$id
 while true; do sleep 0.1; done"""
   process = start(body, '2', '--')
-  deadline = time.monotonic() + 20
-  while len(list(tmp_path.glob('ready*'))) < 2 and time.monotonic() < deadline:
-    time.sleep(0.02)
+  wait_for(tmp_path, 'ready*', 2)
   process.send_signal(number)
   output, _ = process.communicate(timeout=20)
-  assert process.returncode == 42
+  assert process.returncode == code
   assert sorted(output.splitlines()) == ['[0] saving', '[1] saving']
   assert len(list(tmp_path.glob('saved*'))) == 2
+
+
+def test_processes_that_do_not_stop_are_killed(start, tmp_path):
+  """Process 0 stops as it should; process 1 hangs, and is deaf to SIGTERM."""
+  body = f"""
+if [[ $id == 0 ]]; then trap 'exit 42' TERM; else trap '' TERM; fi
+echo $$ > {tmp_path}/pid$id
+while true; do sleep 0.1; done"""
+  process = start(body, '2', '--', GRACE_SECONDS='1')
+  wait_for(tmp_path, 'pid*', 2)
+  began = time.monotonic()
+  process.send_signal(signal.SIGTERM)
+  _, error = process.communicate(timeout=20)
+  assert process.returncode == 137
+  assert 0.5 < time.monotonic() - began < 8
+  assert 'not stopped in time' in error
+  assert not alive(int((tmp_path / 'pid1').read_text()))
 
 
 def test_a_failure_counts_more_than_a_stop(start):
