@@ -75,7 +75,7 @@ def explain(error: checkpoint.MismatchError, now: Mapping[str, Any], config: set
       )
     names = error.identity.keys() | now.keys()
     differ = {name for name in names if error.identity.get(name) != _as_json(now.get(name))}
-    if 'data_fingerprint' in differ <= _of_the_data(config):
+    if 'data_fingerprint' in differ - {'jax_threefry_partitionable'} <= _of_the_data(config):
       return ValueError(
         f'{error}. If you have changed the data on purpose, such as to repair or remove an example, '
         f'--accept_data={now["data_fingerprint"][:FINGERPRINT_DIGITS]} resumes the run with the new data'

@@ -176,8 +176,12 @@ def _describe(data: PreferenceBatch, row: int, values: Mapping[str, float]) -> s
   """The metrics of a row that are not finite, the numbers of its example, and its arrays that are not finite."""
   first = [f'{name} {value}' for name, value in values.items() if not math.isfinite(value)]
   numbers = {name: getattr(data, name) for name in ('label', 'weight', 'score', 'behaviour_logp')}
-  given = [f'{name} {np.asarray(value[row]).tolist()}' for name, value in numbers.items() if value is not None]
+  given = [f'{name} {_short(value[row])}' for name, value in numbers.items() if value is not None]
   broken = [
     f'{name} not finite' for name, value in data.cached.items() if not np.isfinite(value[row].astype(np.float32)).all()
   ]
   return ', '.join([*sorted(first), *given, *broken])
+
+
+def _short(value: np.ndarray) -> str:
+  return f'{value:g}' if np.ndim(value) == 0 else f'[{", ".join(map(_short, value))}]'

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 import types
 
 import grain
@@ -161,7 +162,7 @@ def test_a_batch_with_one_bad_row_is_as_if_it_had_not_been_there(started, build,
   text = search.describe(batching.Batch(bad, np.arange(ROWS) + 100))
   assert text.startswith(f'At fault on their own: d.jsonl:{row + 100} (')
   assert text.count('d.jsonl') == 1
-  assert f'{field} {column[row].tolist()}' in text
+  assert re.search(rf'{field} \[?{value:g}'.replace('+', r'\+'), text)
 
 
 def evaluations(bad, size=100, most=3):
@@ -228,7 +229,7 @@ def test_a_run_skips_counts_logs_and_names_the_row(caplog):
   (line,) = [message for message in caplog.messages if 'skipped' in message]
   assert line.startswith('step 4: loss is inf, gradient_norm is inf. The batch is skipped (5 in a row stop the run).')
   assert all(f'd.jsonl:{100 * loop_test.POISON + i}' in line for i in range(7))
-  assert 'At fault on their own: d.jsonl:1300 (gradient_norm inf, loss inf, label 1.0, weight 1.0)' in line
+  assert 'At fault on their own: d.jsonl:1300 (gradient_norm inf, loss inf, label 1, weight 1)' in line
 
 
 def test_a_run_resumed_after_a_skip_is_bit_identical(tmp_path):
