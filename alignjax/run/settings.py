@@ -96,7 +96,7 @@ class OptimizerSettings:
     'such as 100.',
   )
   gradient_clip: float = _field(1.0, WARNS, 'Largest global norm of a gradient; 0: no clipping.', at_least=0)
-  steps: int = _field(0, WARNS, 'Total number of updates; 0: use `epochs`.', at_least=0)
+  steps: int = _field(0, WARNS, 'Total number of updates, including skipped batches; 0: use `epochs`.', at_least=0)
   epochs: int = _field(0, WARNS, 'Passes over the data; 0: one, unless `steps` is set.', at_least=0)
 
 
