@@ -62,8 +62,8 @@ def of_the_network(error: BaseException) -> bool:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-  seen = set()  # `raise error from error` makes a cycle
-  while error is not None and id(error) not in seen:
-    seen.add(id(error))
+  seen: list[BaseException] = []
+  while error is not None and error not in seen:  # an error that is raised twice can be its own cause
+    seen.append(error)
     yield error
     error = error.__cause__ or error.__context__

@@ -72,6 +72,7 @@ def heard() -> Iterator[None]:
     yield
   finally:
     signal.signal(signal.SIGTERM, previous)
+    _state.signals = 0
 
 
 @contextlib.contextmanager

@@ -23,6 +23,8 @@ def describe(error: BaseException) -> str:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-  while error is not None:
+  seen: list[BaseException] = []
+  while error is not None and error not in seen:  # an error that is raised twice can be its own cause
+    seen.append(error)
     yield error
     error = error.__cause__ or error.__context__

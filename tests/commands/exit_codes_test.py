@@ -12,7 +12,7 @@ from alignjax.commands import program, train
 from alignjax.data.reading import sources
 from alignjax.models import checkpoint_io
 from alignjax.run import command_line, settings, training
-from alignjax.training import source
+from alignjax.training import disk, source
 from alignjax.training import step as training_step
 from tests import runs
 
@@ -137,6 +137,14 @@ def test_checks_that_are_over_refuse_nothing():
   with pytest.raises(ValueError, match='injected') as caught:
     fail_after_the_checks()
   assert caught.value is WRONG
+
+
+def test_errors_that_cause_each_other_are_described():
+  first, second = ValueError('first'), OSError(errno.EIO, 'second')
+  first.__cause__, second.__cause__ = second, first
+  assert refusals.of_the_machine(first)
+  assert not refusals.of_the_network(first)
+  assert not disk.is_full(first)
 
 
 def test_the_table_in_the_documentation_is_the_one_in_the_code():
