@@ -162,6 +162,8 @@ class _Parser:
     for keyword in node.keywords:
       if keyword.arg is None:
         raise self.error('** does not unpack arguments here', keyword.value)
+      if sum(other.arg == keyword.arg for other in node.keywords) > 1:
+        raise self.error(f'{name} has the argument {keyword.arg!r} more than once: keep one of them', keyword)
     self.check_names(node)
     positional = [self.visit(argument) for argument in node.args]
     named = {keyword.arg: self.visit(keyword.value) for keyword in node.keywords}
@@ -190,7 +192,9 @@ class _Parser:
       return make()
     except ExpressionError:
       raise
-    except (ValueError, TypeError, ArithmeticError) as error:
+    except TypeError as error:  # such as text in place of a number, which the factory compares with 0
+      raise self.error(f'an argument has the wrong type: {error}', node) from error
+    except (ValueError, ArithmeticError) as error:
       raise self.error(str(error), node) from error
 
   def unknown(self, name: str, node: ast.AST) -> ExpressionError:

@@ -41,6 +41,10 @@ def checking() -> Iterator[Checks]:
     yield checks
   except Refused:
     raise
+  except MemoryError as error:
+    if checks.over:
+      raise
+    raise Refused(f'there is not enough memory for these settings: {error}') from error
   except (ValueError, OSError, ImportError) as error:
     if checks.over or of_the_machine(error):
       raise

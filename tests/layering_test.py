@@ -14,6 +14,7 @@ LEVEL = {
   'stopping': 0,
   'numerics': 0,
   'expressions': 0,
+  'files': 0,
   'registry': 0,
   'models': 1,
   'merging': 1,

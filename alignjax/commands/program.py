@@ -17,10 +17,11 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from alignjax import exit_codes, refusals, stopping
+from alignjax import exit_codes, files, refusals, stopping
 from alignjax.run import fields, user_code
 
 EXPECTED = (ValueError, OSError, ImportError)  # errors that the user can fix
+LINE = 2000  # characters of a line of an error
 HELP = ('--help', '-help', '-h', '--helpshort', '-helpshort')
 
 
@@ -44,7 +45,7 @@ class Program[S]:
   settings: type[S]
   run: Callable[[S], int | None]
   codes: Mapping[type[Exception], int] = dataclasses.field(
-    default_factory=lambda: dict.fromkeys(EXPECTED, exit_codes.REFUSED)
+    default_factory=lambda: dict.fromkeys((*EXPECTED, MemoryError), exit_codes.REFUSED)
   )
   parse: Callable[[type[S], Sequence[str], flags.FlagValues], S] = fields.parse_flags
   hints: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -151,24 +152,36 @@ def _parse[S](program: Program[S], argv: Sequence[str], values: flags.FlagValues
     print(program.help)
     sys.exit(exit_codes.DONE)
   try:
+    for argument in argv[1:]:
+      if argument.startswith(('--flagfile=', '-flagfile=')):
+        files.check_regular(argument.partition('=')[2])
     return program.parse(program.settings, argv, values)
   except flags.UnrecognizedFlagError as error:
     hint = program.hints.get(error.flagname.partition('=')[0])
     _refuse(f'--{error.flagname} is not a flag of {program.name}: {hint}' if hint else error)
   except (flags.Error, *EXPECTED) as error:
     _refuse(error)
+  except RecursionError as error:
+    _refuse(f'a setting is nested too deeply: {error}')
 
 
 def _refuse(error: Exception | str) -> None:
-  print(f'error: {error}', file=sys.stderr)
+  print(f'error: {_shown(error)}', file=sys.stderr)
   sys.exit(exit_codes.REFUSED)
+
+
+def _shown(error: BaseException | str) -> str:
+  """The message of an error, its lines cut to a length that fits on a terminal."""
+  lines = str(error).splitlines() or [type(error).__name__]
+  return '\n'.join(line if len(line) <= LINE else f'{line[:LINE]} ...' for line in lines)
 
 
 def attempt[S](program: Program[S], settings: S) -> int:
   """Runs a program, prints an expected error in one line, and returns the exit code."""
   try:
-    if isinstance(settings, user_code.UserCode):
-      user_code.load(settings.imports)
+    with refusals.checking():
+      if isinstance(settings, user_code.UserCode):
+        user_code.load(settings.imports)
     return program.run(settings) or exit_codes.DONE
   except stopping.Stopped:
     print('stopped; the same command starts again where it can', file=sys.stderr)
@@ -183,5 +196,6 @@ def attempt[S](program: Program[S], settings: S) -> int:
       traceback.print_exc()
       return exit_codes.CRASHED
     logging.debug('%s', traceback.format_exc())
-    print(f'error: {error}\n(--verbosity=1 shows the traceback)', file=sys.stderr)
+    what = 'there is not enough memory for these settings: ' if isinstance(error, MemoryError) else ''
+    print(f'error: {what}{_shown(error)}\n(--verbosity=1 shows the traceback)', file=sys.stderr)
     return exit_codes.CRASHED if of_the_machine and code == exit_codes.REFUSED else code

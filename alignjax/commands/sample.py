@@ -47,7 +47,7 @@ class Settings(user_code.UserCode):
   strategy: str = fields.field(
     '', 'Decoding strategy instead of the settings above, such as chain(temperature(0.7), nucleus(0.9)).'
   )
-  seed: int = fields.field(0, 'Seed of the random numbers.', at_least=0)
+  seed: int = fields.field(0, 'Seed of the random numbers.', at_least=0, at_most=2**63 - 1)
   batch_size: int = fields.field(8, 'Number of prompts in a batch.', at_least=1)
   compute_dtype: str = fields.field(
     'float32', 'Type of activations; parameters are float32.', choices=('float32', 'bfloat16')

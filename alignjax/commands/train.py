@@ -20,7 +20,8 @@ from alignjax.training import checkpoint, loop
 
 def run(invocation: command_line.Invocation) -> int:
   """Trains, and returns the exit code."""
-  invocation.processes.join()
+  with refusals.checking():
+    invocation.processes.join()
   result = training.train(invocation.config)
   return stopping.exit_code() if result.preempted else exit_codes.DONE
 

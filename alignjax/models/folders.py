@@ -18,6 +18,7 @@ import numpy as np
 import safetensors
 from safetensors import numpy as safetensors_numpy
 
+from alignjax import files
 from alignjax.models import manifest
 
 CONFIG = 'config.json'
@@ -91,11 +92,10 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   Raises:
     ValueError: the file is missing or does not hold a JSON object; the message names the file.
   """
-  with naming(path):
-    entries = json.loads(path.read_text(encoding='utf-8'))
-    if not isinstance(entries, dict):
-      raise ValueError('must hold a JSON object')
-    return entries
+  entries = files.read_json(path)
+  if not isinstance(entries, dict):
+    raise ValueError(f'{path}: must hold a JSON object')
+  return entries
 
 
 def write_weights(
@@ -180,6 +180,7 @@ def open_tensors(
   tensors: dict[str, StoredTensor] = {}
   manifest.check_weights(folder)
   for path, indexed in _weight_files(folder).items():
+    files.check_regular(path)
     with naming(path):
       file = stack.enter_context(safetensors.safe_open(path, framework='np'))
       names = set(file.keys())

@@ -9,15 +9,18 @@ import contextlib
 import dataclasses
 import difflib
 import os
+import pathlib
 import sys
+import traceback
 from typing import NoReturn
 import warnings
 
 from absl import flags
+import ml_collections
 from ml_collections import config_flags
 
 from alignjax.parallel import distributed
-from alignjax.run import config_file, fields, settings
+from alignjax.run import config_file, fields, settings, user_code
 
 # Flags of other trainers, and what to use instead.
 HINTS = {
@@ -49,7 +52,12 @@ class Processes:
   coordinator: str = fields.field('', 'host:port of process 0, for runs with several processes.')
   num_processes: int = fields.field(1, 'Number of processes in the run.')
   process_id: int = fields.field(0, 'Index of this process, from 0.')
-  local_devices: int = fields.field(0, 'Virtual CPU devices in this process; 0: use the real devices.')
+  local_devices: int = fields.field(
+    0, 'Virtual CPU devices in this process; 0: use the real devices.', at_least=0, at_most=1024
+  )
+
+  def __post_init__(self):
+    fields.check(self)
 
   def join(self) -> None:
     """Joins this process to the run. Call it before anything uses a device."""
@@ -89,12 +97,14 @@ def parse_flags(kind: type[Invocation], argv: Sequence[str], values: flags.FlagV
     ValueError: a setting is unknown, given twice with different values, or has an invalid value.
   """
   argv = [_checked(argument) for argument in argv]
-  with _one_message():
+  with _one_message(argv):
     config_flags.DEFINE_config_file(
       'config', config_file.__file__, 'A file of settings.', flag_values=values, sys_argv=argv
     )
     fields.define_flags(kind, values)
     fields.parse(kind, argv, values)
+    if not isinstance(values.config, ml_collections.ConfigDict):
+      raise TypeError(f'get_config() must return settings.config_dict(...), not {type(values.config).__name__}')
     from_file = fields.flat_dict(values.config.to_dict(), 'config.')
   plain = fields.given(kind, values)
   for name, dotted in values['config'].override_values.items():
@@ -132,18 +142,28 @@ def _checked(argument: str) -> str:
 
 
 @contextlib.contextmanager
-def _one_message() -> Iterator[None]:
+def _one_message(argv: Sequence[str]) -> Iterator[None]:
   """Turns errors from ml_collections and from config files into a ValueError with one message."""
+  files = [argument.partition('=')[2] for argument in argv if argument.lstrip('-').startswith('config=')]
+  path = files[-1].partition(':')[0] if files else ''
   try:
     with warnings.catch_warnings():
       warnings.simplefilter('ignore', DeprecationWarning)  # ml_collections loads files in a deprecated way
       yield
-  except SyntaxError as error:
-    raise ValueError(f'--config: {error.filename}:{error.lineno}: {error.msg}') from error
-  except Exception as error:
+  except (Exception, SystemExit) as error:
+    place = _place(error, path)
     text = str(error.args[0] if error.args else error).strip()
     if 'Traceback' in text:  # ml_collections puts one into its messages
-      raise ValueError(f'--config: {text.splitlines()[-1]}') from error
-    if isinstance(error, ValueError | flags.Error):
+      raise ValueError(f'--config={path}: {text.splitlines()[-1].removeprefix("ValueError: ")}') from error
+    if not place and isinstance(error, ValueError | flags.Error | SystemExit):
       raise
-    raise ValueError(f'--config: {type(error).__name__}: {text}') from error
+    raise ValueError(f'--config={path}: {place}{user_code.reason(error)}') from error
+
+
+def _place(error: BaseException, path: str) -> str:
+  """The line of a config file that raised an exception: 'line 12: '; '' if none did."""
+  if isinstance(error, SyntaxError) and error.filename:
+    return f'line {error.lineno}: '
+  frames = traceback.extract_tb(error.__traceback__)
+  lines = [frame.lineno for frame in frames if pathlib.Path(frame.filename).resolve() == pathlib.Path(path).resolve()]
+  return f'line {lines[-1]}: ' if path and lines else ''

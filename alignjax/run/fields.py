@@ -22,6 +22,8 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
+SHOWN = 200  # characters of a value in a message
+LARGEST = 2**31 - 1  # of an integer, unless its field has another limit
 Strings = tuple[str, ...]
 Pairs = tuple[tuple[int, int], ...]
 
@@ -36,8 +38,8 @@ def field(
     text: the line of --help, a full sentence or a noun phrase with units.
     choices: the values that the field can have; empty for any value.
     at_least: the smallest value that a number can have.
-    **metadata: `required=True` for a value that must be given, `flag='import'` for a flag with another name, and
-      further entries for other readers of the field.
+    **metadata: `required=True` for a value that must be given, `flag='import'` for a flag with another name,
+      `at_most=1024` for the largest value of a number, and further entries for other readers of the field.
   """
   return dataclasses.field(
     default=default, metadata={'text': text, 'choices': tuple(choices), 'at_least': at_least, **metadata}
@@ -96,7 +98,7 @@ def build(kind: type, values: Mapping[str, Any], what: str = '--', prefix: str =
   arguments = {}
   for name, value in values.items():
     if name not in known:
-      close = difflib.get_close_matches(name, known, n=1)
+      close = difflib.get_close_matches(str(name), known, n=1)
       hint = f'; did you mean {prefix}{close[0]}?' if close else '.'
       raise ValueError(f'{what}{prefix}{name} is not a setting{hint} Known: {", ".join(known)}')
     arguments[name] = _convert(known[name].type, value, what, prefix + name)
@@ -106,6 +108,9 @@ def build(kind: type, values: Mapping[str, Any], what: str = '--', prefix: str =
 def _convert(kind: Any, value: Any, what: str, name: str) -> Any:
   """Converts a value to the type of its field: ints to floats, lists to tuples, comma-separated text to lists."""
   if dataclasses.is_dataclass(kind):
+    if isinstance(value, kind):
+      return value
+    _require(isinstance(value, Mapping), what + name, value, 'a group of settings by name')
     return build(kind, value, what, name + '.')
   if kind is float and isinstance(value, int) and not isinstance(value, bool):
     return float(value)
@@ -143,25 +148,37 @@ def split(text: str) -> Strings:
 def _literal(text: str) -> Any:
   try:
     return ast.literal_eval(text) if text else ()
-  except (ValueError, SyntaxError):
+  except (ValueError, SyntaxError, RecursionError, MemoryError):
     return text
 
 
 def _require(condition: bool, name: str, value: Any, wanted: str) -> None:
   if not condition:
-    raise ValueError(f'{name} = {value!r}: must be {wanted}')
+    shown = repr(value)
+    shown = shown if len(shown) <= SHOWN else f'{shown[:SHOWN]}...'
+    raise ValueError(f'{name} = {shown}: must be {wanted}')
 
 
 def check(settings: Any, what: str = '--') -> None:
-  """Checks the values of a dataclass against the choices and bounds of its fields.
+  """Checks the values of a dataclass against the types, the choices and the bounds of its fields.
 
   Raises:
     ValueError: a value is not allowed. The message names the field, its value and what is allowed.
   """
   for item in dataclasses.fields(settings):
-    value, choices, least = (getattr(settings, item.name), *map(item.metadata.get, ('choices', 'at_least')))
-    _require(least is None or value >= least, what + item.name, value, f'at least {least}')
-    _require(not choices or value in choices, what + item.name, value, ' or '.join(map(str, choices or ())))
+    value, name = getattr(settings, item.name), what + item.name
+    if dataclasses.is_dataclass(value):
+      check(value, f'{name}.')
+      continue
+    choices, least, most = map(item.metadata.get, ('choices', 'at_least', 'at_most'))
+    if item.type in (str, bool, int, float):
+      fits = type(value) is item.type or (item.type is float and type(value) is int)
+      _require(fits, name, value, f'a value of type {item.type.__name__}')
+    if type(value) is int:
+      most = LARGEST if most is None else most
+      _require(value <= most, name, value, f'at most {most}')
+    _require(least is None or value >= least, name, value, f'at least {least}')
+    _require(not choices or value in choices, name, value, ' or '.join(map(str, choices or ())))
 
 
 def define_flags(kind: type, values: flags.FlagValues) -> None:

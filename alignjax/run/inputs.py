@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from alignjax import objectives, stats
+from alignjax import files, objectives, stats
 from alignjax.data.batches import batching, reference_cache
 from alignjax.data.reading import drops, sources
 from alignjax.data.tokens import dataset, encoding, tokenization
@@ -54,6 +54,11 @@ def read_split(paths: Sequence[str], config: settings.DataSettings, reading: Rea
       'use data in another form, such as preference'
     )
   reading.announce(f'{", ".join(paths)}: {data.report}')
+  if not data.weight.any():
+    raise ValueError(
+      f'{", ".join(paths)}: all {len(data)} examples have weight 0, so they would change nothing; give some of them a '
+      'positive weight'
+    )
   return Split(data, _batches(data, config, reading.mesh, training, None), training)
 
 
@@ -173,11 +178,11 @@ def fingerprint(folder: str, whole: bool = False) -> str:
       every start of a run.
   """
   digest = hashlib.sha256()
-  files = [pathlib.Path(folder) / name for name in ('config.json', 'tokenizer.json', 'tokenizer_config.json')]
-  for file in [file for file in files if file.exists()]:
+  small = [pathlib.Path(folder) / name for name in ('config.json', 'tokenizer.json', 'tokenizer_config.json')]
+  for file in [files.check_regular(file) for file in small if file.exists()]:
     digest.update(f'{file.name}:{file.stat().st_size}:'.encode() + file.read_bytes())
   for file in sorted(pathlib.Path(folder).glob('*.safetensors')):
-    size = file.stat().st_size
+    size = files.check_regular(file).stat().st_size
     digest.update(f'{file.name}:{size}:'.encode())
     if whole:
       digest.update(bytes.fromhex(manifest.sha256(file)))

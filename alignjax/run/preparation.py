@@ -1,6 +1,7 @@
 """Prepares a run: reads the configuration, builds the model, tokenises the data."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ from alignjax.models import checkpoint_io, transformer
 from alignjax.optim import bases, recipes
 from alignjax.parallel import mesh as parallel_mesh
 from alignjax.parallel import rules
-from alignjax.run import adapters, inputs, settings, user_code
+from alignjax.run import adapters, first_start, inputs, settings, user_code
 from alignjax.training import placement
 from alignjax.training import state as training_state
 from alignjax.training.policy import Policy
@@ -56,6 +57,7 @@ def prepare(config: settings.Config, announce: inputs.Announce) -> Prepared:
     slices=config.mesh.slices,
     allow_dcn_fsdp=config.mesh.allow_dcn_fsdp,
   )
+  _check_batch_size(config, mesh)
   model_config = checkpoint_io.load_config(
     config.model,
     compute_dtype=config.compute_dtype,
@@ -68,7 +70,7 @@ def prepare(config: settings.Config, announce: inputs.Announce) -> Prepared:
   shapes = jax.eval_shape(policy.model.init, jax.random.key(config.seed))
   shardings = rules.param_shardings(mesh, shapes)
   reference = inputs.Reference(config, policy, objective, mesh, shardings, announce)
-  tokenizer = tokenization.Tokenizer.load(config.model)
+  tokenizer = tokenization.Tokenizer.load(config.model, functools.partial(first_start.date, config.workdir))
   reading = inputs.Reading(tokenizer, model_config.vocab_size, mesh, announce)
   splits = [
     inputs.read_split(paths, config, reading, training=training)
@@ -109,6 +111,17 @@ def load_frozen(config: settings.ModelSettings, prepared: Prepared, base: Params
       config.model, config.base_model, prepared.policy.model.config, places, config.delta_dtype
     )
   return training_state.Frozen(reference=prepared.reference.load(), delta=delta, base=base)
+
+
+def _check_batch_size(config: settings.InputSettings, mesh: jax.sharding.Mesh) -> None:
+  shards = parallel_mesh.batch_shards(mesh)
+  least = shards * config.microbatches
+  if config.batch_size % least:
+    axes = ' x '.join(f'mesh.{axis}={mesh.shape[axis]}' for axis in parallel_mesh.BATCH_AXES)
+    raise ValueError(
+      f'config.batch_size = {config.batch_size}: must be a multiple of {least}, because the batch is divided into '
+      f'{config.microbatches} microbatches and each of them over {shards} shards ({axes})'
+    )
 
 
 def _recipe(config: settings.OptimizerSettings, base_model: str) -> bases.Recipe:

@@ -11,7 +11,7 @@ from absl import logging
 import jax
 
 from alignjax.optim import schedules
-from alignjax.run import adapters, inputs, preparation, settings, user_code
+from alignjax.run import adapters, first_start, inputs, preparation, settings, user_code
 from alignjax.training import checkpoint
 
 
@@ -21,6 +21,9 @@ def identity(config: settings.Config, prepared: preparation.Prepared) -> dict[st
   same = {name: values[name] for name, kind in settings.on_resume().items() if kind == settings.IDENTITY}
   same['buckets'] = prepared.training.batches.plan.buckets  # includes buckets chosen from the data
   same['data_fingerprint'] = prepared.training.data.fingerprint
+  template = prepared.tokenizer.template
+  if template is not None and template.date is not None:
+    same[first_start.IDENTITY] = template.date.isoformat()
   folders = {'model': config.model}
   if prepared.reference.needed:
     folders['reference'] = prepared.reference.folder

@@ -63,12 +63,18 @@ class DataSettings:
   )
   max_prompt: int = _field(512, IDENTITY, 'Largest prompt in tokens; longer ones lose their first tokens.')
   max_response: int = _field(512, IDENTITY, 'Largest response in tokens; examples with a longer one are dropped.')
-  batch_size: int = _field(32, IDENTITY, 'Prompts per update, summed over all devices and processes.', at_least=1)
+  batch_size: int = _field(
+    32, IDENTITY, 'Prompts per update, summed over all devices and processes.', at_least=1, at_most=2**24
+  )
   buckets: tuple[tuple[int, int], ...] = _field(
     (), IDENTITY, 'Batch shapes (prompt, response) in tokens; empty: chosen from the data.'
   )
   seed: int = _field(
-    0, IDENTITY, 'Seed of the data order and of new adapters; a random optimizer has its own seed.', at_least=0
+    0,
+    IDENTITY,
+    'Seed of the data order and of new adapters; a random optimizer has its own seed.',
+    at_least=0,
+    at_most=2**63 - 1,
   )
 
 
@@ -224,7 +230,7 @@ class Config(OutputSettings, OptimizerSettings, ObjectiveSettings, InputSettings
 
 def config_dict(**overrides: Any) -> ml_collections.ConfigDict:
   """A configuration for `get_config()` of a config file. Flags override it, such as `--config.mesh.tensor=2`."""
-  return ml_collections.ConfigDict(dataclasses.asdict(Config(**overrides)))
+  return ml_collections.ConfigDict(dataclasses.asdict(from_dict(overrides)))
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:

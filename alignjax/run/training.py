@@ -10,7 +10,7 @@ import jax
 
 from alignjax import refusals, stopping
 from alignjax.optim import recipes, schedules
-from alignjax.run import examination, exports, preparation, record, recovery, settings
+from alignjax.run import examination, exports, fields, preparation, record, recovery, settings
 from alignjax.training import checkpoint, loop, metrics, placement, processes, source, watchdog
 from alignjax.training import state as training_state
 from alignjax.training import step as training_step
@@ -41,6 +41,8 @@ def _train(config: settings.Config, checks: refusals.Checks) -> loop.Result:
   prepared = preparation.prepare(config, announce)
   batches, recipe, objective = prepared.training.batches, prepared.recipe, prepared.objective
   steps = config.steps or (config.epochs or 1) * batches.plan.steps_per_epoch
+  if steps > fields.LARGEST:
+    raise ValueError(f'config.epochs = {config.epochs}: {steps:,} steps are more than {fields.LARGEST:,}')
   warmup = schedules.warmup_steps(config.warmup, steps)
   schedule = schedules.build_schedule(config.schedule, recipe.learning_rate, steps=steps, warmup=warmup)
   tx = recipes.build_optimizer(recipe, schedule, config.gradient_clip)

@@ -53,7 +53,7 @@ def load(imports: Sequence[str]) -> None:
     try:
       _import_file(pathlib.Path(text)) if _is_file(text) else _import_module(text)
     except (Exception, SystemExit) as error:  # a user's file may raise anything
-      raise ValueError(f'--import={text}: {_place(error, text)}{_reason(error)}') from error
+      raise ValueError(f'--import={text}: {_place(error, text)}{reason(error)}') from error
     _loaded[_key(text)] = content
 
 
@@ -97,7 +97,7 @@ def _spec(name: str) -> importlib.machinery.ModuleSpec:
   try:
     spec = importlib.util.find_spec(name)
   except (Exception, SystemExit) as error:  # a parent package is imported to look for the module
-    raise ValueError(f'--import={name}: {_place(error, name)}{_reason(error)}') from error
+    raise ValueError(f'--import={name}: {_place(error, name)}{reason(error)}') from error
   if spec is None or not (spec.has_location or spec.submodule_search_locations):
     raise ValueError(
       f'--import={name}: there is no such module, neither here nor installed; to import a file, give {name}.py'
@@ -141,7 +141,8 @@ def _place(error: BaseException, text: str) -> str:
   return f'{own[-1].filename}:{own[-1].lineno}: ' if own else ''
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
+  """The message of an exception from user code, with its type unless it is a ValueError."""
   if isinstance(error, ValueError):
     return str(error)
   return f'{type(error).__name__}: {error.msg if isinstance(error, SyntaxError) else error}'

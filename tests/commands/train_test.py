@@ -392,7 +392,7 @@ def test_the_order_of_devices_changes_no_bit(folder, environment, interleaved, t
     ({'microbatches': 3}, ['3 microbatches']),
     ({'mesh': settings.MeshConfig(fsdp=3)}, ['a mesh of data=1, fsdp=3, tensor=1 does not fit 8 devices']),
     ({'mesh': settings.MeshConfig(slices=2)}, ['mesh.slices=2, but the number of processes']),
-    ({'batch_size': 12}, ['batch_size=12: must be a positive multiple of 8']),
+    ({'batch_size': 12}, ['config.batch_size = 12: must be a multiple of 8, because']),
     ({'buckets': ((4, 4),)}, ['train.jsonl:1', 'no bucket']),
   ],
 )

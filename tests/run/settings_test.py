@@ -135,8 +135,8 @@ def test_flags_that_cannot_be_are_refused(arguments, message):
 @pytest.mark.parametrize(
   ('text', 'message'),
   [
-    ('def get_config():\n  raise ValueError("my own")\n', '--config: ValueError: my own'),
-    ('def get_config(:\n', r'--config: .*mine\.py:1: '),
+    ('def get_config():\n  raise ValueError("my own")\n', r'--config=.*mine\.py: my own'),
+    ('def get_config(:\n', r'--config=.*mine\.py: line 1: SyntaxError: invalid syntax'),
     ('import nothing_of_this_name\n', "No module named 'nothing_of_this_name'"),
     ('from alignjax.run import settings\n\ndef get_config():\n  return settings.config_dict(steps=-1)\n', 'steps'),
   ],
@@ -189,6 +189,11 @@ def test_json_of_a_run_gives_its_config_back():
     ({'mesh': {'fsdb': 8}}, r'config\.mesh\.fsdb is not a setting; did you mean mesh\.fsdp\?'),
     ({'zzz': 8}, r'config\.zzz is not a setting\. Known: '),
     ({'batch_size': 0}, r'config\.batch_size = 0: must be at least 1'),
+    ({'batch_size': 2**31}, r'config\.batch_size = 2147483648: must be at most 16777216'),
+    ({'steps': 2**31}, r'config\.steps = 2147483648: must be at most 2147483647'),
+    ({'seed': 2**63}, r'config\.seed = 9223372036854775808: must be at most 9223372036854775807'),
+    ({'batch_size': '8'}, r"config\.batch_size = '8': must be a value of type int"),
+    ({'mesh': {'data': 2**31}}, r'config\.mesh\.data = 2147483648: must be at most'),
     ({'batch_size': 2.0}, r'config\.batch_size = 2\.0: must be a value of type int'),
     ({'batch_size': True}, r'config\.batch_size = True: must be a value of type int'),
     ({'gradient_clip': '1'}, r"config\.gradient_clip = '1': must be a value of type float"),

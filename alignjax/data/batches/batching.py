@@ -12,6 +12,7 @@ from alignjax.data.batches import order, reference_cache, shapes
 from alignjax.data.tokens import dataset
 from alignjax.types import PreferenceBatch
 
+MAX_TOKENS = 2**28  # in the rows of one process, padding included; 1 GiB of token ids
 BEHAVIOUR_TOKEN_LOGP = 'behaviour_token_logp'
 
 
@@ -100,12 +101,23 @@ def make_batches(
     buckets = shapes.choose_buckets(data, batch_size=spec.batch_size)
   else:
     buckets = shapes.sort_buckets(spec.buckets, data.responses)
+  _check_size(buckets, len(rows), data.responses)
   plan = order.Plan(shapes.assign(data, buckets), buckets, spec.batch_size, spec.seed, spec.shuffle)
   source = _Source(data, plan, spec.epochs, rows, cache)
   # The data is in memory, so threads would gain nothing, and without them nothing runs ahead of the saved state.
   options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
   stream = grain.MapDataset.source(source).to_iter_dataset(options)
   return Batches(stream, plan, None if spec.epochs is None else len(source))
+
+
+def _check_size(buckets: Sequence[shapes.Bucket], rows: int, responses: int) -> None:
+  prompt, response = max(buckets, key=lambda bucket: bucket[0] + responses * bucket[1])
+  tokens = rows * (prompt + responses * response)
+  if tokens > MAX_TOKENS:
+    raise ValueError(
+      f'buckets: ({prompt}, {response}) is too large: a batch of {rows} prompts with {responses} responses each would '
+      f'have {tokens:,} tokens in each process, more than {MAX_TOKENS:,}; lower batch_size or the size of the bucket'
+    )
 
 
 class _Source:

@@ -26,6 +26,7 @@ import zlib
 import ml_dtypes
 import numpy as np
 
+from alignjax import files
 from alignjax.data.tokens import dataset
 
 VERSION = 1
@@ -122,11 +123,13 @@ class ReferenceCache:
   def _check_identity(self, identity: Mapping[str, Any]) -> None:
     path = self.folder / 'identity.json'
     try:
-      found = json.loads(path.read_text(encoding='utf-8'))
-    except FileNotFoundError:
-      raise self._error('identity.json', 'is missing, so the cache is incomplete') from None
-    except ValueError as error:
+      found = json.loads(files.check_regular(path).read_bytes()) if path.exists() else None
+    except (OSError, ValueError, RecursionError) as error:
       raise self._error('identity.json', f'is not readable: {error}') from None
+    if found is None:
+      raise self._error('identity.json', 'is missing, so the cache is incomplete')
+    if not isinstance(found, dict):
+      raise self._error('identity.json', 'must hold a JSON object')
     if found != identity:
       different = ', '.join(sorted(key for key in {*found, *identity} if found.get(key) != identity.get(key)))
       raise self._error(
@@ -136,8 +139,8 @@ class ReferenceCache:
   def _open(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     path = self.folder / name
     try:
-      array = np.load(path, mmap_mode='r', allow_pickle=False)
-    except (OSError, ValueError) as error:
+      array = np.load(files.check_regular(path), mmap_mode='r', allow_pickle=False)
+    except Exception as error:  # NumPy raises EOFError, ValueError, TokenError and others
       raise self._error(name, f'is missing, truncated or not an array ({error})') from None
     if array.shape != shape or array.dtype != dtype:
       raise self._error(name, f'is {array.dtype} {array.shape}, expected {dtype} {shape}')

@@ -21,6 +21,7 @@ from etils import epy
 import pyarrow
 from pyarrow import parquet
 
+from alignjax import files
 from alignjax.data.reading import rows, values
 
 with epy.lazy_imports():  # importing TFDS takes a second, and most runs read plain files
@@ -120,6 +121,7 @@ def json_list(path: str) -> Numbered:
 
 
 def _whole_text(path: str) -> str:
+  _check_regular(path)
   size = os.path.getsize(path)
   if size > JSON_LIMIT:
     raise rows.Refused(
@@ -194,6 +196,7 @@ def _cells_by_name(header: list[str], cells: list[str]) -> dict[str, Any] | rows
 
 def parquet_file(path: str) -> Numbered:
   """Apache Parquet, a few rows at a time."""
+  _check_regular(path)
   number = 0
   try:
     for batch in parquet.ParquetFile(path, page_checksum_verification=True).iter_batches(PARQUET_BATCH):
@@ -275,7 +278,13 @@ def _lines(path: str) -> Iterator[tuple[int, bytes]]:
 
 
 def _open(path: str) -> BinaryIO:
+  _check_regular(path)
   return gzip.open(path, 'rb') if path.endswith('.gz') else open(path, 'rb')
+
+
+def _check_regular(path: str) -> None:
+  if os.path.exists(path):  # opening a file that is missing raises FileNotFoundError
+    files.check_regular(path)
 
 
 def _line_text(line: bytes) -> str:

@@ -1,28 +1,21 @@
 """Chat templates: Jinja text that comes with a model, rendered in a sandbox that cannot run Python code."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import datetime
-import json
-from typing import Any
 
 import jinja2
-from jinja2 import ext, nodes, parser, sandbox
 
 from alignjax.data.reading import rows
+from alignjax.data.tokens import sandbox, template_budget
+
+Clock = Callable[[], datetime.datetime]
+MAX_DATE = 256  # characters of a date format
+LARGE = 2**16  # bytes of messages from which on the limits of a rendering depend on them
+MAX_REASON = 500  # characters of a message from a template
 
 
 class TemplateError(ValueError):
-  """The template is not valid Jinja, or rejects the messages."""
-
-
-class _Generation(ext.Extension):
-  """`{% generation %} ... {% endgeneration %}` marks the assistant's text. The contents are rendered as usual."""
-
-  tags = frozenset({'generation'})
-
-  def parse(self, parser: parser.Parser) -> list[nodes.Node]:
-    next(parser.stream)
-    return parser.parse_statements(('name:endgeneration',), drop_needle=True)
+  """The template is not valid Jinja, rejects the messages, or costs too much."""
 
 
 class ChatTemplate:
@@ -31,47 +24,72 @@ class ChatTemplate:
   Args:
     source: the Jinja text.
     special_tokens: text by name (`bos_token`, `eos_token`, ...), available to the template.
-    now: the time that `strftime_now` formats; None reads the clock. A template that prints the date gives different
-      tokens tomorrow, so pass a fixed time if a run must be reproducible.
+    clock: gives the date that `strftime_now` formats. It is called once, and only if the template prints the date. Such
+      a template gives different tokens tomorrow, so a run that is resumed must pass the date of its first start.
+    origin: the file of the template, for messages.
+
+  Attributes:
+    date: what `clock` returned; None if the template does not print the date.
 
   Raises:
     TemplateError: the source is not valid Jinja.
   """
 
-  def __init__(self, source: str, special_tokens: Mapping[str, str], now: datetime.datetime | None = None):
-    environment = sandbox.ImmutableSandboxedEnvironment(
-      trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, 'jinja2.ext.loopcontrols']
-    )
-    environment.filters['tojson'] = _to_json
-    environment.globals['raise_exception'] = _raise_exception
-    environment.globals['strftime_now'] = lambda form: (now or datetime.datetime.now()).strftime(form)
+  def __init__(
+    self,
+    source: str,
+    special_tokens: Mapping[str, str],
+    clock: Clock = datetime.datetime.now,
+    origin: str = 'chat template',
+  ):
+    if not isinstance(source, str):
+      raise TemplateError(f'{origin}: the chat template must be text, not {type(source).__name__}')
+    self._origin, self._special_tokens = origin, dict(special_tokens)
+    self._environment = sandbox.Environment()
+    self._environment.globals['raise_exception'] = _raise_exception
+    self._environment.globals['strftime_now'] = self._strftime_now
     try:
-      self._template = environment.from_string(source)
-    except jinja2.TemplateError as error:
-      raise TemplateError(f'the chat template is not valid Jinja: {error}') from None
-    self._special_tokens = dict(special_tokens)
+      self._template = self._environment.template(source)
+      prints_date = 'strftime_now' in source
+    except Exception as error:  # Jinja and the Python compiler raise many kinds, such as RecursionError and MemoryError
+      raise TemplateError(f'{origin}: the chat template is not valid Jinja: {_reason(error)}') from None
+    self.date = clock() if prints_date else None
 
   def render(self, messages: Sequence[rows.Message], *, add_generation_prompt: bool) -> str:
     """Renders a conversation; with `add_generation_prompt` the text ends where the assistant's next message starts.
 
     Raises:
-      TemplateError: the template rejects the messages, or fails on them.
+      TemplateError: the template rejects the messages, fails on them, or takes too much time or memory.
     """
+    values = {
+      **self._special_tokens,
+      'messages': [dict(message) for message in messages],
+      'add_generation_prompt': add_generation_prompt,
+      'tools': None,
+      'documents': None,
+    }
     try:
-      return self._template.render(
-        **self._special_tokens,
-        messages=[dict(message) for message in messages],
-        add_generation_prompt=add_generation_prompt,
-        tools=None,
-        documents=None,
-      )
+      try:
+        return self._environment.render(self._template, values, template_budget.Budget(len(messages)))
+      except template_budget.LimitError:
+        size = sum(template_budget.text_size(text) for message in messages for text in message.values())
+        if size < LARGE:
+          raise
+        return self._environment.render(self._template, values, template_budget.Budget(len(messages), size))
+    except template_budget.LimitError as error:
+      raise TemplateError(f'{self._origin}: the chat template was stopped: {error}') from None
     except Exception as error:  # templates are foreign programs and can raise anything
-      raise TemplateError(f'the chat template rejects the messages: {type(error).__name__}: {error}') from None
+      raise TemplateError(f'{self._origin}: the chat template rejects the messages: {_reason(error)}') from None
+
+  def _strftime_now(self, form: str) -> str:
+    if len(form) > MAX_DATE:
+      raise template_budget.LimitError(f'it formats the date with more than {MAX_DATE} characters')
+    return self.date.strftime(form)
 
 
-def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
-  """Plain JSON. (Jinja's own filter escapes the text for HTML.)"""
-  return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
+def _reason(error: Exception) -> str:
+  text = f'{type(error).__name__}: {error}'
+  return text if len(text) <= MAX_REASON else f'{text[:MAX_REASON]} ...'
 
 
 def _raise_exception(message: str) -> None:

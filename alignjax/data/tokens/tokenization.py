@@ -7,15 +7,16 @@ the model is conditioned on in training is a prefix of what it sees when samplin
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+import contextlib
 import dataclasses
 import datetime
-import json
 import os
 import pathlib
 from typing import Any, NamedTuple
 
 import tokenizers
 
+from alignjax import files
 from alignjax.data.reading import rows
 from alignjax.data.tokens import chat_template
 
@@ -60,14 +61,15 @@ class Tokenizer:
   space_ids: frozenset[int]  # tokens that are only white space
   prefix: tuple[int, ...]
   vocab_size: int  # largest id + 1
+  origin: str = 'tokenizer.json'  # the file, for messages
 
   @classmethod
-  def load(cls, folder: str | os.PathLike, now: datetime.datetime | None = None) -> 'Tokenizer':
+  def load(cls, folder: str | os.PathLike, clock: chat_template.Clock = datetime.datetime.now) -> 'Tokenizer':
     """Reads tokenizer.json, tokenizer_config.json, generation_config.json and the chat template of a model folder.
 
     Args:
       folder: a folder in Hugging Face layout.
-      now: the date that a chat template may print; None reads the clock.
+      clock: called for the date if the chat template prints it.
 
     Raises:
       ValueError: a file is missing or unusable.
@@ -84,10 +86,12 @@ class Tokenizer:
     eos_id = ids.get('eos_token', end_ids[0] if end_ids else None)
     if eos_id is None:
       raise ValueError(f'{folder}: no end token; set eos_token in tokenizer_config.json')
-    template = _load_template(folder, config, special, now)
-    turn_end = None if template is None else _turn_end(backend, template)
+    template = _load_template(folder, config, special, clock)
     bos_id = ids.get('bos_token')
     vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
+    with _naming(folder / 'tokenizer.json'):
+      turn_end = None if template is None else _turn_end(backend, template)
+      space_ids = _space_ids(backend, vocab_size)
     return cls(
       backend=backend,
       template=template,
@@ -97,9 +101,10 @@ class Tokenizer:
       end_ids=frozenset({eos_id, *end_ids} | ({turn_end} - {None})),
       turn_end_id=turn_end,
       generation_end_ids=frozenset(end_ids),
-      space_ids=_space_ids(backend, vocab_size),
+      space_ids=space_ids,
       prefix=_prefix(folder, backend, config, bos_id),
       vocab_size=vocab_size,
+      origin=str(folder / 'tokenizer.json'),
     )
 
   def encode_prompt(self, prompt: rows.Prompt, max_length: int | None = None) -> list[int]:
@@ -202,7 +207,8 @@ class Tokenizer:
     return [text, *joint]
 
   def _encode(self, texts: list[str]) -> list[list[int]]:
-    encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+    with _naming(self.origin):
+      encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
     size = len(self.prefix)
     ids = (encoding.ids for encoding in encodings)
     return [each if tuple(each[:size]) == self.prefix else [*self.prefix, *each] for each in ids]
@@ -245,25 +251,33 @@ def _common_prefix(a: list[int], b: list[int]) -> int:
 
 
 def _load_backend(path: pathlib.Path) -> tokenizers.Tokenizer:
-  if not path.is_file():
+  if not path.exists():
     raise ValueError(f'{path}: no such file; a model folder must have a tokenizer.json')
-  try:
+  files.check_regular(path)
+  with _naming(path, 'not readable as a tokenizer: '):
     backend = tokenizers.Tokenizer.from_file(str(path))
-  except Exception as error:  # the library raises a bare Exception
-    raise ValueError(f'{path}: not readable as a tokenizer: {error}') from None
+    backend.encode('a')  # some regular expressions fail only when they are used
   backend.no_truncation()  # the file may set limits, which would silently cut responses
   backend.no_padding()
   return backend
 
 
+@contextlib.contextmanager
+def _naming(path: str | os.PathLike, what: str = '') -> Iterator[None]:
+  """Turns any exception in the block into a ValueError that names the file."""
+  try:
+    yield
+  except (KeyboardInterrupt, SystemExit):
+    raise
+  except BaseException as error:  # the library raises a bare Exception, or PanicException, a BaseException
+    raise ValueError(f'{path}: {what}{error}') from None
+
+
 def _load_json(path: pathlib.Path) -> dict[str, Any]:
   """The non-null fields of a JSON file; {} if the file does not exist."""
-  if not path.is_file():
+  if not path.exists():
     return {}
-  try:
-    fields = json.loads(path.read_text(encoding='utf-8'))
-  except ValueError as error:
-    raise ValueError(f'{path}: not JSON: {error}') from None
+  fields = files.read_json(path)
   if not isinstance(fields, dict):
     raise ValueError(f'{path}: must contain a JSON object')
   return {name: value for name, value in fields.items() if value is not None}
@@ -289,18 +303,17 @@ def _generation_end_ids(folder: pathlib.Path) -> list[int]:
 
 
 def _load_template(
-  folder: pathlib.Path, config: dict[str, Any], special: dict[str, str], now: datetime.datetime | None
+  folder: pathlib.Path, config: dict[str, Any], special: dict[str, str], clock: chat_template.Clock
 ) -> chat_template.ChatTemplate | None:
   path = folder / 'chat_template.jinja'
-  source = path.read_text(encoding='utf-8') if path.is_file() else config.get('chat_template')
+  if path.exists():
+    return chat_template.ChatTemplate(files.read_text(path), special, clock, str(path))
+  path, source = folder / 'tokenizer_config.json', config.get('chat_template')
   if isinstance(source, list):  # several named templates
-    source = {entry['name']: entry['template'] for entry in source}.get('default')
-  if source is None:
-    return None
-  try:
-    return chat_template.ChatTemplate(source, special, now)
-  except chat_template.TemplateError as error:
-    raise ValueError(f'{folder}: {error}') from None
+    if not all(isinstance(entry, dict) and {'name', 'template'} <= entry.keys() for entry in source):
+      raise ValueError(f'{path}: chat_template must be a list of objects with the fields name and template')
+    source = next((entry['template'] for entry in reversed(source) if entry['name'] == 'default'), None)
+  return None if source is None else chat_template.ChatTemplate(source, special, clock, str(path))
 
 
 def _turn_end(backend: tokenizers.Tokenizer, template: chat_template.ChatTemplate) -> int | None:

@@ -288,6 +288,7 @@ def test_few_pairs_get_one_bucket():
     ({'seed': -1}, 'seed=-1'),
     ({'buckets': []}, 'at least one shape'),
     ({'buckets': [(0, 12)]}, 'all positive'),
+    ({'buckets': [(10**9, 10**9)]}, r'buckets: \(1000000000, 1000000000\) is too large: a batch of'),
   ],
 )
 def test_sizes_that_do_not_fit_are_refused(options, message):

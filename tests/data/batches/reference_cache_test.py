@@ -1,6 +1,7 @@
 """Tests of the reference cache: it returns what was written, or names the damaged file."""
 
 import json
+import os
 
 import ml_dtypes
 import numpy as np
@@ -117,12 +118,30 @@ def rename_identity(path):
   path.write_text(json.dumps(fields | {'reference': 'another'}))
 
 
+def spoil_header(path):
+  path.write_bytes(path.read_bytes().replace(b"'descr'", b"'de\0cr'"))
+
+
+def replace_by_pipe(path):
+  path.unlink()
+  os.mkfifo(path)
+
+
 @pytest.mark.parametrize(
   ('name', 'damage', 'text'),
   [
     ('identity.json', lambda path: path.unlink(), 'is missing, so the cache is incomplete'),
     ('identity.json', cut, 'identity.json: is not readable'),
     ('identity.json', rename_identity, 'belongs to a different cache \\(reference differs\\)'),
+    ('identity.json', lambda path: path.write_text('[' * 100_000), 'identity.json: is not readable'),
+    ('identity.json', lambda path: path.write_text('[]'), 'must hold a JSON object'),
+    (
+      'reference_logp.npy',
+      lambda path: path.write_bytes(b''),
+      'reference_logp.npy: is missing, truncated or not an arr',
+    ),
+    ('reference_logp.npy', spoil_header, 'reference_logp.npy: is missing, truncated or not an array'),
+    ('reference_logp.npy', replace_by_pipe, 'is a pipe or a device'),
     ('reference_logp.npy', lambda path: path.unlink(), 'reference_logp.npy: is missing, truncated or not an array'),
     ('reference_logp.npy', cut, 'reference_logp.npy: is missing, truncated or not an array'),
     (

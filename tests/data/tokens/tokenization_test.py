@@ -1,5 +1,8 @@
 """Tests of `tokenization`: token ids, the split between prompt and response, and end tokens."""
 
+import json
+import os
+
 import pytest
 import tokenizers
 
@@ -9,6 +12,8 @@ from tests.data import variants
 USER = [{'role': 'user', 'content': 'The film?'}]
 TALK = [*USER, {'role': 'assistant', 'content': 'Good.'}, {'role': 'user', 'content': 'Why?'}]
 USER_TEXT = '<|im_start|>user\nThe film?<|im_end|>\n<|im_start|>assistant\n'
+DEEP = '{"a":' * 100_000 + '1' + '}' * 100_000
+FOLDER, PIPE = object(), object()  # in place of a file
 END_OF_TEXT, START, END = 0, 1, 2  # ids of <|endoftext|>, <|im_start|>, <|im_end|>
 
 
@@ -287,17 +292,41 @@ def test_messages_need_a_template(tmp_path):
     ('tokenizer_config.json', '{"eos_token": "<|im_end|>", "chat_template": "{% if %}"}', 'not valid Jinja'),
     ('tokenizer_config.json', '{"eos_token": "<|im_end|>", "add_bos_token": true}', 'no bos_token'),
     ('generation_config.json', '{"eos_token_id": "2"}', 'must be a token id'),
+    ('generation_config.json', DEEP, 'nested too deeply'),
+    ('special_tokens_map.json', DEEP, 'nested too deeply'),
+    ('tokenizer_config.json', DEEP, 'nested too deeply'),
+    ('tokenizer_config.json', '{"eos_token": "<|im_end|>", "chat_template": 3}', 'must be text, not int'),
+    ('tokenizer_config.json', '{"eos_token": "<|im_end|>", "chat_template": [3]}', 'the fields name and template'),
+    ('tokenizer_config.json', b'\xff', 'byte 1 is not valid UTF-8'),
+    ('chat_template.jinja', b'{{ messages }}\xff', 'byte 15 is not valid UTF-8'),
+    ('chat_template.jinja', '{% if %}', 'not valid Jinja'),
+    ('chat_template.jinja', FOLDER, 'is a folder'),
+    ('chat_template.jinja', PIPE, 'is a pipe'),
+    ('tokenizer.json', PIPE, 'is a pipe'),
   ],
 )
 def test_unusable_folder_is_refused_by_file(tmp_path, name, content, message):
   folder = variants.byte_level(tmp_path)
-  if content is None:
-    (folder / name).unlink()
-  else:
-    (folder / name).write_text(content)
+  (folder / name).unlink(missing_ok=True)
+  if content is PIPE:
+    os.mkfifo(folder / name)
+  elif content is FOLDER:
+    (folder / name).mkdir()
+  elif content is not None:
+    (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
   with pytest.raises(ValueError, match=message) as caught:
     tokenization.Tokenizer.load(folder)
   assert str(folder) in str(caught.value)
+
+
+def test_a_regular_expression_that_does_not_end_is_an_error_of_its_file(tmp_path):
+  folder = variants.byte_level(tmp_path)
+  contents = json.loads((folder / 'tokenizer.json').read_text())
+  split = {'type': 'Split', 'pattern': {'Regex': '(?:a|a|a)*$'}, 'behavior': 'Isolated', 'invert': False}
+  (folder / 'tokenizer.json').write_text(json.dumps(contents | {'pre_tokenizer': split}))
+  tokenizer = tokenization.Tokenizer.load(folder)
+  with pytest.raises(ValueError, match=r'tokenizer\.json: Onig: Regex search error'):
+    tokenizer.encode_prompt('a' * 60 + '!')
 
 
 def test_folder_without_an_end_token_is_refused(tmp_path):
