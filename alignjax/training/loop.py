@@ -134,11 +134,7 @@ class Hook(NamedTuple):
 
 
 def every(steps: int, call: Callable[[int, TrainState], None]) -> Hook:
-  """Calls a function after every `steps` updates.
-
-  Raises:
-    ValueError: if `steps` is below 1.
-  """
+  """Calls a function after every `steps` updates. Raises a ValueError if `steps` is below 1."""
   if steps < 1:
     raise ValueError(f'steps={steps}: a hook is called every 1 or more updates')
   return Hook(lambda done: done % steps == 0, call)
