@@ -160,7 +160,7 @@ def _examine_start(
 ) -> list[findings.Finding]:
   measure = start.build_measurement(prepared.policy, prepared.objective, chunk=config.chunk, mesh=prepared.mesh)
   measure = jax.jit(measure, out_shardings=rules.replicated(prepared.mesh))
-  frozen = dataclasses.replace(frozen, memory=state.memory, step=state.step)
+  frozen = dataclasses.replace(frozen, memory=state.memory, step=state.updates)
   values = measure(state.params, frozen, _first_batch(prepared))
   folder = prepared.reference.folder
   return start.examine(

@@ -35,13 +35,38 @@ def identity(config: settings.Config, prepared: preparation.Prepared) -> dict[st
   return same
 
 
-def explain(error: checkpoint.MismatchError, now: Mapping[str, Any], optimizer: str) -> ValueError:
-  """Explains why a run cannot be resumed: edited user code, other settings, or (most likely) another optimizer.
+FINGERPRINT_DIGITS = 16  # of the data, in config.accept_data
+
+
+def accepted(config: settings.Config, identity: Mapping[str, Any]) -> frozenset[str]:
+  """The entries of the identity that may differ from those of the run that resumes, because its user says so.
+
+  Raises:
+    ValueError: config.accept_data names other data than config.data holds.
+  """
+  now = identity['data_fingerprint'][:FINGERPRINT_DIGITS]
+  if not config.accept_data:
+    return frozenset()
+  if config.accept_data != now:
+    raise ValueError(
+      f'config.accept_data = {config.accept_data!r}: the training data has the fingerprint {now!r}. Check that '
+      'config.data is what you mean to accept'
+    )
+  return _of_the_data(config)
+
+
+def _of_the_data(config: settings.Config) -> frozenset[str]:
+  """The entries of the identity that follow from the data alone."""
+  return frozenset({'data_fingerprint'} if config.buckets else {'data_fingerprint', 'buckets'})
+
+
+def explain(error: checkpoint.MismatchError, now: Mapping[str, Any], config: settings.Config) -> ValueError:
+  """Explains why a run cannot be resumed: edited user code, other data or settings, or (most likely) another optimizer.
 
   Args:
     error: the error that `Checkpoints.restore` raised.
     now: the identity of the run that resumes.
-    optimizer: the expression of its optimizer.
+    config: its configuration.
   """
   if error.identity is not None:
     saved, imports = error.identity.get('imports', {}), now.get('imports', {})
@@ -53,9 +78,14 @@ def explain(error: checkpoint.MismatchError, now: Mapping[str, Any], optimizer: 
       )
     names = error.identity.keys() | now.keys()
     differ = {name for name in names if error.identity.get(name) != _as_json(now.get(name))}
+    if 'data_fingerprint' in differ - {'jax_threefry_partitionable'} <= _of_the_data(config):
+      return ValueError(
+        f'{error}. If you have changed the data on purpose, such as to repair or remove an example, '
+        f'--accept_data={now["data_fingerprint"][:FINGERPRINT_DIGITS]} resumes the run with the new data'
+      )
     if differ - {'base_model_fingerprint', 'jax_threefry_partitionable'}:  # the former follows from the optimizer
       return error
-  before = error.config.get('optimizer')
+  before, optimizer = error.config.get('optimizer'), config.optimizer
   if before == optimizer:
     return error
   return ValueError(
@@ -68,9 +98,15 @@ def _as_json(value: Any) -> Any:
   return json.loads(json.dumps(value))
 
 
-def warn_of_changes(saved: Mapping[str, Any], config: settings.Config) -> None:
-  """Logs the settings that changed since the run was started, if they affect its result."""
-  before, now = settings.flat(settings.from_dict(saved)), settings.flat(config)
+def warn_of_changes(restored: checkpoint.Restored, config: settings.Config) -> None:
+  """Logs what changed since the run was started, if it affects its result: accepted data, and settings."""
+  if restored.changed:
+    logging.warning(
+      '%s. From step %d on, this run takes the new data, in the order that the new data gives',
+      '; '.join(restored.changed),
+      restored.step + 1,
+    )
+  before, now = settings.flat(settings.from_dict(restored.config)), settings.flat(config)
   for name, kind in settings.on_resume().items():
     if kind == settings.WARNS and before[name] != now[name]:
       logging.warning('config.%s was %r and is now %r: the curves mix two settings', name, before[name], now[name])

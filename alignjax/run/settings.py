@@ -102,7 +102,7 @@ class OptimizerSettings:
     'such as 100.',
   )
   gradient_clip: float = _field(1.0, WARNS, 'Largest global norm of a gradient; 0: no clipping.', at_least=0)
-  steps: int = _field(0, WARNS, 'Total number of updates; 0: use `epochs`.', at_least=0)
+  steps: int = _field(0, WARNS, 'Total number of updates, including skipped batches; 0: use `epochs`.', at_least=0)
   epochs: int = _field(0, WARNS, 'Passes over the data; 0: one, unless `steps` is set.', at_least=0)
 
 
@@ -179,6 +179,19 @@ class OutputSettings:
     FREE,
     'Examine the run before the first update; errors stop it, or are only reported.',
     choices=('stop', 'warn', 'off'),
+  )
+  nonfinite_limit: int = _field(
+    5,
+    FREE,
+    'Batches in a row with a loss or gradient that is not finite that stop the run. Fewer are skipped and reported: '
+    'they change nothing. 1: stop at the first.',
+    at_least=1,
+  )
+  accept_data: str = _field(
+    '',
+    FREE,
+    'Fingerprint of changed training data with which to resume a run on purpose; the error that refuses the data '
+    'prints it.',
   )
   log_every: int = _field(10, FREE, 'Steps between lines on the console; files log every step.', at_least=1)
   eval_every: int = _field(100, WARNS, 'Steps between evaluations; 0: only before and after training.', at_least=0)

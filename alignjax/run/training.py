@@ -52,13 +52,17 @@ def _train(config: settings.Config, checks: refusals.Checks) -> loop.Result:
   batch_source = source.GrainSource(iter(batches))
   key = jax.random.key(config.seed)
   with checkpoint.Checkpoints(
-    workdir / 'checkpoints', config=dataclasses.asdict(config), identity=identity, keep=config.keep
+    workdir / 'checkpoints',
+    config=dataclasses.asdict(config),
+    identity=identity,
+    keep=config.keep,
+    accepted=record.accepted(config, identity),
   ) as checkpoints:
     try:
       like = placement.abstract_state(prepared.mesh, prepared.trained, tx, key, objective.memory.initial)
       restored = recovery.restore(checkpoints, like, batch_source)
     except checkpoint.MismatchError as error:
-      raise record.explain(error, identity, config.optimizer) from error
+      raise record.explain(error, identity, config) from error
     base = preparation.load_base(config, prepared)
     owed = restored is not None and _evaluation_owed(config, prepared, restored.step, steps)
     if restored is None:
@@ -68,7 +72,7 @@ def _train(config: settings.Config, checks: refusals.Checks) -> loop.Result:
     else:
       state = restored.state
       announce(f'resuming from step {restored.step} in {workdir}')
-      record.warn_of_changes(restored.config, config)
+      record.warn_of_changes(restored, config)
       if restored.step >= steps and not owed:
         announce(f'this run is finished: it has done {restored.step} of {steps} steps')
         exports.export(workdir, origin, state, base, announce)
@@ -97,7 +101,7 @@ def _train(config: settings.Config, checks: refusals.Checks) -> loop.Result:
         return loop.train(
           state,
           batch_source,
-          loop.Training(step, frozen, prepared.mesh, steps, schedule),
+          loop.Training(step, frozen, prepared.mesh, steps, schedule, config.nonfinite_limit),
           log=loop.Logging(writers, announce, prepared.training.data.origin),
           evaluation=evaluation,
           saving=loop.Saving(checkpoints, config.save_every),
@@ -113,6 +117,8 @@ def _train(config: settings.Config, checks: refusals.Checks) -> loop.Result:
     announce(f'stopped on request: {saved} of {steps}. The same command resumes the run')
   else:
     announce(f'finished {result.step} steps, with {result.compilations} compiled programs')
+    if skipped := int(result.state.skips.total):
+      announce(f'skipped {skipped} of {result.step} batches, because their loss or gradient was not finite')
     stopping.check()
     exports.export(workdir, origin, result.state, base, announce)
   return result

@@ -11,22 +11,20 @@ in array files. The checksums do: they are computed on the devices before a save
 on the mesh or the sharding.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 import contextlib
-import dataclasses
 import hashlib
 import json
 import pathlib
 import shutil
 from typing import Any, NamedTuple
-import zlib
 
 from absl import logging
 import jax
 import orbax.checkpoint as ocp
 
 from alignjax import refusals, stopping
-from alignjax.training import checksums, compatibility, disk, orbax_logs, processes, source, watchdog
+from alignjax.training import checksums, compatibility, disk, orbax_logs, positions, processes, source, watchdog
 
 
 class CheckpointError(ValueError):
@@ -60,6 +58,7 @@ class Restored(NamedTuple):
   step: int  # updates done
   state: Any
   config: Mapping[str, Any]  # the configuration of the run that saved it
+  changed: Sequence[str] = ()  # describes the accepted entries of the identity that differ
 
 
 def _abstract(name: str, leaf: Any) -> jax.ShapeDtypeStruct:
@@ -71,30 +70,6 @@ def _abstract(name: str, leaf: Any) -> jax.ShapeDtypeStruct:
 
 def _digest(content: Mapping[str, Any]) -> str:
   return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _crc(position: Any) -> int:
-  return zlib.crc32(json.dumps(position, sort_keys=True).encode())
-
-
-def _file_of(process: int, count: int) -> str:
-  return f'process_{process}-of-{count}.json'
-
-
-class _PositionHandler(ocp.CheckpointHandler):
-  """Writes one JSON file per process. `Checkpoints` reads them without Orbax."""
-
-  def save(self, directory: Any, args: '_PositionSave') -> None:
-    (directory / _file_of(jax.process_index(), jax.process_count())).write_text(args.text)
-
-  def restore(self, directory: Any, args: Any = None) -> None:
-    raise NotImplementedError('Checkpoints.restore reads these files')
-
-
-@ocp.args.register_with_handler(_PositionHandler, for_save=True, for_restore=True)
-@dataclasses.dataclass
-class _PositionSave(ocp.args.CheckpointArgs):
-  text: str
 
 
 class _Saving(NamedTuple):
@@ -121,10 +96,17 @@ class Checkpoints:
     identity: everything that must stay the same when a run resumes (model, data, objective, seed, ...), JSON-like. A
       checkpoint in which an entry differs is refused.
     keep: the number of newest checkpoints to keep.
+    accepted: the entries of the identity that may differ.
   """
 
   def __init__(
-    self, folder: str | pathlib.Path, *, config: Mapping[str, Any], identity: Mapping[str, Any], keep: int = 2
+    self,
+    folder: str | pathlib.Path,
+    *,
+    config: Mapping[str, Any],
+    identity: Mapping[str, Any],
+    keep: int = 2,
+    accepted: Collection[str] = (),
   ):
     if keep < 1:
       raise ValueError(f'keep={keep}: at least one checkpoint must be kept')
@@ -134,6 +116,7 @@ class Checkpoints:
     self._identity['jax_threefry_partitionable'] = bool(jax.config.jax_threefry_partitionable)
     _remove_unfinished(self.folder)
     options = ocp.CheckpointManagerOptions(preservation_policy=ocp.checkpoint_managers.LatestN(keep))
+    self._accepted = frozenset(accepted)
     self._doubted: set[int] = set()
     self._saving: _Saving | None = None
     self._quiet = orbax_logs.without_tracebacks()
@@ -189,7 +172,7 @@ class Checkpoints:
       'versions': compatibility.versions(),
       'arrays': arrays,
       'keys': keys,
-      'data': processes.gather(_crc(position)),
+      'data': processes.gather(positions.crc(position)),
     }
     self._saving = _Saving(step, sum(leaf.nbytes for leaf in leaves.values()))
     with self._failures():
@@ -197,7 +180,7 @@ class Checkpoints:
         step,
         args=ocp.args.Composite(
           state=ocp.args.StandardSave({name: checksums.raw_data(leaf) for name, leaf in leaves.items()}),
-          data=_PositionSave(json.dumps(position, indent=4)),
+          data=positions.Save(json.dumps(position, indent=4)),
           metadata=ocp.args.JsonSave({'content': content, 'sha256': _digest(content)}),
         ),
         force=True,
@@ -309,7 +292,8 @@ class Checkpoints:
         f'checkpoint {step} was saved as checkpoint {metadata["step"]}: its folder has been renamed. Rename it back to '
         'use it'
       )
-    if changes := compatibility.changed_entries(metadata['identity'], self._identity):
+    tolerated, changes = compatibility.changed_entries(metadata['identity'], self._identity, self._accepted)
+    if changes:
       raise MismatchError(
         f'checkpoint {step} in {self.folder} belongs to another run. {"; ".join(changes)}. '
         'Restore the old value, or choose another work directory',
@@ -339,7 +323,7 @@ class Checkpoints:
     for change in compatibility.changed_versions(metadata['versions']):
       logging.warning('checkpoint %d was written with %s', step, change)
     state = jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in leaves])
-    return Restored(step, state, metadata['config'])
+    return Restored(step, state, metadata['config'], tolerated)
 
   def _guard(self, step: int, item: str, read: Any) -> Any:
     """Calls `read` on every process; if it fails on one, all of them treat the checkpoint as corrupt."""
@@ -379,9 +363,9 @@ class Checkpoints:
     process = jax.process_index() if len(sums) == jax.process_count() else 0
 
     def read() -> Any:
-      file = self.folder / str(step) / 'data' / _file_of(process, len(sums))
+      file = self.folder / str(step) / 'data' / positions.file_of(process, len(sums))
       position = json.loads(file.read_text(encoding='utf-8'))
-      if _crc(position) != sums[process]:
+      if positions.crc(position) != sums[process]:
         raise ValueError('its checksum does not match')
       return position
 

@@ -1,6 +1,6 @@
 """Compares what a checkpoint recorded with the run that resumes from it: identity, arrays and installed versions."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 import importlib.metadata
 from typing import Any
 
@@ -27,12 +27,17 @@ def changed_versions(saved: Mapping[str, str]) -> list[str]:
   ]
 
 
-def changed_entries(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-  """Describes the entries of an identity that differ."""
-  return [
-    f'{name}: was {saved.get(name, "absent")!r}, is now {now.get(name, "absent")!r}'
+def changed_entries(
+  saved: Mapping[str, Any], now: Mapping[str, Any], accepted: Collection[str] = ()
+) -> tuple[list[str], list[str]]:
+  """Describes the entries of an identity that differ: those that may, and those that must not."""
+  changes = {
+    name: f'{name}: was {saved.get(name, "absent")!r}, is now {now.get(name, "absent")!r}'
     for name in sorted(saved.keys() | now.keys())
     if saved.get(name, 'absent') != now.get(name, 'absent')
+  }
+  return [changes[name] for name in changes if name in accepted], [
+    changes[name] for name in changes if name not in accepted
   ]
 
 

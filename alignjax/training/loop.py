@@ -2,32 +2,31 @@
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 import dataclasses
-import math
 import time
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from absl import logging
 import jax
-import jax.numpy as jnp
 
-from alignjax.data.batches import batching, order
+from alignjax.data.batches import batching
 from alignjax.optim import schedules
 from alignjax.parallel import rules
 from alignjax.training import (
   checkpoint,
   checksums,
+  instrumentation,
   metrics,
   placement,
   preemption,
   processes,
   programs,
+  skipping,
   source,
   watchdog,
 )
 from alignjax.training.state import Frozen, TrainState
 from alignjax.types import Array, Params, PreferenceBatch, WeightedSum
 
-Step = Callable[[TrainState, Frozen, PreferenceBatch], tuple[TrainState, dict[str, Array]]]
 EvalStep = Callable[[Params, Frozen, PreferenceBatch], dict[str, WeightedSum]]
 Origin = Callable[[int], str]
 
@@ -36,7 +35,7 @@ class NonFiniteError(ArithmeticError):
   """Training has produced a number that is not finite.
 
   Attributes:
-    step: the update that produced it.
+    step: the first batch that produced it, counted from 1.
   """
 
   def __init__(self, message: str, step: int = 0):
@@ -48,7 +47,7 @@ class Result(NamedTuple):
   """How a run ended."""
 
   state: TrainState
-  step: int  # updates done
+  step: int  # batches taken: updates done, and batches skipped
   preempted: bool  # SIGTERM arrived; everything that was trained is saved
   compilations: int  # compilations of the training step, one per batch shape
 
@@ -61,15 +60,17 @@ class Training:
     step: the result of `build_train_step`, not jitted.
     frozen: reference and delta, placed on the mesh.
     mesh: the mesh shared by all processes.
-    steps: total updates, including those done before a resume.
+    steps: total batches, including those taken before a resume and those skipped.
     schedule: the learning rate as a function of updates done, which is logged; None logs no learning rate.
+    nonfinite_limit: batches in a row with a loss or gradient that is not finite that stop the run. Fewer are skipped.
   """
 
-  step: Step
+  step: skipping.Step
   frozen: Frozen
   mesh: jax.sharding.Mesh
   steps: int
   schedule: schedules.Schedule | None = None
+  nonfinite_limit: int = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,8 +153,8 @@ class _Pending:
 
   step: int
   metrics: Mapping[str, Array]
-  finite: Mapping[str, Array]  # the objective's memory: name -> whether all values are finite
-  ids: Sequence[int]
+  verdict: skipping.Verdict
+  batch: batching.Batch
 
 
 def train(
@@ -171,6 +172,10 @@ def train(
   The loop reads the metrics of a step while the next one runs. It saves a state only once all metrics up to it, and all
   of its own arrays, are known to be finite. After an update it evaluates, calls hooks and saves, in this order.
 
+  A batch whose loss, gradient or objective's memory is not finite is skipped: it counts as a step, but changes nothing
+  else, so that schedules and the optimizer go on as if the data did not have it. A warning names its examples, and for
+  the first of them the rows at fault.
+
   Args:
     state: placed on the mesh, as `placement.create_state` does it. Donated.
     batches: positioned at the batch that updates `state`.
@@ -184,8 +189,8 @@ def train(
     The final state, and why training ended.
 
   Raises:
-    NonFiniteError: if the loss, a gradient, the objective's memory, or an array of a state to save is not finite; names
-      the step and its examples. Nothing is saved after the first such step.
+    NonFiniteError: if `training.nonfinite_limit` batches in a row are not finite, or an array of the state; names the
+      step and its examples. The state is not saved.
     MetricsError: if a writer cannot write its metrics. The state is saved first.
     SaveError: if a checkpoint cannot be written.
     ValueError: if `batches` ends before `training.steps`.
@@ -215,7 +220,7 @@ class _Run:
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     self.program = programs.Programs(
       'training step',
-      _instrumented(training),
+      instrumentation.instrumented(training.step, training.schedule),
       log.announce,
       donate_argnums=0,
       # Without these the compiler may choose other shardings for the new state than the old one had.
@@ -223,6 +228,12 @@ class _Run:
     )
     if evaluation is not None:
       self.eval_program = programs.Programs('evaluation', evaluation.step, log.announce, out_shardings=replicated)
+    guarded = skipping.guarded(training.step)
+    # Without a new state there is nothing to donate, and the compiler removes the optimizer.
+    self.metrics_program = programs.Programs(
+      'search in a skipped batch', lambda *args: guarded(*args)[1:], log.announce, out_shardings=replicated
+    )
+    self.searches = 0
     self.pending: _Pending | None = None
     self.clock = time.monotonic()
 
@@ -269,9 +280,9 @@ class _Run:
       ) from None
     previous = self.pending
     data = placement.to_global(self.training.mesh, batch.data)
-    self.state, (values, finite) = self.program(self.state, self.training.frozen, data)
+    self.state, (values, verdict) = self.program(self.state, self.training.frozen, data)
     self.done += 1
-    self.pending = _Pending(self.done, values, finite, batch.ids)
+    self.pending = _Pending(self.done, values, verdict, batch)
     if previous is not None:
       self.record(previous)
 
@@ -294,20 +305,41 @@ class _Run:
     values = {name: value.item() for name, value in jax.device_get(dict(pending.metrics)).items()}
     now = time.monotonic()
     seconds, self.clock = now - self.clock, now
-    wrong = [f'{name} is {values[name]}' for name in ('loss', 'gradient_norm') if not math.isfinite(values[name])]
-    finite = jax.device_get(dict(pending.finite))
-    wrong += [f'the memory {name} of the objective is not finite' for name in finite if not finite[name]]
-    if wrong:
-      raise NonFiniteError(self.complaint(pending, ', '.join(wrong)), pending.step)
+    verdict = jax.device_get(pending.verdict)
+    if verdict.in_a_row:
+      self.skip(skipping.Skipped(pending.step, verdict, values, pending.batch))
     times = {'time/seconds': seconds, 'time/tokens_per_second': values['tokens'] / seconds}
     self.write(pending.step, values | times | extra())
 
-  def complaint(self, pending: _Pending, what: str) -> str:
-    examples = ', '.join(self.log.origin(int(i)) for i in pending.ids if i != order.PADDING_ID)
-    return (
-      f'step {pending.step}: {what}. The run stops without saving again. Examples of this batch on this process: '
-      f'{examples}. Check these examples, lower the learning rate, or compute in float32'
+  def skip(self, skipped: skipping.Skipped) -> None:
+    """Logs a batch that the step has skipped, or stops the run."""
+    limit, first = self.training.nonfinite_limit, skipped.first
+    if broken := not_finite(self.state):
+      raise NonFiniteError(f'{skipped.complaint}, because {broken} are not finite. Nothing is saved', first)
+    examples = f'Examples of this batch on this process: {skipped.examples(self.log.origin)}'
+    if skipped.in_a_row >= limit:
+      raise NonFiniteError(
+        f'{skipped.complaint}. The run stops without saving again. {examples}. {self.search(skipped.batch)}. '
+        'Check these examples, lower the learning rate, or compute in float32',
+        first,
+      )
+    self.searches += 1
+    found = f'. {self.search(skipped.batch)}' if self.searches <= skipping.MOST_SEARCHES else ''
+    logging.warning(
+      '%s. The batch is skipped (%d in a row stop the run). %s', skipped.complaint, limit, examples + found
     )
+
+  def search(self, batch: batching.Batch) -> str:
+    """Describes the rows of a skipped batch that are at fault, given the present parameters."""
+
+    def evaluate(data: PreferenceBatch) -> skipping.Alone:
+      values, verdict = jax.device_get(self.metrics_program(self.state, self.training.frozen, data))
+      return skipping.Alone(all(verdict.finite.values()), {name: value.item() for name, value in values.items()})
+
+    with watchdog.during('evaluation'):
+      text = skipping.Search(evaluate, self.training.mesh, self.log.origin).describe(batch)
+    self.clock = time.monotonic()  # the next step's time leaves it out
+    return text
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
     for writer in self.log.writers:
@@ -321,7 +353,7 @@ class _Run:
   def evaluate(self) -> dict[str, float]:
     """Means over the held-out examples, under names that start with `eval/`; empty if SIGTERM cuts it short."""
     total: dict[str, WeightedSum] = {}
-    frozen = dataclasses.replace(self.training.frozen, memory=self.state.memory, step=self.state.step)
+    frozen = dataclasses.replace(self.training.frozen, memory=self.state.memory, step=self.state.updates)
     with watchdog.during('evaluation'):
       for batch in self.evaluation.batches:
         if self.notice.noticed():
@@ -366,24 +398,3 @@ def not_finite(state: TrainState) -> str:
   """Lists the arrays of a state that are not finite; '' if all are."""
   names = [name.replace('params.', 'parameters ', 1) for name in checksums.not_finite(state)]
   return ', '.join(names[:8]) + (f' and {len(names) - 8} more' if len(names) > 8 else '')
-
-
-def _instrumented(training: Training) -> Callable[..., Any]:
-  """The step, with the loop's own metrics: learning rate, tokens, and a hash of the batch.
-
-  In addition to state and metrics, returns whether each array of the objective's memory is finite.
-  """
-
-  def instrumented(state: TrainState, frozen: Frozen, batch: PreferenceBatch) -> Any:
-    lengths = batch.prompt_length + jnp.sum(batch.response_length, axis=1)
-    own = {
-      'tokens': jnp.sum(jnp.where(batch.weight > 0, lengths, 0)),
-      'batch_hash': sum(checksums.checksum(leaf) for leaf in jax.tree.leaves(batch)),
-    }
-    if training.schedule is not None:
-      own = {'learning_rate': training.schedule(state.step), **own}
-    state, values = training.step(state, frozen, batch)
-    finite = {name: jnp.all(jnp.isfinite(value)) for name, value in state.memory.items()}
-    return state, ({**values, **own}, finite)
-
-  return instrumented

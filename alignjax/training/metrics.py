@@ -191,7 +191,9 @@ class TensorBoardWriter:
 
   def write(self, step: int, values: Values) -> None:
     if self._stream is not None:
-      scalars = [scalar for name, value in values.items() for scalar in summary.scalar(name, value).value]
+      # TensorBoard draws no NaN, and its library warns of each one.
+      finite = {name: value for name, value in values.items() if math.isfinite(value)}
+      scalars = [scalar for name, value in finite.items() for scalar in summary.scalar(name, value).value]
       event = event_pb2.Event(wall_time=time.time(), step=step)
       event.summary.value.extend(scalars)
       try:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,16 +15,33 @@ from alignjax.training.policy import Policy
 from alignjax.types import Array, Params, PreferenceBatch
 
 
+class Skips(NamedTuple):
+  """Batches that changed nothing, because their loss or gradient was not finite."""
+
+  total: Array  # [] int32, since the run began
+  in_a_row: Array  # [] int32, 0 after an update
+
+
+def _no_skips() -> Skips:
+  return Skips(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
   """Carried from step to step: donated to the step and saved in checkpoints."""
 
-  step: Array  # [] int32, updates done so far
+  step: Array  # [] int32, batches taken so far: updates and skipped batches
   params: Params
   opt_state: optax.OptState
   key: Array  # a typed PRNG key, for objectives and optimizers that draw
   memory: Mapping[str, Array] = dataclasses.field(default_factory=dict)  # `Objective.memory` after the last batch
+  skips: Skips = dataclasses.field(default_factory=_no_skips)
+
+  @property
+  def updates(self) -> Array:
+    """The number of updates done, [] int32: what schedules count."""
+    return self.step - self.skips.total
 
   @classmethod
   def create(
@@ -47,7 +64,7 @@ class Frozen:
   delta: Params | None = None  # reference delta of online merging, theta_SFT - theta_base
   base: Params | None = None  # the parameters that the policy's adapters adapt
   memory: Mapping[str, Array] = dataclasses.field(default_factory=dict)  # the objective's, from `TrainState.memory`
-  step: Array | None = None  # updates done so far, from `TrainState.step`
+  step: Array | None = None  # updates done so far, `TrainState.updates`
 
   def reference_states(
     self, policy: Policy, needs: Iterable[stats.TokenStat], batch: PreferenceBatch
@@ -88,4 +105,5 @@ def shardings(mesh: jax.sharding.Mesh, state: TrainState) -> TrainState:
 
   opt_state = jax.tree_util.tree_map_with_path(place, state.opt_state)
   memory = dict.fromkeys(state.memory, whole)
-  return TrainState(step=whole, params=of_params, opt_state=opt_state, key=whole, memory=memory)
+  skips = Skips(whole, whole)
+  return TrainState(step=whole, params=of_params, opt_state=opt_state, key=whole, memory=memory, skips=skips)

@@ -51,7 +51,7 @@ def build_train_step(
 
   def step(state: TrainState, frozen: Frozen, batch: PreferenceBatch) -> tuple[TrainState, Metrics]:
     forward.assert_batch(batch)
-    frozen = dataclasses.replace(frozen, memory=state.memory, step=state.step)
+    frozen = dataclasses.replace(frozen, memory=state.memory, step=state.updates)
     total, sums, memory = differentiate(policy, objective, state.params, frozen, batch, layout)
     weight = sums['loss'].weight
     mean = jax.tree.map(lambda g: g / jnp.where(weight > 0, weight, 1.0), total)
@@ -60,7 +60,7 @@ def build_train_step(
     metrics = {name: value.mean() for name, value in sums.items()}
     metrics |= {'gradient_norm': optax.tree.norm(mean), 'prompts': weight, **objective.summary(metrics)}
     metrics |= {f'merge/{name}': value for name, value in optim.merge_metrics(opt_state).items()}
-    return TrainState(state.step + 1, params, opt_state, state.key, memory), metrics
+    return TrainState(state.step + 1, params, opt_state, state.key, memory, state.skips), metrics
 
   return step
 

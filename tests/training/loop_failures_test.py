@@ -136,7 +136,7 @@ def test_memory_that_is_not_finite_stops_the_run_as_a_loss_does():
     loop.train(
       state,
       loop_test.make_source(),
-      loop.Training(spoiled, state_lib.Frozen(), loop_test.MESH, 9),
+      loop.Training(spoiled, state_lib.Frozen(), loop_test.MESH, 9, nonfinite_limit=1),
       log=loop.Logging([recorder]),
     )
   assert caught.value.step == 3

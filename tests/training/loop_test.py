@@ -104,12 +104,14 @@ def schedule(count):
   return 0.5 ** jnp.asarray(count, jnp.float32)
 
 
-def run(steps: int, *, state=None, batches=None, recorder=None, log=None, **options) -> tuple[loop.Result, Recorder]:
+def run(
+  steps: int, *, state=None, batches=None, recorder=None, log=None, nonfinite_limit=5, **options
+) -> tuple[loop.Result, Recorder]:
   recorder = recorder or Recorder()
   result = loop.train(
     make_state() if state is None else state,
     make_source() if batches is None else batches,
-    loop.Training(step, state_lib.Frozen(), MESH, steps, schedule),
+    loop.Training(step, state_lib.Frozen(), MESH, steps, schedule, nonfinite_limit),
     log=loop.Logging([recorder], **(log or {})),
     **options,
   )
@@ -223,7 +225,7 @@ def test_saves_on_schedule_and_at_the_end_and_a_finished_run_has_nothing_to_do(t
 
 
 @pytest.mark.parametrize(('bad_step', 'saved'), [(3, [2]), (4, [2]), (5, [2, 4])])
-def test_infinite_loss_stops_and_nothing_is_saved_after(tmp_path, bad_step, saved):
+def test_infinite_loss_can_stop_at_once_and_nothing_is_saved_after(tmp_path, bad_step, saved):
   """Steps 2, 4, ... are saved; when the loss of step 3 is found to be bad, step 4 is already running."""
   recorder = Recorder()
   batches = make_source(POISON - bad_step + 1)
@@ -235,6 +237,7 @@ def test_infinite_loss_stops_and_nothing_is_saved_after(tmp_path, bad_step, save
         saving=loop.Saving(checkpoints, 2),
         recorder=recorder,
         log={'origin': lambda i: f'd.jsonl:{i}'},
+        nonfinite_limit=1,
       )
     checkpoints.wait()
     assert checkpoints.steps() == saved

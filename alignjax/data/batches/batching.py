@@ -183,6 +183,35 @@ def _assemble(data: dataset.TokenDataset, bucket: shapes.Bucket, ids: np.ndarray
   return Batch(batch, ids)
 
 
+def only(batch: Batch, kept: np.ndarray) -> Batch:
+  """The batch in which only some rows are left. Padding rows take the place of the others.
+
+  Args:
+    batch: a batch.
+    kept: [rows] bool.
+  """
+
+  def padded(values: np.ndarray | None, padding: int = 0) -> np.ndarray | None:
+    if values is None:
+      return None
+    values = np.asarray(values)
+    return np.where(kept.reshape(-1, *[1] * (values.ndim - 1)), values, np.asarray(padding, values.dtype))
+
+  data = batch.data
+  left = PreferenceBatch(
+    prompt=padded(data.prompt),
+    prompt_length=padded(data.prompt_length, 1),
+    response=padded(data.response),
+    response_length=padded(data.response_length, 1),
+    label=padded(data.label, 1),
+    weight=padded(data.weight),
+    score=padded(data.score),
+    behaviour_logp=padded(data.behaviour_logp),
+    cached={name: padded(values) for name, values in data.cached.items()},
+  )
+  return Batch(left, np.where(kept, batch.ids, order.PADDING_ID))
+
+
 def _cached(cache: reference_cache.ReferenceCache, shape: tuple[int, ...], ids: np.ndarray) -> dict[str, np.ndarray]:
   """The columns of a cache for a batch with responses of this shape: [B, N, R, ...], 0 at padding."""
   cached = {name: np.zeros((*shape, *column.shape), column.seen) for name, column in cache.columns.items()}
