@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Runs one training as N processes on this machine, each with its own devices or a few virtual CPU devices.
+# Runs one program as N processes on this machine, each with its own devices or a few virtual CPU devices.
 #
 #   launch/local.sh 2 -- --model=models/smollm2 --data=train.jsonl --workdir=runs/first
+#   launch/local.sh 2 --module=doctor -- --model=models/smollm2 --data=train.jsonl
 #
+# --module is a program of the command alignjax (default train), or a module that takes the same flags.
 # Environment: DEVICES_PER_PROCESS (virtual CPU devices of each process; unset: the real devices), PYTHON,
 # GRACE_SECONDS (time to save and exit after SIGTERM or Ctrl-C, 60 by default).
 # SIGTERM and Ctrl-C reach every process, which saves a checkpoint and exits. Processes that are still there after
@@ -17,11 +19,18 @@ FAILURE_SECONDS=15 # after a failure the others can only wait for one another, s
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 if ! [[ ${1:-} =~ ^[1-9][0-9]*$ && $GRACE_SECONDS =~ ^[0-9]+$ ]]; then
-  sed -n '2,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
+  sed -n '2,12s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
   exit 1
 fi
 processes=$1
 shift
+module=train
+if [[ ${1:-} == --module=* ]]; then
+  module=${1#--module=}
+  shift
+fi
+program=(alignjax "${module#alignjax.commands.}")
+if [[ ${program[1]} == *.* ]]; then program=("$module"); fi
 if [[ ${1:-} == -- ]]; then shift; fi
 
 python=${PYTHON:-}
@@ -31,7 +40,7 @@ if [[ -z $python ]]; then
 fi
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 
-arguments=()
+arguments=(--cluster=flags)
 if [[ -n ${DEVICES_PER_PROCESS:-} ]]; then arguments+=("--local_devices=$DEVICES_PER_PROCESS"); fi
 if ((processes > 1)); then
   port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("localhost", 0)); print(s.getsockname()[1])')
@@ -76,7 +85,7 @@ for ((i = 0; i < processes; i++)); do
   exec {log}> >(trap '' TERM INT HUP && exec sed -u "s/^/[$i] /")
   loggers+=("$!")
   logs+=("$log")
-  "$python" -u -m alignjax train "${arguments[@]}" "--process_id=$i" "$@" >&"$log" 2>&1 &
+  "$python" -u -m "${program[@]}" "${arguments[@]}" "--process_id=$i" "$@" >&"$log" 2>&1 &
   pids+=("$!")
 done
 

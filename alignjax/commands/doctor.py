@@ -11,12 +11,11 @@ Exit codes: 0 no errors; 1 errors were found, or the settings cannot be read.
 
 from alignjax import exit_codes
 from alignjax.commands import program
-from alignjax.run import command_line, examination, training
+from alignjax.run import command_line, examination, process_flags, training
 
 
 def run(invocation: command_line.Invocation) -> int:
   """Examines a run, and returns the exit code."""
-  invocation.processes.join()
   return exit_codes.REFUSED if examination.stops(invocation.config, training.announce) else exit_codes.DONE
 
 
@@ -27,5 +26,6 @@ PROGRAM = program.Program(
   run,
   parse=command_line.parse_flags,
   hints=command_line.HINTS,
-  leave=lambda invocation, code: invocation.processes.leave(code, failed=not exit_codes.agreed(code)),
+  join=process_flags.join,
+  leave=process_flags.leave,
 )

@@ -21,7 +21,8 @@ from rich import progress as rich_progress
 
 from alignjax.commands import program
 from alignjax.models import folders
-from alignjax.run import fields, merge_folders, user_code
+from alignjax.run import fields, merge_folders, process_flags, user_code
+from alignjax.training import processes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,14 +39,20 @@ class Settings(user_code.UserCode):
   )
   assets_from: str = fields.field('', 'Folder of the configuration and the tokenizer; empty: the first model.')
   allow_different_tokenizers: bool = fields.field(False, 'Merge models whose tokenizer files differ.')
+  processes: process_flags.Processes = dataclasses.field(default_factory=process_flags.Processes, metadata={'flag': ''})
 
 
 def run(settings: Settings) -> None:
-  """Merges the models, and shows the progress on a terminal.
+  """Merges the models on process 0.
 
   Raises:
     ValueError: the settings or the folders cannot be used.
   """
+  processes.on_first(lambda: _merge(settings))
+
+
+def _merge(settings: Settings) -> None:
+  """Merges the models, and shows the progress on a terminal."""
   console = rich_console.Console(stderr=True)
   with rich_progress.Progress(console=console, disable=not console.is_terminal) as progress:
     task = progress.add_task('merging', total=1.0)
@@ -59,4 +66,4 @@ def run(settings: Settings) -> None:
   print(f'wrote {settings.out}')
 
 
-PROGRAM = program.Program('merge', __doc__, Settings, run)
+PROGRAM = program.Program('merge', __doc__, Settings, run, join=process_flags.join, leave=process_flags.leave)

@@ -38,6 +38,7 @@ class Program[S]:
     parse: reads settings; called with the dataclass, the command line and the flag values.
     hints: replacements for flags of other trainers, by the name of the flag.
     leave: ends the process; called with the settings and the exit code.
+    join: called with the settings before user code is imported, which may use a device.
   """
 
   name: str
@@ -50,6 +51,7 @@ class Program[S]:
   parse: Callable[[type[S], Sequence[str], flags.FlagValues], S] = fields.parse_flags
   hints: Mapping[str, str] = dataclasses.field(default_factory=dict)
   leave: Callable[[S, int], Any] = lambda settings, code: sys.exit(code)
+  join: Callable[[S], None] = lambda settings: None
 
   @property
   def help(self) -> str:
@@ -185,6 +187,7 @@ def attempt[S](program: Program[S], settings: S) -> int:
   """Runs a program, prints an expected error in one line, and returns the exit code."""
   try:
     with refusals.checking():
+      program.join(settings)
       if isinstance(settings, user_code.UserCode):
         user_code.load(settings.imports)
     return program.run(settings) or exit_codes.DONE

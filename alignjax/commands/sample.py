@@ -12,15 +12,18 @@ command draws the same responses.
 Exit codes: 0 done, 1 an error in flags, model or prompts.
 """
 
+import collections
 from collections.abc import Iterator
 import dataclasses
 import os
 import pathlib
 
+import jax
+
 from alignjax.commands import program
 from alignjax.data.reading import rows
 from alignjax.data.tokens import tokenization
-from alignjax.run import fields, user_code
+from alignjax.run import fields, process_flags, user_code
 from alignjax.sampling import strategies, text
 
 
@@ -52,6 +55,7 @@ class Settings(user_code.UserCode):
   compute_dtype: str = fields.field(
     'float32', 'Type of activations; parameters are float32.', choices=('float32', 'bfloat16')
   )
+  processes: process_flags.Processes = dataclasses.field(default_factory=process_flags.Processes, metadata={'flag': ''})
 
   def __post_init__(self):
     fields.check(self)
@@ -114,6 +118,9 @@ def run(settings: Settings) -> None:
     strategy=build_strategy(settings),
   )
   responses = text.sample(settings.model, _prompts(settings), options, settings.compute_dtype)
+  if jax.process_index() > 0:  # takes part in every batch
+    collections.deque(responses, maxlen=0)
+    return
   if not settings.output:
     _print(responses)
     return
@@ -123,4 +130,4 @@ def run(settings: Settings) -> None:
   os.replace(partial, settings.output)
 
 
-PROGRAM = program.Program('sample', __doc__, Settings, run)
+PROGRAM = program.Program('sample', __doc__, Settings, run, join=process_flags.join, leave=process_flags.leave)

@@ -14,14 +14,12 @@ earlier run and .yaml files work too. --config.batch_size=16 and --batch_size=16
 
 from alignjax import exit_codes, refusals, stopping
 from alignjax.commands import program
-from alignjax.run import command_line, exports, training
-from alignjax.training import checkpoint, loop
+from alignjax.run import command_line, exports, process_flags, training
+from alignjax.training import checkpoint, loop, owner
 
 
 def run(invocation: command_line.Invocation) -> int:
   """Trains, and returns the exit code."""
-  with refusals.checking():
-    invocation.processes.join()
   result = training.train(invocation.config)
   return stopping.exit_code() if result.preempted else exit_codes.DONE
 
@@ -34,11 +32,13 @@ PROGRAM = program.Program(
   codes={
     refusals.Refused: exit_codes.REFUSED,
     loop.NonFiniteError: exit_codes.NOT_FINITE,
+    owner.OwnerError: exit_codes.REFUSED,
     exports.ExportError: exit_codes.NOT_EXPORTED,
     checkpoint.SaveError: exit_codes.CRASHED,
     OSError: exit_codes.CRASHED,
   },
   parse=command_line.parse_flags,
   hints=command_line.HINTS,
-  leave=lambda invocation, code: invocation.processes.leave(code, failed=not exit_codes.agreed(code)),
+  join=process_flags.join,
+  leave=process_flags.leave,
 )

@@ -1,54 +1,70 @@
 """Starts multi-process runs."""
 
+from collections.abc import Callable
+import threading
+from typing import NamedTuple, NoReturn
+
 from absl import logging
 import jax
 
+from alignjax.parallel import clusters
 
-def initialize(
-  coordinator: str | None = None,
-  num_processes: int = 1,
-  process_id: int = 0,
-  local_devices: int = 0,
-  timeout_seconds: int = 120,
-) -> None:
-  """Joins this process to a multi-process run. Call it before anything uses a device.
 
-  With one process and no virtual devices, it does nothing.
+class Timeouts(NamedTuple):
+  """How long processes wait for each other, in seconds."""
 
-  Args:
-    coordinator: address of process 0, 'host:port'; the same for all processes.
-    num_processes: number of processes in the run.
-    process_id: index of this process, from 0.
-    local_devices: number of virtual CPU devices in this process, to try a mesh without the hardware; 0 for the real
-      devices.
-    timeout_seconds: how long to wait for the other processes, in seconds.
+  join: int = 120  # until all processes have connected
+  heartbeat: int = 30  # after this silence a process counts as dead, and the others end
+
+
+def use_virtual_devices(count: int) -> None:
+  """Replaces the real devices by virtual CPU devices, to try a mesh without the hardware; 0 keeps the real devices.
 
   Raises:
-    ValueError: the arguments contradict each other.
-    RuntimeError: the processes do not connect in time.
+    ValueError: the count is negative.
   """
-  if num_processes < 1 or not 0 <= process_id < num_processes:
-    raise ValueError(f'process_id={process_id} must be from 0 to num_processes - 1, with num_processes={num_processes}')
-  if local_devices < 0:
-    raise ValueError(f'local_devices={local_devices} must be the number of virtual CPU devices, or 0 for real devices')
-  if num_processes > 1 and not coordinator:
-    raise ValueError(f'num_processes={num_processes} needs the address of process 0: coordinator=host:port')
-  if num_processes == 1 and coordinator:
-    raise ValueError(f'coordinator={coordinator} requires num_processes > 1, not {num_processes}: set num_processes')
-  if num_processes > 1 and not coordinator.rpartition(':')[2].isdigit():
-    raise ValueError(f'coordinator={coordinator!r} must be host:port')
-  if local_devices:
+  if count < 0:
+    raise ValueError(f'local_devices={count} must be the number of virtual CPU devices, or 0 for real devices')
+  if count:
     jax.config.update('jax_platforms', 'cpu')
-    jax.config.update('jax_num_cpu_devices', local_devices)
-  if num_processes == 1:
+    jax.config.update('jax_num_cpu_devices', count)
+
+
+def initialize(cluster: clusters.Cluster | None, timeouts: Timeouts, give_up: Callable[[str], NoReturn]) -> None:
+  """Joins this process to a cluster. Call it before anything uses a device.
+
+  Args:
+    cluster: the cluster; None for a single process, which has nothing to join.
+    timeouts: how long to wait.
+    give_up: ends the process; called with a message if it cannot join in time. It may run in another thread.
+
+  Raises:
+    ValueError: JAX does not recognise the cluster.
+  """
+  if cluster is None:
     return
+  failure = (
+    f'this process cannot join {cluster.name} ({cluster.processes} processes, coordinator {cluster.coordinator}) '
+    f'within {timeouts.join} s (--join_timeout): check that all {cluster.processes} processes are running, that this '
+    'host reaches the coordinator (name, port, firewall, proxy variables), and that no other run uses its port'
+  )
+  # JAX aborts the process, with a stack trace, when its own timeout is over. This one ends first.
+  late = threading.Timer(timeouts.join, give_up, [failure])
+  late.daemon = True
+  late.start()
   try:
     jax.distributed.initialize(
-      coordinator, num_processes, process_id, initialization_timeout=timeout_seconds, heartbeat_timeout_seconds=30
+      **cluster.arguments,
+      initialization_timeout=timeouts.join + 60,
+      heartbeat_timeout_seconds=timeouts.heartbeat,
     )
-  except RuntimeError as error:
-    raise RuntimeError(
-      f'process {process_id} of {num_processes} could not connect to {coordinator} within {timeout_seconds} s: '
-      f'check that all processes are running and that the address reaches process 0. {error}'
+  except ValueError as error:
+    raise ValueError(
+      f'{cluster.name}: JAX does not recognise this cluster ({error}): on a TPU, install jax[tpu]; elsewhere, give '
+      '--coordinator=host:port, --num_processes and --process_id'
     ) from error
-  logging.info('process %d of %d: %d local devices', process_id, num_processes, jax.local_device_count())
+  except Exception as error:  # each environment raises its own
+    give_up(f'{failure}. {type(error).__name__}: {" ".join(str(error).split())[:300]}')
+  finally:
+    late.cancel()
+  logging.info('process %d of %d: %d local devices', jax.process_index(), jax.process_count(), jax.local_device_count())

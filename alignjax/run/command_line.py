@@ -10,17 +10,14 @@ import dataclasses
 import difflib
 import os
 import pathlib
-import sys
 import traceback
-from typing import NoReturn
 import warnings
 
 from absl import flags
 import ml_collections
 from ml_collections import config_flags
 
-from alignjax.parallel import distributed
-from alignjax.run import config_file, fields, settings, user_code
+from alignjax.run import config_file, fields, process_flags, settings, user_code
 
 # Flags of other trainers, and what to use instead.
 HINTS = {
@@ -46,43 +43,11 @@ HINTS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Processes:
-  """Processes."""
-
-  coordinator: str = fields.field('', 'host:port of process 0, for runs with several processes.')
-  num_processes: int = fields.field(1, 'Number of processes in the run.')
-  process_id: int = fields.field(0, 'Index of this process, from 0.')
-  local_devices: int = fields.field(
-    0, 'Virtual CPU devices in this process; 0: use the real devices.', at_least=0, at_most=1024
-  )
-
-  def __post_init__(self):
-    fields.check(self)
-
-  def join(self) -> None:
-    """Joins this process to the run. Call it before anything uses a device."""
-    distributed.initialize(self.coordinator or None, self.num_processes, self.process_id, self.local_devices)
-
-  def leave(self, code: int, failed: bool) -> NoReturn:
-    """Ends this process.
-
-    Args:
-      code: the exit code.
-      failed: whether the run failed. Then the process does not wait for the others, which may be waiting for it.
-    """
-    if failed and self.num_processes > 1:
-      sys.stdout.flush()
-      sys.stderr.flush()
-      os._exit(code)
-    sys.exit(code)
-
-
-@dataclasses.dataclass(frozen=True)
 class Invocation:
   """The parsed command line: the configuration of the run, and how its processes connect."""
 
   config: settings.Config = dataclasses.field(default_factory=settings.Config, metadata={'flag': ''})
-  processes: Processes = dataclasses.field(default_factory=Processes, metadata={'flag': ''})
+  processes: process_flags.Processes = dataclasses.field(default_factory=process_flags.Processes, metadata={'flag': ''})
 
 
 def parse_flags(kind: type[Invocation], argv: Sequence[str], values: flags.FlagValues) -> Invocation:
@@ -112,7 +77,7 @@ def parse_flags(kind: type[Invocation], argv: Sequence[str], values: flags.FlagV
     if fields.listed(value) != fields.listed(dotted):
       raise ValueError(f'--{name}={value} and --config.{name}={dotted} differ: give one of them')
   chosen = fields.nested(from_file | plain)
-  return kind(settings.from_dict(chosen['config']), fields.build(Processes, chosen.get('processes', {})))
+  return kind(settings.from_dict(chosen['config']), fields.build(process_flags.Processes, chosen.get('processes', {})))
 
 
 def _checked(argument: str) -> str:

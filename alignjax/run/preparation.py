@@ -1,5 +1,6 @@
 """Prepares a run: reads the configuration, builds the model, tokenises the data."""
 
+from collections.abc import Callable
 import dataclasses
 import functools
 from typing import Any
@@ -40,8 +41,15 @@ class Prepared:
     return self.policy.trained_shapes()
 
 
-def prepare(config: settings.Config, announce: inputs.Announce) -> Prepared:
+def prepare(
+  config: settings.Config, announce: inputs.Announce, check: Callable[[Prepared], None] = lambda prepared: None
+) -> Prepared:
   """Reads everything that a configuration names except weights, and creates missing caches of the reference.
+
+  Args:
+    config: the configuration of the run.
+    announce: called with progress messages.
+    check: called before the processes of the run compute anything together, without cached outputs of the reference.
 
   Raises:
     ValueError: the configuration, the model or the data cannot be used.
@@ -79,8 +87,11 @@ def prepare(config: settings.Config, announce: inputs.Announce) -> Prepared:
   ]
   for split in splits:
     objectives.check_batch(objective, split.data.fields, split.data.responses)
+  training, held_out = (*splits, None)[:2]
+  prepared = Prepared(objective, recipe, tokenizer, mesh, policy, shapes, shardings, reference, training, held_out)
+  check(prepared)
   training, held_out = (*reference.cached(splits), None)[:2]
-  return Prepared(objective, recipe, tokenizer, mesh, policy, shapes, shardings, reference, training, held_out)
+  return dataclasses.replace(prepared, training=training, held_out=held_out)
 
 
 def initial_params(config: settings.InputSettings, prepared: Prepared) -> Params:

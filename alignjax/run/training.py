@@ -10,8 +10,8 @@ import jax
 
 from alignjax import refusals, stopping
 from alignjax.optim import recipes, schedules
-from alignjax.run import examination, exports, fields, preparation, record, recovery, settings
-from alignjax.training import checkpoint, loop, metrics, placement, processes, source, watchdog
+from alignjax.run import agreement, examination, exports, fields, preparation, record, recovery, settings
+from alignjax.training import checkpoint, loop, metrics, owner, placement, processes, source, watchdog
 from alignjax.training import state as training_state
 from alignjax.training import step as training_step
 
@@ -26,19 +26,21 @@ def train(config: settings.Config) -> loop.Result:
   """Trains, or resumes an earlier run in the same work directory.
 
   Raises:
-    Refused: the configuration, the model or the data cannot be used.
+    Refused: the configuration, the model or the data cannot be used, or another run owns the work directory.
     NonFiniteError: the loss or the gradient is not finite.
     SaveError: a checkpoint cannot be written.
     ExportError: the run is trained and saved, but the model cannot be written.
     Stopped: SIGTERM or Ctrl-C came before the first step, or after the last one was saved.
   """
   with watchdog.watching(dataclasses.asdict(config.watch)), refusals.checking() as checks:
-    return _train(config, checks)
+    settings.require(config, 'workdir', 'model', 'data')
+    with owner.owned(pathlib.Path(config.workdir)) as claim:
+      return _train(config, checks, claim)
 
 
-def _train(config: settings.Config, checks: refusals.Checks) -> loop.Result:
-  settings.require(config, 'workdir')
-  prepared = preparation.prepare(config, announce)
+def _train(config: settings.Config, checks: refusals.Checks, claim: owner.Claim) -> loop.Result:
+  check = functools.partial(agreement.check, config, workdir_id=claim.seen())
+  prepared = preparation.prepare(config, announce, check)
   batches, recipe, objective = prepared.training.batches, prepared.recipe, prepared.objective
   steps = config.steps or (config.epochs or 1) * batches.plan.steps_per_epoch
   if steps > fields.LARGEST:
@@ -104,7 +106,7 @@ def _train(config: settings.Config, checks: refusals.Checks) -> loop.Result:
           loop.Training(step, frozen, prepared.mesh, steps, schedule, config.nonfinite_limit),
           log=loop.Logging(writers, announce, prepared.training.data.origin),
           evaluation=evaluation,
-          saving=loop.Saving(checkpoints, config.save_every),
+          saving=loop.Saving(checkpoints, config.save_every, claim.confirm),
         )
 
     if restored is None:
@@ -120,6 +122,7 @@ def _train(config: settings.Config, checks: refusals.Checks) -> loop.Result:
     if skipped := int(result.state.skips.total):
       announce(f'skipped {skipped} of {result.step} batches, because their loss or gradient was not finite')
     stopping.check()
+    claim.confirm()
     exports.export(workdir, origin, result.state, base, announce)
   return result
 

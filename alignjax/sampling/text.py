@@ -116,7 +116,7 @@ class TextSampler:
     for batch in itertools.batched(enumerate(prompts), self._rows):
       prompt, length, row_ids = self._pad(batch)
       placed = jax.device_put((prompt, length, row_ids), rules.batch_sharding(self._mesh))
-      drawn = jax.device_get(self._draw(params, key, *placed))
+      drawn = jax.tree.map(checkpoint_io.on_host, self._draw(params, key, *placed))
       count = len(batch)
       samples = jax.tree.map(lambda x, count=count: x[:count], drawn)
       yield Draw([text for _, text in batch], prompt[:count], length[:count], samples)

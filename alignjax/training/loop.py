@@ -114,10 +114,12 @@ class Saving:
   Args:
     checkpoints: the run's checkpoints.
     every: updates between checkpoints; 0 saves at the end only.
+    confirm: called before each save, on every process; raises if the folder now belongs to another run.
   """
 
   checkpoints: checkpoint.Checkpoints
   every: int = 0
+  confirm: Callable[[], None] = lambda: None
 
 
 class Hook(NamedTuple):
@@ -132,11 +134,7 @@ class Hook(NamedTuple):
 
 
 def every(steps: int, call: Callable[[int, TrainState], None]) -> Hook:
-  """Calls a function after every `steps` updates.
-
-  Raises:
-    ValueError: if `steps` is below 1.
-  """
+  """Calls a function after every `steps` updates. Raises a ValueError if `steps` is below 1."""
   if steps < 1:
     raise ValueError(f'steps={steps}: a hook is called every 1 or more updates')
   return Hook(lambda done: done % steps == 0, call)
@@ -379,6 +377,7 @@ class _Run:
       raise NonFiniteError(f'step {self.done}: {wrong} are not finite. They are not saved', self.done)
     if self.saving is not None:
       with watchdog.during('save'):
+        self.saving.confirm()
         self.saving.checkpoints.save(self.done, self.state, self.batches)
       self.clock = time.monotonic()
 

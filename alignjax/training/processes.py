@@ -1,5 +1,7 @@
 """Agreement between the processes of a run."""
 
+from collections.abc import Callable
+
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
@@ -10,3 +12,34 @@ def gather(value: int) -> list[int]:
   if jax.process_count() == 1:
     return [value]
   return [int(x) for x in multihost_utils.process_allgather(np.array([value], np.uint32)).ravel()]
+
+
+def gather_text(text: str) -> list[str]:
+  """Gathers a text from each process. All processes must call it."""
+  if jax.process_count() == 1:
+    return [text]
+  encoded = np.frombuffer(text.encode(), np.uint8)
+  sizes = gather(encoded.size)
+  padded = np.zeros(max(sizes), np.uint8)
+  padded[: encoded.size] = encoded
+  rows = multihost_utils.process_allgather(padded)
+  return [row[:size].tobytes().decode() for row, size in zip(rows, sizes, strict=True)]
+
+
+def on_first(call: Callable[[], None]) -> None:
+  """Calls a function on process 0, for which the other processes wait.
+
+  Raises:
+    ValueError: it has raised a ValueError or an OSError. Every process raises.
+  """
+  complaint = ''
+  try:
+    if jax.process_index() == 0:
+      call()
+  except (ValueError, OSError) as error:
+    if jax.process_count() == 1:
+      raise
+    complaint = str(error)
+  complaint = gather_text(complaint)[0]
+  if complaint:
+    raise ValueError(complaint)

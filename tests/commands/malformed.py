@@ -38,8 +38,8 @@ class Factory:
     self._names = itertools.count()
 
   def train(self, *flags: str, model: str = 'model', data: str = 'train.jsonl') -> list[str]:
-    """A command line that would train, were it not for the flags; the work directory cannot be made."""
-    paths = {'model': model, 'data': data, 'workdir': 'eval.jsonl/x'}
+    """A command line that would train, were it not for the flags."""
+    paths = {'model': model, 'data': data, 'workdir': 'run'}
     given = [f'--{name}={self.folder}/{path}' for name, path in paths.items()]
     return ['train', *given, '--steps=1', '--batch_size=8', '--doctor=off', *flags]
 

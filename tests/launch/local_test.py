@@ -72,6 +72,7 @@ def test_passes_arguments_on_and_prefixes_the_output(start):
       '-m',
       'alignjax',
       'train',
+      '--cluster=flags',
       '--local_devices=4',
       '--coordinator=localhost:12345',
       '--num_processes=2',
@@ -81,7 +82,22 @@ def test_passes_arguments_on_and_prefixes_the_output(start):
 
 def test_one_process_needs_no_coordinator(start):
   output, _ = start('printf "%s\\n" "$@"', '1', '--', '--x').communicate(timeout=20)
-  assert output.splitlines() == [f'[0] {x}' for x in ('-u', '-m', 'alignjax', 'train', '--process_id=0', '--x')]
+  expected = ('-u', '-m', 'alignjax', 'train', '--cluster=flags', '--process_id=0', '--x')
+  assert output.splitlines() == [f'[0] {x}' for x in expected]
+
+
+@pytest.mark.parametrize(
+  ('module', 'started'),
+  [
+    ('doctor', ['alignjax', 'doctor']),
+    ('alignjax.commands.merge', ['alignjax', 'merge']),
+    ('mine.study', ['mine.study']),
+  ],
+)
+def test_other_programs_are_started_with_the_same_flags(start, module, started):
+  output, _ = start('printf "%s\\n" "$@"', '1', f'--module={module}', '--', '--x').communicate(timeout=20)
+  expected = ('-u', '-m', *started, '--cluster=flags', '--process_id=0', '--x')
+  assert output.splitlines() == [f'[0] {x}' for x in expected]
 
 
 def test_the_package_is_found_from_anywhere(start):

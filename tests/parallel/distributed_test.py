@@ -1,42 +1,68 @@
-"""Joining a run: arguments that do not fit are refused before anything waits for anybody."""
+"""Joining a run: processes that do not come, and environments that JAX does not know."""
+
+import re
+import threading
 
 import jax
 import pytest
 
-from alignjax.parallel import distributed
+from alignjax.parallel import clusters, distributed
+
+CLUSTER = clusters.given('localhost:1', 2, 1)
+FAILURE = r'cannot join .* \(2 processes, coordinator localhost:1\) within 1 s \(--join_timeout\): check that all 2'
+
+
+class GaveUpError(Exception):
+  pass
+
+
+def give_up(message: str):
+  raise GaveUpError(message)
 
 
 def test_one_process_has_nothing_to_join():
-  distributed.initialize()
+  distributed.initialize(None, distributed.Timeouts(), pytest.fail)
   assert not jax.distributed.is_initialized()
   assert jax.process_count() == 1
 
 
+def test_a_negative_number_of_devices():
+  with pytest.raises(ValueError, match='local_devices=-1 must be the number'):
+    distributed.use_virtual_devices(-1)
+
+
+def test_arguments_reach_jax(monkeypatch):
+  seen = {}
+  monkeypatch.setattr('jax.distributed.initialize', lambda **given: seen.update(given))
+  distributed.initialize(CLUSTER, distributed.Timeouts(join=5, heartbeat=7), pytest.fail)
+  assert seen == dict(CLUSTER.arguments) | {'initialization_timeout': 65, 'heartbeat_timeout_seconds': 7}
+
+
+def test_others_that_do_not_come_end_the_process_in_time(monkeypatch):
+  """While JAX waits: its own timeout aborts with a stack trace."""
+  gave_up, messages = threading.Event(), []
+
+  def note(message: str):
+    messages.append(message)
+    gave_up.set()
+
+  monkeypatch.setattr('jax.distributed.initialize', lambda **given: gave_up.wait(30))
+  distributed.initialize(CLUSTER, distributed.Timeouts(join=1), note)
+  (message,) = messages
+  assert re.search(FAILURE, message)
+
+
 @pytest.mark.parametrize(
-  ('arguments', 'message'),
+  ('raised', 'expected', 'message'),
   [
-    ({'num_processes': 0}, 'num_processes=0'),
-    ({'num_processes': 2, 'process_id': 2, 'coordinator': 'localhost:1'}, 'process_id=2 must be from 0 to'),
-    ({'process_id': -1}, 'process_id=-1 must be from 0 to'),
-    ({'num_processes': 2}, 'needs the address of process 0: coordinator=host:port'),
-    ({'coordinator': 'localhost:1'}, 'coordinator=localhost:1 requires num_processes > 1'),
-    ({'num_processes': 2, 'coordinator': 'localhost'}, "coordinator='localhost' must be host:port"),
-    ({'num_processes': 2, 'coordinator': 'localhost:http'}, "coordinator='localhost:http' must be host:port"),
-    ({'local_devices': -1}, 'local_devices=-1 must be the number'),
+    (RuntimeError('address\nin use'), GaveUpError, FAILURE + '.* RuntimeError: address in use'),
+    (ValueError('no coordinator'), ValueError, r'JAX does not recognise this cluster \(no coordinator\)'),
   ],
 )
-def test_arguments_that_do_not_fit(arguments, message):
-  with pytest.raises(ValueError, match=message):
-    distributed.initialize(**arguments)
+def test_errors_of_jax_are_one_message(monkeypatch, raised, expected, message):
+  def fail(**given):
+    raise raised
 
-
-def test_others_that_do_not_come_are_an_error(monkeypatch):
-  def give_up(*args, **kwargs):
-    del args, kwargs
-    raise RuntimeError('DEADLINE_EXCEEDED')
-
-  monkeypatch.setattr('jax.distributed.initialize', give_up)
-  with pytest.raises(
-    RuntimeError, match=r'process 1 of 2 could not connect to localhost:1 within 5 s.*DEADLINE_EXCEEDED'
-  ):
-    distributed.initialize('localhost:1', 2, 1, timeout_seconds=5)
+  monkeypatch.setattr('jax.distributed.initialize', fail)
+  with pytest.raises(expected, match=message):
+    distributed.initialize(CLUSTER, distributed.Timeouts(join=1), give_up)

@@ -15,7 +15,7 @@ import pytest
 from alignjax.data.batches import batching, order
 from alignjax.parallel import mesh as mesh_lib
 from alignjax.parallel import rules
-from alignjax.training import checkpoint, loop, metrics, placement, source
+from alignjax.training import checkpoint, loop, metrics, owner, placement, source
 from alignjax.training import state as state_lib
 from alignjax.types import PreferenceBatch, WeightedSum
 
@@ -222,6 +222,21 @@ def test_saves_on_schedule_and_at_the_end_and_a_finished_run_has_nothing_to_do(t
     restored = checkpoints.restore(make_state(), batches)
     result, recorder = run(5, state=restored.state, batches=batches, saving=loop.Saving(checkpoints))
   assert (result.step, result.compilations, recorder.records) == (5, 0, [])
+
+
+def test_each_save_is_confirmed_first(tmp_path):
+  """A run that finds the folder taken at its second save ends there."""
+  left = iter([None])
+
+  def confirm():
+    if next(left, 'taken'):
+      raise owner.OwnerError('taken')
+
+  with open_checkpoints(tmp_path / 'c') as checkpoints:
+    with pytest.raises(owner.OwnerError, match='taken'):
+      run(8, saving=loop.Saving(checkpoints, 2, confirm))
+    checkpoints.wait()
+    assert checkpoints.steps() == [2]
 
 
 @pytest.mark.parametrize(('bad_step', 'saved'), [(3, [2]), (4, [2]), (5, [2, 4])])
