@@ -41,7 +41,9 @@ def run(main: Callable[[], None]) -> None:
   _listen()
   try:
     main()
-  except Stopped:
+  except (Stopped, Exception) as error:
+    if not caused(error):
+      raise
     sys.exit(exit_code())
   finally:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the exit code is settled
@@ -94,6 +96,17 @@ def check() -> None:
   """Raises Stopped if the process was asked to stop."""
   if requested():
     raise Stopped
+
+
+def caused(error: BaseException | None) -> bool:
+  """Whether an error is Stopped, or what a library made of it, such as the ImportError of a module written in C."""
+  seen: list[BaseException] = []
+  while error is not None and error not in seen:
+    if isinstance(error, Stopped):
+      return True
+    seen.append(error)
+    error = error.__cause__ or error.__context__
+  return False
 
 
 def exit_code() -> int:

@@ -123,14 +123,19 @@ def execute(program: Program | Group, argv: Sequence[str], values: flags.FlagVal
 
 def start(program: Program | Group, argv: Sequence[str] | None = None) -> None:
   """Runs a program in this process, with the global absl flags, and ends the process."""
-  program, argv = _resolve(program, sys.argv if argv is None else argv)
+  with stopping.deferred():  # modules written in C turn Stopped into an ImportError, or ignore it
+    program, argv = _resolve(program, sys.argv if argv is None else argv)
 
   def main(parsed: Sequence[Any]) -> None:
     if not flags.FLAGS['verbosity'].present:
       logging.set_verbosity(logging.WARNING)  # each checkpoint logs 40 lines at INFO
     program.leave(parsed[0], attempt(program, parsed[0]))
 
-  stopping.run(lambda: app.run(main, argv=argv, flags_parser=lambda argv: [_parse(program, argv, flags.FLAGS)]))
+  def run() -> None:
+    stopping.check()
+    app.run(main, argv=argv, flags_parser=lambda argv: [_parse(program, argv, flags.FLAGS)])
+
+  stopping.run(run)
 
 
 def _resolve(program: Program | Group, argv: Sequence[str]) -> tuple[Program, list[str]]:
@@ -186,13 +191,13 @@ def attempt[S](program: Program[S], settings: S) -> int:
       if isinstance(settings, user_code.UserCode):
         user_code.load(settings.imports)
     return program.run(settings) or exit_codes.DONE
-  except stopping.Stopped:
-    print('stopped; the same command starts again where it can', file=sys.stderr)
-    return stopping.exit_code()
   except KeyboardInterrupt:
     print('interrupted', file=sys.stderr)
     return exit_codes.INTERRUPTED
-  except Exception as error:
+  except (Exception, stopping.Stopped) as error:
+    if stopping.caused(error):
+      print('stopped; the same command starts again where it can', file=sys.stderr)
+      return stopping.exit_code()
     code = next((code for kind, code in program.codes.items() if isinstance(error, kind)), exit_codes.CRASHED)
     of_the_machine = refusals.of_the_machine(error)
     if not of_the_machine and not isinstance(error, tuple(program.codes)):

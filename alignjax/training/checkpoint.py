@@ -331,6 +331,7 @@ class Checkpoints:
     try:
       result = read()
     except Exception as error:  # damaged files raise KeyError, JSONDecodeError, errors of the storage layer, ...
+      stopping.check()  # it may come from a library that SIGTERM has interrupted
       if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error) or refusals.of_the_network(error):
         raise
       cause = error

@@ -23,7 +23,7 @@ MISSING, WRONG, BUG = FileNotFoundError('injected'), ValueError('injected'), Typ
 
 
 def configure(folder: pathlib.Path, workdir: pathlib.Path) -> settings.Config:
-  return runs.make_config(folder, workdir, steps=2, save_every=1, eval_data=())
+  return runs.make_config(folder, workdir, steps=2, save_every=1, eval_data=(), nonfinite_limit=1)
 
 
 def attempt(config: settings.Config) -> int:

@@ -3,12 +3,14 @@
 from collections.abc import Callable
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from typing import NamedTuple
 
+import orbax.checkpoint as ocp
 import pytest
 
 from alignjax import exit_codes, stopping
@@ -157,6 +159,23 @@ def test_without_a_listening_program_the_handlers_are_left_alone(whole, tiny_run
   assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
 
 
+def interrupted(*args, **options):
+  """A function of a library that turns every error into its own."""
+  try:
+    os.kill(os.getpid(), signal.SIGTERM)
+  except BaseException as error:
+    raise ImportError('cannot be imported') from error
+
+
+def test_a_library_that_turns_it_into_an_error_of_its_own_changes_nothing(tiny_run, whole, tmp_path, monkeypatch):
+  monkeypatch.setattr(checkpoint_io, 'load_params', interrupted)
+  assert attempt(configure(tiny_run, tmp_path / 'new')) == exit_codes.PREEMPTED
+  shutil.copytree(whole / 'checkpoints', tmp_path / 'old' / 'checkpoints')
+  monkeypatch.setattr(ocp.CheckpointManager, 'restore', interrupted)
+  assert attempt(configure(tiny_run, tmp_path / 'old')) == exit_codes.PREEMPTED
+  assert saved(tmp_path / 'old') == [2, 4]  # none of them counts as damaged
+
+
 def catches(pid: int, number: int) -> bool:
   """Whether a process has a handler for a signal."""
   status = pathlib.Path(f'/proc/{pid}/status').read_text()
@@ -164,8 +183,8 @@ def catches(pid: int, number: int) -> bool:
   return bool(int(mask, 16) >> (number - 1) & 1)
 
 
-@pytest.mark.parametrize('module', ['alignjax', 'experiments.train'])
-def test_a_real_process_hears_sigterm_during_its_imports(module):
+@pytest.mark.parametrize(('module', 'delay'), [('alignjax', 0.0), ('alignjax', 0.3), ('experiments.train', 0.6)])
+def test_a_real_process_hears_sigterm_during_its_imports(module, delay):
   arguments = ['train'] if module == 'alignjax' else []
   process = subprocess.Popen(
     [sys.executable, '-m', module, *arguments, '--model=x'],
@@ -177,7 +196,7 @@ def test_a_real_process_hears_sigterm_during_its_imports(module):
   deadline = time.monotonic() + 60
   while not catches(process.pid, signal.SIGTERM) and time.monotonic() < deadline:
     time.sleep(0.001)
-  time.sleep(0.2)  # importing takes seconds
+  time.sleep(delay)  # importing takes seconds
   process.terminate()
   process.terminate()
   _, error = process.communicate(timeout=60)
