@@ -64,7 +64,8 @@ def plain(name):
     after = objective.memory.update(table_of(objective, POLICY, batch, memory), batch)
 
     def loss(policy):
-      losses = objective.apply(table_of(objective, policy, batch, after), batch).loss
+      table = dataclasses.replace(table_of(objective, policy, batch, after), before=memory)
+      losses = objective.apply(table, batch).loss
       return jnp.sum(batch.weight * losses) / jnp.sum(batch.weight)
 
     return *jax.value_and_grad(loss)(POLICY), after

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from alignjax import objectives, risk
+from alignjax import objectives, refusals, risk
 from alignjax.data.batches import reference_cache
 from alignjax.models import checkpoint_io
 from alignjax.run import preparation, settings, training
@@ -83,7 +83,7 @@ def test_a_damaged_cache_stops_the_run_before_it_trains(folder):
   preparation.prepare(config_of(folder, 'nowhere', **options), print)
   for path in (folder / 'damaged').glob('*/reference_logp.npy'):
     path.write_bytes(path.read_bytes()[:-4])
-  with pytest.raises(reference_cache.CacheError, match=r'reference_logp\.npy: is missing, truncated'):
+  with pytest.raises(refusals.Refused, match=r'reference_logp\.npy: is missing, truncated'):
     records(folder, 'refused', **options)
   assert not (folder / 'refused' / 'checkpoints').exists()
 

@@ -33,7 +33,7 @@ def test_a_phase_without_progress_prints_all_stacks_and_leaves(capfd):
   error = capfd.readouterr().err
   assert 'phase: save, limit: 0 s' in error
   assert 'test_a_phase_without_progress_prints_all_stacks_and_leaves' in error
-  assert error.count('hread 0x') == 2  # this one and the watchdog's
+  assert error.count('hread 0x') >= 2  # this one, the watchdog's, and those of libraries
 
 
 def test_progress_no_limit_and_the_end_of_a_phase_keep_it_quiet():
