@@ -7,6 +7,8 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 from alignjax import exit_codes
 from alignjax.commands import program, train
 from alignjax.run import command_line, settings, training
@@ -48,6 +50,7 @@ def finish(processes: list[subprocess.Popen]) -> list[int]:
       process.wait()
 
 
+@pytest.mark.slow  # clusters_test.py reads the variables, and the test below joins two processes
 def test_the_variables_of_slurm_make_one_run_which_keeps_its_folder(tiny_run, tmp_path, capsys):
   job = free_port(range(61440, 65535)) - 61440  # JAX derives the port from the id of the job
   config = runs.make_config(tiny_run, tmp_path / 'run', steps=2, eval_data=(), save_every=0)

@@ -120,7 +120,7 @@ def stop(place: Place, times: int, config: settings.Config, patch: pytest.Monkey
   assert not [*workdir.rglob('*.partial'), *workdir.rglob('*tmp*')]
 
 
-@pytest.mark.parametrize('times', [1, 2])
+@pytest.mark.parametrize('times', [pytest.param(1, marks=pytest.mark.slow), 2])
 @pytest.mark.parametrize('phase', BEFORE_THE_LOOP)
 def test_sigterm_before_the_first_step_leaves_nothing_behind(phase, times, tiny_run, tmp_path, monkeypatch):
   place, expected = BEFORE_THE_LOOP[phase]
@@ -129,7 +129,10 @@ def test_sigterm_before_the_first_step_leaves_nothing_behind(phase, times, tiny_
 
 
 @pytest.mark.parametrize('times', [pytest.param(1, marks=pytest.mark.slow), 2])  # twice is the harder case
-@pytest.mark.parametrize('phase', FROM_THE_LOOP_ON)
+@pytest.mark.parametrize(
+  'phase',  # the others ask for the signal in the same way as one of these
+  [name if name in ('step', 'last save') else pytest.param(name, marks=pytest.mark.slow) for name in FROM_THE_LOOP_ON],
+)
 def test_sigterm_during_training_saves_and_the_same_command_goes_on(
   phase, times, tiny_run, whole, tmp_path, monkeypatch
 ):
@@ -183,7 +186,14 @@ def catches(pid: int, number: int) -> bool:
   return bool(int(mask, 16) >> (number - 1) & 1)
 
 
-@pytest.mark.parametrize(('module', 'delay'), [('alignjax', 0.0), ('alignjax', 0.3), ('experiments.train', 0.6)])
+@pytest.mark.parametrize(
+  ('module', 'delay'),
+  [
+    ('alignjax', 0.3),
+    pytest.param('alignjax', 0.0, marks=pytest.mark.slow),
+    pytest.param('experiments.train', 0.6, marks=pytest.mark.slow),
+  ],
+)
 def test_a_real_process_hears_sigterm_during_its_imports(module, delay):
   arguments = ['train'] if module == 'alignjax' else []
   process = subprocess.Popen(

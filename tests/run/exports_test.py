@@ -85,6 +85,7 @@ def test_an_export_that_does_not_fit_is_one_error(origin, tmp_path):
     exports.export(workdir, origin, make_state(base, origin.policy, 4), base, print)
 
 
+@pytest.mark.slow  # three runs; the test above exports two states into one folder
 def test_a_finished_run_that_goes_on_exports_what_a_straight_run_does(tmp_path):
   folder = runs.write_folder(tmp_path)
 

@@ -143,7 +143,9 @@ def test_n4_the_mean_has_a_closed_form_in_value_and_gradient():
   report('gradient', relative_error(found[1], expected[1]), 1e-6)
 
 
-@pytest.mark.parametrize('kappa', [5.0, 0.1, -0.7, 40.0])
+@pytest.mark.parametrize(
+  'kappa', [5.0, -0.7, pytest.param(0.1, marks=pytest.mark.slow), pytest.param(40.0, marks=pytest.mark.slow)]
+)
 def test_n5_the_entropic_value_from_scalars_is_that_of_the_scan_over_the_vocabulary(kappa):
   measure = risk.entropic(kappa)
   plain = risk.RiskMeasure(measure.name, measure.function)  # without `raise_one`
@@ -162,7 +164,13 @@ def test_n5_the_entropic_value_from_scalars_is_that_of_the_scan_over_the_vocabul
   report(f'gradient, {kappa}', relative_error(gradient, expected_gradient), 2e-6)
 
 
-@EVERY
+@pytest.mark.parametrize(
+  ('measure', 'oracle'),
+  [
+    pytest.param(*pair, id=name, marks=() if name in ('mean', 'cvar(0.6)', 'entropic(5)') else pytest.mark.slow)
+    for name, pair in MEASURES.items()
+  ],
+)
 def test_n6_the_gradient_in_the_logits_is_the_horizon_weight_times_policy_minus_dual_weights(measure, oracle):
   """dV_0 / d logits_t = W_t (q_t - w*_t), W_t = prod_{u < t} discount (off_path + (1 - off_path) w*_u(y_u))."""
   discount, off_path = 0.95, 0.3
@@ -186,7 +194,9 @@ def test_n6_the_gradient_in_the_logits_is_the_horizon_weight_times_policy_minus_
   report(f'horizon by differences, {measure}', relative_error(horizon[0, 0, 0], token_level.horizon(*inputs)), 1e-5)
 
 
-@pytest.mark.parametrize('name', ['cvar(0.6)', 'entropic(5)', 'semideviation'])
+@pytest.mark.parametrize(
+  'name', ['cvar(0.6)', *(pytest.param(x, marks=pytest.mark.slow) for x in ('entropic(5)', 'semideviation'))]
+)
 def test_n6_the_gradient_is_that_of_central_differences_in_float64(name):
   measure, oracle = MEASURES[name]
   found = jax.jit(jax.grad(lambda policy: table(measure, 0.9, 0.5, policy)[0][2, 1, 0]))(POLICY)[2, 1]
@@ -310,7 +320,11 @@ def states(seed):
 
 @pytest.mark.parametrize(
   ('measure', 'sizes'),
-  [('cvar(0.6)', (1, 2, 3, 7)), ('entropic(2.0)', (3,))],  # positions; scalars know no chunks
+  [
+    ('cvar(0.6)', (1, 3)),  # positions
+    pytest.param('cvar(0.6)', (2, 7), marks=pytest.mark.slow),
+    pytest.param('entropic(2.0)', (3,), marks=pytest.mark.slow),  # scalars know no chunks
+  ],
 )
 def test_n10_chunks_of_any_size_equal_full_logits_in_loss_and_gradient(measure, sizes):
   objective = objectives.parse(f'ra_dpo(risk={measure}, discount=0.9, off_path=0.5)')

@@ -24,7 +24,7 @@ OBJECTIVES = {'rowwise': NESTED, 'coupled': NESTED + step_test.coupled()}
 @pytest.mark.parametrize(
   ('kind', 'shape', 'microbatches', 'chunk'),
   [
-    ('rowwise', (4, 2, 1), 2, 7),
+    pytest.param('rowwise', (4, 2, 1), 2, 7, marks=pytest.mark.slow),
     ('coupled', None, 4, 4),
     pytest.param('rowwise', None, 4, 4, marks=pytest.mark.slow),
     pytest.param('rowwise', (2, 2, 2), 1, 28, marks=pytest.mark.slow),

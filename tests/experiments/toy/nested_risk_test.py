@@ -266,6 +266,7 @@ def read_summary(folder):
   return json.loads((folder / 'summary.json').read_text())
 
 
+@pytest.mark.slow  # trains policies; the exact optima above are quick
 def test_gradient_ascent_reaches_the_optimum_of_dynamic_programming(summary):
   for name in (checks.STATIC, checks.INSIDE):
     shortfalls = np.array(summary['shortfalls'][name])  # penalties, worlds, seeds
@@ -273,11 +274,13 @@ def test_gradient_ascent_reaches_the_optimum_of_dynamic_programming(summary):
     assert shortfalls.min() > -1e-5
 
 
+@pytest.mark.slow  # trains policies; the exact optima above are quick
 def test_without_easing_gradient_ascent_is_blind_to_the_best_response(summary):
   shortfalls = np.array(summary['shortfalls'][checks.STATIC + checks.AT_ONCE])
   assert shortfalls[0].min() > 0.1
 
 
+@pytest.mark.slow  # trains policies; the exact optima above are quick
 def test_what_must_hold_for_every_policy_holds(summary):
   holds = {check['prediction']: check['holds'] for check in summary['predictions']}
   for part in ('published', 'entropic', 'at least the static', 'nested-CVaR optimal', 'interior prefix'):
@@ -285,6 +288,7 @@ def test_what_must_hold_for_every_policy_holds(summary):
     assert holds[name], name
 
 
+@pytest.mark.slow  # trains policies; the exact optima above are quick
 def test_each_method_is_best_at_its_own_measure(folder):
   with (folder / 'points.csv').open(newline='') as file:
     rows = list(csv.DictReader(file))
@@ -300,6 +304,7 @@ def test_each_method_is_best_at_its_own_measure(folder):
     assert penalised(method, name) > max(penalised(other, name) for other in own if other != method) + 1e-3, method
 
 
+@pytest.mark.slow  # trains policies; the exact optima above are quick
 def test_a_run_leaves_a_figure_and_a_table(folder, summary):
   assert (folder / 'figure.png').stat().st_size > 20_000
   table = (folder / 'table.md').read_text()
