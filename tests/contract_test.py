@@ -20,10 +20,18 @@ from tests.oracles import cases
 
 FIRST = list({case.expression.split('(')[0]: case for case in reversed(cases.CASES)}.values())  # of each objective
 COUPLED = [case for case in cases.CASES if objectives.parse(case.expression).couples_rows]
-# For properties that take long, and depend on hyper-parameters only where these couple rows.
+# For properties that take long, and depend on hyper-parameters only where these couple rows. `oracle_test` compares the
+# loss and the gradient of every case with its equation, whose stop-gradients are explicit.
 FEWER = FIRST + [case for case in COUPLED if case not in FIRST]
 UNCOUPLED = [case for case in FEWER if case not in COUPLED]
-ON_FEWER = (checks.check_deletion, checks.check_padding, checks.check_vmap)
+ON_FEWER = (
+  checks.check_deletion,
+  checks.check_extremes,
+  checks.check_metric_gradient,
+  checks.check_padding,
+  checks.check_reference_gradient,
+  checks.check_vmap,
+)
 IN_ONE_PROGRAM = (checks.check_coupling, checks.check_jit)  # many objectives are compiled together, below
 EACH = [check for check in testing.PROPERTIES if check not in IN_ONE_PROGRAM]
 

@@ -1,6 +1,6 @@
 """SIGTERM in each phase of a run: the exit code, what is saved, and that the same command goes on from there."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 import os
 import pathlib
 import shutil
@@ -146,7 +146,15 @@ def test_sigterm_during_training_saves_and_the_same_command_goes_on(
     assert weights(tmp_path) == weights(whole)
 
 
-def test_the_first_ctrl_c_saves_and_ends_with_130(tiny_run, tmp_path, monkeypatch, capfd):
+@pytest.fixture
+def interactive() -> Iterator[None]:
+  """Ctrl-C is heard, as in a terminal: a shell makes processes in the background ignore it."""
+  previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+  yield
+  signal.signal(signal.SIGINT, previous)
+
+
+def test_the_first_ctrl_c_saves_and_ends_with_130(interactive, tiny_run, tmp_path, monkeypatch, capfd):
   FROM_THE_LOOP_ON['compile'][0].tell(monkeypatch, lambda: os.kill(os.getpid(), signal.SIGINT))
   seen = []
   FROM_THE_LOOP_ON['save'][0].tell(monkeypatch, lambda: seen.append(signal.getsignal(signal.SIGINT)))
