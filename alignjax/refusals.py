@@ -5,6 +5,8 @@ import contextlib
 import dataclasses
 import errno
 
+from alignjax import causes
+
 # Errors of the file system that are in what the user asked for, not in the machine.
 _OF_THE_USER = frozenset(
   {
@@ -28,7 +30,7 @@ class Refused(ValueError):
 
 @dataclasses.dataclass
 class Checks:
-  """Whether the checks of a block are over, so that its errors are no refusals any more."""
+  """Whether the checks of a block are over. From then on, its errors are not turned into refusals."""
 
   over: bool = False
 
@@ -56,18 +58,10 @@ def of_the_machine(error: BaseException) -> bool:
   return any(
     isinstance(each, ConnectionError | TimeoutError)
     or (isinstance(each, OSError) and each.errno is not None and each.errno not in _OF_THE_USER)
-    for each in _chain(error)
+    for each in causes.chain(error)
   )
 
 
 def of_the_network(error: BaseException) -> bool:
-  """Whether a timeout or a lost connection caused an error, so that what was read says nothing about the file."""
-  return any(isinstance(each, ConnectionError | TimeoutError) for each in _chain(error))
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-  seen: list[BaseException] = []
-  while error is not None and error not in seen:  # an error that is raised twice can be its own cause
-    seen.append(error)
-    yield error
-    error = error.__cause__ or error.__context__
+  """Whether a timeout or a lost connection caused an error. The file that was being read may then be sound."""
+  return any(isinstance(each, ConnectionError | TimeoutError) for each in causes.chain(error))

@@ -15,7 +15,7 @@ import sys
 import threading
 import types
 
-from alignjax import exit_codes
+from alignjax import causes, exit_codes
 
 
 class Stopped(BaseException):
@@ -100,13 +100,7 @@ def check() -> None:
 
 def caused(error: BaseException | None) -> bool:
   """Whether an error is Stopped, or what a library made of it, such as the ImportError of a module written in C."""
-  seen: list[BaseException] = []
-  while error is not None and error not in seen:
-    if isinstance(error, Stopped):
-      return True
-    seen.append(error)
-    error = error.__cause__ or error.__context__
-  return False
+  return any(isinstance(each, Stopped) for each in causes.chain(error))
 
 
 def exit_code() -> int:

@@ -9,6 +9,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 LEVEL = {
   'types': 0,
+  'causes': 0,
   'exit_codes': 0,
   'refusals': 0,
   'stopping': 0,

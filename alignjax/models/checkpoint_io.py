@@ -175,7 +175,7 @@ def save(
     params: the parameters, with any sharding.
     assets_from: a Hugging Face folder to copy the tokenizer, chat template and generation settings from.
     dtype: the dtype of the stored weights: 'float32', 'bfloat16' or 'float16'.
-    source: what the parameters come from, for the manifest.
+    source: identifies the run and the step of the parameters; stored in the manifest.
 
   Raises:
     ValueError: the parameters do not match the configuration, a value is not finite in `dtype`, or a folder is invalid.

@@ -51,7 +51,7 @@ def replacing(
   Args:
     folder: the folder to write. It gets a manifest.
     files: names of the files that an existing `folder` may hold, besides its manifest.
-    source: what the files are written from, for the manifest.
+    source: identifies the run and the step of the files; stored in the manifest.
 
   Raises:
     ValueError: `folder` is a file, or holds other files, which would be lost.

@@ -22,7 +22,7 @@ def write(folder: pathlib.Path, source: Mapping[str, Any]) -> None:
 
   Args:
     folder: holds the files, and no manifest.
-    source: what the files were written from, JSON-like. `fault` compares it.
+    source: identifies the run and the step of the files, in JSON types. `fault` compares it.
   """
   sums = {path.name: sha256(path) for path in sorted(folder.iterdir())}
   text = json.dumps({'source': dict(source), 'sha256': sums}, indent=2) + '\n'

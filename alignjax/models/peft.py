@@ -63,7 +63,7 @@ def save(
     settings: which kernels are adapted, and how.
     adapters: the factors, with any sharding.
     base: the folder of the base model, recorded as `base_model_name_or_path`.
-    source: what the factors come from, for the manifest.
+    source: identifies the run and the step of the factors; stored in the manifest.
 
   Raises:
     ValueError: a value is not finite, or the folder holds other files.

@@ -1,6 +1,7 @@
 """Exports the results of a finished run: models and adapters in formats that other tools read."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+import contextlib
 import pathlib
 from typing import Any, NamedTuple
 
@@ -48,24 +49,6 @@ def export(
   Raises:
     ExportError: a folder cannot be written. The message explains how to export from the checkpoint.
   """
-  with watchdog.during('export'):
-    try:
-      _export(workdir, origin, state, base, announce)
-    except Exception as error:  # each library has its own
-      raise ExportError(
-        f'training is done and step {int(state.step)} is saved, but the model is not exported to {workdir}: '
-        f'{disk.describe(error)}. '
-        'Remove the cause, and give the same command again: it exports from the checkpoint'
-      ) from error
-
-
-def _export(
-  workdir: pathlib.Path,
-  origin: Origin,
-  state: training_state.TrainState,
-  base: Params | None,
-  announce: Callable[[str], None],
-) -> None:
   policy, config = origin.policy, origin.policy.model.config
 
   def export_model(name: str, what: str, params: Params) -> None:
@@ -74,18 +57,31 @@ def _export(
       checkpoint_io.save(folder, config, policy.merged(params, base), assets_from=origin.folder, source=source)
     announce(f'{what} is in {folder}')
 
-  export_model('model', 'the aligned model', state.params)
-  if origin.averages:
-    export_model('model_average', 'its moving average', optim.averaged(state.opt_state, state.params))
-  if policy.adapter is not None:
-    folder, source = workdir / 'adapter', _source(origin, state, state.params)
-    if _must_write(folder, source, announce):
-      peft.save(folder, config, policy.adapter, state.params, origin.folder, source)
-    announce(f'the adapter is in {folder}, as PEFT reads it')
+  with watchdog.during('export'), _failures(workdir, int(state.step)):
+    export_model('model', 'the aligned model', state.params)
+    if origin.averages:
+      export_model('model_average', 'its moving average', optim.averaged(state.opt_state, state.params))
+    if policy.adapter is not None:
+      folder, source = workdir / 'adapter', _source(origin, state, state.params)
+      if _must_write(folder, source, announce):
+        peft.save(folder, config, policy.adapter, state.params, origin.folder, source)
+      announce(f'the adapter is in {folder}, as PEFT reads it')
+
+
+@contextlib.contextmanager
+def _failures(workdir: pathlib.Path, step: int) -> Iterator[None]:
+  """Turns errors of an export into an ExportError."""
+  try:
+    yield
+  except Exception as error:  # each library has its own
+    raise ExportError(
+      f'training is done and step {step} is saved, but the model is not exported to {workdir}: {disk.describe(error)}. '
+      'Remove the cause, and give the same command again: it exports from the checkpoint'
+    ) from error
 
 
 def _source(origin: Origin, state: training_state.TrainState, params: Params) -> dict[str, Any]:
-  """What an export is written from, in JSON types."""
+  """Identifies what an export is written from, in JSON types."""
   return {'step': int(state.step), 'model': origin.fingerprint, 'parameters': checksums.fingerprint(params)}
 
 

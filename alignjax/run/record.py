@@ -39,7 +39,7 @@ FINGERPRINT_DIGITS = 16  # of the data, in config.accept_data
 
 
 def accepted(config: settings.Config, identity: Mapping[str, Any]) -> frozenset[str]:
-  """The entries of the identity that may differ from those of the run that resumes, because its user says so.
+  """The entries of the identity that the user allows to change on resume.
 
   Raises:
     ValueError: config.accept_data names other data than config.data holds.

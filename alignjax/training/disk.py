@@ -1,7 +1,8 @@
 """Describes errors of the file system, and recognises full disks."""
 
-from collections.abc import Iterator
 import errno
+
+from alignjax import causes
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _TEXTS = ('No space left on device', 'Disk quota exceeded')  # how libraries without errno report it
@@ -11,7 +12,7 @@ def is_full(error: BaseException) -> bool:
   """Whether an error, or one that caused it, reports a full disk or an exhausted quota."""
   return any(
     (isinstance(each, OSError) and each.errno in _FULL) or any(text in str(each) for text in _TEXTS)
-    for each in _chain(error)
+    for each in causes.chain(error)
   )
 
 
@@ -20,11 +21,3 @@ def describe(error: BaseException) -> str:
   if is_full(error):
     return 'the disk is full'
   return f'{type(error).__name__}: {" ".join(str(error).split())[:300]}'
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-  seen: list[BaseException] = []
-  while error is not None and error not in seen:  # an error that is raised twice can be its own cause
-    seen.append(error)
-    yield error
-    error = error.__cause__ or error.__context__

@@ -1,4 +1,4 @@
-"""Who feeds which rows, and which axis crosses slices, for the device orders of real slices and for random ones."""
+"""Which process feeds which rows, and which axis crosses slices, for device orders of real slices and random ones."""
 
 import math
 
