@@ -308,7 +308,7 @@ def summed(measure, variant):
 @pytest.mark.parametrize(
   'measure', [risk.cvar(0.97), risk.entropic(5.0), risk.worst_case(), risk.mean_semideviation(0.5)], ids=repr
 )
-def test_n1_with_both_shares_1_loss_and_gradient_are_bit_for_bit_those_of_the_sum(measure, variant):
+def test_with_both_shares_1_loss_and_gradient_are_bit_for_bit_those_of_the_sum(measure, variant):
   @jax.jit
   def of(policy, reference):
     pair = objectives.ra_dpo(measure, variant=variant, discount=1.0, off_path=1.0), summed(measure, variant)

@@ -100,7 +100,7 @@ def test_every_token_has_the_value_of_the_recursion(values, measure, oracle):
 
 
 @EVERY
-def test_n2_if_all_continuations_are_alike_it_is_the_discounted_sum_of_one_step_risks(values, measure, oracle):
+def test_if_all_continuations_are_alike_it_is_the_discounted_sum_of_one_step_risks(values, measure, oracle):
   one_step = np.where(MASK, oracles.along_last_axis(oracle, DRIFT, np.exp(LOGP)), 0.0)
   for discount in (1.0, 0.9, 0.0):
     value, horizon = values[measure, discount, 1.0]
@@ -110,7 +110,7 @@ def test_n2_if_all_continuations_are_alike_it_is_the_discounted_sum_of_one_step_
 
 
 @EVERY
-def test_n3_without_risk_off_the_path_it_is_the_markov_value_of_the_spine(values, measure, oracle):
+def test_without_risk_off_the_path_it_is_the_markov_value_of_the_spine(values, measure, oracle):
   del oracle
   value, _ = values[measure, 0.9, 0.0]
   markov_value = jax.jit(risk.markov_value, static_argnums=(3, 4))
@@ -123,7 +123,7 @@ def test_n3_without_risk_off_the_path_it_is_the_markov_value_of_the_spine(values
   report(f'{measure}', worst, 1e-6)
 
 
-def test_n4_the_mean_has_a_closed_form_in_value_and_gradient():
+def test_the_mean_has_a_closed_form_in_value_and_gradient():
   """V_0 = sum_t [prod_{u < t} discount (off_path + (1 - off_path) p_u(y_u))] KL_t."""
   weights = jnp.cos(jnp.arange(8.0)).reshape(4, 2)
 
@@ -146,7 +146,7 @@ def test_n4_the_mean_has_a_closed_form_in_value_and_gradient():
 @pytest.mark.parametrize(
   'kappa', [5.0, -0.7, pytest.param(0.1, marks=pytest.mark.slow), pytest.param(40.0, marks=pytest.mark.slow)]
 )
-def test_n5_the_entropic_value_from_scalars_is_that_of_the_scan_over_the_vocabulary(kappa):
+def test_the_entropic_value_from_scalars_is_that_of_the_scan_over_the_vocabulary(kappa):
   measure = risk.entropic(kappa)
   plain = risk.RiskMeasure(measure.name, measure.function)  # without `raise_one`
 
@@ -171,7 +171,7 @@ def test_n5_the_entropic_value_from_scalars_is_that_of_the_scan_over_the_vocabul
     for name, pair in MEASURES.items()
   ],
 )
-def test_n6_the_gradient_in_the_logits_is_the_horizon_weight_times_policy_minus_dual_weights(measure, oracle):
+def test_the_gradient_in_the_logits_is_the_horizon_weight_times_policy_minus_dual_weights(measure, oracle):
   """dV_0 / d logits_t = W_t (q_t - w*_t), W_t = prod_{u < t} discount (off_path + (1 - off_path) w*_u(y_u))."""
   discount, off_path = 0.95, 0.3
 
@@ -197,7 +197,7 @@ def test_n6_the_gradient_in_the_logits_is_the_horizon_weight_times_policy_minus_
 @pytest.mark.parametrize(
   'name', ['cvar(0.6)', *(pytest.param(x, marks=pytest.mark.slow) for x in ('entropic(5)', 'semideviation'))]
 )
-def test_n6_the_gradient_is_that_of_central_differences_in_float64(name):
+def test_the_gradient_is_that_of_central_differences_in_float64(name):
   measure, oracle = MEASURES[name]
   found = jax.jit(jax.grad(lambda policy: table(measure, 0.9, 0.5, policy)[0][2, 1, 0]))(POLICY)[2, 1]
   p, observed = np.exp(LOGP[2, 1][:6]), TARGET[2, 1][:6]
@@ -214,7 +214,7 @@ def test_n6_the_gradient_is_that_of_central_differences_in_float64(name):
   report(name, relative_error(found, expected), 1e-6)
 
 
-def test_n7_the_value_grows_with_both_shares_and_with_aversion(values):
+def test_the_value_grows_with_both_shares_and_with_aversion(values):
   def firsts(keys):
     return np.stack([values[key][0][..., 0] for key in keys])
 
@@ -231,7 +231,7 @@ def test_n7_the_value_grows_with_both_shares_and_with_aversion(values):
 
 
 @pytest.mark.parametrize('name', AVERSE)
-def test_n7_at_the_reference_value_and_gradient_are_zero(name):
+def test_at_the_reference_value_and_gradient_are_zero(name):
   measure, _ = MEASURES[name]
 
   @jax.jit
@@ -252,7 +252,7 @@ def full_value(drift, p, oracle, prefix=()):
 
 
 @pytest.mark.parametrize('name', ['mean', 'cvar(0.3)', 'entropic(5)'])
-def test_n8_without_risk_off_the_path_no_response_exceeds_the_nested_value_over_all(name):
+def test_without_risk_off_the_path_no_response_exceeds_the_nested_value_over_all(name):
   """On a tree of 3^4 responses. Sums along responses lie on both sides, and only those of the mean agree on average."""
   _, oracle = MEASURES[name]
   rng = np.random.default_rng(0)
@@ -275,7 +275,7 @@ def test_n8_without_risk_off_the_path_no_response_exceeds_the_nested_value_over_
 
 
 @pytest.mark.parametrize('measure', [risk.cvar(0.6), risk.entropic(2.0)])
-def test_n9_padding_counts_for_nothing_whatever_it_contains_and_however_long_it_is(measure):
+def test_padding_counts_for_nothing_whatever_it_contains_and_however_long_it_is(measure):
   noise = 60.0 * jnp.cos(jnp.arange(POLICY.size).reshape(POLICY.shape))
   junk = jnp.where(MASK[..., None], POLICY, noise)
   longer = dataclasses.replace(BATCH, response=jnp.pad(BATCH.response, ((0, 0), (0, 0), (0, 3)), constant_values=4))
@@ -299,7 +299,7 @@ def test_n9_padding_counts_for_nothing_whatever_it_contains_and_however_long_it_
   assert not np.any(wide_gradient[:, :, 7:])
 
 
-def test_n9_permuting_the_vocabulary_changes_nothing():
+def test_permuting_the_vocabulary_changes_nothing():
   order = np.random.default_rng(3).permutation(11)
   moved = dataclasses.replace(BATCH, response=jnp.asarray(np.argsort(order))[BATCH.response])
   measures = risk.cvar(0.6), risk.entropic(5.0), risk.mean_semideviation(0.5)
@@ -326,7 +326,7 @@ def states(seed):
     pytest.param('entropic(2.0)', (3,), marks=pytest.mark.slow),  # scalars know no chunks
   ],
 )
-def test_n10_chunks_of_any_size_equal_full_logits_in_loss_and_gradient(measure, sizes):
+def test_chunks_of_any_size_equal_full_logits_in_loss_and_gradient(measure, sizes):
   objective = objectives.parse(f'ra_dpo(risk={measure}, discount=0.9, off_path=0.5)')
   policy, reference = states(0), states(1)
 

@@ -31,7 +31,7 @@ OBJECTIVES = {'rowwise': NESTED, 'coupled': NESTED + step_test.coupled()}
     pytest.param('coupled', (4, 2, 1), 2, 7, marks=pytest.mark.slow),
   ],
 )
-def test_n10_any_layout_gives_the_plain_gradient(kind, shape, microbatches, chunk):
+def test_any_layout_gives_the_plain_gradient(kind, shape, microbatches, chunk):
   plain, mesh = transformer.build(CONFIG), None if shape is None else mesh_lib.make_mesh(*shape)
   params = plain.init(jax.random.key(0)), plain.init(jax.random.key(1))
   batch = step_test.batch_of(16)
@@ -49,12 +49,12 @@ def compiled():
   return lowering.lowered((8, 1, 1), NESTED, chunk=4).compile().as_text()
 
 
-def test_n10_no_collective_inside_the_scan_over_positions(compiled):
+def test_no_collective_inside_the_scan_over_positions(compiled):
   assert lowering.collectives_in_loops(compiled) == []
   assert re.findall(r' while\(', compiled)
 
 
-def test_n10_no_array_is_as_large_as_the_logits_of_a_device(compiled):
+def test_no_array_is_as_large_as_the_logits_of_a_device(compiled):
   shapes = [tuple(map(int, shape.split(','))) for shape in re.findall(r'f32\[([\d,]+)\]', compiled)]
   sizes = [math.prod(shape) for shape in shapes if CONFIG.vocab_size in shape]
   assert 0 < max(sizes) < lowering.PROMPTS // 8 * 2 * 7 * CONFIG.vocab_size
