@@ -12,7 +12,7 @@ KILLED = 137
 # code: (meaning, whether to start the same command again)
 MEANINGS = {
   DONE: ('done', 'no'),
-  REFUSED: ('refused before the first step: a check of the configuration, the model or the data failed', 'no'),
+  REFUSED: ('refused before the first step by a check, or another run owns the work directory', 'no'),
   NOT_FINITE: ('the loss, a gradient or the state is not finite; the last checkpoint is good', 'no'),
   PREEMPTED: ('stopped by SIGTERM; everything that was trained is saved', 'yes'),
   NOT_EXPORTED: ('trained and saved, but the model could not be written', 'once the cause is removed: it only exports'),
