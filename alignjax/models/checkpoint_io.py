@@ -16,7 +16,7 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from alignjax.models import declaration, families, folders, manifest, transformer
+from alignjax.models import declaration, families, folders, lora, manifest, pieces, transformer, weight_files
 from alignjax.types import Head, Params
 
 Read = Callable[[str, tuple[int, ...]], np.ndarray]  # (path, shape) -> leaf, float32
@@ -166,13 +166,14 @@ def save(
 ) -> None:
   """Writes a folder that `load_params` and other tools for the Hugging Face layout can read.
 
-  The folder appears complete or not at all, and replaces an earlier model in the same place. In a multi-process run,
-  all processes must call this function; process 0 writes.
+  The folder appears complete or not at all, and replaces an earlier model in the same place. The weights leave the
+  devices and are written in pieces of at most `pieces.PIECE` bytes. In a multi-process run, all processes must call
+  this function; process 0 writes.
 
   Args:
     folder: the folder to write. If it exists, it must hold the files of a model and nothing else.
     config: the configuration of the model.
-    params: the parameters, with any sharding.
+    params: the parameters, with any sharding. Adapted and quantised kernels are merged layer by layer.
     assets_from: a Hugging Face folder to copy the tokenizer, chat template and generation settings from.
     dtype: the dtype of the stored weights: 'float32', 'bfloat16' or 'float16'.
     source: identifies the run and the step of the parameters; stored in the manifest.
@@ -185,15 +186,18 @@ def save(
   family = families.of(config)
   leaves = _check_leaves(config, params)
   entries = family.render(config) | {'torch_dtype': dtype} | _token_ids(assets_from)
-  tensors = _stored_tensors(family, config, leaves, np.dtype(dtype))
+  blocks = _stored_blocks(family, config, leaves)
   if jax.process_index() == 0:
     with folders.replacing(folder, source=source) as partial:
       folders.write_json(partial / folders.CONFIG, entries)
-      folders.write_weights(partial, tensors)
+      planned = _planned(family, config, dtype)
+      with weight_files.writing(weight_files.divide(partial, planned)) as writer:
+        for block in blocks:
+          writer.write(*block)
       if assets_from is not None:
         folders.copy_assets(pathlib.Path(assets_from), partial)
   else:
-    for _ in tensors:  # all processes must take part in gathering sharded leaves
+    for _ in blocks:  # all processes must take part in gathering sharded leaves
       pass
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices('alignjax.models.checkpoint_io.save')
@@ -261,7 +265,7 @@ def _place(leaf: np.ndarray, sharding: jax.sharding.Sharding | None) -> jax.Arra
 def _check_leaves(config: transformer.TransformerConfig, params: Params) -> dict[str, Any]:
   """The parameters by path, after checking their names and shapes against the configuration."""
   expected, _ = parameter_shapes(config)
-  paths, _ = jax.tree_util.tree_flatten_with_path(params)
+  paths, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=lora.is_kernel)
   leaves = {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in paths}
   if different := expected.keys() ^ leaves.keys():
     raise ValueError(f'parameters do not match the configuration: missing or unexpected {folders.listed(different)}')
@@ -271,20 +275,46 @@ def _check_leaves(config: transformer.TransformerConfig, params: Params) -> dict
   return leaves
 
 
-def _stored_tensors(
-  family: declaration.Family, config: transformer.TransformerConfig, leaves: Mapping[str, Any], dtype: np.dtype
-) -> Iterator[tuple[str, np.ndarray]]:
-  """Yields the names and values to store, leaf by leaf."""
+def _planned(
+  family: declaration.Family, config: transformer.TransformerConfig, dtype: str
+) -> list[weight_files.Planned]:
+  """The tensors to store, in the order of the leaves."""
+  shapes, _ = parameter_shapes(config)
+  planned = []
+  for leaf, shape in shapes.items():
+    tensor = family.tensor(leaf)
+    if leaf == tensor.leaf:  # other leaves are stored as part of that leaf's tensor
+      stored = tensor.stored_shape([shapes[part] for part in tensor.leaves])
+      planned += [weight_files.Planned(name, stored, dtype) for name in tensor.names(shape)]
+  return planned
+
+
+def _stored_blocks(
+  family: declaration.Family, config: transformer.TransformerConfig, leaves: Mapping[str, Any]
+) -> Iterator[tuple[str, int, np.ndarray]]:
+  """Yields the values to store in blocks of rows, leaf by leaf: name, first row and rows; only process 0 gets rows."""
   for leaf in leaves:
     tensor = family.tensor(leaf)
-    if leaf != tensor.leaf:  # stored as part of another leaf's tensor
+    if leaf != tensor.leaf:
       continue
-    parts = [on_host(leaves[part]) for part in tensor.leaves]
-    rows = zip(*parts, strict=True) if tensor.stacked else [parts]
-    for name, row in zip(tensor.names(parts[0].shape), rows, strict=True):
-      with np.errstate(over='ignore'):  # the writer raises an error that names the tensor
-        stored = tensor.join(row, groups(tensor, config)).astype(dtype)
-      yield name, stored
+    parts = {part: leaves[part] for part in tensor.leaves}
+    for layer, name in enumerate(tensor.names(leaves[leaf].shape)):
+      rows = {part: lora.merged_layer(value, layer) if tensor.stacked else (value, ()) for part, value in parts.items()}
+      shapes = [value.shape[len(place) :] for value, place in rows.values()]
+      size = max(value.dtype.itemsize for value, _ in rows.values())
+      for block in tensor.blocks(shapes, groups(tensor, config), pieces.PIECE // size):
+        values = [_fetch(*rows[part], block.axis, *extent) for part, extent in block.parts.items()]
+        yield name, block.first, tensor.join(values, block.groups) if jax.process_index() == 0 else None
+
+
+def _fetch(value: Any, place: tuple[int, ...], axis: int, first: int, count: int) -> np.ndarray | None:
+  """Fetches the entries first : first + count along an axis of value[place]."""
+  row = value.shape[len(place) :]
+  axis %= len(row)
+  start, sizes = [0] * len(row), list(row)
+  start[axis], sizes[axis] = first, count
+  block = pieces.fetch(value, (*place, *start), (*(1 for _ in place), *sizes))
+  return None if block is None else block.reshape(sizes)
 
 
 def on_host(value: Any) -> np.ndarray:

@@ -54,7 +54,7 @@ def export(
   def export_model(name: str, what: str, params: Params) -> None:
     folder, source = workdir / name, _source(origin, state, params)
     if _must_write(folder, source, announce):
-      checkpoint_io.save(folder, config, policy.merged(params, base), assets_from=origin.folder, source=source)
+      checkpoint_io.save(folder, config, policy.attached(params, base), assets_from=origin.folder, source=source)
     announce(f'{what} is in {folder}')
 
   with watchdog.during('export'), _failures(workdir, int(state.step)):

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import multihost_utils
-import numpy as np
 
 from alignjax import stats
 from alignjax.data.batches import batching, reference_cache
 from alignjax.data.tokens import dataset
 from alignjax.models import base as models
+from alignjax.models import pieces
 from alignjax.training import forward, placement, programs, references, rows, watchdog
 from alignjax.types import Array, Params, PreferenceBatch
 
@@ -91,7 +91,7 @@ def build_cache(
       writer = stack.enter_context(reference_cache.writing(root, identity, data))
     for step, batch in enumerate(batches, start=1):
       values = program(reference.params, placement.to_global(layout.mesh, batch.data))
-      values = {name: _on_host(value) for name, value in values.items()}
+      values = {name: pieces.fetch_all(value) for name, value in values.items()}
       if writer is not None:
         writer.write(batches.plan[step - 1][1], values)
       watchdog.progress()
@@ -102,9 +102,3 @@ def build_cache(
         announce(f'reference cache: {step} of {batches.steps} batches, {left:.0f} s to go')
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices('alignjax.training.caching.build_cache')
-
-
-def _on_host(value: Array) -> np.ndarray:
-  if value.is_fully_addressable:
-    return np.asarray(value)
-  return multihost_utils.process_allgather(value, tiled=True)

@@ -1,0 +1,113 @@
+"""Copies arrays from the devices to the host of process 0, piece by piece.
+
+A gathered array is whole on every device. A model is too large for that, and so may one of its stacked leaves be.
+Therefore an array leaves the devices in pieces of at most `PIECE` bytes, each freed before the next one is gathered.
+"""
+
+from collections.abc import Sequence
+import functools
+import math
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+import numpy as np
+
+from alignjax.types import Array
+
+PIECE = 256 * 2**20  # largest piece in bytes, unless one row is larger
+
+
+def fetch(array: Any, start: Sequence[int], sizes: Sequence[int]) -> np.ndarray | None:
+  """Copies the block array[start : start + sizes] to the host of process 0.
+
+  Args:
+    array: an array with any sharding. If it is sharded over processes, all of them must call this function.
+    start: the index of the first entry.
+    sizes: the shape of the block.
+
+  Returns:
+    The block on process 0; None on the other processes.
+  """
+  if isinstance(array, jax.Array):
+    piece = gather(array, tuple(start), tuple(sizes)).block_until_ready()  # no second piece is in flight
+    return np.asarray(piece.addressable_data(0)) if jax.process_index() == 0 else None
+  index = tuple(slice(first, first + size) for first, size in zip(start, sizes, strict=True))
+  return np.asarray(array)[index] if jax.process_index() == 0 else None
+
+
+def fetch_all(array: Any, place: tuple[int, ...] = ()) -> np.ndarray | None:
+  """Copies array[place] to the host of process 0, in blocks of rows. Returns: see `fetch`."""
+  shape = array.shape[len(place) :]
+  whole = np.empty(shape, array.dtype) if jax.process_index() == 0 else None
+  rows, rest = (shape or (1,))[0], shape[1:]
+  step = max(1, PIECE // max(1, math.prod(rest) * array.dtype.itemsize))
+  for first in range(0, rows, step):
+    count = min(step, rows - first)
+    start, sizes = ((first, *(0 for _ in rest)), (count, *rest)) if shape else ((), ())
+    block = fetch(array, (*place, *start), (*(1 for _ in place), *sizes))
+    if whole is not None:
+      whole[slice(first, first + count) if shape else ()] = block.reshape(sizes)
+  return whole
+
+
+def gather(array: Array, start: tuple[int, ...], sizes: tuple[int, ...]) -> Array:
+  """The block array[start : start + sizes], whole on every device that holds a part of the array."""
+  first = np.asarray(start, np.int32).reshape(len(sizes))
+  if isinstance(array.sharding, NamedSharding):
+    return _gather_program(array.sharding, array.ndim, sizes)(array, first)
+  block = jax.jit(_slice, static_argnums=2)(array, first, sizes)
+  return block if block.is_fully_addressable else multihost_utils.process_allgather(block, tiled=True)
+
+
+def _slice(array: Array, start: Array, sizes: tuple[int, ...]) -> Array:
+  return jax.lax.dynamic_slice(array, [start[axis] for axis in range(len(sizes))], sizes)
+
+
+@functools.lru_cache(maxsize=256)
+def _gather_program(sharding: NamedSharding, ndim: int, sizes: tuple[int, ...]) -> Any:
+  """The program of `gather`, written for each device, so that no device ever holds more than the block.
+
+  The compiler would gather the whole array for a slice along a sharded axis that begins at a variable index.
+  """
+  mesh = sharding.mesh
+  names = tuple(sharding.spec) + (None,) * (ndim - len(sharding.spec))
+
+  def local(shard: Array, start: Array) -> Array:
+    dtype, shard = shard.dtype, _bits(shard)
+    for axis in (axis for axis in range(ndim) if not names[axis]):
+      shard = jax.lax.dynamic_slice_in_dim(shard, start[axis], sizes[axis], axis)
+    for axis in (axis for axis in range(ndim) if names[axis]):
+      if sizes[axis] == shard.shape[axis] * math.prod(mesh.shape[name] for name in _as_tuple(names[axis])):
+        shard = jax.lax.all_gather(shard, names[axis], axis=axis, tiled=True)
+      else:
+        shard = _select(shard, start[axis], sizes[axis], axis, names[axis])
+    return jax.lax.bitcast_convert_type(shard, dtype)
+
+  specs = (sharding.spec, PartitionSpec())
+  return jax.jit(jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False))
+
+
+def _as_tuple(names: str | tuple[str, ...]) -> tuple[str, ...]:
+  return (names,) if isinstance(names, str) else names
+
+
+def _bits(array: Array) -> Array:
+  """The bits of an array as integers, which no device rounds: -0.0 + 0.0 = 0.0, and some flush subnormal numbers."""
+  unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}[array.dtype.itemsize]
+  return jax.lax.bitcast_convert_type(array, unsigned)
+
+
+def _select(shard: Array, start: Array, size: int, axis: int, names: str | tuple[str, ...]) -> Array:
+  """Rows start : start + size of an axis that is sharded over `names`.
+
+  Each device contributes the rows that it holds, and 0 for the others.
+  """
+  own = shard.shape[axis]
+  place = start + jnp.arange(size) - jax.lax.axis_index(names) * own
+  rows = jnp.take(shard, jnp.clip(place, 0, own - 1), axis=axis)
+  held = jnp.expand_dims((place >= 0) & (place < own), [other for other in range(shard.ndim) if other != axis])
+  parts = jnp.where(held, rows, 0).astype(jnp.promote_types(shard.dtype, jnp.uint32))
+  return jax.lax.psum(parts, names).astype(shard.dtype)
