@@ -173,7 +173,8 @@ def save(
   Args:
     folder: the folder to write. If it exists, it must hold the files of a model and nothing else.
     config: the configuration of the model.
-    params: the parameters, with any sharding. Adapted and quantised kernels are merged layer by layer.
+    params: the parameters, with any sharding. Adapted and quantised kernels are merged layer by layer. An object with
+      a shape and a method `load` is loaded when it is written, and then freed.
     assets_from: a Hugging Face folder to copy the tokenizer, chat template and generation settings from.
     dtype: the dtype of the stored weights: 'float32', 'bfloat16' or 'float16'.
     source: identifies the run and the step of the parameters; stored in the manifest.
@@ -291,20 +292,26 @@ def _planned(
 
 def _stored_blocks(
   family: declaration.Family, config: transformer.TransformerConfig, leaves: Mapping[str, Any]
-) -> Iterator[tuple[str, int, np.ndarray]]:
+) -> Iterator[tuple[str, int, np.ndarray | None]]:
   """Yields the values to store in blocks of rows, leaf by leaf: name, first row and rows; only process 0 gets rows."""
   for leaf in leaves:
     tensor = family.tensor(leaf)
     if leaf != tensor.leaf:
       continue
-    parts = {part: leaves[part] for part in tensor.leaves}
-    for layer, name in enumerate(tensor.names(leaves[leaf].shape)):
-      rows = {part: lora.merged_layer(value, layer) if tensor.stacked else (value, ()) for part, value in parts.items()}
-      shapes = [value.shape[len(place) :] for value, place in rows.values()]
-      size = max(value.dtype.itemsize for value, _ in rows.values())
-      for block in tensor.blocks(shapes, groups(tensor, config), pieces.PIECE // size):
-        values = [_fetch(*rows[part], block.axis, *extent) for part, extent in block.parts.items()]
-        yield name, block.first, tensor.join(values, block.groups) if jax.process_index() == 0 else None
+    yield from _tensor_blocks(tensor, config, {part: pieces.loaded(leaves[part]) for part in tensor.leaves})
+
+
+def _tensor_blocks(
+  tensor: declaration.Tensor, config: transformer.TransformerConfig, parts: Mapping[str, Any]
+) -> Iterator[tuple[str, int, np.ndarray | None]]:
+  """The part of `_stored_blocks` for the leaves of one tensor."""
+  for layer, name in enumerate(tensor.names(parts[tensor.leaf].shape)):
+    rows = {part: lora.merged_layer(value, layer) if tensor.stacked else (value, ()) for part, value in parts.items()}
+    shapes = [value.shape[len(place) :] for value, place in rows.values()]
+    size = max(value.dtype.itemsize for value, _ in rows.values())
+    for block in tensor.blocks(shapes, groups(tensor, config), pieces.PIECE // size):
+      values = [_fetch(*rows[part], block.axis, *extent) for part, extent in block.parts.items()]
+      yield name, block.first, tensor.join(values, block.groups) if jax.process_index() == 0 else None
 
 
 def _fetch(value: Any, place: tuple[int, ...], axis: int, first: int, count: int) -> np.ndarray | None:

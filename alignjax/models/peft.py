@@ -180,9 +180,13 @@ def _stored_tensors(
   config: transformer.TransformerConfig, by_tensor: Mapping[declaration.Tensor, Mapping[str, Any]]
 ) -> Iterator[tuple[str, np.ndarray]]:
   """Yields the names and values to store, layer by layer; only process 0 gets values."""
-  for tensor, factors in by_tensor.items():
+  for tensor, deferred in by_tensor.items():
+    factors = pieces.loaded(deferred)
     for layer in range(config.layers):
-      held = {leaf: {kind: pieces.fetch_all(value, (layer,)) for kind, value in pair.items()} for leaf, pair in factors.items()}
+      held = {
+        leaf: {kind: pieces.fetch_all(value, (layer,)) for kind, value in pair.items()}
+        for leaf, pair in factors.items()
+      }
       joined = _joined(tensor, held, config) if jax.process_index() == 0 else dict.fromkeys(_FACTORS)
       for factor, value in joined.items():
         yield _names(tensor, config, factor)[layer], value if value is None else value.T

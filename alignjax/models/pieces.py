@@ -20,6 +20,11 @@ from alignjax.types import Array
 PIECE = 256 * 2**20  # largest piece in bytes, unless one row is larger
 
 
+def loaded(tree: Any) -> Any:
+  """A tree whose deferred arrays, which have a method `load`, are loaded."""
+  return jax.tree.map(lambda leaf: leaf.load() if hasattr(leaf, 'load') else leaf, tree)
+
+
 def fetch(array: Any, start: Sequence[int], sizes: Sequence[int]) -> np.ndarray | None:
   """Copies the block array[start : start + sizes] to the host of process 0.
 

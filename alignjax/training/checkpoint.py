@@ -68,7 +68,8 @@ def _abstract(name: str, leaf: Any) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(raw.shape, raw.dtype, sharding=leaf.sharding)
 
 
-def _digest(content: Mapping[str, Any]) -> str:
+def digest(content: Mapping[str, Any]) -> str:
+  """The SHA-256 of metadata."""
   return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -181,7 +182,7 @@ class Checkpoints:
         args=ocp.args.Composite(
           state=ocp.args.StandardSave({name: checksums.raw_data(leaf) for name, leaf in leaves.items()}),
           data=positions.Save(json.dumps(position, indent=4)),
-          metadata=ocp.args.JsonSave({'content': content, 'sha256': _digest(content)}),
+          metadata=ocp.args.JsonSave({'content': content, 'sha256': digest(content)}),
         ),
         force=True,
       )
@@ -345,7 +346,7 @@ class Checkpoints:
   def _read_metadata(self, step: int) -> Mapping[str, Any]:
     def read() -> Mapping[str, Any]:
       saved = self._manager.restore(step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore()))['metadata']
-      if _digest(saved['content']) != saved['sha256']:
+      if digest(saved['content']) != saved['sha256']:
         raise ValueError('its digest does not match')
       return saved['content']
 

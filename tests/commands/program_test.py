@@ -10,7 +10,7 @@ from alignjax import exit_codes
 from alignjax.commands import main, program
 from alignjax.run import fields, user_code
 
-LIST = ('train', 'doctor', 'sample', 'data', 'merge')
+LIST = ('train', 'doctor', 'export', 'sample', 'data', 'merge')
 
 
 @dataclasses.dataclass(frozen=True)
