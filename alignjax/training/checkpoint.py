@@ -17,6 +17,7 @@ import hashlib
 import json
 import pathlib
 import shutil
+import types
 from typing import Any, NamedTuple
 
 from absl import logging
@@ -59,6 +60,7 @@ class Restored(NamedTuple):
   state: Any
   config: Mapping[str, Any]  # the configuration of the run that saved it
   changed: Sequence[str] = ()  # describes the accepted entries of the identity that differ
+  loaded: Mapping[str, Any] = types.MappingProxyType({})  # `Checkpoints.loaded` of the run that saved it
 
 
 def _abstract(name: str, leaf: Any) -> jax.ShapeDtypeStruct:
@@ -98,6 +100,9 @@ class Checkpoints:
       checkpoint in which an entry differs is refused.
     keep: the number of newest checkpoints to keep.
     accepted: the entries of the identity that may differ.
+
+  Attributes:
+    loaded: identifies what the run has loaded besides its state, JSON-like; kept in every checkpoint.
   """
 
   def __init__(
@@ -118,6 +123,7 @@ class Checkpoints:
     _remove_unfinished(self.folder)
     options = ocp.CheckpointManagerOptions(preservation_policy=ocp.checkpoint_managers.LatestN(keep))
     self._accepted = frozenset(accepted)
+    self.loaded: Mapping[str, Any] = {}
     self._doubted: set[int] = set()
     self._saving: _Saving | None = None
     self._quiet = orbax_logs.without_tracebacks()
@@ -173,6 +179,7 @@ class Checkpoints:
       'versions': compatibility.versions(),
       'arrays': arrays,
       'keys': keys,
+      'loaded': self.loaded,
       'data': processes.gather(positions.crc(position)),
     }
     self._saving = _Saving(step, sum(leaf.nbytes for leaf in leaves.values()))
@@ -324,7 +331,7 @@ class Checkpoints:
     for change in compatibility.changed_versions(metadata['versions']):
       logging.warning('checkpoint %d was written with %s', step, change)
     state = jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in leaves])
-    return Restored(step, state, metadata['config'], tolerated)
+    return Restored(step, state, metadata['config'], tolerated, metadata.get('loaded', {}))
 
   def _guard(self, step: int, item: str, read: Any) -> Any:
     """Calls `read` on every process; if it fails on one, all of them treat the checkpoint as corrupt."""

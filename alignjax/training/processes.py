@@ -1,6 +1,7 @@
 """Agreement between the processes of a run."""
 
 from collections.abc import Callable
+import json
 
 import jax
 from jax.experimental import multihost_utils
@@ -43,3 +44,26 @@ def on_first(call: Callable[[], None]) -> None:
   complaint = gather_text(complaint)[0]
   if complaint:
     raise ValueError(complaint)
+
+
+def together[T](call: Callable[[], T]) -> T:
+  """Calls a function on every process, each of which may read other files or other parts of them.
+
+  Raises:
+    ValueError: it has raised a ValueError on some process. Every process raises.
+    OSError: the same for an OSError.
+  """
+  result, failure = None, None
+  try:
+    result = call()
+  except (ValueError, OSError) as error:
+    failure = error
+  if jax.process_count() > 1 and any(gather(int(failure is not None))):
+    number = getattr(failure, 'errno', None)
+    told = '' if failure is None else json.dumps([number, str(failure)])
+    number, text = json.loads(next(filter(None, gather_text(told))))
+    if failure is None:
+      failure = ValueError(text) if number is None else OSError(number, text)
+  if failure is not None:
+    raise failure
+  return result
