@@ -7,6 +7,7 @@ Therefore an array leaves the devices in pieces of at most `PIECE` bytes, each f
 from collections.abc import Sequence
 import functools
 import math
+import operator
 from typing import Any
 
 import jax
@@ -36,11 +37,13 @@ def fetch(array: Any, start: Sequence[int], sizes: Sequence[int]) -> np.ndarray 
   Returns:
     The block on process 0; None on the other processes.
   """
-  if isinstance(array, jax.Array):
-    piece = gather(array, tuple(start), tuple(sizes)).block_until_ready()  # no second piece is in flight
-    return np.asarray(piece.addressable_data(0)) if jax.process_index() == 0 else None
-  index = tuple(slice(first, first + size) for first, size in zip(start, sizes, strict=True))
-  return np.asarray(array)[index] if jax.process_index() == 0 else None
+  start, sizes = tuple(start), tuple(sizes)
+  if not isinstance(array, jax.Array):
+    return np.asarray(array)[_part(start, sizes)] if jax.process_index() == 0 else None
+  if local(array):
+    return _from_shards(array, start, sizes) if jax.process_index() == 0 else None
+  piece = gather(array, start, sizes).block_until_ready()  # no second piece is in flight
+  return np.asarray(piece.addressable_data(0)) if jax.process_index() == 0 else None
 
 
 def fetch_all(array: Any, place: tuple[int, ...] = ()) -> np.ndarray | None:
@@ -58,15 +61,39 @@ def fetch_all(array: Any, place: tuple[int, ...] = ()) -> np.ndarray | None:
   return whole
 
 
+def local(array: Array) -> bool:
+  """Whether this process has all of an array, so that its blocks need not be gathered."""
+  return array.is_fully_addressable
+
+
 def gather(array: Array, start: tuple[int, ...], sizes: tuple[int, ...]) -> Array:
   """The block array[start : start + sizes], whole on every device that holds a part of the array."""
-  first = np.asarray(start, np.int32).reshape(len(sizes))
   if isinstance(array.sharding, NamedSharding):
-    return _gather_program(array.sharding, array.ndim, sizes)(array, first)
-  block = jax.jit(_slice, static_argnums=2)(array, first, sizes)
-  return block if block.is_fully_addressable else multihost_utils.process_allgather(block, tiled=True)
+    return _gather_program(array.sharding, array.ndim, sizes)(array, np.asarray(start, np.int32))
+  return multihost_utils.process_allgather(_slice(array, start, sizes), tiled=True)
 
 
+def _from_shards(array: Array, start: tuple[int, ...], sizes: tuple[int, ...]) -> np.ndarray:
+  """The block array[start : start + sizes], copied from the shards that hold parts of it."""
+  whole = np.empty(sizes, array.dtype)
+  for shard in array.addressable_shards:
+    if shard.replica_id:
+      continue
+    origin = [part.indices(size)[0] for part, size in zip(shard.index, array.shape, strict=True)]
+    ends = [at + size for at, size in zip(origin, shard.data.shape, strict=True)]
+    first = tuple(map(max, start, origin))
+    counts = tuple(min(at + size, end) - begin for at, size, end, begin in zip(start, sizes, ends, first, strict=True))
+    if all(count > 0 for count in counts):
+      held = _slice(shard.data, tuple(map(operator.sub, first, origin)), counts)
+      whole[_part(tuple(map(operator.sub, first, start)), counts)] = held
+  return whole
+
+
+def _part(start: tuple[int, ...], sizes: tuple[int, ...]) -> tuple[slice, ...]:
+  return tuple(slice(first, first + size) for first, size in zip(start, sizes, strict=True))
+
+
+@functools.partial(jax.jit, static_argnums=2)
 def _slice(array: Array, start: Array, sizes: tuple[int, ...]) -> Array:
   return jax.lax.dynamic_slice(array, [start[axis] for axis in range(len(sizes))], sizes)
 
