@@ -5,8 +5,8 @@
 
 Writes model/, model_average/ if the optimizer keeps an average, and adapter/ if an adapter is trained. It runs on the
 CPU of one machine, however many devices the run had, and reads neither the data nor the state of the optimizer. It
-holds one weight matrix of all layers at a time. With an adapter, it also holds the model under the adapter; an
-accelerator may round the merged weights differently.
+holds the weights of all layers that are stored under one name, such as mlp.up_proj, and no others. If an accelerator
+has trained an adapter, its merged weights may differ in their last bits.
 
 Exit codes: 0 done, 1 an error in flags or folders, 43 a folder cannot be written.
 """

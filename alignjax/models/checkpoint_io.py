@@ -104,6 +104,24 @@ def load_params(
     return jax.tree.unflatten(parameter_shapes(config)[1], placed)
 
 
+def deferred_params(
+  folder: str | os.PathLike[str],
+  config: transformer.TransformerConfig,
+  stack: contextlib.ExitStack,
+  shardings: Any = None,
+  loading: Loading = IN_FLOAT32,
+) -> Params:
+  """The leaves of `load_params`, each to be read when it is needed, until `stack` closes. Args, Raises: see there."""
+  targets = _targets(config, shardings)
+  stored = loading.together(lambda: _open_leaves(pathlib.Path(folder), config, stack, _verify(targets)))
+
+  def defer(leaf: slices.Stored, target: jax.sharding.Sharding | None) -> pieces.Deferred:
+    return pieces.Deferred(leaf.shape, np.dtype(loading.dtype or leaf.dtype), lambda: _load(leaf, target, loading))
+
+  deferred = [defer(stored[leaf], target) for leaf, target in targets.items()]
+  return jax.tree.unflatten(parameter_shapes(config)[1], deferred)
+
+
 def stored_dtypes(folder: str | os.PathLike[str]) -> set[str]:
   """The dtypes in which the weights of a folder are stored: 'float32', 'bfloat16' or 'float16'."""
   with contextlib.ExitStack() as stack:
@@ -218,8 +236,8 @@ def save(
   Args:
     folder: the folder to write. If it exists, it must hold the files of a model and nothing else.
     config: the configuration of the model.
-    params: the parameters, with any sharding. Adapted and quantised kernels are merged layer by layer. An object with
-      a shape and a method `load` is loaded when it is written, and then freed.
+    params: the parameters, with any sharding. Adapted and quantised kernels are merged layer by layer. Deferred
+      leaves are loaded when they are written, and then freed.
     assets_from: a Hugging Face folder to copy the tokenizer, chat template and generation settings from.
     dtype: the dtype of the stored weights: 'float32', 'bfloat16' or 'float16'.
     source: identifies the run and the step of the parameters; stored in the manifest.

@@ -4,7 +4,8 @@ A gathered array is whole on every device. A model is too large for that, and so
 Therefore an array leaves the devices in pieces of at most `PIECE` bytes, each freed before the next one is gathered.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+import dataclasses
 import functools
 import math
 import operator
@@ -21,9 +22,36 @@ from alignjax.types import Array
 PIECE = 256 * 2**20  # largest piece in bytes, unless one row is larger
 
 
+@dataclasses.dataclass(frozen=True)
+class Deferred:
+  """An array on disk that is read when it is written elsewhere.
+
+  Attributes:
+    shape: its shape.
+    dtype: its dtype.
+    load: reads it; returns an array, or a kernel with adapters or quantised.
+    checksum: the checksum of the array, if it is known.
+  """
+
+  shape: tuple[int, ...]
+  dtype: Any
+  load: Callable[[], Any]
+  checksum: int | None = None
+
+  def astype(self, dtype: Any) -> 'Deferred':
+    """Returns the array unchanged.
+
+    Raises:
+      ValueError: it has another dtype.
+    """
+    if dtype != self.dtype:
+      raise ValueError(f'a deferred array of {self.dtype} cannot be read as {dtype}')
+    return self
+
+
 def loaded(tree: Any) -> Any:
-  """A tree whose deferred arrays, which have a method `load`, are loaded."""
-  return jax.tree.map(lambda leaf: leaf.load() if hasattr(leaf, 'load') else leaf, tree)
+  """A tree whose deferred arrays are loaded."""
+  return jax.tree.map(lambda leaf: leaf.load() if isinstance(leaf, Deferred) else leaf, tree)
 
 
 def fetch(array: Any, start: Sequence[int], sizes: Sequence[int]) -> np.ndarray | None:

@@ -4,6 +4,8 @@ lora()        lora(rank=16, alpha=32, targets='attention+mlp')        lora(rank=
 """
 
 from collections.abc import Callable
+import contextlib
+import functools
 from typing import Any
 
 import jax
@@ -84,20 +86,40 @@ def load_base(
   """
   if adapter is None:
     return None
+  shardings = rules.param_shardings(mesh, _shapes(model_config))
+  return checkpoint_io.load_params(config.model, model_config, shardings, _loading_base(config, mesh, record))
+
+
+def deferred_base(
+  adapter: lora.LoRA | None,
+  config: settings.ModelSettings,
+  model_config: transformer.TransformerConfig,
+  mesh: jax.sharding.Mesh,
+  stack: contextlib.ExitStack,
+  record: Callable[[str, Array], None],
+) -> Params | None:
+  """The leaves of `load_base`, each to be read when it is needed, until `stack` closes."""
+  if adapter is None:
+    return None
+  shardings = rules.param_shardings(mesh, _shapes(model_config))
+  loading = _loading_base(config, mesh, record)
+  return checkpoint_io.deferred_params(config.model, model_config, stack, shardings, loading)
+
+
+def _loading_base(
+  config: settings.ModelSettings, mesh: jax.sharding.Mesh, record: Callable[[str, Array], None]
+) -> checkpoint_io.Loading:
+  def place(path: str, part: Array) -> Array:  # the scales of a kernel get the sharding of the kernel
+    return jax.device_put(part, NamedSharding(mesh, rules.partition_spec(path, part.shape, mesh)))
 
   def convert(path: str, leaf: Array) -> Any:
     record(path, leaf)
-
-    def place(part: Array) -> Array:  # the scales of a kernel get the sharding of the kernel
-      return jax.device_put(part, NamedSharding(mesh, rules.partition_spec(path, part.shape, mesh)))
-
     if config.base_quantization == 'none':
       return leaf
-    return jax.tree.map(place, quantization.convert(path, leaf, config.base_quantization))
+    quantized = quantization.convert(path, leaf, config.base_quantization)
+    return jax.tree.map(functools.partial(place, path), quantized)
 
-  shardings = rules.param_shardings(mesh, _shapes(model_config))
-  loading = checkpoint_io.Loading(None, convert, processes.together)
-  return checkpoint_io.load_params(config.model, model_config, shardings, loading)
+  return checkpoint_io.Loading(None, convert, processes.together)
 
 
 def describe(config: settings.ModelSettings, parameters: Params) -> str:

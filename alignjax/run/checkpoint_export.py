@@ -1,5 +1,6 @@
 """Exports a run from its checkpoint on one machine, without the data and whatever the mesh of the run was."""
 
+import contextlib
 import dataclasses
 import pathlib
 
@@ -9,9 +10,10 @@ import numpy as np
 from alignjax.models import checkpoint_io, transformer
 from alignjax.optim import recipes, schedules
 from alignjax.parallel import mesh as parallel_mesh
-from alignjax.run import adapters, exports, inputs, settings, user_code
+from alignjax.run import adapters, exports, inputs, loaded, settings, user_code
 from alignjax.training import checkpoint, owner, placement, saved
 from alignjax.training.policy import Policy
+from alignjax.types import Array
 
 
 def export(workdir: str, to: str, step: int | None = None, model: str = '') -> None:
@@ -57,14 +59,21 @@ def _export(read: saved.Saved, to: pathlib.Path, model: str) -> None:
   tx = recipes.build_optimizer(recipe, schedule, config.gradient_clip)
   like = placement.abstract_state(mesh, policy.trained_shapes(), tx, jax.random.key(config.seed))
   state = read.deferred(like)
-  exports.export(
-    to,
-    exports.Origin(config.model, fingerprint, policy, recipe.averages),
-    dataclasses.replace(state, step=np.int32(read.step)),
-    adapters.load_base(policy.adapter, config, model_config, mesh),
-    print,
-    saved.fingerprint,
-  )
+
+  def compare(path: str, leaf: Array) -> None:
+    weights = loaded.Loaded(model_config)
+    weights.add_leaf('base', config.model, path, leaf)
+    weights.check(read.content.get('loaded', {}), read.content['config'])
+
+  with contextlib.ExitStack() as stack:
+    exports.export(
+      to,
+      exports.Origin(config.model, fingerprint, policy, recipe.averages),
+      dataclasses.replace(state, step=np.int32(read.step)),
+      adapters.deferred_base(policy.adapter, config, model_config, mesh, stack, compare),
+      print,
+      saved.fingerprint,
+    )
 
 
 def _check_model(config: settings.Config, read: saved.Saved) -> str:

@@ -1,6 +1,6 @@
 """Reads single arrays of a checkpoint, without the run that saved it and on any devices."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 import dataclasses
 import json
 import pathlib
@@ -9,36 +9,9 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from alignjax.models import pieces
 from alignjax.training import checkpoint, checksums, compatibility
 from alignjax.types import Array, Params
-
-
-@dataclasses.dataclass(frozen=True)
-class Deferred:
-  """An array of a checkpoint that is read when it is needed.
-
-  Attributes:
-    shape: its shape.
-    dtype: its dtype.
-    checksum: its checksum when it was saved.
-    load: reads it.
-  """
-
-  shape: tuple[int, ...]
-  dtype: Any
-  checksum: int
-  load: Callable[[], Array]
-
-  @property
-  def ndim(self) -> int:
-    """The number of axes."""
-    return len(self.shape)
-
-  def astype(self, dtype: Any) -> 'Deferred':
-    """Returns the array unchanged, because every array that is exported has the dtype of its parameter."""
-    if dtype != self.dtype:
-      raise ValueError(f'an array of {self.dtype} in a checkpoint cannot be read as {dtype}')
-    return self
 
 
 def fingerprint(params: Params) -> str:
@@ -73,8 +46,8 @@ class Saved:
     if changes := compatibility.changed_arrays({name: arrays[name] for name in leaves if name in arrays}, leaves):
       raise checkpoint.MismatchError(f'checkpoint {self.step}: {changes[0]}', self.content['config'])
 
-    def defer(name: str, leaf: Any) -> Deferred:
-      return Deferred(leaf.shape, leaf.dtype, arrays[name]['checksum'], lambda: self._read(name, leaf))
+    def defer(name: str, leaf: Any) -> pieces.Deferred:
+      return pieces.Deferred(leaf.shape, leaf.dtype, lambda: self._read(name, leaf), arrays[name]['checksum'])
 
     return jax.tree.unflatten(jax.tree.structure(like), [defer(name, leaf) for name, leaf in leaves.items()])
 

@@ -1,6 +1,7 @@
 """`alignjax export`: the files of the run, from its checkpoint alone."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 import shutil
@@ -12,11 +13,11 @@ import pytest
 
 from alignjax import exit_codes
 from alignjax.commands import export, program
-from alignjax.models import checkpoint_io, transformer
+from alignjax.models import checkpoint_io, folders, transformer
 from alignjax.optim import recipes, schedules
 from alignjax.parallel import mesh as parallel_mesh
 from alignjax.parallel import rules
-from alignjax.run import adapters, exports, inputs, settings
+from alignjax.run import adapters, exports, inputs, loaded, settings
 from alignjax.training import checkpoint, owner, placement, saved
 from alignjax.training.policy import Policy
 from tests.models import model_folders
@@ -39,7 +40,9 @@ def finish(config: settings.Config) -> None:
   schedule = schedules.build_schedule('cosine', recipe.learning_rate, steps=10, warmup=2)
   tx = recipes.build_optimizer(recipe, schedule, config.gradient_clip)
   mesh, key = parallel_mesh.make_mesh(2, 2, 2), jax.random.key(3)
-  base = adapters.load_base(policy.adapter, config, model_config, mesh)
+  weights = loaded.Loaded(model_config)
+  record = functools.partial(weights.add_leaf, 'base', config.model)
+  base = adapters.load_base(policy.adapter, config, model_config, mesh, record)
 
   shardings = rules.param_shardings(mesh, policy.trained_shapes())
   rng = np.random.default_rng(0)
@@ -55,6 +58,7 @@ def finish(config: settings.Config) -> None:
   with checkpoint.Checkpoints(
     workdir / 'checkpoints', config=dataclasses.asdict(config), identity=identity
   ) as checkpoints:
+    checkpoints.loaded = weights.sums()
     checkpoints.save(7, state, Position())
   origin = exports.Origin(config.model, identity['model_fingerprint'], policy, recipe.averages)
   exports.export(workdir, origin, state, base, lambda text: None)
@@ -154,3 +158,15 @@ def test_what_cannot_be_exported_is_refused(runs, tmp_path, capsys):
   entries['content']['config']['optimizer'] = 'sgd(1.0)'
   metadata.write_text(json.dumps(entries))
   refused('its metadata cannot be read: its digest does not match', here)
+
+
+def test_a_base_that_has_changed_unseen_is_refused_by_tensor(runs, tmp_path, monkeypatch, capsys):
+  config = runs['adapter']
+  fingerprint = inputs.fingerprint(config.model)
+  monkeypatch.setattr(inputs, 'fingerprint', lambda folder: fingerprint)  # it reads samples of a file
+  changed = pathlib.Path(shutil.copytree(config.model, tmp_path / 'changed'))
+  model_folders.flip_bit(changed / folders.WEIGHTS)
+  arguments = (f'--workdir={config.workdir}', f'--to={tmp_path / "out"}', f'--model={changed}')
+  assert execute(*arguments) == exit_codes.REFUSED
+  assert f'{changed}: tensor model.embed_tokens.weight has changed since this run' in capsys.readouterr().err
+  assert not (tmp_path / 'out' / 'model').exists()

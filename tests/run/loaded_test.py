@@ -11,7 +11,7 @@ from safetensors import numpy as safetensors_numpy
 from alignjax.models import checkpoint_io, folders
 from alignjax.optim import recipes, schedules
 from alignjax.run import inputs, loaded, preparation, record, settings, training
-from alignjax.training import checkpoint, placement, processes, references, source
+from alignjax.training import checkpoint, metrics, placement, processes, references, source
 from tests import runs
 from tests.models import model_folders
 
@@ -155,3 +155,24 @@ def test_a_failure_of_one_process_is_raised_by_all(error, monkeypatch):
   assert getattr(raised.value, 'errno', None) == getattr(error, 'errno', None)
   monkeypatch.setattr(processes, 'gather', lambda value: [0, value])
   assert processes.together(lambda: 3) == 3
+
+
+@pytest.mark.slow  # slices_test.py compares logits; this compares whole runs
+@pytest.mark.parametrize('compute_dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('adapter', ['', 'lora(rank=2)'])
+def test_losses_are_those_of_a_copy_in_float32(adapter, compute_dtype, folder, tmp_path):
+  weights = {name: value.astype(np.float32) for name, value in model_folders.stored(folder / 'half').items()}
+  (tmp_path / 'copy').mkdir()
+  for file in (folder / 'half').iterdir():
+    (tmp_path / 'copy' / file.name).write_bytes(file.read_bytes())
+  safetensors_numpy.save_file(weights, tmp_path / 'copy' / folders.WEIGHTS, metadata={'format': 'pt'})
+  records = []
+  for model in (folder / 'half', tmp_path / 'copy'):
+    workdir = tmp_path / f'of_{model.name}'
+    options = {'adapter': adapter, 'compute_dtype': compute_dtype, 'eval_data': ()}
+    training.train(runs.make_config(folder, workdir, model=str(model), steps=4, **options))
+    kept = metrics.read_jsonl(workdir / 'metrics.jsonl')
+    records.append([{k: v for k, v in record.items() if not k.startswith(metrics.TIME_PREFIX)} for record in kept])
+    records[-1].append((workdir / 'model' / folders.WEIGHTS).read_bytes())
+  assert records[0] == records[1]
+  assert len(records[0]) == 5
