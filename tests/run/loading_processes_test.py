@@ -33,7 +33,8 @@ def test_each_process_reads_its_part_and_both_hear_of_a_fault(tmp_path):
     subprocess.Popen([*command, str(process), sound, tmp_path / 'damaged'], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     for process in range(2)
   ]
-  lines = [[json.loads(line) for line in process.communicate(timeout=240)[0].splitlines()] for process in started]
+  outputs = [process.communicate(timeout=240)[0] for process in started]
+  lines = [[json.loads(line) for line in output.splitlines() if line.startswith('{')] for output in outputs]
   config = checkpoint_io.load_config(sound)
   whole = checkpoint_io.load_params(sound, config, loading=checkpoint_io.Loading(None))
   size = sum(value.nbytes for value in model_folders.stored(sound).values())
