@@ -125,7 +125,8 @@ def deferred_params(
 def stored_dtypes(folder: str | os.PathLike[str]) -> set[str]:
   """The dtypes in which the weights of a folder are stored: 'float32', 'bfloat16' or 'float16'."""
   with contextlib.ExitStack() as stack:
-    tensors = folders.open_tensors(pathlib.Path(folder), stack, _family_of_folder(pathlib.Path(folder)).ignored_tensors)
+    ignored = _family_of_folder(pathlib.Path(folder)).ignored_tensors
+    tensors = folders.open_tensors(pathlib.Path(folder), stack, ignored, verify=lambda folder: None)  # reads no weights
     return {folders.DTYPES[tensor.dtype] for tensor in tensors.values()}
 
 

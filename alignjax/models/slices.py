@@ -9,6 +9,7 @@ import numpy as np
 
 from alignjax.models import declaration, folders
 
+BLOCK_ENTRIES = 2**23  # entries of a tensor in host memory at a time, besides those of the leaf, unless a row has more
 Range = tuple[int, int]  # first and one past the last
 Index = tuple[Range, ...]  # of a part of a leaf, one range for each axis
 
@@ -61,10 +62,11 @@ class Stored(NamedTuple):
           needed.setdefault(rows, []).append((columns, target))
       for rows, targets in needed.items():
         for whole in _united([columns for columns, _ in targets]):
-          block = file.read(rows, whole)
-          for columns, target in targets:
-            if whole[0] <= columns[0] < whole[1]:
-              target[...] = block[:, columns[0] - whole[0] : columns[1] - whole[0]]
+          held = [(columns, target) for columns, target in targets if whole[0] <= columns[0] < whole[1]]
+          for first, last in _blocks(rows, whole):
+            block = file.read((first, last), whole)
+            for columns, target in held:
+              target[first - rows[0] : last - rows[0]] = block[:, columns[0] - whole[0] : columns[1] - whole[0]]
     return parts
 
   def _stored(self, part: np.ndarray, index: Sequence[Range]) -> Iterator[tuple[Range, Range, np.ndarray]]:
@@ -112,6 +114,13 @@ def place(stored: Stored, sharding: jax.sharding.Sharding | None, read: Callable
 def _index(slices: Sequence[slice], shape: tuple[int, ...]) -> Index:
   filled = itertools.chain(slices, [slice(None)] * (len(shape) - len(slices)))
   return tuple(part.indices(size)[:2] for part, size in zip(filled, shape, strict=True))
+
+
+def _blocks(rows: Range, columns: Range) -> Iterator[Range]:
+  """Divides rows into ranges of at most BLOCK_ENTRIES entries, but at least one row."""
+  step = max(1, BLOCK_ENTRIES // (columns[1] - columns[0]))
+  for first in range(*rows, step):
+    yield first, min(first + step, rows[1])
 
 
 def _united(ranges: Sequence[Range]) -> list[Range]:

@@ -142,7 +142,7 @@ class Reference:
     if not self._config.reference_cache:
       return list(splits)
     root, columns = pathlib.Path(self._config.reference_cache), self._columns()
-    weights = fingerprint(self.folder, whole=True)
+    weights = processes.from_first(lambda: fingerprint(self.folder, whole=True))  # one process reads the files in full
     how = {'compute_dtype': self._config.compute_dtype}
     if self._base:
       how['quantization'] = self._config.base_quantization

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import pathlib
+import tracemalloc
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
@@ -152,3 +153,20 @@ def test_a_replicated_leaf_is_read_once(tmp_path, read):
   )
   checkpoint_io.load_params(folder, config, places)
   assert sum(read) == sum(value.nbytes for value in model_folders.stored(folder).values())
+
+
+def test_the_host_holds_little_besides_the_leaf(tmp_path, monkeypatch):
+  monkeypatch.setattr(slices, 'BLOCK_ENTRIES', 1000)
+  folder = model_folders.write(tmp_path / 'model', width=64, mlp_width=512)
+  config = checkpoint_io.load_config(folder)
+  with contextlib.ExitStack() as stack:
+    stored = checkpoint_io._open_leaves(folder, config, stack, manifest.check_weights)
+    for leaf in ('embed/embedding', 'layers/mlp/up/kernel'):
+      index = tuple((0, size) for size in stored[leaf].shape)
+      tracemalloc.start()
+      try:
+        (part,) = stored[leaf].read([index], 'float32')
+        _, peak = tracemalloc.get_traced_memory()
+      finally:
+        tracemalloc.stop()
+      assert part.nbytes <= peak < 1.3 * part.nbytes
