@@ -133,25 +133,28 @@ def _gather_program(sharding: NamedSharding, ndim: int, sizes: tuple[int, ...]) 
   The compiler would gather the whole array for a slice along a sharded axis that begins at a variable index.
   """
   mesh = sharding.mesh
-  names = tuple(sharding.spec) + (None,) * (ndim - len(sharding.spec))
+  names = [_as_tuple(name) for name in sharding.spec] + [()] * (ndim - len(sharding.spec))
+  parts = [math.prod(mesh.shape[name] for name in axis) for axis in names]
 
   def local(shard: Array, start: Array) -> Array:
     dtype, shard = shard.dtype, _bits(shard)
-    for axis in (axis for axis in range(ndim) if not names[axis]):
-      shard = jax.lax.dynamic_slice_in_dim(shard, start[axis], sizes[axis], axis)
-    for axis in (axis for axis in range(ndim) if names[axis]):
-      if sizes[axis] == shard.shape[axis] * math.prod(mesh.shape[name] for name in _as_tuple(names[axis])):
-        shard = jax.lax.all_gather(shard, names[axis], axis=axis, tiled=True)
-      else:
+    whole = [size == own * count for size, own, count in zip(sizes, shard.shape, parts, strict=True)]
+    for axis in range(ndim):  # nothing is gathered before every axis is cut
+      if parts[axis] == 1:
+        shard = jax.lax.dynamic_slice_in_dim(shard, start[axis], sizes[axis], axis)
+      elif not whole[axis]:
         shard = _select(shard, start[axis], sizes[axis], axis, names[axis])
+    for axis in range(ndim):
+      if parts[axis] > 1 and whole[axis]:
+        shard = jax.lax.all_gather(shard, names[axis], axis=axis, tiled=True)
     return jax.lax.bitcast_convert_type(shard, dtype)
 
   specs = (sharding.spec, PartitionSpec())
   return jax.jit(jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False))
 
 
-def _as_tuple(names: str | tuple[str, ...]) -> tuple[str, ...]:
-  return (names,) if isinstance(names, str) else names
+def _as_tuple(names: str | tuple[str, ...] | None) -> tuple[str, ...]:
+  return (names,) if isinstance(names, str) else names or ()
 
 
 def _bits(array: Array) -> Array:
@@ -160,7 +163,7 @@ def _bits(array: Array) -> Array:
   return jax.lax.bitcast_convert_type(array, unsigned)
 
 
-def _select(shard: Array, start: Array, size: int, axis: int, names: str | tuple[str, ...]) -> Array:
+def _select(shard: Array, start: Array, size: int, axis: int, names: tuple[str, ...]) -> Array:
   """Rows start : start + size of an axis that is sharded over `names`.
 
   Each device contributes the rows that it holds, and 0 for the others.

@@ -140,3 +140,23 @@ def test_several_files_are_those_of_whole_arrays(tmp_path, monkeypatch):
     weight_files.writing({tmp_path / 'less': planned}) as writer,
   ):
     writer.write(names[0], 0, tensors[names[0]][:1])
+
+
+@pytest.mark.parametrize('mesh', [(1, 8, 1), (1, 4, 2)])
+def test_the_program_that_gathers_a_piece_needs_little_more_than_the_piece(mesh):
+  """On every device: the piece, a copy of it, and parts of it. A layer has 4 times its size, a table 8 times."""
+  mesh = parallel_mesh.make_mesh(*mesh)
+  for leaf, shape, block in (
+    ('layers/mlp/up/kernel', (4, 256, 512), (1, 256, 128)),
+    ('layers/mlp/down/kernel', (4, 512, 256), (1, 512, 64)),
+    ('unembed/kernel', (256, 1024), (256, 128)),
+    ('embed/embedding', (1024, 256), (128, 256)),
+  ):
+    sharding = NamedSharding(mesh, rules.partition_spec(leaf, shape, mesh))
+    arguments = (
+      jax.ShapeDtypeStruct(shape, np.float32, sharding=sharding),
+      jax.ShapeDtypeStruct((len(shape),), np.int32),
+    )
+    program = pieces._gather_program(sharding, len(shape), block)
+    memory = program.lower(*arguments).compile().memory_analysis()
+    assert memory.output_size_in_bytes + memory.temp_size_in_bytes <= 3 * 4 * np.prod(block)
