@@ -4,9 +4,11 @@ Every checkpoint keeps them, and a run that resumes compares what it has loaded.
 """
 
 from collections.abc import Mapping
+import functools
 from typing import Any
 
 import jax
+import numpy as np
 
 from alignjax.models import families, transformer
 from alignjax.training import checkpoint, checksums
@@ -26,27 +28,42 @@ class Loaded:
     self._folders: dict[str, str] = {}
 
   def add(self, part: str, folder: str, params: Params) -> None:
-    """Adds all leaves of a model, or of its head.
+    """Adds all leaves of a model. Those in host memory are moved to the devices one by one.
 
     Args:
       part: what the run uses the weights for.
       folder: the folder that they come from.
       params: the leaves.
     """
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-      self.add_leaf(part, folder, jax.tree_util.keystr(path, simple=True, separator='/'), leaf)
+    paths = jax.tree_util.tree_leaves_with_path(params)
+    leaves = {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in paths}
+    kind = jax.local_devices()[0].default_memory().kind
+    away = [path for path, leaf in leaves.items() if leaf.sharding.memory_kind not in (None, kind)]
+    for path in away:
+      leaf = leaves.pop(path)
+      self.add_leaf(part, folder, path, jax.device_put(leaf, leaf.sharding.with_memory_kind(kind)))
+    self._add(part, folder, leaves)
 
   def add_leaf(self, part: str, folder: str, path: str, leaf: Array) -> None:
     """Adds one leaf of a model."""
-    tensor = self._family.tensor(path)
-    names = [name if len(tensor.leaves) == 1 else f'{name} ({path})' for name in tensor.names(leaf.shape)]
-    sums = _by_layer(_on_device(leaf)) if tensor.stacked else [_whole(_on_device(leaf))]
-    self._sums.setdefault(part, {}).update(zip(names, sums, strict=True))
+    self._add(part, folder, {path: leaf})
+
+  def _add(self, part: str, folder: str, leaves: Mapping[str, Array]) -> None:
+    stacked = frozenset(path for path in leaves if self._family.tensor(path).stacked)
     self._folders[part] = folder
+    self._sums.setdefault(part, {}).update(_sums(dict(leaves), stacked))
 
   def sums(self) -> dict[str, dict[str, int]]:
     """The checksums, in JSON types."""
-    return jax.tree.map(int, jax.device_get(self._sums))
+    return {part: self._by_tensor(sums) for part, sums in jax.device_get(self._sums).items()}
+
+  def _by_tensor(self, sums: Mapping[str, np.ndarray]) -> dict[str, int]:
+    found = {}
+    for path, values in sums.items():
+      tensor = self._family.tensor(path)
+      names = [name if len(tensor.leaves) == 1 else f'{name} ({path})' for name in tensor.names(values.shape)]
+      found |= zip(names, values.tolist(), strict=True)
+    return found
 
   def check(self, saved: Mapping[str, Mapping[str, int]], config: Mapping[str, Any]) -> None:
     """Compares the weights with those of the run that saved a checkpoint. Parts that only one of them has are ignored.
@@ -68,18 +85,10 @@ class Loaded:
           )
 
 
-def _on_device(leaf: Array) -> Array:
-  """The leaf in the memory of its devices, where programs can read it."""
-  kind = next(iter(leaf.sharding.device_set)).default_memory().kind
-  if leaf.sharding.memory_kind in (None, kind):
-    return leaf
-  return jax.device_put(leaf, leaf.sharding.with_memory_kind(kind))
-
-
-_whole = jax.jit(checksums.checksum)
-
-
-@jax.jit
-def _by_layer(leaf: Array) -> list[Array]:
-  """The checksum of each layer."""
-  return list(jax.vmap(checksums.checksum)(leaf))
+@functools.partial(jax.jit, static_argnums=1)
+def _sums(leaves: dict[str, Array], stacked: frozenset[str]) -> dict[str, Array]:
+  """The checksums of leaves by path: those of the layers of stacked leaves, or one."""
+  return {
+    path: jax.vmap(checksums.checksum)(leaf) if path in stacked else checksums.checksum(leaf)[None]
+    for path, leaf in leaves.items()
+  }
