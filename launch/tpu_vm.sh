@@ -21,7 +21,7 @@ READY=READY
 GONE='PREEMPTED TERMINATED STOPPED UNKNOWN'
 
 create() {
-  if ((slices > 1)); then usage; fi
+  if ((slices > 1)) || [[ ${tier[*]} == --guaranteed ]]; then usage; fi
   run gcloud compute tpus tpu-vm create "$name" --accelerator-type="$accelerator" --version="$runtime" "${tier[@]}" --quiet
 }
 

@@ -10,16 +10,16 @@
 # Environment: RUN_FOLDER (~/alignjax-run), GRACE_SECONDS (after which `log` kills a run that does not end, 60).
 set -euo pipefail
 
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=launch/common.sh
-source launch/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+if [[ ! ${1:-} =~ ^(install|start|supervise|follow|stop|log)$ ]]; then usage; fi
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
 folder=${RUN_FOLDER:-$HOME/alignjax-run}
-mkdir -p "$folder"
 
 # Whether the process that `start` has left is there, and no other one that has got its number.
 running() { [[ -s $folder/pid ]] && grep -qs tpu_worker "/proc/$(cat "$folder/pid")/cmdline"; }
 
-case ${1:-} in
+case $1 in
   install)
     if [[ -e .venv/ready ]]; then exit; fi
     version=$(sed -n 's/^UV_VERSION := //p' Makefile)
@@ -35,6 +35,7 @@ case ${1:-} in
       echo "joining the run that is going"
       exit
     fi
+    mkdir -p "$folder"
     rm -f "$folder/exit"
     setsid "$BASH" launch/tpu_worker.sh supervise "${@:2}" > "$folder/log" 2>&1 < /dev/null &
     echo "$!" > "$folder/pid"
@@ -47,7 +48,7 @@ case ${1:-} in
     join "$child"
     echo "$status" > "$folder/exit"
     ;;
-  follow) tail -n "${2:-+1}" -f --pid="$(cat "$folder/pid")" "$folder/log" ;;
+  follow) tail -n "${2:-+1}" -f -s 0.2 --pid="$(cat "$folder/pid")" "$folder/log" ;;
   stop) if running; then kill "$(cat "$folder/pid")"; fi ;;
   log)
     deadline=$((SECONDS + ${GRACE_SECONDS:-60}))
@@ -59,5 +60,4 @@ case ${1:-} in
     cat "$folder/log"
     echo "exit code $(cat "$folder/exit" 2> /dev/null || echo "$CRASHED")"
     ;;
-  *) usage ;;
 esac
