@@ -2,11 +2,12 @@
 # Runs `alignjax train` on TPU slices of a Kubernetes cluster: fills in launch/jobset.yaml, applies it, shows the log of the
 # first pod, and ends with the exit code of the run. The JobSet restarts after preemptions and crashes.
 #
-#   launch/jobset.sh NAME --tpu=v5e --topology=4x4 --image=IMAGE -- --model=... --data=... --workdir=...
+#   launch/jobset.sh NAME --tpu=v5e --topology=4x4 --image=IMAGE --claim=DISK -- --model=/mnt/... --workdir=/mnt/...
 #   launch/jobset.sh NAME --delete
 #
-# --tpu: v4, v5e, v5p, v6e or v7x. --slices=N (1), --restarts=N (20), --queue=NAME (a Kueue queue), --dry-run: prints the
-# manifest, also for `kubectl apply`, xpk and gcluster. The image is that of launch/Dockerfile.
+# --tpu: v4, v5e, v5p, v6e or v7x. --claim=NAME: a PersistentVolumeClaim that all pods can write, mounted at /mnt. --slices=N (1),
+# --restarts=N (20), --queue=NAME (of Kueue). --dry-run: prints the manifest, also for xpk and gcluster. The image is that of
+# launch/Dockerfile.
 # Run again, it shows a run that is still going, and replaces one that has ended, which then resumes. Ctrl-C ends the watching
 # only; --delete stops the run, which saves.
 # Environment: LOGS (folder, runs/launch/NAME), POLL_SECONDS (15). Cluster and namespace are those of kubectl.
@@ -19,7 +20,7 @@ source "$here/common.sh"
 name=${1:-}
 if [[ ! $name =~ ^[a-z]([a-z0-9-]{0,26}[a-z0-9])?$ ]]; then usage; fi # longer names make pod names too long
 shift
-tpu='' topology='' image='' slices=1 restarts=20 queue='' deleting='' arguments=()
+tpu='' topology='' image='' slices=1 restarts=20 queue='' claim='' deleting='' arguments=()
 while (($#)); do
   case $1 in
     --tpu=*) tpu=${1#*=} ;;
@@ -28,6 +29,7 @@ while (($#)); do
     --slices=*) slices=${1#*=} ;;
     --restarts=*) restarts=${1#*=} ;;
     --queue=*) queue=${1#*=} ;;
+    --claim=*) claim=${1#*=} ;;
     --delete) deleting=1 ;;
     --dry-run) DRY_RUN=1 ;;
     --)
@@ -71,8 +73,12 @@ quote() {
 
 quoted=()
 for argument in "${arguments[@]}"; do quoted+=("$(quote "$argument")"); done
-labels='{}'
+labels='{}' mount='' volume=''
 if [[ -n $queue ]]; then labels="{kueue.x-k8s.io/queue-name: $(quote "$queue")}"; fi
+if [[ -n $claim ]]; then
+  mount='{name: files, mountPath: /mnt}'
+  volume="{name: files, persistentVolumeClaim: {claimName: $(quote "$claim")}}"
+fi
 declare -A values=(
   [NAME]=$name
   [LABELS]=$labels
@@ -86,11 +92,14 @@ declare -A values=(
   [CHIP]=$tpu
   [ARGUMENTS]="[$(IFS=, && echo "${quoted[*]}")]"
   [CHIPS_PER_HOST]=$chips_per_host
+  [CLAIM_MOUNT]=$mount
+  [CLAIM_VOLUME]=$volume
 )
 # Line by line, so that a ${...} in a value stays as it is.
 manifest=$(
   while IFS= read -r line; do
     if [[ $line =~ ^([^#]*)\$\{([A-Z_]+)\}(.*)$ ]]; then
+      if [[ -z ${values[${BASH_REMATCH[2]}]} ]]; then continue; fi
       line=${BASH_REMATCH[1]}${values[${BASH_REMATCH[2]}]}${BASH_REMATCH[3]}
     fi
     echo "$line"

@@ -55,7 +55,9 @@ def test_restarts_while_there_are_new_checkpoints(trainer):
 def test_gives_up_without_progress(trainer, tmp_path):
   result = babysit(trainer('42', '134 20', '134 20', '134 20', '134 20', '0'), RESTARTS='2')
   assert result.returncode == 134
-  assert 'giving up after 2 restarts without a new checkpoint (the newest is of step 20); exit code 134' in result.stderr
+  assert (
+    'giving up after 2 restarts without a new checkpoint (the newest is of step 20); exit code 134' in result.stderr
+  )
   assert len((tmp_path / 'runs').read_text().splitlines()) == 4
 
 
@@ -89,7 +91,13 @@ while true; do sleep 0.05; done
 """)
   trainer.chmod(0o755)
   with subprocess.Popen(
-    ['python3', '-c', 'import os, signal, sys; signal.signal(2, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])', str(SCRIPT), str(trainer)],
+    [
+      'python3',
+      '-c',
+      'import os, signal, sys; signal.signal(2, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])',
+      str(SCRIPT),
+      str(trainer),
+    ],
     stdout=subprocess.PIPE,
     env=scripts.environment(BACKOFF_SECONDS='0'),
     text=True,

@@ -9,9 +9,10 @@ import yaml
 
 from tests.launch import scripts
 
-LOCKS = {chip: scripts.ROOT / name for chip, name in {
-  'cpu': 'requirements.lock', 'gpu': 'requirements-gpu.lock', 'tpu': 'requirements-tpu.lock'
-}.items()}
+LOCKS = {
+  chip: scripts.ROOT / name
+  for chip, name in {'cpu': 'requirements.lock', 'gpu': 'requirements-gpu.lock', 'tpu': 'requirements-tpu.lock'}.items()
+}
 
 
 def pins(chip: str) -> dict[str, str]:
@@ -25,7 +26,9 @@ def test_locks_agree():
   for chip, extra in {'gpu': 'jax[cuda13]', 'tpu': 'jax[tpu]'}.items():
     found = pins(chip)
     assert found['jax'] == cpu['jax']
-    assert f"'{chip}': ['{extra}=={cpu['jax']}']" in setup, f'run make lock after changing the pin of {extra} in setup.py'
+    assert f"'{chip}': ['{extra}=={cpu['jax']}']" in setup, (
+      f'run make lock after changing the pin of {extra} in setup.py'
+    )
     assert {name: version for name, version in found.items() if name in cpu and cpu[name] != version} == {}
   assert 'libtpu' in pins('tpu')
   assert pins('gpu')['jax-cuda13-plugin'] == cpu['jax']

@@ -74,7 +74,9 @@ def test_jax_knows_the_flags_for_gpus():
 
 
 def test_runs_a_command_in_its_place(tmp_path):
-  result = scripts.run(SCRIPT, 'v6e', 'bash', '-c', 'echo "$LIBTPU_INIT_ARGS"; echo "$@"; exit 7', 'x', 'a b', HOME=str(tmp_path))
+  result = scripts.run(
+    SCRIPT, 'v6e', 'bash', '-c', 'echo "$LIBTPU_INIT_ARGS"; echo "$@"; exit 7', 'x', 'a b', HOME=str(tmp_path)
+  )
   assert result.returncode == 7
   assert result.stdout.splitlines() == ['--xla_tpu_scoped_vmem_limit_kib=98304', 'a b']
   assert stat.S_IMODE((tmp_path / '.cache' / 'alignjax' / 'xla').stat().st_mode) == 0o700

@@ -1,8 +1,8 @@
 """What launch/jobset.yaml may contain, as JSON schemas that refuse unknown fields.
 
-Written from the API types of JobSet v1alpha2 (kubernetes-sigs/jobset, api/jobset/v1alpha2/jobset_types.go at 0336a8f) and of
-Kubernetes 1.31 (batch/v1 Job, core/v1 PodTemplateSpec): only the fields in use, with their types, choices and obligations. A new
-field in the manifest needs a line here, from the same sources.
+Written from the API types of JobSet v1alpha2 (kubernetes-sigs/jobset, api/jobset/v1alpha2/jobset_types.go at 0336a8f)
+and of Kubernetes 1.31 (batch/v1 Job, core/v1 PodTemplateSpec). It covers the fields in use: their types, their choices,
+and which of them are required. A new field in the manifest needs a line here, from the same sources.
 """
 
 from typing import Any
@@ -45,10 +45,13 @@ CONTAINER = record(
     'command': many({'type': 'string'}),
     'args': many({'type': 'string'}),
     'env': many(record({'name': STRING, 'value': {'type': 'string'}})),
+    'securityContext': record({}, {'privileged': {'type': 'boolean'}, 'runAsUser': NUMBER}),
     'resources': record({'limits': {'type': 'object', 'additionalProperties': COUNT}}),
     'volumeMounts': many(record({'name': NAME, 'mountPath': {'type': 'string', 'pattern': '^/'}})),
   },
 )
+EMPTY_DIR = record({'name': NAME, 'emptyDir': record({}, {'medium': one_of('', 'Memory')})})
+CLAIM = record({'name': NAME, 'persistentVolumeClaim': record({'claimName': NAME}, {'readOnly': {'type': 'boolean'}})})
 POD = record(
   {'containers': many(CONTAINER)},
   {
@@ -58,7 +61,7 @@ POD = record(
     'terminationGracePeriodSeconds': NUMBER,
     'nodeSelector': strings(LABEL),
     'tolerations': many(record({}, {'key': STRING, 'operator': one_of('Exists', 'Equal')})),
-    'volumes': many(record({'name': NAME, 'emptyDir': record({}, {'medium': one_of('', 'Memory')})})),
+    'volumes': many({'oneOf': [EMPTY_DIR, CLAIM]}),
   },
 )
 EXIT_CODES = record(
@@ -95,7 +98,9 @@ FAILURE_RULE = record(
   # The reasons of batch/v1 for a failed Job.
   {
     'onJobFailureReasons': many(
-      one_of('BackoffLimitExceeded', 'DeadlineExceeded', 'FailedIndexes', 'MaxFailedIndexesExceeded', 'PodFailurePolicy')
+      one_of(
+        'BackoffLimitExceeded', 'DeadlineExceeded', 'FailedIndexes', 'MaxFailedIndexesExceeded', 'PodFailurePolicy'
+      )
     )
   },
 )

@@ -29,7 +29,9 @@ def pod_of(document: dict) -> dict:
 
 @pytest.fixture(scope='module')
 def document():
-  return manifest(*SLICE, '--slices=3', '--restarts=7', '--queue=team', '--dry-run', '--', '--model=m', '--workdir=/w')
+  return manifest(
+    *SLICE, '--slices=3', '--restarts=7', '--queue=team', '--claim=disk', '--dry-run', '--', '--model=m', '--workdir=/w'
+  )
 
 
 def test_follows_the_schema(document):
@@ -85,6 +87,8 @@ def test_slices_hosts_and_restarts(document):
   assert container['command'] == ['launch/env.sh', 'v5e', 'python', '-u', '-m', 'alignjax', 'train']
   assert container['args'] == ['--model=m', '--workdir=/w']
   assert container['env'] == [{'name': 'SLICES', 'value': '3'}]
+  assert container['volumeMounts'][1] == {'name': 'files', 'mountPath': '/mnt'}
+  assert pod['volumes'][1] == {'name': 'files', 'persistentVolumeClaim': {'claimName': 'disk'}}
   assert container['resources'] == {'limits': {'google.com/tpu': 4}}
 
 
@@ -125,10 +129,18 @@ def test_topologies(tpu, topology, accelerator, hosts, chips):
     'cloud.google.com/gke-tpu-topology': topology,
   }
   assert pod['containers'][0]['resources'] == {'limits': {'google.com/tpu': chips}}
+  assert len(pod['volumes']) == len(pod['containers'][0]['volumeMounts']) == 1  # without a claim
 
 
 def test_arguments_arrive_as_they_are():
-  arguments = ['--objective=ra_dpo(risk=cvar(0.97)) + 0.1 * sft()', '--a="b" \\n', '--c=${NAME}', "--d='", '--e=: #', '--f=ü']
+  arguments = [
+    '--objective=ra_dpo(risk=cvar(0.97)) + 0.1 * sft()',
+    '--a="b" \\n',
+    '--c=${NAME}',
+    "--d='",
+    '--e=: #',
+    '--f=ü',
+  ]
   assert pod_of(manifest(*SLICE, '--dry-run', '--', *arguments))['containers'][0]['args'] == arguments
   result = scripts.run(SCRIPT, *SLICE, '--dry-run', '--', 'a\nb')
   assert result.returncode == 1

@@ -183,5 +183,6 @@ def test_dry_run_prints_the_commands(start):
   process = start('exit 7', '2', '--dry-run', '--module=doctor', '--', '--x=a b')
   output, _ = process.communicate(timeout=20)
   assert process.returncode == 0
+  cluster = '--cluster=flags --coordinator=localhost:12345 --num_processes=2'
   for i, line in enumerate(output.splitlines()):
-    assert line.endswith(f'-u -m alignjax doctor --cluster=flags --coordinator=localhost:12345 --num_processes=2 --process_id={i} --x=a\\ b')
+    assert line.endswith(f'-u -m alignjax doctor {cluster} --process_id={i} --x=a\\ b')

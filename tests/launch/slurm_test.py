@@ -78,7 +78,9 @@ def test_every_task_gets_its_place_and_the_flags_of_its_chip(tmp_path):
   ]
 
 
-@pytest.mark.parametrize(('codes', 'code', 'again'), [('42', 42, True), ('3', 3, False), ('134 42', 42, True), ('134 0', 0, False)])
+@pytest.mark.parametrize(
+  ('codes', 'code', 'again'), [('42', 42, True), ('3', 3, False), ('134 42', 42, True), ('134 0', 0, False)]
+)
 def test_goes_back_to_the_queue_after_42_and_restarts_in_place_after_a_crash(tmp_path, codes, code, again):
   (tmp_path / 'plan').write_text(codes.replace(' ', '\n') + '\n')
   body = f"""
@@ -128,7 +130,9 @@ def test_two_processes_train_are_stopped_and_end(tmp_path):
     'JAX_COORDINATOR_PORT': '29471',
     'XLA_FLAGS': '--xla_backend_optimization_level=0',
   }
-  variables |= {name: value for name, value in os.environ.items() if name.startswith(('JAX_COMPILATION', 'JAX_PERSISTENT'))}
+  variables |= {
+    name: value for name, value in os.environ.items() if name.startswith(('JAX_COMPILATION', 'JAX_PERSISTENT'))
+  }
   process = start(tmp_path, *arguments, **variables)
   seen = []
   for line in process.stdout:

@@ -17,7 +17,7 @@ FLAGS = json.loads((pathlib.Path(__file__).parent / 'gcloud_flags.json').read_te
 QUEUED = ('job', '--accelerator=v5litepod-16', '--runtime=v2-alpha-tpuv5-lite')
 VM = ('job', '--accelerator=v6e-8', '--runtime=v2-alpha-tpuv6e')
 
-# A worker's python -m alignjax train: appends its arguments to `runs`, and does what the file `trainer` of the test says.
+# A worker's python -m alignjax train: appends its arguments to `runs`, and does what the test's file `trainer` says.
 TRAINER = """#!/usr/bin/env bash
 printf '%q ' "$@" >> "$HOME/runs"
 echo "flags: $LIBTPU_INIT_ARGS"
@@ -57,7 +57,9 @@ def variables(cloud: pathlib.Path, **more: str) -> dict[str, str]:
   } | more
 
 
-def launch(checkout, cloud, script, *arguments, states='ACTIVE', trainer='exit 0', **more) -> subprocess.CompletedProcess:
+def launch(
+  checkout, cloud, script, *arguments, states='ACTIVE', trainer='exit 0', **more
+) -> subprocess.CompletedProcess:
   (cloud / 'states').write_text('\n'.join(states.split()) + '\n')
   (cloud / 'trainer').write_text(trainer)
   (cloud / 'here').mkdir(exist_ok=True)
@@ -96,10 +98,10 @@ def test_queued_slice_from_creation_to_deletion(checkout, cloud):
     'job: ACTIVE',
   ]
   assert calls(cloud) == [
-    "queued-resources describe job --format=value\\(state.state\\)",
-    'queued-resources create job --accelerator-type=v5litepod-16 --runtime-version=v2-alpha-tpuv5-lite --node-id=job --spot '
-    '--quiet',
-    "queued-resources describe job --format=value\\(state.state\\)",
+    'queued-resources describe job --format=value\\(state.state\\)',
+    'queued-resources create job --accelerator-type=v5litepod-16 --runtime-version=v2-alpha-tpuv5-lite --node-id=job '
+    '--spot --quiet',
+    'queued-resources describe job --format=value\\(state.state\\)',
     'tpu-vm scp runs/launch/job/CODE.tar.gz job: --worker=all',
     'tpu-vm ssh job --worker=all --command=tar\\ --skip-old-files\\ -xzf\\ CODE.tar.gz\\ \\&\\&\\ bash\\ '
     'CODE/launch/tpu_worker.sh\\ install',
@@ -173,7 +175,13 @@ def test_an_unknown_state_is_no_reason_to_create(checkout, cloud):
   (cloud / 'here').mkdir()
   (cloud / 'states').write_text('ERROR: (gcloud) UNAUTHENTICATED: log in\n')
   result = scripts.run(
-    checkout / 'launch' / 'tpu_queued.sh', *QUEUED, '--', '--m', stand_ins=['tpu'], cwd=cloud / 'here', **variables(cloud)
+    checkout / 'launch' / 'tpu_queued.sh',
+    *QUEUED,
+    '--',
+    '--m',
+    stand_ins=['tpu'],
+    cwd=cloud / 'here',
+    **variables(cloud),
   )
   assert result.returncode == 134
   assert 'UNAUTHENTICATED: log in' in result.stderr
@@ -257,7 +265,14 @@ def test_dry_run_changes_nothing(checkout, cloud, script):
 
 @pytest.mark.parametrize(
   'arguments',
-  [(), ('Job',), QUEUED, ('job', '--', '--m'), (*QUEUED, '--nonsense', '--', '--m'), (*QUEUED, '--slices=0', '--', '--m')],
+  [
+    (),
+    ('Job',),
+    QUEUED,
+    ('job', '--', '--m'),
+    (*QUEUED, '--nonsense', '--', '--m'),
+    (*QUEUED, '--slices=0', '--', '--m'),
+  ],
 )
 def test_explains_itself_when_misused(checkout, cloud, arguments):
   result = launch(checkout, cloud, 'tpu_queued.sh', *arguments)
