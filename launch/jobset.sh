@@ -8,8 +8,8 @@
 # --tpu: v4, v5e, v5p, v6e or v7x. --claim=NAME: a PersistentVolumeClaim that all pods can write, mounted at /mnt. --slices=N (1),
 # --restarts=N (20), --queue=NAME (of Kueue). --dry-run: prints the manifest, also for xpk and gcluster. The image is that of
 # launch/Dockerfile.
-# Run again, it shows a run that is still going, and replaces one that has ended, which then resumes. Ctrl-C ends the watching
-# only; --delete stops the run, which saves.
+# Run it again: it shows a run that is still going, and replaces one that has ended, which then resumes. Ctrl-C only stops the
+# watching; --delete stops the run, which saves first.
 # Environment: LOGS (folder, runs/launch/NAME), POLL_SECONDS (15). Cluster and namespace are those of kubectl.
 set -euo pipefail
 
@@ -116,10 +116,12 @@ first=--selector="jobset.sigs.k8s.io/jobset-name=$name,jobset.sigs.k8s.io/job-in
 
 if [[ -n $(status_of) ]]; then kubectl delete jobset "$name"; fi
 echo "$manifest" | kubectl apply --filename=-
+shown=''
 while true; do
   ended=$(status_of)
   if [[ -n $ended ]]; then break; fi
-  kubectl logs "$first" --follow --tail=-1 2> /dev/null || true # none before the pod runs; a restart ends it
+  pod=$(kubectl get pods "$first" --field-selector=status.phase=Running --output=name) # another one after a restart
+  if [[ -n $pod && $pod != "$shown" ]] && kubectl logs "$pod" --follow; then shown=$pod; fi
   pause "$POLL_SECONDS"
 done
 

@@ -95,7 +95,7 @@ wait_until_ready() {
 }
 
 # Runs a command on some workers of a slice. Further arguments are flags of gcloud.
-on() { run gcloud compute tpus tpu-vm ssh "$1" --worker="$2" --command="$3" "${@:4}"; }
+on() { run gcloud compute tpus tpu-vm ssh "$1" --worker="$2" --command="$3" --quiet "${@:4}"; }
 
 # Runs a function for every slice, all at the same time. Called with the function and its arguments; the slice comes last.
 for_every_slice() {
@@ -117,7 +117,7 @@ for_every_slice() {
 
 # Copies the commit to all workers of a slice, and installs it. What is not committed is not copied.
 install() {
-  run gcloud compute tpus tpu-vm scp "$logs/$folder.tar.gz" "$1:" --worker=all &&
+  run gcloud compute tpus tpu-vm scp "$logs/$folder.tar.gz" "$1:" --worker=all --quiet &&
     on "$1" all "tar --skip-old-files -xzf $folder.tar.gz && bash $folder/launch/tpu_worker.sh install"
 }
 
@@ -181,6 +181,6 @@ main() {
   code=$(exit_code_of "${codes[@]}")
   if [[ -n $stopped && $code == "$PREEMPTED" ]]; then code=$stopped; fi
   echo "$name: exit code $code; logs of all workers are in $logs/$attempt" >&2
-  if [[ -n $deleting && ! " $PREEMPTED $CRASHED 137 " == *" $code "* ]]; then delete; fi
+  if [[ -n $deleting && " 0 1 3 " == *" $code "* ]]; then delete; fi # other runs go on, or have a model to write
   exit "$code"
 }

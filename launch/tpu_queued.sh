@@ -5,9 +5,9 @@
 #   launch/tpu_queued.sh NAME --accelerator=v5litepod-16 --runtime=v2-alpha-tpuv5-lite --spot -- --model=... --workdir=...
 #   launch/tpu_queued.sh NAME --delete      # deletes the slices
 #
-# --slices=N (1); --spot, --reserved or --guaranteed; --delete before `--`: deletes the slices when the run has ended, unless
-# it is to be restarted; --dry-run: prints the commands. Runtimes: https://cloud.google.com/tpu/docs/runtimes
-# Run again, it joins a run that is still going, replaces slices that were preempted, and resumes. SIGTERM and Ctrl-C stop
+# --slices=N (1); --spot, --reserved or --guaranteed; --delete before `--`: deletes the slices after exit code
+# 0, 1 or 3; --dry-run: prints the commands. Runtimes: https://cloud.google.com/tpu/docs/runtimes
+# Run it again: it joins a run that is still going, replaces slices that were preempted, and resumes. SIGTERM and Ctrl-C stop
 # the run on all workers.
 # Environment: COMMIT (HEAD), LOGS (folder, runs/launch/NAME), POLL_SECONDS (15). Project and zone are those of gcloud.
 set -euo pipefail

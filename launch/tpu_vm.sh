@@ -5,9 +5,9 @@
 #   launch/tpu_vm.sh NAME --accelerator=v6e-8 --runtime=v2-alpha-tpuv6e -- --model=... --workdir=...
 #   launch/tpu_vm.sh NAME --delete      # deletes the slice
 #
-# --spot or --reserved; --delete before `--`: deletes the slice when the run has ended, unless it is to be restarted;
+# --spot or --reserved; --delete before `--`: deletes the slice after exit code 0, 1 or 3;
 # --dry-run: prints the commands. Runtimes: https://cloud.google.com/tpu/docs/runtimes
-# Run again, it joins a run that is still going, replaces a slice that was preempted, and resumes. SIGTERM and Ctrl-C stop
+# Run it again: it joins a run that is still going, replaces a slice that was preempted, and resumes. SIGTERM and Ctrl-C stop
 # the run on all workers.
 # Environment: COMMIT (HEAD), LOGS (folder, runs/launch/NAME), POLL_SECONDS (15). Project and zone are those of gcloud.
 set -euo pipefail

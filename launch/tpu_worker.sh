@@ -2,7 +2,7 @@
 # The part of tpu_vm.sh and tpu_queued.sh that runs on each worker.
 #
 #   launch/tpu_worker.sh install
-#   launch/tpu_worker.sh start SLICES ACCELERATOR ARGUMENTS...  # in the background; nothing if a run is going
+#   launch/tpu_worker.sh start SLICES ACCELERATOR ARGUMENTS...  # in the background, unless a run is going
 #   launch/tpu_worker.sh follow LINES                           # shows the log until the run has ended
 #   launch/tpu_worker.sh stop                                   # asks the run to save and end
 #   launch/tpu_worker.sh log                                    # waits for the end; prints the log and the exit code
@@ -48,7 +48,10 @@ case $1 in
     join "$child"
     echo "$status" > "$folder/exit"
     ;;
-  follow) tail -n "${2:-+1}" -f -s 0.2 --pid="$(cat "$folder/pid")" "$folder/log" ;;
+  follow)
+    while running; do sleep 0.2; done &
+    tail -n "${2:-+1}" -f -s 0.2 --pid="$!" "$folder/log"
+    ;;
   stop) if running; then kill "$(cat "$folder/pid")"; fi ;;
   log)
     deadline=$((SECONDS + ${GRACE_SECONDS:-60}))

@@ -102,14 +102,14 @@ def test_queued_slice_from_creation_to_deletion(checkout, cloud):
     'queued-resources create job --accelerator-type=v5litepod-16 --runtime-version=v2-alpha-tpuv5-lite --node-id=job '
     '--spot --quiet',
     'queued-resources describe job --format=value\\(state.state\\)',
-    'tpu-vm scp runs/launch/job/CODE.tar.gz job: --worker=all',
+    'tpu-vm scp runs/launch/job/CODE.tar.gz job: --worker=all --quiet',
     'tpu-vm ssh job --worker=all --command=tar\\ --skip-old-files\\ -xzf\\ CODE.tar.gz\\ \\&\\&\\ bash\\ '
-    'CODE/launch/tpu_worker.sh\\ install',
+    'CODE/launch/tpu_worker.sh\\ install --quiet',
     'tpu-vm ssh job --worker=all --command=bash\\ CODE/launch/tpu_worker.sh\\ start\\ 1\\ v5litepod-16\\ '
-    '--model=a\\\\\\ b\\ --workdir=/mnt/x',
-    'tpu-vm ssh job --worker=0 --command=bash\\ CODE/launch/tpu_worker.sh\\ follow\\ +1',
+    '--model=a\\\\\\ b\\ --workdir=/mnt/x --quiet',
+    'tpu-vm ssh job --worker=0 --command=bash\\ CODE/launch/tpu_worker.sh\\ follow\\ +1 --quiet',
     'tpu-vm ssh job --worker=all --command=bash\\ CODE/launch/tpu_worker.sh\\ log '
-    '--output-directory=runs/launch/job/TIME/job',
+    '--quiet --output-directory=runs/launch/job/TIME/job',
     'queued-resources delete job --force --quiet',
   ]
   for line in (cloud / 'calls').read_text().splitlines():
@@ -243,6 +243,14 @@ def test_a_stop_reaches_all_workers(checkout, cloud):
     _, error = process.communicate(timeout=20)
   assert process.returncode == 42, error
   assert not [line for line in calls(cloud) if 'delete' in line]  # it is to be resumed
+
+
+@pytest.mark.parametrize('code', ['43', '130', '134'])
+def test_slices_that_are_still_needed_are_kept(checkout, cloud, code):
+  arguments = (*QUEUED, '--delete', '--', '--m')
+  result = launch(checkout, cloud, 'tpu_queued.sh', *arguments, trainer=f'exit {code}', WORKERS='1')
+  assert result.returncode == int(code)
+  assert not [line for line in calls(cloud) if 'delete' in line]
 
 
 def test_delete_alone(checkout, cloud):
