@@ -16,8 +16,9 @@ if [[ ! ${1:-} =~ ^(install|start|supervise|follow|stop|log)$ ]]; then usage; fi
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 folder=${RUN_FOLDER:-$HOME/alignjax-run}
 
-# Whether the process that `start` has left is there, and no other one that has got its number.
-running() { [[ -s $folder/pid ]] && grep -qs tpu_worker "/proc/$(cat "$folder/pid")/cmdline"; }
+# The process that `start` has left behind. After a restart of the machine, another process may have its number.
+pid=$(cat "$folder/pid" 2> /dev/null || true)
+running() { [[ $pid =~ ^[1-9][0-9]+$ ]] && grep -qs tpu_worker "/proc/$pid/cmdline"; }
 
 case $1 in
   install)
@@ -52,12 +53,12 @@ case $1 in
     while running; do sleep 0.2; done &
     tail -n "${2:-+1}" -f -s 0.2 --pid="$!" "$folder/log"
     ;;
-  stop) if running; then kill "$(cat "$folder/pid")"; fi ;;
+  stop) if running; then kill "$pid"; fi ;;
   log)
     deadline=$((SECONDS + ${GRACE_SECONDS:-60}))
     while running && ((SECONDS < deadline)); do sleep 0.2; done
     if running; then
-      kill -KILL -- "-$(cat "$folder/pid")"
+      kill -KILL -- "-$pid" # and its children: `start` has made it the leader of a group
       echo 137 > "$folder/exit"
     fi
     cat "$folder/log"

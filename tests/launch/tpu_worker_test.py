@@ -58,9 +58,13 @@ def test_a_run_that_does_not_end_is_killed(worker, tmp_path):
   assert worker('log', GRACE_SECONDS='0').stdout == 'exit code 137\n'
 
 
-def test_a_number_of_a_process_that_has_gone_is_no_run(worker, tmp_path):
-  """After a restart of the machine, another process may have it."""
+def test_a_number_that_another_process_has_got_is_no_run(worker, tmp_path):
   (tmp_path / 'alignjax-run').mkdir()
-  (tmp_path / 'alignjax-run' / 'pid').write_text('1\n')
   (tmp_path / 'alignjax-run' / 'log').write_text('lost\n')
-  assert worker('log').stdout == 'lost\nexit code 134\n'
+  with subprocess.Popen(['sleep', '60'], start_new_session=True) as other:
+    for number in (str(other.pid), '', 'nonsense'):
+      (tmp_path / 'alignjax-run' / 'pid').write_text(f'{number}\n')
+      assert worker('stop').returncode == 0
+      assert worker('log').stdout == 'lost\nexit code 134\n'
+    assert other.poll() is None
+    other.kill()
