@@ -36,7 +36,7 @@ stop() {
   signals=$((signals + 1))
   if [[ -n $child ]]; then kill "$child" 2> /dev/null || true; fi
 }
-trap 'stop "$PREEMPTED"' TERM HUP
+trap 'stop "$PREEMPTED"' TERM
 trap 'stop "$INTERRUPTED"' INT
 
 # A run that resumes prints the step of the checkpoint that it has read. That shows progress wherever the files are.

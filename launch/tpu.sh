@@ -77,18 +77,14 @@ wait_until_ready() {
     look
     if [[ $state != "$shown" ]]; then echo "$name: ${state:-there is none}" >&2; fi
     shown=$state
-    case " $GONE " in
-      *" ${state:-NONE} "*)
-        if [[ -n $created ]]; then give_up "the new slices are $state"; fi
-        delete || give_up 'cannot delete the slices'
-        continue
-        ;;
-    esac
     if [[ $state == "$READY" ]]; then return; fi
+    if [[ -n $created && (-z $state || " $GONE " == *" $state "*) ]]; then give_up "the new slices are ${state:-gone}"; fi
     if [[ -z $state ]]; then
-      if [[ -n $created ]]; then give_up 'the new slices have vanished'; fi
       create || give_up 'cannot create the slices'
       created=1
+    elif [[ " $GONE " == *" $state "* ]]; then
+      delete || give_up 'cannot delete the slices'
+      continue
     fi
     pause "$POLL_SECONDS"
   done
@@ -160,7 +156,7 @@ main() {
   wait_until_ready
   run git -C "$root" archive --format=tar.gz --prefix="$folder/" --output="$(realpath -m "$logs")/$folder.tar.gz" "$commit"
   for_every_slice install || give_up 'cannot install alignjax'
-  trap 'stop "$PREEMPTED"' TERM HUP
+  trap 'stop "$PREEMPTED"' TERM # not HUP: the run outlives the terminal
   trap 'stop "$INTERRUPTED"' INT
   local text
   printf -v text '%q ' "${arguments[@]}"
