@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from tests.launch import scripts, tpu_test
+from tests.launch import scripts
 
 README = (scripts.LAUNCH / 'README.md').read_text()
 
@@ -58,13 +58,13 @@ def test_command(command, tmp_path):
     assert result.stdout
     for line in result.stdout.splitlines():
       if line.startswith('gcloud '):
-        tpu_test.check_flags(line.removeprefix('gcloud '))
+        scripts.check_gcloud(line.removeprefix('gcloud '))
 
 
 def check(called: list[str]) -> None:
   program, *arguments = called
   if program == 'gcloud':
-    return tpu_test.check_flags(shlex.join(arguments))
+    return scripts.check_gcloud(shlex.join(arguments))
   scripts_named = [word for word in arguments if word.startswith('launch/')]
   assert all((scripts.ROOT / word).exists() for word in scripts_named)
   own = arguments

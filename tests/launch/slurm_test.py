@@ -140,12 +140,12 @@ def test_two_processes_train_are_stopped_and_end(tmp_path):
     if re.match(r'\d: .*\bstep +[1-9]', line):
       break
   stop_tasks(tmp_path)
-  rest, _ = process.communicate(timeout=120)
+  rest, _ = process.communicate(timeout=300)
   assert process.returncode == 42, ''.join(seen) + rest
   assert requeued(tmp_path)
 
   process = start(tmp_path, *arguments, '--steps=40', **variables)
-  output, _ = process.communicate(timeout=120)
+  output, _ = process.communicate(timeout=300)
   assert process.returncode == 0, output
   assert re.search(r'0: resuming from step \d+ in ', output)
   assert (tmp_path / 'run' / 'model' / 'model.safetensors').exists()

@@ -1,6 +1,5 @@
 """launch/tpu_queued.sh and launch/tpu_vm.sh, around a stand-in for gcloud whose workers are folders of this machine."""
 
-import json
 import pathlib
 import re
 import shlex
@@ -13,7 +12,6 @@ import pytest
 
 from tests.launch import scripts
 
-FLAGS = json.loads((pathlib.Path(__file__).parent / 'gcloud_flags.json').read_text())
 QUEUED = ('job', '--accelerator=v5litepod-16', '--runtime=v2-alpha-tpuv5-lite')
 VM = ('job', '--accelerator=v6e-8', '--runtime=v2-alpha-tpuv6e')
 
@@ -75,13 +73,6 @@ def calls(cloud: pathlib.Path) -> list[str]:
   return [line for i, line in enumerate(lines) if i == 0 or line != lines[i - 1]]
 
 
-def check_flags(line: str) -> None:
-  words = shlex.split(line)
-  known = f'{FLAGS[" ".join(words[:4])]} {FLAGS["every command"]}'.split()
-  unknown = [word for word in words if word.startswith('--') and word.partition('=')[0] not in known]
-  assert not unknown, f'{line}: {unknown}'
-
-
 def test_queued_slice_from_creation_to_deletion(checkout, cloud):
   states = 'NONE WAITING_FOR_RESOURCES WAITING_FOR_RESOURCES PROVISIONING ACTIVE'
   trainer = 'echo "worker $WORKER"; exit 0'
@@ -113,7 +104,7 @@ def test_queued_slice_from_creation_to_deletion(checkout, cloud):
     'queued-resources delete job --force --quiet',
   ]
   for line in (cloud / 'calls').read_text().splitlines():
-    check_flags(line)
+    scripts.check_gcloud(line)
   for worker in (0, 1):
     home = cloud / 'job' / str(worker)
     assert (home / 'runs').read_text() == '-u -m alignjax train --model=a\\ b --workdir=/mnt/x '
@@ -135,7 +126,7 @@ def test_tpu_vm(checkout, cloud):
   assert found[1] == 'tpu-vm create job --accelerator-type=v6e-8 --version=v2-alpha-tpuv6e --reserved --quiet'
   assert found[-1] == 'tpu-vm delete job --quiet'
   for line in (cloud / 'calls').read_text().splitlines():
-    check_flags(line)
+    scripts.check_gcloud(line)
 
 
 def test_several_slices(checkout, cloud):
@@ -149,7 +140,7 @@ def test_several_slices(checkout, cloud):
   assert '--node-count=2 --node-prefix=job' in create
   assert len(list((cloud / 'here').glob('runs/launch/job/*/job-?/?.log'))) == 4
   for line in (cloud / 'calls').read_text().splitlines():
-    check_flags(line)
+    scripts.check_gcloud(line)
 
 
 @pytest.mark.parametrize('state', ['SUSPENDED', 'FAILED'])
@@ -268,7 +259,7 @@ def test_dry_run_changes_nothing(checkout, cloud, script):
   verbs = [shlex.split(line)[4] for line in printed]
   assert verbs == ['create', 'describe', 'scp', 'ssh', 'ssh', 'ssh', 'ssh', 'delete']
   for line in printed:
-    check_flags(line.removeprefix('gcloud '))
+    scripts.check_gcloud(line.removeprefix('gcloud '))
 
 
 @pytest.mark.parametrize(
