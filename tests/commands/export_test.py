@@ -1,5 +1,6 @@
 """`alignjax export`: the files of the run, from its checkpoint alone."""
 
+from collections.abc import Callable
 import dataclasses
 import functools
 import json
@@ -74,30 +75,33 @@ def files(folder: pathlib.Path) -> dict[str, bytes]:
   }
 
 
+ADAPTER = {'adapter': "lora(rank=2, targets='query+up')"}
+KINDS = {'averaged': {'optimizer': AVERAGED}, 'adapter': ADAPTER, 'quantized': ADAPTER | {'base_quantization': 'int8'}}
+
+
 @pytest.fixture(scope='module')
-def runs(tmp_path_factory) -> dict[str, settings.Config]:
-  """A run of each kind."""
+def runs(tmp_path_factory) -> Callable[[str], settings.Config]:
+  """Returns a finished run of a kind."""
   folder = tmp_path_factory.mktemp('export')
   model_folders.write(folder / 'start', layers=2, width=16, kv_heads=2, mlp_width=16)
-  common = {'model': str(folder / 'start'), 'data': ('gone.jsonl',)}
-  configs = {
-    'averaged': settings.Config(**common, optimizer=AVERAGED, workdir=str(folder / 'averaged')),
-    'adapter': settings.Config(
-      **common, adapter="lora(rank=2, targets='query+mlp')", base_quantization='int8', workdir=str(folder / 'adapter')
-    ),
-  }
-  for config in configs.values():
+
+  @functools.cache
+  def run(kind: str) -> settings.Config:
+    values = {'model': str(folder / 'start'), 'data': ('gone.jsonl',), 'workdir': str(folder / kind)}
+    config = settings.Config(**values, **KINDS[kind])
     finish(config)
-  return configs
+    return config
+
+  return run
 
 
 def execute(*arguments: str) -> int:
   return program.execute(export.PROGRAM, ['export', *arguments])
 
 
-@pytest.mark.parametrize('kind', ['averaged', 'adapter'])
+@pytest.mark.parametrize('kind', ['averaged', 'adapter', pytest.param('quantized', marks=pytest.mark.slow)])
 def test_files_are_those_of_the_run(kind, runs, tmp_path, monkeypatch, capsys):
-  workdir, read, live = runs[kind].workdir, [], []
+  workdir, read, live = runs(kind).workdir, [], []
 
   def counted(self, name, like, read_array=saved.Saved._read):
     read.append(name)
@@ -118,7 +122,7 @@ def test_files_are_those_of_the_run(kind, runs, tmp_path, monkeypatch, capsys):
     assert (
       len(read)
       == len(set(read))
-      == 2 * len(checkpoint_io.parameter_shapes(checkpoint_io.load_config(runs[kind].model))[0])
+      == 2 * len(checkpoint_io.parameter_shapes(checkpoint_io.load_config(runs(kind).model))[0])
     )
     assert max(live) - live[0] <= 16_576  # the piece that was written last; the embedding is one
   read.clear()
@@ -127,7 +131,7 @@ def test_files_are_those_of_the_run(kind, runs, tmp_path, monkeypatch, capsys):
 
 
 def test_what_cannot_be_exported_is_refused(runs, tmp_path, capsys):
-  config = runs['averaged']
+  config = runs('averaged')
 
   def refused(message: str, *arguments: str, code: int = exit_codes.REFUSED) -> None:
     assert execute(*arguments) == code
@@ -161,7 +165,7 @@ def test_what_cannot_be_exported_is_refused(runs, tmp_path, capsys):
 
 
 def test_a_base_that_has_changed_unseen_is_refused_by_tensor(runs, tmp_path, monkeypatch, capsys):
-  config = runs['adapter']
+  config = runs('adapter')
   fingerprint = inputs.fingerprint(config.model)
   monkeypatch.setattr(inputs, 'fingerprint', lambda folder: fingerprint)  # it reads samples of a file
   changed = pathlib.Path(shutil.copytree(config.model, tmp_path / 'changed'))

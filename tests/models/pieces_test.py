@@ -33,8 +33,9 @@ def gathered(monkeypatch):
   return sizes
 
 
-@pytest.mark.parametrize('dtype', [np.float32, ml_dtypes.bfloat16, np.int8])
-@pytest.mark.parametrize('spec', [(None, 'y', 'x'), (None, ('x', 'y')), ()])
+@pytest.mark.parametrize(
+  ('dtype', 'spec'), [(np.float32, (None, 'y', 'x')), (ml_dtypes.bfloat16, (None, ('x', 'y'))), (np.int8, ())]
+)
 def test_a_block_has_the_bits_of_the_array(dtype, spec):
   rng = np.random.default_rng(0)
   array = rng.integers(0, 256, (3, 16, 8 * np.dtype(dtype).itemsize), np.uint8).view(dtype)  # every kind of number
@@ -83,7 +84,7 @@ def sharded(params):
   return jax.device_put(params, rules.param_shardings(mesh, params))
 
 
-@pytest.mark.parametrize('family', ['llama_untied', 'gpt_neox'])
+@pytest.mark.parametrize('family', ['gpt_neox', pytest.param('llama_untied', marks=pytest.mark.slow)])
 def test_a_sharded_model_is_never_whole_on_a_device(family, gathered, tmp_path, monkeypatch):
   config = checkpoint_io.load_config(GOLDEN / family)
   params = sharded(checkpoint_io.load_params(GOLDEN / family, config))
@@ -96,7 +97,10 @@ def test_a_sharded_model_is_never_whole_on_a_device(family, gathered, tmp_path, 
   assert sum(gathered) == sum(leaf.nbytes for leaf in jax.tree.leaves(params))
 
 
-@pytest.mark.parametrize(('family', 'quantized'), [('phi3', 'none'), ('llama_tied', 'int8')])
+@pytest.mark.parametrize(
+  ('family', 'quantized'),
+  [('phi3', 'none'), pytest.param('llama_tied', 'int8', marks=pytest.mark.slow)],  # export_test.py has int8, too
+)
 def test_adapters_are_merged_layer_by_layer(family, quantized, gathered, tmp_path, monkeypatch):
   config = checkpoint_io.load_config(GOLDEN / family)
   base = checkpoint_io.load_params(GOLDEN / family, config)

@@ -90,7 +90,10 @@ def tamper(path: pathlib.Path) -> None:
   safetensors_numpy.save_file(tensors, path)
 
 
-@pytest.mark.parametrize('part', ['reference', 'base'])
+@pytest.mark.parametrize(
+  'part',
+  ['reference', pytest.param('base', marks=pytest.mark.slow)],  # export_test.py compares a base, too
+)
 def test_weights_that_change_unseen_are_refused_by_tensor(part, folder, tmp_path, monkeypatch):
   """The quick fingerprint, which reads samples of a file, does not see the change."""
   monkeypatch.setattr(inputs, 'fingerprint', lambda folder, whole=False: 'the same')
