@@ -5,6 +5,7 @@ import itertools
 import pathlib
 import tracemalloc
 
+from flax import nnx
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 import ml_dtypes
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
 
-from alignjax.models import checkpoint_io, folders, manifest, slices, transformer
+from alignjax.models import checkpoint_io, folders, layers, manifest, slices, transformer
 from alignjax.parallel import mesh as parallel_mesh
 from alignjax.parallel import rules
 from alignjax.stats import head
@@ -137,6 +138,20 @@ def test_logits_are_bit_for_bit_those_of_a_copy_in_float32(family, dtype, comput
   half = jax.tree.map(lambda leaf: leaf.astype(dtype), checkpoint_io.load_params(GOLDEN / family, config))
   copy = jax.tree.map(lambda leaf: leaf.astype(np.float32), half)
   np.testing.assert_array_equal(logits(half), logits(copy))
+
+
+@pytest.mark.parametrize('norm', [layers.RMSNorm(64, 1e-6, 1.0), layers.LayerNorm(64, 1e-6)])
+def test_norms_compute_in_float32_whatever_their_parameters(norm):
+  """Op by op, because a compiler may leave out the rounding of an intermediate result."""
+  rng = np.random.default_rng(0)
+  half = {name: rng.standard_normal(64).astype(ml_dtypes.bfloat16) for name in nnx.to_pure_dict(nnx.state(norm))}
+  x, found = rng.standard_normal((3, 64)).astype(np.float32), []
+  for values in (half, {name: value.astype(np.float32) for name, value in half.items()}):
+    for name, value in values.items():
+      getattr(norm, name).set_value(jax.numpy.asarray(value))
+    found.append(norm(x))
+  assert found[0].dtype == np.float32
+  np.testing.assert_array_equal(*found)
 
 
 def test_processes_divide_the_verification(tmp_path):
