@@ -9,11 +9,10 @@ import jax
 
 from alignjax import files, objectives, stats
 from alignjax.data.batches import batching, reference_cache
-from alignjax.data.reading import drops, sources
-from alignjax.data.tokens import dataset, encoding, tokenization
+from alignjax.data.tokens import artefact, dataset, encoding, tokenization
 from alignjax.models import checkpoint_io, manifest
 from alignjax.parallel import mesh as parallel_mesh
-from alignjax.run import adapters, settings
+from alignjax.run import adapters, settings, token_cache
 from alignjax.training import caching, references, rows
 from alignjax.training.policy import Policy
 from alignjax.types import Params
@@ -36,18 +35,14 @@ class Reading(NamedTuple):
   vocab_size: int  # vocabulary size of the model
   mesh: jax.sharding.Mesh
   announce: Announce
+  cache: token_cache.Cache = token_cache.NONE
 
 
 def read_split(paths: Sequence[str], config: settings.DataSettings, reading: Reading, *, training: bool) -> Split:
   """Reads and tokenises a dataset, announces what was dropped, and plans its batches."""
-  report = drops.DropReport()
-  data = encoding.tokenize(
-    sources.read_examples(paths, report, on_error=config.on_error, ignore_fields=config.ignore_fields),
-    reading.tokenizer,
-    encoding.Limits(config.max_prompt, config.max_response, reading.vocab_size),
-    report,
-    on_error=config.on_error,
-  )
+  limits = encoding.Limits(config.max_prompt, config.max_response, reading.vocab_size)
+  request = artefact.Request(tuple(paths), reading.tokenizer, limits, config.on_error, config.ignore_fields)
+  data = token_cache.read(request, reading.cache, reading.announce)
   if not data.responses:
     raise ValueError(
       f'{", ".join(paths)}: the rows are prompts without responses, but an objective needs responses; '
