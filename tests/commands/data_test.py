@@ -213,7 +213,7 @@ def test_build_counts_malformed_rows_when_told(write, tmp_path, capsys):
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [
-    (['--verbosity=1'], 'alignjax data needs a program, one of validate, inspect, convert, build'),
+    (['--verbosity=1'], 'alignjax data needs a program, one of validate, inspect, tokenize, convert, build'),
     (['chek'], "alignjax data has no program 'chek'. It has validate, "),
     (['validat'], "alignjax data has no program 'validat'; did you mean validate?"),
     (['validate'], '--data is missing: Data to read, [form:]location'),
