@@ -1,6 +1,7 @@
 """Reads the inputs of a run: its datasets, and the reference model."""
 
 from collections.abc import Callable, Sequence
+import functools
 import hashlib
 import pathlib
 from typing import Any, NamedTuple
@@ -118,10 +119,10 @@ class Reference:
     return references.NotLoaded()
 
   def cached(self, splits: Sequence[Split]) -> list[Split]:
-    """Adds the cached outputs of the reference to the batches of each dataset. Creates missing caches.
+    """Adds the cached outputs of the reference to the batches of each dataset. Computes what its cache lacks.
 
     Raises:
-      CacheError: an existing cache is damaged, or does not match its name.
+      CacheError: the processes do not share the folder of the caches.
     """
     if not self._config.reference_cache:
       return list(splits)
@@ -130,30 +131,19 @@ class Reference:
     how = {'compute_dtype': self._config.compute_dtype}
     if self._base:
       how['quantization'] = self._config.base_quantization
-    params, result = None, []
+    load, result = functools.cache(self._run), []
     for split in splits:
       identity = reference_cache.identity(split.data, weights, columns, **how)
-      folder = reference_cache.folder_of(root, identity)
-      if not folder.exists():
-        params = self._params() if params is None else params
-        self._announce(f'reference cache of {len(split.data)} examples: writing {folder}')
-        self._build(root, identity, split, params)
-      cache = reference_cache.ReferenceCache(root, identity, split.data)
-      self._announce(f'reference cache: {", ".join(columns)} of {len(split.data)} examples from {folder}')
+      once = _batches(split.data, self._config, self._mesh, False, None)
+      location = reference_cache.Location(root, identity, split.data)
+      cache = caching.complete(location, once, load, self._announce)
       batches = _batches(split.data, self._config, self._mesh, split.training, cache)
       result.append(split._replace(batches=batches))
     return result
 
-  def _build(self, root: pathlib.Path, identity: dict[str, Any], split: Split, params: Params) -> None:
+  def _run(self) -> caching.ReferenceRun:
     layout = rows.Layout(self._config.chunk, mesh=self._mesh)
-    caching.build_cache(
-      root,
-      identity,
-      split.data,
-      _batches(split.data, self._config, self._mesh, False, None),
-      caching.ReferenceRun(self._model, params, self._needs, layout),
-      self._announce,
-    )
+    return caching.ReferenceRun(self._model, self._params(), self._needs, layout)
 
   def _columns(self) -> dict[str, reference_cache.Column]:
     return caching.columns(self._needs, self._model.config.width, self._config.compute_dtype)
