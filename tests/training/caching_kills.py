@@ -13,6 +13,7 @@ import random
 import signal
 import sys
 import time
+import traceback
 
 import numpy as np
 
@@ -39,7 +40,7 @@ def fill(folder: pathlib.Path, cache: str, pause: float) -> None:
     model=str(folder / 'model'),
     data=(str(folder / 'train.jsonl'),),
     batch_size=8,
-    buckets=((16, 24),),
+    buckets=((24, 24),),
     reference_cache=str(folder / cache),
     remat='none',
   )
@@ -54,8 +55,16 @@ def fork(folder: pathlib.Path, cache: str, pause: float = 0.0) -> int:
   try:
     fill(folder, cache, pause)
     code = 0
+  except BaseException:
+    traceback.print_exc()
   finally:
     os._exit(code)
+
+
+def written_by(folder: pathlib.Path) -> list[int]:
+  """The examples that the last process has written so far."""
+  file = folder / 'written'
+  return [int(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 def kept(folder: pathlib.Path) -> set[int]:
@@ -72,19 +81,17 @@ def main(folder: pathlib.Path, kills: int) -> None:
     committed = kept(folder)
     (folder / 'written').unlink(missing_ok=True)
     child = fork(folder, 'killed', pause=0.02)
-    while not (folder / 'written').exists() and os.waitpid(child, os.WNOHANG) == (0, 0):
+    while not written_by(folder) and os.waitpid(child, os.WNOHANG) == (0, 0):
       time.sleep(0.01)  # compiling
     time.sleep(draw.uniform(0, 0.13))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     killed += 1
-    written = [int(line) for line in (folder / 'written').read_text().splitlines()]
-    twice += len(committed.intersection(written))
+    twice += len(committed.intersection(written_by(folder)))
   committed = kept(folder)
   (folder / 'written').unlink()
   assert os.waitpid(fork(folder, 'killed'), 0)[1] == 0
-  if (folder / 'written').exists():
-    twice += len(committed.intersection(map(int, (folder / 'written').read_text().splitlines())))
+  twice += len(committed.intersection(written_by(folder)))
   print(json.dumps({'kills': killed, 'twice': twice, 'left': PAIRS - len(committed)}))
 
 
