@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 import sys
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from alignjax.commands import data, program
 from alignjax.data.reading import catalogue, drops, sources
 from tests import assets
+from tests.data import variants
 
 GOOD = {'prompt': 'Once', 'chosen': ' upon a time', 'rejected': ' a'}
 SAME = GOOD | {'rejected': ' upon a time'}
@@ -121,6 +123,33 @@ def test_inspect_without_matplotlib(model, write, tmp_path, monkeypatch, capsys)
   assert "pip install 'alignjax[demo]', or leave out --out" in outputs.err
   assert outputs.out == ''  # it is said before the work
   assert run(*arguments) == 0
+
+
+# --- tokenize
+
+
+def test_tokens_are_made_once(model, write, tmp_path, capsys):
+  path = write(*CHAT, CHAT[0] | {'chosen': 'word ' * 60})
+  arguments = ('tokenize', f'--model={model}', f'--data={path}', '--max_response=40', f'--token_cache={tmp_path / "c"}')
+  assert run(*arguments) == 0
+  first = capsys.readouterr().out
+  assert first.startswith(f'tokenising {path} into {tmp_path / "c"}')
+  assert '9 rows read, 8 kept, 1 dropped' in first
+  assert run(*arguments) == 0
+  assert capsys.readouterr().out == first[first.index('9 rows read') :]
+
+
+def test_tokens_that_cannot_be_kept(model, write, tmp_path, capsys):
+  cache = f'--token_cache={tmp_path / "c"}'
+  assert run('tokenize', f'--model={model}', '--data=tfds:name', cache) == 1
+  assert 'tfds:name is not a file of rows, so its tokens cannot be kept' in capsys.readouterr().err
+  dated = tmp_path / 'dated'
+  variants.byte_level(dated, template="{{ strftime_now('%Y') }}" + variants.TURNS)
+  assets.write_tiny_model(dated.with_name('config'), layers=1)
+  shutil.copy(dated.with_name('config') / 'config.json', dated)
+  assert run('tokenize', f'--model={dated}', f'--data={write(*CHAT)}', cache) == 1
+  assert 'the chat template prints the date' in capsys.readouterr().err
+  assert not (tmp_path / 'c').exists()
 
 
 # --- convert

@@ -1,13 +1,12 @@
 """Tests of the reference cache: it returns what was written, or names the damaged file."""
 
-import os
-
 import ml_dtypes
 import numpy as np
 import pytest
 
 from alignjax.data.batches import batching, reference_cache
 from alignjax.data.tokens import dataset
+from tests import damage
 
 LENGTHS = ((3, 1), (2, 4), (1, 1), (5, 2))
 COLUMNS = {
@@ -114,44 +113,12 @@ def test_another_input_has_another_cache(tmp_path, data, change):
   assert reference_cache.Location(tmp_path, identity_of(other, **changed), other).folder != folder
 
 
-def flip(path):
-  content = bytearray(path.read_bytes())
-  content[-3] ^= 1
-  path.write_bytes(bytes(content))
-
-
-def cut(path):
-  path.write_bytes(path.read_bytes()[:-5])
-
-
-def zero(path):
-  content = path.read_bytes()
-  path.write_bytes(content[: len(content) // 2] + bytes(len(content) - len(content) // 2))
-
-
-def replace_by_pipe(path):
-  path.unlink()
-  os.mkfifo(path)
-
-
-DAMAGE = {
-  'flip': flip,
-  'cut': cut,
-  'zero': zero,
-  'append': lambda path: path.write_bytes(path.read_bytes() + b'x'),
-  'empty': lambda path: path.write_bytes(b''),
-  'random': lambda path: path.write_bytes(np.random.default_rng(0).bytes(path.stat().st_size)),
-  'remove': lambda path: path.unlink(),
-  'pipe': replace_by_pipe,
-}
-
-
 @pytest.mark.parametrize('name', ['manifest.json', 'ids.npy', 'reference_logp.npy', 'checksums.npy'])
-@pytest.mark.parametrize('damage', DAMAGE)
-def test_a_damaged_shard_is_named_and_removed_and_the_others_stay(tmp_path, data, name, damage, caplog):
+@pytest.mark.parametrize('kind', damage.KINDS)
+def test_a_damaged_shard_is_named_and_removed_and_the_others_stay(tmp_path, data, name, kind, caplog):
   folder = write(tmp_path, data)
   shard = folder / reference_cache.shard_name(np.array([1, 3]))
-  DAMAGE[damage](shard / name)
+  damage.KINDS[kind](shard / name)
   cache = opened(tmp_path, data)
   assert f'{shard / name}: ' in caplog.text
   assert 'computed again' in caplog.text
@@ -175,7 +142,7 @@ def test_damage_that_happens_later_is_found_when_the_example_is_read(tmp_path, d
   folder = write(tmp_path, data)
   monkeypatch.setattr(reference_cache, 'VERIFIED', 0)  # as for a cache too large to be read at every start
   shard = folder / reference_cache.shard_name(np.array([1, 3]))
-  flip(shard / 'reference_states.npy')
+  damage.flip(shard / 'reference_states.npy')
   cache = opened(tmp_path, data)
   assert len(cache.read(1)) == 2
   with pytest.raises(
