@@ -50,6 +50,10 @@ def committing(folder: pathlib.Path) -> Iterator[pathlib.Path]:
       if not folder.exists():
         raise
     _flush(folder.parent)
+  except OSError as error:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:
+      error.filename = str(folder)
+    raise
   finally:
     shutil.rmtree(partial, ignore_errors=True)
 
@@ -65,9 +69,9 @@ def _flush(path: pathlib.Path) -> None:
     os.close(file)
 
 
-def write_manifest(folder: pathlib.Path, content: Mapping[str, Any]) -> None:
+def write_manifest(folder: pathlib.Path, content: Mapping[str, Any], tick: Tick = silent) -> None:
   """Writes manifest.json: `content`, with size and SHA-256 of every file in the folder, and a checksum of itself."""
-  entries = {path.name: [path.stat().st_size, sha256(path)] for path in sorted(folder.iterdir())}
+  entries = {path.name: [path.stat().st_size, sha256(path, tick)] for path in sorted(folder.iterdir())}
   body = {'content': dict(content), 'files': entries}
   text = json.dumps({**body, 'sha256': _digest(body)}, indent=2) + '\n'
   (folder / MANIFEST).write_text(text, encoding='utf-8')

@@ -1,5 +1,6 @@
 """Folders that are committed as a whole, by one process at a time."""
 
+import errno
 import os
 import pathlib
 import signal
@@ -50,6 +51,14 @@ def test_a_block_that_fails_leaves_nothing_and_the_first_of_two_wins(tmp_path):
     (partial / 'a.txt').write_text('second')
   assert (tmp_path / 'x' / 'a.txt').read_text() == 'first'
   assert list(tmp_path.iterdir()) == [tmp_path / 'x']
+
+
+def test_a_full_disk_is_named(tmp_path):
+  def fill() -> None:
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  with pytest.raises(OSError, match=f"No space left on device: '{tmp_path / 'x'}'"), storage.committing(tmp_path / 'x'):
+    fill()
 
 
 def test_one_at_a_time_and_the_lock_leaves_no_file(tmp_path):

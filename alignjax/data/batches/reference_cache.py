@@ -144,8 +144,7 @@ class ReferenceCache:
         f'{shard.folder}: the values of {self._data.origin(index)} differ from what was written: the files are '
         f'damaged. Start again: the {len(shard.ids)} examples of this shard are computed again'
       )
-    lengths = self._data.response_length[index]
-    cuts = np.cumsum(lengths)[:-1]
+    cuts = np.cumsum(_lengths(self._data, index))[:-1]
     return {name: np.split(value.view(self.columns[name].seen), cuts) for name, value in values.items()}
 
 
@@ -251,7 +250,7 @@ class Writer:
     place = int(np.searchsorted(self._ids, index))
     if self._written[place]:
       raise ValueError(f'{self._data.origin(index)}: written twice')
-    lengths = self._data.response_length[index]
+    lengths = _lengths(self._data, index)
     stored = {}
     for name, column in self._columns.items():
       flat = np.concatenate([value[:length] for value, length in zip(values[name], lengths, strict=True)])
@@ -296,6 +295,11 @@ def writing(location: Location, ids: np.ndarray) -> Iterator[Writer]:
 def shard_name(ids: np.ndarray) -> str:
   """The name of the shard of these examples."""
   return f'{ids[0]:010d}-{hashlib.sha256(np.asarray(ids, "<i8")).hexdigest()[:12]}'
+
+
+def _lengths(data: dataset.TokenDataset, index: int) -> list[int]:
+  """The length of each response of an example."""
+  return [each.stop - each.start for each in data.response_slices(index)]
 
 
 def _offsets(data: dataset.TokenDataset, ids: np.ndarray) -> np.ndarray:

@@ -209,7 +209,7 @@ def _write(partial: pathlib.Path, content: Mapping[str, Any], request: Request, 
     'paths': [locations.index(path) for path in written.paths],
     'report': _relative(report, locations),
   }
-  storage.write_manifest(partial, kept)
+  storage.write_manifest(partial, kept, making.tick)
 
 
 class _Writer:
