@@ -2,8 +2,12 @@
 
 import gzip
 import json
+import os
+import pathlib
 import shutil
+import subprocess
 import sys
+import time
 
 import pytest
 
@@ -150,6 +154,31 @@ def test_tokens_that_cannot_be_kept(model, write, tmp_path, capsys):
   assert run('tokenize', f'--model={dated}', f'--data={write(*CHAT)}', cache) == 1
   assert 'the chat template prints the date' in capsys.readouterr().err
   assert not (tmp_path / 'c').exists()
+
+
+@pytest.mark.slow  # artefact_test.py interrupts, and lets two wait for each other, in one process
+def test_killed_processes_leave_nothing_that_is_used_and_of_two_one_waits(model, write, tmp_path):
+  path, cache = write(*CHAT * 500), tmp_path / 'c'
+  arguments = ['-m', 'alignjax', 'data', 'tokenize', f'--model={model}', f'--data={path}', f'--token_cache={cache}']
+  root = pathlib.Path(__file__).parents[2]
+
+  def start() -> subprocess.Popen:
+    environment = os.environ | {'PYTHONPATH': str(root)}
+    return subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE, text=True, cwd=root, env=environment)
+
+  for kill in range(4):
+    process = start()
+    while not list(cache.glob('.*.partial')):
+      assert process.poll() is None
+      time.sleep(0.01)
+    time.sleep(0.3 * kill)
+    process.kill()
+    process.communicate()
+    assert not list(cache.glob('[!.]*'))
+  outputs = [process.communicate(timeout=120)[0] for process in [start(), start()]]
+  assert sum('tokenising' in output for output in outputs) == 1
+  assert all('4000 rows read, 4000 kept' in output for output in outputs)
+  assert len(list(cache.iterdir())) == 1
 
 
 # --- convert
