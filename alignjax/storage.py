@@ -30,6 +30,19 @@ def silent() -> None:
   """A tick that does nothing."""
 
 
+def telling(announce: Callable[[str], None], text: str, tick: Tick) -> Tick:
+  """A tick that also announces a text, once."""
+  said = []
+
+  def wait() -> None:
+    if not said:
+      said.append(text)
+      announce(text)
+    tick()
+
+  return wait
+
+
 @contextlib.contextmanager
 def committing(folder: pathlib.Path) -> Iterator[pathlib.Path]:
   """Yields an empty temporary folder that becomes `folder` when the block succeeds. If it fails, nothing is left.

@@ -78,7 +78,8 @@ def complete(
     def look(alive: storage.Tick) -> str:
       names = reference_cache.sound(location, alive)
       if reference_cache.ReferenceCache(location, names).missing.any():
-        stack.enter_context(storage.locked(location.folder, alive))
+        waiting = storage.telling(announce, f'waiting for another run that fills {location.folder}', alive)
+        stack.enter_context(storage.locked(location.folder, waiting))
         reference_cache.prepare(location)
         names = reference_cache.sound(location, alive)  # another run may have computed some
       return json.dumps(names)
@@ -134,8 +135,7 @@ def compute(
   # Batches of a block, in which each process writes one shard.
   span = max(1, SHARD * len(set(writers)) // batches.plan.batch_size)
   steps = [step for step in range(batches.steps) if _wanted(batches.plan[step][1], missing).any()]
-  names, done, start = [], 0, time.monotonic()
-  told = start
+  names, progress = [], _Progress(len(steps), announce)
   with watchdog.during('evaluation'):
     for _, block in itertools.groupby(steps, lambda step: step // span):
       block = list(block)
@@ -149,12 +149,7 @@ def compute(
           values = {name: placement.to_local(layout.mesh, value) for name, value in values.items()}
           if writer is not None:
             writer.write(np.where(np.isin(batch.ids, ids), batch.ids, order.PADDING_ID), values)
-          watchdog.progress()
-          done, now = done + 1, time.monotonic()
-          if now - told > PROGRESS:
-            told = now
-            left = (now - start) / done * (len(steps) - done)
-            announce(f'reference cache: {done} of {len(steps)} batches, {left:.0f} s to go')
+          progress.batch()
       if len(ids):
         names.append(reference_cache.shard_name(ids))
   return [name for text in processes.gather_text(json.dumps(names)) for name in json.loads(text)]
@@ -172,6 +167,24 @@ def examples_of(plan: order.Plan, steps: Sequence[int], writers: Sequence[int], 
   written = np.array(writers) == process
   ids = np.concatenate([plan[step][1].reshape(len(writers), -1)[written].ravel() for step in steps])
   return np.sort(ids[ids != order.PADDING_ID])
+
+
+class _Progress:
+  """Announces the progress of a pass every few seconds."""
+
+  def __init__(self, batches: int, announce: Callable[[str], None]):
+    self._batches, self._announce, self._done = batches, announce, 0
+    self._start = self._told = time.monotonic()
+
+  def batch(self) -> None:
+    """Counts a batch."""
+    watchdog.progress()
+    self._done += 1
+    now = time.monotonic()
+    if now - self._told > PROGRESS:
+      self._told = now
+      left = (now - self._start) / self._done * (self._batches - self._done)
+      self._announce(f'reference cache: {self._done} of {self._batches} batches, {left:.0f} s to go')
 
 
 def _wanted(ids: np.ndarray, missing: np.ndarray) -> np.ndarray:

@@ -124,7 +124,7 @@ def obtain(root: pathlib.Path, request: Request, making: Making) -> tuple[str, d
   folder = root / storage.name_of(content)
   with contextlib.suppress(storage.DamageError):
     return folder.name, open_at(folder, request, making.tick)
-  with storage.locked(folder, _waiting(making)):
+  with storage.locked(folder, storage.telling(making.announce, WAITING, making.tick)):
     if folder.exists():  # made by another process in the meantime, or damaged
       try:
         return folder.name, open_at(folder, request, making.tick)
@@ -138,19 +138,6 @@ def obtain(root: pathlib.Path, request: Request, making: Making) -> tuple[str, d
       if [fingerprints.state(source) for source in request.sources] != states:
         raise ValueError(f'{", ".join(request.locations)}: changed while it was read; start again')
     return folder.name, open_at(folder, request, making.tick)
-
-
-def _waiting(making: Making) -> storage.Tick:
-  """Announces once that another process makes the artefact."""
-  said = []
-
-  def wait() -> None:
-    if not said:
-      said.append(WAITING)
-      making.announce(WAITING)
-    making.tick()
-
-  return wait
 
 
 def open_at(folder: pathlib.Path, request: Request, tick: storage.Tick = storage.silent) -> dataset.TokenDataset:
