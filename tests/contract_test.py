@@ -20,23 +20,18 @@ from tests.oracles import cases
 
 FIRST = list({case.expression.split('(')[0]: case for case in reversed(cases.CASES)}.values())  # of each objective
 COUPLED = [case for case in cases.CASES if objectives.parse(case.expression).couples_rows]
-# For properties that take long, and depend on hyper-parameters only where these couple rows. `oracle_test` compares the
-# loss and the gradient of every case with its equation, whose stop-gradients are explicit.
+# The other cases run with --slow: `oracle_test` compares the loss and the gradient of every case with its equation.
 FEWER = FIRST + [case for case in COUPLED if case not in FIRST]
 UNCOUPLED = [case for case in FEWER if case not in COUPLED]
-ON_FEWER = (
-  checks.check_deletion,
-  checks.check_extremes,
-  checks.check_metric_gradient,
-  checks.check_padding,
-  checks.check_reference_gradient,
-  checks.check_vmap,
-)
 IN_ONE_PROGRAM = (checks.check_coupling, checks.check_jit)  # many objectives are compiled together, below
 EACH = [check for check in testing.PROPERTIES if check not in IN_ONE_PROGRAM]
 
 
-@pytest.fixture(scope='module', params=cases.CASES, ids=lambda case: f'{case.expression}-N{case.responses}')
+@pytest.fixture(
+  scope='module',
+  params=[pytest.param(case, marks=() if case in FEWER else pytest.mark.slow) for case in cases.CASES],
+  ids=[f'{case.expression}-N{case.responses}' for case in cases.CASES],
+)
 def case(request):
   known = request.param
   objective = objectives.parse(known.expression)
@@ -50,11 +45,8 @@ def test_every_exported_objective_has_a_case():
 
 
 @pytest.mark.parametrize('check', EACH, ids=lambda check: check.__name__.removeprefix('check_'))
-def test_contract(case, check, pytestconfig):
-  known, setting = case
-  if check in ON_FEWER and known not in FEWER and not pytestconfig.getoption('slow'):
-    pytest.skip('tested with other hyper-parameters; with these by --slow')
-  check(setting)
+def test_contract(case, check):
+  check(case[1])
 
 
 def test_documented_value_at_the_reference(case):
@@ -73,6 +65,7 @@ def test_missing_reference_is_named(case):
     assert np.all(np.isfinite(setting.objective.apply(stats.from_logits(*inputs), setting.batch).loss))
 
 
+@pytest.mark.slow  # `check_vmap` finds a coupling of the losses of each objective
 def test_an_undeclared_coupling_is_not_there():
   """In a sum of all objectives that do not couple rows; `check_vmap` looks at the losses of each."""
   parts = [objectives.parse(case.expression) for case in FIRST if case.responses == 2 and case not in COUPLED]
@@ -84,6 +77,7 @@ def test_eager_and_jit_agree(responses):
   agree(jax.jit, [known for known in FEWER if known.responses == responses], lambda x: x)
 
 
+@pytest.mark.slow  # `check_vmap` sees each prompt alone, too
 @pytest.mark.parametrize('responses', sorted({case.responses for case in UNCOUPLED}))
 def test_eager_and_pmap_agree(responses):
   """With one device per prompt, so only for objectives that do not couple rows."""

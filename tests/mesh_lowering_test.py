@@ -62,7 +62,9 @@ def collectives_in_loops(text):
   return [line.strip()[:120] for name in bodies for line in computations(text)[name] if COLLECTIVE.search(line)]
 
 
-@pytest.fixture(scope='module', params=[(8, 1, 1), (1, 8, 1)], ids=['data', 'fsdp'])
+@pytest.fixture(
+  scope='module', params=[pytest.param((8, 1, 1), marks=pytest.mark.slow), (1, 8, 1)], ids=['data', 'fsdp']
+)
 def compiled(request):
   return request.param, lowered(request.param).compile().as_text()
 

@@ -30,13 +30,14 @@ def merging(folder) -> settings.Config:
   return config
 
 
-def test_online_merging_reports_what_it_does_and_resumes_bit_identically(folder, merging, capsys):
+@pytest.mark.parametrize('memory', ['device', pytest.param('host', marks=pytest.mark.slow)])
+def test_online_merging_reports_what_it_does_and_resumes_bit_identically(folder, merging, memory, capsys):
   """Wherever tau lives."""
-  source, workdir = pathlib.Path(merging.workdir), folder / 'merging_again'
+  source, workdir = pathlib.Path(merging.workdir), folder / f'merging_again_{memory}'
   shutil.copytree(source / 'checkpoints' / '4', workdir / 'checkpoints' / '4')
   first = (source / 'metrics.jsonl').read_text(encoding='utf-8').splitlines(keepends=True)[:4]
   (workdir / 'metrics.jsonl').write_text(''.join(first), encoding='utf-8')
-  training.train(dataclasses.replace(merging, workdir=str(workdir), delta_memory='host'))
+  training.train(dataclasses.replace(merging, workdir=str(workdir), delta_memory=memory))
   printed = capsys.readouterr().out
   assert 'resuming from step 4' in printed
   assert f'optimizer  {MERGING}, delta to {merging.base_model} in bfloat16\n' in printed

@@ -107,7 +107,10 @@ def bottom(figure):
   return [axes for axes in figure.axes if axes.get_subplotspec().is_last_row()]
 
 
-@pytest.mark.parametrize('name', FIGURES)
+# toy/nested_risk_test.py checks what the long notebook draws.
+@pytest.mark.parametrize(
+  'name', [pytest.param(name, marks=pytest.mark.slow if name == 'nested_risk' else ()) for name in FIGURES]
+)
 def test_every_figure_has_labels(name, request):
   _, figures = request.getfixturevalue(name.split('_')[0])
   assert len(figures) == FIGURES[name]
@@ -120,8 +123,8 @@ def test_every_figure_has_labels(name, request):
 @pytest.mark.parametrize(
   'fixture',
   [
-    'nested',
     'own',
+    pytest.param('nested', marks=pytest.mark.slow),
     pytest.param('real_compose', marks=pytest.mark.slow),
     pytest.param('real_nested', marks=pytest.mark.slow),
   ],

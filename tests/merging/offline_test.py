@@ -60,7 +60,9 @@ def test_task_arithmetic(normalize, scale):
 
 
 @pytest.mark.parametrize(('normalize', 'scale'), [(True, 1.0), (False, 0.7)])
-@pytest.mark.parametrize('density', [0.1, 0.5, 1.0])
+@pytest.mark.parametrize(
+  'density', [0.1, pytest.param(0.5, marks=pytest.mark.slow), pytest.param(1.0, marks=pytest.mark.slow)]
+)
 def test_ties(density, normalize, scale):
   expected = mixed(lambda d, i: oracle.trim(d, density), 'ties', normalize, scale)
   compare(merging.ties(density, normalize, scale), expected)
@@ -72,7 +74,10 @@ def test_densities_belong_to_models_in_order():
 
 
 @pytest.mark.parametrize('consensus', ['linear', 'ties'])
-@pytest.mark.parametrize(('density', 'gamma'), [(0.6, 0.1), (0.95, 0.2), (0.3, 0.0), (1.0, 0.1)])
+@pytest.mark.parametrize(
+  ('density', 'gamma'),
+  [(0.6, 0.1), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in ((0.95, 0.2), (0.3, 0.0), (1.0, 0.1)))],
+)
 def test_breadcrumbs(density, gamma, consensus):
   expected = mixed(lambda d, i: oracle.outliers(d, density, gamma), consensus, True, 0.8)
   compare(merging.breadcrumbs(density, gamma, consensus, normalize=True, scale=0.8), expected)
@@ -95,7 +100,7 @@ def masks(name):
   return kept
 
 
-QUICK = {('inverse', 'linear'), ('l1', 'ties'), ('none', 'linear')}  # each rescaling, each consensus
+QUICK = {('inverse', 'linear'), ('l1', 'ties')}  # each consensus
 
 
 @pytest.mark.parametrize(
@@ -124,7 +129,9 @@ def test_dare(consensus, rescale):
     np.testing.assert_allclose(merged[name], wanted, rtol=2e-5, atol=2e-6, err_msg=name)
 
 
-@pytest.mark.parametrize('rescale', [pytest.param('inverse', marks=pytest.mark.slow), 'l1', 'none'])
+@pytest.mark.parametrize(
+  'rescale', [pytest.param('inverse', marks=pytest.mark.slow), 'l1', pytest.param('none', marks=pytest.mark.slow)]
+)
 def test_della(rescale):
   density, epsilon = 0.6, 0.3
   kept = masks('della')

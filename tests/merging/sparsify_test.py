@@ -186,12 +186,12 @@ METHODS = [
 RANKED = (merging.della(0.5, 0.2, rescale='l1'), merging.slerp(0.3), merging.ties(0.3))
 
 
-# One method less: the others of DELLA and DARE have the same draws, ranks and rescaling.
-@pytest.mark.parametrize(
-  'method',
-  [pytest.param(method, marks=pytest.mark.slow if method == merging.della(0.5, 0.2) else ()) for method in METHODS],
-  ids=str,
-)
+# Quick: one that draws, one that ranks along rows and rescales, one that finds a threshold, one without a base.
+VARIED = (METHODS[1], METHODS[3], METHODS[4], METHODS[8])
+EACH = [pytest.param(method, marks=() if method in VARIED else pytest.mark.slow) for method in METHODS]
+
+
+@pytest.mark.parametrize('method', EACH, ids=[str(method) for method in METHODS])
 def test_blocks_of_rows_give_what_the_whole_tensor_gives(method):
   base, models = worlds.family(2)
   alike = worlds.tree(20, 0.3)
@@ -215,8 +215,8 @@ ROWS, COLUMNS = jax.sharding.PartitionSpec('fsdp'), jax.sharding.PartitionSpec(N
 @pytest.mark.parametrize(
   ('spec', 'method'),
   [
-    *((ROWS, method) for method in METHODS),
     *((COLUMNS, method) for method in METHODS if method in RANKED),
+    *(pytest.param(ROWS, method, marks=() if method in VARIED[2:] else pytest.mark.slow) for method in METHODS),
     *(pytest.param(COLUMNS, method, marks=pytest.mark.slow) for method in METHODS if method not in RANKED),
   ],
   ids=str,

@@ -27,7 +27,15 @@ def copy(tmp_path):
   return pathlib.Path(shutil.copytree(ADAPTER, tmp_path / 'copy'))
 
 
-@pytest.mark.parametrize('name', ['llama_tied', 'phi3', 'gpt_neox', 'gpt2'])
+@pytest.mark.parametrize(
+  'name',
+  [
+    'llama_tied',
+    pytest.param('phi3', marks=pytest.mark.slow),
+    'gpt_neox',
+    pytest.param('gpt2', marks=pytest.mark.slow),
+  ],
+)
 def test_logits_are_those_of_peft(name, tmp_path):
   """What PEFT wrote is read, and what is written is read: also where kernels are stored together."""
   golden = safetensors_numpy.load_file(GOLDEN / name / 'golden.safetensors')

@@ -259,7 +259,7 @@ def test_an_entry_depends_on_exactly_the_tokens_before_it(window):
     ('none', True),
     pytest.param('full', True, marks=pytest.mark.slow),
     pytest.param('none', False, marks=pytest.mark.slow),
-    ('dots', False),
+    pytest.param('dots', False, marks=pytest.mark.slow),
     pytest.param('full', False, marks=pytest.mark.slow),
   ],
 )
@@ -326,6 +326,7 @@ def test_decode_mirrors_hidden_entry_by_entry(compute_dtype, tolerance):
     token = batch.response[:, :, t]
 
 
+@pytest.mark.slow  # tests/training/step_test.py takes the gradient of a step on a mesh
 def test_eight_devices_compute_what_one_does():
   mesh = mesh_lib.make_mesh(data=4, fsdp=1, tensor=2)
   batch, params = token_batches.batch(9, P, N, R), _params(**FAMILY)

@@ -257,6 +257,7 @@ def slope(x, y):
   return np.polyfit(np.log(x), np.log(y), 1)[0]
 
 
+@pytest.mark.slow  # a law of statistics that follows from the loss, which oracle_test checks
 def test_error_of_pmle_falls_as_one_over_n_and_that_of_dpo_stays():
   samples, counts = Samples(contexts=96, scale=0.3), [2**k for k in (7, 9, 11, 13)]
   weight = np.stack([samples.draw(1.0, count) for count in counts])
@@ -267,6 +268,7 @@ def test_error_of_pmle_falls_as_one_over_n_and_that_of_dpo_stays():
   assert pmle[-1] < plateau / 20
 
 
+@pytest.mark.slow  # a law of statistics that follows from the loss, which oracle_test checks
 def test_error_of_pmle_is_inversely_proportional_to_gamma_squared():
   samples, gammas = Samples(contexts=96, scale=0.3), [0.25, 0.5, 1.0]
   errors = [samples.errors(objectives.pmle(gamma), samples.draw(gamma, 4096)[None])[0] for gamma in gammas]

@@ -100,7 +100,7 @@ def largest(tree):
 
 
 @pytest.mark.parametrize(('objective', 'scored', 'gamma', 'beta'), EXACT, ids=NAMES)
-@pytest.mark.parametrize('samples', [1, 2, 3])
+@pytest.mark.parametrize('samples', [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_value_and_gradient_are_exact_in_expectation(objective, scored, gamma, beta, samples):
   policy, reference = draw_policy(0), draw_policy(1)
 
@@ -116,10 +116,9 @@ def test_value_and_gradient_are_exact_in_expectation(objective, scored, gamma, b
 
 def test_gradient_of_the_kl_vanishes_at_the_reference_for_any_samples():
   policy = draw_policy(0)
-  for samples in (1, 2, 3):
-    rows = tuples(samples)
-    gradients = jax.jacrev(lambda x, rows=rows: losses(objectives.kl_penalty(2.0), x, policy, rows).loss)(policy)
-    assert largest(gradients) == 0.0
+  rows = tuples(2)  # every pair of samples, so each of the 7 as a first and as a second one
+  gradients = jax.jacrev(lambda x: losses(objectives.kl_penalty(2.0), x, policy, rows).loss)(policy)
+  assert largest(gradients) == 0.0
 
 
 def test_a_constant_added_to_the_scores_shifts_the_value_and_leaves_the_gradient():

@@ -296,6 +296,7 @@ def train_gaussian(objective, seed, steps=600, count=1500, rate=0.1, beta=0.01):
   return 1.5 * theta[0] - 0.35 * theta @ theta, theta @ theta / 2
 
 
+@pytest.mark.slow
 def test_on_a_gaussian_bandit_dpo_over_optimises_and_importance_weights_bound_it():
   plain = objectives.dpo(0.01)
   runs = {

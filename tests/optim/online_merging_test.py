@@ -147,7 +147,9 @@ def test_07_mean_and_variance_of_dare(rescale, mean, variance):
     assert abs(values.var() - variance) < 0.01 * variance + 5e-3 * variance
 
 
-@pytest.mark.parametrize('reserve', [1e-9, pytest.param(0.02, marks=pytest.mark.slow), 0.29, 0.999])
+@pytest.mark.parametrize(
+  'reserve', [1e-9, pytest.param(0.02, marks=pytest.mark.slow), 0.29, pytest.param(0.999, marks=pytest.mark.slow)]
+)
 def test_08_ties_keeps_the_largest_exactly(reserve):
   tx, update = optim.online_ties(reserve, 0.0), runs.only('layers', runs.tree(11, 1e-6))
   zero, merge = jax.tree.map(jnp.zeros_like, update), runs.jitted(tx)

@@ -24,7 +24,7 @@ ADAPTER = "lora(rank=2, alpha=3, targets='query+mlp')"
 def finished(tmp_path_factory):
   """A coupled objective on a base in 8 bits, on a mesh with every axis."""
   folder = tmp_path_factory.mktemp('adapters')
-  assets.write_tiny_model(folder / 'model', layers=2, vocab_size=384)
+  assets.write_tiny_model(folder / 'model', layers=1, vocab_size=384)
   runs.write_pairs(folder / 'train.jsonl', 32, seed=0)
   config = settings.Config(
     model=str(folder / 'model'),

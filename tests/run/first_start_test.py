@@ -37,6 +37,7 @@ def losses(workdir: pathlib.Path) -> list[float]:
   return [record['loss'] for record in metrics.read_jsonl(workdir / 'metrics.jsonl') if 'loss' in record]
 
 
+@pytest.mark.slow  # the next test keeps the date, and recovery restores it
 def test_a_run_that_is_resumed_on_another_day_has_the_same_tokens_cache_and_losses(folder, monkeypatch, capsys):
   monkeypatch.setattr(first_start, '_clock', lambda: DAYS[0])
   whole = configure(folder, 'whole')

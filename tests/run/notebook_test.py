@@ -21,7 +21,7 @@ ROWS = [
 
 @pytest.fixture(name='loaded', scope='module')
 def load(tmp_path_factory):
-  return alignjax.load(assets.write_tiny_model(tmp_path_factory.mktemp('model')))
+  return alignjax.load(assets.write_tiny_model(tmp_path_factory.mktemp('model'), layers=1))
 
 
 @pytest.fixture(name='examples', scope='module')

@@ -34,7 +34,11 @@ def coupled_cases():
 
 
 CASES = coupled_cases()
-EVERY = pytest.mark.parametrize('name', sorted(CASES))
+# Quick: one with statistics of the batch, one that sorts, one that draws and remembers, one with a single response.
+VARIED = ('alpha_dpo', 'aot', 'beta_dpo', 'kto')
+EVERY = pytest.mark.parametrize(
+  'name', [pytest.param(name, marks=() if name in VARIED else pytest.mark.slow) for name in sorted(CASES)]
+)
 
 
 def batch_of(name, seed=2):

@@ -209,6 +209,7 @@ def test_a_checkpoint_of_another_memory_is_not_restored(tmp_path, params):
       checkpoints.restore(abstract, make_source())
 
 
+@pytest.mark.slow  # with a program of its own; the test below compares both programs
 def test_evaluation_does_not_change_it(params, programs, whole):
   plain, records = run(params, programs, 5)
   assert bits(plain) == bits(whole[0])

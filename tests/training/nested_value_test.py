@@ -49,11 +49,13 @@ def compiled():
   return lowering.lowered((8, 1, 1), NESTED, chunk=4).compile().as_text()
 
 
+@pytest.mark.slow
 def test_no_collective_inside_the_scan_over_positions(compiled):
   assert lowering.collectives_in_loops(compiled) == []
   assert re.findall(r' while\(', compiled)
 
 
+@pytest.mark.slow
 def test_no_array_is_as_large_as_the_logits_of_a_device(compiled):
   shapes = [tuple(map(int, shape.split(','))) for shape in re.findall(r'f32\[([\d,]+)\]', compiled)]
   sizes = [math.prod(shape) for shape in shapes if CONFIG.vocab_size in shape]

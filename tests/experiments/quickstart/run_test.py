@@ -29,7 +29,7 @@ def settings(tmp_path_factory) -> command_line.Settings:
   folder = tmp_path_factory.mktemp('quickstart')
   return command_line.Settings(
     workdir=str(folder / 'run'),
-    model=str(assets.write_tiny_model(folder / 'model')),
+    model=str(assets.write_tiny_model(folder / 'model', layers=1)),
     train_prompts=8,
     held_out_prompts=6,
     group=4,

@@ -30,6 +30,7 @@ def test_drawn_comparisons_approach_the_exact_ones(world):
   np.testing.assert_allclose(drawn.label, exact.label, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_with_more_pairs_the_target_is_learnt_or_a_plateau_reached(world):
   sizes = (2**10, 2**13, 2**16)
   errors = study.by_sample_size(SETTING, [world], sizes, (0.1, 0.5), np.random.default_rng(2))
