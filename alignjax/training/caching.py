@@ -85,13 +85,13 @@ def complete(
       return json.dumps(names)
 
     names = json.loads(processes.from_first(look))
-    cache, count = _open(location, names), len(location.data)
+    cache, count = processes.on_all(lambda: _open(location, names)), len(location.data)
     if cache.missing.any():
       there = count - int(cache.missing.sum())
       rest = f', which has {there} of them' if there else ''
       announce(f'reference cache of {count} examples: writing {cache.folder}{rest}')
       names += compute(location, batches, cache.missing, load(), announce)
-      cache = _open(location, names)
+      cache = processes.on_all(lambda: _open(location, names))
   announce(f'reference cache: {", ".join(cache.columns)} of {count} examples from {cache.folder}')
   return cache
 

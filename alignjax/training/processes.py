@@ -34,7 +34,7 @@ _WORKING, _DONE, _FAILED = range(3)
 def from_first(call: Callable[[Callable[[], None]], str]) -> str:
   """Calls a function on process 0, and returns its result on all processes. They wait however long it takes.
 
-  Collectives have time limits, so process 0 gives a sign of life every few seconds.
+  Some machines limit the time of a collective, so process 0 gives a sign of life every few seconds.
 
   Args:
     call: called with a function that it must call often, at least every few seconds.
@@ -78,3 +78,22 @@ def on_first(call: Callable[[], None]) -> None:
     return ''
 
   from_first(run)
+
+
+def on_all[Result](call: Callable[[], Result]) -> Result:
+  """Calls a function on every process, and raises on all of them if it fails on one.
+
+  Raises:
+    ValueError: it has raised a ValueError or an OSError on some process. Those raise the error itself.
+  """
+  result, error = None, None
+  try:
+    result = call()
+  except (ValueError, OSError) as raised:
+    error = raised
+  complaints = gather_text(str(error or ''))
+  if error is not None:
+    raise error
+  if any(complaints):
+    raise ValueError(next(filter(None, complaints)))
+  return result

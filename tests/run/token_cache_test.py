@@ -134,6 +134,19 @@ def test_an_error_of_the_first_process_is_raised_by_all(two):
   assert str(first) == str(second) == 'rows.jsonl'
 
 
+def test_an_error_of_any_process_is_raised_by_all(two):
+  def fail_on_second():
+    if jax.process_index():
+      raise FileNotFoundError('shard')
+    return 'fine'
+
+  first, second = two.run(lambda index: processes.on_all(fail_on_second))
+  assert isinstance(first, ValueError)
+  assert isinstance(second, FileNotFoundError)
+  assert str(first) == str(second) == 'shard'
+  assert two.run(lambda index: processes.on_all(lambda: index)) == [0, 1]
+
+
 def test_one_process_tokenises_for_both(two, tiny_run, tokenizer, tmp_path, monkeypatch):
   encode_all, callers = tokenization.Tokenizer.encode_all, []
 
