@@ -160,7 +160,9 @@ def tokenize(settings: TokenizeSettings) -> None:
     )
   request = artefact.Request(settings.data, tokenizer, settings.limits(), settings.on_error, settings.ignore_fields)
   if obstacle := artefact.obstacle(request):
-    raise ValueError(f'{obstacle}, so its tokens cannot be kept: convert it with `alignjax data convert`')
+    raise ValueError(
+      f'{obstacle}, so it cannot be tokenised beforehand: convert it to JSON Lines with `alignjax data convert`'
+    )
   root = pathlib.Path(settings.token_cache)
   name, data = artefact.obtain(root, request, artefact.Making(print, workers=settings.workers))
   print(data.report)

@@ -71,7 +71,7 @@ def read(request: artefact.Request, cache: Cache, announce: Announce) -> dataset
   )
   data = encoding.tokenize(examples, request.tokenizer, request.limits, report, on_error=request.on_error)
   if cache.root is not None and (obstacle := artefact.obstacle(request)):
-    announce(f'{obstacle}, so its tokens are not kept: they are made again at every start')
+    announce(f'{obstacle}, so its tokens are not cached: it is tokenised at every start')
   return data
 
 

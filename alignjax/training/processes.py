@@ -91,7 +91,7 @@ def on_all[Result](call: Callable[[], Result]) -> Result:
     result = call()
   except (ValueError, OSError) as raised:
     error = raised
-  complaints = gather_text(str(error or ''))
+  complaints = gather_text('' if error is None else str(error) or type(error).__name__)
   if error is not None:
     raise error
   if any(complaints):

@@ -146,7 +146,7 @@ def test_tokens_are_made_once(model, write, tmp_path, capsys):
 def test_tokens_that_cannot_be_kept(model, write, tmp_path, capsys):
   cache = f'--token_cache={tmp_path / "c"}'
   assert run('tokenize', f'--model={model}', '--data=tfds:name', cache) == 1
-  assert 'tfds:name is not a file of rows, so its tokens cannot be kept' in capsys.readouterr().err
+  assert 'tfds:name is not a local data file, so it cannot be tokenised beforehand' in capsys.readouterr().err
   dated = tmp_path / 'dated'
   variants.byte_level(dated, template="{{ strftime_now('%Y') }}" + variants.TURNS)
   assets.write_tiny_model(dated.with_name('config'), layers=1)

@@ -45,8 +45,8 @@ def test_other_sources_are_tokenised_at_every_start_and_the_log_says_so(tiny_run
   found = token_cache.read(request, token_cache.Cache(tmp_path), said.append)
   assert len(found) == 61
   assert said == [
-    f'mine:{tiny_run / "train.jsonl"} is not a file of rows, so its tokens are not kept: they are made again at every '
-    'start'
+    f'mine:{tiny_run / "train.jsonl"} is not a local data file, so its tokens are not cached: it is tokenised at '
+    'every start'
   ]
   assert not list(tmp_path.iterdir())
   token_cache.read(request, token_cache.NONE, pytest.fail)

@@ -20,7 +20,7 @@ def obstacle(source: sources.Source) -> str:
   form, location = sources.parse_expression(source)
   reader = _reader(location)
   if reader is None or not os.path.isfile(location):
-    return f'{location} is not a file of rows'
+    return f'{location} is not a local data file'
   for function in (reader, sources.FORMS[form].parse):
     if not _is_of_library(function):
       return f'{location} is read by code outside {LIBRARY}'

@@ -239,7 +239,7 @@ def test_whatever_determines_the_tokens_is_in_the_name(tmp_path, folder, tokeniz
 def test_data_that_cannot_be_identified_without_reading_it_has_an_obstacle(folder, tokenizer, monkeypatch):
   assert artefact.obstacle(request_of(folder, tokenizer)) == ''
   for source in ('hf:owner/name', 'tfds:name', str(folder / 'nowhere.jsonl'), str(folder / 'model')):
-    assert 'is not a file of rows' in artefact.obstacle(request_of(folder, tokenizer, sources=(source,)))
+    assert 'is not a local data file' in artefact.obstacle(request_of(folder, tokenizer, sources=(source,)))
   own = sources.Form(lambda fields, ignored: None, generic_forms.PREFERENCE)
   monkeypatch.setitem(sources.FORMS, 'mine', own)
   request = request_of(folder, tokenizer, sources=(f'mine:{folder / "plain.jsonl"}',))
