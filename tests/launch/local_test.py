@@ -3,7 +3,6 @@
 import contextlib
 import os
 import pathlib
-import shutil
 import signal
 import subprocess
 import sys
@@ -167,10 +166,23 @@ def test_explains_itself_when_misused(start, arguments):
   assert 'launch/local.sh 2 -- --model=' in error
 
 
-def test_is_valid_bash():
-  subprocess.run(['bash', '-n', str(SCRIPT)], check=True)
+def test_restarts(start, tmp_path):
+  body = f'echo x >> {tmp_path}/runs; exit $((134 * ($(wc -l < {tmp_path}/runs) < 3)))'
+  process = start(body, '1', '--', RESTARTS='2', BACKOFF_SECONDS='0')
+  _, error = process.communicate(timeout=20)
+  assert process.returncode == 0
+  assert error.count('starting again in 0 s') == 2
+  (tmp_path / 'runs').unlink()
+  process = start(body, '1', '--', RESTARTS='1', BACKOFF_SECONDS='0')
+  _, error = process.communicate(timeout=20)
+  assert process.returncode == 134
+  assert 'giving up after 1 restarts without a new checkpoint' in error
 
 
-@pytest.mark.skipif(shutil.which('shellcheck') is None, reason='shellcheck is not installed')
-def test_shellcheck():
-  subprocess.run(['shellcheck', str(SCRIPT)], check=True)
+def test_dry_run_prints_the_commands(start):
+  process = start('exit 7', '2', '--dry-run', '--module=doctor', '--', '--x=a b')
+  output, _ = process.communicate(timeout=20)
+  assert process.returncode == 0
+  cluster = '--cluster=flags --coordinator=localhost:12345 --num_processes=2'
+  for i, line in enumerate(output.splitlines()):
+    assert line.endswith(f'-u -m alignjax doctor {cluster} --process_id={i} --x=a\\ b')
