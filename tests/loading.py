@@ -32,7 +32,7 @@ def main(coordinator: str, process: str, *models: str) -> None:
     config = checkpoint_io.load_config(model)
     shapes = jax.eval_shape(transformer.build(config).init, jax.random.key(0))
     try:
-      loading = checkpoint_io.Loading(None, together=processes.together)
+      loading = checkpoint_io.Loading(None, together=processes.on_all)
       params = checkpoint_io.load_params(model, config, rules.param_shardings(mesh, shapes), loading)
     except ValueError as error:
       print(json.dumps({'error': str(error)}), flush=True)

@@ -7,7 +7,7 @@ SUMMARIES = {
   'doctor': 'examine a run before it trains: tokenizer, data, models, memory',
   'export': 'write the model of a checkpoint, without the data',
   'sample': 'draw responses from a model',
-  'data': 'validate, inspect, convert or build preference data',
+  'data': 'validate, inspect, tokenise, convert or build preference data',
   'merge': 'merge models in Hugging Face folders',
 }
 PROGRAM = program.Group('alignjax', __doc__, SUMMARIES, program.lazy)

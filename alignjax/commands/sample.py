@@ -119,7 +119,7 @@ def run(settings: Settings) -> None:
     seed=settings.seed,
     strategy=build_strategy(settings),
   )
-  loading = checkpoint_io.Loading(together=processes.together)
+  loading = checkpoint_io.Loading(together=processes.on_all)
   responses = text.sample(settings.model, _prompts(settings), options, settings.compute_dtype, loading)
   if jax.process_index() > 0:  # takes part in every batch
     collections.deque(responses, maxlen=0)

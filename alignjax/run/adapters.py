@@ -62,7 +62,7 @@ def initial_params(policy: Policy, config: settings.ModelSettings, mesh: jax.sha
   """The initial parameters that a run trains: the model's, or the adapter's. Each is created on its own device."""
   shardings = rules.param_shardings(mesh, policy.trained_shapes())
   if policy.adapter is None:
-    loading = checkpoint_io.Loading(together=processes.together)
+    loading = checkpoint_io.Loading(together=processes.on_all)
     return checkpoint_io.load_params(config.model, policy.model.config, shardings, loading)
   model = policy.bind(_shapes(policy.model.config))
   return jax.jit(model.init, out_shardings=shardings)(key)
@@ -119,7 +119,7 @@ def _loading_base(
     quantized = quantization.convert(path, leaf, config.base_quantization)
     return jax.tree.map(functools.partial(place, path), quantized)
 
-  return checkpoint_io.Loading(None, convert, processes.together)
+  return checkpoint_io.Loading(None, convert, processes.on_all)
 
 
 def describe(config: settings.ModelSettings, parameters: Params) -> str:

@@ -1,6 +1,7 @@
 """Reads the inputs of a run: its datasets, and the reference model."""
 
 from collections.abc import Callable, Sequence
+import functools
 import hashlib
 import pathlib
 from typing import Any, NamedTuple
@@ -9,17 +10,16 @@ import jax
 
 from alignjax import files, objectives, stats
 from alignjax.data.batches import batching, reference_cache
-from alignjax.data.reading import drops, sources
-from alignjax.data.tokens import dataset, encoding, tokenization
+from alignjax.data.tokens import artefact, dataset, encoding, tokenization
 from alignjax.models import checkpoint_io, manifest
 from alignjax.parallel import mesh as parallel_mesh
-from alignjax.run import adapters, settings
+from alignjax.run import adapters, settings, token_cache
 from alignjax.training import caching, processes, references, rows
 from alignjax.training.policy import Policy
 from alignjax.types import Params
 
 Announce = Callable[[str], None]
-_LOADING = checkpoint_io.Loading(dtype=None, together=processes.together)  # a reference keeps the dtype of its file
+_LOADING = checkpoint_io.Loading(dtype=None, together=processes.on_all)  # a reference keeps the dtype of its file
 
 
 class Split(NamedTuple):
@@ -37,18 +37,14 @@ class Reading(NamedTuple):
   vocab_size: int  # vocabulary size of the model
   mesh: jax.sharding.Mesh
   announce: Announce
+  cache: token_cache.Cache = token_cache.NONE
 
 
 def read_split(paths: Sequence[str], config: settings.DataSettings, reading: Reading, *, training: bool) -> Split:
   """Reads and tokenises a dataset, announces what was dropped, and plans its batches."""
-  report = drops.DropReport()
-  data = encoding.tokenize(
-    sources.read_examples(paths, report, on_error=config.on_error, ignore_fields=config.ignore_fields),
-    reading.tokenizer,
-    encoding.Limits(config.max_prompt, config.max_response, reading.vocab_size),
-    report,
-    on_error=config.on_error,
-  )
+  limits = encoding.Limits(config.max_prompt, config.max_response, reading.vocab_size)
+  request = artefact.Request(tuple(paths), reading.tokenizer, limits, config.on_error, config.ignore_fields)
+  data = token_cache.read(request, reading.cache, reading.announce)
   if not data.responses:
     raise ValueError(
       f'{", ".join(paths)}: the rows are prompts without responses, but an objective needs responses; '
@@ -134,42 +130,31 @@ class Reference:
     return self._loaded
 
   def cached(self, splits: Sequence[Split]) -> list[Split]:
-    """Adds the cached outputs of the reference to the batches of each dataset. Creates missing caches.
+    """Adds the cached outputs of the reference to the batches of each dataset. Computes what its cache lacks.
 
     Raises:
-      CacheError: an existing cache is damaged, or does not match its name.
+      CacheError: the processes do not share the folder of the caches.
     """
     if not self._config.reference_cache:
       return list(splits)
     root, columns = pathlib.Path(self._config.reference_cache), self._columns()
-    weights = processes.from_first(lambda: fingerprint(self.folder, whole=True))  # one process reads the files in full
+    weights = processes.from_first(lambda alive: fingerprint(self.folder, whole=True, alive=alive))
     how = {'compute_dtype': self._config.compute_dtype}
     if self._base:
       how['quantization'] = self._config.base_quantization
-    params, result = None, []
+    load, result = functools.cache(self._run), []
     for split in splits:
       identity = reference_cache.identity(split.data, weights, columns, **how)
-      folder = reference_cache.folder_of(root, identity)
-      if not folder.exists():
-        params = self._params() if params is None else params
-        self._announce(f'reference cache of {len(split.data)} examples: writing {folder}')
-        self._build(root, identity, split, params)
-      cache = reference_cache.ReferenceCache(root, identity, split.data)
-      self._announce(f'reference cache: {", ".join(columns)} of {len(split.data)} examples from {folder}')
+      once = _batches(split.data, self._config, self._mesh, False, None)
+      location = reference_cache.Location(root, identity, split.data)
+      cache = caching.complete(location, once, load, self._announce)
       batches = _batches(split.data, self._config, self._mesh, split.training, cache)
       result.append(split._replace(batches=batches))
     return result
 
-  def _build(self, root: pathlib.Path, identity: dict[str, Any], split: Split, params: Params) -> None:
+  def _run(self) -> caching.ReferenceRun:
     layout = rows.Layout(self._config.chunk, mesh=self._mesh)
-    caching.build_cache(
-      root,
-      identity,
-      split.data,
-      _batches(split.data, self._config, self._mesh, False, None),
-      caching.ReferenceRun(self._model, params, self._needs, layout),
-      self._announce,
-    )
+    return caching.ReferenceRun(self._model, self._params(), self._needs, layout)
 
   def _columns(self) -> dict[str, reference_cache.Column]:
     return caching.columns(self._needs, self._model.config.width, self._config.compute_dtype)
@@ -180,19 +165,21 @@ class Reference:
     return checkpoint_io.load_params(self.folder, self._model.config, self._shardings, _LOADING)
 
 
-def fingerprint(folder: str, whole: bool = False) -> str:
+def fingerprint(folder: str, whole: bool = False, alive: Callable[[], None] = lambda: None) -> str:
   """Hashes a model: its small files in full, and its weights.
 
   Args:
     folder: the folder of the model.
     whole: hash all weights; otherwise only file sizes and 32 samples of 64 KiB per file, which is fast enough for
       every start of a run.
+    alive: called between files.
   """
   digest = hashlib.sha256()
   small = [pathlib.Path(folder) / name for name in ('config.json', 'tokenizer.json', 'tokenizer_config.json')]
   for file in [files.check_regular(file) for file in small if file.exists()]:
     digest.update(f'{file.name}:{file.stat().st_size}:'.encode() + file.read_bytes())
   for file in sorted(pathlib.Path(folder).glob('*.safetensors')):
+    alive()
     size = files.check_regular(file).stat().st_size
     digest.update(f'{file.name}:{size}:'.encode())
     if whole:

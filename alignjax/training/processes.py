@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import json
+import time
 
 import jax
 from jax.experimental import multihost_utils
@@ -27,48 +28,76 @@ def gather_text(text: str) -> list[str]:
   return [row[:size].tobytes().decode() for row, size in zip(rows, sizes, strict=True)]
 
 
-def on_first(call: Callable[[], None]) -> None:
-  """Calls a function on process 0, for which the other processes wait.
+PULSE = 5.0  # seconds between signs of life of process 0 while the others wait for it
+_WORKING, _DONE, _FAILED = range(3)
+
+
+def from_first(call: Callable[[Callable[[], None]], str]) -> str:
+  """Calls a function on process 0, and returns its result on all processes. They wait however long it takes.
+
+  Some machines limit the time of a collective, so process 0 gives a sign of life every few seconds.
+
+  Args:
+    call: called with a function that it must call often, at least every few seconds.
 
   Raises:
-    ValueError: it has raised a ValueError or an OSError. Every process raises.
+    ValueError: it has raised a ValueError or an OSError. Every process raises, process 0 the error itself.
   """
-  complaint = ''
+  if jax.process_count() == 1:
+    return call(lambda: None)
+  if jax.process_index():
+    while (status := gather(_WORKING)[0]) == _WORKING:
+      pass
+    result = gather_text('')[0]
+    if status == _FAILED:
+      raise ValueError(result)
+    return result
+  last = time.monotonic()
+
+  def alive() -> None:
+    nonlocal last
+    if time.monotonic() - last > PULSE:
+      gather(_WORKING)
+      last = time.monotonic()
+
   try:
-    if jax.process_index() == 0:
-      call()
+    result = call(alive)
   except (ValueError, OSError) as error:
-    if jax.process_count() == 1:
-      raise
-    complaint = str(error)
-  complaint = gather_text(complaint)[0]
-  if complaint:
-    raise ValueError(complaint)
+    gather(_FAILED)
+    gather_text(str(error))
+    raise
+  gather(_DONE)
+  return gather_text(result)[0]
 
 
-def together[T](call: Callable[[], T]) -> T:
-  """Calls a function on every process, each of which may read other files or other parts of them.
+def on_first(call: Callable[[], None]) -> None:
+  """Calls a function on process 0, for which the other processes wait. See `from_first`."""
+
+  def run(alive: Callable[[], None]) -> str:
+    del alive
+    call()
+    return ''
+
+  from_first(run)
+
+
+def on_all[Result](call: Callable[[], Result]) -> Result:
+  """Calls a function on every process, and raises on all of them if it fails on one.
 
   Raises:
-    ValueError: it has raised a ValueError on some process. Every process raises.
-    OSError: the same for an OSError.
+    ValueError: it has raised a ValueError on some process. Those raise the error itself.
+    OSError: the same for an OSError, with its number.
   """
-  result, failure = None, None
+  result, error = None, None
   try:
     result = call()
-  except (ValueError, OSError) as error:
-    failure = error
-  if jax.process_count() > 1 and any(gather(int(failure is not None))):
-    number = getattr(failure, 'errno', None)
-    told = '' if failure is None else json.dumps([number, str(failure)])
-    number, text = json.loads(next(filter(None, gather_text(told))))
-    if failure is None:
-      failure = ValueError(text) if number is None else OSError(number, text)
-  if failure is not None:
-    raise failure
+  except (ValueError, OSError) as raised:
+    error = raised
+  complaint = '' if error is None else json.dumps([getattr(error, 'errno', None), str(error) or type(error).__name__])
+  complaints = gather_text(complaint)
+  if error is not None:
+    raise error
+  if any(complaints):
+    number, text = json.loads(next(filter(None, complaints)))
+    raise ValueError(text) if number is None else OSError(number, text)
   return result
-
-
-def from_first(call: Callable[[], str]) -> str:
-  """The text that a function returns on process 0, on every process. Raises: see `together`."""
-  return gather_text(together(lambda: call() if jax.process_index() == 0 else ''))[0]

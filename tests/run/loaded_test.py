@@ -11,7 +11,7 @@ from safetensors import numpy as safetensors_numpy
 from alignjax.models import checkpoint_io, folders
 from alignjax.optim import recipes, schedules
 from alignjax.run import inputs, loaded, preparation, record, settings, training
-from alignjax.training import checkpoint, metrics, placement, processes, references, source
+from alignjax.training import checkpoint, metrics, placement, references, source
 from tests import runs
 from tests.models import model_folders
 
@@ -140,28 +140,6 @@ def test_checksums_do_not_depend_on_the_mesh_and_ignore_what_only_one_run_has(fo
   whole.check({'base': {TENSOR: 1}, 'reference': {'gone': 1}}, {})
   with pytest.raises(checkpoint.MismatchError, match=f'^here: tensor {TENSOR} has changed'):
     whole.check({'reference': sums['reference'] | {TENSOR: 1}}, {})
-
-
-@pytest.mark.parametrize('error', [ValueError('wrong'), OSError(5, 'lost')])
-def test_a_failure_of_one_process_is_raised_by_all(error, monkeypatch):
-  told = []
-  monkeypatch.setattr(jax, 'process_count', lambda: 2)
-  monkeypatch.setattr(processes, 'gather', lambda value: [value, 0])
-  monkeypatch.setattr(processes, 'gather_text', lambda text: told.append(text) or [text, ''])
-
-  def fail():
-    raise error
-
-  with pytest.raises(type(error)) as raised:
-    processes.together(fail)
-  assert raised.value is error
-  monkeypatch.setattr(processes, 'gather', lambda value: [1, value])
-  monkeypatch.setattr(processes, 'gather_text', lambda text: [told[0], text])
-  with pytest.raises(type(error), match=str(error.args[-1])) as raised:
-    processes.together(lambda: 3)
-  assert getattr(raised.value, 'errno', None) == getattr(error, 'errno', None)
-  monkeypatch.setattr(processes, 'gather', lambda value: [0, value])
-  assert processes.together(lambda: 3) == 3
 
 
 @pytest.mark.slow  # slices_test.py compares logits; this compares whole runs
