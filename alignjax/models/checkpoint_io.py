@@ -3,7 +3,7 @@
 Weights are read and written only as safetensors, never as pickles.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import dataclasses
 import functools
@@ -24,6 +24,7 @@ from alignjax.models import (
   manifest,
   pieces,
   slices,
+  storing,
   transformer,
   weight_files,
 )
@@ -251,11 +252,11 @@ def save(
   family = families.of(config)
   leaves = _check_leaves(config, params)
   entries = family.render(config) | {'torch_dtype': dtype} | _token_ids(assets_from)
-  blocks = _stored_blocks(family, config, leaves)
+  blocks = storing.blocks(family, config, leaves)
   if jax.process_index() == 0:
     with folders.replacing(folder, source=source) as partial:
       folders.write_json(partial / folders.CONFIG, entries)
-      planned = _planned(family, config, dtype)
+      planned = storing.planned(family, parameter_shapes(config)[0], dtype)
       with weight_files.writing(weight_files.divide(partial, planned)) as writer:
         for block in blocks:
           writer.write(*block)
@@ -300,13 +301,8 @@ def _open_leaves(
   for leaf, shape in shapes.items():
     tensor = family.tensor(leaf)
     sizes, held = [shapes[part][-1] for part in tensor.leaves], [tensors[name] for name in tensor.names(shape)]
-    stored[leaf] = slices.Stored(leaf, shape, tensor, sizes, groups(tensor, config), held)
+    stored[leaf] = slices.Stored(leaf, shape, tensor, sizes, tensor.group_count(config), held)
   return stored
-
-
-def groups(tensor: declaration.Tensor, config: transformer.TransformerConfig) -> int:
-  """The number of groups of outputs in which the leaves of a fused tensor alternate."""
-  return 1 if tensor.grouped_by is None else getattr(config, tensor.grouped_by)
 
 
 def _targets(config: transformer.TransformerConfig, shardings: Any) -> dict[str, jax.sharding.Sharding | None]:
@@ -341,54 +337,6 @@ def _check_leaves(config: transformer.TransformerConfig, params: Params) -> dict
     if leaves[leaf].shape != shape:
       raise ValueError(f'parameter {leaf}: expected shape {shape}, found {leaves[leaf].shape}')
   return leaves
-
-
-def _planned(
-  family: declaration.Family, config: transformer.TransformerConfig, dtype: str
-) -> list[weight_files.Planned]:
-  """The tensors to store, in the order of the leaves."""
-  shapes, _ = parameter_shapes(config)
-  planned = []
-  for leaf, shape in shapes.items():
-    tensor = family.tensor(leaf)
-    if leaf == tensor.leaf:  # other leaves are stored as part of that leaf's tensor
-      stored = tensor.stored_shape([shapes[part] for part in tensor.leaves])
-      planned += [weight_files.Planned(name, stored, dtype) for name in tensor.names(shape)]
-  return planned
-
-
-def _stored_blocks(
-  family: declaration.Family, config: transformer.TransformerConfig, leaves: Mapping[str, Any]
-) -> Iterator[tuple[str, int, np.ndarray | None]]:
-  """Yields the values to store in blocks of rows, leaf by leaf: name, first row and rows; only process 0 gets rows."""
-  for leaf in leaves:
-    tensor = family.tensor(leaf)
-    if leaf != tensor.leaf:
-      continue
-    yield from _tensor_blocks(tensor, config, {part: pieces.loaded(leaves[part]) for part in tensor.leaves})
-
-
-def _tensor_blocks(
-  tensor: declaration.Tensor, config: transformer.TransformerConfig, parts: Mapping[str, Any]
-) -> Iterator[tuple[str, int, np.ndarray | None]]:
-  """The part of `_stored_blocks` for the leaves of one tensor."""
-  for layer, name in enumerate(tensor.names(parts[tensor.leaf].shape)):
-    rows = {part: lora.merged_layer(value, layer) if tensor.stacked else (value, ()) for part, value in parts.items()}
-    shapes = [value.shape[len(place) :] for value, place in rows.values()]
-    size = max(value.dtype.itemsize for value, _ in rows.values())
-    for block in tensor.blocks(shapes, groups(tensor, config), pieces.PIECE // size):
-      values = [_fetch(*rows[part], block.axis, *extent) for part, extent in block.parts.items()]
-      yield name, block.first, tensor.join(values, block.groups) if jax.process_index() == 0 else None
-
-
-def _fetch(value: Any, place: tuple[int, ...], axis: int, first: int, count: int) -> np.ndarray | None:
-  """Fetches the entries first : first + count along an axis of value[place]."""
-  row = value.shape[len(place) :]
-  axis %= len(row)
-  start, sizes = [0] * len(row), list(row)
-  start[axis], sizes[axis] = first, count
-  block = pieces.fetch(value, (*place, *start), (*(1 for _ in place), *sizes))
-  return None if block is None else block.reshape(sizes)
 
 
 def on_host(value: Any) -> np.ndarray:

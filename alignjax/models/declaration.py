@@ -85,6 +85,10 @@ class Tensor(NamedTuple):
     """The stored names of a leaf of this shape, in the order of its first axis."""
     return [self.name.format(layer=layer) for layer in range(shape[0])] if self.stacked else [self.name]
 
+  def group_count(self, config: transformer.TransformerConfig) -> int:
+    """The number of groups of outputs in which fused leaves alternate."""
+    return 1 if self.grouped_by is None else getattr(config, self.grouped_by)
+
   def stored_shape(self, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     """The shape of a stored tensor, given those of its leaves."""
     row = shapes[0][1:] if self.stacked else shapes[0]

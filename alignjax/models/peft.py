@@ -205,7 +205,7 @@ def _joined(
       part[first : first + len(b)] = b
       first += len(b)
     parts.append(part)
-  return {'lora_a': a, 'lora_b': tensor._replace(transposed=False).join(parts, checkpoint_io.groups(tensor, config))}
+  return {'lora_a': a, 'lora_b': tensor._replace(transposed=False).join(parts, tensor.group_count(config))}
 
 
 def _read(
@@ -229,7 +229,7 @@ def _read(
       folders.check_finite(name, stored[name])
       layers[factor].append(stored[name].astype(np.float32))
   split = tensor._replace(transposed=True)  # B is stored as [out, r], regardless of the layout of the kernel
-  b = [split.part(value, kernel, outputs, checkpoint_io.groups(tensor, config)) for value in layers['lora_b']]
+  b = [split.part(value, kernel, outputs, tensor.group_count(config)) for value in layers['lora_b']]
   return {'lora_a': jnp.stack([value.T for value in layers['lora_a']]), 'lora_b': jnp.stack(b)}
 
 

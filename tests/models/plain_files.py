@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from safetensors import numpy as safetensors_numpy
 
-from alignjax.models import checkpoint_io, families, lora, peft
+from alignjax.models import families, lora, peft
 from tests.models import model_folders
 
 
@@ -20,7 +20,7 @@ def weights(path: pathlib.Path, config, params, dtype='float32') -> bytes:
       parts = [leaves[part] for part in tensor.leaves]
       rows = zip(*parts, strict=True) if tensor.stacked else [parts]
       for name, row in zip(tensor.names(parts[0].shape), rows, strict=True):
-        tensors[name] = np.ascontiguousarray(tensor.join(row, checkpoint_io.groups(tensor, config)).astype(dtype))
+        tensors[name] = np.ascontiguousarray(tensor.join(row, tensor.group_count(config)).astype(dtype))
   return _written(path, tensors)
 
 
@@ -40,7 +40,7 @@ def adapter(path: pathlib.Path, config, adapters) -> bytes:
         part[:, first : first + b.shape[1]] = b
         first += b.shape[1]
       parts.append(part)
-    b = tensor._replace(transposed=False).join(parts, checkpoint_io.groups(tensor, config))
+    b = tensor._replace(transposed=False).join(parts, tensor.group_count(config))
     for kind, layers in (('lora_a', a), ('lora_b', b)):
       for name, value in zip(peft._names(tensor, config, kind), layers, strict=True):
         tensors[name] = np.ascontiguousarray(value.T, np.float32)
