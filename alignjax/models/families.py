@@ -6,7 +6,7 @@ Each family is one `Family` in `FAMILIES`. All code that reads or writes checkpo
 import dataclasses
 from typing import Any
 
-from alignjax.models import declaration, gpt_families, transformer
+from alignjax.models import declaration, gpt_families, inert, transformer
 
 _SETTINGS = (
   declaration.Setting('vocab_size', ('vocab_size',), int),
@@ -54,7 +54,8 @@ LLAMA = declaration.Family(
     declaration.Setting('mlp_bias', ('mlp_bias',), bool, False),
   ),
   fixed={'architectures': ['LlamaForCausalLM'], 'hidden_act': 'silu', 'rope_interleaved': False},
-  ignored=declaration.IGNORED,
+  ignored=inert.IGNORED,
+  inert={'activation': ('swiglu',), 'mlp_bias': (False,)},  # Falcon 3 names its MLP beside the activation in it
   tensors=(
     *_TENSORS,
     *_QKV_BIASES,
@@ -95,7 +96,7 @@ QWEN2 = dataclasses.replace(  # and Qwen1.5, Qwen2.5
   },
   cycles=_FULL_ATTENTION,
   fields={'qkv_bias': True},
-  ignored=declaration.IGNORED | _WITHOUT_WINDOW,
+  ignored=inert.IGNORED | _WITHOUT_WINDOW,
   tensors=_TENSORS + _QKV_BIASES,
 )
 
@@ -115,7 +116,7 @@ QWEN3 = dataclasses.replace(
   },
   cycles=_FULL_ATTENTION,
   fields={'qk_norm': True},
-  ignored=declaration.IGNORED | _WITHOUT_WINDOW,
+  ignored=inert.IGNORED | _WITHOUT_WINDOW,
   tensors=_TENSORS + _QK_NORMS,
 )
 
@@ -128,6 +129,7 @@ MISTRAL = dataclasses.replace(
     declaration.Setting('sliding_window', ('sliding_window',), int, 4096, nullable=True),
   ),
   fixed={'architectures': ['MistralForCausalLM'], 'hidden_act': 'silu'},
+  inert={'attention_bias': (False,), 'mlp_bias': (False,)},
   tensors=_TENSORS,
 )
 
@@ -144,7 +146,7 @@ GEMMA2 = dataclasses.replace(
     declaration.Setting('head_width', ('head_dim',), int, 256),
     declaration.Setting('tied_embeddings', ('tie_word_embeddings',), bool, True),
     declaration.Setting('max_positions', ('max_position_embeddings',), int, 8192),
-    declaration.Setting('sliding_window', ('sliding_window',), int, 4096),
+    declaration.Setting('sliding_window', ('sliding_window', 'sliding_window_size'), int, 4096),
     declaration.Setting('score_width', ('query_pre_attn_scalar',), int, 256),
     declaration.Setting('score_cap', ('attn_logit_softcapping',), float, 50.0, nullable=True),
     declaration.Setting('logit_cap', ('final_logit_softcapping',), float, 30.0, nullable=True),
@@ -157,6 +159,7 @@ GEMMA2 = dataclasses.replace(
     'use_bidirectional_attention': None,
   },
   cycles={'layer_types': ('sliding_attention', 'full_attention')},
+  inert={},
   fields={
     'activation': 'gelu_tanh',
     'full_attention_every': 2,
@@ -164,7 +167,6 @@ GEMMA2 = dataclasses.replace(
     'scaled_embeddings': True,
     'zero_centred_norms': True,
   },
-  ignored=declaration.IGNORED | {'cache_implementation'},
   tensors=_tensors(
     *_OUTPUT_NORMS,
     declaration.Tensor('layers/mlp_norm/scale', 'model.layers.{layer}.pre_feedforward_layernorm.weight'),
@@ -184,7 +186,7 @@ GEMMA3 = dataclasses.replace(  # text only
     ),
     declaration.Setting('tied_embeddings', ('tie_word_embeddings',), bool, True),
     declaration.Setting('max_positions', ('max_position_embeddings',), int, 131_072),
-    declaration.Setting('sliding_window', ('sliding_window',), int, 4096),
+    declaration.Setting('sliding_window', ('sliding_window', 'sliding_window_size'), int, 4096),
     declaration.Setting('score_width', ('query_pre_attn_scalar',), int, 256),
     declaration.Setting('score_cap', ('attn_logit_softcapping',), float, nullable=True),
     declaration.Setting('logit_cap', ('final_logit_softcapping',), float, nullable=True),
@@ -226,7 +228,7 @@ PHI3 = dataclasses.replace(
     declaration.Setting('sliding_window', ('sliding_window',), int, nullable=True),
   ),
   fixed={'architectures': ['Phi3ForCausalLM'], 'attention_bias': False, 'hidden_act': 'silu'},
-  ignored=declaration.IGNORED
+  ignored=inert.IGNORED
   | {
     'auto_map',  # custom code, which is never run
     'embd_pdrop',

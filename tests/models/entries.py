@@ -228,3 +228,19 @@ def parse(entries, **changes):
   """Parses the entries of another family, with those of OLD that it has too."""
   llama = dict.fromkeys(('attention_bias', 'mlp_bias', 'rope_interleaved'), REMOVED)
   return families.by_type(entries['model_type']).parse(changed(**llama | entries | changes))
+
+
+def of(model_type):
+  """The fields of `TransformerConfig` of a family."""
+  own = {
+    'gpt2': GPT2_FIELDS,
+    'gpt_neox': NEOX_FIELDS,
+    'qwen2': {'qkv_bias': True},
+    'qwen3': {'qk_norm': True},
+    'mistral': {'sliding_window': 4096},
+    'gemma2': GEMMA2_FIELDS,
+    'gemma3_text': GEMMA3_FIELDS,
+    'olmo2': OLMO2_FIELDS,
+    'phi3': PHI3_FIELDS,
+  }
+  return FIELDS | own.get(model_type, {}) | {'model_type': model_type}

@@ -36,6 +36,11 @@ from tests.models import entries
     (entries.GEMMA2, {'hidden_activation': 'gelu'}, "hidden_activation='gelu'"),
     (entries.GEMMA2, {'use_bidirectional_attention': True}, 'use_bidirectional_attention=True'),
     (entries.GEMMA2, {'attn_logit_softcapping': -1.0}, 'attn_logit_softcapping=-1.0'),
+    (
+      entries.GEMMA2,
+      {'sliding_window_size': 4096},
+      'sliding_window=2048, sliding_window_size=4096',
+    ),
     (entries.GEMMA3, {'sliding_window_pattern': 4}, 'sliding_window_pattern=4'),
     (entries.GEMMA3, {'layer_types': ['full_attention']}, "layer_types=['full_attention']"),
     (entries.GEMMA3, {'rope_parameters': {'rope_type': 'linear'}}, "rope_parameters.rope_type='linear' (unknown)"),
@@ -67,6 +72,25 @@ def test_each_family_reads_its_own_fields():
   assert entries.parse(entries.PHI3) == entries.FIELDS | entries.PHI3_FIELDS
   biases = {'qkv_bias': True, 'output_bias': True, 'mlp_bias': True}
   assert families.LLAMA.parse(entries.changed(attention_bias=True, mlp_bias=True)) == entries.FIELDS | biases
+
+
+def test_gemma2_as_published_names_its_window_twice():
+  assert entries.parse(entries.GEMMA2, sliding_window_size=2048) == entries.FIELDS | entries.GEMMA2_FIELDS
+
+
+@pytest.mark.parametrize(
+  ('written', 'changes'),
+  [
+    (entries.OLD, {'unsloth_fixed': True, 'unsloth_version': '2026.4.5', 'quantization_config': None}),
+    (entries.OLD, {'activation': 'swiglu', 'mlp_bias': False, 'rope_scaling': {}, 'architectures': None}),  # Falcon 3
+    (entries.MISTRAL, {'is_decoder': False, 'add_cross_attention': False, 'attention_bias': False}),
+    (entries.QWEN3, {'_attn_implementation_autoset': True, 'gradient_checkpointing': False, 'torchscript': False}),
+    (entries.PHI3, {'tokenizer_class': 'LlamaTokenizer', 'temperature': 1.0, 'top_p': 1.0, 'num_labels': 2}),
+    (entries.OLMO2, {'_commit_hash': 'abc', 'attn_implementation': 'sdpa', 'id2label': {'0': 'LABEL_0'}}),
+  ],
+)
+def test_marks_of_tools_without_effect_are_accepted(written, changes):
+  assert entries.parse(written, **changes) == entries.parse(written)
 
 
 def test_gemma3_reads_the_rotary_positions_of_both_layouts():
