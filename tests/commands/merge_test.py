@@ -20,6 +20,15 @@ QUERY = 'model.layers.1.self_attn.q_proj.weight'
 EMBEDDING = 'model.embed_tokens.weight'
 
 
+LLAMA3 = {
+  'rope_type': 'llama3',
+  'factor': 8.0,
+  'low_freq_factor': 1.0,
+  'high_freq_factor': 4.0,
+  'original_max_position_embeddings': 64,
+}
+
+
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
   """So that tiny tensors, too, are read in several blocks."""
@@ -46,6 +55,14 @@ def edit(folder, change):
 def edit_json(folder, name, **entries):
   path = folder / name
   folders.write_json(path, folders.read_json(path) | entries)
+
+
+def spell_anew(folder, theta=10000.0, scaling=None):
+  """Writes the rotary entries of a folder as transformers 5 does."""
+  entries = folders.read_json(folder / folders.CONFIG)
+  kept = {key: value for key, value in entries.items() if key not in ('rope_theta', 'rope_scaling', 'torch_dtype')}
+  rotary = {'rope_parameters': {'rope_type': 'default', 'rope_theta': theta} | (scaling or {})}
+  folders.write_json(folder / folders.CONFIG, kept | rotary | {'dtype': 'float32'})
 
 
 def run(models, text='linear()', *, base=None, **options):
@@ -97,6 +114,20 @@ def test_the_result_loads_as_a_model(models):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), params, expected)
   names = {path.name for path in merged.iterdir()}
   assert names == {path.name for path in (models / 'first').iterdir()} | {'merge.json', manifest.FILE}
+
+
+def test_one_meaning_in_two_spellings_and_a_stored_tied_head_merge(models):
+  """A fine-tune that transformers 5 or another tool has saved, against the original."""
+  expected = load(run(models))
+  (models / 'merged').rename(models / 'plain')
+  edit_json(models / 'first', folders.CONFIG, rope_scaling=LLAMA3)
+  spell_anew(models / 'second', scaling=LLAMA3)
+  edit(models / 'second', lambda tensors: tensors | {'lm_head.weight': tensors[EMBEDDING]})
+  merged = run(models)
+  assert load(merged).keys() == expected.keys()
+  for name, value in expected.items():
+    np.testing.assert_array_equal(load(merged)[name], value)
+  assert checkpoint_io.load_config(merged).rope_scaling.factor == 8.0
 
 
 def test_folders_in_several_files_are_read_and_written(models):
@@ -218,7 +249,35 @@ def replaced(name, value):
     (
       lambda m: edit_json(m / 'second', folders.CONFIG, rope_scaling={'rope_type': 'linear', 'factor': 2.0}),
       {},
-      r"second/config\.json: rope_scaling is \{'rope_type': .*first it is None",
+      r'second/config\.json: rope_scaling is LinearScaling\(factor=2.0\), and in .*first it is None',
+    ),
+    (
+      lambda m: spell_anew(m / 'second', theta=20.0),
+      {},
+      r'second/config\.json: rope_theta is 20.0, and in .*first it is 10000.0',
+    ),
+    (
+      lambda m: spell_anew(m / 'second', scaling=LLAMA3),
+      {},
+      r'second/config\.json: rope_scaling is Llama3Scaling\(.*first it is None',
+    ),
+    (
+      lambda m: edit_json(m / 'second', folders.CONFIG, num_key_value_heads=None),
+      {},
+      r'second/config\.json: num_key_value_heads is 2, and in .*first it is 1',
+    ),
+    (
+      lambda m: [
+        edit_json(m / name, folders.CONFIG, model_type='gpt9', rope_parameters={'rope_theta': theta})
+        for name, theta in (('first', 1.0), ('second', 2.0))
+      ],
+      {},
+      r"second/config\.json: rope_parameters is \{'rope_theta': 2.0\}, and in .*first it is",
+    ),
+    (
+      lambda m: edit(m / 'second', lambda t: t | {'lm_head.weight': t[EMBEDDING] + 1}),
+      {},
+      rf'second: tensor lm_head.weight differs from {EMBEDDING}, but tie_word_embeddings of config.json is true',
     ),
     (
       lambda m: assets.write_tiny_tokenizer(m / 'second', 280),
@@ -258,8 +317,8 @@ def test_what_cannot_be_merged_is_refused_and_leaves_nothing(models, spoil, opti
 def test_a_file_that_shrinks_under_way_is_noticed(models, monkeypatch):
   places = folder_tensors.places
 
-  def read_then_cut(folder):
-    found = places(folder)
+  def read_then_cut(folder, config):
+    found = places(folder, config)
     if folder.name == 'second':
       with (folder / folders.WEIGHTS).open('r+b') as file:
         file.truncate(max(place.offset for place in found.values()))
