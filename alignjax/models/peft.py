@@ -9,10 +9,8 @@ changes only the rank: A is concatenated and B is block diagonal, x [A1 A2] [[B1
 """
 
 from collections.abc import Iterator, Mapping
-import math
 import os
 import pathlib
-import re
 from typing import Any
 
 import jax
@@ -28,6 +26,7 @@ from alignjax.models import (
   folders,
   lora,
   manifest,
+  peft_entries,
   pieces,
   transformer,
   weight_files,
@@ -38,23 +37,6 @@ CONFIG = 'adapter_config.json'
 WEIGHTS = 'adapter_model.safetensors'
 _PREFIX = 'base_model.model.'
 _FACTORS = {'lora_a': 'lora_A', 'lora_b': 'lora_B'}
-_FIXED = {'peft_type': 'LORA', 'bias': 'none'}  # entries with their only supported value
-_PATTERNS = {'rank_pattern': 'r', 'alpha_pattern': 'lora_alpha'}  # per-module overrides of another entry
-_KNOWN = {*_FIXED, *_PATTERNS, *_PATTERNS.values(), 'target_modules'}
-_IGNORED = {
-  'auto_mapping',
-  'base_model_name_or_path',
-  'exclude_modules',  # the tensors determine which modules are adapted
-  'fan_in_fan_out',  # the layout of the base weights, which are not read here
-  'inference_mode',
-  'init_lora_weights',
-  'lora_dropout',  # affects only training
-  'megatron_core',
-  'peft_version',
-  'qalora_group_size',  # no effect without use_qalora
-  'revision',
-  'task_type',
-}
 
 
 def save(
@@ -81,7 +63,7 @@ def save(
   by_tensor = _by_tensor(config, adapters)
   ranks = {_module_name(tensor): _rank(tensor, factors) for tensor, factors in by_tensor.items()}
   entries = {
-    **_FIXED,
+    **peft_entries.FIXED,
     'task_type': 'CAUSAL_LM',
     'base_model_name_or_path': os.fspath(base),
     'r': settings.rank,
@@ -133,7 +115,8 @@ def load(folder: str | os.PathLike[str], config: transformer.TransformerConfig) 
   with folders.naming(folder / CONFIG):
     targets = '+'.join('/'.join(path[1:]) for path in adapted)
     settings = lora.LoRA(entries.get('r'), entries.get('lora_alpha'), targets)
-    ranks = _checked_ranks(entries, settings, {_module_name(tensor) for tensor in adapted.values()})
+    modules = {_module_name(tensor): _modules(tensor, config) for tensor in adapted.values()}
+    ranks = peft_entries.ranks(entries, settings, modules)
   with folders.naming(folder / WEIGHTS):
     adapters: dict[str, Any] = {}
     for path, tensor in adapted.items():
@@ -244,42 +227,16 @@ def _module_name(tensor: declaration.Tensor) -> str:
   return tensor.name.split('{layer}.')[1].removesuffix('.weight')
 
 
+def _modules(tensor: declaration.Tensor, config: transformer.TransformerConfig) -> list[str]:
+  """The full names of a module, one per layer."""
+  return [name.removesuffix('.weight') for name in tensor.names((config.layers,))]
+
+
 def _names(tensor: declaration.Tensor, config: transformer.TransformerConfig, factor: str) -> list[str]:
   """The stored names of a factor, one per layer."""
-  names = tensor.names((config.layers,))
-  return [f'{_PREFIX}{name.removesuffix(".weight")}.{_FACTORS[factor]}.weight' for name in names]
+  return [f'{_PREFIX}{name}.{_FACTORS[factor]}.weight' for name in _modules(tensor, config)]
 
 
 def _plain(number: float) -> int | float:
   """Converts whole numbers to int, because some tools require integers."""
   return int(number) if float(number).is_integer() else number
-
-
-def _checked_ranks(entries: Mapping[str, Any], settings: lora.LoRA, modules: set[str]) -> dict[str, int]:
-  """The rank of each module, after checking that no other entry changes the function of the adapter.
-
-  PEFT writes all of its entries, including those that are not set.
-  """
-  refused = [
-    f'{key}={entries.get(key)!r} (only {value!r})' for key, value in _FIXED.items() if entries.get(key) != value
-  ]
-  refused += [f'{key}={value!r}' for key, value in entries.items() if value and key not in _KNOWN | _IGNORED]
-  values = {}
-  for pattern, default in _PATTERNS.items():
-    exceptions = entries.get(pattern) or {}
-    if not isinstance(exceptions, dict) or not all(re.fullmatch(r'[\w.]+', name) for name in exceptions):
-      refused.append(f'{pattern}={exceptions!r} (only an object with module names as keys)')
-      exceptions = {}
-    values[default] = {
-      module: next((exceptions[name] for name in exceptions if f'.{module}'.endswith(f'.{name}')), entries[default])
-      for module in modules
-    }
-  for module in modules:
-    rank, alpha = values['r'][module], values['lora_alpha'][module]
-    if type(rank) is not int or not math.isclose(alpha, rank * settings.scale, rel_tol=1e-6):
-      refused.append(
-        f'{module}: rank {rank!r} and alpha {alpha!r} (only alpha / rank = {settings.scale:g} for all modules)'
-      )
-  if refused:
-    raise ValueError(f'unsupported entries: {", ".join(refused)}')
-  return values['r']
