@@ -8,7 +8,8 @@ Kernels that a family fuses into one tensor share one pair of factors in PEFT. T
 changes only the rank: A is concatenated and B is block diagonal, x [A1 A2] [[B1, 0], [0, B2]] = [x A1 B1, x A2 B2].
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+import functools
 import os
 import pathlib
 from typing import Any
@@ -128,6 +129,33 @@ def load(folder: str | os.PathLike[str], config: transformer.TransformerConfig) 
     if unexpected := stored.keys() - known:
       raise ValueError(f'tensors unexpected: {folders.listed(unexpected)}')
   return settings, adapters
+
+
+def merging(
+  folder: str | os.PathLike[str], config: transformer.TransformerConfig
+) -> Callable[[str, jax.Array], jax.Array]:
+  """A `Loading.convert` that merges an adapter into the kernels of its base: W + alpha / r A B, in float32.
+
+  Args, Raises: see `load`.
+  """
+  settings, adapters = load(folder, config)
+  leaves = {}
+  for path, factor in jax.tree_util.tree_leaves_with_path(adapters):
+    *module, kind = (key.key for key in path)
+    leaves.setdefault('/'.join((*module, 'kernel')), {})[kind] = np.asarray(factor)
+
+  def convert(path: str, leaf: jax.Array) -> jax.Array:
+    leaf = leaf.astype(jnp.float32)
+    if path not in leaves:
+      return leaf
+    add = jax.jit(functools.partial(_added, settings.scale), out_shardings=leaf.sharding)
+    return add(leaf, leaves[path]['lora_a'], leaves[path]['lora_b'])
+
+  return convert
+
+
+def _added(scale: float, kernel: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+  return kernel + scale * jnp.matmul(a, b, precision='highest')
 
 
 def _by_tensor(

@@ -7,6 +7,7 @@ appears only when it is complete.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
 import json
 import math
 import os
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from alignjax import expressions, merging
-from alignjax.models import checkpoint_io, comparison, folders, manifest, transformer, weight_files
+from alignjax.models import checkpoint_io, comparison, folders, manifest, peft, transformer, weight_files
 from alignjax.run import folder_tensors
 
 RECORD = 'merge.json'
@@ -131,6 +132,30 @@ def merge(
     folders.copy_assets(assets, partial)
     folders.write_json(partial / RECORD, record)
     folder_tensors.write(partial, planned, blocks, {'alignjax_merge': json.dumps(record)}, output.shard_bytes)
+
+
+def merge_adapter(out: Path, model: Path, adapter: Path, dtype: str = '', assets_from: Path = '') -> None:
+  """Merges a LoRA adapter in PEFT format into its base model, leaf by leaf.
+
+  Args:
+    out: folder to create.
+    model: folder of the base model.
+    adapter: folder of the adapter.
+    dtype: type of the stored weights; empty for the widest type in the base model. Merging computes in float32.
+    assets_from: folder to copy the tokenizer files from; empty for the base model.
+
+  Raises:
+    ValueError: a folder is invalid, or the adapter does not fit the model.
+  """
+  if pathlib.Path(out).exists():
+    raise ValueError(f'--out={out}: the folder exists; choose another one')
+  config = checkpoint_io.load_config(model)
+  loading = checkpoint_io.Loading(None, peft.merging(adapter, config))
+  stored = checkpoint_io.stored_dtypes(model)
+  dtype = dtype or (stored.pop() if len(stored) == 1 else 'float32')
+  with contextlib.ExitStack() as stack:
+    params = checkpoint_io.deferred_params(model, config, stack, loading=loading)
+    checkpoint_io.save(out, config, params, assets_from or model, dtype, {'base': str(model), 'adapter': str(adapter)})
 
 
 def _tensor(origin: Sequence[folder_tensors.Place], has_base: bool) -> merging.Tensor:

@@ -1,6 +1,7 @@
 """Merging of folders: the result, the record of it, and what is refused, with nothing left behind."""
 
 import json
+import pathlib
 
 import jax
 import ml_dtypes
@@ -11,10 +12,11 @@ from safetensors import numpy as safetensors_numpy
 
 from alignjax import expressions, merging
 from alignjax.commands import merge, program
-from alignjax.models import checkpoint_io, folders, manifest
+from alignjax.models import checkpoint_io, folders, lora, manifest, peft
 from alignjax.run import folder_tensors, merge_folders
 from tests import assets
 
+GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 SIZES = {'vocab_size': 259, 'width': 8, 'heads': 2, 'kv_heads': 1, 'mlp_width': 12, 'layers': 2}
 QUERY = 'model.layers.1.self_attn.q_proj.weight'
 EMBEDDING = 'model.embed_tokens.weight'
@@ -400,3 +402,38 @@ def test_command(models, capsys):
     np.testing.assert_array_equal(value, expected[name])
   assert program.execute(merge.PROGRAM, ['merge', *arguments]) == 1
   assert f'error: --out={models / "command"}: the folder exists' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('dtype', ['', 'bfloat16'])
+def test_an_adapter_is_merged_into_its_base(tmp_path, dtype):
+  flags = ['merge', f'--models={GOLDEN / "gpt_neox"}', f'--adapter={GOLDEN / "peft_gpt_neox"}']
+  flags += [f'--dtype={dtype}'] if dtype else []
+  assert program.execute(merge.PROGRAM, [*flags, f'--out={tmp_path / "merged"}']) == 0
+  config = checkpoint_io.load_config(GOLDEN / 'gpt_neox')
+  settings, adapters = peft.load(GOLDEN / 'peft_gpt_neox', config)
+  merged = lora.merge(checkpoint_io.load_params(GOLDEN / 'gpt_neox', config), adapters, settings)
+  expected = jax.tree.map(lambda leaf: leaf.astype(dtype or leaf.dtype), merged)
+  assert checkpoint_io.load_config(tmp_path / 'merged') == config
+  assert checkpoint_io.stored_dtypes(tmp_path / 'merged') == {dtype or 'float32'}
+  found = checkpoint_io.load_params(tmp_path / 'merged', config)
+  tolerance = 1e-6 if not dtype else 2**-7  # one step of bfloat16 around 2
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y.astype(np.float32), atol=tolerance), found, expected)
+  source = json.loads((tmp_path / 'merged' / manifest.FILE).read_text())['source']
+  assert source == {'base': str(GOLDEN / 'gpt_neox'), 'adapter': str(GOLDEN / 'peft_gpt_neox')}
+
+
+@pytest.mark.parametrize(
+  ('flags', 'message'),
+  [
+    ([], "give either --method, such as --method='ties(density=0.5)', or --adapter=<folder>"),
+    (['--method=linear()', '--adapter=a'], 'give either --method'),
+    (['--adapter=a', '--base=b'], '--adapter takes one folder in --models'),
+    (['--adapter=a', '--models=m,n'], '--adapter takes one folder in --models'),
+    (['--adapter=nowhere'], 'nowhere/adapter_config.json'),
+  ],
+)
+def test_flags_of_an_adapter_that_do_not_fit_are_refused(tmp_path, capsys, flags, message):
+  model = f'--models={GOLDEN / "gpt_neox"}'
+  assert program.execute(merge.PROGRAM, ['merge', model, *flags, f'--out={tmp_path / "merged"}']) == 1
+  assert message in capsys.readouterr().err
+  assert not (tmp_path / 'merged').exists()

@@ -56,6 +56,16 @@ def test_logits_are_those_of_peft(name, tmp_path):
   assert np.abs(golden['logits'] - expected)[valid].max() > 1
 
 
+@pytest.mark.parametrize('name', ['llama_tied', 'gpt_neox'])
+def test_merging_while_reading_gives_the_merged_model(name):
+  config = checkpoint_io.load_config(GOLDEN / name)
+  settings, adapters = peft.load(GOLDEN / f'peft_{name}', config)
+  expected = lora.merge(checkpoint_io.load_params(GOLDEN / name, config), adapters, settings)
+  loading = checkpoint_io.Loading(None, peft.merging(GOLDEN / f'peft_{name}', config))
+  found = checkpoint_io.load_params(GOLDEN / name, config, loading=loading)
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), found, expected)
+
+
 def test_kernels_that_are_stored_together_are_joined_in_blocks(tmp_path):
   config = checkpoint_io.load_config(GOLDEN / 'phi3')
   base = checkpoint_io.load_params(GOLDEN / 'phi3', config)
