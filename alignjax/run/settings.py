@@ -35,6 +35,12 @@ class ModelSettings:
     '', FREE, 'Folder for cached outputs of the reference, created if missing; empty: no cache.'
   )
   adapter: str = _field('', IDENTITY, 'Adapter to train instead of the whole model, such as lora(rank=16, alpha=32).')
+  adapter_from: str = _field(
+    '',
+    FREE,
+    'Folder of a LoRA adapter in PEFT format to start from: merged into `model`, or trained on if `adapter` is set; '
+    'empty: none.',
+  )
   base_quantization: str = _field(
     'none', IDENTITY, 'Storage format of the frozen model under an adapter.', choices=('none', 'int8', 'nf4')
   )
