@@ -24,7 +24,7 @@ from rich import progress as rich_progress
 
 from alignjax.commands import program
 from alignjax.models import folders
-from alignjax.run import fields, merge_folders, process_flags, user_code
+from alignjax.run import fields, locations, merge_folders, process_flags, user_code
 from alignjax.training import processes
 
 
@@ -34,7 +34,9 @@ class Settings(user_code.UserCode):
 
   method: str = fields.field('', "Expression of the method, such as 'ties(density=0.5)'; empty: merge --adapter.")
   adapter: str = fields.field('', 'Folder of a LoRA adapter in PEFT format to merge into the one model of --models.')
-  models: tuple[str, ...] = fields.field((), 'Folders of the models, in Hugging Face format.', required=True)
+  models: tuple[str, ...] = fields.field(
+    (), 'Models: folders in Hugging Face format, or names on the Hub.', required=True
+  )
   out: str = fields.field('', 'Folder to create.', required=True)
   base: str = fields.field('', 'Folder of the model that the models were trained from.')
   weights: str = fields.field('', "Weights of the models, '0.3,0.7' or '*.mlp.*=0.3,0.7; *=0.5'; empty: 1 for each.")
@@ -54,6 +56,12 @@ def run(settings: Settings) -> None:
   """
   if bool(settings.method) == bool(settings.adapter):
     raise ValueError("give either --method, such as --method='ties(density=0.5)', or --adapter=<folder>")
+  settings = dataclasses.replace(
+    settings,
+    models=tuple(locations.resolve(model, '--models') for model in settings.models),
+    base=settings.base and locations.resolve(settings.base, '--base'),
+    adapter=settings.adapter and locations.resolve(settings.adapter, '--adapter'),
+  )
   if settings.adapter:
     _merge_adapter(settings)
   else:

@@ -25,7 +25,7 @@ from alignjax.commands import program
 from alignjax.data.reading import rows
 from alignjax.data.tokens import tokenization
 from alignjax.models import checkpoint_io, peft
-from alignjax.run import fields, process_flags, user_code
+from alignjax.run import fields, locations, process_flags, user_code
 from alignjax.sampling import strategies, text
 from alignjax.training import processes
 
@@ -34,7 +34,7 @@ from alignjax.training import processes
 class Settings(user_code.UserCode):
   """Sampling."""
 
-  model: str = fields.field('', 'Folder of the model, in Hugging Face format.', required=True)
+  model: str = fields.field('', 'Model: a folder in Hugging Face format, or a name on the Hub.', required=True)
   adapter: str = fields.field('', 'Folder of a LoRA adapter in PEFT format to merge into the model; empty: none.')
   prompt: str = fields.field('', 'A single prompt.')
   prompts: str = fields.field('', 'Prompts to read, [form:]location, as for --data of training.')
@@ -113,6 +113,9 @@ def run(settings: Settings) -> None:
   Raises:
     ValueError: the settings, the model or the prompts cannot be used.
   """
+  named = {'model': settings.model, 'adapter': settings.adapter}
+  found = {name: locations.resolve(value, f'--{name}') for name, value in named.items() if value}
+  settings = dataclasses.replace(settings, **found)
   options = text.Options(
     samples=settings.samples,
     max_prompt=settings.max_prompt,

@@ -52,6 +52,11 @@ def load_config(folder: str | os.PathLike[str], **overrides: Any) -> transformer
   if unknown := sorted(set(overrides) - known):
     raise ValueError(f'unknown fields of TransformerConfig: {", ".join(unknown)}; known: {", ".join(sorted(known))}')
   manifest.check_settings(folder)
+  if not path.exists() and (path.parent / 'adapter_config.json').exists():
+    raise ValueError(
+      f'{path}: is missing, because the folder holds an adapter: give its base as the model, and this folder as '
+      '--adapter_from (train) or --adapter (sample, merge)'
+    )
   entries = folders.read_json(path)
   with folders.naming(path):
     family = families.by_type(entries.get('model_type'))

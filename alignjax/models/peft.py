@@ -108,6 +108,12 @@ def load(folder: str | os.PathLike[str], config: transformer.TransformerConfig) 
   shapes = jax.eval_shape(transformer.build(config).init, jax.random.key(0))
   family = families.of(config)
   with folders.naming(folder / WEIGHTS):
+    if not (folder / WEIGHTS).exists() and (folder / 'adapter_model.bin').exists():
+      raise ValueError(
+        'is missing, there is only adapter_model.bin, whose pickles can run code. If you trust its source, convert it '
+        f'where torch is installed: python -c "import torch; from safetensors.torch import save_file; '
+        f"save_file(torch.load('{folder / 'adapter_model.bin'}', weights_only=True), '{folder / WEIGHTS}')\""
+      )
     stored = safetensors_numpy.load_file(folder / WEIGHTS)
     tensors = {path: family.tensor('/'.join((*path, 'kernel'))) for path in lora.kernels(shapes)}
     adapted = {path: tensor for path, tensor in tensors.items() if _names(tensor, config, 'lora_a')[0] in stored}

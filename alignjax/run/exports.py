@@ -9,6 +9,7 @@ import jax
 
 from alignjax import optim
 from alignjax.models import checkpoint_io, manifest, peft
+from alignjax.run import locations
 from alignjax.training import checkpoint, checksums, disk, processes, watchdog
 from alignjax.training import state as training_state
 from alignjax.training.policy import Policy
@@ -70,7 +71,7 @@ def export(
     if policy.adapter is not None:
       folder, source = workdir / 'adapter', identify(state.params)
       if _must_write(folder, source, announce):
-        peft.save(folder, config, policy.adapter, state.params, origin.folder, source)
+        peft.save(folder, config, policy.adapter, state.params, locations.name_of(origin.folder), source)
       announce(f'the adapter is in {folder}, as PEFT reads it')
 
 

@@ -29,8 +29,12 @@ def _field(default: Any, on_resume: str, text: str, **options: Any) -> Any:
 class ModelSettings:
   """Model."""
 
-  model: str = _field('', FREE, 'Folder of the model to align, in Hugging Face format.')
-  reference: str = _field('', FREE, 'Folder of the reference model; empty: the model before training.')
+  model: str = _field(
+    '',
+    FREE,
+    'Model to align: a folder in Hugging Face format, or a name on the Hub, such as Qwen/Qwen2.5-0.5B@main.',
+  )
+  reference: str = _field('', FREE, 'Reference model: a folder or a name; empty: the model before training.')
   reference_cache: str = _field(
     '', FREE, 'Folder for cached outputs of the reference, created if missing; empty: no cache.'
   )

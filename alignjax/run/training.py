@@ -10,7 +10,7 @@ import jax
 
 from alignjax import refusals, stopping
 from alignjax.optim import recipes, schedules
-from alignjax.run import agreement, examination, exports, fields, preparation, record, recovery, settings
+from alignjax.run import agreement, examination, exports, fields, locations, preparation, record, recovery, settings
 from alignjax.training import checkpoint, loop, metrics, owner, placement, processes, source, watchdog
 from alignjax.training import state as training_state
 from alignjax.training import step as training_step
@@ -34,6 +34,7 @@ def train(config: settings.Config) -> loop.Result:
   """
   with watchdog.watching(dataclasses.asdict(config.watch)), refusals.checking() as checks:
     settings.require(config, 'workdir', 'model', 'data')
+    config = locations.with_folders(config)
     with owner.owned(pathlib.Path(config.workdir)) as claim:
       return _train(config, checks, claim)
 
