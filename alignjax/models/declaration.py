@@ -194,6 +194,8 @@ class Family:
     first, refused = [], []
     if rotary_type in _ROTARY_SCALINGS:
       known |= {key for setting in self._rotary_settings(rotary_type) for key in setting.keys}
+      ignored = _ROTARY_SCALINGS[rotary_type].ignored
+      known |= {f'{place}.{key}' for place in self.rotary_places for key in ignored}
     else:
       types = ', '.join(map(repr, _ROTARY_SCALINGS))
       named = [f'{key}={entries[key]!r}' for key in self._rotary_type_keys if entries.get(key) is not None]
@@ -335,6 +337,7 @@ class _RotaryScaling(NamedTuple):
 
   make: Callable[..., layers.RotaryScaling] | None
   settings: tuple[Setting, ...] = ()
+  ignored: tuple[str, ...] = ()  # entries without effect
 
 
 _ROTARY_SCALINGS = {
@@ -349,12 +352,26 @@ _ROTARY_SCALINGS = {
       Setting('original_positions', ('original_max_position_embeddings',), int),
     ),
   ),
+  'yarn': _RotaryScaling(
+    layers.YarnScaling,
+    (
+      Setting('factor', ('factor',), float),
+      Setting('original_positions', ('original_max_position_embeddings',), int),
+      Setting('fast_turns', ('beta_fast',), float, 32.0),
+      Setting('slow_turns', ('beta_slow',), float, 1.0),
+      Setting('truncate', ('truncate',), bool, True),
+      Setting('attention_factor', ('attention_factor',), float, nullable=True),
+      Setting('mscale', ('mscale',), float, nullable=True),
+      Setting('mscale_all_dim', ('mscale_all_dim',), float, nullable=True),
+    ),
+    ignored=('attn_factor', 'finetuned'),
+  ),
 }
 
 
 def _rendered(scaling: layers.RotaryScaling | None) -> dict[str, Any] | None:
   """The entry `rope_scaling`, which both transformers 4 and 5 read."""
-  for name, (make, settings) in _ROTARY_SCALINGS.items():
+  for name, (make, settings, _) in _ROTARY_SCALINGS.items():
     if make is not None and isinstance(scaling, make):
       written = {setting.keys[0]: getattr(scaling, setting.field) for setting in settings}
       return {'rope_type': name} | written

@@ -138,6 +138,29 @@ _OUTPUT_NORMS = (
   declaration.Tensor('layers/mlp_output_norm/scale', 'model.layers.{layer}.post_feedforward_layernorm.weight'),
 )
 
+GEMMA = dataclasses.replace(
+  LLAMA,
+  model_type='gemma',
+  settings=_settings(
+    _KV_HEADS,
+    declaration.Setting('head_width', ('head_dim',), int, 256),
+    declaration.Setting('tied_embeddings', ('tie_word_embeddings',), bool, True),
+    declaration.Setting('max_positions', ('max_position_embeddings',), int, 8192),
+  ),
+  fixed={
+    'architectures': ['GemmaForCausalLM'],
+    'attention_bias': False,
+    'hidden_act': 'gelu_pytorch_tanh',
+    'use_bidirectional_attention': None,
+  },
+  inert={
+    'hidden_act': ('gelu',),  # of the first release, which means the tanh approximation too
+    'hidden_activation': ('gelu_pytorch_tanh', None),
+  },
+  fields={'activation': 'gelu_tanh', 'scaled_embeddings': True, 'zero_centred_norms': True},
+  tensors=_TENSORS,
+)
+
 GEMMA2 = dataclasses.replace(
   LLAMA,
   model_type='gemma2',
@@ -215,6 +238,76 @@ OLMO2 = dataclasses.replace(
   tensors=_tensors(*_OUTPUT_NORMS, *_QK_NORMS, without=('layers/attention_norm', 'layers/mlp_norm')),
 )
 
+OLMO3 = dataclasses.replace(
+  OLMO2,
+  model_type='olmo3',
+  settings=_settings(
+    declaration.Setting('norm_epsilon', ('rms_norm_eps',), float, 1e-5),
+    declaration.Setting(
+      'rope_theta',
+      ('rope_theta', 'rope_parameters.full_attention.rope_theta', 'rope_parameters.sliding_attention.rope_theta'),
+      float,
+      500_000.0,
+    ),
+    declaration.Setting('local_rope_theta', (), float, lambda fields: fields['rope_theta']),
+    declaration.Setting('sliding_window', ('sliding_window',), int, 4096),
+  ),
+  fixed={
+    'architectures': ['Olmo3ForCausalLM'],
+    'attention_bias': False,
+    'hidden_act': 'silu',
+    'rope_parameters.sliding_attention.rope_type': 'default',
+  },
+  cycles={'layer_types': ('sliding_attention',) * 3 + ('full_attention',)},
+  fields=OLMO2.fields | {'full_attention_every': 4},
+  rotary_places=('rope_scaling', 'rope_parameters.full_attention'),
+)
+
+GRANITE = dataclasses.replace(
+  LLAMA,
+  model_type='granite',
+  settings=(
+    *LLAMA.settings,
+    declaration.Setting('embedding_multiplier', ('embedding_multiplier',), float, 1.0),
+    declaration.Setting('residual_multiplier', ('residual_multiplier',), float, 1.0),
+    declaration.Setting('score_multiplier', ('attention_multiplier',), float, 1.0),
+    declaration.Setting('logit_divisor', ('logits_scaling',), float, 1.0),
+  ),
+  fixed={'architectures': ['GraniteForCausalLM'], 'hidden_act': 'silu'},
+  inert={},
+)
+
+STABLELM = dataclasses.replace(
+  LLAMA,
+  model_type='stablelm',
+  settings=_settings(
+    _KV_HEADS,
+    declaration.Setting('norm_epsilon', ('layer_norm_eps',), float, 1e-5),
+    declaration.Setting('head_width', (), int, lambda fields: fields['width'] // fields['heads']),
+    declaration.Setting('max_positions', ('max_position_embeddings',), int, 4096),
+    declaration.Setting(
+      'rotary_fraction', ('partial_rotary_factor', 'rope_parameters.partial_rotary_factor'), float, 0.25
+    ),
+    declaration.Setting('qkv_bias', ('use_qkv_bias',), bool, False),
+  ),
+  fixed={
+    'architectures': ['StableLmForCausalLM'],
+    'hidden_act': 'silu',
+    'qk_layernorm': False,
+    'use_parallel_residual': False,
+  },
+  ignored=inert.IGNORED | {'hidden_dropout'},
+  inert={},
+  fields={'norm': 'layer'},
+  tensors=(
+    *_TENSORS,
+    *_QKV_BIASES,
+    declaration.Tensor('layers/attention_norm/bias', 'model.layers.{layer}.input_layernorm.bias'),
+    declaration.Tensor('layers/mlp_norm/bias', 'model.layers.{layer}.post_attention_layernorm.bias'),
+    declaration.Tensor('final_norm/bias', 'model.norm.bias'),
+  ),
+)
+
 PHI3 = dataclasses.replace(
   LLAMA,
   model_type='phi3',
@@ -262,14 +355,18 @@ EXECUTION = ('compute_dtype', 'remat', 'scan_layers', 'attention')  # fields tha
 FAMILIES = {
   family.model_type: family
   for family in (
+    GEMMA,
     GEMMA2,
     GEMMA3,
+    GRANITE,
     LLAMA,
     MISTRAL,
     OLMO2,
+    OLMO3,
     PHI3,
     QWEN2,
     QWEN3,
+    STABLELM,
     gpt_families.GPT2,
     gpt_families.GPT_NEOX,
   )

@@ -41,7 +41,9 @@ def test_head_width_may_differ_from_width_over_heads():
   ('changes', 'named'),
   [
     ({'rope_scaling': {'type': 'dynamic', 'factor': 2.0}}, "rope_scaling.type='dynamic' (only 'default', 'linear', "),
-    ({'rope_scaling': {'rope_type': 'yarn', 'beta_fast': 2}}, "rope_scaling.rope_type='yarn' (only "),
+    ({'rope_scaling': {'rope_type': 'yarn', 'beta_fast': 2}}, 'rope_scaling.factor is missing'),
+    ({'rope_scaling': {'rope_type': 'yarn', 'beta': 2}}, 'rope_scaling.beta=2 (unknown)'),
+    ({'rope_scaling': {'rope_type': 'ntk', 'alpha': 2}}, "rope_scaling.rope_type='ntk' (only "),
     ({'rope_scaling': {'rope_type': ['llama3']}}, "rope_scaling.rope_type=['llama3']"),
     ({'rope_scaling': {'rope_type': 'linear', 'type': 'llama3'}}, "rope_type='linear', rope_scaling.type='llama3'"),
     ({'rope_scaling': {'rope_type': 'llama3', 'factor': 8.0}}, 'rope_scaling.low_freq_factor is missing'),
@@ -100,6 +102,18 @@ def test_reads_scaled_rotary_positions_of_both_layouts(place):
   llama3 = families.LLAMA.parse(entries.changed(**{place: {'rope_type': 'llama3'} | entries.LLAMA3}))
   assert llama3['rope_scaling'] == layers.Llama3Scaling(8.0, 1.0, 4.0, 8192)
   assert families.LLAMA.parse(entries.changed(**{place: {'rope_type': 'default'}})) == entries.LLAMA_FIELDS
+
+
+@pytest.mark.parametrize('place', ['rope_scaling', 'rope_parameters'])
+def test_reads_yarn(place):
+  yarn = {'rope_type': 'yarn', 'factor': 4.0, 'original_max_position_embeddings': 2048}
+  plain = families.LLAMA.parse(entries.changed(**{place: yarn}))
+  assert plain['rope_scaling'] == layers.YarnScaling(4.0, 2048)
+  ignored = {'attn_factor': 2.0, 'finetuned': True, 'attention_factor': None}
+  assert families.LLAMA.parse(entries.changed(**{place: yarn | ignored})) == plain
+  given = {'beta_fast': 24, 'beta_slow': 2.0, 'truncate': False, 'attention_factor': 1.5, 'mscale': 1.0}
+  found = families.LLAMA.parse(entries.changed(**{place: yarn | given}))['rope_scaling']
+  assert found == layers.YarnScaling(4.0, 2048, 24.0, 2.0, False, 1.5, 1.0)
 
 
 def test_every_unsupported_entry_is_named_at_once():
