@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from alignjax import optim
+from alignjax import optim, transfers
 from alignjax.models import checkpoint_io, manifest, peft
 from alignjax.training import checksums, disk, processes, watchdog
 from alignjax.training import state as training_state
@@ -54,7 +54,8 @@ def export(
   def export_model(name: str, what: str, params: Params) -> None:
     folder, source = workdir / name, _source(origin, state, params)
     if _must_write(folder, source, announce):
-      checkpoint_io.save(folder, config, policy.merged(params, base), assets_from=origin.folder, source=source)
+      with transfers.staged(folder) as local:
+        checkpoint_io.save(local, config, policy.merged(params, base), assets_from=origin.folder, source=source)
     announce(f'{what} is in {folder}')
 
   with watchdog.during('export'), _failures(workdir, int(state.step)):
@@ -64,7 +65,8 @@ def export(
     if policy.adapter is not None:
       folder, source = workdir / 'adapter', _source(origin, state, state.params)
       if _must_write(folder, source, announce):
-        peft.save(folder, config, policy.adapter, state.params, origin.folder, source)
+        with transfers.staged(folder) as local:
+          peft.save(local, config, policy.adapter, state.params, origin.folder, source)
       announce(f'the adapter is in {folder}, as PEFT reads it')
 
 

@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 import dataclasses
 import json
-import os
 import pathlib
 from typing import Any
 
 from absl import logging
 import jax
 
+from alignjax import files
 from alignjax.optim import schedules
 from alignjax.run import adapters, first_start, inputs, preparation, settings, user_code
 from alignjax.training import checkpoint
@@ -115,9 +115,7 @@ def warn_of_changes(restored: checkpoint.Restored, config: settings.Config) -> N
 def write_config(workdir: pathlib.Path, config: settings.Config) -> None:
   """Writes config.json, which --config reads again."""
   if jax.process_index() == 0:
-    partial = workdir / 'config.json.partial'
-    partial.write_text(json.dumps(dataclasses.asdict(config), indent=2) + '\n', encoding='utf-8')
-    os.replace(partial, workdir / 'config.json')
+    files.replace(workdir / 'config.json', (json.dumps(dataclasses.asdict(config), indent=2) + '\n').encode())
 
 
 def summary(config: settings.Config, prepared: preparation.Prepared, steps: int) -> str:
