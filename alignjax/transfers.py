@@ -50,7 +50,7 @@ def fetched(location: str, announce: Callable[[str], None] = logging.info) -> st
   store = paths.filesystem(url)
   with _naming(url):
     entries = _entries(store, url)
-    name = posixpath.basename(url.rstrip('/'))
+    name = posixpath.basename(url)
     versions = {entry: [info['size'], *(str(info.get(key)) for key in _VERSIONS)] for entry, info in entries.items()}
     folder = root() / 'inputs' / storage.name_of({'url': url, 'files': versions})
     with storage.locked(folder, storage.silent):
@@ -68,7 +68,7 @@ def fetched(location: str, announce: Callable[[str], None] = logging.info) -> st
 def _split(location: str) -> tuple[str, str]:
   """Splits `[form:]location` into the form with its colon, and the location."""
   start = location.index(f'{paths.scheme(location)}://')
-  return location[:start], location[start:]
+  return location[:start], location[start:].rstrip('/')
 
 
 def _entries(store: Any, url: str) -> dict[str, dict[str, Any]]:

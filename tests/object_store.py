@@ -33,6 +33,10 @@ class Objects(dict[str, bytes]):
       self.generations[name] = self._count
       super().__setitem__(name, bytes(content))
 
+  def put(self, folder: str, contents: dict[str, bytes]) -> None:
+    for name, content in contents.items():
+      self[f'{folder}/{name}'] = content
+
   def under(self, folder: str) -> list[str]:
     """The names in a folder, and in the folders in it."""
     with self.lock:
@@ -194,7 +198,7 @@ def serving() -> Iterator[Objects]:
   OBJECTS.clear()
   server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), _Handler)
   server.daemon_threads = True
-  thread = threading.Thread(target=server.serve_forever, daemon=True)
+  thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
   thread.start()
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv('TENSORSTORE_GCS_HTTP_URL', f'http://127.0.0.1:{server.server_port}')

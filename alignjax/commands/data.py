@@ -113,9 +113,6 @@ class BuildSettings(user_code.UserCode):
     'raise', 'Stop at the first malformed row, or skip and count malformed rows.', choices=('raise', 'skip')
   )
 
-  def __post_init__(self):
-    fields.check(self)
-
 
 def validate(settings: Settings) -> None:
   """Reads every row, and prints how many are kept and why others are dropped.

@@ -46,9 +46,6 @@ class Settings(user_code.UserCode):
   allow_different_tokenizers: bool = fields.field(False, 'Merge models whose tokenizer files differ.')
   processes: process_flags.Processes = dataclasses.field(default_factory=process_flags.Processes, metadata={'flag': ''})
 
-  def __post_init__(self):
-    fields.check(self)
-
 
 def run(settings: Settings) -> None:
   """Merges the models on process 0.

@@ -92,7 +92,7 @@ def flat(settings: Any, prefix: str = '') -> dict[str, Any]:
 
 
 def build(kind: type, values: Mapping[str, Any], what: str = '--', prefix: str = '') -> Any:
-  """Builds a dataclass from values by field name, and converts them to the types of the fields.
+  """Builds a dataclass from values by field name, converts them to the types of the fields, and checks them.
 
   Args:
     kind: the dataclass.
@@ -112,7 +112,10 @@ def build(kind: type, values: Mapping[str, Any], what: str = '--', prefix: str =
       raise ValueError(f'{what}{prefix}{name} is not a setting{hint} Known: {", ".join(known)}')
     value = _convert(known[name].type, value, what, prefix + name)
     arguments[name] = map_paths(known[name], value, paths.expand)
-  return kind(**arguments)
+  built = kind(**arguments)
+  if not prefix:
+    check(built, what)
+  return built
 
 
 def map_paths(item: dataclasses.Field, value: Any, call: Callable[[str], str]) -> Any:
