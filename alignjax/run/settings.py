@@ -207,7 +207,12 @@ class OutputSettings:
   )
   log_every: int = _field(10, FREE, 'Steps between lines on the console; files log every step.', at_least=1)
   eval_every: int = _field(100, WARNS, 'Steps between evaluations; 0: only before and after training.', at_least=0)
-  save_every: int = _field(500, FREE, 'Steps between checkpoints; 0: only at the end.', at_least=0)
+  save_every: int = _field(
+    500, FREE, 'Steps between checkpoints; 0: only by `save_minutes` and at the end.', at_least=0
+  )
+  save_minutes: float = _field(
+    30.0, FREE, 'Longest time between checkpoints, in minutes; 0: only by `save_every` and at the end.', at_least=0
+  )
   keep: int = _field(2, FREE, 'Number of newest checkpoints to keep.', at_least=1)
   watch: WatchConfig = dataclasses.field(default_factory=WatchConfig)
 

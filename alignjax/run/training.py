@@ -112,7 +112,7 @@ def _train(config: settings.Config, given: settings.Config, checks: refusals.Che
           loop.Training(step, frozen, prepared.mesh, steps, schedule, config.nonfinite_limit),
           log=loop.Logging(writers, announce, prepared.training.data.origin),
           evaluation=evaluation,
-          saving=loop.Saving(checkpoints, config.save_every, confirm),
+          saving=loop.Saving(checkpoints, config.save_every, confirm, config.save_minutes),
         )
 
     if restored is None:
