@@ -25,9 +25,17 @@ import jax
 import orbax.checkpoint as ocp
 
 from alignjax import paths, refusals, stopping, transfers
-from alignjax.training import checksums, compatibility, disk, orbax_logs, positions, processes, source, watchdog
-
-COMMITTED = 'commit_success.txt'  # the file that Orbax writes last in an object store
+from alignjax.training import (
+  checksums,
+  compatibility,
+  disk,
+  orbax_logs,
+  positions,
+  processes,
+  source,
+  step_folders,
+  watchdog,
+)
 
 
 class CheckpointError(ValueError):
@@ -82,20 +90,6 @@ class _Saving(NamedTuple):
   size: int  # of the arrays, in bytes
 
 
-def _remove_unfinished(folder: pathlib.Path) -> None:
-  """Removes checkpoints that a killed run did not commit. Orbax would do so in a thread that outlives a short run."""
-  if jax.process_index() == 0:
-    if paths.scheme(folder):
-      # An object store has no rename, so the mark of a complete checkpoint is a file that is written last.
-      steps = [path for path in folder.iterdir() if path.name.isdecimal()] if folder.exists() else []
-      for unfinished in [path for path in steps if not (path / COMMITTED).exists()]:
-        unfinished.rmtree()
-    else:
-      for unfinished in folder.glob('*.orbax-checkpoint-tmp*'):
-        shutil.rmtree(unfinished)
-  processes.gather(0)  # every process waits for the removal
-
-
 class Checkpoints:
   """The checkpoints of one run, in one folder that all processes can read and write.
 
@@ -123,7 +117,8 @@ class Checkpoints:
     self._config = json.loads(json.dumps(config))
     self._identity = json.loads(json.dumps(dict(identity)))
     self._identity['jax_threefry_partitionable'] = bool(jax.config.jax_threefry_partitionable)
-    _remove_unfinished(self.folder)
+    step_folders.remove_unfinished(self.folder)
+    step_folders.agree(self.folder)
     options = ocp.CheckpointManagerOptions(preservation_policy=ocp.checkpoint_managers.LatestN(keep))
     self._accepted = frozenset(accepted)
     self._doubted: set[int] = set()
@@ -383,10 +378,13 @@ class Checkpoints:
   def _set_aside(self, step: int) -> None:
     target = self.folder.with_name(self.folder.name + '-corrupt')
     self.wait()  # a save in the background must be committed before the folder is read again
-    if jax.process_index() == 0:
+
+    def move() -> None:
       target.mkdir(exist_ok=True)
       free = next(n for n in range(1000) if not (target / f'{step}.{n}').exists())
       transfers.move(self.folder / str(step), target / f'{step}.{free}')
-    processes.gather(0)  # no process continues before the folder is gone
+
+    processes.on_first(move)
+    step_folders.agree(self.folder)  # no process continues before the folder is gone
     self._manager.reload()
     logging.error('moved checkpoint %d to %s', step, target)
