@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 READ = 'read'  # a file or folder, copied to the disk first if it is in an object store
 WRITTEN = 'written'  # a file or folder, written to the disk first, and copied to the object store when it is complete
 RUN = 'run'  # the folder of a run, read and written in place; on a disk or in Google Cloud Storage
+IN_PLACE = 'in place'  # a folder whose files are replaced as a whole, on a disk or in an object store
 DISK = 'disk'  # a folder that is used in place, and only on a disk, such as one with memory maps
 
 _FORM = re.compile(r'\w+:')  # of [form:]location
@@ -65,7 +66,7 @@ def check(text: str, use: str = READ) -> None:
 
   Args:
     text: the path.
-    use: READ, WRITTEN, RUN or DISK.
+    use: READ, WRITTEN, RUN, IN_PLACE or DISK.
 
   Raises:
     ValueError: it cannot. The message names the path, its scheme and what to do.

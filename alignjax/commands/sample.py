@@ -24,8 +24,10 @@ from alignjax import paths
 from alignjax.commands import program
 from alignjax.data.reading import rows
 from alignjax.data.tokens import tokenization
+from alignjax.models import checkpoint_io
 from alignjax.run import fields, process_flags, user_code
 from alignjax.sampling import strategies, text
+from alignjax.training import processes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +120,8 @@ def run(settings: Settings) -> None:
     seed=settings.seed,
     strategy=build_strategy(settings),
   )
-  responses = text.sample(settings.model, _prompts(settings), options, settings.compute_dtype)
+  loading = checkpoint_io.Loading(together=processes.on_all)
+  responses = text.sample(settings.model, _prompts(settings), options, settings.compute_dtype, loading)
   if jax.process_index() > 0:  # takes part in every batch
     collections.deque(responses, maxlen=0)
     return

@@ -114,6 +114,15 @@ def test_a_finished_run_repairs_its_export_and_leaves_a_sound_one(resumed, store
   assert store['bucket/run/model/model.safetensors'] == (whole / 'model' / 'model.safetensors').read_bytes()
 
 
+def test_a_checkpoint_in_the_store_is_exported_without_the_data(resumed, store, whole, capsys):
+  data = store.pop('bucket/train.jsonl')
+  arguments = ['alignjax', 'export', '--workdir=gs://bucket/run', '--to=gs://bucket/again', f'--step={STEPS}']
+  assert program.execute(main.PROGRAM, arguments) == 0
+  store['bucket/train.jsonl'] = data
+  for name in ('model.safetensors', 'tokenizer.json', 'config.json'):
+    assert store[f'bucket/again/model/{name}'] == (whole / 'model' / name).read_bytes()
+
+
 def test_a_live_owner_in_the_store_is_respected(resumed, store):
   store['bucket/run/owner.json'] = owner._content(owner.of_this_process())
   with pytest.raises(refusals.Refused, match='gs://bucket/run: this work directory belongs to a run that is alive'):
@@ -136,7 +145,7 @@ def test_the_model_of_a_run_answers_prompts_from_the_store(resumed, store):
   flags = ['--prompt=the film', '--greedy', '--max_new_tokens=2', '--cluster=none', '--batch_size=1']
   arguments = ['alignjax', 'sample', '--model=gs://bucket/run/model', '--output=gs://bucket/said.jsonl', *flags]
   assert program.execute(main.PROGRAM, arguments) == 0
-  assert json.loads(store['bucket/said.jsonl'])['prompt'] == 'the film'
+  assert json.loads(store['bucket/said.jsonl'])['prompt'] == [{'role': 'user', 'content': 'the film'}]
 
 
 def test_an_output_in_the_store_is_not_overwritten(resumed, store, capsys):
