@@ -5,9 +5,7 @@ import contextlib
 import pathlib
 from typing import Any, NamedTuple
 
-import jax
-
-from alignjax import optim, transfers
+from alignjax import optim, storage, transfers
 from alignjax.models import checkpoint_io, manifest, peft
 from alignjax.training import checkpoint, checksums, disk, processes, watchdog
 from alignjax.training import state as training_state
@@ -93,7 +91,12 @@ def _failures(workdir: pathlib.Path, step: int) -> Iterator[None]:
 
 def _must_write(folder: pathlib.Path, source: dict[str, Any], announce: Callable[[str], None]) -> bool:
   """Whether a folder is absent, damaged or written from another state: process 0 decides for all."""
-  fault = manifest.fault(folder, source) if jax.process_index() == 0 else ''
-  if fault and folder.exists():
-    announce(f'writing {folder} again: {fault}')
-  return any(processes.gather(int(bool(fault))))
+
+  def find(alive: storage.Tick) -> str:
+    del alive
+    fault = manifest.fault(folder, source)
+    if fault and folder.exists():
+      announce(f'writing {folder} again: {fault}')
+    return fault
+
+  return bool(processes.from_first(find))

@@ -9,11 +9,8 @@ import datetime
 import json
 import pathlib
 
-import jax
-from jax.experimental import multihost_utils
-import numpy as np
-
 from alignjax import files, paths
+from alignjax.training import processes
 
 FILE = 'first_start.txt'
 IDENTITY = 'first_start'  # the entry in the identity of a run
@@ -26,11 +23,8 @@ def date(workdir: str) -> datetime.datetime:
   Args:
     workdir: the folder of the run. The date is written to it. If it is empty, the date is not kept.
   """
-  chosen = _kept(paths.path(workdir)) if workdir and jax.process_index() == 0 else _now()
-  if jax.process_count() > 1:
-    parts = np.array(chosen.timetuple()[:6], np.int32)
-    chosen = datetime.datetime(*map(int, multihost_utils.broadcast_one_to_all(parts)))
-  return chosen
+  text = processes.from_first(lambda alive: (_kept(paths.path(workdir)) if workdir else _now()).isoformat())
+  return datetime.datetime.fromisoformat(text)
 
 
 def _now() -> datetime.datetime:

@@ -4,11 +4,12 @@ from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
 import functools
+import itertools
 import pathlib
 
 import jax
 
-from alignjax import paths, refusals, stopping
+from alignjax import paths, refusals, stopping, storage
 from alignjax.optim import recipes, schedules
 from alignjax.run import agreement, examination, exports, fields, places, preparation, record, recovery, settings
 from alignjax.training import checkpoint, loop, metrics, mirror, owner, placement, processes, source, watchdog
@@ -143,11 +144,15 @@ def _evaluation_owed(config: settings.Config, prepared: preparation.Prepared, st
   due = step == steps or (config.eval_every and step % config.eval_every == 0)
   if prepared.held_out is None or not due:
     return False
-  file, owed = paths.path(config.workdir) / 'metrics.jsonl', False
-  if jax.process_index() == 0 and file.exists():
-    records = [record for record in metrics.read_jsonl(file) if record['step'] == step]
-    owed = bool(records) and not any(name.startswith('eval/') for record in records for name in record)
-  return any(processes.gather(int(owed)))
+  file = paths.path(config.workdir) / 'metrics.jsonl'
+
+  def without_results(alive: storage.Tick) -> str:
+    del alive
+    records = metrics.read_jsonl(file) if file.exists() else []
+    names = [record.keys() for record in records if record['step'] == step]
+    return 'owed' if names and not any(name.startswith('eval/') for name in itertools.chain(*names)) else ''
+
+  return bool(processes.from_first(without_results))
 
 
 @contextlib.contextmanager
