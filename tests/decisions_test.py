@@ -52,7 +52,7 @@ FIRST = {
 }
 # All processes look until they see what process 0 sees.
 AGREED = {'training/step_folders.py:steps', 'training/step_folders.py:_numbered'}
-# Files that the user names and the run does not change. A difference between processes is an error before the first step.
+# Files that the user names and the run does not change. If processes differ, that is an error before the first step.
 INPUTS = {
   'run/inputs.py:fingerprint',
   'run/user_code.py:_hash',
