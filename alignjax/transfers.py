@@ -48,7 +48,7 @@ def fetched(location: str, announce: Callable[[str], None] = logging.info) -> st
   form, url = _split(location)
   paths.check(url)
   store = paths.filesystem(url)
-  with _naming(url):
+  with naming(url):
     entries = _entries(store, url)
     name = posixpath.basename(url)
     versions = {entry: [info['size'], *(str(info.get(key)) for key in _VERSIONS)] for entry, info in entries.items()}
@@ -92,14 +92,17 @@ def _complete(folder: pathlib.Path, name: str, entries: dict[str, dict[str, Any]
 
 
 @contextlib.contextmanager
-def _naming(url: str) -> Iterator[None]:
-  """Turns errors of an object store, each of which has its own, into an OSError that names the URL."""
+def naming(url: str) -> Iterator[None]:
+  """Turns errors of an object store, each of which has its own, into OSErrors or ConnectionErrors that name the URL."""
   try:
     yield
   except (ValueError, OSError):
     raise
   except Exception as error:
-    raise OSError(f'{url}: cannot be reached: {type(error).__name__}: {error}') from error
+    code = getattr(error, 'code', None)
+    refused = isinstance(code, int) and 400 <= code < 500 and code not in (408, 429)  # and again next time
+    kind = OSError if refused else ConnectionError
+    raise kind(f'{url}: cannot be reached: {type(error).__name__}: {error}') from error
 
 
 @contextlib.contextmanager
@@ -119,7 +122,7 @@ def delivered(location: str) -> Iterator[str]:
     yield location
     return
   paths.check(location, paths.WRITTEN)
-  with _naming(location):
+  with naming(location):
     if paths.filesystem(location).exists(location):
       raise ValueError(f'{location}: exists; delete it, or choose another path')
   with staged(location) as local:
@@ -157,7 +160,7 @@ def upload(local: pathlib.Path, url: str) -> None:
     OSError: it cannot be written.
   """
   store = paths.filesystem(url)
-  with _naming(url):
+  with naming(url):
     if local.is_file():
       store.put_file(str(local), url)
       return
@@ -173,7 +176,7 @@ def upload(local: pathlib.Path, url: str) -> None:
 def move(source: pathlib.Path, target: pathlib.Path) -> None:
   """Moves a folder. On a disk this is atomic; in an object store each object is copied, and then removed."""
   if paths.scheme(source):
-    with _naming(os.fspath(source)):
+    with naming(os.fspath(source)):
       paths.filesystem(os.fspath(source)).mv(os.fspath(source), os.fspath(target), recursive=True)
   else:
     source.rename(target)

@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 
-from alignjax import paths, transfers
+from alignjax import paths, refusals, transfers
 from alignjax.training import mirror
 from tests import object_store
 
@@ -60,13 +60,22 @@ def test_what_is_not_there_is_named(store, name):
     transfers.fetched(f'gs://bucket/{name}')
 
 
-def test_errors_of_the_store_name_the_place(store, monkeypatch):
+@pytest.mark.parametrize(('code', 'kind'), [(403, OSError), (429, ConnectionError), (503, ConnectionError)])
+def test_errors_of_the_store_name_the_place_and_are_tried_again_unless_it_refuses(store, monkeypatch, code, kind):
+  class HttpError(Exception):
+    pass
+
+  error = HttpError('no')
+  error.code = code
+
   def fail(*args, **options):
-    raise RuntimeError('403: no')
+    raise error
 
   monkeypatch.setattr(object_store.FileSystem, 'info', fail)
-  with pytest.raises(OSError, match=r'gs://bucket/x: cannot be reached: RuntimeError: 403: no'):
+  with pytest.raises(OSError, match=r'^gs://bucket/x: cannot be reached: HttpError: no$') as caught:
     transfers.fetched('gs://bucket/x')
+  assert type(caught.value) is kind
+  assert refusals.of_the_machine(caught.value) == (kind is ConnectionError)
 
 
 def test_a_folder_is_replaced_and_complete_only_at_the_end(store, monkeypatch, tmp_path):
@@ -138,4 +147,6 @@ def test_a_copy_that_fails_is_warned_of_once_and_tried_again(store, monkeypatch,
     copy.close()
   assert store['bucket/run/metrics.jsonl'] == b'1\n'
   (record,) = caplog.records
-  assert record.getMessage().startswith('gs://bucket/run: cannot be written: OSError: gs://bucket/run/metrics.jsonl')
+  assert record.getMessage().startswith(
+    'gs://bucket/run: cannot be written: ConnectionError: gs://bucket/run/metrics.jsonl'
+  )

@@ -25,7 +25,7 @@ from typing import NamedTuple
 from absl import logging
 import jax
 
-from alignjax import paths
+from alignjax import paths, transfers
 from alignjax.training import processes
 
 FILE = 'owner.json'
@@ -212,7 +212,7 @@ def _keep_beating(path: pathlib.Path, mine: Owner, stop: threading.Event) -> Non
       if _beat(path, mine) is not None:
         return  # the next save reports it
       failed = False
-    except Exception as error:  # each object store has its own
+    except OSError as error:
       if not failed:
         logging.warning('%s cannot be written (%s); another run may take the folder over', path, error)
       failed = True
@@ -256,12 +256,14 @@ class _Object(NamedTuple):
 
   def read(self) -> bytes:
     try:
-      return self.path.read_bytes()
+      with transfers.naming(os.fspath(self.path)):
+        return self.path.read_bytes()
     except FileNotFoundError:
       return b''
 
   def write(self, owner: Owner) -> None:
-    self.path.write_bytes(_content(owner))
+    with transfers.naming(os.fspath(self.path)):
+      self.path.write_bytes(_content(owner))
 
 
 def _content(owner: Owner) -> bytes:
