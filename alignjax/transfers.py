@@ -21,7 +21,12 @@ from absl import logging
 from alignjax import paths, storage
 
 FOLDER = 'ALIGNJAX_CACHE'  # the environment variable that names the folder for copies
-MARKS = ('config.json', 'manifest.json', 'alignjax_export.json')  # ends of names, in the order of upload
+MARKS = (
+  'config.json',
+  'manifest.json',
+  'alignjax_export.json',
+  'commit_success.txt',
+)  # ends of names, in the order of upload
 _VERSIONS = ('generation', 'etag', 'ETag', 'md5Hash', 'updated', 'LastModified', 'mtime', 'created')
 
 
@@ -174,12 +179,21 @@ def upload(local: pathlib.Path, url: str) -> None:
 
 
 def move(source: pathlib.Path, target: pathlib.Path) -> None:
-  """Moves a folder. On a disk this is atomic; in an object store each object is copied, and then removed."""
-  if paths.scheme(source):
-    with naming(os.fspath(source)):
-      paths.filesystem(os.fspath(source)).mv(os.fspath(source), os.fspath(target), recursive=True)
-  else:
+  """Moves a folder. On a disk this is atomic; in an object store each object is copied, and then all are removed.
+
+  The files that mark a complete folder are removed first.
+  """
+  if not paths.scheme(source):
     source.rename(target)
+    return
+  store = paths.filesystem(os.fspath(source))
+  with naming(os.fspath(source)):
+    root = os.fspath(source).partition('://')[2].rstrip('/')
+    names = sorted(store.find(root), key=lambda name: (-_mark(name), name.count('/')))
+    for name in names:
+      store.cp_file(name, f'{os.fspath(target)}/{name[len(root) + 1 :]}')
+    for name in names:
+      store.rm_file(name)
 
 
 def _mark(name: str) -> int:

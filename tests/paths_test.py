@@ -97,3 +97,8 @@ def test_a_refused_run_leaves_no_folder(monkeypatch, tmp_path, capsys):
   )
   assert len(message.splitlines()) == 1
   assert not list(tmp_path.iterdir())
+
+
+def test_an_earlier_run_is_read_without_the_stores_of_its_paths():
+  values = {'data': ['gs://bucket/a.jsonl'], 'workdir': 'gs://bucket/run', 'seed': 3}
+  assert settings.saved(values) == settings.Config(seed=3)

@@ -97,6 +97,20 @@ def test_a_folder_is_replaced_and_complete_only_at_the_end(store, monkeypatch, t
   }
 
 
+def test_a_folder_is_moved_and_not_complete_once_that_has_begun(store, monkeypatch):
+  contents = {'commit_success.txt': b'1', 'state/commit_success.txt': b'2', 'state/d/array': b'3', 'data/0': b'4'}
+  store.put('bucket/run/checkpoints/8', contents)
+  removed = []
+  rm_file = object_store.FileSystem.rm_file
+  monkeypatch.setattr(
+    object_store.FileSystem, 'rm_file', lambda self, name: removed.append(name) or rm_file(self, name)
+  )
+  transfers.move(paths.path('gs://bucket/run/checkpoints/8'), paths.path('gs://bucket/run/checkpoints-corrupt/8.0'))
+  assert removed[0] == 'bucket/run/checkpoints/8/commit_success.txt'
+  assert {name: store[f'bucket/run/checkpoints-corrupt/8.0/{name}'] for name in contents} == contents
+  assert not store.under('bucket/run/checkpoints')
+
+
 def test_what_is_written_arrives_unless_it_fails(store, tmp_path):
   with contextlib.suppress(KeyError), transfers.delivered('gs://bucket/out.jsonl') as out:
     pathlib.Path(out).write_text('half')

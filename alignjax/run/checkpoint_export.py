@@ -50,8 +50,8 @@ def export(workdir: str, to: str, step: int | None = None, model: str = '') -> N
 
 def _config(read: saved.Saved, model: str) -> settings.Config:
   """The configuration of the run, without the files that are not needed."""
-  values = dict(read.content['config']) | {'data': (), 'eval_data': (), 'reference': '', 'base_model': ''}
-  return settings.from_dict(values | ({'model': model} if model else {}))
+  values = read.content['config']
+  return dataclasses.replace(settings.saved(values), model=model or values['model'], imports=tuple(values['imports']))
 
 
 def _export(read: saved.Saved, config: settings.Config, to: pathlib.Path) -> None:

@@ -106,7 +106,8 @@ def warn_of_changes(restored: checkpoint.Restored, config: settings.Config) -> N
       '; '.join(restored.changed),
       restored.step + 1,
     )
-  before, now = settings.flat(settings.from_dict(restored.config)), settings.flat(config)
+  before, now = settings.flat(settings.saved(restored.config)), settings.flat(config)
+  before['eval_data'] = tuple(restored.config['eval_data'])  # the only paths whose change affects the curves
   for name, kind in settings.on_resume().items():
     if kind == settings.WARNS and before[name] != now[name]:
       logging.warning('config.%s was %r and is now %r: the curves mix two settings', name, before[name], now[name])

@@ -245,6 +245,9 @@ class Config(OutputSettings, OptimizerSettings, ObjectiveSettings, InputSettings
       raise ValueError(f'config.epochs = {self.epochs!r}: must be 0 if steps={self.steps} is given')
 
 
+_PATHS = frozenset(item.name for item in dataclasses.fields(Config) if item.metadata.get('path'))
+
+
 def config_dict(**overrides: Any) -> ml_collections.ConfigDict:
   """A configuration for `get_config()` of a config file. Flags override it, such as `--config.mesh.tensor=2`."""
   return ml_collections.ConfigDict(dataclasses.asdict(from_dict(overrides)))
@@ -257,6 +260,11 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     ValueError: a field is unknown (the message suggests the nearest known one), or a value is invalid.
   """
   return fields.build(Config, values, 'config.')
+
+
+def saved(values: Mapping[str, Any]) -> Config:
+  """Reads the configuration of an earlier run, without its paths: this machine may not have the object stores."""
+  return from_dict({name: value for name, value in values.items() if name not in _PATHS})
 
 
 def flat(config: Config) -> dict[str, Any]:
