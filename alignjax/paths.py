@@ -7,6 +7,7 @@ reads and writes through fsspec. Neither module is imported before a path needs 
 import os
 import pathlib
 import re
+import types
 from typing import Any, NamedTuple
 
 # What a setting does with its path, the entry `path` of the metadata of a field.
@@ -44,7 +45,7 @@ def path(text: str | os.PathLike[str]) -> pathlib.Path:
   if not scheme(text):
     return pathlib.Path(text)
   check(os.fspath(text))
-  from etils import epath  # slow to import
+  from etils import epath  # optional: slow to import, and only object stores need it
 
   return epath.Path(text)
 
@@ -85,7 +86,7 @@ def check(text: str, use: str = READ) -> None:
   if use == RUN and name != 'gs':
     raise ValueError(f'{text}: a run cannot write checkpoints to {name}://, only to a disk or gs://; {mount}')
   try:
-    filesystem(text)
+    _fsspec().get_filesystem_class(name)
   except ImportError as error:
     raise ValueError(
       f"{text}: {name}:// ({store.name}) needs the module {store.module}: pip install 'alignjax[{store.extra}]', or "
@@ -99,9 +100,13 @@ def filesystem(text: str) -> Any:
   Raises:
     ImportError: its module is not installed.
   """
+  return _fsspec().filesystem(scheme(text))
+
+
+def _fsspec() -> types.ModuleType:
+  """fsspec, which does not keep listings: TensorStore writes the arrays of checkpoints without its knowledge."""
   import fsspec  # optional: part of the extras
 
-  name = scheme(text)
-  for protocol in (name, STORES[name].extra):  # arrays of checkpoints are written by another library
+  for protocol in ('gs', 'gcs', 's3'):
     fsspec.config.conf.setdefault(protocol, {}).setdefault('use_listings_cache', False)
-  return fsspec.filesystem(name)
+  return fsspec

@@ -15,6 +15,7 @@ from typing import Any
 import urllib.parse
 
 import fsspec
+from orbax.checkpoint._src.path import gcs_utils
 import pytest
 
 
@@ -193,8 +194,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 @contextlib.contextmanager
 def serving() -> Iterator[Objects]:
   """Serves an empty store under gs:// in a block."""
-  from orbax.checkpoint._src.path import gcs_utils
-
   OBJECTS.clear()
   server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), _Handler)
   server.daemon_threads = True

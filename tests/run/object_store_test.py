@@ -114,6 +114,15 @@ def test_a_finished_run_repairs_its_export_and_leaves_a_sound_one(resumed, store
   assert store['bucket/run/model/model.safetensors'] == (whole / 'model' / 'model.safetensors').read_bytes()
 
 
+def test_a_damaged_checkpoint_in_the_store_is_set_aside(resumed, store, whole):
+  metadata = f'bucket/run/checkpoints/{STEPS}/metadata/metadata'
+  store[metadata] = store[metadata].replace(b'"sha256"', b'"sha255"')
+  assert training.train(resumed).step == STEPS
+  assert metadata.replace(f'checkpoints/{STEPS}', f'checkpoints-corrupt/{STEPS}.0') in store
+  assert store['bucket/run/model/model.safetensors'] == (whole / 'model' / 'model.safetensors').read_bytes()
+  assert deterministic(store['bucket/run/metrics.jsonl']) == deterministic((whole / 'metrics.jsonl').read_bytes())
+
+
 def test_a_checkpoint_in_the_store_is_exported_without_the_data(resumed, store, whole, capsys):
   data = store.pop('bucket/train.jsonl')
   arguments = ['alignjax', 'export', '--workdir=gs://bucket/run', '--to=gs://bucket/again', f'--step={STEPS}']
@@ -141,6 +150,7 @@ def test_the_later_of_two_claims_wins(store):
   del store['bucket/claimed/owner.json']
 
 
+@pytest.mark.slow  # compiles a sampler; the next test and tests/transfers_test.py cover the paths
 def test_the_model_of_a_run_answers_prompts_from_the_store(resumed, store):
   flags = ['--prompt=the film', '--greedy', '--max_new_tokens=2', '--cluster=none', '--batch_size=1']
   arguments = ['alignjax', 'sample', '--model=gs://bucket/run/model', '--output=gs://bucket/said.jsonl', *flags]
