@@ -22,6 +22,7 @@ import jax
 from rich import console as rich_console
 from rich import progress as rich_progress
 
+from alignjax import paths
 from alignjax.commands import program
 from alignjax.models import folders
 from alignjax.run import fields, locations, merge_folders, process_flags, user_code
@@ -33,17 +34,21 @@ class Settings(user_code.UserCode):
   """Merging."""
 
   method: str = fields.field('', "Expression of the method, such as 'ties(density=0.5)'; empty: merge --adapter.")
-  adapter: str = fields.field('', 'Folder of a LoRA adapter in PEFT format to merge into the one model of --models.')
-  models: tuple[str, ...] = fields.field(
-    (), 'Models: folders in Hugging Face format, or names on the Hub.', required=True
+  adapter: str = fields.field(
+    '', 'Folder of a LoRA adapter in PEFT format to merge into the one model of --models.', path=paths.READ
   )
-  out: str = fields.field('', 'Folder to create.', required=True)
-  base: str = fields.field('', 'Folder of the model that the models were trained from.')
+  models: tuple[str, ...] = fields.field(
+    (), 'Models: folders in Hugging Face format, or names on the Hub.', required=True, path=paths.READ
+  )
+  out: str = fields.field('', 'Folder to create.', required=True, path=paths.WRITTEN)
+  base: str = fields.field('', 'Model that the models were trained from.', path=paths.READ)
   weights: str = fields.field('', "Weights of the models, '0.3,0.7' or '*.mlp.*=0.3,0.7; *=0.5'; empty: 1 for each.")
   dtype: str = fields.field(
     '', 'Type of the stored weights; empty: as in the first model.', choices=('', *sorted(folders.DTYPES.values()))
   )
-  assets_from: str = fields.field('', 'Folder of the configuration and the tokenizer; empty: the first model.')
+  assets_from: str = fields.field(
+    '', 'Folder of the configuration and the tokenizer; empty: the first model.', path=paths.READ
+  )
   allow_different_tokenizers: bool = fields.field(False, 'Merge models whose tokenizer files differ.')
   processes: process_flags.Processes = dataclasses.field(default_factory=process_flags.Processes, metadata={'flag': ''})
 

@@ -8,6 +8,7 @@ import os
 import pathlib
 import re
 
+from alignjax import paths
 from alignjax.models import folders, peft
 from alignjax.run import settings
 
@@ -28,7 +29,7 @@ def resolve(location: str | os.PathLike[str], flag: str) -> str:
     ValueError: there is no such folder, and the repository is unknown, closed, or neither cached nor reachable.
   """
   location = os.fspath(location)
-  if os.path.exists(location):
+  if paths.scheme(location) or os.path.exists(location):
     return location
   named = _NAME.fullmatch(location)
   if named is None:
