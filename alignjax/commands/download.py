@@ -13,6 +13,7 @@ Exit codes: 0 done, 1 the model cannot be had.
 import dataclasses
 import pathlib
 
+from alignjax import paths
 from alignjax.commands import program
 from alignjax.run import fields, locations, smollm2
 
@@ -24,7 +25,9 @@ class Settings:
   """Download."""
 
   name: str = fields.field('', 'Model: smollm2, or a name on the Hub.', positional=True)
-  out: str = fields.field('', 'Folder to write smollm2 to; empty: models/smollm2. Models of the Hub take none.')
+  out: str = fields.field(
+    '', 'Folder to write smollm2 to; empty: models/smollm2. Models of the Hub take none.', path=paths.DISK
+  )
 
   def __post_init__(self):
     fields.check(self)
