@@ -61,6 +61,8 @@ def run(settings: Settings) -> None:
   """
   if bool(settings.method) == bool(settings.adapter):
     raise ValueError("give either --method, such as --method='ties(density=0.5)', or --adapter=<folder>")
+  if settings.adapter and (len(settings.models) != 1 or settings.base or settings.weights):
+    raise ValueError('--adapter takes one folder in --models, the base of the adapter, and no --base or --weights')
   settings = dataclasses.replace(
     settings,
     models=tuple(locations.resolve(model, '--models') for model in settings.models),
@@ -77,8 +79,6 @@ def _merge_adapter(settings: Settings) -> None:
   """Merges an adapter into its base model."""
   if jax.process_count() > 1:
     raise ValueError(f'--adapter={settings.adapter}: an adapter is merged by one process, not {jax.process_count()}')
-  if len(settings.models) != 1 or settings.base or settings.weights:
-    raise ValueError('--adapter takes one folder in --models, the base of the adapter, and no --base or --weights')
   merge_folders.merge_adapter(settings.out, settings.models[0], settings.adapter, settings.dtype, settings.assets_from)
   print(f'wrote {settings.out}')
 

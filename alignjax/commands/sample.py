@@ -96,8 +96,6 @@ def build_strategy(settings: Settings) -> strategies.Strategy:
 
 
 def _prompts(settings: Settings) -> list[rows.Prompt]:
-  if bool(settings.prompt) == bool(settings.prompts):
-    raise ValueError('give either --prompt or --prompts')
   if settings.prompts:
     return text.read_prompts(settings.prompts, settings.ignore_fields)
   if tokenization.Tokenizer.load(settings.model).template is None:
@@ -118,6 +116,8 @@ def run(settings: Settings) -> None:
   Raises:
     ValueError: the settings, the model or the prompts cannot be used.
   """
+  if bool(settings.prompt) == bool(settings.prompts):
+    raise ValueError('give either --prompt or --prompts')
   named = {'model': settings.model, 'adapter': settings.adapter}
   found = {name: locations.resolve(value, f'--{name}') for name, value in named.items() if value}
   settings = dataclasses.replace(settings, **found)

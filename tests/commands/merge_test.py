@@ -429,7 +429,7 @@ def test_an_adapter_is_merged_into_its_base(tmp_path, dtype):
     (['--method=linear()', '--adapter=a'], 'give either --method'),
     (['--adapter=a', '--base=b'], '--adapter takes one folder in --models'),
     (['--adapter=a', '--models=m,n'], '--adapter takes one folder in --models'),
-    (['--adapter=nowhere'], 'nowhere/adapter_config.json'),
+    (['--adapter=nowhere'], '--adapter=nowhere: there is no such folder'),
   ],
 )
 def test_flags_of_an_adapter_that_do_not_fit_are_refused(tmp_path, capsys, flags, message):

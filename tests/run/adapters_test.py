@@ -167,14 +167,16 @@ def test_a_run_starts_from_a_model_with_its_adapter_merged(start, tmp_path, caps
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), found, merged)
 
 
-def test_an_adapter_to_start_from_that_does_not_fit_is_refused(start):
+def test_an_adapter_to_start_from_that_does_not_fit_is_refused(start, tmp_path):
   run, _, _ = start
   with pytest.raises(ValueError, match=r'adapter_from = .*alignjax merge --models=.* --adapter=.*--reference=<folder>'):
     run('without', adapter=ADAPTER)
   with pytest.raises(ValueError, match=r"is lora\(rank=2, alpha=3, targets='attention/query\+mlp/down.*is another one"):
     run('other', adapter='lora(rank=3)', objective='sft()')
   with pytest.raises(ValueError, match=r'neither folder has the adapter: merge it first'):
-    run('merging', optimizer='chain(sgd(0.1), online_dare(reserve=0.1, alpha=1e-6))', base_model='base')
+    run(
+      'merging', optimizer='chain(sgd(0.1), online_dare(reserve=0.1, alpha=1e-6))', base_model=str(tmp_path / 'model')
+    )
 
 
 @pytest.mark.slow
