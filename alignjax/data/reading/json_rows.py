@@ -13,7 +13,8 @@ def of_example(example: rows.Example) -> tuple[str, dict[str, Any]]:
   Raises:
     ValueError: no form has columns for all the fields of the example.
   """
-  row: dict[str, Any] = {'prompt': example.prompt}
+  example = example._replace(responses=tuple(map(_response, example.responses)))
+  row = _prompt(example.prompt)
   if not example.responses:
     form, columns = 'prompts', ('weight',)
   elif len(example.responses) == 2:
@@ -45,3 +46,16 @@ def of_example(example: rows.Example) -> tuple[str, dict[str, Any]]:
     elif form == 'preference' or name != 'score':
       row[name] = list(value)
   return form, row
+
+
+def _prompt(prompt: rows.Prompt) -> dict[str, Any]:
+  """The columns of a prompt."""
+  if not isinstance(prompt, rows.Dialogue):
+    return {'prompt': prompt}
+  columns = {name: each for name, each in prompt.variables.items() if name in ('tools', 'documents')}
+  others = {name: each for name, each in prompt.variables.items() if name not in columns}
+  return {'prompt': prompt.messages} | columns | ({'chat_template_kwargs': others} if others else {})
+
+
+def _response(response: rows.Response) -> Any:
+  return response if isinstance(response, str) else [response]

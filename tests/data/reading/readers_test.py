@@ -126,7 +126,7 @@ def test_an_empty_cell_is_a_value_that_is_not_there(tmp_path):
   pairs, report = read(path, on_error='skip')
   assert [pair.label for pair in pairs] == [1.0, 0.5]
   assert report.dropped['missing_field'].examples == [
-    f"{path}:4: field 'chosen' is missing; required fields: prompt, chosen, rejected"
+    f"{path}:4: field 'chosen' is null or empty; required fields: chosen, rejected"
   ]
 
 

@@ -153,7 +153,7 @@ def test_the_number_of_workers_changes_nothing(tmp_path, folder, tokenizer, monk
   assert contents(tmp_path / 'one') == contents(tmp_path / 'two')
   bad = tmp_path / 'bad.jsonl'
   lines = (folder / 'plain.jsonl').read_text().splitlines()
-  lines[3] = json.dumps({'prompt': [{'role': 'tool', 'content': 'x'}], 'chosen': 'a', 'rejected': 'b'})
+  lines[3] = json.dumps({'prompt': [{'role': 'oracle', 'content': 'x'}], 'chosen': 'a', 'rejected': 'b'})
   lines[11] = '{}'
   bad.write_text('\n'.join(lines))
   with pytest.raises(rows.DataError) as caught:

@@ -125,7 +125,7 @@ def test_long_conversations_are_not_hostile():
 
 
 def test_a_source_that_is_not_text_is_refused():
-  with pytest.raises(chat_template.TemplateError, match='config: the chat template must be text, not int'):
+  with pytest.raises(chat_template.TemplateError, match='config: chat_template must be text, not int'):
     chat_template.ChatTemplate(3, {}, origin='config')
 
 
