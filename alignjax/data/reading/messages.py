@@ -1,6 +1,6 @@
 """Reads messages, prompts and responses. Each function raises `Refused` for a value that it cannot read.
 
-A message is {role, content}, or {from, value} as ShareGPT has it, with any of `rows.MESSAGE_FIELDS`. Its content is a
+A message is {role, content}, or {from, value} as in ShareGPT, with any of `rows.MESSAGE_FIELDS`. Its content is a
 string or a list of text parts. What changes the text that the model sees is passed to the chat template as it is.
 `name` is the path of the value within its row, such as `prompt[0].content`.
 """
@@ -31,6 +31,12 @@ def conversation(value: Any, name: str, ignored: Collection[str] = ()) -> list[r
     )
   if not value:
     raise rows.Refused('empty_prompt', f"field '{name}': the list of messages is empty; it needs at least one")
+  if all(isinstance(each, dict) and each.keys() == {'input', 'output'} for each in value):  # as in Capybara
+    value = [
+      {'role': role, 'content': each[key]}
+      for each in value
+      for role, key in (('user', 'input'), ('assistant', 'output'))
+    ]
   return [message(each, f'{name}[{i}]', ignored) for i, each in enumerate(value)]
 
 

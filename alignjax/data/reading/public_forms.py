@@ -46,7 +46,7 @@ def hh_text(fields: Mapping[str, Any], ignored: Collection[str]) -> rows.Example
 def _transcripts(fields: Mapping[str, Any]) -> tuple[list[rows.Message], list[rows.Message]]:
   """The turns of both transcripts, after checking that they form a pair."""
   values.require(fields, HH)
-  chosen, rejected = (turns(fields[name], name) for name in HH)
+  chosen, rejected = (speeches(fields[name], name) for name in HH)
   if chosen[:-1] != rejected[:-1]:
     raise rows.Dropped('prompts_differ', 'the transcripts differ before their last turn')
   for name, each in (('chosen', chosen), ('rejected', rejected)):
@@ -56,7 +56,7 @@ def _transcripts(fields: Mapping[str, Any]) -> tuple[list[rows.Message], list[ro
   return chosen, rejected
 
 
-def turns(transcript: Any, name: str) -> list[rows.Message]:
+def speeches(transcript: Any, name: str) -> list[rows.Message]:
   r"""The messages of a transcript "\n\nHuman: ...\n\nAssistant: ..."."""
   before, *parts = TURN.split(values.text(transcript, name))
   if before or not parts:

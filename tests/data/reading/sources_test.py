@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 
-from alignjax.data.reading import drops, readers, rows, sources
+from alignjax.data.reading import drops, expressions, readers, rows, sources
 
 GOOD = {'prompt': 'Once', 'chosen': ' upon', 'rejected': ' a'}
 SYSTEM = {'role': 'system', 'content': 'Be kind'}
@@ -136,7 +136,7 @@ def test_reading_streams(tmp_path):
   ],
 )
 def test_expressions_are_taken_apart(source, form, location):
-  assert sources.parse_expression(source) == (form, location)
+  assert sources.parse_expression(source) == expressions.Expression(form, location)
 
 
 def test_a_path_with_a_colon_is_read(tmp_path):
@@ -159,7 +159,7 @@ def test_forms_and_kinds_of_files_may_be_mixed(tmp_path):
   table.write_text('prompt,completion,label\na,b,1\n')
   second = write(tmp_path, {'prompt': 'a', 'responses': ['c'], 'scores': [1]}, name='b.jsonl')
   with pytest.raises(
-    rows.DataError, match=r"b\.jsonl:1: field 'score': present in this row but missing in earlier rows"
+    rows.DataError, match=r"b\.jsonl:1: field 'scores': present in this row but missing in earlier rows"
   ):
     read([f'unpaired:{table}', f'scored:{second}'])
   third = write(tmp_path, {'prompt': 'a', 'completion': 'c', 'label': False}, name='c.jsonl')
