@@ -41,8 +41,11 @@ class Reading(NamedTuple):
 
 def read_split(paths: Sequence[str], config: settings.DataSettings, reading: Reading, *, training: bool) -> Split:
   """Reads and tokenises a dataset, announces what was dropped, and plans its batches."""
-  limits = encoding.Limits(config.max_prompt, config.max_response, reading.vocab_size)
-  request = artefact.Request(tuple(paths), reading.tokenizer, limits, config.on_error, config.ignore_fields)
+  cut = config.long_responses == 'cut'
+  limits = encoding.Limits(config.max_prompt, config.max_response, reading.vocab_size, truncate_response=cut)
+  request = artefact.Request(
+    tuple(paths), reading.tokenizer, limits, config.on_error, config.ignore_fields, config.unknown_columns
+  )
   data = token_cache.read(request, reading.cache, reading.announce)
   if not data.responses:
     raise ValueError(

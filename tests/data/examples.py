@@ -71,7 +71,13 @@ PREFERENCE = [
 TOOLS = [{'type': 'function', 'function': {'name': 'look', 'parameters': {'type': 'object', 'default': None}}}]
 CALL = {'role': 'assistant', 'content': None, 'tool_calls': [{'function': {'name': 'look', 'arguments': {'at': 'it'}}}]}
 PREFERENCE += [
-  {'user': 'Hi', 'system': 'Be kind', 'chosen': 'Hello', 'rejected': 'Go away', 'chat_template_kwargs': {'think': False}},
+  {
+    'user': 'Hi',
+    'system': 'Be kind',
+    'chosen': 'Hello',
+    'rejected': 'Go away',
+    'chat_template_kwargs': {'think': False},
+  },
   {'prompt': [USER, CALL, {'role': 'tool', 'content': 'x'}], 'tools': TOOLS, 'chosen': [CALL], 'rejected': GO},
   {
     'prompt': [{'from': 'human', 'value': 'Hi'}, {'from': 'gpt', 'value': 'Hel'}],

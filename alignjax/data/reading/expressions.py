@@ -73,8 +73,6 @@ def parse(source: str | os.PathLike, forms: Mapping[str, Collection[str]], defau
   return Expression(found['form'], location, columns, part)
 
 
-
-
 def _columns(source: str, text: str, known: Collection[str]) -> tuple[tuple[str, str], ...]:
   columns = []
   for entry in text.split(','):
@@ -144,7 +142,9 @@ class ColumnMap:
   def check(self, location: str) -> None:
     """Raises ValueError if no row had one of the columns."""
     for column, path in self._unseen.items():
-      raise ValueError(f'{location}: no row has {values.quote(path)}, which should be {column!r}; correct the column map')
+      raise ValueError(
+        f'{location}: no row has {values.quote(path)}, which should be {column!r}; correct the column map'
+      )
 
 
 def _at(fields: Mapping[str, Any], path: str) -> Any:
@@ -158,5 +158,3 @@ def _at(fields: Mapping[str, Any], path: str) -> Any:
     except (KeyError, IndexError, TypeError, ValueError):
       return MISSING
   return value
-
-

@@ -30,8 +30,8 @@ PKU_UNUSED = (
 
 
 def nectar(fields: Mapping[str, Any], ignored: Collection[str]) -> rows.Example:
-  r"""Nectar: `prompt`, a transcript that ends with "\n\nAssistant: ", and `answers`, a list of objects with `answer` and
-  `rank`, 1 for the best. They become responses with the score -rank, the best first."""
+  r"""Nectar: `prompt`, a transcript that ends with "\n\nAssistant: ", and `answers`, a list of objects with `answer`
+  and `rank`, 1 for the best. They become responses with the score -rank, the best first."""
   values.require(fields, NECTAR)
   prompt = public_forms.speeches(fields['prompt'], 'prompt')
   if prompt[-1]['role'] == 'assistant' and not prompt[-1]['content']:

@@ -1,7 +1,7 @@
 """Row forms with one desired response, for supervised fine-tuning.
 
-Every form accepts a `weight`. All but `text` accept `system`, `tools`, `documents` and `chat_template_kwargs`, and those
-with a `prompt` accept `user` in its place, as in `generic_forms`.
+Every form accepts a `weight`. All but `text` accept `system`, `tools`, `documents` and `chat_template_kwargs`, and
+those with a `prompt` accept `user` in its place, as in `generic_forms`.
 """
 
 from collections.abc import Collection, Mapping
@@ -20,8 +20,8 @@ ALPACA_UNUSED = ('text',)  # the same row, put into a template
 
 
 def conversation(fields: Mapping[str, Any], ignored: Collection[str]) -> rows.Example:
-  """A conversation: `messages` or `conversations`. Its last message, an assistant's, is trained; what comes before it is
-  given."""
+  """A conversation: `messages` or `conversations`. Its last message, an assistant's, is trained; what comes before it
+  is given."""
   if 'messages' in fields and 'conversations' in fields:
     raise rows.Refused('two_fields', "field 'messages': the row has 'conversations' too; ignore one of the two")
   name = 'conversations' if 'conversations' in fields else 'messages'
@@ -64,8 +64,8 @@ def chosen(fields: Mapping[str, Any], ignored: Collection[str]) -> rows.Example:
 
 
 def alpaca(fields: Mapping[str, Any], ignored: Collection[str]) -> rows.Example:
-  """Alpaca's columns: `instruction` with an optional `input`, a user's message; and `output`, or a pair of `chosen` and
-  `rejected`."""
+  """Alpaca's columns: `instruction` with an optional `input`, a user's message; and `output`, or a pair of `chosen`
+  and `rejected`."""
   del ignored
   values.require(fields, ('instruction',))
   question = values.filled(fields['instruction'], 'instruction', 'prompt')

@@ -1,8 +1,8 @@
 r"""Reads examples from files and other places, and checks them field by field while streaming.
 
-One expression names the data: `[form:]location[part]`. The form defines the columns of a row and their meaning (`FORMS`,
-`preference` by default), and may rename columns. The location is a file with one of the endings in `readers.ENDINGS`,
-or starts with one of `readers.SCHEMES`. See `expressions` for column maps and parts:
+One expression names the data: `[form:]location[part]`. The form defines the columns of a row and their meaning
+(`FORMS`, `preference` by default), and may rename columns. The location is a file with one of the endings in
+`readers.ENDINGS`, or starts with one of `readers.SCHEMES`. See `expressions` for column maps and parts:
 
   pairs.jsonl    hh:train.jsonl.gz    ultrafeedback_pair:data.parquet    unpaired:x.csv    hh:hf:Anthropic/hh-rlhf:train
   preference[prompt=question]:orca.jsonl    pairs.jsonl[:1000]    pairs.jsonl[split:5%]
@@ -51,9 +51,7 @@ FORMS: dict[str, Form] = {
   'scored': Form(generic_forms.scored, generic_forms.SCORED),
   'scored_pair': Form(generic_forms.scored_pair, generic_forms.SCORED),
   'prompts': Form(generic_forms.prompts, generic_forms.PROMPTS, generic_forms.PROMPTS_UNUSED),
-  'conversation': Form(
-    single_forms.conversation, single_forms.CONVERSATION, single_forms.CONVERSATION_UNUSED
-  ),
+  'conversation': Form(single_forms.conversation, single_forms.CONVERSATION, single_forms.CONVERSATION_UNUSED),
   'supervised': Form(single_forms.supervised, single_forms.SUPERVISED),
   'text': Form(single_forms.text, single_forms.TEXT),
   'chosen': Form(single_forms.chosen, single_forms.CHOSEN, single_forms.CHOSEN_UNUSED),
@@ -72,7 +70,6 @@ FORMS: dict[str, Form] = {
   'shp': Form(hub_forms.shp, hub_forms.SHP, hub_forms.SHP_UNUSED),
   'pku': Form(hub_forms.pku, hub_forms.PKU, hub_forms.PKU_UNUSED),
 }
-COLUMNS = {name: form.columns for name, form in FORMS.items()}
 # What a message proposes for rows that cannot be read, if it reads them.
 SUGGESTED = (
   'hh',
@@ -120,7 +117,7 @@ def parse_expression(source: Source, default: str = DEFAULT) -> expressions.Expr
   Raises:
     ValueError: a column map or a part is malformed.
   """
-  return expressions.parse(source, COLUMNS, default)
+  return expressions.parse(source, {name: form.columns for name, form in FORMS.items()}, default)
 
 
 def read_examples(
@@ -328,7 +325,7 @@ class _Parser:
     return f'; these rows look like {found}:' if found else ''
 
   def _reads(self, text: str, fields: Mapping[str, Any]) -> bool:
-    expression = expressions.parse(text, COLUMNS, DEFAULT)
+    expression = parse_expression(text)
     form = FORMS[expression.form]
     row = expressions.ColumnMap(expression.columns)(fields)
     others = row.keys() - {*form.columns, *form.unused}

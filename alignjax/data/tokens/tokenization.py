@@ -7,28 +7,17 @@ the model is conditioned on in training is a prefix of what it sees when samplin
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-import contextlib
 import dataclasses
 import datetime
 import functools
 import os
 import pathlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import tokenizers
 
-from alignjax import files
 from alignjax.data.reading import rows
-from alignjax.data.tokens import chat_template, control_text, rendering
-
-FILES = (  # all that `Tokenizer.load` reads
-  'tokenizer.json',
-  'tokenizer_config.json',
-  'special_tokens_map.json',
-  'generation_config.json',
-  'chat_template.jinja',
-)
-
+from alignjax.data.tokens import chat_template, control_text, rendering, tokenizer_files
 
 EncodingError = rendering.EncodingError
 
@@ -86,23 +75,24 @@ class Tokenizer:
       ValueError: a file is missing or unusable.
     """
     folder = pathlib.Path(folder)
-    backend = _load_backend(folder / 'tokenizer.json')
-    config = _load_json(folder / 'special_tokens_map.json') | _load_json(folder / 'tokenizer_config.json')
-    special = _special_tokens(config)
+    backend = tokenizer_files.load_backend(folder / 'tokenizer.json')
+    config = tokenizer_files.load_config(folder)
+    special = tokenizer_files.special_tokens(config)
+    tokenizer_files.add_tokens(folder, backend, config)
     ids = {name: backend.token_to_id(text) for name, text in special.items()}
     for name in ('bos_token', 'eos_token', 'pad_token'):
       if name in special and ids[name] is None:
         raise ValueError(f'{folder}: {name} {special[name]!r} is not in tokenizer.json; correct tokenizer_config.json')
-    end_ids = _generation_end_ids(folder)
+    end_ids = tokenizer_files.generation_end_ids(folder)
     eos_id = ids.get('eos_token', end_ids[0] if end_ids else None)
     if eos_id is None:
       raise ValueError(f'{folder}: no end token; set eos_token in tokenizer_config.json')
-    template = _load_template(folder, config, special, clock)
+    template, others = tokenizer_files.load_template(folder, config, special, clock)
     bos_id = ids.get('bos_token')
     vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
-    with _naming(folder / 'tokenizer.json'):
-      turn_end = None if template is None else _turn_end(backend, template)
-      space_ids = _space_ids(backend, vocab_size)
+    with tokenizer_files.naming(folder / 'tokenizer.json'):
+      turn_end = None if template is None else tokenizer_files.turn_end(backend, template)
+      space_ids = tokenizer_files.space_ids(backend, vocab_size)
     return cls(
       backend=backend,
       template=template,
@@ -113,9 +103,10 @@ class Tokenizer:
       turn_end_id=turn_end,
       generation_end_ids=frozenset(end_ids),
       space_ids=space_ids,
-      prefix=_prefix(folder, backend, config, bos_id),
+      prefix=tokenizer_files.prefix(folder, backend, config, bos_id),
       vocab_size=vocab_size,
       origin=str(folder / 'tokenizer.json'),
+      other_templates=others,
     )
 
   def encode_prompt(self, prompt: rows.Prompt, max_length: int | None = None) -> list[int]:
@@ -245,7 +236,7 @@ class Tokenizer:
     return results
 
   def _encode(self, texts: list[str]) -> list[list[int]]:
-    with _naming(self.origin):
+    with tokenizer_files.naming(self.origin):
       encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
     return [self._with_prefix(encoding.ids) for encoding in encodings]
 
@@ -254,6 +245,8 @@ class Tokenizer:
 
   def _split(self, prompt: list[int], joint: list[list[int]], rendered: _Rendered) -> Encoded | EncodingError:
     shared = min((_common_prefix(prompt, ids) for ids in joint), default=len(prompt))
+    if shared == 0 and not rendered.texts[0]:
+      prompt, shared = joint[0], 1  # a plain text without BOS: its first token is given
     if shared == 0:
       return EncodingError(
         'prompt_gone', "field 'prompt': all tokens of the prompt merge with the response; use a longer prompt"
@@ -262,7 +255,7 @@ class Tokenizer:
     return Encoded(
       prompt=prompt[:shared],
       responses=[ids for ids, _ in closed],
-      merged=len(prompt) - shared,
+      merged=len(prompt) - shared if rendered.texts[0] else 0,
       end_inside=any(not self.end_ids.isdisjoint(ids[:-1]) for ids, _ in closed),
       end_added=any(added for _, added in closed),
       notes=rendered.notes,
@@ -288,102 +281,3 @@ def _common_prefix(a: list[int], b: list[int]) -> int:
   if b[: len(a)] == a:
     return len(a)
   return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-
-
-def _load_backend(path: pathlib.Path) -> tokenizers.Tokenizer:
-  if not path.exists():
-    raise ValueError(f'{path}: no such file; a model folder must have a tokenizer.json')
-  files.check_regular(path)
-  with _naming(path, 'not readable as a tokenizer: '):
-    backend = tokenizers.Tokenizer.from_file(str(path))
-    backend.encode('a')  # some regular expressions fail only when they are used
-  backend.no_truncation()  # the file may set limits, which would silently cut responses
-  backend.no_padding()
-  return backend
-
-
-@contextlib.contextmanager
-def _naming(path: str | os.PathLike, what: str = '') -> Iterator[None]:
-  """Turns any exception in the block into a ValueError that names the file."""
-  try:
-    yield
-  except (KeyboardInterrupt, SystemExit):
-    raise
-  except BaseException as error:  # the library raises a bare Exception, or PanicException, a BaseException
-    raise ValueError(f'{path}: {what}{error}') from None
-
-
-def _load_json(path: pathlib.Path) -> dict[str, Any]:
-  """The non-null fields of a JSON file; {} if the file does not exist."""
-  if not path.exists():
-    return {}
-  fields = files.read_json(path)
-  if not isinstance(fields, dict):
-    raise ValueError(f'{path}: must contain a JSON object')
-  return {name: value for name, value in fields.items() if value is not None}
-
-
-def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
-  """Special tokens such as `bos_token` by name. Each is stored as text or as {'content': text}."""
-  tokens = {}
-  for name, value in config.items():
-    text = value.get('content') if isinstance(value, dict) else value
-    if name.endswith('_token') and isinstance(text, str):
-      tokens[name] = text
-  return tokens
-
-
-def _generation_end_ids(folder: pathlib.Path) -> list[int]:
-  path = folder / 'generation_config.json'
-  value = _load_json(path).get('eos_token_id', [])
-  ids = value if isinstance(value, list) else [value]
-  if not all(type(i) is int and i >= 0 for i in ids):
-    raise ValueError(f'{path}: eos_token_id must be a token id or a list of token ids, not {value!r}')
-  return ids
-
-
-def _load_template(
-  folder: pathlib.Path, config: dict[str, Any], special: dict[str, str], clock: chat_template.Clock
-) -> chat_template.ChatTemplate | None:
-  path = folder / 'chat_template.jinja'
-  if path.exists():
-    return chat_template.ChatTemplate(files.read_text(path), special, clock, str(path))
-  path, source = folder / 'tokenizer_config.json', config.get('chat_template')
-  if isinstance(source, list):  # several named templates
-    if not all(isinstance(entry, dict) and {'name', 'template'} <= entry.keys() for entry in source):
-      raise ValueError(f'{path}: chat_template must be a list of objects with the fields name and template')
-    source = next((entry['template'] for entry in reversed(source) if entry['name'] == 'default'), None)
-  return None if source is None else chat_template.ChatTemplate(source, special, clock, str(path))
-
-
-def _turn_end(backend: tokenizers.Tokenizer, template: chat_template.ChatTemplate) -> int | None:
-  """The special token that the template writes after an assistant turn.
-
-  It often differs from the eos_token of a base model, and a model that never learns to end its turn does not stop.
-  """
-  messages = [{'role': 'user', 'content': 'question'}, {'role': 'assistant', 'content': 'answer'}]
-  try:
-    text = template.render(messages, add_generation_prompt=False)
-  except chat_template.TemplateError:
-    return None  # the template wants other messages
-  ids = backend.encode(text[text.rfind('answer') + len('answer') :].lstrip(), add_special_tokens=False).ids
-  added = backend.get_added_tokens_decoder()
-  return ids[0] if ids and ids[0] in added and added[ids[0]].special else None
-
-
-def _prefix(
-  folder: pathlib.Path, backend: tokenizers.Tokenizer, config: dict[str, Any], bos_id: int | None
-) -> tuple[int, ...]:
-  """What goes before every text: BOS if add_bos_token is set, otherwise what tokenizer.json adds."""
-  add_bos = config.get('add_bos_token')
-  if add_bos is None:
-    encoding = backend.encode('a', add_special_tokens=True)
-    return tuple(encoding.ids[: encoding.special_tokens_mask.index(0)])
-  if add_bos and bos_id is None:
-    raise ValueError(f'{folder}: tokenizer_config.json has add_bos_token but no bos_token; set it')
-  return (bos_id,) if add_bos else ()
-
-
-def _space_ids(backend: tokenizers.Tokenizer, size: int) -> frozenset[int]:
-  texts = backend.decode_batch([[i] for i in range(size)], skip_special_tokens=False)
-  return frozenset(i for i, text in enumerate(texts) if not text.strip())
