@@ -114,11 +114,13 @@ class ColumnMap:
   def __init__(self, columns: tuple[tuple[str, str], ...]):
     self._columns = columns
     self._unseen = dict(columns)
+    self._rows = False
 
   def __call__(self, fields: Mapping[str, Any]) -> Mapping[str, Any]:
     """A row with the columns of the form. What a renamed column holds otherwise is left out."""
     if not self._columns:
       return fields
+    self._rows = True
     nulls = getattr(fields, 'nulls', frozenset())
     used = {path if path in fields else STEP.split(path)[0] for _, path in self._columns}
     names = {column for column, _ in self._columns}
@@ -140,8 +142,8 @@ class ColumnMap:
     return f'{message} ({", ".join(named)})' if named else message
 
   def check(self, location: str) -> None:
-    """Raises ValueError if no row had one of the columns."""
-    for column, path in self._unseen.items():
+    """Raises ValueError if there were rows, and none of them had one of the columns."""
+    for column, path in self._unseen.items() if self._rows else ():
       raise ValueError(
         f'{location}: no row has {values.quote(path)}, which should be {column!r}; correct the column map'
       )
