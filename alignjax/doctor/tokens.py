@@ -26,10 +26,10 @@ def outside_vocabulary(data: dataset.TokenDataset, vocab_size: int) -> Iterator[
 
 
 def beyond_positions(data: dataset.TokenDataset, max_positions: int) -> Iterator[findings.Finding]:
-  length = data.prompt_length + data.longest_response
+  length = data.prompt_length + data.longest_response - 1  # the last token is no input
   symptom = Symptom(
     'beyond_positions',
-    f'are longer than the {max_positions} positions of the model, up to {length.max()} tokens',
+    f'are longer than the {max_positions} positions of the model, up to {length.max() + 1} tokens',
     'Lower the limits of prompts and responses, or use a model with a longer context',
     shares.ANY_IS_ERROR,
   )

@@ -157,8 +157,8 @@ def test_ids_that_the_embedding_has_not(tokenizer, sound):
 
 def test_sequences_beyond_the_positions_of_the_model(tokenizer, sound):
   longest = max(len(row.prompt) + max(map(len, row.responses)) for row in sound)
-  assert sound_examples.faults_of(sound, tokenizer, max_positions=longest) == {}
-  findings = sound_examples.examine(sound, tokenizer, max_positions=longest - 1)
+  assert sound_examples.faults_of(sound, tokenizer, max_positions=longest - 1) == {}  # the last token is no input
+  findings = sound_examples.examine(sound, tokenizer, max_positions=longest - 2)
   assert sound_examples.faults(findings) == {'beyond_positions': ERROR}
   assert f'up to {longest} tokens' in sound_examples.named(findings, 'beyond_positions').seen
 
