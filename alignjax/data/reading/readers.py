@@ -35,7 +35,7 @@ PARQUET_BATCH = 256  # rows in memory at once
 BYTE_ORDER_MARKS = (b'\xef\xbb\xbf', b'\xff\xfe', b'\xfe\xff')
 SPACE = '[ \t\r\n]*+'
 LIST_START = re.compile(rf'{SPACE}(?:(\{{){SPACE}"data"{SPACE}:{SPACE})?\[{SPACE}')
-JSON_LINES = re.compile(rf'{SPACE}\{{[^\n]*\}}{SPACE}\n{SPACE}\{{')  # an object on each of the first lines
+JSON_LINES = re.compile(rf'{SPACE}\{{[^\n]*\}}[ \t\r]*\n{SPACE}\{{')  # an object on each of the first lines
 SEPARATOR = re.compile(rf'{SPACE}(?:,{SPACE}(?!\])|(?=\]))')
 
 

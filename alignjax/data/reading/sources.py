@@ -85,9 +85,9 @@ SUGGESTED = (
   'ranked',
   'unpaired',
   'preference',
-  'preference[prompt=question]',
-  'preference[prompt=instruction]',
-  'preference[prompt=input]',
+  'preference[user=question]',
+  'preference[user=instruction]',
+  'preference[user=input]',
   'preference[prompt=messages]',
   'preference[prompt=conversations]',
   'preference[prompt=input.messages,tools=input.tools,chosen=preferred_output,rejected=non_preferred_output]',
@@ -95,7 +95,7 @@ SUGGESTED = (
   'conversation[messages=conversation]',
   'supervised',
   'supervised[completion=response]',
-  'supervised[prompt=question,completion=answer]',
+  'supervised[user=question,completion=answer]',
   'text',
 )
 HINTS = 10  # malformed rows of a source for which a form is proposed
@@ -280,7 +280,8 @@ class _Parser:
     except rows.Dropped:
       raise
     except rows.Refused as problem:
-      message = self.columns.explain(problem.message) + self._hint(fields, problem.reason)
+      hint = '' if ' is null' in problem.message else self._hint(fields, problem.reason)
+      message = self.columns.explain(problem.message) + hint
       raise rows.Refused(problem.reason, message) from None
     if unknown:
       self._note(unknown, f'{location}:{number}')
@@ -320,6 +321,8 @@ class _Parser:
     if reason not in ('missing_field', 'unknown_field', 'wrong_type', 'mixed_forms', 'wrong_role') or not self._hints:
       return ''
     self._hints -= 1
+    if reason == 'unknown_field' and self._reads(f'{self._name}:', fields):
+      return ', or set unknown_columns=note'
     readable = (text for text in SUGGESTED if text != self._name and self._reads(f'{text}:', fields))
     found = next(readable, None)
     return f'; these rows look like {found}:' if found else ''

@@ -143,7 +143,7 @@ def test_rows_of_other_programs_are_read_and_proposed(tmp_path, name):
     (examples.ULTRAFEEDBACK, 'ultrafeedback_pair'),
     (examples.BINARISED, 'binarised'),
     (examples.ALPACA, 'alpaca'),
-    ({'question': 'Hi', 'chosen': 'a', 'rejected': 'b', 'system': 'x'}, 'preference[prompt=question]'),
+    ({'question': 'Hi', 'chosen': 'a', 'rejected': 'b', 'system': 'x'}, 'preference[user=question]'),
     ({'prompt': 'Hi', 'completion': 'a', 'label': True}, 'unpaired'),
     ({'prompt': 'Hi', 'response': 'a'}, 'supervised[completion=response]'),
     ({'messages': [USER, HELLO]}, 'conversation'),
@@ -158,7 +158,7 @@ def test_errors_propose_the_form_that_reads_the_row(tmp_path, row, proposed):
 
 def test_unknown_columns_are_refused_together_or_counted_once_each(tmp_path):
   path = write(tmp_path, *(STRINGS | {'id': i, 'source': 'x', 'prompt': f'{i}'} for i in range(5)))
-  with pytest.raises(rows.DataError, match="field 'id', 'source': unknown"):
+  with pytest.raises(rows.DataError, match=r"field 'id', 'source': unknown.*, or set unknown_columns=note"):
     read(path, 'preference')
   found, report = read(path, 'preference', unknown_columns='note')
   assert len(found) == 5
