@@ -78,7 +78,7 @@ class ChatTemplate:
     except TemplateError:
       if all(message['content'] is not None for message in messages):
         raise
-    # Many templates add up texts, so they fail on the null content of a message with tool calls.
+    # Many templates add up texts, so they fail on a message that has tool calls and no content.
     filled = [message | {'content': message['content'] or ''} for message in messages]
     return self._rendered(filled, variables or {}, add_generation_prompt)
 
@@ -87,7 +87,7 @@ class ChatTemplate:
   ) -> str:
     values = {
       **self._special_tokens,
-      'messages': [dict(message) for message in messages],
+      'messages': [{name: each for name, each in message.items() if each is not None} for message in messages],
       'add_generation_prompt': add_generation_prompt,
       'tools': None,
       'documents': None,

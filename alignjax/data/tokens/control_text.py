@@ -63,7 +63,8 @@ class Guard:
 
   def foreign_in(self, value: Any) -> str | None:
     """A control token of another chat format that a text in a nested value spells."""
-    return next((mark for text in texts_in(value) for mark in self._foreign if mark in text), None)
+    texts = (text for text in texts_in(value) if '<' in text or '[' in text)
+    return next((mark for text in texts for mark in self._foreign if mark in text), None)
 
   def mask(self, value: Any) -> Any:
     """Masks the special tokens that a nested value spells. An assistant's message keeps its marks of reasoning."""

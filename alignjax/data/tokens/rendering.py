@@ -180,7 +180,7 @@ def _compare(text: str, whole: str, responses: Sequence[rows.Response], number: 
     EncodingError: a part of the response is not trained.
   """
   response, name = responses[number], response_name(number, len(responses))
-  common = next((i for i, (a, b) in enumerate(zip(text, whole, strict=False)) if a != b), min(len(text), len(whole)))
+  common = _common(text, whole)
   content = rows.text_of(response).strip()
   parts = [content] if content else []
   if not isinstance(response, str):
@@ -205,6 +205,13 @@ def _compare(text: str, whole: str, responses: Sequence[rows.Response], number: 
       f'the chat template puts {added[:SHOWN]!r} before the response, which is trained; to make it part of the prompt, '
       'set a variable of the template (chat_template_kwargs), if it has one',
     )
+
+
+def _common(a: str, b: str) -> int:
+  """The length of the longest common start."""
+  if b.startswith(a):
+    return len(a)
+  return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def _leaves_of_calls(calls: Sequence[Mapping[str, Any]]) -> Iterator[str]:

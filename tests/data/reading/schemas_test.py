@@ -1,6 +1,8 @@
 """Rows in the schemas of much-used public datasets: each is read by one command line, and none loses its system."""
 
 import json
+import pathlib
+import re
 
 import pyarrow
 from pyarrow import parquet
@@ -245,3 +247,15 @@ def test_tools_may_be_json_text_and_nulls_within_them_are_absent_in_every_format
   parquet.write_table(pyarrow.Table.from_pylist([row | {'tools': tools}]), tmp_path / 'rows.parquet')  # fills in nulls
   found.append(read(tmp_path / 'rows.parquet', 'preference')[0][0].prompt)
   assert found == [rows.Dialogue([USER], {'tools': tools})] * 3
+
+
+def test_the_table_of_public_datasets_names_the_expressions_that_are_tested():
+  page = (pathlib.Path(__file__).parents[3] / 'docs' / 'data.md').read_text()
+  named = {
+    expression.rpartition('FILE')[0].rstrip(':') or 'preference' for expression in re.findall(r'`([^`]*FILE)`', page)
+  }
+  tested = {expression for expression, *_ in (*SCHEMAS.values(), *OTHERS.values())}
+  assert tested <= named
+  assert all(sources.parse_expression(f'{expression}:x.jsonl').location == 'x.jsonl' for expression in named)
+  (table,) = re.findall(r'\| dataset \|.*\n\|---.*\n((?:\|.*\n)+)', page)
+  assert len(table.splitlines()) == len(SCHEMAS)
