@@ -20,27 +20,30 @@ import pathlib
 
 import jax
 
+from alignjax import paths
 from alignjax.commands import program
 from alignjax.data.reading import rows
 from alignjax.data.tokens import tokenization
+from alignjax.models import checkpoint_io
 from alignjax.run import fields, process_flags, user_code
 from alignjax.sampling import strategies, text
+from alignjax.training import processes
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings(user_code.UserCode):
   """Sampling."""
 
-  model: str = fields.field('', 'Folder of the model, in Hugging Face format.', required=True)
+  model: str = fields.field('', 'Folder of the model, in Hugging Face format.', required=True, path=paths.READ)
   prompt: str = fields.field('', 'A single prompt.')
-  prompts: str = fields.field('', 'Prompts to read, [form:]location, as for --data of training.')
+  prompts: str = fields.field('', 'Prompts to read, [form:]location, as for --data of training.', path=paths.READ)
   ignore_fields: tuple[str, ...] = fields.field(
     (), 'Columns of --prompts to ignore, and paths of fields within them, such as prompt[].weight.'
   )
   unknown_columns: str = fields.field(
     'refuse', 'Columns of --prompts that the form does not have: an error, or left out.', choices=('refuse', 'note')
   )
-  output: str = fields.field('', 'The .jsonl file to write; empty: print the responses.')
+  output: str = fields.field('', 'The .jsonl file to write; empty: print the responses.', path=paths.WRITTEN)
   samples: int = fields.field(1, 'Number of responses to each prompt.', at_least=1)
   max_prompt: int = fields.field(1024, 'Largest prompt in tokens; longer ones lose their first tokens.', at_least=2)
   max_new_tokens: int = fields.field(128, 'Largest response in tokens; longer ones are cut off.', at_least=1)
@@ -120,7 +123,8 @@ def run(settings: Settings) -> None:
     seed=settings.seed,
     strategy=build_strategy(settings),
   )
-  responses = text.sample(settings.model, _prompts(settings), options, settings.compute_dtype)
+  loading = checkpoint_io.Loading(together=processes.on_all)
+  responses = text.sample(settings.model, _prompts(settings), options, settings.compute_dtype, loading)
   if jax.process_index() > 0:  # takes part in every batch
     collections.deque(responses, maxlen=0)
     return

@@ -6,9 +6,10 @@ The checkpoint of step n has three items:
   data      `Source.get_state()` as JSON, one file per process
   metadata  identity and configuration of the run, versions, and shape, dtype and checksum of each array
 
-Orbax commits a checkpoint atomically, so a killed run leaves the previous one intact. It does not detect a flipped bit
-in array files. The checksums do: they are computed on the devices before a save and after a restore, and do not depend
-on the mesh or the sharding.
+Orbax commits a checkpoint atomically, so a killed run leaves the previous one intact: on a disk it renames a folder, in
+an object store it writes commit_success.txt last, without which a checkpoint does not count. Orbax does not detect a
+flipped bit in array files. The checksums do: they are computed on the devices before a save and after a restore, and do
+not depend on the mesh or the sharding.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -17,14 +18,25 @@ import hashlib
 import json
 import pathlib
 import shutil
+import types
 from typing import Any, NamedTuple
 
 from absl import logging
 import jax
 import orbax.checkpoint as ocp
 
-from alignjax import refusals, stopping
-from alignjax.training import checksums, compatibility, disk, orbax_logs, positions, processes, source, watchdog
+from alignjax import paths, refusals, stopping, transfers
+from alignjax.training import (
+  checksums,
+  compatibility,
+  disk,
+  orbax_logs,
+  positions,
+  processes,
+  source,
+  step_folders,
+  watchdog,
+)
 
 
 class CheckpointError(ValueError):
@@ -59,6 +71,7 @@ class Restored(NamedTuple):
   state: Any
   config: Mapping[str, Any]  # the configuration of the run that saved it
   changed: Sequence[str] = ()  # describes the accepted entries of the identity that differ
+  loaded: Mapping[str, Any] = types.MappingProxyType({})  # `Checkpoints.loaded` of the run that saved it
 
 
 def _abstract(name: str, leaf: Any) -> jax.ShapeDtypeStruct:
@@ -68,7 +81,8 @@ def _abstract(name: str, leaf: Any) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(raw.shape, raw.dtype, sharding=leaf.sharding)
 
 
-def _digest(content: Mapping[str, Any]) -> str:
+def digest(content: Mapping[str, Any]) -> str:
+  """The SHA-256 of metadata."""
   return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -77,14 +91,6 @@ class _Saving(NamedTuple):
 
   step: int
   size: int  # of the arrays, in bytes
-
-
-def _remove_unfinished(folder: pathlib.Path) -> None:
-  """Removes checkpoints that a killed run did not commit. Orbax would do so in a thread that outlives a short run."""
-  if jax.process_index() == 0:
-    for unfinished in folder.glob('*.orbax-checkpoint-tmp*'):
-      shutil.rmtree(unfinished)
-  processes.gather(0)  # every process waits for the removal
 
 
 class Checkpoints:
@@ -97,6 +103,9 @@ class Checkpoints:
       checkpoint in which an entry differs is refused.
     keep: the number of newest checkpoints to keep.
     accepted: the entries of the identity that may differ.
+
+  Attributes:
+    loaded: identifies what the run has loaded besides its state, JSON-like; kept in every checkpoint.
   """
 
   def __init__(
@@ -110,13 +119,15 @@ class Checkpoints:
   ):
     if keep < 1:
       raise ValueError(f'keep={keep}: at least one checkpoint must be kept')
-    self.folder = pathlib.Path(folder).absolute()
+    self.folder = paths.absolute(folder)
     self._config = json.loads(json.dumps(config))
     self._identity = json.loads(json.dumps(dict(identity)))
     self._identity['jax_threefry_partitionable'] = bool(jax.config.jax_threefry_partitionable)
-    _remove_unfinished(self.folder)
+    step_folders.remove_unfinished(self.folder)
+    step_folders.agree(self.folder)
     options = ocp.CheckpointManagerOptions(preservation_policy=ocp.checkpoint_managers.LatestN(keep))
     self._accepted = frozenset(accepted)
+    self.loaded: Mapping[str, Any] = {}
     self._doubted: set[int] = set()
     self._saving: _Saving | None = None
     self._quiet = orbax_logs.without_tracebacks()
@@ -172,6 +183,7 @@ class Checkpoints:
       'versions': compatibility.versions(),
       'arrays': arrays,
       'keys': keys,
+      'loaded': self.loaded,
       'data': processes.gather(positions.crc(position)),
     }
     self._saving = _Saving(step, sum(leaf.nbytes for leaf in leaves.values()))
@@ -181,7 +193,7 @@ class Checkpoints:
         args=ocp.args.Composite(
           state=ocp.args.StandardSave({name: checksums.raw_data(leaf) for name, leaf in leaves.items()}),
           data=positions.Save(json.dumps(position, indent=4)),
-          metadata=ocp.args.JsonSave({'content': content, 'sha256': _digest(content)}),
+          metadata=ocp.args.JsonSave({'content': content, 'sha256': digest(content)}),
         ),
         force=True,
       )
@@ -240,7 +252,7 @@ class Checkpoints:
 
   def _complaint(self, saving: '_Saving', error: BaseException) -> str:
     reason = disk.describe(error)
-    if disk.is_full(error):
+    if disk.is_full(error) and not paths.scheme(self.folder):
       free = shutil.disk_usage(self.folder).free
       reason += f' ({free / 2**20:,.1f} MiB are free; the arrays have {saving.size / 2**20:,.1f} MiB)'
     steps = [step for step in self.steps() if step != saving.step]
@@ -323,7 +335,7 @@ class Checkpoints:
     for change in compatibility.changed_versions(metadata['versions']):
       logging.warning('checkpoint %d was written with %s', step, change)
     state = jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in leaves])
-    return Restored(step, state, metadata['config'], tolerated)
+    return Restored(step, state, metadata['config'], tolerated, metadata.get('loaded', {}))
 
   def _guard(self, step: int, item: str, read: Any) -> Any:
     """Calls `read` on every process; if it fails on one, all of them treat the checkpoint as corrupt."""
@@ -345,7 +357,7 @@ class Checkpoints:
   def _read_metadata(self, step: int) -> Mapping[str, Any]:
     def read() -> Mapping[str, Any]:
       saved = self._manager.restore(step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore()))['metadata']
-      if _digest(saved['content']) != saved['sha256']:
+      if digest(saved['content']) != saved['sha256']:
         raise ValueError('its digest does not match')
       return saved['content']
 
@@ -374,10 +386,13 @@ class Checkpoints:
   def _set_aside(self, step: int) -> None:
     target = self.folder.with_name(self.folder.name + '-corrupt')
     self.wait()  # a save in the background must be committed before the folder is read again
-    if jax.process_index() == 0:
+
+    def move() -> None:
       target.mkdir(exist_ok=True)
       free = next(n for n in range(1000) if not (target / f'{step}.{n}').exists())
-      (self.folder / str(step)).rename(target / f'{step}.{free}')
-    processes.gather(0)  # no process continues before the folder is gone
+      transfers.move(self.folder / str(step), target / f'{step}.{free}')
+
+    processes.on_first(move)
+    step_folders.agree(self.folder)  # no process continues before the folder is gone
     self._manager.reload()
     logging.error('moved checkpoint %d to %s', step, target)
