@@ -50,6 +50,7 @@ setuptools.setup(
     'safetensors>=0.5',
     'tensorboardX>=2.6.2',
     'tensorflow-datasets>=4.9.10',
+    'huggingface_hub>=0.30',
     'tokenizers>=0.21',
   ],
   extras_require={

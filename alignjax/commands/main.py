@@ -8,7 +8,8 @@ SUMMARIES = {
   'export': 'write the model of a checkpoint, without the data',
   'sample': 'draw responses from a model',
   'data': 'validate, inspect, tokenise, convert or build preference data',
-  'merge': 'merge models in Hugging Face folders',
+  'download': 'fetch a model: smollm2, or one of the Hugging Face Hub',
+  'merge': 'merge models in Hugging Face folders, or an adapter into its base',
 }
 PROGRAM = program.Group('alignjax', __doc__, SUMMARIES, program.lazy)
 

@@ -2,6 +2,7 @@
 
   alignjax sample --model=runs/first/model --prompt='Tell me about your day.' --samples=3
   alignjax sample --model=runs/first/model --prompts=questions.jsonl --greedy --output=answers.jsonl
+  alignjax sample --model=base --adapter=runs/first/adapter --prompt='Tell me about your day.'
 
 If the model has a chat template, the text of --prompt is a user's message; otherwise the model continues it. --prompts
 takes [form:]location like training data, such as hh:train.jsonl.gz. Without a form, rows are {"prompt": ...}: the model
@@ -24,8 +25,8 @@ from alignjax import paths
 from alignjax.commands import program
 from alignjax.data.reading import rows
 from alignjax.data.tokens import tokenization
-from alignjax.models import checkpoint_io
-from alignjax.run import fields, process_flags, user_code
+from alignjax.models import checkpoint_io, peft
+from alignjax.run import fields, locations, process_flags, user_code
 from alignjax.sampling import strategies, text
 from alignjax.training import processes
 
@@ -34,7 +35,12 @@ from alignjax.training import processes
 class Settings(user_code.UserCode):
   """Sampling."""
 
-  model: str = fields.field('', 'Folder of the model, in Hugging Face format.', required=True, path=paths.READ)
+  model: str = fields.field(
+    '', 'Model: a folder in Hugging Face format, or a name on the Hub.', required=True, path=paths.READ
+  )
+  adapter: str = fields.field(
+    '', 'Folder of a LoRA adapter in PEFT format to merge into the model; empty: none.', path=paths.READ
+  )
   prompt: str = fields.field('', 'A single prompt.')
   prompts: str = fields.field('', 'Prompts to read, [form:]location, as for --data of training.', path=paths.READ)
   ignore_fields: tuple[str, ...] = fields.field(
@@ -115,6 +121,9 @@ def run(settings: Settings) -> None:
   Raises:
     ValueError: the settings, the model or the prompts cannot be used.
   """
+  named = {'model': settings.model, 'adapter': settings.adapter}
+  found = {name: locations.resolve(value, f'--{name}') for name, value in named.items() if value}
+  settings = dataclasses.replace(settings, **found)
   options = text.Options(
     samples=settings.samples,
     max_prompt=settings.max_prompt,
@@ -124,6 +133,8 @@ def run(settings: Settings) -> None:
     strategy=build_strategy(settings),
   )
   loading = checkpoint_io.Loading(together=processes.on_all)
+  if settings.adapter:
+    loading = loading._replace(convert=peft.merging(settings.adapter, checkpoint_io.load_config(settings.model)))
   responses = text.sample(settings.model, _prompts(settings), options, settings.compute_dtype, loading)
   if jax.process_index() > 0:  # takes part in every batch
     collections.deque(responses, maxlen=0)

@@ -33,6 +33,7 @@ class Block(nnx.Module):
     normed = config.qk_norm or config.joint_qk_norm
     self.attention_norm = norm(config, config.width) if config.input_norms else None
     scale = None if config.score_width is None else config.score_width**-0.5
+    scale = scale if config.score_multiplier is None else config.score_multiplier
     self.attention = attention.Attention(
       attention.Heads(config.width, config.heads, config.kv_heads, config.head_width),
       attention.Scores(config.attention, scale, config.score_cap),
@@ -48,12 +49,16 @@ class Block(nnx.Module):
     self.attention_output_norm = norm(config, config.width) if config.output_norms else None
     self.mlp_output_norm = norm(config, config.width) if config.output_norms else None
     self.parallel = config.parallel_residual
+    self.added = config.residual_multiplier
 
   def finish(self, x: Array, attended: Array) -> Array:
     """The output projection of attention, the MLP and both residual additions."""
-    y = x + _normed(self.attention_output_norm, self.attention.output(attended))
+    y = x + self._scaled(_normed(self.attention_output_norm, self.attention.output(attended)))
     read = x if self.parallel else y
-    return y + _normed(self.mlp_output_norm, self.mlp(_normed(self.mlp_norm, read)))
+    return y + self._scaled(_normed(self.mlp_output_norm, self.mlp(_normed(self.mlp_norm, read))))
+
+  def _scaled(self, x: Array) -> Array:
+    return x if self.added == 1 else x * jnp.asarray(self.added, x.dtype)
 
   def prompts(
     self, x: Array, rotary: layers.Angles | None, window: attention.Window

@@ -17,6 +17,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from alignjax.models import (
+  comparison,
   declaration,
   families,
   folders,
@@ -25,6 +26,7 @@ from alignjax.models import (
   pieces,
   slices,
   storing,
+  tied_heads,
   transformer,
   weight_files,
 )
@@ -50,6 +52,11 @@ def load_config(folder: str | os.PathLike[str], **overrides: Any) -> transformer
   if unknown := sorted(set(overrides) - known):
     raise ValueError(f'unknown fields of TransformerConfig: {", ".join(unknown)}; known: {", ".join(sorted(known))}')
   manifest.check_settings(folder)
+  if not path.exists() and (path.parent / 'adapter_config.json').exists():
+    raise ValueError(
+      f'{path}: is missing, because the folder holds an adapter: give its base as the model, and this folder as '
+      '--adapter_from (train) or --adapter (sample, merge)'
+    )
   entries = folders.read_json(path)
   with folders.naming(path):
     family = families.by_type(entries.get('model_type'))
@@ -100,7 +107,7 @@ def load_params(
   """
   with contextlib.ExitStack() as stack:
     targets = _targets(config, shardings)
-    stored = loading.together(lambda: _open_leaves(pathlib.Path(folder), config, stack, _verify(targets)))
+    stored = loading.together(lambda: _open_leaves(pathlib.Path(folder), config, stack, _share(targets)))
     placed = [_load(stored[leaf], target, loading) for leaf, target in targets.items()]
     return jax.tree.unflatten(parameter_shapes(config)[1], placed)
 
@@ -114,7 +121,7 @@ def deferred_params(
 ) -> Params:
   """The leaves of `load_params`, each to be read when it is needed, until `stack` closes. Args, Raises: see there."""
   targets = _targets(config, shardings)
-  stored = loading.together(lambda: _open_leaves(pathlib.Path(folder), config, stack, _verify(targets)))
+  stored = loading.together(lambda: _open_leaves(pathlib.Path(folder), config, stack, _share(targets)))
 
   def defer(leaf: slices.Stored, target: jax.sharding.Sharding | None) -> pieces.Deferred:
     return pieces.Deferred(leaf.shape, np.dtype(loading.dtype or leaf.dtype), lambda: _load(leaf, target, loading))
@@ -143,7 +150,7 @@ def load_head(
   """
   with contextlib.ExitStack() as stack:
     targets = _targets(config, shardings)
-    stored = loading.together(lambda: _open_leaves(pathlib.Path(folder), config, stack, _verify(targets)))
+    stored = loading.together(lambda: _open_leaves(pathlib.Path(folder), config, stack, _share(targets)))
     shapes, treedef = parameter_shapes(config)
     model = transformer.build(config)
     of_head = 'embed/embedding' if config.tied_embeddings else 'unembed/'
@@ -181,24 +188,23 @@ def delta_from(
     tau, a tree like the parameters.
 
   Raises:
-    ValueError: either folder is invalid (see `load_params`), the vocabularies differ, the models have the same weights,
-      or `dtype` is unknown.
+    ValueError: either folder is invalid (see `load_params`), the configurations differ, the models have the same
+      weights, or `dtype` is unknown.
   """
   if dtype not in ('bfloat16', 'float32'):
     raise ValueError(f'dtype={dtype!r}: must be bfloat16 or float32')
   model, base = pathlib.Path(model), pathlib.Path(base)
-  sizes = [config.vocab_size, load_config(base).vocab_size]
-  if sizes[0] != sizes[1]:
+  for entry, (of_model, of_base) in comparison.differences(config, load_config(base)).items():
     raise ValueError(
-      f'{base}: has a vocabulary of {sizes[1]} tokens, but {model} has {sizes[0]}: choose the model that {model} was '
-      'fine-tuned from'
+      f'{base / folders.CONFIG}: {entry} is {of_base!r}, and in {model} it is {of_model!r}: choose the model that '
+      f'{model} was fine-tuned from'
     )
   changed = False
   with contextlib.ExitStack() as stack:
     targets = _targets(config, shardings)
 
     def opened() -> list[dict[str, slices.Stored]]:
-      return [_open_leaves(folder, config, stack, _verify(targets)) for folder in (model, base)]
+      return [_open_leaves(folder, config, stack, _share(targets)) for folder in (model, base)]
 
     def difference(leaf: str, indices: Sequence[slices.Index]) -> list[np.ndarray]:
       nonlocal changed
@@ -288,14 +294,24 @@ def _open_leaves(
   folder: pathlib.Path,
   config: transformer.TransformerConfig,
   stack: contextlib.ExitStack,
-  verify: Callable[[pathlib.Path], None],
+  share: tuple[int, int],
 ) -> dict[str, slices.Stored]:
-  """Checks the tensors of a folder, and returns where its leaves are stored, in files that `stack` closes."""
+  """Checks the tensors of a folder, and returns where its leaves are stored, in files that `stack` closes.
+
+  Args:
+    folder: the folder of the model.
+    config: its configuration.
+    stack: the exit stack that keeps the files open.
+    share: which part of the values this process verifies, and the number of parts.
+  """
   family = _family_of_folder(folder)
+  verify = functools.partial(manifest.check_weights, part=share[0], parts=share[1])
   tensors = family.prefixed(folders.open_tensors(folder, stack, family.ignored_tensors, verify))
   index = folder / folders.INDEX
   shapes, _ = parameter_shapes(config)
   with folders.naming(index if index.exists() else folder / folders.WEIGHTS):
+    if config.tied_embeddings:
+      tensors = tied_heads.without(family, tensors, share)
     family.check(shapes, {name: tensor.shape for name, tensor in tensors.items()})
   stored = {}
   for leaf, shape in shapes.items():
@@ -312,11 +328,11 @@ def _targets(config: transformer.TransformerConfig, shardings: Any) -> dict[str,
   return dict(zip(shapes, targets, strict=True))
 
 
-def _verify(targets: Mapping[str, jax.sharding.Sharding | None]) -> Callable[[pathlib.Path], None]:
-  """Compares weight files with their manifest: all of them, or this process's share if all processes load."""
+def _share(targets: Mapping[str, jax.sharding.Sharding | None]) -> tuple[int, int]:
+  """The part of the weights that this process verifies: all, or its share if all processes load."""
   if all(target is None or target.is_fully_addressable for target in targets.values()):
-    return manifest.check_weights
-  return functools.partial(manifest.check_weights, part=jax.process_index(), parts=jax.process_count())
+    return 0, 1
+  return jax.process_index(), jax.process_count()
 
 
 def _load(stored: slices.Stored, target: jax.sharding.Sharding | None, loading: Loading) -> Any:

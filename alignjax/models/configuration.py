@@ -12,12 +12,14 @@ _CHOICES = {
   'attention': ('xla', 'cudnn'),
 }
 _SIZES = ('vocab_size', 'width', 'layers', 'heads', 'kv_heads', 'head_width', 'mlp_width', 'max_positions')
+_FACTORS = ('embedding_multiplier', 'residual_multiplier', 'logit_divisor')
 _OPTIONAL = (
   'rope_theta',
   'local_rope_theta',
   'sliding_window',
   'full_attention_every',
   'score_width',
+  'score_multiplier',
   'score_cap',
   'logit_cap',
 )
@@ -63,6 +65,10 @@ class TransformerConfig:
   parallel_residual: bool = False  # attention and the MLP read the same residual stream
   scaled_embeddings: bool = False  # multiplies embeddings by sqrt(D)
   score_width: int | None = None  # attention scores are divided by sqrt(score_width); None: H
+  score_multiplier: float | None = None  # attention scores are multiplied by this instead; None: by 1 / sqrt(...)
+  embedding_multiplier: float = 1.0  # multiplies embeddings
+  residual_multiplier: float = 1.0  # multiplies what attention and the MLP add to the residual stream
+  logit_divisor: float = 1.0  # divides logits
   score_cap: float | None = None  # soft cap of attention scores
   logit_cap: float | None = None  # soft cap of logits
   remat: str = 'dots'  # rematerialisation keeps: 'none' all activations, 'dots' weight products, 'full' the layer input
@@ -73,7 +79,7 @@ class TransformerConfig:
     for name, choices in _CHOICES.items():
       if getattr(self, name) not in choices:
         raise ValueError(f'{name}={getattr(self, name)!r} is not one of {", ".join(map(repr, choices))}')
-    for name in (*_SIZES, 'norm_epsilon'):
+    for name in (*_SIZES, *_FACTORS, 'norm_epsilon'):
       if not getattr(self, name) > 0:
         raise ValueError(f'{name}={getattr(self, name)!r} must be positive')
     for name in _OPTIONAL:

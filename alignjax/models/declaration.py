@@ -7,30 +7,10 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from alignjax.models import folders, layers, transformer
+from alignjax.models import folders, inert, layers, transformer
 
 _Stored = TypeVar('_Stored')
-IGNORED = frozenset(  # entries that never affect the function computed, in any family
-  {
-    '_name_or_path',
-    'attention_dropout',  # alignment fine-tuning runs without dropout; the same applies to other dropout entries
-    'bos_token_id',
-    'chunk_size_feed_forward',
-    'dtype',
-    'eos_token_id',
-    'initializer_range',
-    'is_llama_config',
-    'output_attentions',
-    'output_hidden_states',
-    'pad_token_id',
-    'pretraining_tp',  # affects only the order of summation
-    'return_dict',
-    'torch_dtype',
-    'transformers.js_config',
-    'transformers_version',
-    'use_cache',
-  }
-)
+_SHOWN = 80  # characters of a value in an error
 
 
 class Setting(NamedTuple):
@@ -153,7 +133,8 @@ class Family:
     fixed: entries that affect the function computed, each with the only supported value.
     cycles: entries that list one item per layer, each with the supported repeating pattern.
     fields: fields of `TransformerConfig` that are constant for the family.
-    ignored: entries that do not affect the function computed.
+    ignored: entries that do not affect the function computed, whatever their value.
+    inert: entries that do not affect the function computed with the listed values; others are refused.
     tensors: the stored tensors, covering every leaf of the parameter tree.
     ignored_tensors: name suffixes of stored tensors that are not parameters.
     optional_prefix: a prefix of all tensor names that some checkpoints omit.
@@ -166,6 +147,7 @@ class Family:
   ignored: frozenset[str]
   tensors: tuple[Tensor, ...]
   ignored_tensors: tuple[str, ...] = ()
+  inert: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
   cycles: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
   fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   optional_prefix: str = ''
@@ -183,10 +165,10 @@ class Family:
     Raises:
       ValueError: an entry is missing, malformed, unknown or unsupported; the message names it.
     """
-    entries = _flatten({key: value for key, value in entries.items() if key not in self.ignored})
+    entries = self._effective(entries)
     rotary_type = self._rotary_type(entries)
     if refused := self._refused(entries, rotary_type):
-      raise ValueError(f'unsupported fields for model_type {self.model_type!r}: {", ".join(sorted(refused))}')
+      raise ValueError(f'unsupported fields for model_type {self.model_type!r}: {", ".join(refused)}')
     fields: dict[str, Any] = {'model_type': self.model_type, **self.fields}
     for setting in self.settings:
       fields[setting.field] = _read(setting, entries, fields)
@@ -194,25 +176,43 @@ class Family:
     make = _ROTARY_SCALINGS[rotary_type].make
     return fields | {'rope_scaling': make(**scaled) if make else None}
 
+  def _effective(self, entries: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries that may affect the function computed, with dotted keys."""
+    flat = _flatten({key: value for key, value in entries.items() if key not in self.ignored})
+    set_by = {key for setting in self.settings for key in setting.keys}
+    values = {key: allowed for key, allowed in self._inert.items() if key not in set_by}
+    return {key: value for key, value in flat.items() if not inert.has_no_effect(key, value, values)}
+
+  @property
+  def _inert(self) -> dict[str, tuple[Any, ...]]:
+    return {**inert.VALUES, **self.inert}
+
   def _refused(self, entries: Mapping[str, Any], rotary_type: Any) -> list[str]:
-    """The unsupported entries, each with the reason."""
+    """The unsupported entries, each with the reason: first the type of rotary scaling, which explains others."""
     known = {key for setting in self.settings for key in setting.keys} | {'model_type'}
     known |= {*self.cycles, *self.fixed, *self.rotary_places, *self._rotary_type_keys}
+    first, refused = [], []
     if rotary_type in _ROTARY_SCALINGS:
       known |= {key for setting in self._rotary_settings(rotary_type) for key in setting.keys}
-    refused = [f'{key}={value!r} (unknown)' for key, value in entries.items() if key not in known]
+      ignored = _ROTARY_SCALINGS[rotary_type].ignored
+      known |= {f'{place}.{key}' for place in self.rotary_places for key in ignored}
+    else:
+      types = ', '.join(map(repr, _ROTARY_SCALINGS))
+      named = [f'{key}={entries[key]!r}' for key in self._rotary_type_keys if entries.get(key) is not None]
+      first.append(f'{", ".join(named)} (only {types} are supported)')
+      known |= {key for key in entries if key.startswith(tuple(f'{place}.' for place in self.rotary_places))}
+    for key in entries.keys() - known:
+      allowed = ' and '.join(map(repr, self._inert.get(key, ())))
+      reason = f'only {allowed} are supported' if allowed else 'unknown'
+      refused.append(f'{key}={_shown(entries[key])} ({reason})')
     for key, supported in {**dict.fromkeys(self.rotary_places), **self.fixed}.items():
       if entries.get(key, supported) != supported:
-        refused.append(f'{key}={entries[key]!r} (only {supported!r} is supported)')
+        refused.append(f'{key}={_shown(entries[key])} (only {supported!r} is supported)')
     for key, cycle in self.cycles.items():
       items = [] if entries.get(key) is None else entries[key]
       if not isinstance(items, list) or any(item != cycle[i % len(cycle)] for i, item in enumerate(items)):
-        refused.append(f'{key}={items!r} (only a list that repeats {", ".join(map(repr, cycle))} is supported)')
-    if rotary_type not in _ROTARY_SCALINGS:
-      types = ', '.join(map(repr, _ROTARY_SCALINGS))
-      named = [f'{key}={entries[key]!r}' for key in self._rotary_type_keys if entries.get(key) is not None]
-      refused.append(f'{", ".join(named)} (only {types} are supported)')
-    return refused
+        refused.append(f'{key}={_shown(items)} (only a list that repeats {", ".join(map(repr, cycle))} is supported)')
+    return first + sorted(refused)
 
   @property
   def _rotary_type_keys(self) -> tuple[str, ...]:
@@ -300,6 +300,12 @@ def _flatten(entries: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
   return flat
 
 
+def _shown(value: Any) -> str:
+  """A value as errors show it: long ones, such as lists with an item for each frequency, are cut."""
+  text = repr(value)
+  return text if len(text) <= _SHOWN else f'{text[: _SHOWN - 3]}...'
+
+
 def _read(setting: Setting, entries: Mapping[str, Any], fields: Mapping[str, Any]) -> int | float | bool | None:
   """The value of one setting."""
   found = {key: entries[key] for key in setting.keys if entries.get(key) is not None}
@@ -331,6 +337,7 @@ class _RotaryScaling(NamedTuple):
 
   make: Callable[..., layers.RotaryScaling] | None
   settings: tuple[Setting, ...] = ()
+  ignored: tuple[str, ...] = ()  # entries without effect
 
 
 _ROTARY_SCALINGS = {
@@ -345,12 +352,26 @@ _ROTARY_SCALINGS = {
       Setting('original_positions', ('original_max_position_embeddings',), int),
     ),
   ),
+  'yarn': _RotaryScaling(
+    layers.YarnScaling,
+    (
+      Setting('factor', ('factor',), float),
+      Setting('original_positions', ('original_max_position_embeddings',), int),
+      Setting('fast_turns', ('beta_fast',), float, 32.0),
+      Setting('slow_turns', ('beta_slow',), float, 1.0),
+      Setting('truncate', ('truncate',), bool, True),
+      Setting('attention_factor', ('attention_factor',), float, nullable=True),
+      Setting('mscale', ('mscale',), float, nullable=True),
+      Setting('mscale_all_dim', ('mscale_all_dim',), float, nullable=True),
+    ),
+    ignored=('attn_factor', 'finetuned'),
+  ),
 }
 
 
 def _rendered(scaling: layers.RotaryScaling | None) -> dict[str, Any] | None:
   """The entry `rope_scaling`, which both transformers 4 and 5 read."""
-  for name, (make, settings) in _ROTARY_SCALINGS.items():
+  for name, (make, settings, _) in _ROTARY_SCALINGS.items():
     if make is not None and isinstance(scaling, make):
       written = {setting.keys[0]: getattr(scaling, setting.field) for setting in settings}
       return {'rope_type': name} | written

@@ -238,7 +238,7 @@ def _weight_files(folder: pathlib.Path) -> dict[pathlib.Path, set[str] | None]:
   if single.exists():
     return {single: None}
   if not index.exists():
-    raise ValueError(f'{folder}: holds neither {WEIGHTS} nor {INDEX}; other weight formats are not supported')
+    raise ValueError(f'{folder}: holds neither {WEIGHTS} nor {INDEX}{_conversion(folder)}')
   weight_map = read_json(index).get('weight_map')
   if not isinstance(weight_map, dict) or not weight_map:
     raise ValueError(f'{index}: weight_map must be an object that maps tensor names to file names')
@@ -248,6 +248,17 @@ def _weight_files(folder: pathlib.Path) -> dict[pathlib.Path, set[str] | None]:
       raise ValueError(f'{index}: weight_map[{name!r}]={file!r} must name a .safetensors file in the same folder')
     files.setdefault(folder / file, set()).add(name)
   return files
+
+
+def _conversion(folder: pathlib.Path) -> str:
+  """How to convert the weights of a folder that has no safetensors."""
+  if not any((folder / name).exists() for name in ('pytorch_model.bin', 'pytorch_model.bin.index.json')):
+    return '; other weight formats are not supported'
+  return (
+    ', only pytorch_model.bin, whose pickles can run code. If you trust its source, convert it where transformers is '
+    'installed: python -c "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; '
+    f"[c.from_pretrained('{folder}').save_pretrained('{folder}-safetensors') for c in (M, T)]\""
+  )
 
 
 def copy_assets(source: pathlib.Path, target: pathlib.Path) -> None:

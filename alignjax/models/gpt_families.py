@@ -3,7 +3,7 @@
 Unlike Llama, they have layer norms, biases and an MLP without a gate, and store queries, keys and values as one tensor.
 """
 
-from alignjax.models import declaration
+from alignjax.models import declaration, inert
 
 _QKV = tuple(f'layers/attention/{part}' for part in ('query', 'key', 'value'))
 
@@ -33,14 +33,14 @@ GPT2 = declaration.Family(
   model_type='gpt2',
   settings=(
     declaration.Setting('vocab_size', ('vocab_size',), int),
-    declaration.Setting('width', ('n_embd',), int),
-    declaration.Setting('layers', ('n_layer',), int),
-    declaration.Setting('heads', ('n_head',), int),
+    declaration.Setting('width', ('n_embd', 'hidden_size'), int),
+    declaration.Setting('layers', ('n_layer', 'num_hidden_layers'), int),
+    declaration.Setting('heads', ('n_head', 'num_attention_heads'), int),
     *_HEADS,
     declaration.Setting('mlp_width', ('n_inner',), int, lambda fields: 4 * fields['width']),
     declaration.Setting('norm_epsilon', ('layer_norm_epsilon',), float, 1e-5),
     declaration.Setting('tied_embeddings', ('tie_word_embeddings',), bool, True),
-    declaration.Setting('max_positions', ('n_positions', 'n_ctx'), int, 1024),
+    declaration.Setting('max_positions', ('n_positions', 'n_ctx', 'max_position_embeddings'), int, 1024),
   ),
   fixed={
     'activation_function': 'gelu_new',
@@ -58,13 +58,10 @@ GPT2 = declaration.Family(
     'output_bias': True,
     'mlp_bias': True,
   },
-  ignored=declaration.IGNORED
+  ignored=inert.IGNORED
   | {
-    '_num_labels',
     'attn_pdrop',
     'embd_pdrop',
-    'id2label',
-    'label2id',
     'n_special',
     'output_past',
     'predict_special_tokens',
@@ -75,7 +72,6 @@ GPT2 = declaration.Family(
     'summary_proj_to_labels',
     'summary_type',
     'summary_use_proj',
-    'task_specific_params',
   },
   tensors=(
     declaration.Tensor('embed/embedding', 'transformer.wte.weight'),
@@ -104,8 +100,13 @@ GPT_NEOX = declaration.Family(
     *_HEADS,
     declaration.Setting('mlp_width', ('intermediate_size',), int),
     declaration.Setting('norm_epsilon', ('layer_norm_eps',), float, 1e-5),
-    declaration.Setting('rope_theta', ('rotary_emb_base', 'rope_parameters.rope_theta'), float, 10_000.0),
-    declaration.Setting('rotary_fraction', ('rotary_pct', 'rope_parameters.partial_rotary_factor'), float, 0.25),
+    declaration.Setting('rope_theta', ('rotary_emb_base', 'rope_theta', 'rope_parameters.rope_theta'), float, 10_000.0),
+    declaration.Setting(
+      'rotary_fraction',
+      ('rotary_pct', 'partial_rotary_factor', 'rope_parameters.partial_rotary_factor'),
+      float,
+      0.25,
+    ),
     declaration.Setting('tied_embeddings', ('tie_word_embeddings',), bool, False),
     declaration.Setting('max_positions', ('max_position_embeddings',), int, 2048),
     declaration.Setting('parallel_residual', ('use_parallel_residual',), bool, True),
@@ -114,10 +115,9 @@ GPT_NEOX = declaration.Family(
   ),
   fixed={'architectures': ['GPTNeoXForCausalLM'], 'hidden_act': 'gelu'},
   fields={'activation': 'gelu', 'gated_mlp': False, 'norm': 'layer', 'mlp_bias': True},
-  ignored=declaration.IGNORED
+  ignored=inert.IGNORED
   | {
     'attention_probs_dropout_prob',
-    'classifier_dropout',
     'hidden_dropout',
     'hidden_dropout_prob',
     'is_decoder',

@@ -6,6 +6,7 @@ they are used.
 
 import dataclasses
 import functools
+import math
 
 from flax import nnx
 import jax
@@ -117,7 +118,13 @@ class LinearScaling:
 
   factor: float  # positive
 
-  def __call__(self, frequency: Array) -> Array:
+  @property
+  def amplitude(self) -> float:
+    """The factor of cosine and sine."""
+    return 1.0
+
+  def __call__(self, frequency: Array, theta: float) -> Array:
+    del theta
     return frequency / self.factor
 
 
@@ -144,14 +151,72 @@ class Llama3Scaling:
         f'low_frequency_factor={self.low_frequency_factor}'
       )
 
-  def __call__(self, frequency: Array) -> Array:
+  @property
+  def amplitude(self) -> float:
+    """The factor of cosine and sine."""
+    return 1.0
+
+  def __call__(self, frequency: Array, theta: float) -> Array:
+    del theta
     turns = self.original_positions * frequency / (2 * jnp.pi)
     low, high = self.low_frequency_factor, self.high_frequency_factor
     kept = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
     return kept * frequency + (1 - kept) * frequency / self.factor
 
 
-RotaryScaling = LinearScaling | Llama3Scaling
+@dataclasses.dataclass(frozen=True)
+class YarnScaling:
+  """Scaling of rotary frequencies by YaRN: high frequencies are kept, low ones are divided by `factor`.
+
+  With c(t) = H log(original / (2 pi t)) / (2 log theta), the index of the frequency that makes t turns over
+  `original_positions` tokens, low = c(fast_turns) and high = c(slow_turns), rounded outwards if `truncate`:
+
+    w_i = 1 - clip((i - low) / (high - low), 0, 1),   w_i frequency_i + (1 - w_i) frequency_i / factor
+
+  Cosine and sine are multiplied by `attention_factor`. If it is None, by m(mscale) / m(mscale_all_dim) if both are
+  given, else by m(1), with m(s) = 0.1 s log(factor) + 1.
+
+  References:
+    Peng et al., YaRN, https://arxiv.org/abs/2309.00071, sections 3.2 and 3.4.
+  """
+
+  factor: float  # positive
+  original_positions: int  # context length of pre-training, in tokens
+  fast_turns: float = 32.0  # turns from which a frequency is kept
+  slow_turns: float = 1.0  # turns up to which a frequency is divided
+  truncate: bool = True
+  attention_factor: float | None = None
+  mscale: float | None = None
+  mscale_all_dim: float | None = None
+
+  @property
+  def amplitude(self) -> float:
+    """The factor of cosine and sine."""
+    if self.attention_factor is not None:
+      return self.attention_factor
+    if self.mscale and self.mscale_all_dim:
+      return self._temperature(self.mscale) / self._temperature(self.mscale_all_dim)
+    return self._temperature(1.0)
+
+  def _temperature(self, scale: float) -> float:
+    return 1.0 if self.factor <= 1 else 0.1 * scale * math.log(self.factor) + 1.0
+
+  def __call__(self, frequency: Array, theta: float) -> Array:
+    count = frequency.shape[-1]
+
+    def index(turns: float) -> float:
+      return count * math.log(self.original_positions / (2 * math.pi * turns)) / math.log(theta)
+
+    low, high = index(self.fast_turns), index(self.slow_turns)
+    if self.truncate:
+      low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, 2 * count - 1)
+    high = high + 0.001 if low == high else high
+    kept = 1 - jnp.clip((jnp.arange(count, dtype=jnp.float32) - low) / (high - low), 0.0, 1.0)
+    return kept * frequency + (1 - kept) * frequency / self.factor
+
+
+RotaryScaling = LinearScaling | Llama3Scaling | YarnScaling
 
 
 def rotary_angles(position: Array, head_width: int, theta: float, scaling: RotaryScaling | None = None) -> Angles:
@@ -161,7 +226,7 @@ def rotary_angles(position: Array, head_width: int, theta: float, scaling: Rotar
     position: index of the token in its sequence, [...] int32.
     head_width: H, the number of entries of a head to rotate; even.
     theta: base of the wavelengths, in tokens.
-    scaling: scaling of the frequencies, or None.
+    scaling: scaling of the frequencies, and of cosine and sine, or None.
 
   Returns:
     Cosine and sine, [..., H / 2] float32 for any compute dtype: bfloat16 cannot represent position 257.
@@ -172,10 +237,12 @@ def rotary_angles(position: Array, head_width: int, theta: float, scaling: Rotar
   exponent = jnp.arange(0, head_width, 2, dtype=jnp.float32) / head_width
   frequency = theta**-exponent
   if scaling is not None:
-    frequency = scaling(frequency)
+    frequency = scaling(frequency, theta)
   frequency = jnp.expand_dims(frequency, tuple(range(position.ndim)))
   angle = position[..., None].astype(jnp.float32) * frequency
-  return jnp.cos(angle), jnp.sin(angle)
+  if scaling is None or scaling.amplitude == 1:
+    return jnp.cos(angle), jnp.sin(angle)
+  return scaling.amplitude * jnp.cos(angle), scaling.amplitude * jnp.sin(angle)
 
 
 def rotate(x: Array, cosine: Array, sine: Array) -> Array:

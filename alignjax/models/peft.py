@@ -8,11 +8,10 @@ Kernels that a family fuses into one tensor share one pair of factors in PEFT. T
 changes only the rank: A is concatenated and B is block diagonal, x [A1 A2] [[B1, 0], [0, B2]] = [x A1 B1, x A2 B2].
 """
 
-from collections.abc import Iterator, Mapping
-import math
+from collections.abc import Callable, Iterator, Mapping
+import functools
 import os
 import pathlib
-import re
 from typing import Any
 
 import jax
@@ -28,6 +27,7 @@ from alignjax.models import (
   folders,
   lora,
   manifest,
+  peft_entries,
   pieces,
   transformer,
   weight_files,
@@ -38,23 +38,6 @@ CONFIG = 'adapter_config.json'
 WEIGHTS = 'adapter_model.safetensors'
 _PREFIX = 'base_model.model.'
 _FACTORS = {'lora_a': 'lora_A', 'lora_b': 'lora_B'}
-_FIXED = {'peft_type': 'LORA', 'bias': 'none'}  # entries with their only supported value
-_PATTERNS = {'rank_pattern': 'r', 'alpha_pattern': 'lora_alpha'}  # per-module overrides of another entry
-_KNOWN = {*_FIXED, *_PATTERNS, *_PATTERNS.values(), 'target_modules'}
-_IGNORED = {
-  'auto_mapping',
-  'base_model_name_or_path',
-  'exclude_modules',  # the tensors determine which modules are adapted
-  'fan_in_fan_out',  # the layout of the base weights, which are not read here
-  'inference_mode',
-  'init_lora_weights',
-  'lora_dropout',  # affects only training
-  'megatron_core',
-  'peft_version',
-  'qalora_group_size',  # no effect without use_qalora
-  'revision',
-  'task_type',
-}
 
 
 def save(
@@ -81,7 +64,7 @@ def save(
   by_tensor = _by_tensor(config, adapters)
   ranks = {_module_name(tensor): _rank(tensor, factors) for tensor, factors in by_tensor.items()}
   entries = {
-    **_FIXED,
+    **peft_entries.FIXED,
     'task_type': 'CAUSAL_LM',
     'base_model_name_or_path': os.fspath(base),
     'r': settings.rank,
@@ -125,6 +108,12 @@ def load(folder: str | os.PathLike[str], config: transformer.TransformerConfig) 
   shapes = jax.eval_shape(transformer.build(config).init, jax.random.key(0))
   family = families.of(config)
   with folders.naming(folder / WEIGHTS):
+    if not (folder / WEIGHTS).exists() and (folder / 'adapter_model.bin').exists():
+      raise ValueError(
+        'is missing, there is only adapter_model.bin, whose pickles can run code. If you trust its source, convert it '
+        f'where torch is installed: python -c "import torch; from safetensors.torch import save_file; '
+        f"save_file(torch.load('{folder / 'adapter_model.bin'}', weights_only=True), '{folder / WEIGHTS}')\""
+      )
     stored = safetensors_numpy.load_file(folder / WEIGHTS)
     tensors = {path: family.tensor('/'.join((*path, 'kernel'))) for path in lora.kernels(shapes)}
     adapted = {path: tensor for path, tensor in tensors.items() if _names(tensor, config, 'lora_a')[0] in stored}
@@ -133,7 +122,8 @@ def load(folder: str | os.PathLike[str], config: transformer.TransformerConfig) 
   with folders.naming(folder / CONFIG):
     targets = '+'.join('/'.join(path[1:]) for path in adapted)
     settings = lora.LoRA(entries.get('r'), entries.get('lora_alpha'), targets)
-    ranks = _checked_ranks(entries, settings, {_module_name(tensor) for tensor in adapted.values()})
+    modules = {_module_name(tensor): _modules(tensor, config) for tensor in adapted.values()}
+    ranks = peft_entries.ranks(entries, settings, modules)
   with folders.naming(folder / WEIGHTS):
     adapters: dict[str, Any] = {}
     for path, tensor in adapted.items():
@@ -145,6 +135,33 @@ def load(folder: str | os.PathLike[str], config: transformer.TransformerConfig) 
     if unexpected := stored.keys() - known:
       raise ValueError(f'tensors unexpected: {folders.listed(unexpected)}')
   return settings, adapters
+
+
+def merging(
+  folder: str | os.PathLike[str], config: transformer.TransformerConfig
+) -> Callable[[str, jax.Array], jax.Array]:
+  """A `Loading.convert` that merges an adapter into the kernels of its base: W + alpha / r A B, in float32.
+
+  Args, Raises: see `load`.
+  """
+  settings, adapters = load(folder, config)
+  leaves = {}
+  for path, factor in jax.tree_util.tree_leaves_with_path(adapters):
+    *module, kind = (key.key for key in path)
+    leaves.setdefault('/'.join((*module, 'kernel')), {})[kind] = np.asarray(factor)
+
+  def convert(path: str, leaf: jax.Array) -> jax.Array:
+    leaf = leaf.astype(jnp.float32)
+    if path not in leaves:
+      return leaf
+    add = jax.jit(functools.partial(_added, settings.scale), out_shardings=leaf.sharding)
+    return add(leaf, leaves[path]['lora_a'], leaves[path]['lora_b'])
+
+  return convert
+
+
+def _added(scale: float, kernel: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+  return kernel + scale * jnp.matmul(a, b, precision='highest')
 
 
 def _by_tensor(
@@ -244,42 +261,16 @@ def _module_name(tensor: declaration.Tensor) -> str:
   return tensor.name.split('{layer}.')[1].removesuffix('.weight')
 
 
+def _modules(tensor: declaration.Tensor, config: transformer.TransformerConfig) -> list[str]:
+  """The full names of a module, one per layer."""
+  return [name.removesuffix('.weight') for name in tensor.names((config.layers,))]
+
+
 def _names(tensor: declaration.Tensor, config: transformer.TransformerConfig, factor: str) -> list[str]:
   """The stored names of a factor, one per layer."""
-  names = tensor.names((config.layers,))
-  return [f'{_PREFIX}{name.removesuffix(".weight")}.{_FACTORS[factor]}.weight' for name in names]
+  return [f'{_PREFIX}{name}.{_FACTORS[factor]}.weight' for name in _modules(tensor, config)]
 
 
 def _plain(number: float) -> int | float:
   """Converts whole numbers to int, because some tools require integers."""
   return int(number) if float(number).is_integer() else number
-
-
-def _checked_ranks(entries: Mapping[str, Any], settings: lora.LoRA, modules: set[str]) -> dict[str, int]:
-  """The rank of each module, after checking that no other entry changes the function of the adapter.
-
-  PEFT writes all of its entries, including those that are not set.
-  """
-  refused = [
-    f'{key}={entries.get(key)!r} (only {value!r})' for key, value in _FIXED.items() if entries.get(key) != value
-  ]
-  refused += [f'{key}={value!r}' for key, value in entries.items() if value and key not in _KNOWN | _IGNORED]
-  values = {}
-  for pattern, default in _PATTERNS.items():
-    exceptions = entries.get(pattern) or {}
-    if not isinstance(exceptions, dict) or not all(re.fullmatch(r'[\w.]+', name) for name in exceptions):
-      refused.append(f'{pattern}={exceptions!r} (only an object with module names as keys)')
-      exceptions = {}
-    values[default] = {
-      module: next((exceptions[name] for name in exceptions if f'.{module}'.endswith(f'.{name}')), entries[default])
-      for module in modules
-    }
-  for module in modules:
-    rank, alpha = values['r'][module], values['lora_alpha'][module]
-    if type(rank) is not int or not math.isclose(alpha, rank * settings.scale, rel_tol=1e-6):
-      refused.append(
-        f'{module}: rank {rank!r} and alpha {alpha!r} (only alpha / rank = {settings.scale:g} for all modules)'
-      )
-  if refused:
-    raise ValueError(f'unsupported entries: {", ".join(refused)}')
-  return values['r']

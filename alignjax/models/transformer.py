@@ -188,6 +188,8 @@ class Decoder(nnx.Module):
   def head(self) -> Head:
     """The head: the transposed embedding if embeddings are tied, otherwise the kernel of `unembed`."""
     kernel = self.embed.embedding[...].T if self.config.tied_embeddings else self.unembed.kernel[...]
+    if self.config.logit_divisor != 1:
+      kernel = kernel / self.config.logit_divisor
     return Head(kernel, soft_cap=self.config.logit_cap)
 
   def _kinds(self) -> Kind | None:
@@ -212,6 +214,8 @@ class Decoder(nnx.Module):
     x = x.astype(config.compute_dtype)
     if config.scaled_embeddings:
       x *= jnp.asarray(config.width**0.5, x.dtype)
+    if config.embedding_multiplier != 1:
+      x *= jnp.asarray(config.embedding_multiplier, x.dtype)
     return self.constrain(x, ('batch', None, None))
 
   def _rotary(self, position: Array) -> Rotary:

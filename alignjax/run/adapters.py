@@ -12,7 +12,7 @@ import jax
 from jax.sharding import NamedSharding
 
 from alignjax import expressions
-from alignjax.models import checkpoint_io, lora, quantization, transformer
+from alignjax.models import checkpoint_io, lora, peft, quantization, transformer
 from alignjax.optim import bases
 from alignjax.parallel import rules
 from alignjax.run import settings
@@ -40,6 +40,11 @@ def configured(
   Raises:
     ValueError: settings contradict one another, or the model does not have a target.
   """
+  if config.adapter_from and recipe.needs_delta:
+    raise ValueError(
+      f'config.adapter_from = {config.adapter_from!r}: the optimizer {recipe.name} merges with model - base_model, '
+      'and neither folder has the adapter: merge it first, alignjax merge --adapter=..., and give the result as --model'
+    )
   if not config.adapter:
     if config.base_quantization != 'none':
       raise ValueError(
@@ -62,10 +67,38 @@ def initial_params(policy: Policy, config: settings.ModelSettings, mesh: jax.sha
   """The initial parameters that a run trains: the model's, or the adapter's. Each is created on its own device."""
   shardings = rules.param_shardings(mesh, policy.trained_shapes())
   if policy.adapter is None:
-    loading = checkpoint_io.Loading(together=processes.on_all)
+    loading = with_adapter(checkpoint_io.Loading(together=processes.on_all), config, policy.model.config)
     return checkpoint_io.load_params(config.model, policy.model.config, shardings, loading)
+  if config.adapter_from:
+    return jax.jit(lambda factors: factors, out_shardings=shardings)(_stored_adapter(policy, config))
   model = policy.bind(_shapes(policy.model.config))
   return jax.jit(model.init, out_shardings=shardings)(key)
+
+
+def with_adapter(
+  loading: checkpoint_io.Loading, config: settings.ModelSettings, model_config: transformer.TransformerConfig
+) -> checkpoint_io.Loading:
+  """`loading` of the model before training, which merges the adapter that the run starts from, if there is one.
+
+  Merged leaves are float32 for any dtype of `loading`, so that a reference equals the model before training.
+  """
+  if not config.adapter_from:
+    return loading
+  return loading._replace(convert=peft.merging(config.adapter_from, model_config))
+
+
+def _stored_adapter(policy: Policy, config: settings.ModelSettings) -> Params:
+  """The factors in config.adapter_from, which must be those that config.adapter describes."""
+  found, factors = peft.load(config.adapter_from, policy.model.config)
+  shapes = jax.tree.map(lambda leaf: leaf.shape, factors)
+  expected = jax.tree.map(lambda leaf: leaf.shape, policy.trained_shapes())
+  if shapes != expected or found.scale != policy.adapter.scale:
+    raise ValueError(
+      f'config.adapter_from = {config.adapter_from!r}: is lora(rank={found.rank}, alpha={found.alpha:g}, '
+      f'targets={found.targets!r}), and config.adapter = {config.adapter!r} is another one: give its values, or merge '
+      'it into the model first, alignjax merge --adapter=...'
+    )
+  return jax.device_get(factors)
 
 
 def load_base(

@@ -11,7 +11,7 @@ from alignjax import paths
 from alignjax.models import checkpoint_io, transformer
 from alignjax.optim import recipes, schedules
 from alignjax.parallel import mesh as parallel_mesh
-from alignjax.run import adapters, exports, inputs, loaded, places, settings, user_code
+from alignjax.run import adapters, exports, inputs, loaded, locations, places, settings, user_code
 from alignjax.training import checkpoint, owner, placement, saved, step_folders
 from alignjax.training.policy import Policy
 from alignjax.types import Array
@@ -41,7 +41,8 @@ def export(workdir: str, to: str, step: int | None = None, model: str = '') -> N
     try:
       read = saved.read(folder, found[-1] if step is None else step)
       with places.on_disk(_config(read, model)) as config:
-        _export(read, config, paths.path(to))
+        folder = locations.resolve(config.model, '--model')
+        _export(read, dataclasses.replace(config, model=folder), paths.path(to))
     except checkpoint.CorruptCheckpointError as error:
       others = [other for other in found if other != (found[-1] if step is None else step)]
       hint = f'. --step={others[-1]} exports another checkpoint' if others else ''
@@ -84,10 +85,6 @@ def _export(read: saved.Saved, config: settings.Config, to: pathlib.Path) -> Non
 
 def _check_model(config: settings.Config, read: saved.Saved) -> str:
   """Checks that the model that the run started from is unchanged, and returns its fingerprint."""
-  if not pathlib.Path(config.model).is_dir():
-    raise ValueError(
-      f'config.model = {config.model!r}: the run started from this folder, which is not there: name it with --model=...'
-    )
   fingerprint = inputs.fingerprint(config.model)
   if fingerprint != read.content['identity']['model_fingerprint']:
     raise ValueError(

@@ -22,7 +22,7 @@ from alignjax.doctor import (
 from alignjax.models import checkpoint_io, transformer
 from alignjax.optim import recipes, schedules
 from alignjax.parallel import rules
-from alignjax.run import agreement, inputs, preparation, settings
+from alignjax.run import agreement, inputs, locations, preparation, settings
 from alignjax.training import placement, source
 from alignjax.training import state as training_state
 from alignjax.training import step as training_step
@@ -124,6 +124,7 @@ def build_optimizer(prepared: preparation.Prepared) -> optax.GradientTransformat
 
 def stops(config: settings.Config, announce: inputs.Announce) -> bool:
   """Examines a run thoroughly, announces every finding, and returns whether errors would stop the run."""
+  config = locations.with_folders(config)
   prepared = preparation.prepare(config, announce, functools.partial(agreement.check, config))
   base, params = preparation.load_base(config, prepared), preparation.initial_params(config, prepared)
   key = jax.random.key(config.seed)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from alignjax import optim, storage, transfers
 from alignjax.models import checkpoint_io, manifest, peft
+from alignjax.run import locations
 from alignjax.training import checkpoint, checksums, disk, processes, watchdog
 from alignjax.training import state as training_state
 from alignjax.training.policy import Policy
@@ -70,7 +71,7 @@ def export(
       folder, source = workdir / 'adapter', identify(state.params)
       if _must_write(folder, source, announce):
         with transfers.staged(folder) as local:
-          peft.save(local, config, policy.adapter, state.params, origin.folder, source)
+          peft.save(local, config, policy.adapter, state.params, locations.name_of(origin.folder), source)
       announce(f'the adapter is in {folder}, as PEFT reads it')
 
 

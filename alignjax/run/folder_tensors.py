@@ -13,7 +13,7 @@ import pathlib
 import numpy as np
 
 from alignjax import merging
-from alignjax.models import folders, weight_files
+from alignjax.models import families, folders, tied_heads, transformer, weight_files
 
 BLOCK_ENTRIES = 2**20  # entries of a tensor in memory at a time, unless one row has more
 _STORED = {dtype: stored for stored, dtype in folders.DTYPES.items()}
@@ -49,14 +49,25 @@ class Place:
         yield values.reshape(-1, columns)
 
 
-def places(folder: pathlib.Path) -> dict[str, Place]:
+def places(folder: pathlib.Path, config: transformer.TransformerConfig | None = None) -> dict[str, Place]:
   """The tensors of a folder by name, sorted.
 
+  Args:
+    folder: a Hugging Face folder.
+    config: its configuration: tensors get the full names of its family, and a head that repeats a tied embedding and
+      tensors that are not parameters are left out. None: all tensors as they are stored.
+
   Raises:
-    ValueError: a weight file is absent or malformed, or the type of a tensor is not in folders.DTYPES.
+    ValueError: a weight file is absent or malformed, the type of a tensor is not in folders.DTYPES, or the head of a
+      tied model differs from its embedding.
   """
+  family = None if config is None else families.by_type(config.model_type)
   with contextlib.ExitStack() as stack:
-    tensors = folders.open_tensors(folder, stack)
+    tensors = folders.open_tensors(folder, stack, family.ignored_tensors if family else ())
+    if family:
+      with folders.naming(folder):
+        tensors = family.prefixed(tensors)
+        tensors = tied_heads.without(family, tensors) if config.tied_embeddings else tensors
     return {
       name: Place(name, tensor.path, tensor.shape, folders.DTYPES[tensor.dtype], tensor.offset)
       for name, tensor in sorted(tensors.items())

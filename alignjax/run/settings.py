@@ -30,12 +30,26 @@ def _field(default: Any, on_resume: str, text: str, **options: Any) -> Any:
 class ModelSettings:
   """Model."""
 
-  model: str = _field('', FREE, 'Folder of the model to align, in Hugging Face format.', path=paths.READ)
-  reference: str = _field('', FREE, 'Folder of the reference model; empty: the model before training.', path=paths.READ)
+  model: str = _field(
+    '',
+    FREE,
+    'Model to align: a folder in Hugging Face format, or a name on the Hub, such as Qwen/Qwen2.5-0.5B@main.',
+    path=paths.READ,
+  )
+  reference: str = _field(
+    '', FREE, 'Reference model: a folder or a name; empty: the model before training.', path=paths.READ
+  )
   reference_cache: str = _field(
     '', FREE, 'Folder for cached outputs of the reference, created if missing; empty: no cache.', path=paths.DISK
   )
   adapter: str = _field('', IDENTITY, 'Adapter to train instead of the whole model, such as lora(rank=16, alpha=32).')
+  adapter_from: str = _field(
+    '',
+    FREE,
+    'Folder of a LoRA adapter in PEFT format to start from: merged into `model`, or trained on if `adapter` is set; '
+    'empty: none.',
+    path=paths.READ,
+  )
   base_quantization: str = _field(
     'none', IDENTITY, 'Storage format of the frozen model under an adapter.', choices=('none', 'int8', 'nf4')
   )

@@ -11,7 +11,18 @@ import jax
 
 from alignjax import paths, refusals, stopping, storage
 from alignjax.optim import recipes, schedules
-from alignjax.run import agreement, examination, exports, fields, places, preparation, record, recovery, settings
+from alignjax.run import (
+  agreement,
+  examination,
+  exports,
+  fields,
+  locations,
+  places,
+  preparation,
+  record,
+  recovery,
+  settings,
+)
 from alignjax.training import checkpoint, loop, metrics, mirror, owner, placement, processes, source, watchdog
 from alignjax.training import state as training_state
 from alignjax.training import step as training_step
@@ -36,7 +47,7 @@ def train(config: settings.Config) -> loop.Result:
   with watchdog.watching(dataclasses.asdict(config.watch)), refusals.checking() as checks:
     settings.require(config, 'workdir', 'model', 'data')
     with owner.owned(paths.path(config.workdir)) as claim, places.on_disk(config, announce) as on_disk:
-      return _train(on_disk, config, checks, claim)
+      return _train(locations.with_folders(on_disk), config, checks, claim)
 
 
 def _train(config: settings.Config, given: settings.Config, checks: refusals.Checks, claim: owner.Claim) -> loop.Result:

@@ -145,7 +145,7 @@ def test_what_cannot_be_exported_is_refused(runs, tmp_path, capsys):
   refused('holds no checkpoint of step 3, only of 7', here, '--step=3')
   with owner.owned(workdir):
     refused('this work directory belongs to a run that is alive (process', here)
-  refused('config.model = ', here, to, '--model=/nowhere')
+  refused('--model=/nowhere: there is no such folder', here, to, '--model=/nowhere')
   refused('has changed since the run was started. Restore it', here, to, f'--model={workdir / "model"}')
   (tmp_path / 'out' / 'model').mkdir(parents=True)
   (tmp_path / 'out' / 'model' / 'thesis.tex').write_text('the only copy')

@@ -1,6 +1,7 @@
 """Merging of folders: the result, the record of it, and what is refused, with nothing left behind."""
 
 import json
+import pathlib
 
 import jax
 import ml_dtypes
@@ -11,13 +12,23 @@ from safetensors import numpy as safetensors_numpy
 
 from alignjax import expressions, merging
 from alignjax.commands import merge, program
-from alignjax.models import checkpoint_io, folders, manifest
+from alignjax.models import checkpoint_io, folders, lora, manifest, peft
 from alignjax.run import folder_tensors, merge_folders
 from tests import assets
 
+GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 SIZES = {'vocab_size': 259, 'width': 8, 'heads': 2, 'kv_heads': 1, 'mlp_width': 12, 'layers': 2}
 QUERY = 'model.layers.1.self_attn.q_proj.weight'
 EMBEDDING = 'model.embed_tokens.weight'
+
+
+LLAMA3 = {
+  'rope_type': 'llama3',
+  'factor': 8.0,
+  'low_freq_factor': 1.0,
+  'high_freq_factor': 4.0,
+  'original_max_position_embeddings': 64,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +57,14 @@ def edit(folder, change):
 def edit_json(folder, name, **entries):
   path = folder / name
   folders.write_json(path, folders.read_json(path) | entries)
+
+
+def spell_anew(folder, theta=10000.0, scaling=None):
+  """Writes the rotary entries of a folder as transformers 5 does."""
+  entries = folders.read_json(folder / folders.CONFIG)
+  kept = {key: value for key, value in entries.items() if key not in ('rope_theta', 'rope_scaling', 'torch_dtype')}
+  rotary = {'rope_parameters': {'rope_type': 'default', 'rope_theta': theta} | (scaling or {})}
+  folders.write_json(folder / folders.CONFIG, kept | rotary | {'dtype': 'float32'})
 
 
 def run(models, text='linear()', *, base=None, **options):
@@ -97,6 +116,20 @@ def test_the_result_loads_as_a_model(models):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), params, expected)
   names = {path.name for path in merged.iterdir()}
   assert names == {path.name for path in (models / 'first').iterdir()} | {'merge.json', manifest.FILE}
+
+
+def test_one_meaning_in_two_spellings_and_a_stored_tied_head_merge(models):
+  """A fine-tune that transformers 5 or another tool has saved, against the original."""
+  expected = load(run(models))
+  (models / 'merged').rename(models / 'plain')
+  edit_json(models / 'first', folders.CONFIG, rope_scaling=LLAMA3)
+  spell_anew(models / 'second', scaling=LLAMA3)
+  edit(models / 'second', lambda tensors: tensors | {'lm_head.weight': tensors[EMBEDDING]})
+  merged = run(models)
+  assert load(merged).keys() == expected.keys()
+  for name, value in expected.items():
+    np.testing.assert_array_equal(load(merged)[name], value)
+  assert checkpoint_io.load_config(merged).rope_scaling.factor == 8.0
 
 
 def test_folders_in_several_files_are_read_and_written(models):
@@ -218,7 +251,35 @@ def replaced(name, value):
     (
       lambda m: edit_json(m / 'second', folders.CONFIG, rope_scaling={'rope_type': 'linear', 'factor': 2.0}),
       {},
-      r"second/config\.json: rope_scaling is \{'rope_type': .*first it is None",
+      r'second/config\.json: rope_scaling is LinearScaling\(factor=2.0\), and in .*first it is None',
+    ),
+    (
+      lambda m: spell_anew(m / 'second', theta=20.0),
+      {},
+      r'second/config\.json: rope_theta is 20.0, and in .*first it is 10000.0',
+    ),
+    (
+      lambda m: spell_anew(m / 'second', scaling=LLAMA3),
+      {},
+      r'second/config\.json: rope_scaling is Llama3Scaling\(.*first it is None',
+    ),
+    (
+      lambda m: edit_json(m / 'second', folders.CONFIG, num_key_value_heads=None),
+      {},
+      r'second/config\.json: num_key_value_heads is 2, and in .*first it is 1',
+    ),
+    (
+      lambda m: [
+        edit_json(m / name, folders.CONFIG, model_type='gpt9', rope_parameters={'rope_theta': theta})
+        for name, theta in (('first', 1.0), ('second', 2.0))
+      ],
+      {},
+      r"second/config\.json: rope_parameters is \{'rope_theta': 2.0\}, and in .*first it is",
+    ),
+    (
+      lambda m: edit(m / 'second', lambda t: t | {'lm_head.weight': t[EMBEDDING] + 1}),
+      {},
+      rf'second: tensor lm_head.weight differs from {EMBEDDING}, but tie_word_embeddings of config.json is true',
     ),
     (
       lambda m: assets.write_tiny_tokenizer(m / 'second', 280),
@@ -258,8 +319,8 @@ def test_what_cannot_be_merged_is_refused_and_leaves_nothing(models, spoil, opti
 def test_a_file_that_shrinks_under_way_is_noticed(models, monkeypatch):
   places = folder_tensors.places
 
-  def read_then_cut(folder):
-    found = places(folder)
+  def read_then_cut(folder, config):
+    found = places(folder, config)
     if folder.name == 'second':
       with (folder / folders.WEIGHTS).open('r+b') as file:
         file.truncate(max(place.offset for place in found.values()))
@@ -341,3 +402,38 @@ def test_command(models, capsys):
     np.testing.assert_array_equal(value, expected[name])
   assert program.execute(merge.PROGRAM, ['merge', *arguments]) == 1
   assert f'error: --out={models / "command"}: the folder exists' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('dtype', ['', 'bfloat16'])
+def test_an_adapter_is_merged_into_its_base(tmp_path, dtype):
+  flags = ['merge', f'--models={GOLDEN / "gpt_neox"}', f'--adapter={GOLDEN / "peft_gpt_neox"}']
+  flags += [f'--dtype={dtype}'] if dtype else []
+  assert program.execute(merge.PROGRAM, [*flags, f'--out={tmp_path / "merged"}']) == 0
+  config = checkpoint_io.load_config(GOLDEN / 'gpt_neox')
+  settings, adapters = peft.load(GOLDEN / 'peft_gpt_neox', config)
+  merged = lora.merge(checkpoint_io.load_params(GOLDEN / 'gpt_neox', config), adapters, settings)
+  expected = jax.tree.map(lambda leaf: leaf.astype(dtype or leaf.dtype), merged)
+  assert checkpoint_io.load_config(tmp_path / 'merged') == config
+  assert checkpoint_io.stored_dtypes(tmp_path / 'merged') == {dtype or 'float32'}
+  found = checkpoint_io.load_params(tmp_path / 'merged', config)
+  tolerance = 1e-6 if not dtype else 2**-7  # one step of bfloat16 around 2
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y.astype(np.float32), atol=tolerance), found, expected)
+  source = json.loads((tmp_path / 'merged' / manifest.FILE).read_text())['source']
+  assert source == {'base': str(GOLDEN / 'gpt_neox'), 'adapter': str(GOLDEN / 'peft_gpt_neox')}
+
+
+@pytest.mark.parametrize(
+  ('flags', 'message'),
+  [
+    ([], "give either --method, such as --method='ties(density=0.5)', or --adapter=<folder>"),
+    (['--method=linear()', '--adapter=a'], 'give either --method'),
+    (['--adapter=a', '--base=b'], '--adapter takes one folder in --models'),
+    (['--adapter=a', '--models=m,n'], '--adapter takes one folder in --models'),
+    (['--adapter=nowhere'], 'nowhere/adapter_config.json'),
+  ],
+)
+def test_flags_of_an_adapter_that_do_not_fit_are_refused(tmp_path, capsys, flags, message):
+  model = f'--models={GOLDEN / "gpt_neox"}'
+  assert program.execute(merge.PROGRAM, ['merge', model, *flags, f'--out={tmp_path / "merged"}']) == 1
+  assert message in capsys.readouterr().err
+  assert not (tmp_path / 'merged').exists()

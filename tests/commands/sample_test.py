@@ -15,7 +15,7 @@ import pytest
 from alignjax.commands import program, sample
 from alignjax.data.reading import rows
 from alignjax.data.tokens import tokenization
-from alignjax.models import checkpoint_io, transformer
+from alignjax.models import checkpoint_io, lora, peft, transformer
 from alignjax.sampling import strategies, text
 from tests import assets
 from tests.data import examples
@@ -65,6 +65,24 @@ def test_log_probabilities_are_those_of_a_forward_pass(folder):
   logp = logits - np.log(np.sum(np.exp(logits), axis=-1, keepdims=True))
   assert response.response == tokenizer.decode(tokens)
   assert response.logp == pytest.approx(logp[np.arange(len(tokens)), tokens].sum(), rel=1e-5)
+
+
+def test_an_adapter_is_merged_into_the_model(folder, tmp_path, monkeypatch):
+  config = checkpoint_io.load_config(folder)
+  base, settings = checkpoint_io.load_params(folder, config), lora.LoRA(rank=2, alpha=4.0)
+  factors = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), lora.init(jax.random.key(0), base, settings))
+  peft.save(tmp_path / 'adapter', config, settings, factors, folder)
+  read = []
+
+  def sampled(model, prompts, options, compute_dtype, loading):
+    read.append(checkpoint_io.load_params(model, config, loading=loading))
+    return iter([])
+
+  monkeypatch.setattr(text, 'sample', sampled)
+  flags = [f'--model={folder}', f'--adapter={tmp_path / "adapter"}', '--prompt=Hi']
+  assert program.execute(sample.PROGRAM, ['sample', *flags]) == 0
+  merged = lora.merge(base, factors, settings)
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), read[0], merged)
 
 
 def test_draws_depend_on_the_seed_and_the_place_but_not_on_the_batch(folder, drawn):

@@ -121,6 +121,52 @@ MODELS = {
   'gpt_neox_sequential': transformers.GPTNeoXConfig(
     **NEOX, **TOKEN_IDS, use_parallel_residual=False, attention_bias=False
   ),
+  # Of the 8 rotary frequencies, 2 stay, 3 mix and 3 are divided; cosine and sine are multiplied by 1.2.
+  'qwen3_yarn': transformers.Qwen3Config(
+    **SHARED | SMALL,
+    tie_word_embeddings=True,
+    head_dim=16,
+    rope_parameters={
+      'rope_type': 'yarn',
+      'rope_theta': 50.0,
+      'factor': 8.0,
+      'original_max_position_embeddings': 64,
+      'beta_fast': 6.0,
+      'beta_slow': 1.0,
+    },
+  ),
+  'gemma': transformers.GemmaConfig(**SHARED | SMALL, head_dim=8),
+  # Heads as wide as the hidden size over the heads, three layers with a window and one without, whose positions alone
+  # are scaled. One layer more stands after it.
+  'olmo3': transformers.Olmo3Config(
+    **SHARED | SMALL | {'num_hidden_layers': 5, 'hidden_size': 32},
+    **TOKEN_IDS,
+    sliding_window=4,
+    rms_norm_eps=1e-2,
+    rope_parameters={
+      'full_attention': {
+        'rope_type': 'yarn',
+        'rope_theta': 50.0,
+        'factor': 4.0,
+        'original_max_position_embeddings': 32,
+        'beta_fast': 4.0,
+        'attention_factor': 1.3,
+      },
+      'sliding_attention': {'rope_type': 'default', 'rope_theta': 50.0},
+    },
+  ),
+  'granite': transformers.GraniteConfig(
+    **SHARED | SMALL,
+    tie_word_embeddings=True,
+    embedding_multiplier=3.0,
+    residual_multiplier=0.4,
+    attention_multiplier=0.7,
+    logits_scaling=0.5,
+  ),
+  # Of each head of 8 numbers, the first 2 are turned.
+  'stablelm': transformers.StableLmConfig(
+    **SHARED | SMALL | {'hidden_size': 32}, **TOKEN_IDS, use_qkv_bias=True, layer_norm_eps=1e-2
+  ),
 }
 PROMPT_LENGTHS = (7, 4, 1)
 RESPONSE_LENGTHS = ((9, 5), (1, 9), (9, 3))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
 
-from alignjax.models import checkpoint_io, families, folders, manifest, transformer
+from alignjax.models import checkpoint_io, families, folders, manifest, tied_heads, transformer
 from tests import assets
 from tests.models import model_folders
 
@@ -73,12 +73,12 @@ def test_models_without_a_difference_are_refused_by_folder(tmp_path):
   refused(model_folders.write(tmp_path / 'copy'), 'copy: has the same weights as')
   refused(
     model_folders.write(tmp_path / 'words', vocab_size=260),
-    r'words: has a vocabulary of 260 tokens, but .*model has 259',
+    r'words/config\.json: vocab_size is 260, and in .*model it is 259: choose the model that .*model was fine-tuned',
   )
   refused(model_folders.write(tmp_path / 'lacks', _without), f'lacks/model.safetensors: tensors missing: {QUERY}')
   refused(
     model_folders.write(tmp_path / 'wide', width=16),
-    r'wide/model.safetensors: tensors with the wrong shape: .* found \(259, 16\)',
+    r'wide/config\.json: hidden_size is 16, and in .*model it is 8: choose',
   )
   refused(tmp_path / 'nowhere', 'nowhere/config.json')
   refused(
@@ -159,6 +159,41 @@ def test_unfit_tensors_are_refused_by_name_and_file(tmp_path, weights, message):
   folder = model_folders.write(tmp_path / 'model', weights)
   with pytest.raises(ValueError, match=rf'model\.safetensors: .*{message}'):
     model_folders.load(folder)
+
+
+def test_a_stored_tied_head_is_accepted_where_it_is_the_embedding(tmp_path, monkeypatch):
+  monkeypatch.setattr(tied_heads, '_BLOCK', 40)
+  plain = model_folders.load(model_folders.write(tmp_path / 'plain'))
+
+  def stored(name, change):
+    def add(weights):
+      return weights | {'lm_head.weight': change(weights['model.embed_tokens.weight'])}
+
+    return model_folders.write(tmp_path / name, add)
+
+  folder = stored('equal', np.copy)
+  jax.tree.map(np.testing.assert_array_equal, model_folders.load(folder), plain)
+  config = checkpoint_io.load_config(folder)
+  checkpoint_io.load_head(folder, config)
+  with pytest.raises(ValueError, match='equal: has the same weights as'):
+    checkpoint_io.delta_from(tmp_path / 'plain', folder, config)
+
+  def last_differs(embedding):
+    return np.concatenate([embedding[:-1], embedding[-1:] + 1])
+
+  with pytest.raises(ValueError, match=r'model\.safetensors: tensor lm_head\.weight differs from model\.embed_tokens'):
+    model_folders.load(stored('different', last_differs))
+
+
+def test_the_delta_compares_what_configurations_mean(tmp_path):
+  model, base = model_folders.write(tmp_path / 'model'), model_folders.write(tmp_path / 'base')
+  entries = folders.read_json(base / folders.CONFIG)
+  theta = {'rope_parameters': {'rope_theta': 500.0, 'rope_type': 'default'}}
+  kept = {key: value for key, value in entries.items() if not key.startswith('rope')}
+  folders.write_json(base / folders.CONFIG, kept | theta)
+  config = checkpoint_io.load_config(model, compute_dtype='bfloat16')
+  with pytest.raises(ValueError, match=r'base/config\.json: rope_theta is 500.0, and in .*model it is 10000.0: choose'):
+    checkpoint_io.delta_from(model, base, config)
 
 
 def test_rotary_frequencies_of_old_exports_are_passed_over(tmp_path):

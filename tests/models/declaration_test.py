@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from alignjax.models import declaration, families, layers
+from alignjax.models import declaration, families, inert, layers, transformer
 from tests.models import entries
 
 
@@ -41,7 +41,9 @@ def test_head_width_may_differ_from_width_over_heads():
   ('changes', 'named'),
   [
     ({'rope_scaling': {'type': 'dynamic', 'factor': 2.0}}, "rope_scaling.type='dynamic' (only 'default', 'linear', "),
-    ({'rope_scaling': {'rope_type': 'yarn', 'beta_fast': 2}}, 'rope_scaling.beta_fast=2'),
+    ({'rope_scaling': {'rope_type': 'yarn', 'beta_fast': 2}}, 'rope_scaling.factor is missing'),
+    ({'rope_scaling': {'rope_type': 'yarn', 'beta': 2}}, 'rope_scaling.beta=2 (unknown)'),
+    ({'rope_scaling': {'rope_type': 'ntk', 'alpha': 2}}, "rope_scaling.rope_type='ntk' (only "),
     ({'rope_scaling': {'rope_type': ['llama3']}}, "rope_scaling.rope_type=['llama3']"),
     ({'rope_scaling': {'rope_type': 'linear', 'type': 'llama3'}}, "rope_type='linear', rope_scaling.type='llama3'"),
     ({'rope_scaling': {'rope_type': 'llama3', 'factor': 8.0}}, 'rope_scaling.low_freq_factor is missing'),
@@ -56,7 +58,6 @@ def test_head_width_may_differ_from_width_over_heads():
       },
       'rope_scaling.factor=2.0, rope_parameters.factor=4.0',
     ),
-    ({'rope_scaling': {}}, 'rope_scaling={}'),
     ({'rope_scaling': 'llama3'}, "rope_scaling='llama3'"),
     ({'rope_parameters': {'rope_type': 'longrope', 'rope_theta': 1e5}}, "rope_parameters.rope_type='longrope'"),
     ({'rope_parameters': {'rope_type': 'default', 'rope_theta': 5e5}}, 'rope_theta=100000, rope_parameters.rope_theta'),
@@ -67,6 +68,12 @@ def test_head_width_may_differ_from_width_over_heads():
     ({'hidden_act': 'gelu'}, "hidden_act='gelu'"),
     ({'architectures': ['LlamaForSequenceClassification']}, 'LlamaForSequenceClassification'),
     ({'quantization_config': {'bits': 4}}, 'quantization_config.bits=4'),
+    ({'quantization_config': False}, 'quantization_config=False (only {} and None are supported)'),
+    ({'is_decoder': True}, 'is_decoder=True (only False and None are supported)'),
+    ({'add_cross_attention': 0}, 'add_cross_attention=0 (only False'),
+    ({'partial_rotary_factor': 0.5}, 'partial_rotary_factor=0.5 (only 1.0'),
+    ({'activation': 'relu'}, "activation='relu' (only 'swiglu'"),
+    ({'strange': list(range(100))}, 'strange=[0, 1, 2'),
     ({'sliding_window': 4096}, 'sliding_window=4096'),
     ({'hidden_size': entries.REMOVED}, 'hidden_size is missing'),
     ({'vocab_size': None}, 'vocab_size is missing'),
@@ -97,14 +104,47 @@ def test_reads_scaled_rotary_positions_of_both_layouts(place):
   assert families.LLAMA.parse(entries.changed(**{place: {'rope_type': 'default'}})) == entries.LLAMA_FIELDS
 
 
+@pytest.mark.parametrize('place', ['rope_scaling', 'rope_parameters'])
+def test_reads_yarn(place):
+  yarn = {'rope_type': 'yarn', 'factor': 4.0, 'original_max_position_embeddings': 2048}
+  plain = families.LLAMA.parse(entries.changed(**{place: yarn}))
+  assert plain['rope_scaling'] == layers.YarnScaling(4.0, 2048)
+  ignored = {'attn_factor': 2.0, 'finetuned': True, 'attention_factor': None}
+  assert families.LLAMA.parse(entries.changed(**{place: yarn | ignored})) == plain
+  given = {'beta_fast': 24, 'beta_slow': 2.0, 'truncate': False, 'attention_factor': 1.5, 'mscale': 1.0}
+  found = families.LLAMA.parse(entries.changed(**{place: yarn | given}))['rope_scaling']
+  assert found == layers.YarnScaling(4.0, 2048, 24.0, 2.0, False, 1.5, 1.0)
+
+
 def test_every_unsupported_entry_is_named_at_once():
   with pytest.raises(ValueError, match=r'hidden_act=.relu.*rope_interleaved=True.*strange=1'):
     families.LLAMA.parse(entries.changed(rope_interleaved=True, hidden_act='relu', strange=1))
 
 
 def test_ignored_entries_change_nothing():
-  for key in declaration.IGNORED:
+  for key in inert.IGNORED:
     assert families.LLAMA.parse(entries.changed(**{key: 'anything'})) == entries.LLAMA_FIELDS
+
+
+def test_entries_without_effect_are_accepted_with_the_values_of_the_table_alone():
+  for family in families.FAMILIES.values():
+    plain = family.render(transformer.TransformerConfig(**(entries.of(family.model_type) | {'rope_scaling': None})))
+    expected, set_by = family.parse(plain), {key for setting in family.settings for key in setting.keys}
+    for key, values in (inert.VALUES | family.inert).items():
+      if key in set_by | family.ignored or '.' in key:
+        continue
+      for value in values:
+        assert family.parse(plain | {key: value}) == expected
+      with pytest.raises(ValueError, match=f'{key}='):
+        family.parse(plain | {key: 'another'})
+
+
+def test_a_long_value_is_cut_and_the_rotary_type_is_the_first_reason():
+  longrope = {'type': 'longrope', 'short_factor': [1.0] * 48, 'long_factor': [2.0] * 48}
+  with pytest.raises(ValueError, match=r"'llama': rope_scaling.type='longrope' \(only ") as caught:
+    families.LLAMA.parse(entries.changed(rope_scaling=longrope, architectures=['Other']))
+  assert len(str(caught.value)) < 300
+  assert 'architectures' in str(caught.value)
 
 
 def test_names_number_the_layers_of_a_stacked_leaf():

@@ -92,6 +92,42 @@ GEMMA3 = {
   'final_logit_softcapping': None,
 }
 OLMO2 = {'model_type': 'olmo2', 'architectures': ['Olmo2ForCausalLM'], 'attention_bias': False}
+OLMO3 = {
+  'model_type': 'olmo3',
+  'architectures': ['Olmo3ForCausalLM'],
+  'attention_bias': False,
+  'sliding_window': 4096,
+  'layer_types': (['sliding_attention'] * 3 + ['full_attention']) * 7 + ['sliding_attention'] * 2,
+}
+GEMMA = {
+  'model_type': 'gemma',
+  'architectures': ['GemmaForCausalLM'],
+  'attention_bias': False,
+  'head_dim': 256,
+  'hidden_act': 'gelu_pytorch_tanh',
+  'hidden_activation': 'gelu_pytorch_tanh',
+}
+GRANITE = {
+  'model_type': 'granite',
+  'architectures': ['GraniteForCausalLM'],
+  'attention_bias': False,
+  'mlp_bias': False,
+  'attention_multiplier': 0.015625,
+  'embedding_multiplier': 12,
+  'logits_scaling': 8.0,
+  'residual_multiplier': 0.22,
+}
+STABLELM = {
+  'model_type': 'stablelm',
+  'architectures': ['StableLmForCausalLM'],
+  'hidden_dropout': 0.0,
+  'layer_norm_eps': 1e-5,
+  'rms_norm_eps': REMOVED,
+  'partial_rotary_factor': 0.25,
+  'qk_layernorm': False,
+  'use_parallel_residual': False,
+  'use_qkv_bias': True,
+}
 PHI3 = {
   'model_type': 'phi3',
   'architectures': ['Phi3ForCausalLM'],
@@ -126,6 +162,30 @@ GEMMA3_FIELDS = GEMMA2_FIELDS | {
   'logit_cap': None,
 }
 OLMO2_FIELDS = {'model_type': 'olmo2', 'input_norms': False, 'joint_qk_norm': True, 'output_norms': True}
+OLMO3_FIELDS = OLMO2_FIELDS | {
+  'model_type': 'olmo3',
+  'full_attention_every': 4,
+  'local_rope_theta': 100000.0,
+  'sliding_window': 4096,
+}
+GEMMA_FIELDS = {
+  'model_type': 'gemma',
+  'activation': 'gelu_tanh',
+  'head_width': 256,
+  'scaled_embeddings': True,
+  'zero_centred_norms': True,
+}
+GRANITE_FIELDS = {
+  'model_type': 'granite',
+  'qkv_bias': False,
+  'output_bias': False,
+  'mlp_bias': False,
+  'embedding_multiplier': 12.0,
+  'residual_multiplier': 0.22,
+  'score_multiplier': 0.015625,
+  'logit_divisor': 8.0,
+}
+STABLELM_FIELDS = {'model_type': 'stablelm', 'norm': 'layer', 'qkv_bias': True, 'rotary_fraction': 0.25}
 PHI3_FIELDS = {'model_type': 'phi3', 'rotary_fraction': 1.0, 'sliding_window': 2047}
 GPT2 = {  # of the smallest one, as it was published
   'activation_function': 'gelu_new',
@@ -228,3 +288,23 @@ def parse(entries, **changes):
   """Parses the entries of another family, with those of OLD that it has too."""
   llama = dict.fromkeys(('attention_bias', 'mlp_bias', 'rope_interleaved'), REMOVED)
   return families.by_type(entries['model_type']).parse(changed(**llama | entries | changes))
+
+
+def of(model_type):
+  """The fields of `TransformerConfig` of a family."""
+  own = {
+    'gpt2': GPT2_FIELDS,
+    'gpt_neox': NEOX_FIELDS,
+    'qwen2': {'qkv_bias': True},
+    'qwen3': {'qk_norm': True},
+    'mistral': {'sliding_window': 4096},
+    'gemma2': GEMMA2_FIELDS,
+    'gemma3_text': GEMMA3_FIELDS,
+    'olmo2': OLMO2_FIELDS,
+    'olmo3': OLMO3_FIELDS,
+    'gemma': GEMMA_FIELDS,
+    'granite': GRANITE_FIELDS,
+    'stablelm': STABLELM_FIELDS,
+    'phi3': PHI3_FIELDS,
+  }
+  return FIELDS | own.get(model_type, {}) | {'model_type': model_type}

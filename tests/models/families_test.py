@@ -22,7 +22,18 @@ from tests.models import entries
     (entries.QWEN2, {'layer_types': 'full_attention'}, "layer_types='full_attention'"),
     (entries.QWEN2, {'num_key_value_heads': entries.REMOVED}, 'num_key_value_heads is missing'),
     (entries.QWEN2, {'use_mrope': True}, 'use_mrope=True'),
-    (entries.QWEN2, {'rope_scaling': {'type': 'yarn', 'factor': 4.0}}, "rope_scaling.type='yarn'"),
+    (entries.QWEN2, {'rope_scaling': {'type': 'dynamic', 'factor': 4.0}}, "rope_scaling.type='dynamic'"),
+    (entries.GEMMA, {'hidden_act': 'relu'}, "hidden_act='relu'"),
+    (entries.GEMMA, {'hidden_activation': 'gelu'}, "hidden_activation='gelu' (only 'gelu_pytorch_tanh' and None"),
+    (entries.OLMO3, {'layer_types': ['full_attention']}, "layer_types=['full_attention']"),
+    (
+      entries.OLMO3,
+      {'rope_parameters': {'sliding_attention': {'rope_type': 'default', 'rope_theta': 20.0}}},
+      'rope_theta=100000, rope_parameters.sliding_attention.rope_theta=20.0',
+    ),
+    (entries.STABLELM, {'qk_layernorm': True}, 'qk_layernorm=True'),
+    (entries.STABLELM, {'use_parallel_residual': True}, 'use_parallel_residual=True'),
+    (entries.GRANITE, {'residual_multiplier': 0}, 'residual_multiplier=0'),
     (entries.QWEN3, {'use_sliding_window': True}, 'use_sliding_window=True'),
     (entries.QWEN3, {'attention_bias': True}, 'attention_bias=True'),
     (entries.MISTRAL, {'sliding_window': 0}, 'sliding_window=0'),
@@ -36,6 +47,11 @@ from tests.models import entries
     (entries.GEMMA2, {'hidden_activation': 'gelu'}, "hidden_activation='gelu'"),
     (entries.GEMMA2, {'use_bidirectional_attention': True}, 'use_bidirectional_attention=True'),
     (entries.GEMMA2, {'attn_logit_softcapping': -1.0}, 'attn_logit_softcapping=-1.0'),
+    (
+      entries.GEMMA2,
+      {'sliding_window_size': 4096},
+      'sliding_window=2048, sliding_window_size=4096',
+    ),
     (entries.GEMMA3, {'sliding_window_pattern': 4}, 'sliding_window_pattern=4'),
     (entries.GEMMA3, {'layer_types': ['full_attention']}, "layer_types=['full_attention']"),
     (entries.GEMMA3, {'rope_parameters': {'rope_type': 'linear'}}, "rope_parameters.rope_type='linear' (unknown)"),
@@ -63,10 +79,34 @@ def test_each_family_reads_its_own_fields():
   assert entries.parse(entries.MISTRAL) == entries.FIELDS | {'model_type': 'mistral', 'sliding_window': 4096}
   assert entries.parse(entries.GEMMA2) == entries.FIELDS | entries.GEMMA2_FIELDS
   assert entries.parse(entries.GEMMA3) == entries.FIELDS | entries.GEMMA3_FIELDS
+  assert entries.parse(entries.GEMMA) == entries.FIELDS | entries.GEMMA_FIELDS
+  assert entries.parse(entries.GEMMA, hidden_act='gelu', hidden_activation=None) == entries.parse(entries.GEMMA)
+  assert entries.parse(entries.OLMO3) == entries.FIELDS | entries.OLMO3_FIELDS
+  assert entries.parse(entries.GRANITE) == entries.FIELDS | entries.GRANITE_FIELDS
+  assert entries.parse(entries.STABLELM) == entries.FIELDS | entries.STABLELM_FIELDS
   assert entries.parse(entries.OLMO2) == entries.FIELDS | entries.OLMO2_FIELDS
   assert entries.parse(entries.PHI3) == entries.FIELDS | entries.PHI3_FIELDS
   biases = {'qkv_bias': True, 'output_bias': True, 'mlp_bias': True}
   assert families.LLAMA.parse(entries.changed(attention_bias=True, mlp_bias=True)) == entries.FIELDS | biases
+
+
+def test_gemma2_as_published_names_its_window_twice():
+  assert entries.parse(entries.GEMMA2, sliding_window_size=2048) == entries.FIELDS | entries.GEMMA2_FIELDS
+
+
+@pytest.mark.parametrize(
+  ('written', 'changes'),
+  [
+    (entries.OLD, {'unsloth_fixed': True, 'unsloth_version': '2026.4.5', 'quantization_config': None}),
+    (entries.OLD, {'activation': 'swiglu', 'mlp_bias': False, 'rope_scaling': {}, 'architectures': None}),  # Falcon 3
+    (entries.MISTRAL, {'is_decoder': False, 'add_cross_attention': False, 'attention_bias': False}),
+    (entries.QWEN3, {'_attn_implementation_autoset': True, 'gradient_checkpointing': False, 'torchscript': False}),
+    (entries.PHI3, {'tokenizer_class': 'LlamaTokenizer', 'temperature': 1.0, 'top_p': 1.0, 'num_labels': 2}),
+    (entries.OLMO2, {'_commit_hash': 'abc', 'attn_implementation': 'sdpa', 'id2label': {'0': 'LABEL_0'}}),
+  ],
+)
+def test_marks_of_tools_without_effect_are_accepted(written, changes):
+  assert entries.parse(written, **changes) == entries.parse(written)
 
 
 def test_gemma3_reads_the_rotary_positions_of_both_layouts():
@@ -113,6 +153,12 @@ def test_absent_entries_take_the_numbers_of_each_family():
     entries.GEMMA2_FIELDS | {'score_cap': None, 'logit_cap': None},
     entries.GEMMA3_FIELDS,
     entries.OLMO2_FIELDS,
+    {'rope_scaling': layers.YarnScaling(4.0, 2048)},
+    {'rope_scaling': layers.YarnScaling(4.0, 2048, 24.0, 2.0, False, 1.5, 1.0, 2.0)},
+    entries.GEMMA_FIELDS,
+    entries.OLMO3_FIELDS | {'rope_scaling': layers.YarnScaling(4.0, 2048)},
+    entries.GRANITE_FIELDS,
+    entries.STABLELM_FIELDS,
     entries.PHI3_FIELDS,
     entries.PHI3_FIELDS | {'rotary_fraction': 0.75, 'sliding_window': None},
     {'qkv_bias': True, 'output_bias': True, 'mlp_bias': True},
@@ -168,7 +214,7 @@ def test_a_configuration_that_its_family_cannot_store_is_refused(changes, named)
 
 @pytest.mark.parametrize('model_type', ['gpt9', None, ['llama']])
 def test_unknown_model_types_are_refused_with_the_known_ones(model_type):
-  with pytest.raises(ValueError, match=r'model_type .* is not supported; known: gemma2, gemma3_text, '):
+  with pytest.raises(ValueError, match=r'model_type .* is not supported; known: gemma, gemma2, gemma3_text, '):
     families.by_type(model_type)
 
 

@@ -22,6 +22,21 @@ def test_published_entries_are_read():
   assert gpt_families.GPT2.parse(entries.GPT2 | larger | labels) == entries.GPT2_FIELDS
 
 
+def test_second_names_of_a_setting_may_agree():
+  second = {'hidden_size': 768, 'num_hidden_layers': 12, 'num_attention_heads': 12, 'max_position_embeddings': 1024}
+  assert gpt_families.GPT2.parse(entries.GPT2 | second) == entries.GPT2_FIELDS
+  saved_by_transformers_4 = {  # of a Pythia that transformers 4.57 has saved
+    'attention_bias': True,
+    'attention_dropout': 0.0,
+    'classifier_dropout': 0.1,
+    'hidden_dropout': 0.0,
+    'partial_rotary_factor': 0.25,
+    'rope_scaling': None,
+    'rope_theta': 10000,
+  }
+  assert gpt_families.GPT_NEOX.parse(entries.NEOX | saved_by_transformers_4) == entries.NEOX_FIELDS
+
+
 def test_absent_entries_take_the_numbers_of_each_family():
   keys = ('layer_norm_epsilon', 'n_ctx', 'n_positions')
   fewer = {key: value for key, value in entries.GPT2.items() if key not in keys}
@@ -49,9 +64,12 @@ def test_gpt_neox_reads_the_rotary_positions_of_both_layouts():
     (entries.GPT2, {'add_cross_attention': True}, 'add_cross_attention=True'),
     (entries.GPT2, {'architectures': ['GPT2Model']}, "architectures=['GPT2Model']"),
     (entries.GPT2, {'rope_theta': 10000.0}, 'rope_theta=10000.0 (unknown)'),
-    (entries.GPT2, {'rope_scaling': None}, 'rope_scaling=None (unknown)'),
+    (entries.GPT2, {'rope_scaling': {'factor': 2.0}}, 'rope_scaling.factor=2.0 (unknown)'),
     (entries.GPT2, {'n_ctx': 512}, 'n_positions=1024, n_ctx=512'),
     (entries.NEOX, {'hidden_act': 'gelu_fast'}, "hidden_act='gelu_fast'"),
+    (entries.GPT2, {'hidden_size': 512}, 'contradict each other: n_embd=768, hidden_size=512'),
+    (entries.NEOX, {'rope_theta': 20000}, 'contradict each other: rotary_emb_base=10000, rope_theta=20000'),
+    (entries.NEOX, {'partial_rotary_factor': 0.5}, 'contradict each other: rotary_pct=0.25, partial_rotary_factor=0.5'),
     (entries.NEOX, {'rotary_pct': 1.5, 'rotary_dim': 3}, 'rotary_dim=3 (unknown)'),
     (entries.NEOX, {'num_key_value_heads': 2}, 'num_key_value_heads=2 (unknown)'),
   ],

@@ -4,6 +4,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from alignjax.models import layers
 
@@ -52,10 +53,36 @@ def test_linear_scaling_stretches_positions():
 def test_llama3_scaling_keeps_short_waves_stretches_long_ones_and_mixes_the_rest():
   """The numbers of Llama 3.1, told by wavelengths as in its reference code."""
   frequency = 500000.0 ** (-np.arange(64) / 64)
-  scaled = layers.Llama3Scaling(8.0, 1.0, 4.0, 8192)(jnp.asarray(frequency, jnp.float32))
+  scaled = layers.Llama3Scaling(8.0, 1.0, 4.0, 8192)(jnp.asarray(frequency, jnp.float32), 1e4)
   length = 2 * np.pi / frequency
   smooth = (8192 / length - 1) / (4 - 1)
   mixed = (1 - smooth) * frequency / 8 + smooth * frequency
   expected = np.where(length < 8192 / 4, frequency, np.where(length > 8192, frequency / 8, mixed))
   assert min(np.sum(expected == frequency), np.sum(expected == frequency / 8), np.sum(expected == mixed)) > 2
   np.testing.assert_allclose(scaled, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize('truncate', [True, False])
+def test_yarn_keeps_short_waves_stretches_long_ones_and_scales_cosine_and_sine(truncate):
+  theta, count, original, factor = 1e4, 16, 2048, 4.0
+  index = np.arange(count, dtype=np.float64)
+  frequency = theta ** (-index / count)
+  low, high = (count * np.log(original / (2 * np.pi * turns)) / np.log(theta) for turns in (32.0, 1.0))
+  if truncate:
+    low, high = np.floor(low), np.ceil(high)
+  kept = 1 - np.clip((index - low) / (high - low), 0, 1)
+  expected = kept * frequency + (1 - kept) * frequency / factor
+  scaling = layers.YarnScaling(factor, original, truncate=truncate)
+  cosine, sine = layers.rotary_angles(jnp.asarray(7), 2 * count, theta, scaling)
+  amplitude = 0.1 * np.log(factor) + 1
+  np.testing.assert_allclose(cosine, amplitude * np.cos(7 * expected), rtol=1e-5)
+  np.testing.assert_allclose(sine, amplitude * np.sin(7 * expected), rtol=1e-5)
+  assert 2 < np.sum((kept > 0) & (kept < 1)) < count - 2
+
+
+def test_the_amplitude_of_yarn_is_given_or_follows_from_the_factor():
+  assert layers.YarnScaling(4.0, 64, attention_factor=1.5, mscale=2.0, mscale_all_dim=1.0).amplitude == 1.5
+  ratio = (0.2 * np.log(4) + 1) / (0.1 * np.log(4) + 1)
+  assert layers.YarnScaling(4.0, 64, mscale=2.0, mscale_all_dim=1.0).amplitude == pytest.approx(ratio)
+  assert layers.YarnScaling(4.0, 64, mscale=2.0).amplitude == pytest.approx(0.1 * np.log(4) + 1)
+  assert layers.YarnScaling(0.5, 64).amplitude == 1.0

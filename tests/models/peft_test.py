@@ -15,6 +15,7 @@ from alignjax.stats import head
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 BASE, ADAPTER = GOLDEN / 'llama_tied', GOLDEN / 'peft_llama_tied'
 CONFIG = checkpoint_io.load_config(BASE)
+FIRST = 'model.layers.0.self_attn.q_proj'
 TOLERANCE = 1e-4  # of logits up to 9, float32
 
 
@@ -55,6 +56,16 @@ def test_logits_are_those_of_peft(name, tmp_path):
   assert np.abs(golden['logits'] - expected)[valid].max() > 1
 
 
+@pytest.mark.parametrize('name', ['llama_tied', 'gpt_neox'])
+def test_merging_while_reading_gives_the_merged_model(name):
+  config = checkpoint_io.load_config(GOLDEN / name)
+  settings, adapters = peft.load(GOLDEN / f'peft_{name}', config)
+  expected = lora.merge(checkpoint_io.load_params(GOLDEN / name, config), adapters, settings)
+  loading = checkpoint_io.Loading(None, peft.merging(GOLDEN / f'peft_{name}', config))
+  found = checkpoint_io.load_params(GOLDEN / name, config, loading=loading)
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), found, expected)
+
+
 def test_kernels_that_are_stored_together_are_joined_in_blocks(tmp_path):
   config = checkpoint_io.load_config(GOLDEN / 'phi3')
   base = checkpoint_io.load_params(GOLDEN / 'phi3', config)
@@ -93,6 +104,24 @@ def test_what_is_written_is_what_peft_had_written(tmp_path):
     ({'rank_pattern': {'q_proj': 8}}, r'self_attn.q_proj: rank 8 and alpha 5 \(only alpha / rank = 1.66667'),
     ({'alpha_pattern': {'.*q_proj': 5}}, r"alpha_pattern={'\.\*q_proj': 5}"),
     ({'bias': 'all'}, "bias='all'"),
+    ({'init_lora_weights': 'pissa_niter_4'}, "init_lora_weights='pissa_niter_4' .it changes the weights of the base"),
+    ({'init_lora_weights': 'olora'}, "init_lora_weights='olora'"),
+    ({'layers_to_transform': 0}, 'layers_to_transform=0'),
+    ({'layers_to_transform': [0]}, r'layers_to_transform=\[0\]'),
+    ({'use_rslora': True}, 'use_rslora=True'),
+    ({'alora_invocation_tokens': [3]}, r'alora_invocation_tokens=\[3\]'),
+    ({'modules_to_save': ['lm_head']}, 'modules_to_save='),
+    ({'some_new_entry': 0}, 'some_new_entry=0'),
+    ({'alpha_pattern': {FIRST: 50}}, 'alpha_pattern=.*only one value for all layers of self_attn.q_proj'),
+    ({'rank_pattern': {FIRST: 8}}, 'rank_pattern=.*only one value for all layers of self_attn.q_proj'),
+    ({'alpha_pattern': {'q_proj': 50}}, r'self_attn.q_proj: rank 3 and alpha 50 \(only alpha / rank'),
+    ({'rank_pattern': {'q_proj': '3'}}, "self_attn.q_proj: rank '3'"),
+    ({'target_modules': ['q_proj']}, r"target_modules=\['q_proj'\] \(it leaves out model.layers.0.self_attn.o_proj"),
+    ({'target_modules': None}, 'target_modules=None'),
+    ({'target_modules': '.*layers.0.*'}, "target_modules='.*layers.0.*' .it leaves out model.layers.1"),
+    ({'target_modules': '('}, "target_modules='\\('"),
+    ({'exclude_modules': ['v_proj']}, r"exclude_modules=\['v_proj'\] .it leaves out model.layers.0.self_attn.v_proj"),
+    ({'exclude_modules': '.*v_proj'}, "exclude_modules='.*v_proj'"),
     ({'peft_type': 'ADALORA'}, "peft_type='ADALORA'"),
     ({'r': 0}, 'rank=0'),
     ({'r': 4}, r'lora_A.weight: expected shape \(4, 32\), found \(3, 32\)'),
@@ -102,6 +131,27 @@ def test_entries_that_are_not_supported_are_refused(copy, entries, message):
   (copy / peft.CONFIG).write_text(json.dumps(json.loads((copy / peft.CONFIG).read_text()) | entries))
   with pytest.raises(ValueError, match=message):
     peft.load(copy, CONFIG)
+
+
+@pytest.mark.parametrize(
+  'entries',
+  [
+    {'init_lora_weights': 'eva', 'eva_config': {'rho': 2.0}},
+    {'init_lora_weights': 'gaussian', 'lora_dropout': 0.5, 'inference_mode': False, 'fan_in_fan_out': True},
+    {'task_type': None, 'revision': 'abc', 'base_model_name_or_path': 'nowhere', 'auto_mapping': {'a': 'b'}},
+    {'target_modules': 'all-linear', 'exclude_modules': ['k_proj']},
+    {'target_modules': r'model\.layers\.\d+\..*_proj', 'layers_to_transform': [], 'some_new_entry': False},
+    {'alpha_pattern': {'q_pro': 50, 'proj': 50, 'self_attn': 50}, 'rank_pattern': {'k_proj': 8}},  # these match nothing
+    {'alpha_pattern': {f'layers.{layer}.mlp.up_proj': 5 for layer in range(2)}},
+  ],
+)
+def test_entries_without_effect_on_a_loaded_adapter_are_accepted(copy, entries):
+  """Each of these changes the logits that PEFT computes by 0."""
+  expected = peft.load(ADAPTER, CONFIG)
+  (copy / peft.CONFIG).write_text(json.dumps(json.loads((copy / peft.CONFIG).read_text()) | entries))
+  settings, adapters = peft.load(copy, CONFIG)
+  assert settings == expected[0]
+  jax.tree.map(np.testing.assert_array_equal, adapters, expected[1])
 
 
 QUERY = 'base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight'

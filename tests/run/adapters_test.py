@@ -137,3 +137,48 @@ def test_an_expression_names_an_adapter():
   assert adapters.parse_adapter("lora(rank=8, targets='query+value')") == lora.LoRA(8, 32.0, 'query+value')
   with pytest.raises(expressions.ExpressionError, match="lora has no argument 'ranks'; did you mean 'rank'"):
     adapters.parse_adapter('lora(ranks=8)')
+
+
+@pytest.fixture
+def start(tmp_path):
+  """A function that runs one update that changes nothing, from an adapter on the model; and both parts of the start."""
+  folder = runs.write_folder(tmp_path)
+  model = folder / 'model'
+  config = checkpoint_io.load_config(model)
+  base, made = checkpoint_io.load_params(model, config), lora.LoRA(rank=2, alpha=3.0, targets='query+mlp')
+  zero = lora.init(jax.random.key(0), base, made)
+  factors = jax.tree.map(lambda leaf: 0.1 * jax.random.normal(jax.random.key(leaf.size), leaf.shape), zero)
+  peft.save(tmp_path / 'sft', config, made, factors, model)
+  frozen = {'optimizer': 'sgd(1e-30)', 'steps': 1, 'eval_data': (), 'adapter_from': str(tmp_path / 'sft')}
+
+  def run(name, **overrides):
+    training.train(runs.make_config(folder, tmp_path / name, **frozen | overrides))
+    return tmp_path / name, config
+
+  return run, factors, lora.merge(base, factors, made)
+
+
+def test_a_run_starts_from_a_model_with_its_adapter_merged(start, tmp_path, capsys):
+  run, _, merged = start
+  workdir, config = run('merged')
+  assert f'with the adapter {tmp_path / "sft"}' in capsys.readouterr().out
+  assert _records(workdir)[0]['loss'] == pytest.approx(np.log(2), abs=1e-6)  # the policy is the reference
+  found = checkpoint_io.load_params(workdir / 'model', config)
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), found, merged)
+
+
+def test_an_adapter_to_start_from_that_does_not_fit_is_refused(start):
+  run, _, _ = start
+  with pytest.raises(ValueError, match=r'adapter_from = .*alignjax merge --models=.* --adapter=.*--reference=<folder>'):
+    run('without', adapter=ADAPTER)
+  with pytest.raises(ValueError, match=r"is lora\(rank=2, alpha=3, targets='attention/query\+mlp/down.*is another one"):
+    run('other', adapter='lora(rank=3)', objective='sft()')
+  with pytest.raises(ValueError, match=r'neither folder has the adapter: merge it first'):
+    run('merging', optimizer='chain(sgd(0.1), online_dare(reserve=0.1, alpha=1e-6))', base_model='base')
+
+
+@pytest.mark.slow
+def test_a_run_trains_an_adapter_on(start):
+  run, factors, _ = start
+  workdir, config = run('continued', adapter=ADAPTER, objective='sft()')
+  jax.tree.map(np.testing.assert_array_equal, peft.load(workdir / 'adapter', config)[1], factors)
