@@ -41,7 +41,6 @@ FIRST = {
   'run/first_start.py:_kept': 'run/first_start.py:date',
   'run/first_start.py:_dates': 'run/first_start.py:date',
   'run/merge_folders.py:merge': 'commands/merge.py:run',
-  'run/merge_folders.py:merge_adapter': 'commands/merge.py:run',
   'run/merge_folders.py:_tokenizer': 'commands/merge.py:run',
   'run/training.py:_evaluation_owed.without_results': 'run/training.py:_evaluation_owed',
   'models/folders.py:replacing': 'models/checkpoint_io.py:save',
@@ -81,6 +80,7 @@ INPUTS = {
 # One process alone, or no collective follows.
 ALONE = {
   'run/command_line.py:_checked',
+  'run/merge_folders.py:merge_adapter',
   'run/smollm2.py:convert',
   'run/smollm2.py:folder',
   'run/xla_flags.py:_cpu_features',
