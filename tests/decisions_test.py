@@ -55,12 +55,16 @@ AGREED = {'training/step_folders.py:steps', 'training/step_folders.py:_numbered'
 # Files that the user names and the run does not change. If processes differ, that is an error before the first step.
 INPUTS = {
   'run/inputs.py:fingerprint',
+  'run/locations.py:resolve',
   'run/user_code.py:_hash',
   'models/checkpoint_io.py:_open_leaves',
+  'models/checkpoint_io.py:load_config',
+  'models/folders.py:_conversion',
   'models/folders.py:_weight_files',
   'models/manifest.py:sha256',
   'models/manifest.py:_check',
   'models/manifest.py:_compare',
+  'models/peft.py:load',
   'data/reading/catalogue.py:_find',
   'data/reading/catalogue.py:_prepared',
   'data/reading/fingerprints.py:obstacle',
@@ -69,14 +73,14 @@ INPUTS = {
   'data/reading/sources.py:_check_exists',
   'data/tokens/artefact.py:identity',
   'data/tokens/artefact.py:_code',
-  'data/tokens/tokenization.py:_load_backend',
-  'data/tokens/tokenization.py:_load_json',
-  'data/tokens/tokenization.py:_load_template',
+  'data/tokens/tokenizer_files.py:load_backend',
+  'data/tokens/tokenizer_files.py:load_json',
+  'data/tokens/tokenizer_files.py:load_template',
 }
 # One process alone, or no collective follows.
 ALONE = {
-  'run/checkpoint_export.py:_check_model',
   'run/command_line.py:_checked',
+  'run/merge_folders.py:merge_adapter',
   'run/smollm2.py:convert',
   'run/smollm2.py:folder',
   'run/xla_flags.py:_cpu_features',

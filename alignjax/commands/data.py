@@ -6,7 +6,7 @@
   alignjax data convert --data=hh:train.jsonl.gz --out=train.jsonl
   alignjax data build hh_rlhf/harmless-base --manual_dir=downloads
 
---data is `[form:]location` (alignjax/data/reading/sources.py), and can be repeated.
+--data is `[form:]location[part]` (alignjax/data/reading/sources.py), and can be repeated.
 
 Exit codes: 0 done, 1 an error in flags, data or model.
 """
@@ -43,10 +43,16 @@ class Settings(user_code.UserCode):
   """Data."""
 
   data: tuple[str, ...] = fields.field(
-    (), 'Data to read, [form:]location; can be repeated.', required=True, path=paths.READ
+    (), 'Data to read, [form:]location[part]; can be repeated.', required=True, path=paths.READ
   )
   ignore_fields: tuple[str, ...] = fields.field(
-    (), 'Fields of the rows to ignore; any other unknown field is an error.'
+    (), 'Columns to ignore, and paths of fields within them, such as prompt[].weight.'
+  )
+  unknown_columns: str = fields.field(
+    'refuse',
+    'Columns that the form does not have: an error, which catches misspelt ones, or counted and left out, which suits '
+    'public datasets with metadata.',
+    choices=('refuse', 'note'),
   )
   on_error: str = fields.field(
     'raise', 'Stop at the first malformed row, or skip and count malformed rows.', choices=('raise', 'skip')
@@ -59,8 +65,11 @@ class TokenSettings(Settings):
 
   model: str = fields.field('', 'Folder of the model, in Hugging Face format.', required=True, path=paths.READ)
   max_prompt: int = fields.field(512, 'Largest prompt in tokens; longer ones lose their first tokens.', at_least=2)
-  max_response: int = fields.field(
-    512, 'Largest response in tokens; examples with a longer one are dropped.', at_least=2
+  max_response: int = fields.field(512, 'Largest response in tokens; for longer ones see --long_responses.', at_least=2)
+  long_responses: str = fields.field(
+    'drop',
+    'Drop an example with a longer response, or cut the response, which then has no end token to learn.',
+    choices=('drop', 'cut'),
   )
 
   def __post_init__(self):
@@ -68,7 +77,8 @@ class TokenSettings(Settings):
 
   def limits(self) -> encoding.Limits:
     """The limits of training with this model."""
-    return encoding.Limits(self.max_prompt, self.max_response, checkpoint_io.load_config(self.model).vocab_size)
+    vocab_size, cut = checkpoint_io.load_config(self.model).vocab_size, self.long_responses == 'cut'
+    return encoding.Limits(self.max_prompt, self.max_response, vocab_size, truncate_response=cut)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,8 +167,9 @@ def tokenize(settings: TokenizeSettings) -> None:
 
   alignjax data tokenize --model=models/smollm2 --data=pairs.jsonl --token_cache=tokens --workers=8
 
-  Training finds it with the same --data, --model, --max_prompt, --max_response, --on_error, --ignore_fields and
-  --token_cache. Files may be at other places, as long as their contents are the same.
+  Training finds it with the same --data, --model, --max_prompt, --max_response, --long_responses,
+  --on_error, --ignore_fields, --unknown_columns and --token_cache. Files may be at other places, as long as their
+  contents are the same.
   """
   tokenizer = tokenization.Tokenizer.load(settings.model)
   if tokenizer.template is not None and tokenizer.template.date is not None:
@@ -166,7 +177,14 @@ def tokenize(settings: TokenizeSettings) -> None:
       f'{settings.model}: the chat template prints the date. Training prints the date of its first start, so it '
       'must tokenise the data itself'
     )
-  request = artefact.Request(settings.data, tokenizer, settings.limits(), settings.on_error, settings.ignore_fields)
+  request = artefact.Request(
+    settings.data,
+    tokenizer,
+    settings.limits(),
+    settings.on_error,
+    settings.ignore_fields,
+    settings.unknown_columns,
+  )
   if obstacle := artefact.obstacle(request):
     raise ValueError(
       f'{obstacle}, so it cannot be tokenised beforehand: convert it to JSON Lines with `alignjax data convert`'
@@ -251,7 +269,11 @@ def _read(settings: Settings, report: drops.DropReport, what: str) -> Iterator[r
   with rich_progress.Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
     task = progress.add_task(what, total=None)
     read = sources.read_examples(
-      settings.data, report, on_error=settings.on_error, ignore_fields=settings.ignore_fields
+      settings.data,
+      report,
+      on_error=settings.on_error,
+      ignore_fields=settings.ignore_fields,
+      unknown_columns=settings.unknown_columns,
     )
     for i, example in enumerate(read):
       if i % PROGRESS_ROWS == 0:

@@ -44,7 +44,10 @@ class Settings(user_code.UserCode):
   prompt: str = fields.field('', 'A single prompt.')
   prompts: str = fields.field('', 'Prompts to read, [form:]location, as for --data of training.', path=paths.READ)
   ignore_fields: tuple[str, ...] = fields.field(
-    (), 'Fields of --prompts to ignore; any other unknown field is an error.'
+    (), 'Columns of --prompts to ignore, and paths of fields within them, such as prompt[].weight.'
+  )
+  unknown_columns: str = fields.field(
+    'refuse', 'Columns of --prompts that the form does not have: an error, or left out.', choices=('refuse', 'note')
   )
   output: str = fields.field('', 'The .jsonl file to write; empty: print the responses.', path=paths.WRITTEN)
   samples: int = fields.field(1, 'Number of responses to each prompt.', at_least=1)
@@ -97,7 +100,7 @@ def build_strategy(settings: Settings) -> strategies.Strategy:
 
 def _prompts(settings: Settings) -> list[rows.Prompt]:
   if settings.prompts:
-    return text.read_prompts(settings.prompts, settings.ignore_fields)
+    return text.read_prompts(settings.prompts, settings.ignore_fields, settings.unknown_columns)
   if tokenization.Tokenizer.load(settings.model).template is None:
     return [settings.prompt]
   return [[{'role': 'user', 'content': settings.prompt}]]
@@ -105,7 +108,7 @@ def _prompts(settings: Settings) -> list[rows.Prompt]:
 
 def _print(responses: Iterator[text.Response]) -> None:
   for response in responses:
-    prompt = response.prompt if isinstance(response.prompt, str) else response.prompt[-1]['content']
+    prompt = response.prompt if isinstance(response.prompt, str) else rows.messages_of(response.prompt)[-1]['content']
     length = f'{response.tokens} tokens' if response.finished else f'cut after {response.tokens} tokens'
     print(f'--- {prompt}\n{response.response}\n    [{length}, log-probability {response.logp:.2f}]')
 

@@ -5,8 +5,12 @@ from collections.abc import Iterable
 from alignjax import objectives
 from alignjax.doctor import findings
 
+COUPLED_PROMPTS = 4  # smallest batch for an objective whose rows depend on one another
+
 # Findings about labels, which do not matter to an objective that reads no label.
-LABEL_FINDINGS = frozenset({'bad_label', 'no_signal', 'one_class', 'rare_class', 'swapped_labels'})
+LABEL_FINDINGS = frozenset(
+  {'bad_label', 'no_signal', 'one_class', 'rare_class', 'scores_contradict', 'swapped_labels', 'tied_scores'}
+)
 
 
 def examine_coupling(objective: objectives.Objective, responses: int) -> list[findings.Finding]:
@@ -25,6 +29,24 @@ def examine_coupling(objective: objectives.Objective, responses: int) -> list[fi
     'number of microbatches and devices'
   )
   return [findings.Finding('undeclared_coupling', findings.ERROR, seen, advice)]
+
+
+def examine_batch_size(objective: objectives.Objective, batch_size: int) -> list[findings.Finding]:
+  """Looks for a batch too small for an objective that compares the prompts of a batch with one another.
+
+  Args:
+    objective: the loss. In a sum, the finding names the parts concerned.
+    batch_size: prompts per update.
+  """
+  if batch_size >= COUPLED_PROMPTS or not objective.couples_rows:
+    return []
+  parts = ' and '.join(dict.fromkeys(leaf.label for leaf in objective.leaves if leaf.couples_rows)) or objective.name
+  seen = f'{parts} compares the prompts of a batch with one another, and a batch has {batch_size}'
+  advice = (
+    f'Use a batch of {COUPLED_PROMPTS} prompts or more: with one, the estimate is the prompt’s own value, and the loss '
+    'may be constant'
+  )
+  return [findings.Finding('small_coupled_batch', findings.WARNING, seen, advice)]
 
 
 def examine_samples(objective: objectives.Objective, *, on_policy: bool) -> list[findings.Finding]:

@@ -39,6 +39,7 @@ def examine(
     tokens.double_bos(data, tokenizer),
     tokens.untrained_end(data, tokenizer),
     tokens.end_token_inside(data, tokenizer),
+    tokens.unused_template(data, tokenizer),
     tokens.report_shares(data),
     preferences.identical_responses(data, names),
     preferences.duplicates(data, names),
@@ -46,6 +47,7 @@ def examine(
     preferences.dominating_prompt(data, names),
     preferences.weights(data),
     preferences.labels(data),
+    preferences.scores(data),
     preferences.length_bias(data),
   )
   return list(itertools.chain.from_iterable(found))

@@ -201,6 +201,29 @@ def _class_balance(data: dataset.TokenDataset) -> Iterator[findings.Finding]:
       yield findings.Finding('rare_class', findings.WARNING, seen, advice)
 
 
+def scores(data: dataset.TokenDataset) -> Iterator[findings.Finding]:
+  """Scores of a pair against its label: two columns that should express the same preference."""
+  if data.score is None or data.responses != 2:
+    return
+  preferred = _oriented(data, data.score)
+  certain = data.label != 0.5
+  symptom = Symptom(
+    'scores_contradict',
+    'prefer the response with the lower score',
+    'Check which of the two is right: the labels may be swapped, or the scores misread (UltraFeedback has some 10s '
+    'that should be 1s). Reverse the label, or remove the examples',
+    shares.SOME_IS_WARNING,
+  )
+  yield from shares.found(symptom, data, certain & (preferred[:, 0] < preferred[:, 1]))
+  symptom = Symptom(
+    'tied_scores',
+    'prefer one of two responses with the same score',
+    'Their labels may be chance: give them a label near 0.5, or remove them',
+    shares.MANY_IS_WARNING,
+  )
+  yield from shares.found(symptom, data, certain & (preferred[:, 0] == preferred[:, 1]))
+
+
 def length_bias(data: dataset.TokenDataset) -> Iterator[findings.Finding]:
   """Chosen minus rejected response, in tokens. Length is easier to learn than quality."""
   if data.responses != 2:

@@ -27,6 +27,7 @@ SOME = 0.05  # effects of length limits on sound data
 MANY = 0.5
 ALL = 1.0  # never exceeded
 
+NEVER = Thresholds(ALL, ALL)  # always a note
 ANY_IS_ERROR = Thresholds(NONE, NONE)
 ANY_IS_WARNING = Thresholds(NONE, ALL)
 FEW_IS_ERROR = Thresholds(NONE, FEW)

@@ -4,9 +4,10 @@ from collections.abc import Iterator
 import itertools
 import json
 
-from alignjax.data.tokens import tokenization
+from alignjax.data.tokens import chat_template, tokenization
 from alignjax.doctor import findings, tokens
 
+SHOWN = 60  # characters of a text that a finding quotes
 UNUSED_ROWS = 0.1  # share of an embedding: more than padding explains
 
 
@@ -27,6 +28,10 @@ def examine(tokenizer: tokenization.Tokenizer, *, vocab_size: int) -> list[findi
     _template_end(tokenizer),
     _generation_end(tokenizer),
     _pad_is_end(tokenizer),
+    _added_bos(tokenizer),
+    _template_date(tokenizer),
+    _template_place(tokenizer),
+    _template_reasoning(tokenizer),
     _unreachable_tokens(tokenizer),
   )
   return list(itertools.chain.from_iterable(found))
@@ -133,6 +138,72 @@ def _pad_is_end(tokenizer: tokenization.Tokenizer) -> Iterator[findings.Finding]
       f'{pad} is both the pad token and an end token',
       'Harmless: padding is masked by length, so end tokens are trained',
     )
+
+
+def _added_bos(tokenizer: tokenization.Tokenizer) -> Iterator[findings.Finding]:
+  """Whether add_bos_token and tokenizer.json agree on what starts a text."""
+  encoding = tokenizer.backend.encode('a', add_special_tokens=True)
+  own = tuple(encoding.ids[: encoding.special_tokens_mask.index(0)])
+  if own != tokenizer.prefix:
+    here = f'put {tokens.spell(tokenizer, tokenizer.prefix)} before' if tokenizer.prefix else 'put no BOS before'
+    there = f'puts {tokens.spell(tokenizer, own)} there' if own else 'puts nothing there'
+    yield findings.Finding(
+      'added_bos',
+      findings.NOTE,  # some tokenizer classes follow the flag, others the file
+      f'add_bos_token of tokenizer_config.json makes alignjax {here} every text, but tokenizer.json {there}',
+      'Some programs follow only one of the two: correct the wrong file, so that all of them give the model the same '
+      'tokens',
+    )
+
+
+def _template_date(tokenizer: tokenization.Tokenizer) -> Iterator[findings.Finding]:
+  if tokenizer.template is not None and tokenizer.template.date is not None:
+    yield findings.Finding(
+      'template_date',
+      findings.NOTE,
+      f'the chat template can print the date, which is {tokenizer.template.date:%Y-%m-%d} in this run',
+      'A run keeps the date of its first start; other runs and programs render other prompts on other days',
+    )
+
+
+def _template_place(tokenizer: tokenization.Tokenizer) -> Iterator[findings.Finding]:
+  """Whether an answer is rendered in the same way when the conversation goes on."""
+  answered = [*tokens.TURN, {'role': 'assistant', 'content': 'answer'}]
+  try:
+    first, later = (
+      tokenizer.template.render(messages, add_generation_prompt=False) if tokenizer.template else ''
+      for messages in (answered, [*answered, *tokens.TURN])
+    )
+  except chat_template.TemplateError:
+    return
+  if later.startswith(first.rstrip()):
+    return
+  common = next((i for i, (a, b) in enumerate(zip(first, later, strict=False)) if a != b), 0)
+  yield findings.Finding(
+    'template_place',
+    findings.NOTE,
+    f'the chat template writes {first[common:][:SHOWN]!r} in the last turn, but {later[common:][:SHOWN]!r} for the '
+    'same turn when the conversation goes on',
+    'An answer is trained as the last turn. In later turns the model sees another text of it',
+  )
+
+
+def _template_reasoning(tokenizer: tokenization.Tokenizer) -> Iterator[findings.Finding]:
+  """Whether the reasoning of an answer is trained."""
+  if tokenizer.template is None:
+    return
+  answer = '<think>\nreasoning\n</think>\n\nanswer'
+  try:
+    tokenizer.encode(tokens.TURN, [answer])
+  except tokenization.EncodingError as error:
+    if error.reason == 'template_changes_response':
+      yield findings.Finding(
+        'template_drops_reasoning',
+        findings.WARNING,
+        f'of the answer {answer!r}, the chat template leaves out what is before </think>',
+        'Rows with such reasoning are errors, because it would not be trained: use a template that keeps it, or '
+        'reasoning_content if the template shows that',
+      )
 
 
 def _unreachable_tokens(tokenizer: tokenization.Tokenizer) -> Iterator[findings.Finding]:

@@ -26,10 +26,10 @@ def outside_vocabulary(data: dataset.TokenDataset, vocab_size: int) -> Iterator[
 
 
 def beyond_positions(data: dataset.TokenDataset, max_positions: int) -> Iterator[findings.Finding]:
-  length = data.prompt_length + data.longest_response
+  length = data.prompt_length + data.longest_response - 1  # the last token is no input
   symptom = Symptom(
     'beyond_positions',
-    f'are longer than the {max_positions} positions of the model, up to {length.max()} tokens',
+    f'are longer than the {max_positions} positions of the model, up to {length.max() + 1} tokens',
     'Lower the limits of prompts and responses, or use a model with a longer context',
     shares.ANY_IS_ERROR,
   )
@@ -92,6 +92,23 @@ def end_token_inside(data: dataset.TokenDataset, tokenizer: tokenization.Tokeniz
     shares.MANY_IS_ERROR,
   )
   yield from shares.found(symptom, data, _in_responses(data, at))
+
+
+def unused_template(data: dataset.TokenDataset, tokenizer: tokenization.Tokenizer) -> Iterator[findings.Finding]:
+  """Prompts without the control tokens with which the chat template starts and ends turns."""
+  turn = None if tokenizer.template is None else encode(tokenizer, TURN)
+  added = tokenizer.backend.get_added_tokens_decoder()
+  control = {i for i in turn or () if i in added and added[i].special} - {*tokenizer.prefix}
+  if not control:
+    return
+  symptom = Symptom(
+    'template_unused',
+    f'have a prompt without {spell(tokenizer, control)}, which the chat template of this model writes',
+    'Sampling formats questions with the template, so training should too: give prompts as messages, such as '
+    'preference[user=prompt]:. For plain text, use a base model, or ignore this',
+    shares.MANY_IS_WARNING,
+  )
+  yield from shares.found(symptom, data, ~_in_prompt(data, np.isin(data.prompt_tokens, list(control))))
 
 
 def starts_once(tokenizer: tokenization.Tokenizer) -> bool:
@@ -180,6 +197,58 @@ _REPORTED = (
       'Sampling starts from a state that training never sees: do not end prompts with a space, and use a chat template '
       'whose generation prompt matches the start of its answers',
       shares.MANY_IS_WARNING,
+    ),
+  ),
+  _Reasons(
+    'noted',
+    ('control_text',),
+    Symptom(
+      'control_text',
+      'examples with a message that spells a control token, which is encoded as text',
+      'If the texts were formatted for a model before, give the messages as they were: the model would learn to spell '
+      'these tokens',
+      shares.FEW_IS_WARNING,
+    ),
+  ),
+  _Reasons(
+    'noted',
+    ('control_tokens_in_text',),
+    Symptom(
+      'control_tokens_in_text',
+      'examples whose text spells a control token, which becomes that token',
+      'This is right for texts that are formatted already; give other texts as messages',
+      shares.NEVER,
+    ),
+  ),
+  _Reasons(
+    'noted',
+    ('foreign_control_text',),
+    Symptom(
+      'foreign_control_text',
+      'examples with a message that spells a control token of another chat format, which is trained as text',
+      'Remove the marks from the texts, and give turns as messages',
+      shares.FEW_IS_WARNING,
+    ),
+  ),
+  _Reasons(
+    'noted',
+    ('template_adds_text',),
+    Symptom(
+      'template_adds_text',
+      'examples with text of the chat template before the response, which is trained and counts as its length',
+      'Harmless if the model was trained this way; a variable of the template, such as enable_thinking in '
+      'chat_template_kwargs, can make it part of the prompt',
+      shares.NEVER,
+    ),
+  ),
+  _Reasons(
+    'noted',
+    ('template_changes_space',),
+    Symptom(
+      'template_changes_space',
+      'examples with a response whose white space the chat template changes',
+      'Harmless if it is the format of the model; compare `alignjax data inspect` with the texts',
+      shares.NEVER,
     ),
   ),
 )

@@ -85,6 +85,7 @@ def examine_data(prepared: preparation.Prepared) -> list[findings.Finding]:
     ),
     *batches.examine(training.batches.plan, training.data),
     *declarations.examine_coupling(prepared.objective, training.data.responses),
+    *declarations.examine_batch_size(prepared.objective, training.batches.plan.batch_size),
     *declarations.examine_samples(prepared.objective, on_policy=source.GrainSource.on_policy),
   ]
   split = [] if held_out is None else examples.examine_split(training.data, held_out.data)

@@ -38,12 +38,16 @@ class Reading(NamedTuple):
   mesh: jax.sharding.Mesh
   announce: Announce
   cache: token_cache.Cache = token_cache.NONE
+  max_positions: int | None = None  # of the model
 
 
 def read_split(paths: Sequence[str], config: settings.DataSettings, reading: Reading, *, training: bool) -> Split:
   """Reads and tokenises a dataset, announces what was dropped, and plans its batches."""
-  limits = encoding.Limits(config.max_prompt, config.max_response, reading.vocab_size)
-  request = artefact.Request(tuple(paths), reading.tokenizer, limits, config.on_error, config.ignore_fields)
+  cut = config.long_responses == 'cut'
+  limits = encoding.Limits(config.max_prompt, config.max_response, reading.vocab_size, truncate_response=cut)
+  request = artefact.Request(
+    tuple(paths), reading.tokenizer, limits, config.on_error, config.ignore_fields, config.unknown_columns
+  )
   data = token_cache.read(request, reading.cache, reading.announce)
   if not data.responses:
     raise ValueError(
@@ -56,23 +60,27 @@ def read_split(paths: Sequence[str], config: settings.DataSettings, reading: Rea
       f'{", ".join(paths)}: all {len(data)} examples have weight 0, so they would change nothing; give some of them a '
       'positive weight'
     )
-  return Split(data, _batches(data, config, reading.mesh, training, None), training)
+  spec = _spec(config, training, reading.max_positions)
+  return Split(data, _batches(data, spec, reading.mesh, None), training)
 
 
-def _batches(
-  data: dataset.TokenDataset,
-  config: settings.DataSettings,
-  mesh: jax.sharding.Mesh,
-  training: bool,
-  cache: reference_cache.ReferenceCache | None,
-) -> batching.Batches:
-  spec = batching.BatchSpec(
+def _spec(config: settings.DataSettings, training: bool, max_positions: int | None) -> batching.BatchSpec:
+  return batching.BatchSpec(
     config.batch_size,
     seed=config.seed,
     epochs=None if training else 1,
     buckets=config.buckets or None,
+    max_positions=max_positions,
     shuffle=training,
   )
+
+
+def _batches(
+  data: dataset.TokenDataset,
+  spec: batching.BatchSpec,
+  mesh: jax.sharding.Mesh,
+  cache: reference_cache.ReferenceCache | None,
+) -> batching.Batches:
   return batching.make_batches(data, spec, batching.Share(*parallel_mesh.batch_shards_of(mesh)), cache)
 
 
@@ -155,12 +163,15 @@ class Reference:
     load, result = functools.cache(self._run), []
     for split in splits:
       identity = reference_cache.identity(split.data, weights, columns, **how)
-      once = _batches(split.data, self._config, self._mesh, False, None)
+      once = _batches(split.data, self._spec(False), self._mesh, None)
       location = reference_cache.Location(root, identity, split.data)
       cache = caching.complete(location, once, load, self._announce)
-      batches = _batches(split.data, self._config, self._mesh, split.training, cache)
+      batches = _batches(split.data, self._spec(split.training), self._mesh, cache)
       result.append(split._replace(batches=batches))
     return result
+
+  def _spec(self, training: bool) -> batching.BatchSpec:
+    return _spec(self._config, training, self._model.config.max_positions)
 
   def _run(self) -> caching.ReferenceRun:
     layout = rows.Layout(self._config.chunk, mesh=self._mesh)

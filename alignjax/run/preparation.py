@@ -82,7 +82,7 @@ def prepare(
   reference = inputs.Reference(config, policy, objective, mesh, shardings, announce)
   tokenizer = tokenization.Tokenizer.load(config.model, functools.partial(first_start.date, config.workdir))
   cache = token_cache.configured(config.token_cache, config.workdir)
-  reading = inputs.Reading(tokenizer, model_config.vocab_size, mesh, announce, cache)
+  reading = inputs.Reading(tokenizer, model_config.vocab_size, mesh, announce, cache, model_config.max_positions)
   splits = [
     inputs.read_split(paths, config, reading, training=training)
     for paths, training in ((config.data, True), (config.eval_data, False))

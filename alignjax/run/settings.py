@@ -69,13 +69,23 @@ class DataSettings:
   """Data."""
 
   data: tuple[str, ...] = _field(
-    (), FREE, 'Training data, [form:]location: pairs.jsonl, hh:train.jsonl.gz; can be repeated.', path=paths.READ
+    (),
+    FREE,
+    'Training data, [form:]location[part]: pairs.jsonl, hh:train.jsonl.gz[:1000]; can be repeated.',
+    path=paths.READ,
   )
   eval_data: tuple[str, ...] = _field(
     (), WARNS, 'Held-out data in the same notation; empty: no evaluation.', path=paths.READ
   )
   ignore_fields: tuple[str, ...] = _field(
-    (), WARNS, 'Fields of the data files to ignore; any other unknown field is an error.'
+    (), WARNS, 'Columns of the data files to ignore, and paths of fields within them, such as prompt[].weight.'
+  )
+  unknown_columns: str = _field(
+    'refuse',
+    WARNS,
+    'Columns that the form does not have: an error, which catches misspelt ones, or counted and left out, which suits '
+    'public datasets with metadata.',
+    choices=('refuse', 'note'),
   )
   on_error: str = _field(
     'raise', WARNS, 'Stop at the first malformed row, or skip and count malformed rows.', choices=('raise', 'skip')
@@ -88,7 +98,13 @@ class DataSettings:
     path=paths.DISK,
   )
   max_prompt: int = _field(512, IDENTITY, 'Largest prompt in tokens; longer ones lose their first tokens.')
-  max_response: int = _field(512, IDENTITY, 'Largest response in tokens; examples with a longer one are dropped.')
+  max_response: int = _field(512, IDENTITY, 'Largest response in tokens; for longer ones see `long_responses`.')
+  long_responses: str = _field(
+    'drop',
+    IDENTITY,
+    'Drop an example with a longer response, or cut the response, which then has no end token to learn.',
+    choices=('drop', 'cut'),
+  )
   batch_size: int = _field(
     32, IDENTITY, 'Prompts per update, summed over all devices and processes.', at_least=1, at_most=2**24
   )

@@ -6,7 +6,7 @@ import time
 from typing import NamedTuple
 
 from alignjax import paths, storage, transfers
-from alignjax.data.reading import drops, fingerprints, sources
+from alignjax.data.reading import drops, fingerprints
 from alignjax.data.tokens import artefact, dataset, encoding
 from alignjax.training import processes
 
@@ -69,10 +69,9 @@ def read(request: artefact.Request, cache: Cache, announce: Announce) -> dataset
   if mine is not None:
     return mine
   report = drops.DropReport()
-  examples = sources.read_examples(
-    request.sources, report, on_error=request.on_error, ignore_fields=request.ignore_fields
+  data = encoding.tokenize(
+    artefact.read(request, report), request.tokenizer, request.limits, report, on_error=request.on_error
   )
-  data = encoding.tokenize(examples, request.tokenizer, request.limits, report, on_error=request.on_error)
   if cache.root is not None and (obstacle := artefact.obstacle(request)):
     announce(f'{obstacle}, so its tokens are not cached: it is tokenised at every start')
   return data

@@ -11,7 +11,7 @@ from absl import logging
 import jax
 import numpy as np
 
-from alignjax.data.reading import drops, rows, sources
+from alignjax.data.reading import drops, json_rows, rows, sources
 from alignjax.data.tokens import tokenization
 from alignjax.models import base as models
 from alignjax.models import checkpoint_io, transformer
@@ -176,21 +176,23 @@ def sample(
   return TextSampler(model, tokenizer, mesh, options or Options())(params, prompts)
 
 
-def read_prompts(source: str, ignore_fields: Sequence[str] = ()) -> list[rows.Prompt]:
+def read_prompts(source: str, ignore_fields: Sequence[str] = (), unknown_columns: str = 'refuse') -> list[rows.Prompt]:
   """Reads the prompts of `[form:]location`. The default form is `prompts`; responses in the rows are ignored.
 
   Args:
     source: the data expression.
-    ignore_fields: names of fields to ignore; any other unknown field is an error.
+    ignore_fields: names of columns to ignore, and paths of fields within them.
+    unknown_columns: whether other columns are an error ('refuse') or left out ('note').
 
   Raises:
     DataError: a row is malformed; the message names the line and the field.
     ValueError: no prompts are left.
   """
   report = drops.DropReport()
-  prompts = [
-    example.prompt for example in sources.read_examples(source, report, ignore_fields=ignore_fields, default='prompts')
-  ]
+  examples = sources.read_examples(
+    source, report, ignore_fields=ignore_fields, unknown_columns=unknown_columns, default='prompts'
+  )
+  prompts = [example.prompt for example in examples]
   if report.dropped:
     logging.warning('%s: %s', source, report)
   if not prompts:
@@ -201,4 +203,5 @@ def read_prompts(source: str, ignore_fields: Sequence[str] = ()) -> list[rows.Pr
 def write(responses: Iterator[Response], stream: TextIO) -> None:
   """Writes responses as JSON Lines."""
   for response in responses:
-    stream.write(json.dumps(response._asdict(), ensure_ascii=False) + '\n')
+    row = response._asdict() | json_rows.of_prompt(response.prompt)
+    stream.write(json.dumps(row, ensure_ascii=False) + '\n')

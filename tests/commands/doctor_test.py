@@ -82,7 +82,9 @@ def start_of(config):
 
 
 def named(found):
-  return {finding.name: finding.severity for finding in found if finding.severity != findings.NOTE}
+  """Warnings and errors. That the prompts are strings and the model has a template is what all set-ups share."""
+  loud = {finding.name: finding.severity for finding in found if finding.severity != findings.NOTE}
+  return {name: severity for name, severity in loud.items() if name != 'template_unused'}
 
 
 # --- faults of the data and the tokenizer, which are seen without weights: each function writes a set-up
@@ -131,7 +133,7 @@ def prompts_cut(sound, folder):
 
 def beyond_positions(sound, folder):
   write_model(folder / 'model', max_positions=24)
-  return {'model': str(folder / 'model')}
+  return {'model': str(folder / 'model'), 'buckets': ((32, 32),)}  # chosen ones would refuse the first long row
 
 
 def shared_examples(sound, folder):
@@ -270,7 +272,7 @@ def test_the_program_says_what_it_sees_and_writes_nothing(sound, tmp_path, capsy
   before = sorted(sound.rglob('*'))
   assert run(config) == 1
   said = capsys.readouterr().out.splitlines()
-  assert said[-1] == 'doctor     1 errors, 0 warnings, 4 notes'
+  assert said[-1] == 'doctor     1 errors, 1 warnings, 4 notes'
   assert any('note     precision: ' in line for line in said)
   assert next(line for line in said if line.startswith('doctor')).startswith('doctor     error    swapped_labels: ')
   assert sorted(sound.rglob('*')) == before

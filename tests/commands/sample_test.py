@@ -160,7 +160,7 @@ def test_prompts_are_read_from_data_of_every_form(tmp_path):
     ('{"prompt": [{"role": "wizard", "content": "x"}]}', r"p.jsonl:2: field 'prompt\[0\].role': 'wizard' is not one"),
     ('{"prompt": [{"role": "user", "content": 3}]}', r"p.jsonl:2: field 'prompt\[0\].content'"),
     ('{"prompt": ["x"]}', r"p.jsonl:2: field 'prompt\[0\]'"),
-    ('{"question": "x"}', "p.jsonl:2: field 'question': unknown"),
+    ('{"question": "x"}', "p.jsonl:2: field 'prompt' is missing.*unknown fields: 'question'"),
     ('{"prompt": "x"', 'p.jsonl:2:'),
   ],
 )

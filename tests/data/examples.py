@@ -68,7 +68,79 @@ PREFERENCE = [
   {'prompt': 'Once', 'chosen': ' upon', 'rejected': ' a', 'margin': 1.5},
   {'chosen': [USER, HELLO], 'rejected': [USER, GO]},
 ]
+TOOLS = [{'type': 'function', 'function': {'name': 'look', 'parameters': {'type': 'object', 'default': None}}}]
+CALL = {'role': 'assistant', 'content': None, 'tool_calls': [{'function': {'name': 'look', 'arguments': {'at': 'it'}}}]}
+PREFERENCE += [
+  {
+    'user': 'Hi',
+    'system': 'Be kind',
+    'chosen': 'Hello',
+    'rejected': 'Go away',
+    'chat_template_kwargs': {'think': False},
+  },
+  {'prompt': [USER, CALL, {'role': 'tool', 'content': 'x'}], 'tools': TOOLS, 'chosen': [CALL], 'rejected': GO},
+  {
+    'prompt': [{'from': 'human', 'value': 'Hi'}, {'from': 'gpt', 'value': 'Hel'}],
+    'chosen': 'lo',
+    'rejected': {'role': 'assistant', 'content': [{'type': 'text', 'text': 'ium'}]},
+  },
+]
+NECTAR = {
+  'prompt': '\n\nHuman: Hi\n\nAssistant: ',
+  'answers': [{'answer': x, 'model': 'm', 'rank': i} for i, x in enumerate(('Hello', 'Hey', 'Go', 'No'), start=1)],
+  'turns': 1,
+  'num_responses': 4,
+  'source': ['x'],
+  'good_natured': True,
+}
+HELPSTEER = {
+  'domain': 'general',
+  'language': 'english',
+  'context': [USER],
+  'response1': 'Go away',
+  'response2': 'Hello',
+  'overall_preference': 2,
+  'individual_preference': [{'score': 2, 'reasoning': 'x'}],
+}
+SHP = {'history': 'Why?', 'human_ref_A': 'No.', 'human_ref_B': 'Because.', 'labels': 0, 'score_A': 2, 'score_B': 9} | {
+  'post_id': 'x',
+  'domain': 'askacademia_train',
+  'upvote_ratio': 0.9,
+  'c_root_id_A': 'a',
+  'c_root_id_B': 'b',
+  'created_at_utc_A': 1,
+  'created_at_utc_B': 2,
+  'seconds_difference': 1.0,
+  'score_ratio': 4.5,
+}
+PKU = {
+  'prompt': 'Hi',
+  'response_0': 'Go away',
+  'response_1': 'Hello',
+  'is_response_0_safe': False,
+  'is_response_1_safe': True,
+  'better_response_id': 1,
+  'safer_response_id': 1,
+}
+ALPACA = {'instruction': 'Name a colour.', 'input': '', 'output': 'Red', 'text': 'Below is ...'}
 VALID = {
+  'conversation': [
+    {'messages': [USER, HELLO], 'prompt': 'Hi', 'prompt_id': 'x'},
+    {'conversations': [{'from': 'human', 'value': 'Hi'}, {'from': 'gpt', 'value': 'Hello'}], 'system': 'Be kind'},
+  ],
+  'supervised': [{'prompt': 'Once', 'completion': ' upon'}, {'prompt': [USER], 'completion': [HELLO]}],
+  'text': [{'text': 'Once upon', 'weight': 2}],
+  'chosen': [
+    {'prompt': [USER], 'chosen': 'Hello', 'rejected': 'Go away'},
+    {'chosen': [USER, HELLO], 'rejected': [USER, GO], 'label': 0.25},
+    BINARISED,
+  ],
+  'alpaca': [ALPACA, ALPACA | {'input': 'Not red.', 'system': 'Be kind', 'weight': 1}],
+  'nectar': [NECTAR],
+  'nectar_pair': [NECTAR],
+  'helpsteer': [HELPSTEER],
+  'shp': [SHP],
+  'pku': [PKU],
   'preference': PREFERENCE,
   'unpaired': [UNPAIRED, {'prompt': [USER], 'completion': [HELLO], 'label': 0.25, 'weight': 0}],
   'ranked': [RANKED, {'prompt': [USER], 'responses': ['Hello', [GO]], 'weight': 2}],

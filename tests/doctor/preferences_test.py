@@ -155,3 +155,21 @@ def test_chance_differences_of_length_are_no_bias(tokenizer, sound):
     findings = sound_examples.examine(rows, tokenizer)
     assert sound_examples.faults(findings) == {}
     assert seen in sound_examples.named(findings, 'length_bias').seen
+
+
+def test_scores_that_contradict_the_preference(tokenizer, sound):
+  scored = [row._replace(score=(2.0, 1.0)) for row in sound]
+  assert sound_examples.faults_of(scored, tokenizer) == {}
+  assert sound_examples.faults_of([sound_examples.flip(row) for row in scored], tokenizer) == {
+    'swapped_labels': ERROR,
+    'scores_contradict': ERROR,
+  }
+  for share, severity in ((1.0, ERROR), (0.1, WARNING), (0.02, NOTE)):
+    inverted = sound_examples.some(scored, lambda row: row._replace(score=(1.0, 2.0)), share)
+    finding = sound_examples.named(sound_examples.examine(inverted, tokenizer), 'scores_contradict')
+    assert finding.severity == severity
+    assert finding.seen.startswith(f'{round(200 * share)} of 200 examples')
+  tied = sound_examples.some(scored, lambda row: row._replace(score=(1.0, 1.0)), 0.1)
+  found = sound_examples.examine(tied, tokenizer)
+  assert sound_examples.named(found, 'tied_scores').severity == NOTE
+  assert all(finding.name != 'scores_contradict' for finding in found)

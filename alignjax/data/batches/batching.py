@@ -34,6 +34,7 @@ class BatchSpec:
   seed: int = 0  # seed of the order
   epochs: int | None = None  # None repeats the data forever
   buckets: Sequence[shapes.Bucket] | None = None  # shapes (P, R) in tokens; None chooses them: `shapes.choose_buckets`
+  max_positions: int | None = None  # of the model: P + R - 1 of the shapes that are chosen; None for no limit
   shuffle: bool = True  # False keeps the order of the data within each bucket, small buckets first, in every epoch
 
   def __post_init__(self):
@@ -95,11 +96,11 @@ def make_batches(
     cache: the reference cache of `data`. Batches then have its columns in `cached`.
 
   Raises:
-    ValueError: the batch size does not divide among the shards, or no bucket holds an example.
+    ValueError: the batch size does not divide among the shards, or no bucket or model holds an example.
   """
   rows = (share or Share()).rows(spec.batch_size)
   if spec.buckets is None:
-    buckets = shapes.choose_buckets(data, batch_size=spec.batch_size)
+    buckets = shapes.choose_buckets(data, batch_size=spec.batch_size, max_positions=spec.max_positions)
   else:
     buckets = shapes.sort_buckets(spec.buckets, data.responses)
   _check_size(buckets, len(rows), data.responses)

@@ -17,7 +17,7 @@ def obstacle(source: sources.Source) -> str:
   It has one if it is a file, in a format and form of this library. What a hub, a prepared dataset or a user's own code
   would return is known only once it is read.
   """
-  form, location = sources.parse_expression(source)
+  form, location = sources.parse_expression(source)[:2]
   reader = _reader(location)
   if reader is None or not os.path.isfile(location):
     return f'{location} is not a local data file'
@@ -34,9 +34,10 @@ def fingerprint(source: sources.Source, tick: storage.Tick = storage.silent) -> 
     source: an expression `[form:]location` without an obstacle.
     tick: called often while the file is read.
   """
-  form, location = sources.parse_expression(source)
+  form, location, columns, part = sources.parse_expression(source)
   ending = next(ending for ending in readers.ENDINGS if location.endswith(ending))
-  return {'form': form, 'ending': ending, 'sha256': storage.sha256(location, tick)}
+  how = {'columns': [list(each) for each in columns], 'part': list(part)}
+  return {'form': form, 'ending': ending, 'sha256': storage.sha256(location, tick)} | how
 
 
 def state(source: sources.Source) -> tuple[int, ...]:

@@ -9,12 +9,16 @@ def of_example(example: rows.Example) -> tuple[str, dict[str, Any]]:
   """Returns the name of a form, and a row that this form reads as an equal example, except for its path and line.
 
   Two responses become a row of `preference`, one `unpaired` or `scored`, more `ranked` or `scored`, none `prompts`.
+  A response without a prompt becomes `text`.
 
   Raises:
     ValueError: no form has columns for all the fields of the example.
   """
-  row: dict[str, Any] = {'prompt': example.prompt}
-  if not example.responses:
+  example = example._replace(responses=tuple(map(_response, example.responses)))
+  row = of_prompt(example.prompt)
+  if example.prompt == '' and len(example.responses) == 1:
+    form, columns, row = 'text', ('weight',), {'text': example.responses[0]}
+  elif not example.responses:
     form, columns = 'prompts', ('weight',)
   elif len(example.responses) == 2:
     form, columns = 'preference', ('label', 'weight', 'score', 'behaviour_logp', 'behaviour_token_logp')
@@ -45,3 +49,16 @@ def of_example(example: rows.Example) -> tuple[str, dict[str, Any]]:
     elif form == 'preference' or name != 'score':
       row[name] = list(value)
   return form, row
+
+
+def of_prompt(prompt: rows.Prompt) -> dict[str, Any]:
+  """The columns of a prompt: `prompt`, and those of what else the chat template gets."""
+  if not isinstance(prompt, rows.Dialogue):
+    return {'prompt': prompt}
+  columns = {name: each for name, each in prompt.variables.items() if name in ('tools', 'documents')}
+  others = {name: each for name, each in prompt.variables.items() if name not in columns}
+  return {'prompt': prompt.messages} | columns | ({'chat_template_kwargs': others} if others else {})
+
+
+def _response(response: rows.Response) -> Any:
+  return response if isinstance(response, str) else [response]

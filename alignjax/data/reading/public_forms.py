@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 import re
 from typing import Any
 
-from alignjax.data.reading import ranking, rows, values
+from alignjax.data.reading import messages, ranking, rows, values
 
 HH = ('chosen', 'rejected')
 BINARISED = ('prompt', 'chosen', 'rejected', 'score_chosen', 'score_rejected')
@@ -46,34 +46,35 @@ def hh_text(fields: Mapping[str, Any], ignored: Collection[str]) -> rows.Example
 def _transcripts(fields: Mapping[str, Any]) -> tuple[list[rows.Message], list[rows.Message]]:
   """The turns of both transcripts, after checking that they form a pair."""
   values.require(fields, HH)
-  chosen, rejected = (_turns(fields[name], name) for name in HH)
+  chosen, rejected = (speeches(fields[name], name) for name in HH)
   if chosen[:-1] != rejected[:-1]:
     raise rows.Dropped('prompts_differ', 'the transcripts differ before their last turn')
-  for name, messages in (('chosen', chosen), ('rejected', rejected)):
-    _check_turns(messages, name)
+  for name, each in (('chosen', chosen), ('rejected', rejected)):
+    _check_turns(each, name)
   if chosen == rejected:
     raise rows.Dropped('identical_text', 'the last turns are the same except for white space')
   return chosen, rejected
 
 
-def _turns(transcript: Any, name: str) -> list[rows.Message]:
+def speeches(transcript: Any, name: str) -> list[rows.Message]:
+  r"""The messages of a transcript "\n\nHuman: ...\n\nAssistant: ..."."""
   before, *parts = TURN.split(values.text(transcript, name))
   if before or not parts:
     raise rows.Refused('not_a_transcript', f"field '{name}': must start with '\\n\\nHuman:'")
-  turns = zip(parts[::2], parts[1::2], strict=True)
-  return [{'role': SPEAKERS[speaker], 'content': content.strip()} for speaker, content in turns]
+  pairs = zip(parts[::2], parts[1::2], strict=True)
+  return [{'role': SPEAKERS[speaker], 'content': content.strip()} for speaker, content in pairs]
 
 
-def _check_turns(messages: list[rows.Message], name: str) -> None:
+def _check_turns(found: list[rows.Message], name: str) -> None:
   """Drops a transcript unless user and assistant alternate, the assistant speaks last, and no turn is empty."""
-  for i, message in enumerate(messages):
+  for i, message in enumerate(found):
     if message['role'] != ('user', 'assistant')[i % 2]:
       raise rows.Dropped('roles_do_not_alternate', f"field '{name}': turn {i + 1} is by the {message['role']}")
-  if messages[-1]['role'] != 'assistant':
+  if found[-1]['role'] != 'assistant':
     raise rows.Dropped('no_reply', f"field '{name}': the last turn is by the user")
-  if not messages[-1]['content']:
+  if not found[-1]['content']:
     raise rows.Dropped('empty_reply', f"field '{name}': the last turn is empty")
-  if not all(message['content'] for message in messages):
+  if not all(message['content'] for message in found):
     raise rows.Dropped('empty_turn', f"field '{name}': a turn before the last is empty")
 
 
@@ -81,15 +82,15 @@ def binarised(fields: Mapping[str, Any], ignored: Collection[str]) -> rows.Examp
   """Binarised UltraFeedback and similar datasets: `chosen` and `rejected`, whole conversations that differ only in
   their last message. Optional: `prompt`, the text of a user message in them; `score_chosen` and `score_rejected`,
   rewards."""
-  messages, chosen, rejected = values.conversations(fields, ignored)
+  asked, chosen, rejected = messages.conversations(fields, ignored)
   if 'prompt' in fields:
     prompt = values.text(fields['prompt'], 'prompt').strip()
-    if not any(message['role'] == 'user' and message['content'].strip() == prompt for message in messages):
+    if not any(message['role'] == 'user' and message['content'].strip() == prompt for message in asked):
       raise rows.Refused(
         'prompts_differ',
         "field 'prompt': does not match any user message of 'chosen'; correct it, or add it to ignore_fields",
       )
-  example = rows.Example(messages, (chosen, rejected), score=_two_scores(fields))
+  example = rows.Example(asked, (chosen, rejected), score=_two_scores(fields))
   ranking.check_different(example.responses)
   return example
 

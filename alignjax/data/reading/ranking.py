@@ -29,7 +29,7 @@ def pick(example: rows.Example, order: Sequence[int]) -> rows.Example:
   )
 
 
-def check_different(responses: Sequence[str]) -> None:
+def check_different(responses: Sequence[rows.Response]) -> None:
   """Drops a row whose responses are all the same."""
   if all(response == responses[0] for response in responses):
     raise rows.Dropped('identical_text', 'all responses are the same text')

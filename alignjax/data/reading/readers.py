@@ -2,8 +2,8 @@
 
 A reader takes a location and yields (number, fields) for one row at a time. The number is the line if the format has
 lines, otherwise the row, counted from 1. A malformed row yields `Refused` in place of its fields, and reading goes on.
-Damage that makes the rest of the file unreadable raises `DataError`, which no policy skips. A null in a columnar format
-and an empty cell of a CSV file mean that the row does not have that field.
+Damage that makes the rest of the file unreadable raises `DataError`, which no policy skips. A null, at any depth, and
+an empty cell of a CSV file mean that the field is absent.
 """
 
 from collections.abc import Callable, Iterator
@@ -35,6 +35,7 @@ PARQUET_BATCH = 256  # rows in memory at once
 BYTE_ORDER_MARKS = (b'\xef\xbb\xbf', b'\xff\xfe', b'\xfe\xff')
 SPACE = '[ \t\r\n]*+'
 LIST_START = re.compile(rf'{SPACE}(?:(\{{){SPACE}"data"{SPACE}:{SPACE})?\[{SPACE}')
+JSON_LINES = re.compile(rf'{SPACE}\{{[^\n]*\}}[ \t\r]*\n{SPACE}\{{')  # an object on each of the first lines
 SEPARATOR = re.compile(rf'{SPACE}(?:,{SPACE}(?!\])|(?=\]))')
 
 
@@ -88,7 +89,14 @@ def _object_on(line: bytes) -> dict[str, Any]:
     ) from None
   if not isinstance(value, dict):
     raise _refusal(value)
-  return value
+  return _without_nulls(value) if 'null' in text else value
+
+
+def _without_nulls(value: dict[str, Any]) -> dict[str, Any]:
+  try:
+    return values.without_nulls(value)
+  except RecursionError:
+    raise rows.Refused('not_json', 'the JSON is nested too deeply; a row is one flat object') from None
 
 
 def json_list(path: str) -> Numbered:
@@ -99,6 +107,8 @@ def json_list(path: str) -> Numbered:
     if not text or text.isspace():
       return
     start = LIST_START.match(text)
+    if not start and JSON_LINES.match(text):
+      raise rows.Refused('not_a_list', 'the file has one JSON object per line; rename it to end with .jsonl')
     if not start:
       raise rows.Refused('not_a_list', 'the file must contain a list of objects, or {"data": [...]} and nothing else')
     position = start.end()
@@ -107,6 +117,8 @@ def json_list(path: str) -> Numbered:
       separator = SEPARATOR.match(text, position)
       if not separator:
         raise json.JSONDecodeError("Expecting ',' or ']'", text, position)
+      if isinstance(value, dict) and 'null' in text:
+        value = _without_nulls(value)
       yield number, value if isinstance(value, dict) else _refusal(value)
       number, position = number + 1, separator.end()
     rest = ''.join(text[position + 1 :].split())
@@ -191,7 +203,9 @@ def _cells_by_name(header: list[str], cells: list[str]) -> dict[str, Any] | rows
       f'field {values.quote(name)}: the row has {len(cells)} cells but there are {len(header)} column names; quote '
       'cells that contain delimiters or line ends',
     )
-  return {name: values.Cell(cell) for name, cell in zip(header, cells, strict=True) if cell}
+  fields = values.Sparse({name: values.Cell(cell) for name, cell in zip(header, cells, strict=True) if cell})
+  fields.nulls = frozenset(header).difference(fields)
+  return fields
 
 
 def parquet_file(path: str) -> Numbered:
@@ -202,7 +216,7 @@ def parquet_file(path: str) -> Numbered:
     for batch in parquet.ParquetFile(path, page_checksum_verification=True).iter_batches(PARQUET_BATCH):
       for fields in batch.to_pylist():
         number += 1
-        yield number, _without_nulls(fields)
+        yield number, values.without_nulls(fields)
   except FileNotFoundError:
     raise
   except (pyarrow.ArrowException, OSError, ValueError) as error:
@@ -235,7 +249,7 @@ def hugging_face(location: str) -> Numbered:
   except (OSError, ValueError) as error:
     raise ValueError(f'hf:{location}: could not be loaded: {error}') from error
   for number, fields in enumerate(found, 1):
-    yield number, _without_nulls(fields)
+    yield number, values.without_nulls(fields)
 
 
 def prepared(location: str) -> Numbered:
@@ -307,10 +321,3 @@ def _check_mark(content: bytes) -> None:
 
 def _refusal(value: Any) -> rows.Refused:
   return rows.Refused('not_an_object', f'found {values.kind(value)}; each row must be a JSON object, {{"prompt": ...}}')
-
-
-def _without_nulls(value: Any) -> Any:
-  """Removes nulls: columnar formats store a missing field as null."""
-  if isinstance(value, dict):
-    return {name: _without_nulls(each) for name, each in value.items() if each is not None}
-  return [_without_nulls(each) for each in value] if isinstance(value, list) else value

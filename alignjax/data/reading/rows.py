@@ -1,23 +1,49 @@
 """What a row of a dataset becomes, and the errors for rows that cannot be read."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-Message = dict[str, str]  # {'role': ..., 'content': ...}
-Prompt = str | list[Message]
+Message = dict[str, Any]  # {'role': ..., 'content': ...}, and any of MESSAGE_FIELDS
 
-ROLES = ('system', 'user', 'assistant')
+
+class Dialogue(NamedTuple):
+  """A conversation with what else its chat template gets, such as the tools that the assistant can call."""
+
+  messages: list[Message]
+  variables: dict[str, Any]  # by the names that templates use: `tools`, `documents`, `enable_thinking`, ...
+
+
+Prompt = str | list[Message] | Dialogue
+Response = str | Message  # an assistant's message with fields besides its content, such as tool calls, stays a message
+
+ROLES = ('system', 'developer', 'user', 'assistant', 'tool')
+MESSAGE_FIELDS = ('name', 'tool_calls', 'tool_call_id', 'reasoning_content')  # passed to the chat template as they are
 FLOAT32_MAX = 3.4028234e38
 PER_RESPONSE = {'score': FLOAT32_MAX, 'behaviour_logp': 0.0}  # fields with one number per response, and their maximum
 
 
+def messages_of(prompt: list[Message] | Dialogue) -> list[Message]:
+  """The messages of a prompt."""
+  return prompt.messages if isinstance(prompt, Dialogue) else prompt
+
+
+def variables_of(prompt: list[Message] | Dialogue) -> dict[str, Any]:
+  """What the chat template gets besides the messages."""
+  return prompt.variables if isinstance(prompt, Dialogue) else {}
+
+
+def text_of(response: Response) -> str:
+  """The content of a response."""
+  return response if isinstance(response, str) else response['content'] or ''
+
+
 class Example(NamedTuple):
-  """One prompt with its N responses, the preferred one first. A response to messages is the assistant's text.
+  """One prompt with its N responses, the preferred one first. A response to messages is the assistant's message.
 
   N = 2 is a preference pair. With N = 1, the label is whether the response is desirable. N = 0 is a bare prompt.
   """
 
   prompt: Prompt
-  responses: tuple[str, ...]
+  responses: tuple[Response, ...]
   label: float = 1.0
   weight: float = 1.0
   score: tuple[float, ...] | None = None

@@ -1,10 +1,11 @@
 r"""Reads examples from files and other places, and checks them field by field while streaming.
 
-One expression names the data: `[form:]location`. The form defines the columns of a row and their meaning (`FORMS`,
-`preference` by default). The location is a file with one of the endings in `readers.ENDINGS`, or starts with one of
-`readers.SCHEMES`:
+One expression names the data: `[form:]location[part]`. The form defines the columns of a row and their meaning
+(`FORMS`, `preference` by default), and may rename columns. The location is a file with one of the endings in
+`readers.ENDINGS`, or starts with one of `readers.SCHEMES`. See `expressions` for column maps and parts:
 
   pairs.jsonl    hh:train.jsonl.gz    ultrafeedback_pair:data.parquet    unpaired:x.csv    hh:hf:Anthropic/hh-rlhf:train
+  preference[prompt=question]:orca.jsonl    pairs.jsonl[:1000]    pairs.jsonl[split:5%]
 
 If a path itself starts with the name of a form and a colon, write ./hh:x.jsonl or pass a `pathlib.Path`.
 
@@ -16,7 +17,18 @@ import functools
 import os
 from typing import Any, NamedTuple
 
-from alignjax.data.reading import drops, generic_forms, public_forms, readers, rows, values
+from alignjax.data.reading import (
+  drops,
+  expressions,
+  generic_forms,
+  hub_forms,
+  messages,
+  public_forms,
+  readers,
+  rows,
+  single_forms,
+  values,
+)
 
 Source = str | os.PathLike
 
@@ -39,6 +51,11 @@ FORMS: dict[str, Form] = {
   'scored': Form(generic_forms.scored, generic_forms.SCORED),
   'scored_pair': Form(generic_forms.scored_pair, generic_forms.SCORED),
   'prompts': Form(generic_forms.prompts, generic_forms.PROMPTS, generic_forms.PROMPTS_UNUSED),
+  'conversation': Form(single_forms.conversation, single_forms.CONVERSATION, single_forms.CONVERSATION_UNUSED),
+  'supervised': Form(single_forms.supervised, single_forms.SUPERVISED),
+  'text': Form(single_forms.text, single_forms.TEXT),
+  'chosen': Form(single_forms.chosen, single_forms.CHOSEN, single_forms.CHOSEN_UNUSED),
+  'alpaca': Form(single_forms.alpaca, single_forms.ALPACA, single_forms.ALPACA_UNUSED),
   'hh': Form(public_forms.hh, public_forms.HH),
   'hh_text': Form(public_forms.hh_text, public_forms.HH),
   'ultrafeedback': Form(public_forms.ultrafeedback, public_forms.ULTRAFEEDBACK, public_forms.ULTRAFEEDBACK_UNUSED),
@@ -47,23 +64,60 @@ FORMS: dict[str, Form] = {
   ),
   'binarised': Form(public_forms.binarised, public_forms.BINARISED, public_forms.BINARISED_UNUSED),
   'tldr': Form(public_forms.tldr, public_forms.TLDR, public_forms.TLDR_UNUSED),
+  'nectar': Form(hub_forms.nectar, hub_forms.NECTAR, hub_forms.NECTAR_UNUSED),
+  'nectar_pair': Form(hub_forms.nectar_pair, hub_forms.NECTAR, hub_forms.NECTAR_UNUSED),
+  'helpsteer': Form(hub_forms.helpsteer, hub_forms.HELPSTEER, hub_forms.HELPSTEER_UNUSED),
+  'shp': Form(hub_forms.shp, hub_forms.SHP, hub_forms.SHP_UNUSED),
+  'pku': Form(hub_forms.pku, hub_forms.PKU, hub_forms.PKU_UNUSED),
 }
+# What a message proposes for rows that cannot be read, if it reads them.
+SUGGESTED = (
+  'hh',
+  'nectar',
+  'helpsteer',
+  'shp',
+  'pku',
+  'tldr',
+  'ultrafeedback_pair',
+  'binarised',
+  'alpaca',
+  'scored',
+  'ranked',
+  'unpaired',
+  'preference',
+  'preference[user=question]',
+  'preference[user=instruction]',
+  'preference[user=input]',
+  'preference[prompt=messages]',
+  'preference[prompt=conversations]',
+  'preference[prompt=input.messages,tools=input.tools,chosen=preferred_output,rejected=non_preferred_output]',
+  'conversation',
+  'conversation[messages=conversation]',
+  'supervised',
+  'supervised[completion=response]',
+  'supervised[user=question,completion=answer]',
+  'text',
+)
+HINTS = 10  # malformed rows of a source for which a form is proposed
+UNUSED_NAMED = 32  # unused columns that a report names
+# Columns that change what a model should see: a run must not leave them out unasked.
+MEANINGFUL = frozenset(
+  {
+    *messages.CONTEXT,
+    *('system_prompt', 'functions', 'context', 'history', 'input', 'messages'),
+    *('image', 'images', 'audio', 'audios', 'video', 'videos'),
+  }
+)
+UNKNOWN_COLUMNS = ('refuse', 'note')
 
 
-class Expression(NamedTuple):
-  """The two parts of `[form:]location`."""
+def parse_expression(source: Source, default: str = DEFAULT) -> expressions.Expression:
+  """Takes `[form:]location[part]` apart. A prefix that is not the name of a form belongs to the location.
 
-  form: str
-  location: str
-
-
-def parse_expression(source: Source, default: str = DEFAULT) -> Expression:
-  """Splits `[form:]location`. A prefix that is not the name of a form belongs to the location."""
-  if isinstance(source, str):
-    form, colon, location = source.partition(':')
-    if colon and form in FORMS:
-      return Expression(form, location)
-  return Expression(default, os.fspath(source))
+  Raises:
+    ValueError: a column map or a part is malformed.
+  """
+  return expressions.parse(source, {name: form.columns for name, form in FORMS.items()}, default)
 
 
 def read_examples(
@@ -72,6 +126,7 @@ def read_examples(
   *,
   on_error: str = 'raise',
   ignore_fields: Iterable[str] = (),
+  unknown_columns: str = 'refuse',
   default: str = DEFAULT,
 ) -> Iterator[rows.Example]:
   """Yields the examples of one dataset in order, in linear time and constant memory.
@@ -81,7 +136,10 @@ def read_examples(
     report: counts the rows as they are read. Rows with nothing to learn from, such as two identical responses, are
       dropped and counted.
     on_error: 'raise' stops at the first malformed row; 'skip' counts malformed rows by reason.
-    ignore_fields: names of fields to ignore, in rows and in objects within them. Any other unknown field is an error.
+    ignore_fields: names of columns to ignore, and paths such as `prompt[].weight` of fields within them. A name that is
+      no column of the form is ignored within objects, too.
+    unknown_columns: what to do with other columns that the form does not have: 'refuse' them, or leave them out and
+      'note' in the report which they are. Columns that change what a model should see, such as `system`, are refused.
     default: the form of expressions that name none.
 
   Raises:
@@ -89,12 +147,16 @@ def read_examples(
     ValueError: no reader knows the location.
   """
   rows.check_policy(on_error)
+  if unknown_columns not in UNKNOWN_COLUMNS:
+    raise ValueError(f'unknown_columns={unknown_columns!r}: must be one of {", ".join(UNKNOWN_COLUMNS)}')
   ignored, uniform = frozenset(ignore_fields), _Uniform()
   for source in [sources] if isinstance(sources, Source) else sources:
-    form, location = parse_expression(source, default)
-    _check_exists(location)
-    opened = functools.partial(readers.open_rows, location)
-    yield from _read(location, opened, _Parser(FORMS[form], ignored, uniform), report, on_error)
+    expression = parse_expression(source, default)
+    _check_exists(expression.location)
+    parser = _Parser(expression, ignored, uniform, report if unknown_columns == 'note' else None)
+    opened = functools.partial(readers.open_rows, expression.location)
+    yield from _read(expression.location, opened, parser, report, on_error, expression.part)
+    parser.columns.check(expression.location)
 
 
 def parse_examples(
@@ -112,9 +174,10 @@ def parse_examples(
   """
 
   def opened() -> Iterator[tuple[int, dict[str, Any]]]:
-    return ((number, dict(row)) for number, row in enumerate(fields, start=1))
+    return ((number, values.without_nulls(dict(row))) for number, row in enumerate(fields, start=1))
 
-  yield from _read('<memory>', opened, _Parser(FORMS[form], frozenset(), _Uniform()), report, 'raise')
+  parser = _Parser(expressions.Expression(form, '<memory>'), frozenset(), _Uniform(), None)
+  yield from _read('<memory>', opened, parser, report, 'raise')
 
 
 def read_rows[Row](
@@ -137,10 +200,16 @@ def _read[Row](
   parse: Callable[[dict[str, Any], str, int], Row],
   report: drops.DropReport,
   on_error: str,
+  part: expressions.Part = expressions.Part(),  # noqa: B008, it is immutable
 ) -> Iterator[Row]:
   empty = True
-  for number, fields in opened():  # opened here, so that an error closes the file even while its traceback is kept
+  # Opened here, so that an error closes the file even while its traceback is kept.
+  for index, (number, fields) in enumerate(opened()):
     empty = False
+    if part.stop is not None and index >= part.stop:
+      break
+    if index < part.start:
+      continue
     report.read += 1
     try:
       if isinstance(fields, rows.Refused):
@@ -153,7 +222,10 @@ def _read[Row](
         raise rows.DataError(f'{location}:{number}', problem.reason, problem.message) from None
       report.drop(problem.reason, f'{location}:{number}', problem.message)
     else:
-      yield row
+      if not part.share or part.takes(row.prompt):
+        yield row
+      else:  # it is in the other part
+        report.read -= 1
   if empty:
     raise rows.DataError(f'{location}:1', 'empty_file', 'the file is empty; it must have at least one row')
 
@@ -169,22 +241,111 @@ def _check_exists(location: str) -> None:
 
 
 class _Parser:
-  """Turns the fields of a row into an Example."""
+  """Turns the fields of a row into an Example.
 
-  def __init__(self, form: Form, ignored: frozenset[str], uniform: '_Uniform'):
-    self._form = form
+  Args:
+    expression: the form and its column map.
+    ignored: names and paths of fields to ignore.
+    uniform: what earlier rows had.
+    report: counts unknown columns; None refuses them.
+  """
+
+  def __init__(
+    self,
+    expression: expressions.Expression,
+    ignored: frozenset[str],
+    uniform: '_Uniform',
+    report: drops.DropReport | None,
+  ):
+    self.columns = expressions.ColumnMap(expression.columns)
+    self._name, self._form = expression.form, FORMS[expression.form]
     self._ignored = ignored
     self._uniform = uniform
-    self._left_out = ignored.union(form.unused)
-    self._used = frozenset(form.columns) - ignored
+    self._report = report
+    self._left_out = ignored.union(self._form.unused)
+    self._used = frozenset(self._form.columns) - ignored
+    self._nested = ignored.difference(self._form.columns)  # a column of the form is no field of a message
+    self._hints = HINTS
 
   def __call__(self, fields: dict[str, Any], location: str, number: int) -> rows.Example:
-    if not fields.keys() <= self._used:
-      values.known(fields, self._form.columns, self._left_out)
-      fields = {name: value for name, value in fields.items() if name not in self._left_out}
-    example = self._form.parse(fields, self._ignored)
-    self._uniform.check(example)
+    row = self.columns(fields)
+    unknown = ()
+    if not row.keys() <= self._used:
+      unknown = [name for name in row if name not in self._used and name not in self._left_out]
+    try:
+      if unknown and not self._notes(unknown):
+        self._refuse(row, unknown)
+      example = self._form.parse(row if row.keys() <= self._used else _with(row, self._used), self._nested)
+      self._uniform.check(example, row)
+    except rows.Dropped:
+      raise
+    except rows.Refused as problem:
+      hint = '' if ' is null' in problem.message else self._hint(fields, problem.reason)
+      message = self.columns.explain(problem.message) + hint
+      raise rows.Refused(problem.reason, message) from None
+    if unknown:
+      self._note(unknown, f'{location}:{number}')
     return example._replace(path=location, line=number)
+
+  def _notes(self, unknown: Collection[str]) -> bool:
+    """Whether unknown columns are noted rather than refused."""
+    return self._report is not None and MEANINGFUL.isdisjoint(unknown)
+
+  def _refuse(self, row: Mapping[str, Any], unknown: Collection[str]) -> None:
+    """Raises Refused: for a missing column if there is one, because that is the worse fault."""
+    try:
+      self._form.parse(_with(row, self._used), self._nested)
+    except rows.Dropped:
+      pass
+    except rows.Refused as problem:
+      if problem.reason == 'missing_field' and ' is missing' in problem.message:
+        names = ', '.join(sorted(map(values.quote, unknown)))
+        raise rows.Refused(problem.reason, f'{problem.message}; unknown fields: {names}') from None
+    if meaningful := sorted(MEANINGFUL.intersection(unknown)) if self._report is not None else []:
+      raise rows.Refused(
+        'unknown_field',
+        f"field '{meaningful[0]}': changes what the model should see, but the form {self._name} does not read it; map "
+        'it to a column of the form, or add it to ignore_fields',
+      )
+    values.known(row, self._form.columns, self._left_out)
+
+  def _note(self, unknown: Collection[str], origin: str) -> None:
+    for name in unknown:
+      reason = f'unused column {values.quote(name)}'
+      if reason not in self._report.noted and len(self._report.noted) >= UNUSED_NAMED:
+        reason = 'unused column, others'
+      self._report.note(reason, origin, 'no form reads it')
+
+  def _hint(self, fields: Mapping[str, Any], reason: str) -> str:
+    """Proposes an expression that reads a row; '' if none does."""
+    if reason not in ('missing_field', 'unknown_field', 'wrong_type', 'mixed_forms', 'wrong_role') or not self._hints:
+      return ''
+    self._hints -= 1
+    if reason == 'unknown_field' and self._reads(f'{self._name}:', fields):
+      return ', or set unknown_columns=note'
+    readable = (text for text in SUGGESTED if text != self._name and self._reads(f'{text}:', fields))
+    found = next(readable, None)
+    return f'; these rows look like {found}:' if found else ''
+
+  def _reads(self, text: str, fields: Mapping[str, Any]) -> bool:
+    expression = parse_expression(text)
+    form = FORMS[expression.form]
+    row = expressions.ColumnMap(expression.columns)(fields)
+    others = row.keys() - {*form.columns, *form.unused}
+    if not MEANINGFUL.isdisjoint(others):
+      return False
+    try:
+      form.parse(_with(row, form.columns), frozenset())
+    except rows.Refused:
+      return False
+    return True
+
+
+def _with(row: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+  """The fields of a row with these names."""
+  kept = values.Sparse({name: value for name, value in row.items() if name in names})
+  kept.nulls = getattr(row, 'nulls', frozenset())
+  return kept
 
 
 class _Uniform:
@@ -192,8 +353,9 @@ class _Uniform:
 
   def __init__(self):
     self._first: dict[str, Any] = {}
+    self._column: dict[str, str] = {}  # what the file calls a column
 
-  def check(self, example: rows.Example) -> None:
+  def check(self, example: rows.Example, row: Mapping[str, Any]) -> None:
     """Raises Refused if an example differs from the first one."""
     count = len(example.responses)
     if self._first.setdefault('responses', count) != count:
@@ -206,8 +368,16 @@ class _Uniform:
     if example.behaviour_token_logp is not None:
       kinds['behaviour_logp'] = 'given per token'
     for name, kind in kinds.items():
+      column = next((each for each in (name, *SCORES) if each in row), name) if name == 'score' else name
+      if kind == 'missing':
+        column = self._column.get(name, name)
+      self._column.setdefault(name, column)
       if self._first.setdefault(name, kind) != kind:
         raise rows.Refused(
           f'mixed_{name}',
-          f"field '{name}': {kind} in this row but {self._first[name]} in earlier rows; make all rows alike",
+          f"field '{column}': {kind} in this row but {self._first[name]} in earlier rows; give it to every row, or "
+          f'leave it out of all (ignore_fields={column})',
         )
+
+
+SCORES = ('margin', 'scores', 'score_chosen', 'completions', 'answers', 'score_A')  # columns that become scores

@@ -11,7 +11,12 @@ from typing import Any
 
 from alignjax.data.reading import rows
 
+INDEX = re.compile(r'\[\d+\]')
 NUMBER = re.compile(r'[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?')
+WORDS = {  # labels as text
+  **dict.fromkeys(('true', 'yes', 'desirable', 'good', 'chosen', 'preferred'), 1.0),
+  **dict.fromkeys(('false', 'no', 'undesirable', 'bad', 'rejected', 'dispreferred'), 0.0),
+}
 KINDS = {
   dict: 'an object',
   list: 'a list',
@@ -21,6 +26,12 @@ KINDS = {
   float: 'a number',
   type(None): 'null',
 }
+
+
+class Sparse(dict):
+  """An object whose null members were left out: null means absent in every format."""
+
+  nulls: frozenset[str] = frozenset()  # the names of those members
 
 
 class Cell(str):
@@ -69,15 +80,22 @@ def number(value: Any, name: str, low: float = -rows.FLOAT32_MAX, high: float = 
 
 
 def truth(value: Any, name: str) -> float:
-  """A boolean or the probability that it is true, as a float in [0, 1]."""
-  if isinstance(value, Cell) and value.lower() in ('true', 'false'):
-    return float(value.lower() == 'true')
+  """A boolean, a word for one, or the probability that it is true, as a float in [0, 1]."""
+  if isinstance(value, str):
+    word = value.strip().lower()
+    if word in WORDS:
+      return WORDS[word]
+    if not NUMBER.fullmatch(word):
+      raise rows.Refused(
+        'wrong_type', f"field '{name}': {quote(value)} is no label; use true or false, or a number in [0, 1]"
+      )
+    value = float(word)
   return float(value) if isinstance(value, bool) else number(value, name, 0.0, 1.0)
 
 
 def items(value: Any, name: str) -> list[Any]:
   """A list."""
-  value = _of_cell(value, name, 'list')
+  value = of_cell(value, name, 'list')
   if not isinstance(value, list):
     raise rows.Refused('wrong_type', f"field '{name}': must be a list, not {kind(value)}")
   return value
@@ -85,14 +103,14 @@ def items(value: Any, name: str) -> list[Any]:
 
 def mapping(value: Any, name: str, names: Collection[str], unused: Collection[str]) -> dict[str, Any]:
   """An object whose fields are all in `names` or `unused`."""
-  value = _of_cell(value, name, 'object')
+  value = of_cell(value, name, 'object')
   if not isinstance(value, dict):
     raise rows.Refused('wrong_type', f"field '{name}': must be an object with {', '.join(names)}, not {kind(value)}")
   known(value, names, unused, name)
   return value
 
 
-def _of_cell(value: Any, name: str, what: str) -> Any:
+def of_cell(value: Any, name: str, what: str) -> Any:
   """Parses a cell as JSON; other values pass through."""
   if not isinstance(value, Cell):
     return value
@@ -116,105 +134,60 @@ def numbers(value: Any, name: str, count: int, most: float = rows.FLOAT32_MAX) -
   return tuple(number(each, f'{name}[{i}]', high=most) for i, each in enumerate(value))
 
 
-def messages(value: Any, name: str, ignored: Collection[str] = ()) -> list[rows.Message]:
-  """A conversation: a non-empty list of {role, content}. Fields in `ignored` are removed from the messages."""
-  if not isinstance(value, list):
-    raise rows.Refused('wrong_type', f"field '{name}': must be a string or a list of messages, not {kind(value)}")
-  if not value:
-    raise rows.Refused('empty_prompt', f"field '{name}': the list of messages is empty; it needs at least one")
-  return [_message(message, f'{name}[{i}]', ignored) for i, message in enumerate(value)]
-
-
-def _message(value: Any, name: str, ignored: Collection[str]) -> rows.Message:
-  if not isinstance(value, dict):
-    raise rows.Refused('wrong_type', f"field '{name}': must be a message {{role, content}}, not {kind(value)}")
-  require(value, ('role', 'content'), name)
-  if len(value) > 2:
-    known(value, ('role', 'content'), ignored, name)
-  role, content = text(value['role'], f'{name}.role'), text(value['content'], f'{name}.content')
-  if role not in rows.ROLES:
-    raise rows.Refused('unknown_role', f"field '{name}.role': {quote(role)} is not one of {', '.join(rows.ROLES)}")
-  return {'role': role, 'content': content}
-
-
-def prompt(value: Any, name: str, ignored: Collection[str] = ()) -> rows.Prompt:
-  """A string, or a conversation that ends with a user message."""
-  if isinstance(value, str):
-    value = text(value, name)
-    if not value:
-      raise rows.Refused('empty_prompt', f"field '{name}': the prompt is empty; fill it in")
-    return value
-  value = messages(value, name, ignored)
-  if value[-1]['role'] != 'user':
-    raise rows.Refused('wrong_role', f"field '{name}[{len(value) - 1}].role': the prompt must end with a user message")
-  return value
-
-
-def response(value: Any, name: str, to: rows.Prompt, ignored: Collection[str] = ()) -> str:
-  """The text of a response to the prompt `to`: a string or, if `to` is messages, a list of one assistant message."""
-  if not isinstance(value, str):
-    if isinstance(to, str) and isinstance(value, list):
-      raise rows.Refused(
-        'mixed_forms',
-        f"field '{name}': is a list of messages but 'prompt' is a string; make both strings or both messages, or, if "
-        f"this is the whole conversation, ignore 'prompt' (ignore_fields=['prompt'])",
-      )
-    found = messages(value, name, ignored)
-    if len(found) != 1 or found[0]['role'] != 'assistant':
-      raise rows.Refused(
-        'wrong_role', f"field '{name}': must be a string or one assistant message; move earlier messages to 'prompt'"
-      )
-    value = found[0]['content']
-  return filled(value, name, 'response')
-
-
-def conversations(fields: Mapping[str, Any], ignored: Collection[str]) -> tuple[list[rows.Message], str, str]:
-  """Splits the conversations `chosen` and `rejected` into their shared prompt and the last message of each."""
-  require(fields, ('chosen', 'rejected'))
-  chosen, rejected = sides = [_conversation(fields[name], name, ignored) for name in ('chosen', 'rejected')]
-  if chosen[:-1] != rejected[:-1]:
-    first = next(
-      (i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), len(min(sides, key=len))
-    )
-    raise rows.Refused(
-      'prompts_differ',
-      f"field 'rejected[{first}]': the conversations differ before their last message; both need the same prompt",
-    )
-  return chosen[:-1], chosen[-1]['content'], rejected[-1]['content']
-
-
-def _conversation(value: Any, name: str, ignored: Collection[str]) -> list[rows.Message]:
-  if isinstance(value, str) and not (isinstance(value, Cell) and value.startswith('[')):
-    raise rows.Refused(
-      'missing_field',
-      f"field 'prompt' is missing; add it, or make '{name}' the whole conversation, a list of messages",
-    )
-  found = messages(items(value, name), name, ignored)
-  if len(found) < 2 or found[-1]['role'] != 'assistant' or found[-2]['role'] != 'user':
-    raise rows.Refused(
-      'wrong_role', f"field '{name}': without 'prompt' it must be a conversation that ends with user, then assistant"
-    )
-  filled(found[-1]['content'], name, 'response')
-  return found
-
-
 def require(fields: Mapping[str, Any], names: Collection[str], where: str = '') -> None:
   """Raises unless all of `names` are present; `where` is the path of the object within the row."""
   for name in names:
     if name not in fields:
       place = f'{where}.{name}' if where else name
-      raise rows.Refused('missing_field', f"field '{place}' is missing; required fields: {', '.join(names)}")
+      what = 'null or empty' if name in getattr(fields, 'nulls', ()) else 'missing'
+      raise rows.Refused('missing_field', f"field '{place}' is {what}; required fields: {', '.join(names)}")
 
 
 def known(fields: Mapping[str, Any], names: Collection[str], ignored: Collection[str], where: str = '') -> None:
-  """Raises unless every field is one of `names` or `ignored`."""
-  unknown = sorted(quote(name) for name in fields if name not in names and name not in ignored)
+  """Raises unless every field is one of `names` or `ignored`.
+
+  Args:
+    fields: the object.
+    names: the fields that are read.
+    ignored: names of fields, or paths such as `prompt[].weight`.
+    where: the path of the object within the row; empty for the row itself.
+  """
+  path = INDEX.sub('[]', where) + '.' if where else ''
+  unknown = [name for name in fields if name not in names and name not in ignored and path + name not in ignored]
   if unknown:
     place = f"field '{where}': " if where else 'field '
+    listed = ', '.join(sorted(map(quote, unknown)))
+    first = path + min(unknown)
     raise rows.Refused(
       'unknown_field',
-      f'{place}{", ".join(unknown)}: unknown; known fields: {", ".join(names)}; to ignore it, add it to ignore_fields',
+      f'{place}{listed}: unknown; known fields: {", ".join(names)}; to ignore it, add it to ignore_fields'
+      + (f' as {first}' if where and first.isprintable() and len(first) < 40 else ''),
     )
+
+
+def without_nulls(value: Any) -> Any:
+  """Removes null members of objects at every depth. Objects that had some become `Sparse`."""
+  if isinstance(value, dict):
+    kept = {name: without_nulls(each) for name, each in value.items() if each is not None}
+    if len(kept) == len(value):
+      return kept
+    sparse = Sparse(kept)
+    sparse.nulls = frozenset(name for name, each in value.items() if each is None)
+    return sparse
+  return [without_nulls(each) for each in value] if isinstance(value, list) else value
+
+
+def plain(value: Any, name: str) -> Any:
+  """A JSON value for a chat template: objects, lists, strings, booleans and finite numbers."""
+  if isinstance(value, str):
+    return text(value, name)
+  if isinstance(value, dict):
+    return {text(key, f'{name}.{quote(key)}'): plain(each, f'{name}.{key}') for key, each in value.items()}
+  if isinstance(value, list):
+    return [plain(each, f'{name}[{i}]') for i, each in enumerate(value)]
+  if value is None or isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
+    return value
+  raise rows.Refused('wrong_type', f"field '{name}': must be a JSON value with finite numbers, not {kind(value)}")
 
 
 def _number_of_cell(cell: Cell) -> float | Cell:
@@ -305,6 +278,8 @@ def _place_of_infinite(value: Any, name: str) -> str | None:
 
 def kind(value: Any) -> str:
   """The type of a value in JSON terms."""
+  if isinstance(value, dict):
+    return KINDS[dict]
   return KINDS.get(type(value), 'a string' if isinstance(value, str) else f'of type {type(value).__name__}')
 
 

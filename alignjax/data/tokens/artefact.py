@@ -12,7 +12,7 @@ about 1 s per GB. A damaged artefact is never used, because every byte is compar
 in a stream that stays out of the process's memory: again 1 s per GB. Neither parses a row.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import functools
@@ -26,8 +26,8 @@ import numpy as np
 import tokenizers
 
 from alignjax import storage
-from alignjax.data.reading import drops, fingerprints, sources
-from alignjax.data.tokens import dataset, encoding, growing, tokenization
+from alignjax.data.reading import drops, fingerprints, rows, sources
+from alignjax.data.tokens import dataset, encoding, growing, tokenization, tokenizer_files
 
 VERSION = 1
 WAITING = 'waiting for another process that tokenises the same data'
@@ -52,16 +52,28 @@ _OFFSETS = ('prompt_offsets', 'response_offsets')
 class Request:
   """What to tokenise, and how."""
 
-  sources: tuple[str, ...]  # expressions `[form:]location`
+  sources: tuple[str, ...]  # expressions `[form:]location[part]`
   tokenizer: tokenization.Tokenizer
   limits: encoding.Limits
   on_error: str = 'raise'
   ignore_fields: tuple[str, ...] = ()
+  unknown_columns: str = 'refuse'
 
   @property
   def locations(self) -> list[str]:
     """Where each source is: the part of an origin before the line."""
     return [sources.parse_expression(source).location for source in self.sources]
+
+
+def read(request: Request, report: drops.DropReport) -> Iterator[rows.Example]:
+  """Yields the examples of a request; see `sources.read_examples`."""
+  return sources.read_examples(
+    request.sources,
+    report,
+    on_error=request.on_error,
+    ignore_fields=request.ignore_fields,
+    unknown_columns=request.unknown_columns,
+  )
 
 
 class Making(NamedTuple):
@@ -90,11 +102,12 @@ def identity(request: Request, tick: storage.Tick = storage.silent) -> dict[str,
     'code': _code(),
     'libraries': {'tokenizers': tokenizers.__version__, 'jinja2': jinja2.__version__},
     'sources': [fingerprints.fingerprint(source, tick) for source in request.sources],
-    'tokenizer': {name: storage.sha256(folder / name) for name in tokenization.FILES if (folder / name).exists()},
+    'tokenizer': {name: storage.sha256(folder / name) for name in tokenizer_files.FILES if (folder / name).exists()},
     'date': template.date.isoformat() if template is not None and template.date is not None else '',
     'limits': dataclasses.asdict(request.limits),
     'on_error': request.on_error,
     'ignore_fields': sorted(request.ignore_fields),
+    'unknown_columns': request.unknown_columns,
   }
 
 
@@ -170,9 +183,7 @@ def _mapped(
 def _write(partial: pathlib.Path, content: Mapping[str, Any], request: Request, making: Making) -> None:
   """Writes all files of an artefact."""
   report, locations = drops.DropReport(), request.locations
-  examples = sources.read_examples(
-    request.sources, report, on_error=request.on_error, ignore_fields=request.ignore_fields
-  )
+  examples = read(request, report)
   with contextlib.ExitStack() as stack:
     writer = _Writer(partial, stack)
     for part in encoding.tokenize_parts(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 import datetime
+from typing import Any
 
 import jinja2
 
@@ -30,6 +31,7 @@ class ChatTemplate:
 
   Attributes:
     date: what `clock` returned; None if the template does not print the date.
+    with_tools: the template that replaces this one when there are tools; None if it is this one.
 
   Raises:
     TemplateError: the source is not valid Jinja.
@@ -43,7 +45,7 @@ class ChatTemplate:
     origin: str = 'chat template',
   ):
     if not isinstance(source, str):
-      raise TemplateError(f'{origin}: the chat template must be text, not {type(source).__name__}')
+      raise TemplateError(f'{origin}: chat_template must be text, not {type(source).__name__}')
     self._origin, self._special_tokens = origin, dict(special_tokens)
     self._environment = sandbox.Environment()
     self._environment.globals['raise_exception'] = _raise_exception
@@ -54,25 +56,48 @@ class ChatTemplate:
     except Exception as error:  # Jinja and the Python compiler raise many kinds, such as RecursionError and MemoryError
       raise TemplateError(f'{origin}: the chat template is not valid Jinja: {_reason(error)}') from None
     self.date = clock() if prints_date else None
+    self.with_tools: ChatTemplate | None = None
 
-  def render(self, messages: Sequence[rows.Message], *, add_generation_prompt: bool) -> str:
+  def render(
+    self, messages: Sequence[rows.Message], variables: Mapping[str, Any] | None = None, *, add_generation_prompt: bool
+  ) -> str:
     """Renders a conversation; with `add_generation_prompt` the text ends where the assistant's next message starts.
+
+    Args:
+      messages: the conversation.
+      variables: what else the template gets, such as `tools`.
+      add_generation_prompt: see above.
 
     Raises:
       TemplateError: the template rejects the messages, fails on them, or takes too much time or memory.
     """
+    if self.with_tools is not None and variables and variables.get('tools'):
+      return self.with_tools.render(messages, variables, add_generation_prompt=add_generation_prompt)
+    try:
+      return self._rendered(messages, variables or {}, add_generation_prompt)
+    except TemplateError:
+      if all(message['content'] is not None for message in messages):
+        raise
+    # Many templates add up texts, so they fail on a message that has tool calls and no content.
+    filled = [message | {'content': message['content'] or ''} for message in messages]
+    return self._rendered(filled, variables or {}, add_generation_prompt)
+
+  def _rendered(
+    self, messages: Sequence[rows.Message], variables: Mapping[str, Any], add_generation_prompt: bool
+  ) -> str:
     values = {
       **self._special_tokens,
-      'messages': [dict(message) for message in messages],
+      'messages': [{name: each for name, each in message.items() if each is not None} for message in messages],
       'add_generation_prompt': add_generation_prompt,
       'tools': None,
       'documents': None,
+      **variables,
     }
     try:
       try:
         return self._environment.render(self._template, values, template_budget.Budget(len(messages)))
       except template_budget.LimitError:
-        size = sum(template_budget.text_size(text) for message in messages for text in message.values())
+        size = _size([*messages, variables])
         if size < LARGE:
           raise
         return self._environment.render(self._template, values, template_budget.Budget(len(messages), size))
@@ -85,6 +110,15 @@ class ChatTemplate:
     if len(form) > MAX_DATE:
       raise template_budget.LimitError(f'it formats the date with more than {MAX_DATE} characters')
     return self.date.strftime(form)
+
+
+def _size(value: Any) -> int:
+  """Bytes of all texts in a nested value, at most."""
+  if isinstance(value, str):
+    return template_budget.text_size(value)
+  if isinstance(value, Mapping):
+    return sum(_size(name) + _size(each) for name, each in value.items())
+  return sum(map(_size, value)) if isinstance(value, list | tuple) else 0
 
 
 def _reason(error: Exception) -> str:

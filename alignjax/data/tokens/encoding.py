@@ -49,7 +49,8 @@ def tokenize(
 
   Reasons to drop an example: `empty_response`, `response_too_long`, `identical_responses`, `behaviour_logp_truncated`.
   Kept but noted: `prompt_truncated`, `response_truncated`, `boundary_merge` (see `tokenization`), `end_token_inside`
-  (a response spells an end token) and `end_token_added` (the chat template does not end turns with one).
+  (a response has an end token before its end), `end_token_added` (the chat template does not end turns with one), what
+  the chat template changes or adds (see `rendering`), and control tokens that a text spells (see `control_text`).
 
   Args:
     examples: the examples, such as those of `sources.read_examples`, all with the same number N of responses.
@@ -211,6 +212,8 @@ def _fit(
     note('boundary_merge', detail=f'{encoded.merged} prompt tokens merged with a response and count as part of it')
   if encoded.end_inside:
     note('end_token_inside', detail='a response has an end token before its end')
+  for reason, detail in encoded.notes:
+    note(reason, detail=detail)
   if encoded.end_added and not isinstance(example.prompt, str):
     note('end_token_added', detail='the chat template does not end the turn with an end token')
   logps = example.behaviour_token_logp

@@ -7,26 +7,27 @@ the model is conditioned on in training is a prefix of what it sees when samplin
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-import contextlib
 import dataclasses
 import datetime
+import functools
 import os
 import pathlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import tokenizers
 
-from alignjax import files
 from alignjax.data.reading import rows
-from alignjax.data.tokens import chat_template
+from alignjax.data.tokens import chat_template, control_text, rendering, tokenizer_files
 
-FILES = (  # all that `Tokenizer.load` reads
-  'tokenizer.json',
-  'tokenizer_config.json',
-  'special_tokens_map.json',
-  'generation_config.json',
-  'chat_template.jinja',
-)
+EncodingError = rendering.EncodingError
+
+
+class _Rendered(NamedTuple):
+  """The text of a prompt alone, then prompt and response together for each response."""
+
+  texts: list[str]
+  notes: tuple[tuple[str, str], ...]
+  masked: bool  # the texts have masks of `control_text`
 
 
 class Encoded(NamedTuple):
@@ -37,17 +38,7 @@ class Encoded(NamedTuple):
   merged: int  # prompt tokens that became part of the responses: the tokenizer merged across the boundary
   end_inside: bool  # a response has an end token before its last token
   end_added: bool  # the text had no end token after a response, so one was appended
-
-
-class EncodingError(ValueError):
-  """The texts cannot be encoded. `reason` is a key of a drop report."""
-
-  def __init__(self, reason: str, message: str):
-    super().__init__(reason, message)
-    self.reason = reason
-
-  def __str__(self) -> str:
-    return self.args[1]
+  notes: tuple[tuple[str, str], ...] = ()  # what else is worth knowing: reasons and details for the report
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +61,7 @@ class Tokenizer:
   prefix: tuple[int, ...]
   vocab_size: int  # largest id + 1
   origin: str = 'tokenizer.json'  # the file, for messages
+  other_templates: str = ''  # if there are only named templates and none is the default: their names, for messages
 
   @classmethod
   def load(cls, folder: str | os.PathLike, clock: chat_template.Clock = datetime.datetime.now) -> 'Tokenizer':
@@ -83,23 +75,24 @@ class Tokenizer:
       ValueError: a file is missing or unusable.
     """
     folder = pathlib.Path(folder)
-    backend = _load_backend(folder / 'tokenizer.json')
-    config = _load_json(folder / 'special_tokens_map.json') | _load_json(folder / 'tokenizer_config.json')
-    special = _special_tokens(config)
+    backend = tokenizer_files.load_backend(folder / 'tokenizer.json')
+    config = tokenizer_files.load_config(folder)
+    special = tokenizer_files.special_tokens(config)
+    tokenizer_files.add_tokens(folder, backend, config)
     ids = {name: backend.token_to_id(text) for name, text in special.items()}
     for name in ('bos_token', 'eos_token', 'pad_token'):
       if name in special and ids[name] is None:
         raise ValueError(f'{folder}: {name} {special[name]!r} is not in tokenizer.json; correct tokenizer_config.json')
-    end_ids = _generation_end_ids(folder)
+    end_ids = tokenizer_files.generation_end_ids(folder)
     eos_id = ids.get('eos_token', end_ids[0] if end_ids else None)
     if eos_id is None:
       raise ValueError(f'{folder}: no end token; set eos_token in tokenizer_config.json')
-    template = _load_template(folder, config, special, clock)
+    template, others = tokenizer_files.load_template(folder, config, special, clock)
     bos_id = ids.get('bos_token')
     vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
-    with _naming(folder / 'tokenizer.json'):
-      turn_end = None if template is None else _turn_end(backend, template)
-      space_ids = _space_ids(backend, vocab_size)
+    with tokenizer_files.naming(folder / 'tokenizer.json'):
+      turn_end = None if template is None else tokenizer_files.turn_end(backend, template)
+      space_ids = tokenizer_files.space_ids(backend, vocab_size)
     return cls(
       backend=backend,
       template=template,
@@ -110,17 +103,18 @@ class Tokenizer:
       turn_end_id=turn_end,
       generation_end_ids=frozenset(end_ids),
       space_ids=space_ids,
-      prefix=_prefix(folder, backend, config, bos_id),
+      prefix=tokenizer_files.prefix(folder, backend, config, bos_id),
       vocab_size=vocab_size,
       origin=str(folder / 'tokenizer.json'),
+      other_templates=others,
     )
 
   def encode_prompt(self, prompt: rows.Prompt, max_length: int | None = None) -> list[int]:
     """The tokens of a prompt, up to where the response starts. Long prompts are cut by `truncate_prompt`."""
-    ids = self._encode([self._prompt_text(prompt)])[0]
+    (ids,) = self._encode_rendered([self._rendered(prompt, None)])[0]
     return ids if max_length is None else self.truncate_prompt(ids, max_length)
 
-  def encode(self, prompt: rows.Prompt, responses: Sequence[str]) -> Encoded:
+  def encode(self, prompt: rows.Prompt, responses: Sequence[rows.Response]) -> Encoded:
     """Encodes one prompt with its responses. See `encode_all`.
 
     Raises:
@@ -131,7 +125,9 @@ class Tokenizer:
       raise result
     return result
 
-  def encode_all(self, texts: Iterable[tuple[rows.Prompt, Sequence[str]]]) -> Iterator[Encoded | EncodingError]:
+  def encode_all(
+    self, texts: Iterable[tuple[rows.Prompt, Sequence[rows.Response]]]
+  ) -> Iterator[Encoded | EncodingError]:
     """Encodes many prompts at once, on all cores. Yields the error of each prompt that cannot be encoded.
 
     Args:
@@ -141,16 +137,15 @@ class Tokenizer:
     groups, errors = [], []
     for prompt, responses in texts:
       try:
-        groups.append(self._joint_texts(prompt, responses))
+        groups.append(self._rendered(prompt, responses))
         errors.append(None)
       except EncodingError as error:
         errors.append(error)
-    encoded = iter(self._encode([text for group in groups for text in group]))
-    remaining = iter(groups)
+    encoded = iter(zip(groups, self._encode_rendered(groups), strict=True))
     for error in errors:
       if error is None:
-        prompt_ids, *joint_ids = [next(encoded) for _ in next(remaining)]
-        yield self._split(prompt_ids, joint_ids)
+        group, ids = next(encoded)
+        yield ids if isinstance(ids, EncodingError) else self._split(ids[0], ids[1:], group)
       else:
         yield error
 
@@ -159,8 +154,8 @@ class Tokenizer:
     if len(ids) <= max_length:
       return ids
     head = list(self.prefix)
-    if not head and ids[0] == self.bos_id:
-      head = [self.bos_id]  # the chat template wrote it
+    if not head and ids[0] == self.bos_id and ids.count(self.bos_id) == 1:
+      head = [self.bos_id]  # the chat template wrote it, and does not start every turn with it
     if max_length <= len(head):
       raise ValueError(f'max_length={max_length}: too small: every prompt starts with {len(head)} special tokens')
     tail = ids[len(ids) - max_length + len(head) :]
@@ -180,49 +175,78 @@ class Tokenizer:
     text = self.backend.decode([*before, *ids], skip_special_tokens=skip_special_tokens)
     return text[len(self.backend.decode(before)) :]
 
-  def _prompt_text(self, prompt: rows.Prompt) -> str:
-    return prompt if isinstance(prompt, str) else self._render(prompt, add_generation_prompt=True)
+  @functools.cached_property
+  def guard(self) -> control_text.Guard:
+    """Keeps what messages spell from becoming special tokens."""
+    return control_text.Guard(self.backend)
 
-  def _render(self, messages: Sequence[dict[str, str]], *, add_generation_prompt: bool) -> str:
+  def _rendered(self, prompt: rows.Prompt, responses: Sequence[rows.Response] | None) -> _Rendered:
+    """The texts of a prompt with its responses; only that of the prompt if there are no responses to it (None)."""
+    special = self.guard.special_in([prompt, responses])
+    if isinstance(prompt, str):
+      notes = (('control_tokens_in_text', f'the text spells {special!r}, which becomes a token'),) if special else ()
+      return _Rendered([prompt, *(prompt + response for response in responses or ())], notes, False)
     if self.template is None:
       raise ValueError(
-        'the prompt is a list of messages but the model has no chat template; use strings, or add chat_template.jinja'
+        f'the prompt is a list of messages but the model has no chat template{self.other_templates}; use strings, or '
+        'add chat_template.jinja'
       )
-    try:
-      return self.template.render(messages, add_generation_prompt=add_generation_prompt)
-    except chat_template.TemplateError as error:
-      raise EncodingError('template_refused', f"field 'prompt': {error}") from None
+    notes = []
+    if foreign := self.guard.foreign_in([prompt, responses]):
+      notes.append(('foreign_control_text', f'a message spells {foreign!r}, a control token of another chat format'))
+    if special:
+      notes.append(('control_text', f'a message spells {special!r}, which is encoded as text'))
+      prompt, responses = self._masked(prompt, responses)
+    if responses is None:
+      texts = rendering.Texts([rendering.render_prompt(self.template, prompt)])
+    else:
+      texts = rendering.render(self.template, prompt, responses)
+    return _Rendered(texts.texts, (*notes, *texts.notes), bool(special))
 
-  def _joint_texts(self, prompt: rows.Prompt, responses: Sequence[str]) -> list[str]:
-    """The text of the prompt alone, then prompt and response together for each response."""
-    text = self._prompt_text(prompt)
-    if isinstance(prompt, str):
-      return [text] + [text + response for response in responses]
-    joint = []
-    for response in responses:
-      messages = [*prompt, {'role': 'assistant', 'content': response}]
-      joint.append(self._render(messages, add_generation_prompt=False))
-    if not all(whole.startswith(text) for whole in joint):
-      # Some templates open an assistant turn with text that they drop later (such as <think>). Such a difference is
-      # fine, because the split finds the boundary, but the conversation before it must stay the same.
-      shared = self._render(prompt, add_generation_prompt=False)
-      if not all(whole.startswith(shared) for whole in joint):
-        raise EncodingError(
-          'template_changes_prompt',
-          "field 'prompt': the chat template renders the prompt differently when a response follows; use a "
-          'template that only appends',
-        )
-    return [text, *joint]
+  def _masked(
+    self, prompt: list[rows.Message] | rows.Dialogue, responses: Sequence[rows.Response] | None
+  ) -> tuple[rows.Prompt, Sequence[rows.Response] | None]:
+    """A prompt and responses with their special tokens masked."""
+    if any(map(self.guard.is_masked, control_text.texts_in([prompt, responses]))):
+      raise EncodingError(
+        'private_characters',
+        "field 'prompt': the row has characters of Unicode's last private plane and spells special tokens; remove one",
+      )
+    masked = self.guard.mask(rows.messages_of(prompt))
+    if isinstance(prompt, rows.Dialogue):
+      masked = rows.Dialogue(masked, self.guard.mask(prompt.variables))
+    if responses is None:
+      return masked, None
+    return masked, [
+      self.guard.mask_answer(each) if isinstance(each, str) else self.guard.mask(each) for each in responses
+    ]
+
+  def _encode_rendered(self, groups: Sequence[_Rendered]) -> list[list[list[int]] | EncodingError]:
+    """The token ids of each text of each group."""
+    encoded = iter(self._encode([text for group in groups if not group.masked for text in group.texts]))
+    results = []
+    for group in groups:
+      try:
+        if group.masked:
+          results.append([self._with_prefix(ids) for ids in self.guard.encode(group.texts)])
+        else:
+          results.append([next(encoded) for _ in group.texts])
+      except ValueError as error:
+        results.append(EncodingError('control_text', f"field 'prompt': {error}; remove it from the messages"))
+    return results
 
   def _encode(self, texts: list[str]) -> list[list[int]]:
-    with _naming(self.origin):
+    with tokenizer_files.naming(self.origin):
       encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
-    size = len(self.prefix)
-    ids = (encoding.ids for encoding in encodings)
-    return [each if tuple(each[:size]) == self.prefix else [*self.prefix, *each] for each in ids]
+    return [self._with_prefix(encoding.ids) for encoding in encodings]
 
-  def _split(self, prompt: list[int], joint: list[list[int]]) -> Encoded | EncodingError:
+  def _with_prefix(self, ids: list[int]) -> list[int]:
+    return ids if tuple(ids[: len(self.prefix)]) == self.prefix else [*self.prefix, *ids]
+
+  def _split(self, prompt: list[int], joint: list[list[int]], rendered: _Rendered) -> Encoded | EncodingError:
     shared = min((_common_prefix(prompt, ids) for ids in joint), default=len(prompt))
+    if shared == 0 and not rendered.texts[0]:
+      prompt, shared = joint[0], 1  # a plain text without BOS: its first token is given
     if shared == 0:
       return EncodingError(
         'prompt_gone', "field 'prompt': all tokens of the prompt merge with the response; use a longer prompt"
@@ -231,9 +255,10 @@ class Tokenizer:
     return Encoded(
       prompt=prompt[:shared],
       responses=[ids for ids, _ in closed],
-      merged=len(prompt) - shared,
+      merged=len(prompt) - shared if rendered.texts[0] else 0,
       end_inside=any(not self.end_ids.isdisjoint(ids[:-1]) for ids, _ in closed),
       end_added=any(added for _, added in closed),
+      notes=rendered.notes,
     )
 
   def _close(self, ids: list[int]) -> tuple[list[int], bool]:
@@ -256,102 +281,3 @@ def _common_prefix(a: list[int], b: list[int]) -> int:
   if b[: len(a)] == a:
     return len(a)
   return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-
-
-def _load_backend(path: pathlib.Path) -> tokenizers.Tokenizer:
-  if not path.exists():
-    raise ValueError(f'{path}: no such file; a model folder must have a tokenizer.json')
-  files.check_regular(path)
-  with _naming(path, 'not readable as a tokenizer: '):
-    backend = tokenizers.Tokenizer.from_file(str(path))
-    backend.encode('a')  # some regular expressions fail only when they are used
-  backend.no_truncation()  # the file may set limits, which would silently cut responses
-  backend.no_padding()
-  return backend
-
-
-@contextlib.contextmanager
-def _naming(path: str | os.PathLike, what: str = '') -> Iterator[None]:
-  """Turns any exception in the block into a ValueError that names the file."""
-  try:
-    yield
-  except (KeyboardInterrupt, SystemExit):
-    raise
-  except BaseException as error:  # the library raises a bare Exception, or PanicException, a BaseException
-    raise ValueError(f'{path}: {what}{error}') from None
-
-
-def _load_json(path: pathlib.Path) -> dict[str, Any]:
-  """The non-null fields of a JSON file; {} if the file does not exist."""
-  if not path.exists():
-    return {}
-  fields = files.read_json(path)
-  if not isinstance(fields, dict):
-    raise ValueError(f'{path}: must contain a JSON object')
-  return {name: value for name, value in fields.items() if value is not None}
-
-
-def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
-  """Special tokens such as `bos_token` by name. Each is stored as text or as {'content': text}."""
-  tokens = {}
-  for name, value in config.items():
-    text = value.get('content') if isinstance(value, dict) else value
-    if name.endswith('_token') and isinstance(text, str):
-      tokens[name] = text
-  return tokens
-
-
-def _generation_end_ids(folder: pathlib.Path) -> list[int]:
-  path = folder / 'generation_config.json'
-  value = _load_json(path).get('eos_token_id', [])
-  ids = value if isinstance(value, list) else [value]
-  if not all(type(i) is int and i >= 0 for i in ids):
-    raise ValueError(f'{path}: eos_token_id must be a token id or a list of token ids, not {value!r}')
-  return ids
-
-
-def _load_template(
-  folder: pathlib.Path, config: dict[str, Any], special: dict[str, str], clock: chat_template.Clock
-) -> chat_template.ChatTemplate | None:
-  path = folder / 'chat_template.jinja'
-  if path.exists():
-    return chat_template.ChatTemplate(files.read_text(path), special, clock, str(path))
-  path, source = folder / 'tokenizer_config.json', config.get('chat_template')
-  if isinstance(source, list):  # several named templates
-    if not all(isinstance(entry, dict) and {'name', 'template'} <= entry.keys() for entry in source):
-      raise ValueError(f'{path}: chat_template must be a list of objects with the fields name and template')
-    source = next((entry['template'] for entry in reversed(source) if entry['name'] == 'default'), None)
-  return None if source is None else chat_template.ChatTemplate(source, special, clock, str(path))
-
-
-def _turn_end(backend: tokenizers.Tokenizer, template: chat_template.ChatTemplate) -> int | None:
-  """The special token that the template writes after an assistant turn.
-
-  It often differs from the eos_token of a base model, and a model that never learns to end its turn does not stop.
-  """
-  messages = [{'role': 'user', 'content': 'question'}, {'role': 'assistant', 'content': 'answer'}]
-  try:
-    text = template.render(messages, add_generation_prompt=False)
-  except chat_template.TemplateError:
-    return None  # the template wants other messages
-  ids = backend.encode(text[text.rfind('answer') + len('answer') :].lstrip(), add_special_tokens=False).ids
-  added = backend.get_added_tokens_decoder()
-  return ids[0] if ids and ids[0] in added and added[ids[0]].special else None
-
-
-def _prefix(
-  folder: pathlib.Path, backend: tokenizers.Tokenizer, config: dict[str, Any], bos_id: int | None
-) -> tuple[int, ...]:
-  """What goes before every text: BOS if add_bos_token is set, otherwise what tokenizer.json adds."""
-  add_bos = config.get('add_bos_token')
-  if add_bos is None:
-    encoding = backend.encode('a', add_special_tokens=True)
-    return tuple(encoding.ids[: encoding.special_tokens_mask.index(0)])
-  if add_bos and bos_id is None:
-    raise ValueError(f'{folder}: tokenizer_config.json has add_bos_token but no bos_token; set it')
-  return (bos_id,) if add_bos else ()
-
-
-def _space_ids(backend: tokenizers.Tokenizer, size: int) -> frozenset[int]:
-  texts = backend.decode_batch([[i] for i in range(size)], skip_special_tokens=False)
-  return frozenset(i for i, text in enumerate(texts) if not text.strip())

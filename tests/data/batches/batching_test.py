@@ -276,6 +276,34 @@ def test_few_pairs_get_one_bucket():
   assert shapes.choose_buckets(make_data(5), batch_size=8, multiple=4) == ((20, 12),)
 
 
+def sized(*lengths):
+  return dataset.pack(
+    dataset.TokenExample([1] * p, [[1] * r, [2]], path='train.jsonl', line=i) for i, (p, r) in enumerate(lengths, 1)
+  )
+
+
+@pytest.mark.parametrize(
+  'lengths', [[(289, 6), (18, 268)], [(500, 13), (13, 500), (250, 250)], [(31, 482), (482, 31)], [(500, 10), (490, 8)]]
+)
+def test_shapes_fit_the_model_where_every_row_does(lengths):
+  data = sized(*lengths)
+  buckets = shapes.choose_buckets(data, batch_size=2, max_positions=512)
+  assert all(p + r - 1 <= 512 for p, r in buckets)
+  assert (shapes.assign(data, buckets) < len(buckets)).all()
+  assert make(data, buckets=None, max_positions=512).plan.buckets == buckets
+
+
+def test_shapes_that_fit_are_those_without_a_limit():
+  assert shapes.choose_buckets(DATA, batch_size=4, max_positions=64) == shapes.choose_buckets(DATA, batch_size=4)
+
+
+def test_the_first_row_that_the_model_cannot_hold_is_named():
+  with pytest.raises(
+    ValueError, match=r'^train\.jsonl:2: the prompt has 10 tokens, .* 24, .* max_positions=32 .*lower'
+  ):
+    make(sized((9, 24), (10, 24), (11, 24)), buckets=None, max_positions=32)
+
+
 # --- refusals
 
 

@@ -25,6 +25,7 @@ import pytest
 from alignjax.data.reading import drops, readers, rows, sources
 from tests.data import examples
 
+SINGLE = ('unpaired', 'conversation', 'supervised', 'text', 'chosen')
 ROWS = int(os.environ.get('ALIGNJAX_FUZZ_ROWS', '1000'))
 KINDS = [*readers.ENDINGS, 'hf']
 LINES = ('.jsonl', '.jsonl.gz', '.csv', '.tsv')
@@ -159,20 +160,23 @@ def write(draw, folder, kind, given):
 
 
 def check_pair(pair, form):
-  texts = [pair.prompt] if isinstance(pair.prompt, str) else [message['content'] for message in pair.prompt]
   if not isinstance(pair.prompt, str):
-    assert pair.prompt[-1]['role'] == 'user'
-    assert all(set(message) == {'role', 'content'} and message['role'] in rows.ROLES for message in pair.prompt)
-  for text in (*texts, *pair.responses):
-    assert type(text) is str
-    text.encode('utf-8')
-  assert pair.prompt
-  assert all(response.strip() for response in pair.responses)
+    messages = rows.messages_of(pair.prompt)
+    assert messages[-1]['role'] in ('user', 'tool', 'assistant')
+    for message in messages:
+      assert message.keys() <= {'role', 'content', *rows.MESSAGE_FIELDS}
+      assert message['role'] in rows.ROLES
+      assert isinstance(message['content'], str) or message.keys() & {'tool_calls', 'reasoning_content'}
+  json.dumps([pair.prompt, pair.responses], ensure_ascii=False, allow_nan=False).encode('utf-8')
+  assert pair.prompt or form == 'text'
+  assert all(rows.text_of(response).strip() or 'tool_calls' in response for response in pair.responses)
   count = len(pair.responses)
-  if form in ('prompts', 'unpaired'):
-    assert count == (form == 'unpaired')
+  if form in SINGLE:
+    assert count == 1
+  elif form == 'prompts':
+    assert count == 0
   else:
-    assert count >= (1 if form in ('scored', 'ultrafeedback') else 2)
+    assert count >= (1 if form in ('scored', 'ultrafeedback', 'nectar', 'alpaca') else 2)
   assert 0 <= pair.label <= 1
   assert 0 <= pair.weight <= rows.FLOAT32_MAX
   for name, most in rows.PER_RESPONSE.items():

@@ -15,7 +15,10 @@ def read(tmp_path, form, *rows, **options):
   return list(sources.read_examples(f'{form}:{path}', report, **options)), report
 
 
-@pytest.mark.parametrize(('label', 'wanted'), [(True, 1.0), (False, 0.0), (1, 1.0), (0, 0.0), (0.25, 0.25)])
+@pytest.mark.parametrize(
+  ('label', 'wanted'),
+  [(True, 1.0), (False, 0.0), (1, 1.0), (0, 0.0), (0.25, 0.25), ('True', 1.0), (' no', 0.0), ('0.5', 0.5)],
+)
 def test_unpaired_label_is_the_probability_that_the_response_is_desirable(tmp_path, label, wanted):
   (pair,), _ = read(tmp_path, 'unpaired', UNPAIRED | {'label': label, 'weight': 3})
   assert pair == rows.Example('Once', (' upon',), wanted, 3.0, path=pair.path, line=1)
@@ -81,8 +84,8 @@ def test_rows_that_prefer_nothing_are_dropped_and_counted(tmp_path, form, row, r
 @pytest.mark.parametrize(
   ('form', 'row', 'message'),
   [
-    ('unpaired', UNPAIRED | {'label': 'true'}, "field 'label': must be a number, not a string"),
-    ('unpaired', UNPAIRED | {'label': None}, "field 'label': must be a number, not null"),
+    ('unpaired', UNPAIRED | {'label': 'maybe'}, "field 'label': 'maybe' is no label; use true or false"),
+    ('unpaired', UNPAIRED | {'label': None}, "field 'label' is null"),
     ('unpaired', UNPAIRED | {'label': 1.5}, "field 'label': 1.5 is out of range"),
     ('unpaired', {'prompt': 'a', 'completion': 'b'}, "field 'label' is missing"),
     ('unpaired', UNPAIRED | {'completion': ' '}, "field 'completion': the response is empty"),

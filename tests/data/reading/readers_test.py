@@ -71,6 +71,10 @@ def test_json_may_be_an_object_with_data(tmp_path):
     ('{"data": []}', ':1: the file is empty'),
     ('{"prompt": "a"}', ':1: the file must contain a list of objects, or {"data"'),
     ('{"rows": [{}]}', ':1: the file must contain a list'),
+    (
+      '{"prompt": "a"}\r\n{"prompt": "b"}\n',
+      r':1: the file has one JSON object per line; rename it to end with \.jsonl',
+    ),
     ('[ROW, ROW', ":2: not JSON at line 1, column .*: Expecting ',' or '\\]'"),
     ('[ROW,\n {"a" 1}]', ":2: not JSON at line 2, column 7: Expecting ':'"),
     ('[ROW ROW]', ':1: not JSON at line 1'),
@@ -126,7 +130,7 @@ def test_an_empty_cell_is_a_value_that_is_not_there(tmp_path):
   pairs, report = read(path, on_error='skip')
   assert [pair.label for pair in pairs] == [1.0, 0.5]
   assert report.dropped['missing_field'].examples == [
-    f"{path}:4: field 'chosen' is missing; required fields: prompt, chosen, rejected"
+    f"{path}:4: field 'chosen' is null or empty; required fields: chosen, rejected"
   ]
 
 

@@ -7,9 +7,10 @@ import pickle
 
 import pytest
 
-from alignjax.data.reading import drops, readers, rows, sources
+from alignjax.data.reading import drops, expressions, readers, rows, sources
 
 GOOD = {'prompt': 'Once', 'chosen': ' upon', 'rejected': ' a'}
+SYSTEM = {'role': 'system', 'content': 'Be kind'}
 USER = {'role': 'user', 'content': 'Hi'}
 HELLO = {'role': 'assistant', 'content': 'Hello'}
 GO = {'role': 'assistant', 'content': 'Go away'}
@@ -90,6 +91,18 @@ def test_identical_texts_are_dropped_and_counted_under_either_policy(tmp_path):
     assert report.dropped['identical_text'].examples[0].startswith(f'{tmp_path}/train.jsonl:2: ')
 
 
+@pytest.mark.parametrize(
+  ('other', 'place'), [([USER, HELLO, USER, GO], 'rejected[2]'), ([USER | {'content': 'Hi '}, GO], 'rejected[0]')]
+)
+def test_conversations_that_differ_before_the_answer_are_dropped_and_counted(tmp_path, other, place):
+  path = write(
+    tmp_path, {'chosen': [USER, HELLO], 'rejected': [USER, GO]}, {'chosen': [USER, HELLO], 'rejected': other}
+  )
+  pairs, report = read(path)
+  assert [pair.line for pair in pairs] == [1]
+  assert place in report.dropped['prompts_differ'].examples[0]
+
+
 def test_ignore_fields_leaves_fields_of_rows_and_messages_unused(tmp_path):
   row = {'id': 7, 'prompt': [USER | {'id': 8}], 'chosen': 'Hello', 'rejected': 'Go away'}
   (pair,), _ = read(write(tmp_path, row), ignore_fields=['id'])
@@ -123,7 +136,7 @@ def test_reading_streams(tmp_path):
   ],
 )
 def test_expressions_are_taken_apart(source, form, location):
-  assert sources.parse_expression(source) == (form, location)
+  assert sources.parse_expression(source) == expressions.Expression(form, location)
 
 
 def test_a_path_with_a_colon_is_read(tmp_path):
@@ -146,7 +159,7 @@ def test_forms_and_kinds_of_files_may_be_mixed(tmp_path):
   table.write_text('prompt,completion,label\na,b,1\n')
   second = write(tmp_path, {'prompt': 'a', 'responses': ['c'], 'scores': [1]}, name='b.jsonl')
   with pytest.raises(
-    rows.DataError, match=r"b\.jsonl:1: field 'score': present in this row but missing in earlier rows"
+    rows.DataError, match=r"b\.jsonl:1: field 'scores': present in this row but missing in earlier rows"
   ):
     read([f'unpaired:{table}', f'scored:{second}'])
   third = write(tmp_path, {'prompt': 'a', 'completion': 'c', 'label': False}, name='c.jsonl')
@@ -223,28 +236,22 @@ MALFORMED = {
   'missing_field: role': (conversation({'content': 'Hi'}), ["field 'prompt[0].role' is missing"]),
   'missing_field: content': (conversation({'role': 'user'}), ["field 'prompt[0].content' is missing"]),
   'wrong_type': (GOOD | {'prompt': 3}, ["field 'prompt'", 'a number']),
-  'wrong_type: null': (GOOD | {'chosen': None}, ["field 'chosen'", 'null']),
+  'missing_field: null': (GOOD | {'chosen': None}, ["field 'chosen' is null"]),
   'wrong_type: message': (conversation('Hi'), ["field 'prompt[0]'", 'a string', 'role']),
   'wrong_type: content': (conversation({'role': 'user', 'content': ['Hi']}), ["field 'prompt[0].content'", 'a list']),
   'wrong_type: label': (GOOD | {'label': '1'}, ["field 'label'", 'a string']),
   'wrong_type: boolean': (GOOD | {'label': True}, ["field 'label'", 'a boolean']),
-  'wrong_type: null weight': (GOOD | {'weight': None}, ["field 'weight'", 'null', 'omit the field']),
   'wrong_type: score': (GOOD | {'score': 1.0}, ["field 'score'", 'a list']),
   'wrong_length': (GOOD | {'score': [1.0, 2.0, 3.0]}, ["field 'score'", '3 numbers for 2 responses']),
   'out_of_range': (GOOD | {'label': 1.5}, ["field 'label'", '1.5', '[0, 1]']),
   'out_of_range: weight': (GOOD | {'weight': -1}, ["field 'weight'", '-1', 'at least 0']),
   'unknown_field': (GOOD | {'id': 7}, ["'id'", 'ignore_fields', 'prompt, chosen']),
-  'unknown_field: in a message': (conversation(USER | {'name': 'x'}), ["field 'prompt[0]'", "'name'"]),
+  'unknown_field: in a message': (conversation(USER | {'id': 'x'}), ["field 'prompt[0]'", "'id'", 'as prompt[].id']),
   'unknown_role': (conversation({'role': 'human', 'content': 'Hi'}), ["field 'prompt[0].role'", "'human'", 'user']),
-  'wrong_role': (conversation(USER, HELLO), ["field 'prompt[1].role'", 'user message']),
+  'wrong_role': (conversation(SYSTEM), ["field 'prompt[0].role'", 'user message']),
   'wrong_role: response': (conversation(USER, chosen=[USER]), ["field 'chosen'", 'one assistant message']),
   'wrong_role: long response': (conversation(USER, chosen=[HELLO, GO]), ["field 'chosen'", "to 'prompt'"]),
   'wrong_role: implicit': ({'chosen': [USER], 'rejected': [USER, GO]}, ["field 'chosen'", 'user, then assistant']),
-  'prompts_differ': ({'chosen': [USER, HELLO], 'rejected': [USER, HELLO, USER, GO]}, ["field 'rejected[2]'", 'before']),
-  'prompts_differ: first message': (
-    {'chosen': [USER, HELLO], 'rejected': [USER | {'content': 'x'}, HELLO]},
-    ["field 'rejected[0]'"],
-  ),
   'mixed_forms': (GOOD | {'rejected': [HELLO]}, ["field 'rejected'", "'prompt' is a string"]),
   'empty_prompt': (GOOD | {'prompt': ''}, ["field 'prompt'", 'empty']),
   'empty_prompt: no messages': (conversation(), ["field 'prompt'", 'empty']),

@@ -153,7 +153,7 @@ def test_the_number_of_workers_changes_nothing(tmp_path, folder, tokenizer, monk
   assert contents(tmp_path / 'one') == contents(tmp_path / 'two')
   bad = tmp_path / 'bad.jsonl'
   lines = (folder / 'plain.jsonl').read_text().splitlines()
-  lines[3] = json.dumps({'prompt': [{'role': 'tool', 'content': 'x'}], 'chosen': 'a', 'rejected': 'b'})
+  lines[3] = json.dumps({'prompt': [{'role': 'oracle', 'content': 'x'}], 'chosen': 'a', 'rejected': 'b'})
   lines[11] = '{}'
   bad.write_text('\n'.join(lines))
   with pytest.raises(rows.DataError) as caught:
@@ -196,9 +196,28 @@ def test_a_changed_byte_is_never_missed(tmp_path, folder, tokenizer):
   assert artefact.identity(request) != first
 
 
+PARTS = {'columns': 'preference[chosen=rejected]:{}', 'rows': '{}[:99]', 'split': '{}[rest:5%]'}
+
+
 @pytest.mark.parametrize(
   'change',
-  ['limit', 'truncate', 'vocabulary', 'skip', 'ignored', 'form', 'ending', 'order', 'template', 'date', 'code'],
+  [
+    'limit',
+    'truncate',
+    'vocabulary',
+    'skip',
+    'ignored',
+    'unknown',
+    'form',
+    'columns',
+    'rows',
+    'split',
+    'ending',
+    'order',
+    'template',
+    'date',
+    'code',
+  ],
 )
 def test_whatever_determines_the_tokens_is_in_the_name(tmp_path, folder, tokenizer, change, monkeypatch):
   limits = {
@@ -212,6 +231,10 @@ def test_whatever_determines_the_tokens_is_in_the_name(tmp_path, folder, tokeniz
     options['on_error'] = 'skip'
   elif change == 'ignored':
     options['ignore_fields'] = ('x',)
+  elif change == 'unknown':
+    options['unknown_columns'] = 'note'
+  elif change in PARTS:
+    options['sources'] = (PARTS[change].format(folder / 'plain.jsonl'), str(folder / 'more.jsonl'))
   elif change == 'form':
     options['sources'] = (f'hh:{folder / "plain.jsonl"}', str(folder / 'more.jsonl'))
   elif change == 'ending':

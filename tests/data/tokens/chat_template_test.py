@@ -125,7 +125,7 @@ def test_long_conversations_are_not_hostile():
 
 
 def test_a_source_that_is_not_text_is_refused():
-  with pytest.raises(chat_template.TemplateError, match='config: the chat template must be text, not int'):
+  with pytest.raises(chat_template.TemplateError, match='config: chat_template must be text, not int'):
     chat_template.ChatTemplate(3, {}, origin='config')
 
 
@@ -140,3 +140,17 @@ def test_text_that_is_not_jinja_is_refused():
     chat_template.ChatTemplate('{% for %}', {})
   assert issubclass(chat_template.TemplateError, ValueError)
   assert not issubclass(chat_template.TemplateError, jinja2.TemplateError)
+
+
+def test_content_that_is_null_is_absent_and_empty_where_a_template_needs_a_text():
+  messages = [{'role': 'assistant', 'content': None, 'tool_calls': [{'name': 'f'}]}]
+  assert render("{{ messages[0].content is defined }}{{ messages[0]['content'] }}", messages=messages) == 'False'
+  assert render("{{ '<' + messages[0].content + '>' }}", messages=messages) == '<>'
+  with pytest.raises(chat_template.TemplateError, match='not at all'):
+    render("{{ raise_exception('not at all') }}", messages=messages)
+
+
+def test_variables_are_available_by_name():
+  template = chat_template.ChatTemplate('{{ tools | tojson }} {{ thinking }} {{ documents is none }}', {})
+  text = template.render(MESSAGES, {'tools': [1], 'thinking': False}, add_generation_prompt=False)
+  assert text == '[1] False True'

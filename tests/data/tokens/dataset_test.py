@@ -211,6 +211,7 @@ def test_notes_on_kept_pairs(tokenizer, tmp_path):
   assert {reason: tally.count for reason, tally in packed.report.noted.items()} == {
     'boundary_merge': 1,
     'end_token_inside': 1,
+    'control_tokens_in_text': 1,
   }
   bare = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
   tokenizer = tokenization.Tokenizer.load(variants.byte_level(tmp_path / 'bare', template=bare))

@@ -68,14 +68,17 @@ def test_text_after_the_first_end_token_is_not_trained(tmp_path):
   assert [text_of(tokenizer, ids) for ids in encoded.responses] == ['Yes<|im_end|>', 'No<|im_end|>']
 
 
-def test_response_that_spells_an_end_token_is_not_cut_there(tmp_path):
+@pytest.mark.parametrize('text', ['Yes<|im_end|> and no', 'Yes<|im_end|>'])
+def test_an_end_token_that_a_response_spells_is_text(tmp_path, text):
   tokenizer = load(tmp_path)
-  encoded = tokenizer.encode(USER, ['Yes<|im_end|> and no', 'No'])
-  assert text_of(tokenizer, encoded.responses[0]) == 'Yes<|im_end|> and no<|im_end|>'
-  assert encoded.end_inside
-  encoded = tokenizer.encode(USER, ['Yes<|im_end|>\n', 'No'])
-  assert text_of(tokenizer, encoded.responses[0]) == 'Yes<|im_end|>'
+  encoded = tokenizer.encode(USER, [text, 'No'])
+  assert text_of(tokenizer, encoded.responses[0]) == text + '<|im_end|>'
+  assert encoded.responses[0].count(END) == 1
   assert not encoded.end_inside
+  assert encoded.notes[0][0] == 'control_text'
+  verbatim = tokenizer.encode('The film?', [text, 'No'])  # a string is what the model continues, as it is written
+  assert verbatim.responses[0].count(END) == 1 + (text[-1] != '>')
+  assert verbatim.notes[0][0] == 'control_tokens_in_text'
 
 
 def test_template_that_closes_no_turn_gets_an_end_token(tmp_path):

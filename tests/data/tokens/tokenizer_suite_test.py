@@ -163,16 +163,23 @@ def test_cut_prompt_keeps_bos_and_its_end(load, name):
       assert len(cut) == limit
 
 
-def test_cut_right_before_a_turn_that_bos_opens_has_one_bos(load, tmp_path):
+def test_cut_right_before_a_turn_that_bos_opens_has_one_bos(load):
+  tokenizer = load('llama_2')
+  bos, whole = tokenizer.bos_id, tokenizer.encode_prompt(TALK)
+  second = whole.index(bos, 1)
+  turns = whole[second:]
+  assert tokenizer.encode_prompt(TALK, max_length=len(turns) + 1) == turns
+  assert tokenizer.encode_prompt(TALK, max_length=len(turns)) == [bos, *turns[1:]]
+  assert tokenizer.encode_prompt(TALK, max_length=len(turns) + 2) == [bos, whole[second - 1], *turns]
+
+
+def test_a_token_that_starts_every_turn_is_not_put_before_a_cut_prompt(tmp_path):
   chatml = tokenization.Tokenizer.load(variants.byte_level(tmp_path))
   assert chatml.prefix == ()  # its bos_token is <|im_start|>, which the template writes
-  for tokenizer in (load('llama_2'), chatml):
-    bos, whole = tokenizer.bos_id, tokenizer.encode_prompt(TALK)
-    second = whole.index(bos, 1)
-    turns = whole[second:]
-    assert tokenizer.encode_prompt(TALK, max_length=len(turns) + 1) == turns
-    assert tokenizer.encode_prompt(TALK, max_length=len(turns)) == [bos, *turns[1:]]
-    assert tokenizer.encode_prompt(TALK, max_length=len(turns) + 2) == [bos, whole[second - 1], *turns]
+  whole = chatml.encode_prompt(TALK)
+  assert whole[0] == chatml.bos_id
+  for limit in range(2, len(whole)):
+    assert chatml.encode_prompt(TALK, max_length=limit) == whole[-limit:]
 
 
 # --- the end
