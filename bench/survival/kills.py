@@ -54,16 +54,24 @@ class Kill(NamedTuple):
   codes: list[str]  # of the other process
 
 
+def wait_for_save(workdir: pathlib.Path, before: set[tuple[str, int]], run: forks.Run, number: int) -> None:
+  """Waits until a run begins its n-th save, or ends."""
+  seen = set(before)
+
+  def begun() -> bool:
+    seen.update(worlds.unfinished(workdir))
+    return len(seen) >= len(before) + number
+
+  forks.wait_until(begun, run)
+
+
 def strike(place: Place, draw: random.Random) -> Kill | None:
   """Starts a run and kills one of its processes; None if it finishes before."""
   before = worlds.unfinished(place.workdir)
   running = place.start()
   victim = draw.choice(running)
   if draw.random() < 0.7:
-    for _ in range(draw.choice((1, 1, 2, 3))):
-      if not forks.wait_until(lambda: worlds.unfinished(place.workdir) - before, victim):
-        break
-      before |= worlds.unfinished(place.workdir)
+    wait_for_save(place.workdir, before, victim, draw.choice((1, 1, 2, 3)))
     time.sleep(draw.uniform(0, 0.03))
   else:
     time.sleep(draw.uniform(0, 4.0 if place.processes == 1 else 12.0))
