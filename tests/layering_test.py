@@ -17,6 +17,7 @@ LEVEL = {
   'expressions': 0,
   'files': 0,
   'registry': 0,
+  'storage': 0,
   'models': 1,
   'merging': 1,
   'risk': 1,

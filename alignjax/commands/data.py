@@ -1,7 +1,8 @@
-"""Validates, inspects, converts and builds preference data.
+"""Validates, inspects, tokenises, converts and builds preference data.
 
   alignjax data validate --data=hh:train.jsonl.gz
   alignjax data inspect --model=models/smollm2 --data=pairs.jsonl --out=runs/data
+  alignjax data tokenize --model=models/smollm2 --data=pairs.jsonl --token_cache=tokens --workers=8
   alignjax data convert --data=hh:train.jsonl.gz --out=train.jsonl
   alignjax data build hh_rlhf/harmless-base --manual_dir=downloads
 
@@ -29,7 +30,7 @@ import tensorflow_datasets as tfds
 from alignjax.commands import data_lengths, data_tokens, program
 from alignjax.data import builders
 from alignjax.data.reading import catalogue, drops, json_rows, rows, sources
-from alignjax.data.tokens import encoding, tokenization
+from alignjax.data.tokens import artefact, encoding, tokenization
 from alignjax.models import checkpoint_io
 from alignjax.run import fields, user_code
 
@@ -50,7 +51,7 @@ class Settings(user_code.UserCode):
 
 
 @dataclasses.dataclass(frozen=True)
-class InspectSettings(Settings):
+class TokenSettings(Settings):
   """Tokens."""
 
   model: str = fields.field('', 'Folder of the model, in Hugging Face format.', required=True)
@@ -58,11 +59,31 @@ class InspectSettings(Settings):
   max_response: int = fields.field(
     512, 'Largest response in tokens; examples with a longer one are dropped.', at_least=2
   )
-  out: str = fields.field('', 'Folder for lengths.png, a plot of the lengths; empty: no plot.')
-  color: str = fields.field('auto', 'Coloured output; auto: only on a terminal.', choices=('auto', 'always', 'never'))
 
   def __post_init__(self):
     fields.check(self)
+
+  def limits(self) -> encoding.Limits:
+    """The limits of training with this model."""
+    return encoding.Limits(self.max_prompt, self.max_response, checkpoint_io.load_config(self.model).vocab_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class InspectSettings(TokenSettings):
+  """Output of inspect."""
+
+  out: str = fields.field('', 'Folder for lengths.png, a plot of the lengths; empty: no plot.')
+  color: str = fields.field('auto', 'Coloured output; auto: only on a terminal.', choices=('auto', 'always', 'never'))
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizeSettings(TokenSettings):
+  """Storage of tokens."""
+
+  token_cache: str = fields.field(
+    '', 'Folder for tokenised data, created if missing; training uses it with the same --token_cache.', required=True
+  )
+  workers: int = fields.field(1, 'Number of processes that tokenise.', at_least=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,10 +129,8 @@ def inspect(settings: InspectSettings) -> None:
   if settings.out:
     data_lengths.require_matplotlib()  # fail before the long part
   tokenizer, report = tokenization.Tokenizer.load(settings.model), drops.DropReport()
-  vocab_size = checkpoint_io.load_config(settings.model).vocab_size
-  limits = encoding.Limits(settings.max_prompt, settings.max_response, vocab_size)
   read = _read(settings, report, 'tokenising')
-  tokenized = encoding.tokenize(read, tokenizer, limits, report, on_error=settings.on_error)
+  tokenized = encoding.tokenize(read, tokenizer, settings.limits(), report, on_error=settings.on_error)
   title = f'{", ".join(settings.data)}, tokens of {settings.model}'
   print(f'{title}\n{report}\n')
   lengths = data_lengths.lengths(tokenized)
@@ -123,6 +142,31 @@ def inspect(settings: InspectSettings) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     data_lengths.draw(folder / 'lengths.png', title, lengths, settings.max_prompt)
     print(f'\nwrote {folder / "lengths.png"}')
+
+
+def tokenize(settings: TokenizeSettings) -> None:
+  """Tokenises data once, so that training opens the result instead of reading the rows.
+
+  alignjax data tokenize --model=models/smollm2 --data=pairs.jsonl --token_cache=tokens --workers=8
+
+  Training finds it with the same --data, --model, --max_prompt, --max_response, --on_error, --ignore_fields and
+  --token_cache. Files may be at other places, as long as their contents are the same.
+  """
+  tokenizer = tokenization.Tokenizer.load(settings.model)
+  if tokenizer.template is not None and tokenizer.template.date is not None:
+    raise ValueError(
+      f'{settings.model}: the chat template prints the date. Training prints the date of its first start, so it '
+      'must tokenise the data itself'
+    )
+  request = artefact.Request(settings.data, tokenizer, settings.limits(), settings.on_error, settings.ignore_fields)
+  if obstacle := artefact.obstacle(request):
+    raise ValueError(
+      f'{obstacle}, so it cannot be tokenised beforehand: convert it to JSON Lines with `alignjax data convert`'
+    )
+  root = pathlib.Path(settings.token_cache)
+  name, data = artefact.obtain(root, request, artefact.Making(print, workers=settings.workers))
+  print(data.report)
+  print(f'{len(data)} examples are in {root / name}')
 
 
 def convert(settings: ConvertSettings) -> None:
@@ -215,7 +259,7 @@ def _console(color: str) -> rich_console.Console:
 def _program(run: Callable[[Any], None], settings: type) -> program.Program:
   """A sub-command, with hints for the flags that only other sub-commands take."""
   takes = [leaf.flag for leaf in fields.leaves(settings)]
-  kinds = (InspectSettings, ConvertSettings, BuildSettings)
+  kinds = (InspectSettings, TokenizeSettings, ConvertSettings, BuildSettings)
   others = {leaf.flag for kind in kinds for leaf in fields.leaves(kind)} - set(takes)
   hint = f'it takes --{", --".join(takes)}'
   return program.Program(f'data {run.__name__}', run.__doc__, settings, run, hints=dict.fromkeys(others, hint))
@@ -224,6 +268,7 @@ def _program(run: Callable[[Any], None], settings: type) -> program.Program:
 PROGRAMS = {
   'validate': _program(validate, Settings),
   'inspect': _program(inspect, InspectSettings),
+  'tokenize': _program(tokenize, TokenizeSettings),
   'convert': _program(convert, ConvertSettings),
   'build': _program(build, BuildSettings),
 }

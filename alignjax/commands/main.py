@@ -6,7 +6,7 @@ SUMMARIES = {
   'train': 'align a model with preference data, or resume a run',
   'doctor': 'examine a run before it trains: tokenizer, data, models, memory',
   'sample': 'draw responses from a model',
-  'data': 'validate, inspect, convert or build preference data',
+  'data': 'validate, inspect, tokenise, convert or build preference data',
   'merge': 'merge models in Hugging Face folders',
 }
 PROGRAM = program.Group('alignjax', __doc__, SUMMARIES, program.lazy)

@@ -78,6 +78,11 @@ def batch_shards_of(mesh: jax.sharding.Mesh, process: int | None = None) -> tupl
   return own, len(shards)
 
 
+def first_holders(mesh: jax.sharding.Mesh) -> list[int]:
+  """The first process that holds each batch shard: what it does for the shard is done once."""
+  return [min(device.process_index for device in holders) for holders in mesh.devices.reshape(batch_shards(mesh), -1)]
+
+
 def _described(shape: Sequence[int]) -> str:
   return ', '.join(f'{axis}={size}' for axis, size in zip(AXES, shape, strict=True))
 

@@ -13,7 +13,17 @@ from alignjax.run import preparation, record, settings
 from alignjax.training import compatibility, processes
 
 # Locations may differ between hosts. The contents of models, data and imports are compared instead.
-_LOCATIONS = ('model', 'reference', 'base_model', 'data', 'eval_data', 'imports', 'reference_cache', 'workdir')
+_LOCATIONS = (
+  'model',
+  'reference',
+  'base_model',
+  'data',
+  'eval_data',
+  'imports',
+  'reference_cache',
+  'token_cache',
+  'workdir',
+)
 _VERSIONS = ('alignjax', 'jax', 'jaxlib')
 WORKDIR_ID = 'workdir id'
 

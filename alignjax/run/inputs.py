@@ -1,6 +1,7 @@
 """Reads the inputs of a run: its datasets, and the reference model."""
 
 from collections.abc import Callable, Sequence
+import functools
 import hashlib
 import pathlib
 from typing import Any, NamedTuple
@@ -9,11 +10,10 @@ import jax
 
 from alignjax import files, objectives, stats
 from alignjax.data.batches import batching, reference_cache
-from alignjax.data.reading import drops, sources
-from alignjax.data.tokens import dataset, encoding, tokenization
+from alignjax.data.tokens import artefact, dataset, encoding, tokenization
 from alignjax.models import checkpoint_io, manifest
 from alignjax.parallel import mesh as parallel_mesh
-from alignjax.run import adapters, settings
+from alignjax.run import adapters, settings, token_cache
 from alignjax.training import caching, references, rows
 from alignjax.training.policy import Policy
 from alignjax.types import Params
@@ -36,18 +36,14 @@ class Reading(NamedTuple):
   vocab_size: int  # vocabulary size of the model
   mesh: jax.sharding.Mesh
   announce: Announce
+  cache: token_cache.Cache = token_cache.NONE
 
 
 def read_split(paths: Sequence[str], config: settings.DataSettings, reading: Reading, *, training: bool) -> Split:
   """Reads and tokenises a dataset, announces what was dropped, and plans its batches."""
-  report = drops.DropReport()
-  data = encoding.tokenize(
-    sources.read_examples(paths, report, on_error=config.on_error, ignore_fields=config.ignore_fields),
-    reading.tokenizer,
-    encoding.Limits(config.max_prompt, config.max_response, reading.vocab_size),
-    report,
-    on_error=config.on_error,
-  )
+  limits = encoding.Limits(config.max_prompt, config.max_response, reading.vocab_size)
+  request = artefact.Request(tuple(paths), reading.tokenizer, limits, config.on_error, config.ignore_fields)
+  data = token_cache.read(request, reading.cache, reading.announce)
   if not data.responses:
     raise ValueError(
       f'{", ".join(paths)}: the rows are prompts without responses, but an objective needs responses; '
@@ -123,10 +119,10 @@ class Reference:
     return references.NotLoaded()
 
   def cached(self, splits: Sequence[Split]) -> list[Split]:
-    """Adds the cached outputs of the reference to the batches of each dataset. Creates missing caches.
+    """Adds the cached outputs of the reference to the batches of each dataset. Computes what its cache lacks.
 
     Raises:
-      CacheError: an existing cache is damaged, or does not match its name.
+      CacheError: the processes do not share the folder of the caches.
     """
     if not self._config.reference_cache:
       return list(splits)
@@ -135,30 +131,19 @@ class Reference:
     how = {'compute_dtype': self._config.compute_dtype}
     if self._base:
       how['quantization'] = self._config.base_quantization
-    params, result = None, []
+    load, result = functools.cache(self._run), []
     for split in splits:
       identity = reference_cache.identity(split.data, weights, columns, **how)
-      folder = reference_cache.folder_of(root, identity)
-      if not folder.exists():
-        params = self._params() if params is None else params
-        self._announce(f'reference cache of {len(split.data)} examples: writing {folder}')
-        self._build(root, identity, split, params)
-      cache = reference_cache.ReferenceCache(root, identity, split.data)
-      self._announce(f'reference cache: {", ".join(columns)} of {len(split.data)} examples from {folder}')
+      once = _batches(split.data, self._config, self._mesh, False, None)
+      location = reference_cache.Location(root, identity, split.data)
+      cache = caching.complete(location, once, load, self._announce)
       batches = _batches(split.data, self._config, self._mesh, split.training, cache)
       result.append(split._replace(batches=batches))
     return result
 
-  def _build(self, root: pathlib.Path, identity: dict[str, Any], split: Split, params: Params) -> None:
+  def _run(self) -> caching.ReferenceRun:
     layout = rows.Layout(self._config.chunk, mesh=self._mesh)
-    caching.build_cache(
-      root,
-      identity,
-      split.data,
-      _batches(split.data, self._config, self._mesh, False, None),
-      caching.ReferenceRun(self._model, params, self._needs, layout),
-      self._announce,
-    )
+    return caching.ReferenceRun(self._model, self._params(), self._needs, layout)
 
   def _columns(self) -> dict[str, reference_cache.Column]:
     return caching.columns(self._needs, self._model.config.width, self._config.compute_dtype)

@@ -13,7 +13,7 @@ from alignjax.models import checkpoint_io, transformer
 from alignjax.optim import bases, recipes
 from alignjax.parallel import mesh as parallel_mesh
 from alignjax.parallel import rules
-from alignjax.run import adapters, first_start, inputs, settings, user_code
+from alignjax.run import adapters, first_start, inputs, settings, token_cache, user_code
 from alignjax.training import placement
 from alignjax.training import state as training_state
 from alignjax.training.policy import Policy
@@ -79,7 +79,8 @@ def prepare(
   shardings = rules.param_shardings(mesh, shapes)
   reference = inputs.Reference(config, policy, objective, mesh, shardings, announce)
   tokenizer = tokenization.Tokenizer.load(config.model, functools.partial(first_start.date, config.workdir))
-  reading = inputs.Reading(tokenizer, model_config.vocab_size, mesh, announce)
+  cache = token_cache.configured(config.token_cache, config.workdir)
+  reading = inputs.Reading(tokenizer, model_config.vocab_size, mesh, announce, cache)
   splits = [
     inputs.read_split(paths, config, reading, training=training)
     for paths, training in ((config.data, True), (config.eval_data, False))

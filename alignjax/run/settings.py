@@ -61,6 +61,12 @@ class DataSettings:
   on_error: str = _field(
     'raise', WARNS, 'Stop at the first malformed row, or skip and count malformed rows.', choices=('raise', 'skip')
   )
+  token_cache: str = _field(
+    '',
+    FREE,
+    'Folder for tokenised data, shared by runs and created if missing; empty: `tokens` in the work directory, for '
+    'files of 1 MiB or more; off: tokenise at every start.',
+  )
   max_prompt: int = _field(512, IDENTITY, 'Largest prompt in tokens; longer ones lose their first tokens.')
   max_response: int = _field(512, IDENTITY, 'Largest response in tokens; examples with a longer one are dropped.')
   batch_size: int = _field(

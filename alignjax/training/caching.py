@@ -5,24 +5,27 @@ compare two distributions over the vocabulary, it holds the reference's final hi
 step computes logits from them with the reference's head and runs no second trunk.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 import contextlib
-import os
+import itertools
+import json
 import time
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
-from jax.experimental import multihost_utils
 import numpy as np
 
-from alignjax import stats
-from alignjax.data.batches import batching, reference_cache
-from alignjax.data.tokens import dataset
+from alignjax import stats, storage
+from alignjax.data.batches import batching, order, reference_cache
 from alignjax.models import base as models
-from alignjax.training import forward, placement, programs, references, rows, watchdog
+from alignjax.parallel import mesh as parallel_mesh
+from alignjax.parallel import rules
+from alignjax.training import forward, placement, processes, programs, references, rows, watchdog
 from alignjax.types import Array, Params, PreferenceBatch
 
 PROGRESS = 10.0  # seconds between messages
+SHARD = 4096  # examples that a process computes before it commits them
+VISIBLE = 5.0  # seconds until a shard must be visible to the processes that have not written it
 
 
 def columns(needs: Iterable[stats.TokenStat], width: int, dtype: str) -> dict[str, reference_cache.Column]:
@@ -53,58 +56,155 @@ class ReferenceRun(NamedTuple):
   layout: rows.Layout  # the mesh shared by all processes, and how many tokens have logits at once on a device
 
 
-def build_cache(
-  root: str | os.PathLike[str],
-  identity: Mapping[str, Any],
-  data: dataset.TokenDataset,
+def complete(
+  location: reference_cache.Location,
   batches: batching.Batches,
-  reference: ReferenceRun,
+  load: Callable[[], ReferenceRun],
   announce: Callable[[str], None],
-) -> None:
-  """Runs the reference over a dataset once and writes its cache. Every process calls it; the first one writes.
+) -> reference_cache.ReferenceCache:
+  """Opens a cache, after running the reference over the examples that it lacks. Every process must call it.
+
+  Process 0 decides which shards are sound. It holds the lock of the cache while examples are computed, for which other
+  runs wait.
 
   Args:
-    root: the folder of caches, visible to all processes.
-    identity: identifies the cache; from `reference_cache.identity` with `columns`.
-    data: the dataset.
+    location: the cache, in a folder that all processes see.
     batches: batches that contain each example once.
+    load: loads the reference model; called if examples are missing.
+    announce: called with progress messages.
+  """
+  with contextlib.ExitStack() as stack:
+
+    def look(alive: storage.Tick) -> str:
+      names = reference_cache.sound(location, alive)
+      if reference_cache.ReferenceCache(location, names).missing.any():
+        waiting = storage.telling(announce, f'waiting for another run that fills {location.folder}', alive)
+        stack.enter_context(storage.locked(location.folder, waiting))
+        reference_cache.prepare(location)
+        names = reference_cache.sound(location, alive)  # another run may have computed some
+      return json.dumps(names)
+
+    names = json.loads(processes.from_first(look))
+    cache, count = processes.on_all(lambda: _open(location, names)), len(location.data)
+    if cache.missing.any():
+      there = count - int(cache.missing.sum())
+      rest = f', which has {there} of them' if there else ''
+      announce(f'reference cache of {count} examples: writing {cache.folder}{rest}')
+      names += compute(location, batches, cache.missing, load(), announce)
+      cache = processes.on_all(lambda: _open(location, names))
+  announce(f'reference cache: {", ".join(cache.columns)} of {count} examples from {cache.folder}')
+  return cache
+
+
+def _open(location: reference_cache.Location, shards: Sequence[str]) -> reference_cache.ReferenceCache:
+  """Opens a cache. Waits a while for shards that other processes have written."""
+  deadline = time.monotonic() + VISIBLE
+  while True:
+    try:
+      return reference_cache.ReferenceCache(location, shards)
+    except storage.DamageError as error:
+      if time.monotonic() > deadline:
+        raise reference_cache.CacheError(
+          f'{error}, as process {jax.process_index()} sees it. Use a --reference_cache that all processes share'
+        ) from None
+    time.sleep(storage.POLL)
+
+
+def compute(
+  location: reference_cache.Location,
+  batches: batching.Batches,
+  missing: np.ndarray,
+  reference: ReferenceRun,
+  announce: Callable[[str], None],
+) -> list[str]:
+  """Computes missing examples, and returns the names of the shards that all processes have written.
+
+  Every process must call it. A process writes the examples of the batch shards that it is the first to hold. Examples
+  that are not missing are replaced by padding, and batches without a missing example are left out. So what is computed
+  for an example does not depend on where an earlier pass was interrupted.
+
+  Args:
+    location: the cache.
+    batches: batches that contain each example once.
+    missing: [n] bool.
     reference: the reference model.
     announce: called with progress messages.
   """
+  layout, writers = reference.layout, parallel_mesh.first_holders(reference.layout.mesh)
+  program = _program(location.columns, reference, announce)
+  # Batches of a block, in which each process writes one shard.
+  span = max(1, SHARD * len(set(writers)) // batches.plan.batch_size)
+  steps = [step for step in range(batches.steps) if _wanted(batches.plan[step][1], missing).any()]
+  names, progress = [], _Progress(len(steps), announce)
+  with watchdog.during('evaluation'):
+    for _, block in itertools.groupby(steps, lambda step: step // span):
+      block = list(block)
+      ids = examples_of(batches.plan, block, writers, jax.process_index())
+      ids = ids[_wanted(ids, missing)]
+      with reference_cache.writing(location, ids) if len(ids) else contextlib.nullcontext() as writer:
+        for step in block:
+          batch = batches.source[step]
+          batch = batching.only(batch, _wanted(batch.ids, missing))
+          values = program(reference.params, placement.to_global(layout.mesh, batch.data))
+          values = {name: placement.to_local(layout.mesh, value) for name, value in values.items()}
+          if writer is not None:
+            writer.write(np.where(np.isin(batch.ids, ids), batch.ids, order.PADDING_ID), values)
+          progress.batch()
+      if len(ids):
+        names.append(reference_cache.shard_name(ids))
+  return [name for text in processes.gather_text(json.dumps(names)) for name in json.loads(text)]
+
+
+def examples_of(plan: order.Plan, steps: Sequence[int], writers: Sequence[int], process: int) -> np.ndarray:
+  """The examples that a process writes in these batches, ascending.
+
+  Args:
+    plan: the batches.
+    steps: some of its steps.
+    writers: the process that writes each batch shard.
+    process: its index.
+  """
+  written = np.array(writers) == process
+  ids = np.concatenate([plan[step][1].reshape(len(writers), -1)[written].ravel() for step in steps])
+  return np.sort(ids[ids != order.PADDING_ID])
+
+
+class _Progress:
+  """Announces the progress of a pass every few seconds."""
+
+  def __init__(self, batches: int, announce: Callable[[str], None]):
+    self._batches, self._announce, self._done = batches, announce, 0
+    self._start = self._told = time.monotonic()
+
+  def batch(self) -> None:
+    """Counts a batch."""
+    watchdog.progress()
+    self._done += 1
+    now = time.monotonic()
+    if now - self._told > PROGRESS:
+      self._told = now
+      left = (now - self._start) / self._done * (self._batches - self._done)
+      self._announce(f'reference cache: {self._done} of {self._batches} batches, {left:.0f} s to go')
+
+
+def _wanted(ids: np.ndarray, missing: np.ndarray) -> np.ndarray:
+  """Which of these ids are missing examples."""
+  return (ids != order.PADDING_ID) & missing[ids]
+
+
+def _program(
+  columns: Iterable[str], reference: ReferenceRun, announce: Callable[[str], None]
+) -> Callable[[Params, PreferenceBatch], dict[str, Array]]:
+  """The compiled function from a batch to its columns, split over prompts."""
   own = frozenset(stat for stat in reference.needs if stat.reference and not stat.policy)
-  kept, layout = identity['columns'].keys(), reference.layout
 
   def compute(params: Params, batch: PreferenceBatch) -> dict[str, Array]:
     forward.assert_batch(batch)
     hidden = forward.hidden_states(reference.model, params, batch)
-    if references.STATES in kept:
+    if references.STATES in columns:
       return {references.STATES: hidden.states}
-    table = forward.table(own, hidden, hidden, batch, layout)
-    return {name: table.values[name] for name in kept}
+    table = forward.table(own, hidden, hidden, batch, reference.layout)
+    return {name: table.values[name] for name in columns}
 
-  program = programs.Programs('reference', compute, announce)
-  start = told = time.monotonic()
-  with contextlib.ExitStack() as stack:
-    stack.enter_context(watchdog.during('evaluation'))
-    writer = None
-    if jax.process_index() == 0:
-      writer = stack.enter_context(reference_cache.writing(root, identity, data))
-    for step, batch in enumerate(batches, start=1):
-      values = program(reference.params, placement.to_global(layout.mesh, batch.data))
-      values = {name: _on_host(value) for name, value in values.items()}
-      if writer is not None:
-        writer.write(batches.plan[step - 1][1], values)
-      watchdog.progress()
-      now = time.monotonic()
-      if now - told > PROGRESS:
-        told = now
-        left = (now - start) / step * (batches.steps - step)
-        announce(f'reference cache: {step} of {batches.steps} batches, {left:.0f} s to go')
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices('alignjax.training.caching.build_cache')
-
-
-def _on_host(value: Array) -> np.ndarray:
-  if value.is_fully_addressable:
-    return np.asarray(value)
-  return multihost_utils.process_allgather(value, tiled=True)
+  sharding = rules.batch_sharding(reference.layout.mesh)
+  return programs.Programs('reference', compute, announce, out_shardings=sharding)

@@ -101,3 +101,16 @@ def to_global(mesh: jax.sharding.Mesh, rows: Any) -> Any:
     return jax.make_array_from_callback((size * count, *x.shape[1:]), sharding, shard)
 
   return jax.tree.map(join, rows)
+
+
+def to_local(mesh: jax.sharding.Mesh, array: jax.Array) -> np.ndarray:
+  """The rows of a global array that this process holds: the inverse of `to_global`.
+
+  Args:
+    mesh: the mesh shared by all processes.
+    array: [B, ...], split over data x fsdp.
+  """
+  own, count = parallel_mesh.batch_shards_of(mesh)
+  size = len(array) // count
+  parts = {shard.index[0].indices(len(array))[0] // size: shard.data for shard in array.addressable_shards}
+  return np.concatenate([np.asarray(parts[shard]) for shard in own])

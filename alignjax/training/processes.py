@@ -1,6 +1,7 @@
 """Agreement between the processes of a run."""
 
 from collections.abc import Callable
+import time
 
 import jax
 from jax.experimental import multihost_utils
@@ -26,20 +27,73 @@ def gather_text(text: str) -> list[str]:
   return [row[:size].tobytes().decode() for row, size in zip(rows, sizes, strict=True)]
 
 
-def on_first(call: Callable[[], None]) -> None:
-  """Calls a function on process 0, for which the other processes wait.
+PULSE = 5.0  # seconds between signs of life of process 0 while the others wait for it
+_WORKING, _DONE, _FAILED = range(3)
+
+
+def from_first(call: Callable[[Callable[[], None]], str]) -> str:
+  """Calls a function on process 0, and returns its result on all processes. They wait however long it takes.
+
+  Some machines limit the time of a collective, so process 0 gives a sign of life every few seconds.
+
+  Args:
+    call: called with a function that it must call often, at least every few seconds.
 
   Raises:
-    ValueError: it has raised a ValueError or an OSError. Every process raises.
+    ValueError: it has raised a ValueError or an OSError. Every process raises, process 0 the error itself.
   """
-  complaint = ''
+  if jax.process_count() == 1:
+    return call(lambda: None)
+  if jax.process_index():
+    while (status := gather(_WORKING)[0]) == _WORKING:
+      pass
+    result = gather_text('')[0]
+    if status == _FAILED:
+      raise ValueError(result)
+    return result
+  last = time.monotonic()
+
+  def alive() -> None:
+    nonlocal last
+    if time.monotonic() - last > PULSE:
+      gather(_WORKING)
+      last = time.monotonic()
+
   try:
-    if jax.process_index() == 0:
-      call()
+    result = call(alive)
   except (ValueError, OSError) as error:
-    if jax.process_count() == 1:
-      raise
-    complaint = str(error)
-  complaint = gather_text(complaint)[0]
-  if complaint:
-    raise ValueError(complaint)
+    gather(_FAILED)
+    gather_text(str(error))
+    raise
+  gather(_DONE)
+  return gather_text(result)[0]
+
+
+def on_first(call: Callable[[], None]) -> None:
+  """Calls a function on process 0, for which the other processes wait. See `from_first`."""
+
+  def run(alive: Callable[[], None]) -> str:
+    del alive
+    call()
+    return ''
+
+  from_first(run)
+
+
+def on_all[Result](call: Callable[[], Result]) -> Result:
+  """Calls a function on every process, and raises on all of them if it fails on one.
+
+  Raises:
+    ValueError: it has raised a ValueError or an OSError on some process. Those raise the error itself.
+  """
+  result, error = None, None
+  try:
+    result = call()
+  except (ValueError, OSError) as raised:
+    error = raised
+  complaints = gather_text('' if error is None else str(error) or type(error).__name__)
+  if error is not None:
+    raise error
+  if any(complaints):
+    raise ValueError(next(filter(None, complaints)))
+  return result

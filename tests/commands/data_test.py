@@ -2,13 +2,19 @@
 
 import gzip
 import json
+import os
+import pathlib
+import shutil
+import subprocess
 import sys
+import time
 
 import pytest
 
 from alignjax.commands import data, program
 from alignjax.data.reading import catalogue, drops, sources
 from tests import assets
+from tests.data import variants
 
 GOOD = {'prompt': 'Once', 'chosen': ' upon a time', 'rejected': ' a'}
 SAME = GOOD | {'rejected': ' upon a time'}
@@ -123,6 +129,58 @@ def test_inspect_without_matplotlib(model, write, tmp_path, monkeypatch, capsys)
   assert run(*arguments) == 0
 
 
+# --- tokenize
+
+
+def test_tokens_are_made_once(model, write, tmp_path, capsys):
+  path = write(*CHAT, CHAT[0] | {'chosen': 'word ' * 60})
+  arguments = ('tokenize', f'--model={model}', f'--data={path}', '--max_response=40', f'--token_cache={tmp_path / "c"}')
+  assert run(*arguments) == 0
+  first = capsys.readouterr().out
+  assert first.startswith(f'tokenising {path} into {tmp_path / "c"}')
+  assert '9 rows read, 8 kept, 1 dropped' in first
+  assert run(*arguments) == 0
+  assert capsys.readouterr().out == first[first.index('9 rows read') :]
+
+
+def test_tokens_that_cannot_be_kept(model, write, tmp_path, capsys):
+  cache = f'--token_cache={tmp_path / "c"}'
+  assert run('tokenize', f'--model={model}', '--data=tfds:name', cache) == 1
+  assert 'tfds:name is not a local data file, so it cannot be tokenised beforehand' in capsys.readouterr().err
+  dated = tmp_path / 'dated'
+  variants.byte_level(dated, template="{{ strftime_now('%Y') }}" + variants.TURNS)
+  assets.write_tiny_model(dated.with_name('config'), layers=1)
+  shutil.copy(dated.with_name('config') / 'config.json', dated)
+  assert run('tokenize', f'--model={dated}', f'--data={write(*CHAT)}', cache) == 1
+  assert 'the chat template prints the date' in capsys.readouterr().err
+  assert not (tmp_path / 'c').exists()
+
+
+@pytest.mark.slow  # artefact_test.py interrupts, and lets two wait for each other, in one process
+def test_killed_processes_leave_nothing_that_is_used_and_of_two_one_waits(model, write, tmp_path):
+  path, cache = write(*CHAT * 500), tmp_path / 'c'
+  arguments = ['-m', 'alignjax', 'data', 'tokenize', f'--model={model}', f'--data={path}', f'--token_cache={cache}']
+  root = pathlib.Path(__file__).parents[2]
+
+  def start() -> subprocess.Popen:
+    environment = os.environ | {'PYTHONPATH': str(root)}
+    return subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE, text=True, cwd=root, env=environment)
+
+  for kill in range(4):
+    process = start()
+    while not list(cache.glob('.*.partial')):
+      assert process.poll() is None
+      time.sleep(0.01)
+    time.sleep(0.3 * kill)
+    process.kill()
+    process.communicate()
+    assert not list(cache.glob('[!.]*'))
+  outputs = [process.communicate(timeout=120)[0] for process in [start(), start()]]
+  assert sum('tokenising' in output for output in outputs) == 1
+  assert all('4000 rows read, 4000 kept' in output for output in outputs)
+  assert len(list(cache.iterdir())) == 1
+
+
 # --- convert
 
 
@@ -213,7 +271,7 @@ def test_build_counts_malformed_rows_when_told(write, tmp_path, capsys):
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [
-    (['--verbosity=1'], 'alignjax data needs a program, one of validate, inspect, convert, build'),
+    (['--verbosity=1'], 'alignjax data needs a program, one of validate, inspect, tokenize, convert, build'),
     (['chek'], "alignjax data has no program 'chek'. It has validate, "),
     (['validat'], "alignjax data has no program 'validat'; did you mean validate?"),
     (['validate'], '--data is missing: Data to read, [form:]location'),

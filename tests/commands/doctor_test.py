@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
 
+from alignjax import storage
 from alignjax.commands import doctor as command
 from alignjax.commands import program
 from alignjax.data.tokens import tokenization
@@ -216,8 +217,11 @@ def reference_differs(sound, folder):
   other = configure(sound, reference=reference_far(sound, folder)['reference'], reference_cache=str(folder / 'cache'))
   preparation.prepare(other, SILENT)
   first, second = sorted((folder / 'cache').iterdir(), key=lambda path: path.stat().st_mtime_ns)
+  shard, wrong = (next(cache.glob('*/ids.npy')).parent for cache in (first, second))
   for name in ('reference_logp.npy', 'checksums.npy'):
-    (first / name).write_bytes((second / name).read_bytes())
+    (shard / name).write_bytes((wrong / name).read_bytes())
+  (shard / storage.MANIFEST).unlink()
+  storage.write_manifest(shard, {'cache': first.name})
   return {'reference_cache': str(folder / 'cache')}
 
 

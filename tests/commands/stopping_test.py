@@ -19,7 +19,7 @@ from alignjax.data.batches import reference_cache
 from alignjax.data.tokens import tokenization
 from alignjax.models import checkpoint_io
 from alignjax.run import command_line, examination, settings, training
-from alignjax.training import checkpoint, metrics, programs
+from alignjax.training import caching, checkpoint, metrics, programs
 from tests import runs
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -122,10 +122,13 @@ def stop(place: Place, times: int, config: settings.Config, patch: pytest.Monkey
 
 @pytest.mark.parametrize('times', [pytest.param(1, marks=pytest.mark.slow), 2])
 @pytest.mark.parametrize('phase', BEFORE_THE_LOOP)
-def test_sigterm_before_the_first_step_leaves_nothing_behind(phase, times, tiny_run, tmp_path, monkeypatch):
+def test_sigterm_before_the_first_step_leaves_nothing_unfinished_behind(phase, times, tiny_run, tmp_path, monkeypatch):
+  monkeypatch.setattr(caching, 'SHARD', 8)  # a batch
   place, expected = BEFORE_THE_LOOP[phase]
   stop(place, times, configure(tiny_run, tmp_path, phase), monkeypatch)
   assert saved(tmp_path) == expected
+  finished = list(tmp_path.glob('cache/*/*/manifest.json'))
+  assert len(finished) == (2 if phase == 'cache' else 0)  # finished shards of the reference cache are kept
 
 
 @pytest.mark.parametrize('times', [pytest.param(1, marks=pytest.mark.slow), 2])  # twice is the harder case

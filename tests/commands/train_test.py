@@ -258,21 +258,41 @@ def test_the_order_of_devices_changes_no_bit(folder, environment, interleaved, t
   def run(name: str, environment: dict[str, str]) -> settings.Config:
     cache = str(folder / f'{name}_cache')
     config = make_config(
-      folder, name, reference_cache=cache, doctor='warn', steps=6, save_every=4, eval_every=3, mesh=mesh
+      folder,
+      name,
+      reference_cache=cache,
+      token_cache=str(folder / 'tokens'),
+      doctor='warn',
+      steps=6,
+      save_every=4,
+      eval_every=3,
+      mesh=mesh,
     )
     with started(two_processes(config), environment, tmp_path / name) as processes:
       assert (INTERLEAVED in processes.leave(exit_codes.DONE)) == (environment is interleaved)
     return config
 
-  def caches(config: settings.Config) -> dict[str, bytes]:
-    root = pathlib.Path(config.reference_cache)
-    return {str(file.relative_to(root)): file.read_bytes() for file in root.rglob('*') if file.is_file()}
+  def caches(config: settings.Config) -> dict[tuple[str, int], int]:
+    """A checksum of each example of each cache. Each of the two processes has written a shard of every cache."""
+    values = {}
+    for cache in pathlib.Path(config.reference_cache).iterdir():
+      shards = list(cache.glob('*/reference_logp.npy'))
+      held = [np.load(shard.with_name('ids.npy')) for shard in shards]
+      assert len(shards) == 2
+      assert sorted(np.concatenate(held)) == list(range(sum(map(len, held))))
+      values |= {
+        (cache.name, int(index)): checksum
+        for shard, ids in zip(shards, held, strict=True)
+        for index, checksum in zip(ids, np.load(shard.with_name('checksums.npy')), strict=True)
+      }
+    return values
 
   mesh = settings.MeshConfig(data=2)
   plain, torus = run('plain', environment), run('torus', interleaved)
   assert [record['step'] for record in deterministic(torus.workdir) if 'eval/loss' in record] == [0, 3, 6]
   assert_same(torus, plain)
   assert caches(torus) == caches(plain)
+  assert len(list((folder / 'tokens').glob('*/manifest.json'))) == 2  # training and evaluation, made once
   # One process takes over from either checkpoint and does the same.
   for config in (plain, torus):
     shutil.rmtree(pathlib.Path(config.workdir) / 'checkpoints' / '6')

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from alignjax import objectives, refusals, risk
+from alignjax import objectives, risk
 from alignjax.data.batches import reference_cache
 from alignjax.models import checkpoint_io
 from alignjax.run import preparation, settings, training
@@ -48,6 +48,22 @@ def records(folder, workdir, **overrides):
   return [json.loads(line) for line in lines]
 
 
+def contents(root: pathlib.Path) -> dict[str, bytes]:
+  return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob('*') if path.is_file()}
+
+
+def watch(monkeypatch) -> list[int]:
+  """A list to which every example is added that is written into a cache."""
+  written, write = [], reference_cache.Writer.write
+
+  def watched(writer, ids, values):
+    written.extend(int(index) for index in ids if index >= 0)
+    write(writer, ids, values)
+
+  monkeypatch.setattr(reference_cache.Writer, 'write', watched)
+  return written
+
+
 @pytest.mark.parametrize(
   ('objective', 'column'),
   [
@@ -66,7 +82,7 @@ def test_a_cache_gives_the_losses_of_a_live_reference(folder, objective, column,
   assert (
     said.count('reference cache of 13 examples: writing') == said.count('reference cache of 5 examples: writing') == 1
   )
-  monkeypatch.setattr(caching, 'build_cache', None)  # it is there: nothing may make it again
+  monkeypatch.setattr(caching, 'compute', None)  # it is there: nothing may make it again
   found = records(folder, f'{name}-found', microbatches=2, **options)
   said = capsys.readouterr().out
   assert 'doctor' not in said
@@ -78,14 +94,20 @@ def test_a_cache_gives_the_losses_of_a_live_reference(folder, objective, column,
   assert abs(live[0]['eval/loss'] - np.log(2)) > 0.003  # the reference is another model, so that a wrong one is seen
 
 
-def test_a_damaged_cache_stops_the_run_before_it_trains(folder):
-  options = {'eval_data': (), 'steps': 1, 'reference_cache': str(folder / 'damaged')}
+def test_a_damaged_shard_is_computed_again_and_no_other(folder, monkeypatch, caplog):
+  monkeypatch.setattr(caching, 'SHARD', 8)
+  options = {'eval_data': (), 'batch_size': 8, 'reference_cache': str(folder / 'damaged')}
   preparation.prepare(config_of(folder, 'nowhere', **options), print)
-  for path in (folder / 'damaged').glob('*/reference_logp.npy'):
-    path.write_bytes(path.read_bytes()[:-4])
-  with pytest.raises(refusals.Refused, match=r'reference_logp\.npy: is missing, truncated'):
-    records(folder, 'refused', **options)
-  assert not (folder / 'refused' / 'checkpoints').exists()
+  before = contents(folder / 'damaged')
+  first, second = sorted((folder / 'damaged').glob('*/*/reference_logp.npy'))
+  second.write_bytes(second.read_bytes()[:-4])
+  written = watch(monkeypatch)
+  preparation.prepare(config_of(folder, 'nowhere', **options), print)
+  assert f'{second}: has ' in caplog.text
+  assert sorted(written) == np.load(second.with_name('ids.npy')).tolist()
+  assert len(written) < 13
+  assert contents(folder / 'damaged') == before
+  assert first.parent != second.parent
 
 
 def test_a_cache_without_use_is_refused(folder):

@@ -74,6 +74,7 @@ class Batches:
   dataset: grain.IterDataset
   plan: order.Plan
   steps: int | None  # in total; None if the stream is infinite
+  source: Sequence[Batch]  # any batch, by step
 
   def __iter__(self) -> grain.DatasetIterator:
     return iter(self.dataset)
@@ -107,7 +108,7 @@ def make_batches(
   # The data is in memory, so threads would gain nothing, and without them nothing runs ahead of the saved state.
   options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
   stream = grain.MapDataset.source(source).to_iter_dataset(options)
-  return Batches(stream, plan, None if spec.epochs is None else len(source))
+  return Batches(stream, plan, None if spec.epochs is None else len(source), source)
 
 
 def _check_size(buckets: Sequence[shapes.Bucket], rows: int, responses: int) -> None:

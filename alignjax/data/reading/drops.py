@@ -39,6 +39,15 @@ class DropReport:
   def note(self, reason: str, origin: str, detail: str) -> None:
     self.noted.setdefault(reason, Tally()).add(origin, detail)
 
+  def add(self, later: 'DropReport') -> None:
+    """Adds the counts of a report on rows that come later."""
+    self.read += later.read
+    for mine, theirs in ((self.dropped, later.dropped), (self.noted, later.noted)):
+      for reason, tally in theirs.items():
+        merged = mine.setdefault(reason, Tally())
+        merged.count += tally.count
+        merged.examples = (merged.examples + tally.examples)[:EXAMPLES_KEPT]
+
   def __str__(self) -> str:
     lines = [f'{self.read} rows read, {self.kept} kept, {self.read - self.kept} dropped']
     for verb, tallies in (('dropped', self.dropped), ('noted', self.noted)):

@@ -95,6 +95,11 @@ class TokenDataset:
     return np.diff(self.response_offsets).reshape(len(self), self.responses)
 
   @functools.cached_property
+  def lengths(self) -> np.ndarray:
+    """[n, 2] int32: tokens of the prompt and of the longest response. All that planning batches reads."""
+    return np.stack([self.prompt_length, self.longest_response], axis=1).astype(np.int32)
+
+  @functools.cached_property
   def longest_response(self) -> np.ndarray:
     """[n] int64: tokens of the longest response of each example, 0 if there are no responses."""
     return self.response_length.max(axis=1, initial=0)

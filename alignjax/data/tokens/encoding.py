@@ -1,9 +1,17 @@
 """Tokenises examples and applies the length limits. What no longer fits, or has nothing to teach, is dropped."""
 
+import collections
 from collections.abc import Iterable, Iterator
+import concurrent.futures
 import dataclasses
+import datetime
 import functools
 import itertools
+import multiprocessing
+import os
+import pathlib
+import signal
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,6 +19,7 @@ from alignjax.data.reading import drops, rows
 from alignjax.data.tokens import dataset, tokenization
 
 CHUNK = 512  # examples that are encoded together
+AHEAD = 2  # chunks per worker that are read before the first of them is tokenised
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,30 +63,123 @@ def tokenize(
     DataError: an example that cannot be encoded.
     ValueError: no example is left, or a token id is outside the model's vocabulary.
   """
-  rows.check_policy(on_error)
   if report is None:
     report = drops.DropReport()
     examples = _counted(examples, report)
-
-  def encoded() -> Iterator[dataset.TokenExample]:
-    for chunk in itertools.batched(examples, CHUNK):
-      results = tokenizer.encode_all((example.prompt, example.responses) for example in chunk)
-      for example, result in zip(chunk, results, strict=True):
-        try:
-          if isinstance(result, tokenization.EncodingError):
-            raise result
-          fitted = _fit(example, result, tokenizer, limits, report)
-        except tokenization.EncodingError as error:
-          if on_error == 'raise':
-            raise rows.DataError(example.origin, error.reason, str(error)) from None
-          report.drop(error.reason, example.origin, str(error))
-        else:
-          if fitted is not None:
-            yield fitted
-
-  packed = dataset.pack(encoded(), report)
-  _check_vocabulary(packed, tokenizer, limits.vocab_size)
+  packed = dataset.pack(encode(examples, tokenizer, limits, report, on_error=on_error), report)
+  check_vocabulary(packed, tokenizer, limits.vocab_size)
   return packed
+
+
+def encode(
+  examples: Iterable[rows.Example],
+  tokenizer: tokenization.Tokenizer,
+  limits: Limits,
+  report: drops.DropReport,
+  *,
+  on_error: str = 'raise',
+) -> Iterator[dataset.TokenExample]:
+  """Yields the token ids of examples, one at a time. See `tokenize`, which packs them.
+
+  Raises:
+    DataError: an example that cannot be encoded.
+  """
+  rows.check_policy(on_error)
+  for chunk in itertools.batched(examples, CHUNK):
+    results = tokenizer.encode_all((example.prompt, example.responses) for example in chunk)
+    for example, result in zip(chunk, results, strict=True):
+      try:
+        if isinstance(result, tokenization.EncodingError):
+          raise result
+        fitted = _fit(example, result, tokenizer, limits, report)
+      except tokenization.EncodingError as error:
+        if on_error == 'raise':
+          raise rows.DataError(example.origin, error.reason, str(error)) from None
+        report.drop(error.reason, example.origin, str(error))
+      else:
+        if fitted is not None:
+          yield fitted
+
+
+class Part(NamedTuple):
+  """Consecutive examples."""
+
+  data: dataset.TokenDataset | None  # None if all of them were dropped
+  report: drops.DropReport  # counts what was dropped or noted; `read` is 0
+
+
+def tokenize_parts(
+  examples: Iterable[rows.Example],
+  tokenizer: tokenization.Tokenizer,
+  limits: Limits,
+  *,
+  on_error: str = 'raise',
+  workers: int = 1,
+) -> Iterator[Part]:
+  """Yields the parts of what `tokenize` returns, in order and in constant memory.
+
+  The parts do not depend on the number of workers.
+
+  Args:
+    examples: read in this process.
+    tokenizer: a tokenizer from a model folder, from which each worker loads its own.
+    limits: as for `tokenize`.
+    on_error: as for `tokenize`.
+    workers: processes that render and tokenise; 1 uses this process alone.
+
+  Raises:
+    DataError: a row that cannot be read or encoded; the first one.
+  """
+  chunks = itertools.batched(examples, CHUNK)
+  if workers == 1:
+    for chunk in chunks:
+      yield _tokenize_part(tokenizer, limits, on_error, chunk)
+    return
+  date = None if tokenizer.template is None else tokenizer.template.date
+  arguments = str(pathlib.Path(tokenizer.origin).parent), date, limits, on_error
+  spawn = multiprocessing.get_context('spawn')
+  with concurrent.futures.ProcessPoolExecutor(workers, spawn, _start_worker, arguments) as pool:
+    pending: collections.deque[concurrent.futures.Future[Part]] = collections.deque()
+    failure = None
+    try:
+      while True:
+        try:
+          chunk = next(chunks, None)
+        except (ValueError, OSError) as error:
+          failure, chunk = error, None  # raised below: an earlier row that was read may be malformed, too
+        if chunk is None:
+          break
+        pending.append(pool.submit(_work, chunk))
+        if len(pending) > AHEAD * workers:
+          yield pending.popleft().result()
+      while pending:
+        yield pending.popleft().result()
+    finally:
+      pool.shutdown(wait=False, cancel_futures=True)
+    if failure is not None:
+      raise failure
+
+
+def _tokenize_part(
+  tokenizer: tokenization.Tokenizer, limits: Limits, on_error: str, chunk: Iterable[rows.Example]
+) -> Part:
+  report = drops.DropReport()
+  kept = list(encode(chunk, tokenizer, limits, report, on_error=on_error))
+  return Part(dataset.pack(kept) if kept else None, report)
+
+
+_worker: tuple[Any, ...] = ()  # the first arguments of `_tokenize` in a worker
+
+
+def _start_worker(folder: str, date: datetime.datetime | None, limits: Limits, on_error: str) -> None:
+  global _worker
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the workers
+  os.environ['TOKENIZERS_PARALLELISM'] = 'false'  # the workers are the parallelism
+  _worker = tokenization.Tokenizer.load(folder, lambda: date), limits, on_error
+
+
+def _work(chunk: Iterable[rows.Example]) -> Part:
+  return _tokenize_part(*_worker, chunk)
 
 
 def _fit(
@@ -142,7 +244,8 @@ def _counted(examples: Iterable[rows.Example], report: drops.DropReport) -> Iter
     yield example
 
 
-def _check_vocabulary(data: dataset.TokenDataset, tokenizer: tokenization.Tokenizer, vocab_size: int) -> None:
+def check_vocabulary(data: dataset.TokenDataset, tokenizer: tokenization.Tokenizer, vocab_size: int) -> None:
+  """Raises ValueError if a token id is outside the model's vocabulary."""
   tables = (
     ('prompt', data.prompt_tokens, data.prompt_offsets, 1),
     ('response', data.response_tokens, data.response_offsets, data.responses),

@@ -20,6 +20,14 @@ from alignjax import files
 from alignjax.data.reading import rows
 from alignjax.data.tokens import chat_template
 
+FILES = (  # all that `Tokenizer.load` reads
+  'tokenizer.json',
+  'tokenizer_config.json',
+  'special_tokens_map.json',
+  'generation_config.json',
+  'chat_template.jinja',
+)
+
 
 class Encoded(NamedTuple):
   """One prompt and its responses as token ids, before length limits are applied."""

@@ -1,14 +1,12 @@
 """Tests of the reference cache: it returns what was written, or names the damaged file."""
 
-import json
-import os
-
 import ml_dtypes
 import numpy as np
 import pytest
 
 from alignjax.data.batches import batching, reference_cache
 from alignjax.data.tokens import dataset
+from tests import damage
 
 LENGTHS = ((3, 1), (2, 4), (1, 1), (5, 2))
 COLUMNS = {
@@ -41,16 +39,28 @@ def values_of(index):
   return {'reference_logp': logp, 'reference_states': states}
 
 
-def write(root, data, batches=((2, -1, 0), (1, 3))):
-  with reference_cache.writing(root, identity_of(data), data) as writer:
-    for ids in batches:
-      rows = [values_of(max(index, 0)) for index in ids]
-      writer.write(ids, {name: np.stack([row[name] for row in rows]) for name in COLUMNS})
-  return reference_cache.folder_of(root, identity_of(data))
+def at(root, data):
+  return reference_cache.Location(root, identity_of(data), data)
+
+
+def write_shard(root, data, ids, batches):
+  with reference_cache.writing(at(root, data), np.array(ids)) as writer:
+    for batch in batches:
+      rows = [values_of(max(index, 0)) for index in batch]
+      writer.write(batch, {name: np.stack([row[name] for row in rows]) for name in COLUMNS})
+  return at(root, data).folder / reference_cache.shard_name(np.array(ids))
+
+
+def write(root, data):
+  """Two shards, whose rows come in any order."""
+  write_shard(root, data, [0, 2], [(2, -1, 0)])
+  write_shard(root, data, [1, 3], [(3,), (1,)])
+  return at(root, data).folder
 
 
 def opened(root, data):
-  return reference_cache.ReferenceCache(root, identity_of(data), data)
+  location = at(root, data)
+  return reference_cache.ReferenceCache(location, reference_cache.sound(location))
 
 
 def read_all(root, data):
@@ -99,91 +109,70 @@ def test_another_input_has_another_cache(tmp_path, data, change):
     other = dataset.pack([rows[0]._replace(prompt=[1, 2, 9]), *rows[1:]])
   else:
     changed = {change: {'logp': COLUMNS['reference_logp']} if change == 'columns' else 'other'}
-  assert reference_cache.folder_of(tmp_path, identity_of(data)) == folder
-  assert reference_cache.folder_of(tmp_path, identity_of(other, **changed)) != folder
+  assert at(tmp_path, data).folder == folder
+  assert reference_cache.Location(tmp_path, identity_of(other, **changed), other).folder != folder
 
 
-def flip(path):
-  content = bytearray(path.read_bytes())
-  content[-3] ^= 1
-  path.write_bytes(bytes(content))
-
-
-def cut(path):
-  path.write_bytes(path.read_bytes()[:-5])
-
-
-def rename_identity(path):
-  fields = json.loads(path.read_text())
-  path.write_text(json.dumps(fields | {'reference': 'another'}))
-
-
-def spoil_header(path):
-  path.write_bytes(path.read_bytes().replace(b"'descr'", b"'de\0cr'"))
-
-
-def replace_by_pipe(path):
-  path.unlink()
-  os.mkfifo(path)
-
-
-@pytest.mark.parametrize(
-  ('name', 'damage', 'text'),
-  [
-    ('identity.json', lambda path: path.unlink(), 'is missing, so the cache is incomplete'),
-    ('identity.json', cut, 'identity.json: is not readable'),
-    ('identity.json', rename_identity, 'belongs to a different cache \\(reference differs\\)'),
-    ('identity.json', lambda path: path.write_text('[' * 100_000), 'identity.json: is not readable'),
-    ('identity.json', lambda path: path.write_text('[]'), 'must hold a JSON object'),
-    (
-      'reference_logp.npy',
-      lambda path: path.write_bytes(b''),
-      'reference_logp.npy: is missing, truncated or not an arr',
-    ),
-    ('reference_logp.npy', spoil_header, 'reference_logp.npy: is missing, truncated or not an array'),
-    ('reference_logp.npy', replace_by_pipe, 'is a pipe or a device'),
-    ('reference_logp.npy', lambda path: path.unlink(), 'reference_logp.npy: is missing, truncated or not an array'),
-    ('reference_logp.npy', cut, 'reference_logp.npy: is missing, truncated or not an array'),
-    (
-      'reference_states.npy',
-      lambda path: np.save(path, np.zeros((19, 5), '<u2')),
-      'is uint16 \\(19, 5\\), expected',
-    ),
-    ('reference_states.npy', flip, 'the values of a.jsonl:4 differ from what was written'),
-    ('checksums.npy', flip, 'the values of a.jsonl:4 differ from what was written'),
-  ],
-)
-def test_a_cache_that_is_not_as_it_was_written_is_refused_by_name(tmp_path, data, name, damage, text):
+@pytest.mark.parametrize('name', ['manifest.json', 'ids.npy', 'reference_logp.npy', 'checksums.npy'])
+@pytest.mark.parametrize('kind', damage.KINDS)
+def test_a_damaged_shard_is_named_and_removed_and_the_others_stay(tmp_path, data, name, kind, caplog):
   folder = write(tmp_path, data)
-  damage(folder / name)
-  with pytest.raises(reference_cache.CacheError, match=text) as caught:
-    read_all(tmp_path, data)
-  assert str(folder / name) in str(caught.value) or 'checksums.npy' in str(caught.value)
-  assert f'Delete the folder {folder}' in str(caught.value)
+  shard = folder / reference_cache.shard_name(np.array([1, 3]))
+  damage.KINDS[kind](shard / name)
+  cache = opened(tmp_path, data)
+  assert f'{shard / name}: ' in caplog.text
+  assert 'computed again' in caplog.text
+  assert not shard.exists()
+  assert cache.missing.tolist() == [False, True, False, True]
+  assert len(cache.read(2)) == 2
+  with pytest.raises(KeyError, match=r'a\.jsonl:4 is not in'):
+    cache.read(3)
 
 
-def test_an_unfinished_cache_leaves_nothing_behind(tmp_path, data):
+def test_a_shard_of_another_cache_is_not_used(tmp_path, data, caplog):
+  folder = write(tmp_path, data)
+  assert not opened(tmp_path, data).missing.any()
+  other = reference_cache.Location(tmp_path, identity_of(data, reference='other'), data)
+  folder.rename(other.folder)
+  assert reference_cache.sound(other) == []
+  assert 'belongs to a different cache' in caplog.text
+
+
+def test_damage_that_happens_later_is_found_when_the_example_is_read(tmp_path, data, monkeypatch):
+  folder = write(tmp_path, data)
+  monkeypatch.setattr(reference_cache, 'VERIFIED', 0)  # as for a cache too large to be read at every start
+  shard = folder / reference_cache.shard_name(np.array([1, 3]))
+  damage.flip(shard / 'reference_states.npy')
+  cache = opened(tmp_path, data)
+  assert len(cache.read(1)) == 2
+  with pytest.raises(
+    reference_cache.CacheError, match=r'the values of a.jsonl:4 differ from what was written'
+  ) as caught:
+    cache.read(3)
+  assert str(shard) in str(caught.value)
+  assert opened(tmp_path, data).missing.tolist() == [False, True, False, True]
+
+
+def test_an_unfinished_shard_leaves_nothing_behind(tmp_path, data):
   with pytest.raises(ValueError, match=r'1 examples are missing, the first is a\.jsonl:2'):
-    write(tmp_path, data, batches=[(2, 0, 3)])
+    write_shard(tmp_path, data, [0, 1, 2, 3], [(2, 0, 3)])
   with pytest.raises(ValueError, match=r'a\.jsonl:3: written twice'):
-    write(tmp_path, data, batches=[(2, 0, 2)])
-  assert not list(tmp_path.iterdir())
+    write_shard(tmp_path, data, [0, 2], [(2, 0, 2)])
+  assert not list(at(tmp_path, data).folder.iterdir())
 
 
 def test_a_reference_that_is_not_finite_is_named(tmp_path, data):
   values = {name: value[None] for name, value in values_of(0).items()}
   values['reference_logp'][0, 0, 0] = np.inf
-  with reference_cache.writing(tmp_path, identity_of(data), data) as writer:
+  with reference_cache.writing(at(tmp_path, data), np.array([0])) as writer:
     with pytest.raises(ValueError, match=r'a\.jsonl:1: the reference computed a reference_logp that is not finite'):
       writer.write([0], values)
-    for index in range(len(data)):
-      writer.write([index], {name: value[None] for name, value in values_of(index).items()})
+    writer.write([0], {name: value[None] for name, value in values_of(0).items()})
 
 
-def test_two_that_make_the_same_cache_agree(tmp_path, data):
-  with reference_cache.writing(tmp_path, identity_of(data), data) as writer:
-    folder = write(tmp_path, data)
-    for index in range(len(data)):
-      writer.write([index], {name: value[None] for name, value in values_of(index).items()})
-  assert list(tmp_path.iterdir()) == [folder]
+def test_two_that_write_the_same_shard_agree(tmp_path, data):
+  with reference_cache.writing(at(tmp_path, data), np.array([0])) as writer:
+    shard = write_shard(tmp_path, data, [0], [(0,)])
+    writer.write([0], {name: value[None] for name, value in values_of(0).items()})
+  assert list(at(tmp_path, data).folder.iterdir()) == [shard]
   assert len(opened(tmp_path, data).read(0)) == 2
