@@ -97,7 +97,8 @@ def examine(place: Place, newest: int) -> Lost:
 
   A process that is killed before it resumes prints nothing, and the next one is examined in its place.
   """
-  output = (place.folder / 'log0').read_text(encoding='utf-8', errors='replace')
+  log = place.folder / 'log0'  # absent if the process was killed before its first line
+  output = log.read_text(encoding='utf-8', errors='replace') if log.exists() else ''
   resumed = [int(step) for step in _RESUMED.findall(output)]
   still_there = max(worlds.committed(place.workdir), default=0)
   least = min([*resumed, still_there])
