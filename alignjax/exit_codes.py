@@ -15,7 +15,10 @@ MEANINGS = {
   REFUSED: ('refused before the first step by a check, or another run owns the work directory', 'no'),
   NOT_FINITE: ('the loss, a gradient or the state is not finite; the last checkpoint is good', 'no'),
   PREEMPTED: ('stopped by SIGTERM; everything that was trained is saved', 'yes'),
-  NOT_EXPORTED: ('trained and saved, but the model could not be written', 'once the cause is removed: it only exports'),
+  NOT_EXPORTED: (
+    'trained and saved, but the model could not be written',
+    'once the cause is removed: it only exports, as alignjax export does',
+  ),
   INTERRUPTED: ('stopped by Ctrl-C; everything that was trained is saved', 'when you like'),
   CRASHED: ('anything else: storage, network, device, a hang, a bug', 'yes: it resumes'),
   KILLED: ('killed, because it did not stop in time', 'yes: it resumes'),

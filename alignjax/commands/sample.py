@@ -23,8 +23,10 @@ import jax
 from alignjax.commands import program
 from alignjax.data.reading import rows
 from alignjax.data.tokens import tokenization
+from alignjax.models import checkpoint_io
 from alignjax.run import fields, process_flags, user_code
 from alignjax.sampling import strategies, text
+from alignjax.training import processes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +119,8 @@ def run(settings: Settings) -> None:
     seed=settings.seed,
     strategy=build_strategy(settings),
   )
-  responses = text.sample(settings.model, _prompts(settings), options, settings.compute_dtype)
+  loading = checkpoint_io.Loading(together=processes.on_all)
+  responses = text.sample(settings.model, _prompts(settings), options, settings.compute_dtype, loading)
   if jax.process_index() > 0:  # takes part in every batch
     collections.deque(responses, maxlen=0)
     return

@@ -3,24 +3,34 @@
 Weights are read and written only as safetensors, never as pickles.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import dataclasses
 import functools
 import os
 import pathlib
 import types
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from alignjax.models import declaration, families, folders, manifest, transformer
+from alignjax.models import (
+  declaration,
+  families,
+  folders,
+  lora,
+  manifest,
+  pieces,
+  slices,
+  storing,
+  transformer,
+  weight_files,
+)
 from alignjax.types import Head, Params
 
-Read = Callable[[str, tuple[int, ...]], np.ndarray]  # (path, shape) -> leaf, float32
-Convert = Callable[[str, jax.Array], Any]  # (path, leaf) -> converted leaf
+FLOAT32 = 'float32'
 TOKEN_IDS = ('bos_token_id', 'eos_token_id', 'pad_token_id')  # entries of config.json that other tools need to generate
 
 
@@ -46,56 +56,98 @@ def load_config(folder: str | os.PathLike[str], **overrides: Any) -> transformer
     return transformer.TransformerConfig(**(family.parse(entries) | overrides))
 
 
+class Loading(NamedTuple):
+  """How leaves are loaded.
+
+  Attributes:
+    dtype: the dtype of the leaves; None for the one of the file, and float32 where the layers of a leaf differ.
+    convert: applied to each leaf and its path once it is placed, for example to quantise it.
+    together: calls a function on every process. If it fails on one of them, all must raise.
+  """
+
+  dtype: str | None = FLOAT32
+  convert: Callable[[str, jax.Array], Any] = lambda _, leaf: leaf
+  together: Callable[[Callable[[], Any]], Any] = lambda call: call()
+
+
+IN_FLOAT32 = Loading()
+
+
 def load_params(
   folder: str | os.PathLike[str],
   config: transformer.TransformerConfig,
   shardings: Any = None,
-  convert: Convert = lambda _, leaf: leaf,
+  loading: Loading = IN_FLOAT32,
 ) -> Params:
-  """Reads the weights tensor by tensor and converts them to float32.
+  """Reads the weights, leaf by leaf.
 
-  Holds one leaf in host memory at a time, in addition to the leaves already placed on devices.
+  Each process reads only what its devices need, and holds this part of one leaf in host memory, in addition to the
+  leaves that are already placed. If a folder has a manifest and the shardings span several processes, they divide the
+  verification of its files among them.
 
   Args:
     folder: a Hugging Face folder, with weights in one file or in several with an index.
     config: the configuration of the model; it determines the expected leaves and shapes.
     shardings: a tree like the parameters, with the sharding of each leaf. None places all on the default device.
-    convert: applied to each leaf once it is placed, for example to quantise it.
+    loading: the dtype of the leaves, and what to do with each.
 
   Returns:
-    A nested dict of float32 arrays, or of the leaves that `convert` returns.
+    A nested dict of arrays, or of what `loading.convert` returns.
 
   Raises:
     ValueError: a file is missing or malformed, or a tensor is missing, unexpected, of the wrong shape, not finite, or
       not float32, float16 or bfloat16; the message names the tensor and the file.
   """
   with contextlib.ExitStack() as stack:
-    return _placed(config, _open_leaves(pathlib.Path(folder), config, stack), shardings, convert)
+    targets = _targets(config, shardings)
+    stored = loading.together(lambda: _open_leaves(pathlib.Path(folder), config, stack, _verify(targets)))
+    placed = [_load(stored[leaf], target, loading) for leaf, target in targets.items()]
+    return jax.tree.unflatten(parameter_shapes(config)[1], placed)
+
+
+def deferred_params(
+  folder: str | os.PathLike[str],
+  config: transformer.TransformerConfig,
+  stack: contextlib.ExitStack,
+  shardings: Any = None,
+  loading: Loading = IN_FLOAT32,
+) -> Params:
+  """The leaves of `load_params`, each to be read when it is needed, until `stack` closes. Args, Raises: see there."""
+  targets = _targets(config, shardings)
+  stored = loading.together(lambda: _open_leaves(pathlib.Path(folder), config, stack, _verify(targets)))
+
+  def defer(leaf: slices.Stored, target: jax.sharding.Sharding | None) -> pieces.Deferred:
+    return pieces.Deferred(leaf.shape, np.dtype(loading.dtype or leaf.dtype), lambda: _load(leaf, target, loading))
+
+  deferred = [defer(stored[leaf], target) for leaf, target in targets.items()]
+  return jax.tree.unflatten(parameter_shapes(config)[1], deferred)
 
 
 def stored_dtypes(folder: str | os.PathLike[str]) -> set[str]:
   """The dtypes in which the weights of a folder are stored: 'float32', 'bfloat16' or 'float16'."""
   with contextlib.ExitStack() as stack:
-    tensors = folders.open_tensors(pathlib.Path(folder), stack, _family_of_folder(pathlib.Path(folder)).ignored_tensors)
+    ignored = _family_of_folder(pathlib.Path(folder)).ignored_tensors
+    tensors = folders.open_tensors(pathlib.Path(folder), stack, ignored, verify=lambda folder: None)  # reads no weights
     return {folders.DTYPES[tensor.dtype] for tensor in tensors.values()}
 
 
-def load_head(folder: str | os.PathLike[str], config: transformer.TransformerConfig, shardings: Any = None) -> Head:
+def load_head(
+  folder: str | os.PathLike[str],
+  config: transformer.TransformerConfig,
+  shardings: Any = None,
+  loading: Loading = IN_FLOAT32,
+) -> Head:
   """Reads only the head of a model, which maps final hidden states to logits.
 
   Args and Raises: see `load_params`.
   """
   with contextlib.ExitStack() as stack:
-    read = _open_leaves(pathlib.Path(folder), config, stack)
+    targets = _targets(config, shardings)
+    stored = loading.together(lambda: _open_leaves(pathlib.Path(folder), config, stack, _verify(targets)))
     shapes, treedef = parameter_shapes(config)
-    targets = [None] * len(shapes) if shardings is None else treedef.flatten_up_to(shardings)
     model = transformer.build(config)
     of_head = 'embed/embedding' if config.tied_embeddings else 'unembed/'
-    used = {
-      leaf: _place(read(leaf, shape), target)
-      for (leaf, shape), target in zip(shapes.items(), targets, strict=True)
-      if leaf.startswith(of_head)
-    }
+    used = {leaf: _load(stored[leaf], target, loading) for leaf, target in targets.items() if leaf.startswith(of_head)}
 
     def head(used: dict[str, jax.Array]) -> Head:
       unused = {leaf: jax.ShapeDtypeStruct(shape, np.float32) for leaf, shape in shapes.items()}
@@ -110,11 +162,12 @@ def delta_from(
   config: transformer.TransformerConfig,
   shardings: Any = None,
   dtype: str = 'bfloat16',
+  together: Callable[[Callable[[], Any]], Any] = lambda call: call(),
 ) -> Params:
-  """Reads the reference delta of online merging, tau = theta_model - theta_base, tensor by tensor.
+  """Reads the reference delta of online merging, tau = theta_model - theta_base, leaf by leaf.
 
-  Subtracts in float32. Holds one leaf of each model in host memory at a time, in addition to the leaves already placed
-  on devices.
+  Subtracts in float32. Each process reads what its devices need, and holds this part of one leaf of each model in host
+  memory, in addition to the leaves that are already placed.
 
   Args:
     model: the Hugging Face folder of the fine-tuned model.
@@ -122,6 +175,7 @@ def delta_from(
     config: the configuration of the model.
     shardings: a tree like the parameters, with the sharding of each leaf. None places all on the default device.
     dtype: the dtype of tau, 'bfloat16' or 'float32'.
+    together: see `Loading`.
 
   Returns:
     tau, a tree like the parameters.
@@ -141,16 +195,27 @@ def delta_from(
     )
   changed = False
   with contextlib.ExitStack() as stack:
-    of_model, of_base = (_open_leaves(folder, config, stack) for folder in (model, base))
+    targets = _targets(config, shardings)
 
-    def read(leaf: str, shape: tuple[int, ...]) -> np.ndarray:
+    def opened() -> list[dict[str, slices.Stored]]:
+      return [_open_leaves(folder, config, stack, _verify(targets)) for folder in (model, base)]
+
+    def difference(leaf: str, indices: Sequence[slices.Index]) -> list[np.ndarray]:
       nonlocal changed
-      delta = of_model(leaf, shape)
-      delta -= of_base(leaf, shape)
-      changed = changed or bool(delta.any())
-      return delta.astype(dtype)
+      parts, of_base = (stored[leaf].read(indices, FLOAT32) for stored in (of_model, of_base_model))
+      for part, subtracted in zip(parts, of_base, strict=True):
+        part -= subtracted
+        changed = changed or bool(part.any())
+      return [part.astype(dtype) for part in parts]
 
-    delta = _placed(config, read, shardings)
+    of_model, of_base_model = together(opened)
+    placed = []
+    for leaf, target in targets.items():
+      read = functools.partial(difference, leaf)
+      placed.append(together(functools.partial(slices.place, of_model[leaf], target, read)))
+    delta = jax.tree.unflatten(parameter_shapes(config)[1], placed)
+  if not all(target is None or target.is_fully_addressable for target in targets.values()):
+    changed = multihost_utils.process_allgather(np.array(changed)).any()  # each process has seen its part
   if not changed:
     raise ValueError(f'{base}: has the same weights as {model}, so their difference is 0 everywhere')
   return delta
@@ -166,13 +231,15 @@ def save(
 ) -> None:
   """Writes a folder that `load_params` and other tools for the Hugging Face layout can read.
 
-  The folder appears complete or not at all, and replaces an earlier model in the same place. In a multi-process run,
-  all processes must call this function; process 0 writes.
+  The folder appears complete or not at all, and replaces an earlier model in the same place. The weights leave the
+  devices and are written in pieces of at most `pieces.PIECE` bytes. In a multi-process run, all processes must call
+  this function; process 0 writes.
 
   Args:
     folder: the folder to write. If it exists, it must hold the files of a model and nothing else.
     config: the configuration of the model.
-    params: the parameters, with any sharding.
+    params: the parameters, with any sharding. Adapted and quantised kernels are merged layer by layer. Deferred
+      leaves are loaded when they are written, and then freed.
     assets_from: a Hugging Face folder to copy the tokenizer, chat template and generation settings from.
     dtype: the dtype of the stored weights: 'float32', 'bfloat16' or 'float16'.
     source: identifies the run and the step of the parameters; stored in the manifest.
@@ -185,15 +252,18 @@ def save(
   family = families.of(config)
   leaves = _check_leaves(config, params)
   entries = family.render(config) | {'torch_dtype': dtype} | _token_ids(assets_from)
-  tensors = _stored_tensors(family, config, leaves, np.dtype(dtype))
+  blocks = storing.blocks(family, config, leaves)
   if jax.process_index() == 0:
     with folders.replacing(folder, source=source) as partial:
       folders.write_json(partial / folders.CONFIG, entries)
-      folders.write_weights(partial, tensors)
+      planned = storing.planned(family, parameter_shapes(config)[0], dtype)
+      with weight_files.writing(weight_files.divide(partial, planned)) as writer:
+        for block in blocks:
+          writer.write(*block)
       if assets_from is not None:
         folders.copy_assets(pathlib.Path(assets_from), partial)
   else:
-    for _ in tensors:  # all processes must take part in gathering sharded leaves
+    for _ in blocks:  # all processes must take part in gathering sharded leaves
       pass
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices('alignjax.models.checkpoint_io.save')
@@ -214,54 +284,52 @@ def parameter_shapes(config: transformer.TransformerConfig) -> tuple[Mapping[str
   return types.MappingProxyType(shapes), treedef
 
 
-def _open_leaves(folder: pathlib.Path, config: transformer.TransformerConfig, stack: contextlib.ExitStack) -> Read:
-  """Checks the tensors of a folder, and returns a function that reads its leaves until `stack` closes."""
+def _open_leaves(
+  folder: pathlib.Path,
+  config: transformer.TransformerConfig,
+  stack: contextlib.ExitStack,
+  verify: Callable[[pathlib.Path], None],
+) -> dict[str, slices.Stored]:
+  """Checks the tensors of a folder, and returns where its leaves are stored, in files that `stack` closes."""
   family = _family_of_folder(folder)
-  tensors = family.prefixed(folders.open_tensors(folder, stack, family.ignored_tensors))
+  tensors = family.prefixed(folders.open_tensors(folder, stack, family.ignored_tensors, verify))
   index = folder / folders.INDEX
   shapes, _ = parameter_shapes(config)
   with folders.naming(index if index.exists() else folder / folders.WEIGHTS):
     family.check(shapes, {name: tensor.shape for name, tensor in tensors.items()})
-
-  def read(leaf: str, shape: tuple[int, ...]) -> np.ndarray:
+  stored = {}
+  for leaf, shape in shapes.items():
     tensor = family.tensor(leaf)
-    sizes = [shapes[part][-1] for part in tensor.leaves]
-    values = np.empty(shape, np.float32)
-    for name, row in zip(tensor.names(shape), values if tensor.stacked else values[None], strict=True):
-      row[...] = tensor.part(tensors[name].read(), leaf, sizes, groups(tensor, config))
-    return values
-
-  return read
+    sizes, held = [shapes[part][-1] for part in tensor.leaves], [tensors[name] for name in tensor.names(shape)]
+    stored[leaf] = slices.Stored(leaf, shape, tensor, sizes, tensor.group_count(config), held)
+  return stored
 
 
-def groups(tensor: declaration.Tensor, config: transformer.TransformerConfig) -> int:
-  """The number of groups of outputs in which the leaves of a fused tensor alternate."""
-  return 1 if tensor.grouped_by is None else getattr(config, tensor.grouped_by)
-
-
-def _placed(
-  config: transformer.TransformerConfig, read: Read, shardings: Any, convert: Convert = lambda _, leaf: leaf
-) -> Params:
-  """Reads, places and converts the leaves, one at a time."""
+def _targets(config: transformer.TransformerConfig, shardings: Any) -> dict[str, jax.sharding.Sharding | None]:
+  """The sharding of each leaf, by path."""
   shapes, treedef = parameter_shapes(config)
   targets = [None] * len(shapes) if shardings is None else treedef.flatten_up_to(shardings)
-  placed = [
-    convert(leaf, _place(read(leaf, shape), target))
-    for (leaf, shape), target in zip(shapes.items(), targets, strict=True)
-  ]
-  return jax.tree.unflatten(treedef, placed)
+  return dict(zip(shapes, targets, strict=True))
 
 
-def _place(leaf: np.ndarray, sharding: jax.sharding.Sharding | None) -> jax.Array:
-  if sharding is not None and not sharding.is_fully_addressable:
-    return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
-  return jax.device_put(leaf, sharding)
+def _verify(targets: Mapping[str, jax.sharding.Sharding | None]) -> Callable[[pathlib.Path], None]:
+  """Compares weight files with their manifest: all of them, or this process's share if all processes load."""
+  if all(target is None or target.is_fully_addressable for target in targets.values()):
+    return manifest.check_weights
+  return functools.partial(manifest.check_weights, part=jax.process_index(), parts=jax.process_count())
+
+
+def _load(stored: slices.Stored, target: jax.sharding.Sharding | None, loading: Loading) -> Any:
+  """Reads, places and converts a leaf."""
+  dtype = loading.dtype or stored.dtype
+  leaf = loading.together(lambda: slices.place(stored, target, lambda indices: stored.read(indices, dtype)))
+  return loading.convert(stored.leaf, leaf)
 
 
 def _check_leaves(config: transformer.TransformerConfig, params: Params) -> dict[str, Any]:
   """The parameters by path, after checking their names and shapes against the configuration."""
   expected, _ = parameter_shapes(config)
-  paths, _ = jax.tree_util.tree_flatten_with_path(params)
+  paths, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=lora.is_kernel)
   leaves = {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in paths}
   if different := expected.keys() ^ leaves.keys():
     raise ValueError(f'parameters do not match the configuration: missing or unexpected {folders.listed(different)}')
@@ -269,22 +337,6 @@ def _check_leaves(config: transformer.TransformerConfig, params: Params) -> dict
     if leaves[leaf].shape != shape:
       raise ValueError(f'parameter {leaf}: expected shape {shape}, found {leaves[leaf].shape}')
   return leaves
-
-
-def _stored_tensors(
-  family: declaration.Family, config: transformer.TransformerConfig, leaves: Mapping[str, Any], dtype: np.dtype
-) -> Iterator[tuple[str, np.ndarray]]:
-  """Yields the names and values to store, leaf by leaf."""
-  for leaf in leaves:
-    tensor = family.tensor(leaf)
-    if leaf != tensor.leaf:  # stored as part of another leaf's tensor
-      continue
-    parts = [on_host(leaves[part]) for part in tensor.leaves]
-    rows = zip(*parts, strict=True) if tensor.stacked else [parts]
-    for name, row in zip(tensor.names(parts[0].shape), rows, strict=True):
-      with np.errstate(over='ignore'):  # the writer raises an error that names the tensor
-        stored = tensor.join(row, groups(tensor, config)).astype(dtype)
-      yield name, stored
 
 
 def on_host(value: Any) -> np.ndarray:

@@ -1,6 +1,6 @@
 """How a model family stores its configuration and its weights: the building blocks of `families`."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import math
 from typing import Any, NamedTuple, TypeVar
@@ -49,6 +49,15 @@ class Setting(NamedTuple):
   nullable: bool = False
 
 
+class Block(NamedTuple):
+  """Consecutive rows of a stored tensor, and the parts of its leaves that they hold."""
+
+  first: int  # of the rows
+  axis: int  # the axis of the leaves that the rows divide, apart from the layers: 0 or -1
+  parts: Mapping[str, tuple[int, int]]  # by leaf: the first entry along the axis, and how many
+  groups: int  # groups of outputs in the block, for `Tensor.join`
+
+
 class Tensor(NamedTuple):
   """One leaf of the parameter tree and the tensors that store it, or several leaves fused into one tensor.
 
@@ -76,11 +85,52 @@ class Tensor(NamedTuple):
     """The stored names of a leaf of this shape, in the order of its first axis."""
     return [self.name.format(layer=layer) for layer in range(shape[0])] if self.stacked else [self.name]
 
+  def group_count(self, config: transformer.TransformerConfig) -> int:
+    """The number of groups of outputs in which fused leaves alternate."""
+    return 1 if self.grouped_by is None else getattr(config, self.grouped_by)
+
+  def stored_shape(self, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """The shape of a stored tensor, given those of its leaves."""
+    row = shapes[0][1:] if self.stacked else shapes[0]
+    row = (*row[:-1], sum(shape[-1] for shape in shapes))
+    return row[::-1] if self.transposed else row
+
   def join(self, parts: Sequence[np.ndarray], groups: int) -> np.ndarray:
     """The stored tensor of the leaves, each given as [..., out]."""
     grouped = [part.reshape(*part.shape[:-1], groups, -1) for part in parts]
     joined = np.concatenate(grouped, axis=-1).reshape(*parts[0].shape[:-1], -1) if self.fused else parts[0]
     return joined.T if self.transposed else joined
+
+  def blocks(self, shapes: Sequence[tuple[int, ...]], groups: int, entries: int) -> Iterator[Block]:
+    """Divides the stored tensor into blocks of rows.
+
+    Args:
+      shapes: the shapes of its leaves, [..., out], without the axis of the layers.
+      groups: the number of groups in which fused leaves alternate.
+      entries: the largest number of entries in a block, unless one row has more.
+    """
+    inputs, sizes = shapes[0][:-1], [shape[-1] for shape in shapes]
+    if inputs and not self.transposed:  # a row holds the outputs of one input
+      step = max(1, entries // sum(sizes))
+      for first in range(0, inputs[0], step):
+        part = first, min(step, inputs[0] - first)
+        yield Block(first, 0, dict.fromkeys(self.leaves, part), groups)
+      return
+    step, of_group = max(1, entries // math.prod(inputs)), [size // groups for size in sizes]
+    if sum(of_group) <= step:
+      count = step // sum(of_group)
+      for first in range(0, groups, count):
+        held = min(count, groups - first)
+        parts = {leaf: (first * size, held * size) for leaf, size in zip(self.leaves, of_group, strict=True)}
+        yield Block(first * sum(of_group), -1, parts, held)
+      return
+    row = 0
+    for group in range(groups):
+      for leaf, size in zip(self.leaves, of_group, strict=True):
+        for first in range(0, size, step):
+          held = min(step, size - first)
+          yield Block(row, -1, {leaf: (group * size + first, held)}, 1)
+          row += held
 
   def part(self, stored: np.ndarray, leaf: str, sizes: Sequence[int], groups: int) -> np.ndarray:
     """The values of one leaf, [..., out], from a stored tensor of leaves with `sizes` outputs."""
@@ -225,9 +275,8 @@ class Family:
       tensor = self.tensor(leaf)
       if tensor.stacked and shape[0] > len(stored):  # avoids building a huge list of names for an absurd layer count
         raise ValueError(f'{len(stored)} tensors are too few for {shape[0]} layers')
-      row = shape[1:] if tensor.stacked else shape
-      row = (*row[:-1], sum(shapes[part][-1] for part in tensor.leaves))
-      expected |= dict.fromkeys(tensor.names(shape), row[::-1] if tensor.transposed else row)
+      stored_shape = tensor.stored_shape([shapes[part] for part in tensor.leaves])
+      expected |= dict.fromkeys(tensor.names(shape), stored_shape)
     both = expected.keys() & stored.keys()
     faults = {
       'missing': expected.keys() - stored.keys(),

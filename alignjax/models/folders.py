@@ -3,7 +3,7 @@
 Weights are read and written only as safetensors, never as pickles.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import contextlib
 import dataclasses
 import json
@@ -143,28 +143,51 @@ def write_weights(
 
 @dataclasses.dataclass(frozen=True)
 class StoredTensor:
-  """A tensor in an open file."""
+  """A tensor in an open file. Its values are read, not mapped: pages of a memory map stay in memory."""
 
   name: str
   path: pathlib.Path
   shape: tuple[int, ...]
   dtype: str  # the safetensors name, a key of DTYPES
-  file: Any
+  offset: int  # of its values in the file, in bytes
+  file: int  # a file descriptor
 
-  def read(self) -> np.ndarray:
-    """Reads the values, in the stored dtype.
+  def read(self, rows: tuple[int, int], columns: tuple[int, int]) -> np.ndarray:
+    """Reads a block of a matrix, or of a vector as a column, in the stored dtype.
+
+    Args:
+      rows: the first row, and one past the last.
+      columns: the first column, and one past the last.
 
     Raises:
-      ValueError: the tensor cannot be read, or not all of its values are finite.
+      ValueError: the values cannot be read, or are not all finite.
     """
+    dtype, width = np.dtype(DTYPES[self.dtype]), self.shape[1] if len(self.shape) > 1 else 1
+    block = np.empty((rows[1] - rows[0], columns[1] - columns[0]), dtype)
+    if columns == (0, width):
+      runs = [(block.reshape(-1), rows[0] * width)]
+    else:
+      runs = [(row, number * width + columns[0]) for number, row in enumerate(block, rows[0])]
     with naming(self.path):
-      value = self.file.get_tensor(self.name)
-      check_finite(self.name, value)
-      return value
+      for values, first in runs:
+        self._fill(values.view(np.uint8), self.offset + first * dtype.itemsize)
+      check_finite(self.name, block)
+    return block
+
+  def _fill(self, values: np.ndarray, offset: int) -> None:
+    left = memoryview(values)
+    while left:  # one call reads at most 2 GiB
+      count = os.preadv(self.file, [left], offset)
+      if not count:
+        raise ValueError(f'tensor {self.name}: the file ends in the middle of it')
+      left, offset = left[count:], offset + count
 
 
 def open_tensors(
-  folder: pathlib.Path, stack: contextlib.ExitStack, ignored: tuple[str, ...] = ()
+  folder: pathlib.Path,
+  stack: contextlib.ExitStack,
+  ignored: tuple[str, ...] = (),
+  verify: Callable[[pathlib.Path], None] = manifest.check_weights,
 ) -> dict[str, StoredTensor]:
   """Opens the weight files of a folder until `stack` closes, and lists their tensors by name.
 
@@ -172,28 +195,39 @@ def open_tensors(
     folder: a Hugging Face folder.
     stack: the exit stack that keeps the files open.
     ignored: name suffixes of tensors to skip.
+    verify: compares the folder with its manifest.
 
   Raises:
     ValueError: a file is missing, malformed, outside the folder or different from the index or the manifest, or the
       dtype of a tensor is not in DTYPES.
   """
   tensors: dict[str, StoredTensor] = {}
-  manifest.check_weights(folder)
+  verify(folder)
   for path, indexed in _weight_files(folder).items():
     files.check_regular(path)
     with naming(path):
-      file = stack.enter_context(safetensors.safe_open(path, framework='np'))
-      names = set(file.keys())
+      with safetensors.safe_open(path, framework='np') as checked:  # it checks the header
+        names = set(checked.keys())
       if indexed is not None and names != indexed:
         raise ValueError(f'tensors differ from those in {INDEX}: {listed(names ^ indexed)}')
-      for name in names:
+      file = os.open(path, os.O_RDONLY)
+      stack.callback(os.close, file)
+      header, start = _read_header(file)
+      for name in sorted(names):
         if name.endswith(ignored):
           continue
-        header = file.get_slice(name)
-        tensors[name] = StoredTensor(name, path, tuple(header.get_shape()), header.get_dtype(), file)
-        if tensors[name].dtype not in DTYPES:
-          raise ValueError(f'tensor {name}: type {tensors[name].dtype} is not one of {", ".join(DTYPES)}')
+        entry = header[name]
+        if entry['dtype'] not in DTYPES:
+          raise ValueError(f'tensor {name}: type {entry["dtype"]} is not one of {", ".join(DTYPES)}')
+        offset = start + entry['data_offsets'][0]
+        tensors[name] = StoredTensor(name, path, tuple(entry['shape']), entry['dtype'], offset, file)
   return tensors
+
+
+def _read_header(file: int) -> tuple[Mapping[str, Mapping[str, Any]], int]:
+  """The header of a safetensors file, and the offset of the first value in bytes."""
+  size = int.from_bytes(os.pread(file, 8, 0), 'little')
+  return json.loads(os.pread(file, size, 8)), 8 + size
 
 
 def _weight_files(folder: pathlib.Path) -> dict[pathlib.Path, set[str] | None]:

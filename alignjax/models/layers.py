@@ -1,6 +1,7 @@
 """Tokenwise parts of a decoder: projections, normalisation, gated MLP, rotary positions.
 
-Modules hold float32 parameters and compute in the dtype of their input.
+Modules create float32 parameters and compute in the dtype of their input. Parameters of another dtype are cast where
+they are used.
 """
 
 import dataclasses
@@ -48,7 +49,7 @@ class RMSNorm(nnx.Module):
   def __call__(self, x: Array) -> Array:
     values = x.astype(jnp.float32)
     inverse = jax.lax.rsqrt(jnp.mean(jnp.square(values), axis=-1, keepdims=True) + self.epsilon)
-    scale = jnp.expand_dims(self.scale[...], tuple(range(x.ndim - 1)))
+    scale = jnp.expand_dims(self.scale[...].astype(jnp.float32), tuple(range(x.ndim - 1)))
     if self.offset:
       scale += self.offset
     return (values * inverse * scale).astype(x.dtype)
@@ -71,7 +72,7 @@ class LayerNorm(nnx.Module):
     values -= jnp.mean(values, axis=-1, keepdims=True)
     inverse = jax.lax.rsqrt(jnp.mean(jnp.square(values), axis=-1, keepdims=True) + self.epsilon)
     leading = tuple(range(x.ndim - 1))
-    scale, bias = (jnp.expand_dims(param[...], leading) for param in (self.scale, self.bias))
+    scale, bias = (jnp.expand_dims(param[...].astype(jnp.float32), leading) for param in (self.scale, self.bias))
     return (values * inverse * scale + bias).astype(x.dtype)
 
 

@@ -77,6 +77,11 @@ class Adapted:
   lora_b: Array  # [..., r, out]
   scale: float = dataclasses.field(metadata={'static': True})
 
+  @property
+  def shape(self) -> tuple[int, ...]:
+    """The shape of the kernel."""
+    return self.kernel.shape
+
   def astype(self, dtype: Any) -> 'Adapted':
     """Casts the kernel and both factors to the compute dtype."""
     factors = (self.kernel, self.lora_a, self.lora_b)
@@ -92,7 +97,7 @@ class Adapted:
 
 def kernels(base_params: Params) -> dict[tuple[str, ...], Any]:
   """The kernels that can be adapted, [L, in, out], by the path of their projection."""
-  paths, _ = jax.tree_util.tree_flatten_with_path(base_params, is_leaf=_is_kernel)
+  paths, _ = jax.tree_util.tree_flatten_with_path(base_params, is_leaf=is_kernel)
   named = {tuple(key.key for key in path): leaf for path, leaf in paths}
   return {path[:-1]: leaf for path, leaf in named.items() if path[-1] == 'kernel' and path[0] == 'layers'}
 
@@ -137,7 +142,7 @@ def attach(base_params: Params, adapters: Params, lora: LoRA) -> Params:
 
 def merge(base_params: Params, adapters: Params, lora: LoRA) -> Params:
   """Merges adapters into the base: the kernels become plain arrays, W + alpha / r A B."""
-  return jax.tree.map(_merged, attach(base_params, adapters, lora), is_leaf=_is_kernel)
+  return jax.tree.map(_merged, attach(base_params, adapters, lora), is_leaf=is_kernel)
 
 
 def bind(model: base.LanguageModel, base_params: Params, lora: LoRA) -> base.LanguageModel:
@@ -178,8 +183,24 @@ def _at_kernels(params: Params, adapters: Params, replace: Callable[[Any, Mappin
   return {**params, **{name: _at_kernels(params[name], inner, replace) for name, inner in adapters.items()}}
 
 
-def _is_kernel(leaf: Any) -> bool:
+def is_kernel(leaf: Any) -> bool:
+  """Whether a node of a tree of parameters is an adapted or a quantised kernel."""
   return isinstance(leaf, Adapted | quantization.Quantized)
+
+
+def merged_layer(leaf: Any, layer: int) -> tuple[Any, tuple[int]]:
+  """One layer of a stacked leaf as part of a plain array, and its index there.
+
+  A plain leaf is returned whole. An adapted or quantised kernel is merged in this layer alone.
+  """
+  if not is_kernel(leaf):
+    return leaf, (layer,)
+  return _merged(_at_layer(leaf, layer)), (0,)
+
+
+@jax.jit
+def _at_layer(leaf: Any, layer: Array) -> Any:
+  return jax.tree.map(lambda part: jax.lax.dynamic_slice_in_dim(part, layer, 1), leaf)
 
 
 def _merged(leaf: Any) -> Array:

@@ -29,13 +29,18 @@ def write(folder: pathlib.Path, source: Mapping[str, Any]) -> None:
   (folder / FILE).write_text(text, encoding='utf-8')
 
 
-def check_weights(folder: str | os.PathLike[str]) -> None:
+def check_weights(folder: str | os.PathLike[str], part: int = 0, parts: int = 1) -> None:
   """Compares the weight files of a folder with its manifest, if there is one.
+
+  Args:
+    folder: a folder.
+    part: which share of the files to check, from 0.
+    parts: the number of shares.
 
   Raises:
     ValueError: a file is missing or damaged, or the manifest is. The message names it and what to do.
   """
-  _check(pathlib.Path(folder), _is_weights)
+  _check(pathlib.Path(folder), _is_weights, slice(part, None, parts))
 
 
 def check_settings(folder: str | os.PathLike[str]) -> None:
@@ -51,7 +56,7 @@ def fault(folder: pathlib.Path, source: Mapping[str, Any]) -> str:
     entries = _read(folder)
     if entries['source'] != source:
       return 'was written from another state'
-    _compare(folder, entries['sha256'], lambda name: True)
+    _compare(folder, entries['sha256'])
   except ValueError as error:
     return str(error)
   return ''
@@ -74,11 +79,13 @@ def _is_weights(name: str) -> bool:
   return name.endswith('.safetensors')
 
 
-def _check(folder: pathlib.Path, selected: Callable[[str], bool]) -> None:
+def _check(folder: pathlib.Path, selected: Callable[[str], bool], share: slice = slice(None)) -> None:
   if not (folder / FILE).exists():
     return
   try:
-    _compare(folder, _read(folder)['sha256'], selected)
+    sums = _read(folder)['sha256']
+    names = sorted(filter(selected, sums))[share]
+    _compare(folder, {name: sums[name] for name in names})
   except ValueError as error:
     raise ValueError(
       f'{error}. Copy or write the model again; the training command that wrote it repairs it. To use the folder '
@@ -86,8 +93,8 @@ def _check(folder: pathlib.Path, selected: Callable[[str], bool]) -> None:
     ) from None
 
 
-def _compare(folder: pathlib.Path, sums: Mapping[str, str], selected: Callable[[str], bool]) -> None:
-  for name in filter(selected, sums):
+def _compare(folder: pathlib.Path, sums: Mapping[str, str]) -> None:
+  for name in sums:
     if not (folder / name).is_file():
       raise ValueError(f'{folder / name}: is missing')
     if sha256(folder / name) != sums[name]:

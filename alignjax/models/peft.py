@@ -8,7 +8,7 @@ Kernels that a family fuses into one tensor share one pair of factors in PEFT. T
 changes only the rank: A is concatenated and B is block diagonal, x [A1 A2] [[B1, 0], [0, B2]] = [x A1 B1, x A2 B2].
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 import math
 import os
 import pathlib
@@ -21,7 +21,17 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import numpy as safetensors_numpy
 
-from alignjax.models import checkpoint_io, declaration, families, folders, lora, manifest, transformer
+from alignjax.models import (
+  checkpoint_io,
+  declaration,
+  families,
+  folders,
+  lora,
+  manifest,
+  pieces,
+  transformer,
+  weight_files,
+)
 from alignjax.types import Params
 
 CONFIG = 'adapter_config.json'
@@ -68,14 +78,8 @@ def save(
   Raises:
     ValueError: a value is not finite, or the folder holds other files.
   """
-  tensors, ranks = {}, {}
-  for tensor, factors in _by_tensor(config, adapters).items():
-    joined = _joined(tensor, factors, config)
-    ranks[_module_name(tensor)] = joined['lora_a'].shape[-1]
-    for factor, layers in joined.items():
-      for name, value in zip(_names(tensor, config, factor), layers, strict=True):
-        folders.check_finite(name, value)
-        tensors[name] = np.ascontiguousarray(value.T, np.float32)
+  by_tensor = _by_tensor(config, adapters)
+  ranks = {_module_name(tensor): _rank(tensor, factors) for tensor, factors in by_tensor.items()}
   entries = {
     **_FIXED,
     'task_type': 'CAUSAL_LM',
@@ -86,13 +90,19 @@ def save(
     'target_modules': sorted(ranks),
     'rank_pattern': {name: rank for name, rank in ranks.items() if rank != settings.rank},
     'alpha_pattern': {name: _plain(rank * settings.scale) for name, rank in ranks.items() if rank != settings.rank},
-    'fan_in_fan_out': not any(tensor.transposed for tensor in _by_tensor(config, adapters)),
+    'fan_in_fan_out': not any(tensor.transposed for tensor in by_tensor),
     'inference_mode': True,
   }
+  tensors = _stored_tensors(config, by_tensor)
   if jax.process_index() == 0:
     with folders.replacing(folder, (CONFIG, WEIGHTS), source) as partial:
       folders.write_json(partial / CONFIG, entries)
-      safetensors_numpy.save_file(tensors, partial / WEIGHTS, metadata={'format': 'pt'})
+      with weight_files.writing({partial / WEIGHTS: _planned(config, by_tensor)}) as writer:
+        for name, value in tensors:
+          writer.write(name, 0, value)
+  else:
+    for _ in tensors:  # all processes must take part in gathering sharded factors
+      pass
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices('alignjax.models.peft.save')
 
@@ -149,20 +159,53 @@ def _by_tensor(
   return found
 
 
+def _rank(tensor: declaration.Tensor, factors: Mapping[str, Mapping[str, Any]]) -> int:
+  """The rank of the joined factors of a tensor."""
+  return sum(factors[leaf]['lora_a'].shape[-1] for leaf in tensor.leaves if leaf in factors)
+
+
+def _planned(
+  config: transformer.TransformerConfig, by_tensor: Mapping[declaration.Tensor, Mapping[str, Any]]
+) -> list[weight_files.Planned]:
+  """The tensors to store."""
+  planned = []
+  for tensor, factors in by_tensor.items():
+    rank, inputs = _rank(tensor, factors), next(iter(factors.values()))['lora_a'].shape[1]
+    for factor, shape in (('lora_a', (rank, inputs)), ('lora_b', (sum(_outputs(tensor, config)), rank))):
+      planned += [weight_files.Planned(name, shape, 'float32') for name in _names(tensor, config, factor)]
+  return planned
+
+
+def _stored_tensors(
+  config: transformer.TransformerConfig, by_tensor: Mapping[declaration.Tensor, Mapping[str, Any]]
+) -> Iterator[tuple[str, np.ndarray]]:
+  """Yields the names and values to store, layer by layer; only process 0 gets values."""
+  for tensor, deferred in by_tensor.items():
+    factors = pieces.loaded(deferred)
+    for layer in range(config.layers):
+      held = {
+        leaf: {kind: pieces.fetch_all(value, (layer,)) for kind, value in pair.items()}
+        for leaf, pair in factors.items()
+      }
+      joined = _joined(tensor, held, config) if jax.process_index() == 0 else dict.fromkeys(_FACTORS)
+      for factor, value in joined.items():
+        yield _names(tensor, config, factor)[layer], value if value is None else value.T
+
+
 def _joined(
-  tensor: declaration.Tensor, factors: Mapping[str, Mapping[str, Any]], config: transformer.TransformerConfig
+  tensor: declaration.Tensor, factors: Mapping[str, Mapping[str, np.ndarray]], config: transformer.TransformerConfig
 ) -> dict[str, np.ndarray]:
-  """One pair of factors, [L, in, r] and [L, r, out], for all kernels in a tensor, adapted or not."""
-  a = np.concatenate([checkpoint_io.on_host(factors[leaf]['lora_a']) for leaf in tensor.leaves if leaf in factors], -1)
+  """One pair of factors, [in, r] and [r, out], for all kernels in a tensor, adapted or not."""
+  a = np.concatenate([factors[leaf]['lora_a'] for leaf in tensor.leaves if leaf in factors], -1)
   parts, first = [], 0
   for leaf, outputs in zip(tensor.leaves, _outputs(tensor, config), strict=True):
-    part = np.zeros((a.shape[0], a.shape[-1], outputs), np.float32)
+    part = np.zeros((a.shape[-1], outputs), np.float32)
     if leaf in factors:
-      b = checkpoint_io.on_host(factors[leaf]['lora_b'])
-      part[:, first : first + b.shape[1]] = b
-      first += b.shape[1]
+      b = factors[leaf]['lora_b']
+      part[first : first + len(b)] = b
+      first += len(b)
     parts.append(part)
-  return {'lora_a': a, 'lora_b': tensor._replace(transposed=False).join(parts, checkpoint_io.groups(tensor, config))}
+  return {'lora_a': a, 'lora_b': tensor._replace(transposed=False).join(parts, tensor.group_count(config))}
 
 
 def _read(
@@ -186,7 +229,7 @@ def _read(
       folders.check_finite(name, stored[name])
       layers[factor].append(stored[name].astype(np.float32))
   split = tensor._replace(transposed=True)  # B is stored as [out, r], regardless of the layout of the kernel
-  b = [split.part(value, kernel, outputs, checkpoint_io.groups(tensor, config)) for value in layers['lora_b']]
+  b = [split.part(value, kernel, outputs, tensor.group_count(config)) for value in layers['lora_b']]
   return {'lora_a': jnp.stack([value.T for value in layers['lora_a']]), 'lora_b': jnp.stack(b)}
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from etils import epy
 import jax
+import jax.numpy as jnp
 
 from alignjax.types import Array, Params
 
@@ -69,7 +70,9 @@ def convert(path: str, leaf: Array, kind: str) -> Array | Quantized:
   """
   if kind not in KINDS:
     raise ValueError(f'kind={kind!r} is not one of {", ".join(KINDS)}')
-  return _quantize(leaf, kind) if path.startswith('layers/') and path.endswith('/kernel') else leaf
+  if path.startswith('layers/') and path.endswith('/kernel'):
+    return _quantize(leaf.astype(jnp.float32), kind)
+  return leaf
 
 
 def quantize(params: Params, kind: str) -> Params:

@@ -78,7 +78,7 @@ class Embedding(nnx.Module):
   def __call__(self, token: Array, constrain: Constrain) -> Array:
     # Gather the table along its width before looking up rows. Otherwise the gradient, a scatter into rows sharded by
     # width, makes the compiler gather the activations of all devices instead.
-    return constrain(self.embedding[...], ('vocab', None))[token]
+    return constrain(self.embedding[...], ('vocab', None))[token].astype(jnp.float32)
 
 
 @jax.tree_util.register_dataclass
@@ -208,7 +208,7 @@ class Decoder(nnx.Module):
     config = self.config
     x = self.embed(token, self.constrain)
     if config.rope_theta is None:
-      x += self.positions.embedding[...][position]
+      x += self.positions.embedding[...][position].astype(jnp.float32)
     x = x.astype(config.compute_dtype)
     if config.scaled_embeddings:
       x *= jnp.asarray(config.width**0.5, x.dtype)

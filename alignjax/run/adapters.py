@@ -3,6 +3,9 @@
 lora()        lora(rank=16, alpha=32, targets='attention+mlp')        lora(rank=8, targets='query+value')
 """
 
+from collections.abc import Callable
+import contextlib
+import functools
 from typing import Any
 
 import jax
@@ -13,6 +16,7 @@ from alignjax.models import checkpoint_io, lora, quantization, transformer
 from alignjax.optim import bases
 from alignjax.parallel import rules
 from alignjax.run import settings
+from alignjax.training import processes
 from alignjax.training.policy import Policy
 from alignjax.types import Array, Params
 
@@ -58,7 +62,8 @@ def initial_params(policy: Policy, config: settings.ModelSettings, mesh: jax.sha
   """The initial parameters that a run trains: the model's, or the adapter's. Each is created on its own device."""
   shardings = rules.param_shardings(mesh, policy.trained_shapes())
   if policy.adapter is None:
-    return checkpoint_io.load_params(config.model, policy.model.config, shardings)
+    loading = checkpoint_io.Loading(together=processes.on_all)
+    return checkpoint_io.load_params(config.model, policy.model.config, shardings, loading)
   model = policy.bind(_shapes(policy.model.config))
   return jax.jit(model.init, out_shardings=shardings)(key)
 
@@ -68,27 +73,60 @@ def load_base(
   config: settings.ModelSettings,
   model_config: transformer.TransformerConfig,
   mesh: jax.sharding.Mesh,
+  record: Callable[[str, Array], None] = lambda path, leaf: None,
 ) -> Params | None:
-  """The frozen model under an adapter, each kernel quantised when it is read; None without an adapter."""
+  """The frozen model under an adapter, in the dtype of its file, each kernel quantised when it is read.
+
+  Args:
+    adapter: the adapter; without one, there is no such model, and the result is None.
+    config: the folder of the model, and how it is quantised.
+    model_config: its configuration.
+    mesh: the mesh of the run.
+    record: called with the path and the values of each leaf before it is quantised.
+  """
   if adapter is None:
     return None
+  shardings = rules.param_shardings(mesh, _shapes(model_config))
+  return checkpoint_io.load_params(config.model, model_config, shardings, _loading_base(config, mesh, record))
+
+
+def deferred_base(
+  adapter: lora.LoRA | None,
+  config: settings.ModelSettings,
+  model_config: transformer.TransformerConfig,
+  mesh: jax.sharding.Mesh,
+  stack: contextlib.ExitStack,
+  record: Callable[[str, Array], None],
+) -> Params | None:
+  """The leaves of `load_base`, each to be read when it is needed, until `stack` closes."""
+  if adapter is None:
+    return None
+  shardings = rules.param_shardings(mesh, _shapes(model_config))
+  loading = _loading_base(config, mesh, record)
+  return checkpoint_io.deferred_params(config.model, model_config, stack, shardings, loading)
+
+
+def _loading_base(
+  config: settings.ModelSettings, mesh: jax.sharding.Mesh, record: Callable[[str, Array], None]
+) -> checkpoint_io.Loading:
+  def place(path: str, part: Array) -> Array:  # the scales of a kernel get the sharding of the kernel
+    return jax.device_put(part, NamedSharding(mesh, rules.partition_spec(path, part.shape, mesh)))
 
   def convert(path: str, leaf: Array) -> Any:
-    def place(part: Array) -> Array:  # the scales of a kernel get the sharding of the kernel
-      return jax.device_put(part, NamedSharding(mesh, rules.partition_spec(path, part.shape, mesh)))
-
+    record(path, leaf)
     if config.base_quantization == 'none':
       return leaf
-    return jax.tree.map(place, quantization.convert(path, leaf, config.base_quantization))
+    quantized = quantization.convert(path, leaf, config.base_quantization)
+    return jax.tree.map(functools.partial(place, path), quantized)
 
-  shardings = rules.param_shardings(mesh, _shapes(model_config))
-  return checkpoint_io.load_params(config.model, model_config, shardings, convert)
+  return checkpoint_io.Loading(None, convert, processes.on_all)
 
 
 def describe(config: settings.ModelSettings, parameters: Params) -> str:
   """Describes the adapter in one line of the run's summary."""
   count = sum(leaf.size for leaf in jax.tree.leaves(parameters))
-  base = 'float32' if config.base_quantization == 'none' else config.base_quantization
+  stored = ' and '.join(sorted(checkpoint_io.stored_dtypes(config.model)))
+  base = stored if config.base_quantization == 'none' else config.base_quantization
   return f'{config.adapter}, {count:,} parameters on a base in {base}'
 
 

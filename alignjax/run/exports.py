@@ -9,7 +9,7 @@ import jax
 
 from alignjax import optim
 from alignjax.models import checkpoint_io, manifest, peft
-from alignjax.training import checksums, disk, processes, watchdog
+from alignjax.training import checkpoint, checksums, disk, processes, watchdog
 from alignjax.training import state as training_state
 from alignjax.training.policy import Policy
 from alignjax.types import Params
@@ -34,6 +34,7 @@ def export(
   state: training_state.TrainState,
   base: Params | None,
   announce: Callable[[str], None],
+  fingerprint: Callable[[Params], str] = checksums.fingerprint,
 ) -> None:
   """Writes model/, the aligned model; model_average/ if the optimizer keeps one; adapter/ if an adapter was trained.
 
@@ -45,16 +46,21 @@ def export(
     state: the state after the last step.
     base: the frozen parameters that the adapter is merged into; None without an adapter.
     announce: called with one line per folder.
+    fingerprint: identifies parameters.
 
   Raises:
     ExportError: a folder cannot be written. The message explains how to export from the checkpoint.
   """
   policy, config = origin.policy, origin.policy.model.config
 
+  def identify(params: Params) -> dict[str, Any]:
+    """Identifies what an export is written from, in JSON types."""
+    return {'step': int(state.step), 'model': origin.fingerprint, 'parameters': fingerprint(params)}
+
   def export_model(name: str, what: str, params: Params) -> None:
-    folder, source = workdir / name, _source(origin, state, params)
+    folder, source = workdir / name, identify(params)
     if _must_write(folder, source, announce):
-      checkpoint_io.save(folder, config, policy.merged(params, base), assets_from=origin.folder, source=source)
+      checkpoint_io.save(folder, config, policy.attached(params, base), assets_from=origin.folder, source=source)
     announce(f'{what} is in {folder}')
 
   with watchdog.during('export'), _failures(workdir, int(state.step)):
@@ -62,7 +68,7 @@ def export(
     if origin.averages:
       export_model('model_average', 'its moving average', optim.averaged(state.opt_state, state.params))
     if policy.adapter is not None:
-      folder, source = workdir / 'adapter', _source(origin, state, state.params)
+      folder, source = workdir / 'adapter', identify(state.params)
       if _must_write(folder, source, announce):
         peft.save(folder, config, policy.adapter, state.params, origin.folder, source)
       announce(f'the adapter is in {folder}, as PEFT reads it')
@@ -73,16 +79,14 @@ def _failures(workdir: pathlib.Path, step: int) -> Iterator[None]:
   """Turns errors of an export into an ExportError."""
   try:
     yield
+  except checkpoint.CheckpointError:
+    raise
   except Exception as error:  # each library has its own
     raise ExportError(
-      f'training is done and step {step} is saved, but the model is not exported to {workdir}: {disk.describe(error)}. '
-      'Remove the cause, and give the same command again: it exports from the checkpoint'
+      f'step {step} is saved, but the model is not exported to {workdir}: {disk.describe(error)}. '
+      'Remove the cause, and give the same command again: it exports from the checkpoint. So does '
+      f'alignjax export --workdir={workdir}, on one machine and without the data'
     ) from error
-
-
-def _source(origin: Origin, state: training_state.TrainState, params: Params) -> dict[str, Any]:
-  """Identifies what an export is written from, in JSON types."""
-  return {'step': int(state.step), 'model': origin.fingerprint, 'parameters': checksums.fingerprint(params)}
 
 
 def _must_write(folder: pathlib.Path, source: dict[str, Any], announce: Callable[[str], None]) -> bool:

@@ -8,14 +8,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import json
-import math
 import pathlib
-from typing import NamedTuple
 
 import numpy as np
 
 from alignjax import merging
-from alignjax.models import folders
+from alignjax.models import folders, weight_files
 
 BLOCK_ENTRIES = 2**20  # entries of a tensor in memory at a time, unless one row has more
 _STORED = {dtype: stored for stored, dtype in folders.DTYPES.items()}
@@ -58,39 +56,16 @@ def places(folder: pathlib.Path) -> dict[str, Place]:
     ValueError: a weight file is absent or malformed, or the type of a tensor is not in folders.DTYPES.
   """
   with contextlib.ExitStack() as stack:
-    tensors = folders.open_tensors(folder, stack)  # checks the headers
-    headers = {path: _read_header(path) for path in {tensor.path for tensor in tensors.values()}}
-  found = {}
-  for name in sorted(tensors):
-    tensor = tensors[name]
-    header, start = headers[tensor.path]
-    offset = start + header[name]['data_offsets'][0]
-    found[name] = Place(name, tensor.path, tensor.shape, folders.DTYPES[tensor.dtype], offset)
-  return found
-
-
-def _read_header(path: pathlib.Path) -> tuple[Mapping[str, Mapping[str, list[int]]], int]:
-  """The header of a safetensors file, and the offset of the first value in bytes."""
-  with path.open('rb') as file:
-    size = int.from_bytes(file.read(8), 'little')
-    return json.loads(file.read(size)), 8 + size
-
-
-class Planned(NamedTuple):
-  """A tensor to write."""
-
-  name: str
-  shape: tuple[int, ...]
-  dtype: str
-
-  @property
-  def nbytes(self) -> int:
-    return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+    tensors = folders.open_tensors(folder, stack)
+    return {
+      name: Place(name, tensor.path, tensor.shape, folders.DTYPES[tensor.dtype], tensor.offset)
+      for name, tensor in sorted(tensors.items())
+    }
 
 
 def write(
   folder: pathlib.Path,
-  tensors: Sequence[Planned],
+  tensors: Sequence[weight_files.Planned],
   blocks: Callable[[str], Iterable[np.ndarray]],
   metadata: Mapping[str, str],
   shard_bytes: int = folders.SHARD_BYTES,
@@ -107,7 +82,7 @@ def write(
   Raises:
     ValueError: a value is not finite in the planned type.
   """
-  shards = _shards(tensors, shard_bytes)
+  shards = weight_files.shards(tensors, shard_bytes)
   single = len(shards) == 1
   weight_map = {}
   for index, shard in enumerate(shards):
@@ -126,19 +101,7 @@ def write(
     folders.write_json(folder / folders.INDEX, {'metadata': {'total_size': total}, 'weight_map': weight_map})
 
 
-def _shards(tensors: Sequence[Planned], shard_bytes: int) -> list[list[Planned]]:
-  shards: list[list[Planned]] = [[]]
-  held = 0
-  for tensor in tensors:
-    if shards[-1] and held + tensor.nbytes > shard_bytes:
-      shards.append([])
-      held = 0
-    shards[-1].append(tensor)
-    held += tensor.nbytes
-  return shards
-
-
-def _header(tensors: Sequence[Planned], metadata: Mapping[str, str]) -> bytes:
+def _header(tensors: Sequence[weight_files.Planned], metadata: Mapping[str, str]) -> bytes:
   """The header of a safetensors file, padded so that the values are aligned."""
   entries: dict[str, object] = {'__metadata__': {'format': 'pt', **metadata}}
   offset = 0

@@ -14,11 +14,12 @@ from alignjax.data.tokens import artefact, dataset, encoding, tokenization
 from alignjax.models import checkpoint_io, manifest
 from alignjax.parallel import mesh as parallel_mesh
 from alignjax.run import adapters, settings, token_cache
-from alignjax.training import caching, references, rows
+from alignjax.training import caching, processes, references, rows
 from alignjax.training.policy import Policy
 from alignjax.types import Params
 
 Announce = Callable[[str], None]
+_LOADING = checkpoint_io.Loading(dtype=None, together=processes.on_all)  # a reference keeps the dtype of its file
 
 
 class Split(NamedTuple):
@@ -99,6 +100,7 @@ class Reference:
   ):
     self._config, self._model, self._needs, self._mesh = config, policy.model, objective.needs, mesh
     self._shardings, self._announce = shardings, announce
+    self._loaded: Params | None = None
     self.folder = config.reference or config.model
     self._base = policy.adapter if self.folder == config.model else None
     self.needed = bool(stats.missing_reference(objective.needs, ()))
@@ -113,10 +115,19 @@ class Reference:
     if not self.needed:
       return references.NotLoaded()
     if not self._config.reference_cache:
-      return references.Base() if self._base else references.Live(self._params())
+      loaded, self._loaded = self._loaded, None
+      return references.Base() if self._base else references.Live(self._params() if loaded is None else loaded)
     if self._columns().keys() == {references.STATES}:
-      return references.CachedStates(checkpoint_io.load_head(self.folder, self._model.config, self._shardings))
+      head = checkpoint_io.load_head(self.folder, self._model.config, self._shardings, _LOADING)
+      return references.CachedStates(head)
     return references.NotLoaded()
+
+  def of_model(self) -> Params | None:
+    """The reference's parameters if they are those of the model before training. `load` does not read them again."""
+    live = self.needed and not self._base and not self._config.reference_cache
+    if live and self.folder == self._config.model and self._loaded is None:
+      self._loaded = self._params()
+    return self._loaded
 
   def cached(self, splits: Sequence[Split]) -> list[Split]:
     """Adds the cached outputs of the reference to the batches of each dataset. Computes what its cache lacks.
@@ -127,7 +138,7 @@ class Reference:
     if not self._config.reference_cache:
       return list(splits)
     root, columns = pathlib.Path(self._config.reference_cache), self._columns()
-    weights = fingerprint(self.folder, whole=True)
+    weights = processes.from_first(lambda alive: fingerprint(self.folder, whole=True, alive=alive))
     how = {'compute_dtype': self._config.compute_dtype}
     if self._base:
       how['quantization'] = self._config.base_quantization
@@ -151,22 +162,24 @@ class Reference:
   def _params(self) -> Params:
     if self._base:
       return adapters.load_base(self._base, self._config, self._model.config, self._mesh)
-    return checkpoint_io.load_params(self.folder, self._model.config, self._shardings)
+    return checkpoint_io.load_params(self.folder, self._model.config, self._shardings, _LOADING)
 
 
-def fingerprint(folder: str, whole: bool = False) -> str:
+def fingerprint(folder: str, whole: bool = False, alive: Callable[[], None] = lambda: None) -> str:
   """Hashes a model: its small files in full, and its weights.
 
   Args:
     folder: the folder of the model.
     whole: hash all weights; otherwise only file sizes and 32 samples of 64 KiB per file, which is fast enough for
       every start of a run.
+    alive: called between files.
   """
   digest = hashlib.sha256()
   small = [pathlib.Path(folder) / name for name in ('config.json', 'tokenizer.json', 'tokenizer_config.json')]
   for file in [files.check_regular(file) for file in small if file.exists()]:
     digest.update(f'{file.name}:{file.stat().st_size}:'.encode() + file.read_bytes())
   for file in sorted(pathlib.Path(folder).glob('*.safetensors')):
+    alive()
     size = files.check_regular(file).stat().st_size
     digest.update(f'{file.name}:{size}:'.encode())
     if whole:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from alignjax import expressions, merging
-from alignjax.models import folders, manifest
+from alignjax.models import folders, manifest, weight_files
 from alignjax.run import folder_tensors
 
 RECORD = 'merge.json'
@@ -113,7 +113,7 @@ def merge(
   _check_tensors(dict(zip(origins, stored, strict=True)))
   method.check(stored[0], len(paths), base is not None, weights)
 
-  planned = [folder_tensors.Planned(name, place.shape, dtype or place.dtype) for name, place in stored[0].items()]
+  planned = [weight_files.Planned(name, place.shape, dtype or place.dtype) for name, place in stored[0].items()]
   record = _record(method, inputs, dtype)
   total = sum(math.prod(tensor.shape) for tensor in planned)
 

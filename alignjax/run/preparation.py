@@ -6,6 +6,7 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from alignjax import objectives
 from alignjax.data.tokens import tokenization
@@ -13,8 +14,8 @@ from alignjax.models import checkpoint_io, transformer
 from alignjax.optim import bases, recipes
 from alignjax.parallel import mesh as parallel_mesh
 from alignjax.parallel import rules
-from alignjax.run import adapters, first_start, inputs, settings, token_cache, user_code
-from alignjax.training import placement
+from alignjax.run import adapters, first_start, inputs, loaded, settings, token_cache, user_code
+from alignjax.training import placement, processes, references
 from alignjax.training import state as training_state
 from alignjax.training.policy import Policy
 from alignjax.types import Params
@@ -34,6 +35,7 @@ class Prepared:
   reference: inputs.Reference
   training: inputs.Split
   held_out: inputs.Split | None
+  weights: loaded.Loaded  # what is loaded besides the state, for checkpoints
 
   @property
   def trained(self) -> Any:
@@ -89,21 +91,34 @@ def prepare(
   for split in splits:
     objectives.check_batch(objective, split.data.fields, split.data.responses)
   training, held_out = (*splits, None)[:2]
-  prepared = Prepared(objective, recipe, tokenizer, mesh, policy, shapes, shardings, reference, training, held_out)
+  weights = loaded.Loaded(model_config)
+  prepared = Prepared(
+    objective, recipe, tokenizer, mesh, policy, shapes, shardings, reference, training, held_out, weights
+  )
   check(prepared)
   training, held_out = (*reference.cached(splits), None)[:2]
   return dataclasses.replace(prepared, training=training, held_out=held_out)
 
 
 def initial_params(config: settings.InputSettings, prepared: Prepared) -> Params:
-  """The initial values of the trained parameters."""
+  """The initial values of the trained parameters. If the reference starts from the same folder, it is read once."""
+  shared = None if prepared.policy.adapter else prepared.reference.of_model()
+  if shared is not None:
+    places = jax.tree.map(lambda leaf: leaf.sharding, shared)
+    return jax.jit(_copies_in_float32, out_shardings=places)(shared)
   key = jax.random.fold_in(jax.random.key(config.seed), 0)
   return adapters.initial_params(prepared.policy, config, prepared.mesh, key)
 
 
+def _copies_in_float32(params: Params) -> Params:
+  """Copies, because the trained parameters are donated to the step and the reference is not."""
+  return jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32, copy=True), params)
+
+
 def load_base(config: settings.ModelSettings, prepared: Prepared) -> Params | None:
   """Loads the frozen model under an adapter; None without an adapter."""
-  return adapters.load_base(prepared.policy.adapter, config, prepared.policy.model.config, prepared.mesh)
+  record = functools.partial(prepared.weights.add_leaf, 'base', config.model)
+  return adapters.load_base(prepared.policy.adapter, config, prepared.policy.model.config, prepared.mesh, record)
 
 
 def load_frozen(config: settings.ModelSettings, prepared: Prepared, base: Params | None) -> training_state.Frozen:
@@ -114,15 +129,24 @@ def load_frozen(config: settings.ModelSettings, prepared: Prepared, base: Params
     prepared: the result of `prepare`.
     base: the result of `load_base`.
   """
-  delta = None
+  delta, weights = None, prepared.weights
   if prepared.recipe.needs_delta:
     places = prepared.shardings
     if config.delta_memory == 'host':
       places = placement.in_host_memory(places)
     delta = checkpoint_io.delta_from(
-      config.model, config.base_model, prepared.policy.model.config, places, config.delta_dtype
+      config.model,
+      config.base_model,
+      prepared.policy.model.config,
+      places,
+      config.delta_dtype,
+      processes.on_all,
     )
-  return training_state.Frozen(reference=prepared.reference.load(), delta=delta, base=base)
+    weights.add(f'delta in {config.delta_dtype}', f'{config.model} or {config.base_model}', delta)
+  reference = prepared.reference.load()
+  if isinstance(reference, references.Live):
+    weights.add('reference', prepared.reference.folder, reference.params)
+  return training_state.Frozen(reference=reference, delta=delta, base=base)
 
 
 def _check_batch_size(config: settings.InputSettings, mesh: jax.sharding.Mesh) -> None:

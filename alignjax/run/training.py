@@ -66,6 +66,8 @@ def _train(config: settings.Config, checks: refusals.Checks, claim: owner.Claim)
     except checkpoint.MismatchError as error:
       raise record.explain(error, identity, config) from error
     base = preparation.load_base(config, prepared)
+    if restored is not None:
+      prepared.weights.check(restored.loaded, restored.config)
     owed = restored is not None and _evaluation_owed(config, prepared, restored.step, steps)
     if restored is None:
       params = preparation.initial_params(config, prepared)
@@ -80,6 +82,9 @@ def _train(config: settings.Config, checks: refusals.Checks, claim: owner.Claim)
         exports.export(workdir, origin, state, base, announce)
         return loop.Result(state, restored.step, False, 0)
     frozen = preparation.load_frozen(config, prepared, base)
+    if restored is not None:
+      prepared.weights.check(restored.loaded, restored.config)
+    checkpoints.loaded = prepared.weights.sums()
     announce(record.summary(config, prepared, steps))
     if restored is None and config.doctor != 'off':
       found = examination.examine(config, prepared, state, frozen)

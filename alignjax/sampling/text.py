@@ -153,6 +153,7 @@ def sample(
   prompts: Iterable[rows.Prompt],
   options: Options | None = None,
   compute_dtype: str = 'float32',
+  loading: checkpoint_io.Loading = checkpoint_io.IN_FLOAT32,
 ) -> Iterator[Response]:
   """Draws responses from the model in a Hugging Face folder.
 
@@ -161,6 +162,7 @@ def sample(
     prompts: texts, or conversations for the chat template.
     options: how responses are drawn; None for the defaults of `Options`.
     compute_dtype: dtype of activations, 'float32' or 'bfloat16'.
+    loading: how the weights are loaded.
 
   Raises:
     ValueError: the folder or a prompt is invalid.
@@ -170,7 +172,7 @@ def sample(
   config = checkpoint_io.load_config(folder, compute_dtype=compute_dtype)
   model = transformer.build(config, rules.activation_constraint(mesh))
   shapes = jax.eval_shape(model.init, jax.random.key(0))
-  params = checkpoint_io.load_params(folder, config, rules.param_shardings(mesh, shapes))
+  params = checkpoint_io.load_params(folder, config, rules.param_shardings(mesh, shapes), loading)
   return TextSampler(model, tokenizer, mesh, options or Options())(params, prompts)
 
 

@@ -17,6 +17,7 @@ import hashlib
 import json
 import pathlib
 import shutil
+import types
 from typing import Any, NamedTuple
 
 from absl import logging
@@ -59,6 +60,7 @@ class Restored(NamedTuple):
   state: Any
   config: Mapping[str, Any]  # the configuration of the run that saved it
   changed: Sequence[str] = ()  # describes the accepted entries of the identity that differ
+  loaded: Mapping[str, Any] = types.MappingProxyType({})  # `Checkpoints.loaded` of the run that saved it
 
 
 def _abstract(name: str, leaf: Any) -> jax.ShapeDtypeStruct:
@@ -68,7 +70,8 @@ def _abstract(name: str, leaf: Any) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(raw.shape, raw.dtype, sharding=leaf.sharding)
 
 
-def _digest(content: Mapping[str, Any]) -> str:
+def digest(content: Mapping[str, Any]) -> str:
+  """The SHA-256 of metadata."""
   return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -97,6 +100,9 @@ class Checkpoints:
       checkpoint in which an entry differs is refused.
     keep: the number of newest checkpoints to keep.
     accepted: the entries of the identity that may differ.
+
+  Attributes:
+    loaded: identifies what the run has loaded besides its state, JSON-like; kept in every checkpoint.
   """
 
   def __init__(
@@ -117,6 +123,7 @@ class Checkpoints:
     _remove_unfinished(self.folder)
     options = ocp.CheckpointManagerOptions(preservation_policy=ocp.checkpoint_managers.LatestN(keep))
     self._accepted = frozenset(accepted)
+    self.loaded: Mapping[str, Any] = {}
     self._doubted: set[int] = set()
     self._saving: _Saving | None = None
     self._quiet = orbax_logs.without_tracebacks()
@@ -172,6 +179,7 @@ class Checkpoints:
       'versions': compatibility.versions(),
       'arrays': arrays,
       'keys': keys,
+      'loaded': self.loaded,
       'data': processes.gather(positions.crc(position)),
     }
     self._saving = _Saving(step, sum(leaf.nbytes for leaf in leaves.values()))
@@ -181,7 +189,7 @@ class Checkpoints:
         args=ocp.args.Composite(
           state=ocp.args.StandardSave({name: checksums.raw_data(leaf) for name, leaf in leaves.items()}),
           data=positions.Save(json.dumps(position, indent=4)),
-          metadata=ocp.args.JsonSave({'content': content, 'sha256': _digest(content)}),
+          metadata=ocp.args.JsonSave({'content': content, 'sha256': digest(content)}),
         ),
         force=True,
       )
@@ -323,7 +331,7 @@ class Checkpoints:
     for change in compatibility.changed_versions(metadata['versions']):
       logging.warning('checkpoint %d was written with %s', step, change)
     state = jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in leaves])
-    return Restored(step, state, metadata['config'], tolerated)
+    return Restored(step, state, metadata['config'], tolerated, metadata.get('loaded', {}))
 
   def _guard(self, step: int, item: str, read: Any) -> Any:
     """Calls `read` on every process; if it fails on one, all of them treat the checkpoint as corrupt."""
@@ -345,7 +353,7 @@ class Checkpoints:
   def _read_metadata(self, step: int) -> Mapping[str, Any]:
     def read() -> Mapping[str, Any]:
       saved = self._manager.restore(step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore()))['metadata']
-      if _digest(saved['content']) != saved['sha256']:
+      if digest(saved['content']) != saved['sha256']:
         raise ValueError('its digest does not match')
       return saved['content']
 

@@ -1,5 +1,6 @@
 """Checks of arrays, computed on their devices: checksums, and whether all values are finite."""
 
+from collections.abc import Mapping
 import hashlib
 import json
 from typing import Any
@@ -47,7 +48,12 @@ def checksums(tree: Any) -> dict[str, int]:
 
 def fingerprint(tree: Any) -> str:
   """A SHA-256 of the checksums of all arrays of a tree."""
-  return hashlib.sha256(json.dumps(checksums(tree), sort_keys=True).encode()).hexdigest()
+  return fingerprint_of(checksums(tree))
+
+
+def fingerprint_of(sums: Mapping[str, int]) -> str:
+  """`fingerprint` of a tree with these checksums."""
+  return hashlib.sha256(json.dumps(dict(sums), sort_keys=True).encode()).hexdigest()
 
 
 @jax.jit

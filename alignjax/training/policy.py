@@ -48,14 +48,14 @@ class Policy:
     shapes = jax.eval_shape(self.model.init, key)
     return shapes if self.adapter is None else jax.eval_shape(self.bind(shapes).init, key)
 
-  def merged(self, params: Params, base: Params | None) -> Params:
-    """The parameters of one plain model that computes what the policy does, for export.
+  def attached(self, params: Params, base: Params | None) -> Params:
+    """The parameters of the model that computes what the policy does, its kernels adapted, for export.
 
     Args:
       params: the trained parameters.
       base: as for `bind`.
     """
-    return params if self.adapter is None else lora.merge(base, params, self.adapter)
+    return params if self.adapter is None else lora.attach(base, params, self.adapter)
 
   def init(self, key: Array, base: Params | None) -> Params:
     """Draws the trained parameters.

@@ -1,6 +1,7 @@
 """Agreement between the processes of a run."""
 
 from collections.abc import Callable
+import json
 import time
 
 import jax
@@ -84,16 +85,19 @@ def on_all[Result](call: Callable[[], Result]) -> Result:
   """Calls a function on every process, and raises on all of them if it fails on one.
 
   Raises:
-    ValueError: it has raised a ValueError or an OSError on some process. Those raise the error itself.
+    ValueError: it has raised a ValueError on some process. Those raise the error itself.
+    OSError: the same for an OSError, with its number.
   """
   result, error = None, None
   try:
     result = call()
   except (ValueError, OSError) as raised:
     error = raised
-  complaints = gather_text('' if error is None else str(error) or type(error).__name__)
+  complaint = '' if error is None else json.dumps([getattr(error, 'errno', None), str(error) or type(error).__name__])
+  complaints = gather_text(complaint)
   if error is not None:
     raise error
   if any(complaints):
-    raise ValueError(next(filter(None, complaints)))
+    number, text = json.loads(next(filter(None, complaints)))
+    raise ValueError(text) if number is None else OSError(number, text)
   return result

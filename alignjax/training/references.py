@@ -1,6 +1,6 @@
 """The reference: the ways in which a training step gets the reference model's final hidden states.
 
-  Live           parameters of its own: every step runs a second trunk
+  Live           parameters of its own, in the dtype of their file: every step runs a second trunk
   Base           the frozen base under the policy's adapters: no second copy of the weights
   CachedStates   its head, and final hidden states in the batch: no second trunk
   NotLoaded      no reference model: the objective reads none, or the batch holds all of its statistics

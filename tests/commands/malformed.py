@@ -349,6 +349,8 @@ def programs(make: Factory) -> Iterator[Case]:
     ('sample', model, '--prompt=a', '--strategy=nothing()'): 'nothing',
     ('sample', model, '--prompt=a', '--strategy=temperature(1, temperature=2)'): 'temperature',
     ('sample', model, '--prompts=/nowhere.jsonl'): '/nowhere.jsonl',
+    ('export',): '--workdir is missing',
+    ('export', '--workdir=/nowhere'): '/nowhere: holds no checkpoint',
     ('merge',): '--method is missing',
     ('merge', '--method=linear()', f'--models={make.folder}/model', '--out=/proc/nowhere'): '/proc',
     ('merge', '--method=ties(density=2)', f'--models={make.folder}/model,{make.folder}/model', '--out=x'): 'density',

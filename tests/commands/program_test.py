@@ -10,7 +10,7 @@ from alignjax import exit_codes
 from alignjax.commands import main, program
 from alignjax.run import fields, user_code
 
-LIST = ('train', 'doctor', 'sample', 'data', 'merge')
+LIST = ('train', 'doctor', 'export', 'sample', 'data', 'merge')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,9 +95,9 @@ def test_the_command_lists_its_programs(capsys):
   [
     (
       'trian',
-      "error: alignjax has no program 'trian'; did you mean train? It has train, doctor, sample, data, merge\n",
+      "error: alignjax has no program 'trian'; did you mean train? It has train, doctor, export, sample, data, merge\n",
     ),
-    ('qqq', "error: alignjax has no program 'qqq'. It has train, doctor, sample, data, merge\n"),
+    ('qqq', "error: alignjax has no program 'qqq'. It has train, doctor, export, sample, data, merge\n"),
   ],
 )
 def test_an_unknown_program_is_one_line_with_the_nearest_one(name, message, capsys):

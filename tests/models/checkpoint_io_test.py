@@ -190,9 +190,11 @@ def test_leaves_are_placed_on_the_given_shardings(tmp_path):
 def test_the_host_holds_one_leaf_and_one_tensor_at_a_time(tmp_path, monkeypatch):
   folder = model_folders.write(tmp_path / 'model')
   events = []
-  read, place = folders.StoredTensor.read, checkpoint_io._place
-  monkeypatch.setattr(folders.StoredTensor, 'read', lambda self: (events.append(self.name), read(self))[1])
-  monkeypatch.setattr(checkpoint_io, '_place', lambda *args: (events.append('place'), place(*args))[1])
+  read, load = folders.StoredTensor.read, checkpoint_io._load
+  monkeypatch.setattr(
+    folders.StoredTensor, 'read', lambda self, *block: (events.append(self.name), read(self, *block))[1]
+  )
+  monkeypatch.setattr(checkpoint_io, '_load', lambda *args: (load(*args), events.append('place'))[0])
   model_folders.load(folder)
   up = [f'model.layers.{layer}.mlp.up_proj.weight' for layer in range(3)]
   start = events.index(up[0])

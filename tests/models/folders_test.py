@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
 
-from alignjax.models import checkpoint_io, folders, manifest
+from alignjax.models import checkpoint_io, folders, manifest, weight_files
 from tests.models import model_folders
 
 
@@ -115,7 +115,7 @@ def test_foreign_files_are_never_removed(tmp_path):
     checkpoint_io.save(tmp_path / 'file', config, params)
 
 
-@pytest.mark.parametrize('moment', ['write_weights', 'copy_assets', 'rename'])
+@pytest.mark.parametrize('moment', ['writing', 'copy_assets', 'rename'])
 def test_a_failure_leaves_the_earlier_model_and_no_half_folder(tmp_path, monkeypatch, moment):
   source = model_folders.write(tmp_path / 'source')
   config, params = checkpoint_io.load_config(source), model_folders.load(source)
@@ -133,7 +133,7 @@ def test_a_failure_leaves_the_earlier_model_and_no_half_folder(tmp_path, monkeyp
       lambda path, target: fail() if path.name.endswith('.partial') else rename(path, target),
     )
   else:
-    monkeypatch.setattr(folders, moment, fail)
+    monkeypatch.setattr(weight_files if moment == 'writing' else folders, moment, fail)
   for name in ('saved', 'fresh'):
     with pytest.raises(KeyboardInterrupt):
       checkpoint_io.save(tmp_path / name, config, params, assets_from=source)

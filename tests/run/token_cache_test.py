@@ -1,5 +1,6 @@
 """Where a run keeps its tokens, and how its processes share them."""
 
+import errno
 import pathlib
 import threading
 
@@ -145,6 +146,14 @@ def test_an_error_of_any_process_is_raised_by_all(two):
   assert isinstance(second, FileNotFoundError)
   assert str(first) == str(second) == 'shard'
   assert two.run(lambda index: processes.on_all(lambda: index)) == [0, 1]
+
+  def lose():
+    if not jax.process_index():
+      raise OSError(errno.EIO, 'lost')
+
+  first, second = two.run(lambda index: processes.on_all(lose))
+  assert isinstance(second, OSError)
+  assert first.errno == second.errno == errno.EIO  # so all of them end with the same exit code
 
 
 def test_one_process_tokenises_for_both(two, tiny_run, tokenizer, tmp_path, monkeypatch):
