@@ -51,7 +51,11 @@ class Subject(NamedTuple):
   folder: pathlib.Path
   damaged: Callable[[pathlib.Path], list[pathlib.Path]]  # the files that may be damaged
   read: Callable[[pathlib.Path], Content]
-  names: Callable[[pathlib.Path], str]  # what a warning or an error has to contain, given the damaged file
+  what: str = ''  # a warning or an error names the damaged file, or this
+
+  def named(self, file: pathlib.Path, text: str) -> bool:
+    """Whether a text names a damaged file."""
+    return file.name in text or bool(self.what and self.what in text)
 
 
 def digest_of(tree: Any) -> str:
@@ -93,7 +97,7 @@ def checkpoints(config: settings.Config) -> Subject:
     found = restore(folder)
     return Content(found[1], older=found == previous)
 
-  return Subject(folder, lambda folder: files_of(folder / '2'), read, lambda file: 'checkpoint 2')
+  return Subject(folder, lambda folder: files_of(folder / '2'), read, 'checkpoint 2')
 
 
 def models(config: settings.Config) -> Subject:
@@ -103,9 +107,11 @@ def models(config: settings.Config) -> Subject:
     parsed = checkpoint_io.load_config(folder)
     params = checkpoint_io.load_params(folder, parsed)
     tokenizer = tokenization.Tokenizer.load(folder)
-    return Content(digest_of((params, repr(parsed), str(tokenizer.encode_all(['The film was wonderful.', 'dull'])))))
+    return Content(
+      digest_of((params, repr(parsed), str(list(tokenizer.encode_all(['The film was wonderful.', 'dull'])))))
+    )
 
-  return Subject(pathlib.Path(config.workdir) / 'model', files_of, read, lambda file: file.name)
+  return Subject(pathlib.Path(config.workdir) / 'model', files_of, read)
 
 
 def caches(config: settings.Config) -> Subject:
@@ -128,7 +134,7 @@ def caches(config: settings.Config) -> Subject:
 
   shutil.rmtree(root, ignore_errors=True)
   read(root)
-  return Subject(root, files_of, read, lambda file: file.name)
+  return Subject(root, files_of, read)
 
 
 def datasets(config: settings.Config) -> Subject:
@@ -145,7 +151,7 @@ def datasets(config: settings.Config) -> Subject:
 
   root = pathlib.Path(config.workdir) / 'tokens'
   read(root)
-  return Subject(root, files_of, read, lambda file: file.name)
+  return Subject(root, files_of, read)
 
 
 SUBJECTS: dict[str, Callable[[settings.Config], Subject]] = {
@@ -189,11 +195,11 @@ def judge(subject: Subject, sound: str, folder: pathlib.Path, file: pathlib.Path
     try:
       content = subject.read(folder)
     except program.EXPECTED as error:
-      return REFUSED if subject.names(file) in str(error) else VAGUE, str(error)
+      return REFUSED if subject.named(file, str(error)) else VAGUE, str(error)
     except Exception:
       return TRACEBACK, traceback.format_exc()
   text = '\n'.join(messages)
-  named = subject.names(file) in text
+  named = subject.named(file, text)
   if content.older:
     return (OLDER if named else SILENT), text
   if content.digest != sound:
@@ -213,6 +219,8 @@ def run(results: campaign.Results, count: int, seed: int) -> None:
     config = worlds.configure(files, folder / 'run', 'cached reference', **options)
     subjects = {name: make(config) for name, make in SUBJECTS.items()}
     sound = {name: subject.read(subject.folder).digest for name, subject in subjects.items()}
+    if any(subject.read(subject.folder).digest != sound[name] for name, subject in subjects.items()):
+      raise AssertionError('two reads of a sound folder differ')
     kinds = list(damage.KINDS)
     for number in range(len(results.records), count):
       name, kind = list(subjects)[number % len(subjects)], kinds[number // len(subjects) % len(kinds)]

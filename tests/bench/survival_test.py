@@ -60,7 +60,7 @@ def read(change: str):
   ],
 )
 def test_what_a_damaged_file_leads_to(change, outcome, tmp_path):
-  subject = corruption.Subject(tmp_path, corruption.files_of, read(change), lambda file: file.name)
+  subject = corruption.Subject(tmp_path, corruption.files_of, read(change))
   assert corruption.judge(subject, 'sound', tmp_path, tmp_path / 'file')[0] == outcome
 
 
