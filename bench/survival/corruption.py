@@ -103,13 +103,13 @@ def checkpoints(config: settings.Config) -> Subject:
 def models(config: settings.Config) -> Subject:
   """The model that a run exports."""
 
+  texts = [('The film was', [' wonderful.', ' dull, and awful.'])]
+
   def read(folder: pathlib.Path) -> Content:
     parsed = checkpoint_io.load_config(folder)
     params = checkpoint_io.load_params(folder, parsed)
-    tokenizer = tokenization.Tokenizer.load(folder)
-    return Content(
-      digest_of((params, repr(parsed), str(list(tokenizer.encode_all(['The film was wonderful.', 'dull'])))))
-    )
+    tokens = list(tokenization.Tokenizer.load(folder).encode_all(texts))
+    return Content(digest_of((params, repr(parsed), repr(tokens))))
 
   return Subject(pathlib.Path(config.workdir) / 'model', files_of, read)
 
