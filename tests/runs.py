@@ -35,7 +35,7 @@ def write_folder(path: pathlib.Path) -> pathlib.Path:
   return path
 
 
-def make_config(folder: pathlib.Path, workdir: pathlib.Path, **overrides) -> settings.Config:
+def make_config(folder: pathlib.Path, workdir: pathlib.Path | str, **overrides) -> settings.Config:
   """A run of 32 steps on the files of `write_folder`.
 
   Runs with the same batch size and buckets share their compiled programs, so override these only where they matter.

@@ -27,6 +27,7 @@ from rich import console as rich_console
 from rich import progress as rich_progress
 import tensorflow_datasets as tfds
 
+from alignjax import paths
 from alignjax.commands import data_lengths, data_tokens, program
 from alignjax.data import builders
 from alignjax.data.reading import catalogue, drops, json_rows, rows, sources
@@ -41,7 +42,9 @@ PROGRESS_ROWS = 1000  # number of rows between updates of the progress line
 class Settings(user_code.UserCode):
   """Data."""
 
-  data: tuple[str, ...] = fields.field((), 'Data to read, [form:]location; can be repeated.', required=True)
+  data: tuple[str, ...] = fields.field(
+    (), 'Data to read, [form:]location; can be repeated.', required=True, path=paths.READ
+  )
   ignore_fields: tuple[str, ...] = fields.field(
     (), 'Fields of the rows to ignore; any other unknown field is an error.'
   )
@@ -54,7 +57,7 @@ class Settings(user_code.UserCode):
 class TokenSettings(Settings):
   """Tokens."""
 
-  model: str = fields.field('', 'Folder of the model, in Hugging Face format.', required=True)
+  model: str = fields.field('', 'Folder of the model, in Hugging Face format.', required=True, path=paths.READ)
   max_prompt: int = fields.field(512, 'Largest prompt in tokens; longer ones lose their first tokens.', at_least=2)
   max_response: int = fields.field(
     512, 'Largest response in tokens; examples with a longer one are dropped.', at_least=2
@@ -72,7 +75,7 @@ class TokenSettings(Settings):
 class InspectSettings(TokenSettings):
   """Output of inspect."""
 
-  out: str = fields.field('', 'Folder for lengths.png, a plot of the lengths; empty: no plot.')
+  out: str = fields.field('', 'Folder for lengths.png, a plot of the lengths; empty: no plot.', path=paths.WRITTEN)
   color: str = fields.field('auto', 'Coloured output; auto: only on a terminal.', choices=('auto', 'always', 'never'))
 
 
@@ -81,7 +84,10 @@ class TokenizeSettings(TokenSettings):
   """Storage of tokens."""
 
   token_cache: str = fields.field(
-    '', 'Folder for tokenised data, created if missing; training uses it with the same --token_cache.', required=True
+    '',
+    'Folder for tokenised data, created if missing; training uses it with the same --token_cache.',
+    required=True,
+    path=paths.DISK,
   )
   workers: int = fields.field(1, 'Number of processes that tokenise.', at_least=1)
 
@@ -90,7 +96,7 @@ class TokenizeSettings(TokenSettings):
 class ConvertSettings(Settings):
   """Output."""
 
-  out: str = fields.field('', 'File to write, .jsonl or .jsonl.gz.', required=True)
+  out: str = fields.field('', 'File to write, .jsonl or .jsonl.gz.', required=True, path=paths.WRITTEN)
   overwrite: bool = fields.field(False, 'Replace the file if it exists.')
 
 
@@ -99,8 +105,10 @@ class BuildSettings(user_code.UserCode):
   """Dataset."""
 
   dataset: str = fields.field('', f'Name of the dataset: {", ".join(builders.names())}.', positional=True)
-  manual_dir: str = fields.field('', 'Folder with the source files of the dataset.')
-  data_dir: str = fields.field('', 'Folder for prepared datasets; empty: TFDS_DATA_DIR, or the default of TFDS.')
+  manual_dir: str = fields.field('', 'Folder with the source files of the dataset.', path=paths.DISK)
+  data_dir: str = fields.field(
+    '', 'Folder for prepared datasets; empty: TFDS_DATA_DIR, or the default of TFDS.', path=paths.DISK
+  )
   on_error: str = fields.field(
     'raise', 'Stop at the first malformed row, or skip and count malformed rows.', choices=('raise', 'skip')
   )

@@ -15,7 +15,7 @@ import dataclasses
 
 import jax
 
-from alignjax import exit_codes
+from alignjax import exit_codes, paths
 from alignjax.commands import program
 from alignjax.run import checkpoint_export, exports, fields
 
@@ -24,10 +24,12 @@ from alignjax.run import checkpoint_export, exports, fields
 class Settings:
   """Export."""
 
-  workdir: str = fields.field('', 'Work directory of the run.', required=True)
-  to: str = fields.field('', 'Folder in which to write model/ and so on; empty: the work directory.')
+  workdir: str = fields.field('', 'Work directory of the run.', required=True, path=paths.RUN)
+  to: str = fields.field(
+    '', 'Folder in which to write model/ and so on; empty: the work directory.', path=paths.IN_PLACE
+  )
   step: int = fields.field(-1, 'Step of the checkpoint; -1: the newest.', at_least=-1)
-  model: str = fields.field('', 'Folder of the model that the run started from, if it has been moved.')
+  model: str = fields.field('', 'Folder of the model that the run started from, if it has been moved.', path=paths.READ)
 
   def __post_init__(self):
     fields.check(self)

@@ -19,6 +19,7 @@ import dataclasses
 from rich import console as rich_console
 from rich import progress as rich_progress
 
+from alignjax import paths
 from alignjax.commands import program
 from alignjax.models import folders
 from alignjax.run import fields, merge_folders, process_flags, user_code
@@ -30,14 +31,18 @@ class Settings(user_code.UserCode):
   """Merging."""
 
   method: str = fields.field('', "Expression of the method, such as 'ties(density=0.5)'.", required=True)
-  models: tuple[str, ...] = fields.field((), 'Folders of the models, in Hugging Face format.', required=True)
-  out: str = fields.field('', 'Folder to create.', required=True)
-  base: str = fields.field('', 'Folder of the model that the models were trained from.')
+  models: tuple[str, ...] = fields.field(
+    (), 'Folders of the models, in Hugging Face format.', required=True, path=paths.READ
+  )
+  out: str = fields.field('', 'Folder to create.', required=True, path=paths.WRITTEN)
+  base: str = fields.field('', 'Folder of the model that the models were trained from.', path=paths.READ)
   weights: str = fields.field('', "Weights of the models, '0.3,0.7' or '*.mlp.*=0.3,0.7; *=0.5'; empty: 1 for each.")
   dtype: str = fields.field(
     '', 'Type of the stored weights; empty: as in the first model.', choices=('', *sorted(folders.DTYPES.values()))
   )
-  assets_from: str = fields.field('', 'Folder of the configuration and the tokenizer; empty: the first model.')
+  assets_from: str = fields.field(
+    '', 'Folder of the configuration and the tokenizer; empty: the first model.', path=paths.READ
+  )
   allow_different_tokenizers: bool = fields.field(False, 'Merge models whose tokenizer files differ.')
   processes: process_flags.Processes = dataclasses.field(default_factory=process_flags.Processes, metadata={'flag': ''})
 

@@ -7,6 +7,7 @@ Exit codes: see `alignjax.exit_codes`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import contextlib
 import dataclasses
 import difflib
 import importlib
@@ -17,8 +18,8 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from alignjax import exit_codes, files, refusals, stopping
-from alignjax.run import fields, user_code
+from alignjax import exit_codes, files, paths, refusals, stopping
+from alignjax.run import fields, places, user_code
 
 EXPECTED = (ValueError, OSError, ImportError)  # errors that the user can fix
 LINE = 2000  # characters of a line of an error
@@ -39,6 +40,7 @@ class Program[S]:
     hints: replacements for flags of other trainers, by the name of the flag.
     leave: ends the process; called with the settings and the exit code.
     join: called with the settings before user code is imported, which may use a device.
+    place: the context in which the program runs, with settings whose paths are on this disk.
   """
 
   name: str
@@ -52,6 +54,7 @@ class Program[S]:
   hints: Mapping[str, str] = dataclasses.field(default_factory=dict)
   leave: Callable[[S, int], Any] = lambda settings, code: sys.exit(code)
   join: Callable[[S], None] = lambda settings: None
+  place: Callable[[S], contextlib.AbstractContextManager[S]] = places.on_disk
 
   @property
   def help(self) -> str:
@@ -161,7 +164,7 @@ def _parse[S](program: Program[S], argv: Sequence[str], values: flags.FlagValues
   try:
     for argument in argv[1:]:
       if argument.startswith(('--flagfile=', '-flagfile=')):
-        files.check_regular(argument.partition('=')[2])
+        files.check_regular(paths.expand(argument.partition('=')[2]))
     return program.parse(program.settings, argv, values)
   except flags.UnrecognizedFlagError as error:
     hint = program.hints.get(error.flagname.partition('=')[0])
@@ -186,11 +189,13 @@ def _shown(error: BaseException | str) -> str:
 def attempt[S](program: Program[S], settings: S) -> int:
   """Runs a program, prints an expected error in one line, and returns the exit code."""
   try:
-    with refusals.checking():
-      program.join(settings)
-      if isinstance(settings, user_code.UserCode):
-        user_code.load(settings.imports)
-    return program.run(settings) or exit_codes.DONE
+    with contextlib.ExitStack() as stack:
+      with refusals.checking():
+        program.join(settings)
+        settings = stack.enter_context(program.place(settings))
+        if isinstance(settings, user_code.UserCode):
+          user_code.load(settings.imports)
+      return program.run(settings) or exit_codes.DONE
   except KeyboardInterrupt:
     print('interrupted', file=sys.stderr)
     return exit_codes.INTERRUPTED

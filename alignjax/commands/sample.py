@@ -20,6 +20,7 @@ import pathlib
 
 import jax
 
+from alignjax import paths
 from alignjax.commands import program
 from alignjax.data.reading import rows
 from alignjax.data.tokens import tokenization
@@ -33,13 +34,13 @@ from alignjax.training import processes
 class Settings(user_code.UserCode):
   """Sampling."""
 
-  model: str = fields.field('', 'Folder of the model, in Hugging Face format.', required=True)
+  model: str = fields.field('', 'Folder of the model, in Hugging Face format.', required=True, path=paths.READ)
   prompt: str = fields.field('', 'A single prompt.')
-  prompts: str = fields.field('', 'Prompts to read, [form:]location, as for --data of training.')
+  prompts: str = fields.field('', 'Prompts to read, [form:]location, as for --data of training.', path=paths.READ)
   ignore_fields: tuple[str, ...] = fields.field(
     (), 'Fields of --prompts to ignore; any other unknown field is an error.'
   )
-  output: str = fields.field('', 'The .jsonl file to write; empty: print the responses.')
+  output: str = fields.field('', 'The .jsonl file to write; empty: print the responses.', path=paths.WRITTEN)
   samples: int = fields.field(1, 'Number of responses to each prompt.', at_least=1)
   max_prompt: int = fields.field(1024, 'Largest prompt in tokens; longer ones lose their first tokens.', at_least=2)
   max_new_tokens: int = fields.field(128, 'Largest response in tokens; longer ones are cut off.', at_least=1)

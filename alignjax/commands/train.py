@@ -12,6 +12,8 @@ it is finished. On SIGTERM or Ctrl-C the run saves a checkpoint and exits; a sec
 earlier run and .yaml files work too. --config.batch_size=16 and --batch_size=16 both override one setting.
 """
 
+import contextlib
+
 from alignjax import exit_codes, refusals, stopping
 from alignjax.commands import program
 from alignjax.run import command_line, exports, process_flags, training
@@ -41,4 +43,5 @@ PROGRAM = program.Program(
   hints=command_line.HINTS,
   join=process_flags.join,
   leave=process_flags.leave,
+  place=contextlib.nullcontext,  # `train` copies, because config.json keeps the paths that were given
 )

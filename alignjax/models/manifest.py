@@ -14,6 +14,8 @@ import os
 import pathlib
 from typing import Any
 
+from alignjax import paths
+
 FILE = 'alignjax_export.json'
 
 
@@ -63,7 +65,10 @@ def fault(folder: pathlib.Path, source: Mapping[str, Any]) -> str:
 
 
 def sha256(path: pathlib.Path) -> str:
-  """The SHA-256 of a file in hexadecimal digits, computed once for each version of the file in a process."""
+  """The SHA-256 of a file in hexadecimal digits. On a disk it is computed once for each version in a process."""
+  if paths.scheme(path):
+    with path.open('rb') as stream:
+      return hashlib.file_digest(stream, 'sha256').hexdigest()
   status = path.stat()
   return _sha256(path.resolve(), status.st_size, status.st_mtime_ns, status.st_ino)
 

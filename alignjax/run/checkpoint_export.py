@@ -7,11 +7,12 @@ import pathlib
 import jax
 import numpy as np
 
+from alignjax import paths
 from alignjax.models import checkpoint_io, transformer
 from alignjax.optim import recipes, schedules
 from alignjax.parallel import mesh as parallel_mesh
-from alignjax.run import adapters, exports, inputs, loaded, settings, user_code
-from alignjax.training import checkpoint, owner, placement, saved
+from alignjax.run import adapters, exports, inputs, loaded, places, settings, user_code
+from alignjax.training import checkpoint, owner, placement, saved, step_folders
 from alignjax.training.policy import Policy
 from alignjax.types import Array
 
@@ -30,25 +31,30 @@ def export(workdir: str, to: str, step: int | None = None, model: str = '') -> N
     OwnerError: a run owns the work directory.
     ExportError: a folder cannot be written.
   """
-  folder = pathlib.Path(workdir) / 'checkpoints'
-  found = saved.steps(folder)
+  folder = paths.path(workdir) / 'checkpoints'
+  found = step_folders.steps(folder)
   if not found:
     raise ValueError(f'{workdir}: holds no checkpoint of a run, so there is nothing to export')
   if step is not None and step not in found:
     raise ValueError(f'{workdir}: holds no checkpoint of step {step}, only of {", ".join(map(str, found))}')
-  with owner.owned(pathlib.Path(workdir)):
+  with owner.owned(paths.path(workdir)):
     try:
-      _export(saved.read(folder, found[-1] if step is None else step), pathlib.Path(to), model)
+      read = saved.read(folder, found[-1] if step is None else step)
+      with places.on_disk(_config(read, model)) as config:
+        _export(read, config, paths.path(to))
     except checkpoint.CorruptCheckpointError as error:
       others = [other for other in found if other != (found[-1] if step is None else step)]
       hint = f'. --step={others[-1]} exports another checkpoint' if others else ''
       raise ValueError(f'{error}{hint}') from error
 
 
-def _export(read: saved.Saved, to: pathlib.Path, model: str) -> None:
-  config = settings.from_dict(read.content['config'])
-  if model:
-    config = dataclasses.replace(config, model=model)
+def _config(read: saved.Saved, model: str) -> settings.Config:
+  """The configuration of the run, without the files that are not needed."""
+  values = read.content['config']
+  return dataclasses.replace(settings.saved(values), model=model or values['model'], imports=tuple(values['imports']))
+
+
+def _export(read: saved.Saved, config: settings.Config, to: pathlib.Path) -> None:
   fingerprint = _check_model(config, read)
   user_code.load(config.imports)
   recipe = recipes.parse_optimizer(config.optimizer)

@@ -17,6 +17,7 @@ from absl import flags
 import ml_collections
 from ml_collections import config_flags
 
+from alignjax import paths
 from alignjax.run import config_file, fields, process_flags, settings, user_code
 
 # Flags of other trainers, and what to use instead.
@@ -98,10 +99,11 @@ def _checked(argument: str) -> str:
       return f'{name}={fields.split(path)}'  # ml_collections would read a,b as one string
   if option != 'config' or not path:
     return argument
+  path = paths.expand(path)
   if not os.path.isfile(path.partition(':')[0]):
     raise ValueError(f'{argument}: there is no such file')
   if not path.endswith(('.json', '.yaml', '.yml')):
-    return argument
+    return f'{name}={path}'
   config_file.get_config(path)
   return f'--config={config_file.__file__}:{path}'
 

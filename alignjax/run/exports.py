@@ -5,9 +5,7 @@ import contextlib
 import pathlib
 from typing import Any, NamedTuple
 
-import jax
-
-from alignjax import optim
+from alignjax import optim, storage, transfers
 from alignjax.models import checkpoint_io, manifest, peft
 from alignjax.training import checkpoint, checksums, disk, processes, watchdog
 from alignjax.training import state as training_state
@@ -60,7 +58,8 @@ def export(
   def export_model(name: str, what: str, params: Params) -> None:
     folder, source = workdir / name, identify(params)
     if _must_write(folder, source, announce):
-      checkpoint_io.save(folder, config, policy.attached(params, base), assets_from=origin.folder, source=source)
+      with transfers.staged(folder) as local:
+        checkpoint_io.save(local, config, policy.attached(params, base), assets_from=origin.folder, source=source)
     announce(f'{what} is in {folder}')
 
   with watchdog.during('export'), _failures(workdir, int(state.step)):
@@ -70,7 +69,8 @@ def export(
     if policy.adapter is not None:
       folder, source = workdir / 'adapter', identify(state.params)
       if _must_write(folder, source, announce):
-        peft.save(folder, config, policy.adapter, state.params, origin.folder, source)
+        with transfers.staged(folder) as local:
+          peft.save(local, config, policy.adapter, state.params, origin.folder, source)
       announce(f'the adapter is in {folder}, as PEFT reads it')
 
 
@@ -91,7 +91,12 @@ def _failures(workdir: pathlib.Path, step: int) -> Iterator[None]:
 
 def _must_write(folder: pathlib.Path, source: dict[str, Any], announce: Callable[[str], None]) -> bool:
   """Whether a folder is absent, damaged or written from another state: process 0 decides for all."""
-  fault = manifest.fault(folder, source) if jax.process_index() == 0 else ''
-  if fault and folder.exists():
-    announce(f'writing {folder} again: {fault}')
-  return any(processes.gather(int(bool(fault))))
+
+  def find(alive: storage.Tick) -> str:
+    del alive
+    fault = manifest.fault(folder, source)
+    if fault and folder.exists():
+      announce(f'writing {folder} again: {fault}')
+    return fault
+
+  return bool(processes.from_first(find))

@@ -15,12 +15,14 @@ have dotted names. A list is given as one flag with commas, or as repeated flags
 """
 
 import ast
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import difflib
 from typing import Any, NamedTuple
 
 from absl import flags
+
+from alignjax import paths
 
 SHOWN = 200  # characters of a value in a message
 LARGEST = 2**31 - 1  # of an integer, unless its field has another limit
@@ -29,7 +31,13 @@ Pairs = tuple[tuple[int, int], ...]
 
 
 def field(
-  default: Any, text: str, *, choices: Sequence[str] = (), at_least: float | None = None, **metadata: Any
+  default: Any,
+  text: str,
+  *,
+  choices: Sequence[str] = (),
+  at_least: float | None = None,
+  path: str = '',
+  **metadata: Any,
 ) -> Any:
   """Defines a field of a dataclass of settings.
 
@@ -38,11 +46,12 @@ def field(
     text: the line of --help, a full sentence or a noun phrase with units.
     choices: the values that the field can have; empty for any value.
     at_least: the smallest value that a number can have.
+    path: for paths, or lists of them: paths.READ, WRITTEN, RUN, IN_PLACE or DISK. A leading `~` is expanded.
     **metadata: `required=True` for a value that must be given, `flag='import'` for a flag with another name,
       `at_most=1024` for the largest value of a number, and further entries for other readers of the field.
   """
   return dataclasses.field(
-    default=default, metadata={'text': text, 'choices': tuple(choices), 'at_least': at_least, **metadata}
+    default=default, metadata={'text': text, 'choices': tuple(choices), 'at_least': at_least, 'path': path, **metadata}
   )
 
 
@@ -83,7 +92,7 @@ def flat(settings: Any, prefix: str = '') -> dict[str, Any]:
 
 
 def build(kind: type, values: Mapping[str, Any], what: str = '--', prefix: str = '') -> Any:
-  """Builds a dataclass from values by field name, and converts them to the types of the fields.
+  """Builds a dataclass from values by field name, converts them to the types of the fields, and checks them.
 
   Args:
     kind: the dataclass.
@@ -101,8 +110,21 @@ def build(kind: type, values: Mapping[str, Any], what: str = '--', prefix: str =
       close = difflib.get_close_matches(str(name), known, n=1)
       hint = f'; did you mean {prefix}{close[0]}?' if close else '.'
       raise ValueError(f'{what}{prefix}{name} is not a setting{hint} Known: {", ".join(known)}')
-    arguments[name] = _convert(known[name].type, value, what, prefix + name)
-  return kind(**arguments)
+    value = _convert(known[name].type, value, what, prefix + name)
+    arguments[name] = map_paths(known[name], value, paths.expand)
+  built = kind(**arguments)
+  if not prefix:
+    check(built, what)
+  return built
+
+
+def map_paths(item: dataclasses.Field, value: Any, call: Callable[[str], str]) -> Any:
+  """The value of a field, after a function was applied to each path in it. Empty paths stay empty."""
+  if not item.metadata.get('path'):
+    return value
+  if isinstance(value, tuple):
+    return tuple(map(call, value))
+  return call(value) if value else value
 
 
 def _convert(kind: Any, value: Any, what: str, name: str) -> Any:
@@ -160,7 +182,7 @@ def _require(condition: bool, name: str, value: Any, wanted: str) -> None:
 
 
 def check(settings: Any, what: str = '--') -> None:
-  """Checks the values of a dataclass against the types, the choices and the bounds of its fields.
+  """Checks the values of a dataclass against the types, the choices and the bounds of its fields, and its paths.
 
   Raises:
     ValueError: a value is not allowed. The message names the field, its value and what is allowed.
@@ -179,6 +201,12 @@ def check(settings: Any, what: str = '--') -> None:
       _require(value <= most, name, value, f'at most {most}')
     _require(least is None or value >= least, name, value, f'at least {least}')
     _require(not choices or value in choices, name, value, ' or '.join(map(str, choices or ())))
+    if use := item.metadata.get('path'):
+      for text in (value,) if isinstance(value, str) else value:
+        try:
+          paths.check(text, use)
+        except ValueError as error:
+          raise ValueError(f'{name} = {error}') from error
 
 
 def define_flags(kind: type, values: flags.FlagValues) -> None:

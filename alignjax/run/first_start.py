@@ -7,12 +7,10 @@ in the work directory, and in every checkpoint as part of the identity of the ru
 from collections.abc import Iterator
 import datetime
 import json
-import os
 import pathlib
 
-import jax
-from jax.experimental import multihost_utils
-import numpy as np
+from alignjax import files, paths
+from alignjax.training import processes
 
 FILE = 'first_start.txt'
 IDENTITY = 'first_start'  # the entry in the identity of a run
@@ -25,11 +23,8 @@ def date(workdir: str) -> datetime.datetime:
   Args:
     workdir: the folder of the run. The date is written to it. If it is empty, the date is not kept.
   """
-  chosen = _kept(pathlib.Path(workdir)) if workdir and jax.process_index() == 0 else _now()
-  if jax.process_count() > 1:
-    parts = np.array(chosen.timetuple()[:6], np.int32)
-    chosen = datetime.datetime(*map(int, multihost_utils.broadcast_one_to_all(parts)))
-  return chosen
+  text = processes.from_first(lambda alive: (_kept(paths.path(workdir)) if workdir else _now()).isoformat())
+  return datetime.datetime.fromisoformat(text)
 
 
 def _now() -> datetime.datetime:
@@ -43,9 +38,7 @@ def _kept(workdir: pathlib.Path) -> datetime.datetime:
   text = found.isoformat() + '\n'
   if not file.exists() or file.read_bytes() != text.encode():
     workdir.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(FILE + '.partial')
-    partial.write_text(text, encoding='utf-8')
-    os.replace(partial, file)
+    files.replace(file, text.encode())
   return found
 
 

@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 import dataclasses
 import json
-import os
 import pathlib
 from typing import Any
 
 from absl import logging
 import jax
 
+from alignjax import files
 from alignjax.optim import schedules
 from alignjax.run import adapters, first_start, inputs, preparation, settings, user_code
 from alignjax.training import checkpoint
@@ -106,7 +106,8 @@ def warn_of_changes(restored: checkpoint.Restored, config: settings.Config) -> N
       '; '.join(restored.changed),
       restored.step + 1,
     )
-  before, now = settings.flat(settings.from_dict(restored.config)), settings.flat(config)
+  before, now = settings.flat(settings.saved(restored.config)), settings.flat(config)
+  before['eval_data'] = tuple(restored.config['eval_data'])  # the only paths whose change affects the curves
   for name, kind in settings.on_resume().items():
     if kind == settings.WARNS and before[name] != now[name]:
       logging.warning('config.%s was %r and is now %r: the curves mix two settings', name, before[name], now[name])
@@ -115,9 +116,7 @@ def warn_of_changes(restored: checkpoint.Restored, config: settings.Config) -> N
 def write_config(workdir: pathlib.Path, config: settings.Config) -> None:
   """Writes config.json, which --config reads again."""
   if jax.process_index() == 0:
-    partial = workdir / 'config.json.partial'
-    partial.write_text(json.dumps(dataclasses.asdict(config), indent=2) + '\n', encoding='utf-8')
-    os.replace(partial, workdir / 'config.json')
+    files.replace(workdir / 'config.json', (json.dumps(dataclasses.asdict(config), indent=2) + '\n').encode())
 
 
 def summary(config: settings.Config, prepared: preparation.Prepared, steps: int) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import ml_collections
 
+from alignjax import paths
 from alignjax.optim import schedules
 from alignjax.run import fields, user_code
 
@@ -29,16 +30,18 @@ def _field(default: Any, on_resume: str, text: str, **options: Any) -> Any:
 class ModelSettings:
   """Model."""
 
-  model: str = _field('', FREE, 'Folder of the model to align, in Hugging Face format.')
-  reference: str = _field('', FREE, 'Folder of the reference model; empty: the model before training.')
+  model: str = _field('', FREE, 'Folder of the model to align, in Hugging Face format.', path=paths.READ)
+  reference: str = _field('', FREE, 'Folder of the reference model; empty: the model before training.', path=paths.READ)
   reference_cache: str = _field(
-    '', FREE, 'Folder for cached outputs of the reference, created if missing; empty: no cache.'
+    '', FREE, 'Folder for cached outputs of the reference, created if missing; empty: no cache.', path=paths.DISK
   )
   adapter: str = _field('', IDENTITY, 'Adapter to train instead of the whole model, such as lora(rank=16, alpha=32).')
   base_quantization: str = _field(
     'none', IDENTITY, 'Storage format of the frozen model under an adapter.', choices=('none', 'int8', 'nf4')
   )
-  base_model: str = _field('', FREE, 'Folder of the model that `model` was fine-tuned from, for online merging.')
+  base_model: str = _field(
+    '', FREE, 'Folder of the model that `model` was fine-tuned from, for online merging.', path=paths.READ
+  )
   delta_dtype: str = _field(
     'bfloat16', WARNS, 'Storage type of the delta, model - base_model.', choices=('bfloat16', 'float32')
   )
@@ -52,9 +55,11 @@ class DataSettings:
   """Data."""
 
   data: tuple[str, ...] = _field(
-    (), FREE, 'Training data, [form:]location: pairs.jsonl, hh:train.jsonl.gz; can be repeated.'
+    (), FREE, 'Training data, [form:]location: pairs.jsonl, hh:train.jsonl.gz; can be repeated.', path=paths.READ
   )
-  eval_data: tuple[str, ...] = _field((), WARNS, 'Held-out data in the same notation; empty: no evaluation.')
+  eval_data: tuple[str, ...] = _field(
+    (), WARNS, 'Held-out data in the same notation; empty: no evaluation.', path=paths.READ
+  )
   ignore_fields: tuple[str, ...] = _field(
     (), WARNS, 'Fields of the data files to ignore; any other unknown field is an error.'
   )
@@ -66,6 +71,7 @@ class DataSettings:
     FREE,
     'Folder for tokenised data, shared by runs and created if missing; empty: `tokens` in the work directory, for '
     'files of 1 MiB or more; off: tokenise at every start.',
+    path=paths.DISK,
   )
   max_prompt: int = _field(512, IDENTITY, 'Largest prompt in tokens; longer ones lose their first tokens.')
   max_response: int = _field(512, IDENTITY, 'Largest response in tokens; examples with a longer one are dropped.')
@@ -179,7 +185,7 @@ class WatchConfig:
 class OutputSettings:
   """Checks and output."""
 
-  workdir: str = _field('', FREE, 'Folder for checkpoints, metrics and the aligned model.')
+  workdir: str = _field('', FREE, 'Folder for checkpoints, metrics and the aligned model.', path=paths.RUN)
   doctor: str = _field(
     'stop',
     FREE,
@@ -201,7 +207,12 @@ class OutputSettings:
   )
   log_every: int = _field(10, FREE, 'Steps between lines on the console; files log every step.', at_least=1)
   eval_every: int = _field(100, WARNS, 'Steps between evaluations; 0: only before and after training.', at_least=0)
-  save_every: int = _field(500, FREE, 'Steps between checkpoints; 0: only at the end.', at_least=0)
+  save_every: int = _field(
+    500, FREE, 'Steps between checkpoints; 0: only by `save_minutes` and at the end.', at_least=0
+  )
+  save_minutes: float = _field(
+    30.0, FREE, 'Longest time between checkpoints, in minutes; 0: only by `save_every` and at the end.', at_least=0
+  )
   keep: int = _field(2, FREE, 'Number of newest checkpoints to keep.', at_least=1)
   watch: WatchConfig = dataclasses.field(default_factory=WatchConfig)
 
@@ -234,6 +245,9 @@ class Config(OutputSettings, OptimizerSettings, ObjectiveSettings, InputSettings
       raise ValueError(f'config.epochs = {self.epochs!r}: must be 0 if steps={self.steps} is given')
 
 
+_PATHS = frozenset(item.name for item in dataclasses.fields(Config) if item.metadata.get('path'))
+
+
 def config_dict(**overrides: Any) -> ml_collections.ConfigDict:
   """A configuration for `get_config()` of a config file. Flags override it, such as `--config.mesh.tensor=2`."""
   return ml_collections.ConfigDict(dataclasses.asdict(from_dict(overrides)))
@@ -246,6 +260,11 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     ValueError: a field is unknown (the message suggests the nearest known one), or a value is invalid.
   """
   return fields.build(Config, values, 'config.')
+
+
+def saved(values: Mapping[str, Any]) -> Config:
+  """Reads the configuration of an earlier run, without its paths: this machine may not have the object stores."""
+  return from_dict({name: value for name, value in values.items() if name not in _PATHS})
 
 
 def flat(config: Config) -> dict[str, Any]:

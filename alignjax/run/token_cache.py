@@ -5,7 +5,7 @@ import pathlib
 import time
 from typing import NamedTuple
 
-from alignjax import storage
+from alignjax import paths, storage, transfers
 from alignjax.data.reading import drops, fingerprints, sources
 from alignjax.data.tokens import artefact, dataset, encoding
 from alignjax.training import processes
@@ -37,7 +37,10 @@ def configured(setting: str, workdir: str) -> Cache:
   """
   if setting == OFF or not (setting or workdir):
     return NONE
-  return Cache(pathlib.Path(setting)) if setting else Cache(pathlib.Path(workdir) / FOLDER, SMALLEST)
+  if setting:
+    return Cache(pathlib.Path(setting))
+  # Tokens are memory-mapped, so those of a run in an object store are kept on each machine.
+  return Cache((transfers.root() if paths.scheme(workdir) else pathlib.Path(workdir)) / FOLDER, SMALLEST)
 
 
 def read(request: artefact.Request, cache: Cache, announce: Announce) -> dataset.TokenDataset:

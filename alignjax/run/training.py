@@ -1,17 +1,18 @@
 """A training run from its configuration: prepare, restore, examine, train, export."""
 
+from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
 import functools
+import itertools
 import pathlib
-from typing import Any
 
 import jax
 
-from alignjax import refusals, stopping
+from alignjax import paths, refusals, stopping, storage
 from alignjax.optim import recipes, schedules
-from alignjax.run import agreement, examination, exports, fields, preparation, record, recovery, settings
-from alignjax.training import checkpoint, loop, metrics, owner, placement, processes, source, watchdog
+from alignjax.run import agreement, examination, exports, fields, places, preparation, record, recovery, settings
+from alignjax.training import checkpoint, loop, metrics, mirror, owner, placement, processes, source, watchdog
 from alignjax.training import state as training_state
 from alignjax.training import step as training_step
 
@@ -34,11 +35,12 @@ def train(config: settings.Config) -> loop.Result:
   """
   with watchdog.watching(dataclasses.asdict(config.watch)), refusals.checking() as checks:
     settings.require(config, 'workdir', 'model', 'data')
-    with owner.owned(pathlib.Path(config.workdir)) as claim:
-      return _train(config, checks, claim)
+    with owner.owned(paths.path(config.workdir)) as claim, places.on_disk(config, announce) as on_disk:
+      return _train(on_disk, config, checks, claim)
 
 
-def _train(config: settings.Config, checks: refusals.Checks, claim: owner.Claim) -> loop.Result:
+def _train(config: settings.Config, given: settings.Config, checks: refusals.Checks, claim: owner.Claim) -> loop.Result:
+  """Trains with the paths of `config`, which are on this disk, and records those of `given`."""
   check = functools.partial(agreement.check, config, workdir_id=claim.seen())
   prepared = preparation.prepare(config, announce, check)
   batches, recipe, objective = prepared.training.batches, prepared.recipe, prepared.objective
@@ -49,13 +51,13 @@ def _train(config: settings.Config, checks: refusals.Checks, claim: owner.Claim)
   schedule = schedules.build_schedule(config.schedule, recipe.learning_rate, steps=steps, warmup=warmup)
   tx = recipes.build_optimizer(recipe, schedule, config.gradient_clip)
   identity = record.identity(config, prepared)
-  workdir = pathlib.Path(config.workdir)
+  workdir = paths.path(config.workdir)
   origin = exports.Origin(config.model, identity['model_fingerprint'], prepared.policy, recipe.averages)
   batch_source = source.GrainSource(iter(batches))
   key = jax.random.key(config.seed)
   with checkpoint.Checkpoints(
     workdir / 'checkpoints',
-    config=dataclasses.asdict(config),
+    config=dataclasses.asdict(given),
     identity=identity,
     keep=config.keep,
     accepted=record.accepted(config, identity),
@@ -76,7 +78,7 @@ def _train(config: settings.Config, checks: refusals.Checks, claim: owner.Claim)
     else:
       state = restored.state
       announce(f'resuming from step {restored.step} in {workdir}')
-      record.warn_of_changes(restored, config)
+      record.warn_of_changes(restored, given)
       if restored.step >= steps and not owed:
         announce(f'this run is finished: it has done {restored.step} of {steps} steps')
         exports.export(workdir, origin, state, base, announce)
@@ -85,11 +87,11 @@ def _train(config: settings.Config, checks: refusals.Checks, claim: owner.Claim)
     if restored is not None:
       prepared.weights.check(restored.loaded, restored.config)
     checkpoints.loaded = prepared.weights.sums()
-    announce(record.summary(config, prepared, steps))
+    announce(record.summary(given, prepared, steps))
     if restored is None and config.doctor != 'off':
       found = examination.examine(config, prepared, state, frozen)
       examination.report(found, stop=config.doctor == 'stop', notes=False, announce=announce)
-    record.write_config(workdir, config)
+    record.write_config(workdir, given)
     step = training_step.build_train_step(
       prepared.policy,
       objective,
@@ -104,14 +106,19 @@ def _train(config: settings.Config, checks: refusals.Checks, claim: owner.Claim)
       evaluation = _evaluation(prepared, config.chunk, config.eval_every)
       if owed and resumed_at == restored.step:
         evaluation = dataclasses.replace(evaluation, owed=True)
-      with _writers(workdir, resumed_at, steps, config.log_every) as writers:
+      with _writers(workdir, resumed_at, steps, config.log_every) as (writers, flush):
+
+        def confirm() -> None:
+          flush()  # metrics before the checkpoint, which may be all that is left of the run
+          claim.confirm()
+
         return loop.train(
           state,
           batch_source,
           loop.Training(step, frozen, prepared.mesh, steps, schedule, config.nonfinite_limit),
           log=loop.Logging(writers, announce, prepared.training.data.origin),
           evaluation=evaluation,
-          saving=loop.Saving(checkpoints, config.save_every, claim.confirm),
+          saving=loop.Saving(checkpoints, config.save_every, confirm, config.save_minutes),
         )
 
     if restored is None:
@@ -137,25 +144,33 @@ def _evaluation_owed(config: settings.Config, prepared: preparation.Prepared, st
   due = step == steps or (config.eval_every and step % config.eval_every == 0)
   if prepared.held_out is None or not due:
     return False
-  file, owed = pathlib.Path(config.workdir) / 'metrics.jsonl', False
-  if jax.process_index() == 0 and file.exists():
-    records = [record for record in metrics.read_jsonl(file) if record['step'] == step]
-    owed = bool(records) and not any(name.startswith('eval/') for record in records for name in record)
-  return any(processes.gather(int(owed)))
+  file = paths.path(config.workdir) / 'metrics.jsonl'
+
+  def without_results(alive: storage.Tick) -> str:
+    del alive
+    records = metrics.read_jsonl(file) if file.exists() else []
+    names = [record.keys() for record in records if record['step'] == step]
+    return 'owed' if names and not any(name.startswith('eval/') for name in itertools.chain(*names)) else ''
+
+  return bool(processes.from_first(without_results))
 
 
 @contextlib.contextmanager
-def _writers(workdir: pathlib.Path, resumed_at: int | None, steps: int, log_every: int) -> Any:
-  writers = [
-    metrics.JsonlWriter(workdir / 'metrics.jsonl', resumed_at),
-    metrics.TensorBoardWriter(workdir / 'tensorboard', resumed_at),
-    metrics.ConsoleWriter(steps, log_every),
-  ]
-  try:
-    yield writers
-  finally:
-    for writer in writers:
-      writer.close()
+def _writers(
+  workdir: pathlib.Path, resumed_at: int | None, steps: int, log_every: int
+) -> Iterator[tuple[list[metrics.Writer], Callable[[], None]]]:
+  """The writers of a run, and a function that makes their files complete."""
+  with contextlib.ExitStack() as stack:
+    copy = stack.enter_context(mirror.mirrored(workdir, ['metrics.jsonl']))
+    writers = [
+      metrics.JsonlWriter(copy.local / 'metrics.jsonl', resumed_at),
+      metrics.TensorBoardWriter(copy.local / 'tensorboard', resumed_at),
+      copy,
+      metrics.ConsoleWriter(steps, log_every),
+    ]
+    for writer in reversed(writers):
+      stack.callback(writer.close)
+    yield writers, copy.flush
 
 
 def _evaluation(prepared: preparation.Prepared, chunk: int, every: int) -> loop.Evaluation | None:

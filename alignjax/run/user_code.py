@@ -14,6 +14,7 @@ import sys
 import traceback
 import types
 
+from alignjax import paths
 from alignjax.run import fields
 
 PACKAGE = 'alignjax_imports'  # package of imported files: alignjax_imports.mine
@@ -29,6 +30,7 @@ class UserCode:
     'Python file or module with your own objectives, optimizers, rewards or strategies, such as mine.py or '
     'package.module; can be repeated.',
     flag='import',
+    path=paths.READ,
     on_resume='free',  # the contents are compared, not the paths
   )
 

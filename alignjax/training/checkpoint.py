@@ -6,9 +6,10 @@ The checkpoint of step n has three items:
   data      `Source.get_state()` as JSON, one file per process
   metadata  identity and configuration of the run, versions, and shape, dtype and checksum of each array
 
-Orbax commits a checkpoint atomically, so a killed run leaves the previous one intact. It does not detect a flipped bit
-in array files. The checksums do: they are computed on the devices before a save and after a restore, and do not depend
-on the mesh or the sharding.
+Orbax commits a checkpoint atomically, so a killed run leaves the previous one intact: on a disk it renames a folder, in
+an object store it writes commit_success.txt last, without which a checkpoint does not count. Orbax does not detect a
+flipped bit in array files. The checksums do: they are computed on the devices before a save and after a restore, and do
+not depend on the mesh or the sharding.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -24,8 +25,18 @@ from absl import logging
 import jax
 import orbax.checkpoint as ocp
 
-from alignjax import refusals, stopping
-from alignjax.training import checksums, compatibility, disk, orbax_logs, positions, processes, source, watchdog
+from alignjax import paths, refusals, stopping, transfers
+from alignjax.training import (
+  checksums,
+  compatibility,
+  disk,
+  orbax_logs,
+  positions,
+  processes,
+  source,
+  step_folders,
+  watchdog,
+)
 
 
 class CheckpointError(ValueError):
@@ -82,14 +93,6 @@ class _Saving(NamedTuple):
   size: int  # of the arrays, in bytes
 
 
-def _remove_unfinished(folder: pathlib.Path) -> None:
-  """Removes checkpoints that a killed run did not commit. Orbax would do so in a thread that outlives a short run."""
-  if jax.process_index() == 0:
-    for unfinished in folder.glob('*.orbax-checkpoint-tmp*'):
-      shutil.rmtree(unfinished)
-  processes.gather(0)  # every process waits for the removal
-
-
 class Checkpoints:
   """The checkpoints of one run, in one folder that all processes can read and write.
 
@@ -116,11 +119,12 @@ class Checkpoints:
   ):
     if keep < 1:
       raise ValueError(f'keep={keep}: at least one checkpoint must be kept')
-    self.folder = pathlib.Path(folder).absolute()
+    self.folder = paths.absolute(folder)
     self._config = json.loads(json.dumps(config))
     self._identity = json.loads(json.dumps(dict(identity)))
     self._identity['jax_threefry_partitionable'] = bool(jax.config.jax_threefry_partitionable)
-    _remove_unfinished(self.folder)
+    step_folders.remove_unfinished(self.folder)
+    step_folders.agree(self.folder)
     options = ocp.CheckpointManagerOptions(preservation_policy=ocp.checkpoint_managers.LatestN(keep))
     self._accepted = frozenset(accepted)
     self.loaded: Mapping[str, Any] = {}
@@ -248,7 +252,7 @@ class Checkpoints:
 
   def _complaint(self, saving: '_Saving', error: BaseException) -> str:
     reason = disk.describe(error)
-    if disk.is_full(error):
+    if disk.is_full(error) and not paths.scheme(self.folder):
       free = shutil.disk_usage(self.folder).free
       reason += f' ({free / 2**20:,.1f} MiB are free; the arrays have {saving.size / 2**20:,.1f} MiB)'
     steps = [step for step in self.steps() if step != saving.step]
@@ -382,10 +386,13 @@ class Checkpoints:
   def _set_aside(self, step: int) -> None:
     target = self.folder.with_name(self.folder.name + '-corrupt')
     self.wait()  # a save in the background must be committed before the folder is read again
-    if jax.process_index() == 0:
+
+    def move() -> None:
       target.mkdir(exist_ok=True)
       free = next(n for n in range(1000) if not (target / f'{step}.{n}').exists())
-      (self.folder / str(step)).rename(target / f'{step}.{free}')
-    processes.gather(0)  # no process continues before the folder is gone
+      transfers.move(self.folder / str(step), target / f'{step}.{free}')
+
+    processes.on_first(move)
+    step_folders.agree(self.folder)  # no process continues before the folder is gone
     self._manager.reload()
     logging.error('moved checkpoint %d to %s', step, target)

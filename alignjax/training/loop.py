@@ -1,6 +1,6 @@
 """The training loop: batches in, metrics and checkpoints out."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import time
 from typing import NamedTuple
@@ -14,12 +14,14 @@ from alignjax.parallel import rules
 from alignjax.training import (
   checkpoint,
   checksums,
+  hooking,
   instrumentation,
   metrics,
   placement,
   preemption,
   processes,
   programs,
+  save_timer,
   skipping,
   source,
   watchdog,
@@ -115,34 +117,13 @@ class Saving:
     checkpoints: the run's checkpoints.
     every: updates between checkpoints; 0 saves at the end only.
     confirm: called before each save, on every process; raises if the folder now belongs to another run.
+    minutes: time from one checkpoint to the next, by the clock of process 0; 0 saves by updates only.
   """
 
   checkpoints: checkpoint.Checkpoints
   every: int = 0
   confirm: Callable[[], None] = lambda: None
-
-
-class Hook(NamedTuple):
-  """A function, and the updates after which the loop calls it.
-
-  The metrics of the update are written first. The next update donates the state, so `call` must not keep a reference to
-  it. Every process calls every hook.
-  """
-
-  due: Callable[[int], bool]  # updates done -> whether to call
-  call: Callable[[int, TrainState], None]  # receives the updates done, and the state after them
-
-
-def every(steps: int, call: Callable[[int, TrainState], None]) -> Hook:
-  """Calls a function after every `steps` updates. Raises a ValueError if `steps` is below 1."""
-  if steps < 1:
-    raise ValueError(f'steps={steps}: a hook is called every 1 or more updates')
-  return Hook(lambda done: done % steps == 0, call)
-
-
-def at(steps: Collection[int], call: Callable[[int, TrainState], None]) -> Hook:
-  """Calls a function after each of these numbers of updates. Hooks follow an update, so 0 is never reached."""
-  return Hook(frozenset(steps).__contains__, call)
+  minutes: float = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +144,7 @@ def train(
   log: Logging = Logging(),
   evaluation: Evaluation | None = None,
   saving: Saving | None = None,
-  hooks: Sequence[Hook] = (),
+  hooks: Sequence[hooking.Hook] = (),
 ) -> Result:
   """Trains from the given state until `training.steps` updates are done or SIGTERM arrives.
 
@@ -208,12 +189,13 @@ class _Run:
     log: Logging,
     evaluation: Evaluation | None,
     saving: Saving | None,
-    hooks: Sequence[Hook],
+    hooks: Sequence[hooking.Hook],
   ):
     self.state, self.batches, self.training, self.log = state, batches, training, log
     self.evaluation, self.saving, self.hooks = evaluation, saving, hooks
     self.failure: metrics.MetricsError | None = None  # the first of the writers
     self.done = int(state.step)
+    self.timer = save_timer.SaveTimer(0 if saving is None else saving.minutes, self.done)
     replicated = rules.replicated(training.mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     self.program = programs.Programs(
@@ -252,12 +234,15 @@ class _Run:
       if self.evaluation is not None and self.due(self.evaluation.every):
         self.flush(self.evaluate)
       self.call_hooks()
-      if self.saving is not None and self.saving.every and self.done % self.saving.every == 0:
+      if self.saving is not None and self.save_due():
         self.save()
     return self.finish(preempted=False)
 
   def due(self, every: int) -> bool:
     return self.done == self.training.steps or bool(every and self.done % every == 0)
+
+  def save_due(self) -> bool:
+    return bool(self.saving.every and self.done % self.saving.every == 0) or self.timer.due(self.done)
 
   def finish(self, preempted: bool) -> Result:
     """Saves, and raises an error in every process if one of them lost metrics."""
@@ -379,6 +364,7 @@ class _Run:
       with watchdog.during('save'):
         self.saving.confirm()
         self.saving.checkpoints.save(self.done, self.state, self.batches)
+      self.timer.restart(self.done)
       self.clock = time.monotonic()
 
   def save_at_once(self) -> str:

@@ -26,6 +26,7 @@ from rich import progress
 from tensorboardX import record_writer, summary
 from tensorboardX.proto import event_pb2
 
+from alignjax import paths
 from alignjax.training import disk
 
 TIME_PREFIX = 'time/'
@@ -107,7 +108,7 @@ class JsonlWriter:
 
 def read_jsonl(file: str | pathlib.Path) -> list[dict[str, float | int]]:
   """Reads the records of a JsonlWriter. Warns of damaged lines and ignores a last line that a crash cut short."""
-  records, damaged = _parse(pathlib.Path(file))
+  records, damaged = _parse(paths.path(file))
   if damaged:
     logging.warning('%s: %s: not a record', file, _numbers(damaged))
   return [

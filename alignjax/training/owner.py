@@ -3,6 +3,9 @@
 Process 0 of the owner keeps owner.json: who it is, and a heartbeat every two seconds. Another run takes the folder over
 if the owner is gone. On the same machine that is known at once. Elsewhere the other run watches the heartbeat, so that
 clocks need not agree: if it advances, the owner is alive; if it is silent for long enough, the owner is gone.
+
+On a disk, the file is locked while it is read and written. An object store has no locks. There, a run that claims the
+folder waits for one heartbeat, and owns it if no other run has claimed it meanwhile: the last of two wins.
 """
 
 from collections.abc import Iterator
@@ -22,6 +25,7 @@ from typing import NamedTuple
 from absl import logging
 import jax
 
+from alignjax import paths, transfers
 from alignjax.training import processes
 
 FILE = 'owner.json'
@@ -128,7 +132,7 @@ def owned(folder: pathlib.Path) -> Iterator[Claim]:
     if mine is not None:
       _release(folder / FILE, mine)
       if created:
-        with contextlib.suppress(OSError):  # the run has written something
+        with contextlib.suppress(OSError, ValueError):  # the run has written something
           folder.rmdir()
 
 
@@ -142,11 +146,11 @@ def claim(path: pathlib.Path, mine: Owner) -> None:
   deadline = 0.0
   while True:
     with _locked(path) as file:
-      other = _read(file)
+      other = _parse(file.read())
       silent = other == watched and time.monotonic() >= deadline
       if other is None or silent or _is_gone(other):
-        _write(file, mine)
-        return
+        file.write(mine)
+        break
     advances = watched is not None and other.id == watched.id and other != watched
     if other.machine == mine.machine or advances:
       raise OwnerError(
@@ -161,6 +165,11 @@ def claim(path: pathlib.Path, mine: Owner) -> None:
         '%s: belonged to a run (%s); watching for %.0f s whether it is alive', path, _describe(other), watch
       )
     time.sleep(BEAT / 4)
+  if paths.scheme(path):
+    time.sleep(BEAT)
+    other = _peek(path)
+    if other is not None and other.id != mine.id:
+      raise OwnerError(f'{path.parent}: another run has just claimed this work directory ({_describe(other)})')
 
 
 def _describe(owner: Owner) -> str:
@@ -212,23 +221,61 @@ def _keep_beating(path: pathlib.Path, mine: Owner, stop: threading.Event) -> Non
 def _beat(path: pathlib.Path, mine: Owner) -> Owner | None:
   """Writes a new heartbeat, unless the file names another owner, which is returned."""
   with _locked(path) as file:
-    other = _read(file)
+    other = _parse(file.read())
     if other is not None and other.id != mine.id:
       return other
-    _write(file, mine._replace(heartbeat=time.time()))
+    file.write(mine._replace(heartbeat=time.time()))
   return None
 
 
 def _release(path: pathlib.Path, mine: Owner) -> None:
   with contextlib.suppress(OSError), _locked(path) as file:
-    other = _read(file)
+    other = _parse(file.read())
     if other is None or other.id == mine.id:
       path.unlink()
 
 
+class _File(NamedTuple):
+  """owner.json on a disk."""
+
+  descriptor: int
+
+  def read(self) -> bytes:
+    return os.pread(self.descriptor, 2**16, 0)
+
+  def write(self, owner: Owner) -> None:
+    content = _content(owner)
+    os.pwrite(self.descriptor, content, 0)
+    os.ftruncate(self.descriptor, len(content))
+
+
+class _Object(NamedTuple):
+  """owner.json in an object store."""
+
+  path: pathlib.Path
+
+  def read(self) -> bytes:
+    try:
+      with transfers.naming(os.fspath(self.path)):
+        return self.path.read_bytes()
+    except FileNotFoundError:
+      return b''
+
+  def write(self, owner: Owner) -> None:
+    with transfers.naming(os.fspath(self.path)):
+      self.path.write_bytes(_content(owner))
+
+
+def _content(owner: Owner) -> bytes:
+  return (json.dumps(owner._asdict(), indent=2) + '\n').encode()
+
+
 @contextlib.contextmanager
-def _locked(path: pathlib.Path) -> Iterator[int]:
+def _locked(path: pathlib.Path) -> Iterator[_File | _Object]:
   """Opens a file, which is created if absent, and locks it among the processes that open it with this function."""
+  if paths.scheme(path):
+    yield _Object(path)
+    return
   while True:
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -239,7 +286,7 @@ def _locked(path: pathlib.Path) -> Iterator[int]:
       except FileNotFoundError:
         current = False
       if current:  # not removed by an owner that has released it
-        yield file
+        yield _File(file)
         return
     finally:
       os.close(file)
@@ -252,10 +299,6 @@ def _peek(path: pathlib.Path) -> Owner | None:
     return None
 
 
-def _read(file: int) -> Owner | None:
-  return _parse(os.pread(file, 2**16, 0))
-
-
 def _parse(content: bytes) -> Owner | None:
   """The owner in the contents of a file; None if they are empty or malformed."""
   try:
@@ -264,9 +307,3 @@ def _parse(content: bytes) -> Owner | None:
   except (ValueError, TypeError, KeyError, RecursionError):
     return None
   return found
-
-
-def _write(file: int, owner: Owner) -> None:
-  content = (json.dumps(owner._asdict(), indent=2) + '\n').encode()
-  os.pwrite(file, content, 0)
-  os.ftruncate(file, len(content))

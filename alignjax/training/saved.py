@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from alignjax import paths
 from alignjax.models import pieces
 from alignjax.training import checkpoint, checksums, compatibility
 from alignjax.types import Array, Params
@@ -71,11 +72,6 @@ class Saved:
     return f'checkpoint {self.step} in {self.folder.parent}'
 
 
-def steps(folder: pathlib.Path) -> list[int]:
-  """The steps that have a checkpoint in a folder, the newest last."""
-  return sorted(int(path.name) for path in folder.glob('*') if path.name.isdecimal() and path.is_dir())
-
-
 def read(folder: pathlib.Path, step: int) -> Saved:
   """Reads the metadata of a checkpoint.
 
@@ -86,7 +82,7 @@ def read(folder: pathlib.Path, step: int) -> Saved:
   Raises:
     CorruptCheckpointError: the metadata are absent, damaged, or those of another checkpoint.
   """
-  place = (folder / str(step)).absolute()
+  place = paths.absolute(folder) / str(step)
   try:
     metadata = json.loads((place / 'metadata' / 'metadata').read_bytes())
     content = metadata['content']

@@ -40,7 +40,7 @@ from alignjax.parallel import mesh as parallel_mesh
 from alignjax.parallel import rules
 from alignjax.run import costs, smollm2, xla_flags
 from alignjax.sampling import strategies
-from alignjax.training import loop, metrics, placement, references, source, state, step
+from alignjax.training import hooking, loop, metrics, placement, references, source, state, step
 from alignjax.training.policy import Policy
 from alignjax.types import Params
 from experiments.quickstart import command_line, evaluations, outputs, prompts, responses
@@ -213,7 +213,7 @@ def _train(
         batches('held_out', 1),
         summary=objective.summary,
       ),
-      hooks=[loop.at({*range(every, steps, every), steps}, evaluated)],
+      hooks=[hooking.at({*range(every, steps, every), steps}, evaluated)],
     )
   finally:
     for writer in writers:

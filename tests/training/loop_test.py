@@ -15,7 +15,7 @@ import pytest
 from alignjax.data.batches import batching, order
 from alignjax.parallel import mesh as mesh_lib
 from alignjax.parallel import rules
-from alignjax.training import checkpoint, loop, metrics, owner, placement, source
+from alignjax.training import checkpoint, hooking, loop, metrics, owner, placement, source
 from alignjax.training import state as state_lib
 from alignjax.types import PreferenceBatch, WeightedSum
 
@@ -193,7 +193,7 @@ def test_hooks_follow_the_updates_that_they_ask_for_and_see_their_state():
   def look(name):
     return lambda done, state: seen.append((name, done, int(state.step), params_of(state)))
 
-  result, _ = run(5, recorder=recorder, hooks=[loop.every(2, look('every')), loop.at({0, 4, 5}, look('at'))])
+  result, _ = run(5, recorder=recorder, hooks=[hooking.every(2, look('every')), hooking.at({0, 4, 5}, look('at'))])
   calls = [entry[:3] for entry in seen if entry[0] != 'written']
   assert calls == [('every', 2, 2), ('every', 4, 4), ('at', 4, 4), ('at', 5, 5)]
   assert seen[-1][3] == params_of(result.state)
@@ -205,7 +205,7 @@ def test_hooks_follow_the_updates_that_they_ask_for_and_see_their_state():
 
 def test_a_hook_interval_must_be_positive():
   with pytest.raises(ValueError, match='steps=0'):
-    loop.every(0, lambda done, state: None)
+    hooking.every(0, lambda done, state: None)
 
 
 def test_evaluation_does_not_touch_training(plain, evaluated):

@@ -23,7 +23,7 @@ def write(folder, **values):
   """Writes an owner like this process, except for some values."""
   found = owner.of_this_process()._replace(**values)
   with owner._locked(folder / owner.FILE) as file:
-    owner._write(file, found)
+    file.write(found)
   return found
 
 

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from alignjax import exit_codes
-from alignjax.training import watchdog
+from alignjax.training import hooking, watchdog
 from tests.training import loop_test
 
 
@@ -94,7 +94,7 @@ def test_the_loop_tells_the_watchdog_what_it_does(phase):
   if phase == 'step':
     batches.next = slow
   else:
-    hooks = [loop_test.loop.at({6}, lambda done, state: leave.called.wait(10))]
+    hooks = [hooking.at({6}, lambda done, state: leave.called.wait(10))]
   with watchdog.watching({phase: 0.5}, leave):
     loop_test.run(8, batches=batches, hooks=hooks)
   assert leave.codes == [exit_codes.CRASHED]
