@@ -108,8 +108,9 @@ def arguments(config: settings.Config, devices: int = 1) -> list[str]:
 
 def connected(process: int, port: int, heartbeat: int = 10) -> list[str]:
   """The flags of one of two processes of a run."""
-  flags = {'coordinator': f'localhost:{port}', 'num_processes': 2, 'process_id': process, 'heartbeat': heartbeat}
-  return ['--cluster=flags', *(f'--{name}={value}' for name, value in flags.items())]
+  flags = {'cluster': 'flags', 'coordinator': f'localhost:{port}', 'num_processes': 2, 'process_id': process}
+  flags |= {'heartbeat': heartbeat, 'join_timeout': 30}  # a process whose coordinator was killed waits so long for it
+  return [f'--{name}={value}' for name, value in flags.items()]
 
 
 def free_port() -> int:
