@@ -106,14 +106,14 @@ FAULTS = [
   Fault('a barrier that times out in the second save', CRASHED, 'injected', Act(*SAVE, 2, BARRIER), saved=2),
   Fault('labels that are NaN from step 5 on', exit_codes.NOT_FINITE, 'loss is nan', spoil, saved=4, same=False),
   Fault('ENOSPC in the export', exit_codes.NOT_EXPORTED, 'the disk is full', Act(*EXPORT, 1, ENOSPC), saved=STEPS),
-  Fault('a loader that hangs at step 7', CRASHED, HUNG, Act(*NEXT, 7), saved=6),
-  Fault('a second save that hangs', CRASHED, HUNG, Act(*SAVE, 2), saved=2),
-  Fault('a second evaluation that hangs', CRASHED, HUNG, Act(*EVALUATE, 2), saved=2),
   Fault('another seed', REFUSED, 'config.seed: 0 on process 0, 1 on process 1', settings={'seed': 1}, processes=(2,)),
   Fault('other data', REFUSED, 'data_fingerprint', settings={'data': (f'{FILES}/other.jsonl',)}, processes=(2,)),
   Fault('another model', REFUSED, 'model_fingerprint', settings={'model': f'{FILES}/base'}, processes=(2,)),
   Fault('another objective', REFUSED, 'config.objective', settings={'objective': 'ipo()'}, processes=(2,)),
   Fault('another work directory', REFUSED, 'workdir id', settings={'workdir': f'{FILES}/local'}, processes=(2,)),
+  Fault('a loader that hangs at step 7', CRASHED, HUNG, Act(*NEXT, 7), saved=6),
+  Fault('a second save that hangs', CRASHED, HUNG, Act(*SAVE, 2), saved=2),
+  Fault('a second evaluation that hangs', CRASHED, HUNG, Act(*EVALUATE, 2), saved=2),
 ]
 CASES = [(fault, processes) for processes in (1, 2) for fault in FAULTS if processes in fault.processes]
 
@@ -181,8 +181,8 @@ def run(results: campaign.Results, count: int, seed: int) -> None:
       whole = world.start(folder / f'whole{processes}', processes)
       if any(run.wait() for run in whole):
         raise RuntimeError(whole[0].output())
-    for number in range(len(results.records), count):
-      fault, processes = CASES[number % len(CASES)]
+    while (number := len(results.records)) < count:
+      fault, processes = min(CASES, key=lambda case: len(results.of(fault=case[0].name, processes=case[1])))
       results.add(suffer(world, fault, processes, folder / f'run{number}'))
       results.progress(number + 1, count)
 
@@ -190,7 +190,7 @@ def run(results: campaign.Results, count: int, seed: int) -> None:
 def report(results: campaign.Results) -> int:
   """Prints the table, and returns how many runs did not end as promised."""
   rows = []
-  for record in results.records:
+  for record in sorted(results.records, key=lambda record: record['processes']):
     codes, again = (', '.join(map(forks.describe, record[name])) for name in ('codes', 'again'))
     left = f'checkpoint {record["saved"]}' if record['saved'] else 'nothing'
     verdict = 'yes' if record['as_promised'] else 'NO'
