@@ -2,6 +2,10 @@
 
 import io
 import json
+import os
+import pathlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +26,9 @@ PROMPTS = [
   'A good review explains what works and',
   'She said',
 ]
+
+
+LOCAL = pathlib.Path(__file__).parents[2] / 'launch' / 'local.sh'
 
 
 @pytest.fixture(scope='module')
@@ -188,3 +195,20 @@ def test_errors_of_the_user_are_one_message_and_exit_code_1(capsys, arguments, m
   error = capsys.readouterr().err
   assert message in error
   assert 'Traceback' not in error
+
+
+@pytest.mark.slow  # tests/commands/train_test.py starts two processes; draws depend on rows alone, as above
+def test_several_processes_write_the_file_that_one_writes(folder, tmp_path):
+  prompts = tmp_path / 'prompts.jsonl'
+  prompts.write_text(''.join(json.dumps({'prompt': f'The film {i} was'}) + '\n' for i in range(11)))
+  written = []
+  for count in (1, 2, 4):
+    output = tmp_path / f'{count}.jsonl'
+    flags = [f'--model={folder}', f'--prompts={prompts}', f'--output={output}', '--samples=2', '--batch_size=8']
+    environment = os.environ | {'PYTHON': sys.executable, 'DEVICES_PER_PROCESS': str(4 // count), 'XLA_FLAGS': ''}
+    command = [str(LOCAL), str(count), '--module=sample', '--', *flags, '--max_new_tokens=6']
+    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=300)
+    written.append(output.read_bytes())
+  assert written[0].count(b'\n') == 22
+  assert written[1] == written[0]
+  assert written[2] == written[0]
