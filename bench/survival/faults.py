@@ -133,7 +133,8 @@ class World(NamedTuple):
       changed = json.loads(json.dumps(dict(fault.settings)).replace(FILES, str(self.files))) if faulty else {}
       changed = {name: tuple(value) if isinstance(value, list) else value for name, value in changed.items()}
       values = {'steps': STEPS, 'save_every': 2, 'eval_every': 3, 'watch': WATCH, 'nonfinite_limit': 2} | changed
-      config = worlds.configure(self.files, workdir, next(iter(worlds.SCENARIOS)), **values)
+      folder = pathlib.Path(values.pop('workdir', workdir))
+      config = worlds.configure(self.files, folder, next(iter(worlds.SCENARIOS)), **values)
       flags = forks.arguments(config) + (forks.connected(process, port) if processes > 1 else [])
       patches = [fault.patch] if faulty and fault.patch else []
       running.append(forks.start(flags, workdir.with_suffix(f'.log{process}'), patches))
