@@ -23,6 +23,9 @@ _OF_THE_USER = frozenset(
   }
 )
 
+# How errors of connections begin that XLA, Gloo and TensorStore raise, some as a ValueError.
+_CONNECTIONS = ('UNKNOWN: Gloo', 'UNAVAILABLE: ', 'DEADLINE_EXCEEDED: ', 'ABORTED: ', 'CANCELLED: ')
+
 
 class Refused(ValueError):
   """A check of the configuration, the model or the data has failed before the first step."""
@@ -55,13 +58,15 @@ def checking() -> Iterator[Checks]:
 
 def of_the_machine(error: BaseException) -> bool:
   """Whether storage or network caused an error, such as EIO, ENOSPC, ETIMEDOUT or a lost connection."""
-  return any(
-    isinstance(each, ConnectionError | TimeoutError)
-    or (isinstance(each, OSError) and each.errno is not None and each.errno not in _OF_THE_USER)
+  return of_the_network(error) or any(
+    isinstance(each, OSError) and each.errno is not None and each.errno not in _OF_THE_USER
     for each in causes.chain(error)
   )
 
 
 def of_the_network(error: BaseException) -> bool:
   """Whether a timeout or a lost connection caused an error. The file that was being read may then be sound."""
-  return any(isinstance(each, ConnectionError | TimeoutError) for each in causes.chain(error))
+  return any(
+    isinstance(each, ConnectionError | TimeoutError) or str(each).startswith(_CONNECTIONS)
+    for each in causes.chain(error)
+  )

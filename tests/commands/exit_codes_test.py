@@ -3,6 +3,7 @@
 import errno
 import pathlib
 
+import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 import pytest
@@ -19,6 +20,8 @@ from tests import runs
 README = pathlib.Path(__file__).parents[2] / 'docs' / 'launching.md'
 EIO, ENOSPC, ETIMEDOUT = (OSError(code, 'injected') for code in (errno.EIO, errno.ENOSPC, errno.ETIMEDOUT))
 LOST = ConnectionResetError('injected')
+GLOO = ValueError('UNKNOWN: Gloo AllGather failed: injected: Connection reset by peer')
+BARRIER = jax.errors.JaxRuntimeError('DEADLINE_EXCEEDED: injected: Barrier timed out')
 MISSING, WRONG, BUG = FileNotFoundError('injected'), ValueError('injected'), TypeError('injected')
 
 
@@ -58,6 +61,7 @@ BUILD = (training_step, 'build_train_step')
   [
     (READ, EIO, exit_codes.CRASHED),
     (READ, LOST, exit_codes.CRASHED),
+    (READ, GLOO, exit_codes.CRASHED),
     (READ, wrapped(EIO), exit_codes.CRASHED),
     (READ, wrapped(WRONG), exit_codes.REFUSED),
     (READ, MISSING, exit_codes.REFUSED),
@@ -91,7 +95,7 @@ def test_an_injected_fault_has_the_exit_code_of_its_cause(where, error, code, ti
     assert attempt(configure(tiny_run, tmp_path)) == exit_codes.DONE
 
 
-@pytest.mark.parametrize('error', [ETIMEDOUT, LOST])
+@pytest.mark.parametrize('error', [ETIMEDOUT, LOST, BARRIER])
 def test_a_network_that_fails_while_restoring_costs_no_checkpoint(error, finished, monkeypatch):
   def fail(*args, **options):
     raise error
