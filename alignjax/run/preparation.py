@@ -43,6 +43,17 @@ class Prepared:
     return self.policy.trained_shapes()
 
 
+def check_settings(config: settings.Config) -> None:
+  """Checks what needs no file but the user's own code: the objective, the optimizer, and whether it needs a base model.
+
+  Raises:
+    ValueError: they cannot be used together.
+  """
+  user_code.load(config.imports)
+  objectives.parse(config.objective)
+  _recipe(config, config.base_model)
+
+
 def prepare(
   config: settings.Config, announce: inputs.Announce, check: Callable[[Prepared], None] = lambda prepared: None
 ) -> Prepared:

@@ -47,6 +47,7 @@ def train(config: settings.Config) -> loop.Result:
   with watchdog.watching(dataclasses.asdict(config.watch)), refusals.checking() as checks:
     settings.require(config, 'workdir', 'model', 'data')
     with owner.owned(paths.path(config.workdir)) as claim, places.on_disk(config, announce) as on_disk:
+      preparation.check_settings(on_disk)
       return _train(locations.with_folders(on_disk), config, checks, claim)
 
 

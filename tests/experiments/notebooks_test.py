@@ -190,9 +190,10 @@ def test_only_token_level_objectives_feel_the_drift(compose):
   np.testing.assert_allclose(notebook.predicted, notebook.through_drift['TDPO'], atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('fixture', 'which'),
-  [('nested', 'toy'), ('nested', 'real'), pytest.param('real_nested', 'real', marks=pytest.mark.slow)],
+  [('nested', 'toy'), ('nested', 'real'), ('real_nested', 'real')],
 )
 def test_dual_weights_are_the_worst_distribution_in_their_set(fixture, which, request):
   notebook, _ = request.getfixturevalue(fixture)
@@ -213,6 +214,7 @@ def test_dual_weights_are_the_worst_distribution_in_their_set(fixture, which, re
     np.testing.assert_allclose(weights, escort / escort.sum(), rtol=2e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_risk_of_a_response_is_the_sum_of_its_steps(nested):
   notebook, _ = nested
   for label, path in notebook.paths.items():
@@ -220,6 +222,7 @@ def test_the_risk_of_a_response_is_the_sum_of_its_steps(nested):
     np.testing.assert_allclose(path, np.cumsum(steps[::-1])[::-1], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_off_path_gives_the_value_and_the_weights_of_the_recursion(nested):
   notebook, _ = nested
   drift, log_p = (np.asarray(x, np.float64) for x in notebook.steps)
@@ -238,6 +241,7 @@ def test_off_path_gives_the_value_and_the_weights_of_the_recursion(nested):
   assert np.all(notebook.weights_of[0.0][1:] < 0.1)  # hardly any but the first
 
 
+@pytest.mark.slow
 def test_the_sum_falls_short_of_the_nested_value_for_an_averse_measure_only(nested):
   notebook, _ = nested
   for over_all, along in notebook.exact.values():
@@ -253,6 +257,7 @@ def test_the_sum_falls_short_of_the_nested_value_for_an_averse_measure_only(nest
   assert np.median(along[0.0].max(axis=1) / over_all) > 0.8  # the worst response comes close
 
 
+@pytest.mark.slow
 def test_nested_cvar_lies_on_either_side_of_static_and_entropic_on_neither(nested):
   notebook, _ = nested
   (levels, _), _ = notebook.sweeps.values()

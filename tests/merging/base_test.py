@@ -54,6 +54,7 @@ def test_types_of_leaves_are_kept_one_by_one():
   assert merged['b'].shape == ()
 
 
+@pytest.mark.slow
 def test_merging_works_inside_a_compiled_function():
   method = merging.dare(0.5, rescale='l1', consensus='ties')
   base, *models = ({name: params[name] for name in ('embed', 'scale')} for params in (BASE, *MODELS))

@@ -127,6 +127,7 @@ def filtered():
   return testing.Setting.of(objectives.beta_dpo(beta=0.2, alpha=0.3, ratio=0.7))
 
 
+@pytest.mark.slow  # the contract is checked for beta_dpo
 @pytest.mark.parametrize('check', testing.PROPERTIES, ids=lambda check: check.__name__.removeprefix('check_'))
 def test_the_filter_keeps_the_contract(filtered, check):
   check(filtered)

@@ -275,6 +275,7 @@ def test_error_of_pmle_is_inversely_proportional_to_gamma_squared():
   assert slope(gammas, errors) == pytest.approx(-2.0, abs=0.3)
 
 
+@pytest.mark.slow  # each has its oracle
 def test_with_a_tabular_reward_pmle_distillation_and_reverse_kl_are_one_estimator():
   gamma, samples = 0.5, Samples(contexts=8, scale=0.5)
   weight = samples.draw(gamma, 256)

@@ -127,6 +127,7 @@ def test_sampo_draws_uniformly_without_replacement():
   assert np.abs(np.mean(one[1:] * one[:-1], axis=0) - (3 / 7) ** 2).max() < 4 * math.sqrt((3 / 7) ** 2 / rows)
 
 
+@pytest.mark.slow  # draws_test.py checks the keys of rows
 def test_what_sampo_draws_depends_on_the_pair_alone():
   batch = with_lengths(fixtures.preference_batch(seed=7, prompts=40), 7, 3)
   drawn = np.asarray(sampled_tokens(batch))

@@ -231,6 +231,7 @@ def test_11_step_k():
     np.testing.assert_allclose(end - offline, ALPHA * tau, rtol=0, atol=2e-7)
 
 
+@pytest.mark.slow  # the merge of step K is tested above
 def test_11_the_merge_of_a_cache_is_that_of_the_displacement():
   three = {**STACK, 'gradients': STACK['gradients'][:3]}
   merged, _ = runs.run(optax.chain(ADAM, optim.online_ties(0.3, ALPHA, every=3)), **three)

@@ -268,6 +268,7 @@ def test_the_entropic_measure_is_accurate_in_float32_over_a_large_vocabulary(kap
   np.testing.assert_allclose(value, expected, rtol=1e-5)
 
 
+@pytest.mark.slow  # contract_test.py maps and compiles objectives with measures
 def test_leading_dimensions_jit_and_vmap():
   logp, logq = (x.reshape(2, 3, 50).astype(np.float32) for x in language(4, 50, rows=6))
   for measure, oracle in MEASURES.values():

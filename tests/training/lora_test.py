@@ -68,6 +68,7 @@ def test_the_gradient_is_that_of_the_merged_model_by_the_chain_rule(base, adapte
         assert np.linalg.norm(factors[factor] - value) < 2e-5 * np.linalg.norm(value), (part, name, factor)
 
 
+@pytest.mark.slow  # tests/run/preparation_test.py compares them, too
 def test_the_base_as_reference_equals_a_copy_of_it(base):
   frozen = state_lib.Frozen(references.Base(), base=base)
   copy = dataclasses.replace(frozen, reference=references.Live(lora.merge(base, {}, LORA)))

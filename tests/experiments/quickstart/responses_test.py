@@ -75,6 +75,7 @@ def make_responder(model):
   return _responder(model, 4, 2)
 
 
+@pytest.mark.slow  # sampling/sampler_test.py checks rows beside others
 def test_what_is_drawn_does_not_depend_on_the_grouping(model, responder):
   asked, key = prompts.split(5, 1)[0], jax.random.key(3)
   one, other = (side.draw(model[1], asked, key, rounds=2) for side in (responder, _responder(model, 16, 2)))
