@@ -46,7 +46,7 @@ def field(
     text: the line of --help, a full sentence or a noun phrase with units.
     choices: the values that the field can have; empty for any value.
     at_least: the smallest value that a number can have.
-    path: for paths, or lists of them: paths.READ, WRITTEN, RUN, IN_PLACE or DISK. A leading `~` is expanded.
+    path: how a path, or a list of paths, is used: paths.READ, WRITTEN, RUN, IN_PLACE or DISK. Expands a leading `~`.
     **metadata: `required=True` for a value that must be given, `flag='import'` for a flag with another name,
       `at_most=1024` for the largest value of a number, and further entries for other readers of the field.
   """

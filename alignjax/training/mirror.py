@@ -67,7 +67,7 @@ def mirrored(folder: pathlib.Path, names: Sequence[str]) -> Iterator[Copy]:
   """A folder on this disk in which the files of `folder` are continued; the folder itself if it is on a disk.
 
   Args:
-    folder: on a disk or in an object store.
+    folder: the run's folder, on a disk or in an object store.
     names: the files that are continued.
 
   Raises:

@@ -9,7 +9,6 @@ In two processes only process 1 has the fault. Afterwards the command is given a
 from collections.abc import Mapping
 import dataclasses
 import errno
-import functools
 import importlib
 import json
 import pathlib
@@ -38,21 +37,17 @@ class Act(NamedTuple):
 
   def __call__(self) -> None:
     """Replaces the function."""
-    module, _, attribute = self.owner.partition(':')
-    owner = importlib.import_module(module)
-    owner = getattr(owner, attribute) if attribute else owner
-    original, calls = getattr(owner, self.function), []
+    calls = []
 
-    @functools.wraps(original)
-    def hooked(*args, **options):
+    def act(*args, **options):
+      del args, options
       calls.append(None)
       if len(calls) >= self.count:
         if self.error is not None:
           raise self.error
         time.sleep(10 * forks.LONGEST)
-      return original(*args, **options)
 
-    setattr(owner, self.function, hooked)
+    forks.before_calls(self.owner, self.function, act)
 
 
 def spoil() -> None:
@@ -78,7 +73,7 @@ class Fault(NamedTuple):
   code: int
   text: str  # part of what it prints
   patch: forks.Patch | None = None
-  settings: Mapping[str, Any] = {}  # changed settings; FILES stands for the folder of the files
+  settings: Mapping[str, Any] = {}  # changed settings; FILES is replaced by the data folder
   saved: int = 0  # the newest checkpoint that must be left
   processes: tuple[int, ...] = (1, 2)
   same: bool = True  # whether the run ends like one without the fault

@@ -7,6 +7,8 @@ it has the same exit codes. Before it starts, it can replace functions of the li
 import atexit
 from collections.abc import Callable, Sequence
 import contextlib
+import functools
+import importlib
 import multiprocessing
 import os
 import pathlib
@@ -69,6 +71,27 @@ class Run(NamedTuple):
   def output(self) -> str:
     """What the program has printed so far."""
     return self.log.read_text(encoding='utf-8', errors='replace')
+
+
+def before_calls(owner: str, function: str, act: Callable[..., None]) -> None:
+  """Replaces a function of the library by one that calls `act` with the same arguments first.
+
+  Args:
+    owner: 'module:attribute' of a class, or 'module'.
+    function: its name in the owner.
+    act: called before every call; what it raises, the function raises.
+  """
+  module, _, attribute = owner.partition(':')
+  holder = importlib.import_module(module)
+  holder = getattr(holder, attribute) if attribute else holder
+  original = getattr(holder, function)
+
+  @functools.wraps(original)
+  def hooked(*args: Any, **options: Any) -> Any:
+    act(*args, **options)
+    return original(*args, **options)
+
+  setattr(holder, function, hooked)
 
 
 def start(arguments: Sequence[str], log: pathlib.Path, patches: Sequence[Patch] = ()) -> Run:

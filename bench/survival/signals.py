@@ -9,7 +9,6 @@ file. The first run of each kind is then started again, and compared with one th
 
 from collections.abc import Callable
 import functools
-import importlib
 import os
 import pathlib
 import random
@@ -41,20 +40,16 @@ class Phase(NamedTuple):
 
   def tell(self, signals: 'Signals') -> None:
     """Replaces the function: its n-th call sends the signals."""
-    module, _, attribute = self.owner.partition(':')
-    owner = importlib.import_module(module)
-    owner = getattr(owner, attribute) if attribute else owner
-    original, calls = getattr(owner, self.function), []
+    calls = []
 
-    @functools.wraps(original)
-    def hooked(*args, **options):
+    def act(*args, **options):
+      del options
       if not self.only or args[0]._name == self.only:
         calls.append(None)
         if len(calls) == self.count:
           signals.send()
-      return original(*args, **options)
 
-    setattr(owner, self.function, hooked)
+    forks.before_calls(self.owner, self.function, act)
 
 
 class Signals(NamedTuple):

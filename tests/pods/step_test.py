@@ -38,7 +38,10 @@ SMALL = 2048  # entries: norms and metrics have fewer, every kernel has more on 
 
 
 def compiled(mesh, *, prompts=32, size=128):
-  """The text of the step that `train` runs, with a live reference and Adam, for a mesh of described devices."""
+  """Compiles the training step, with a live reference and Adam, for a mesh of TPUs that need not exist.
+
+  Returns the compiled text, and the number of entries of all large kernels.
+  """
   model = transformer.build(CONFIG, rules.activation_constraint(mesh))
   shapes = jax.eval_shape(model.init, jax.random.key(0))
   params = jax.tree.map(

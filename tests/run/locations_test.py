@@ -1,4 +1,4 @@
-"""Folders and names on the Hub, whose cache stands in for it: nothing is downloaded."""
+"""Folders and names on the Hub. A local cache stands in for the Hub, so nothing is downloaded."""
 
 import json
 import pathlib

@@ -115,9 +115,6 @@ def ultrafeedback(fields: Mapping[str, Any], ignored: Collection[str]) -> rows.E
     raise rows.Dropped('no_completions', 'the list of completions is empty')
   found = [_completion(each, f'completions[{i}]', ignored) for i, each in enumerate(completions)]
   responses, scores = zip(*found, strict=True)
-  if len(responses) > 1:
-    ranking.check_different(responses)
-    ranking.check_untied(scores)
   return ranking.best_first(rows.Example([message], responses, score=scores))
 
 

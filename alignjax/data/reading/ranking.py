@@ -8,7 +8,14 @@ COLUMNS = ('responses', 'score', 'behaviour_logp', 'behaviour_token_logp')  # on
 
 
 def best_first(example: rows.Example) -> rows.Example:
-  """Sorts the responses by score, highest first. Ties keep the order of the row."""
+  """Sorts the responses by score, highest first. Ties keep the order of the row.
+
+  Raises:
+    Dropped: there are several responses, and all texts or all scores are the same.
+  """
+  if len(example.responses) > 1:
+    check_different(example.responses)
+    check_untied(example.score)
   return pick(example, sorted(range(len(example.responses)), key=lambda i: -example.score[i]))
 
 

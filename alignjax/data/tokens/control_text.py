@@ -2,8 +2,8 @@
 
 A user's message may spell '<|im_end|>'. Encoded with its surroundings, it would end the user's turn. So each special
 token that a message spells is masked by one private character before the template is rendered. In the result, every
-special token is one that the template wrote. These are marked, the masks are replaced by what they stand for, and a
-second tokenizer, whose special tokens are spelt with the marks, encodes the text.
+special token comes from the template. Each of these is marked, the original text is restored in place of the masks,
+and a second tokenizer, which recognises only marked special tokens, encodes the result.
 """
 
 from collections.abc import Mapping, Sequence
@@ -90,7 +90,7 @@ class Guard:
     return PRIVATE.search(text) is not None
 
   def spell(self, text: str) -> str:
-    """Replaces masks by what they stand for."""
+    """Restores the original text in place of the masks."""
     return text.translate(self._texts)
 
   def encode(self, texts: Sequence[str]) -> list[list[int]]:
