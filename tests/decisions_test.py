@@ -79,7 +79,7 @@ INPUTS = {
 }
 # One process alone, or no collective follows.
 ALONE = {
-  'run/command_line.py:_checked',
+  'run/command_line.py:_recorded',
   'run/merge_folders.py:merge_adapter',
   'run/smollm2.py:convert',
   'run/smollm2.py:folder',
