@@ -11,7 +11,15 @@ SUMMARIES = {
   'download': 'fetch a model: smollm2, or one of the Hugging Face Hub',
   'merge': 'merge models in Hugging Face folders, or an adapter into its base',
 }
-PROGRAM = program.Group('alignjax', __doc__, SUMMARIES, program.lazy)
+OTHERS = {
+  **dict.fromkeys(('fit', 'finetune', 'fine-tune', 'align', 'run', 'resume', 'dpo', 'sft', 'kto', 'orpo'), 'train'),
+  **dict.fromkeys(('generate', 'chat', 'infer', 'inference', 'predict', 'decode'), 'sample'),
+  **dict.fromkeys(('check', 'examine', 'lint'), 'doctor'),
+  **dict.fromkeys(('dataset', 'datasets', 'preprocess', 'tokenize', 'validate', 'inspect', 'convert'), 'data'),
+  **dict.fromkeys(('pull', 'fetch', 'get'), 'download'),
+  **dict.fromkeys(('save', 'merge-lora'), 'export'),
+}
+PROGRAM = program.Group('alignjax', __doc__, SUMMARIES, program.lazy, OTHERS)
 
 
 def main() -> None:

@@ -70,6 +70,7 @@ class Group:
     name: the name on the command line.
     text: the first part of --help.
     summaries: one line for each program, by name.
+    others: programs by names that users may give them.
     load: returns the program, or another group, with a name.
   """
 
@@ -77,6 +78,7 @@ class Group:
   text: str
   summaries: Mapping[str, str]
   load: Callable[[str], 'Program | Group']
+  others: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
   @property
   def help(self) -> str:
@@ -97,8 +99,9 @@ class Group:
       raise ValueError(f'{self.name} needs a program, one of {", ".join(self.summaries)}')
     name = argv[place]
     if name not in self.summaries:
-      close = difflib.get_close_matches(name, self.summaries, n=1, cutoff=0.4)
-      hint = f'; did you mean {close[0]}?' if close else '.'
+      close = difflib.get_close_matches(name, self.summaries, n=1)
+      meant = self.others.get(name) or next(iter(close), '')
+      hint = f'; did you mean {meant}?' if meant else '.'
       raise ValueError(f'{self.name} has no program {name!r}{hint} It has {", ".join(self.summaries)}')
     return self.load(name), [*argv[:place], *argv[place + 1 :]]
 
@@ -184,7 +187,8 @@ def _refuse(error: Exception | str) -> None:
 
 def _shown(error: BaseException | str) -> str:
   """The message of an error, its lines cut to a length that fits on a terminal."""
-  lines = str(error).splitlines() or [type(error).__name__]
+  text = error if isinstance(error, str) else refusals.reason(error)
+  lines = text.splitlines() or [type(error).__name__]
   return '\n'.join(line if len(line) <= LINE else f'{line[:LINE]} ...' for line in lines)
 
 

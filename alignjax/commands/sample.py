@@ -83,7 +83,7 @@ def build_strategy(settings: Settings) -> strategies.Strategy:
   if settings.strategy:
     if settings.greedy or parts != (1.0, 0, 1.0):
       raise ValueError('--strategy replaces --greedy, --temperature, --top_k and --top_p: give it without them')
-    return strategies.parse(settings.strategy)
+    return fields.naming('--strategy', strategies.parse, settings.strategy)
   if settings.greedy:
     if parts != (1.0, 0, 1.0):
       raise ValueError('--greedy leaves nothing to draw: give it without --temperature, --top_k and --top_p')

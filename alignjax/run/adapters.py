@@ -15,7 +15,7 @@ from alignjax import expressions
 from alignjax.models import checkpoint_io, lora, peft, quantization, transformer
 from alignjax.optim import bases
 from alignjax.parallel import rules
-from alignjax.run import settings
+from alignjax.run import fields, settings
 from alignjax.training import processes
 from alignjax.training.policy import Policy
 from alignjax.types import Array, Params
@@ -57,7 +57,7 @@ def configured(
       f'the optimizer {recipe.name} merges updates with a delta of whole weights, which the adapters of '
       f'config.adapter = {config.adapter!r} do not have: give one of the two'
     )
-  adapter = parse_adapter(config.adapter)
+  adapter = fields.naming('config.adapter', parse_adapter, config.adapter)
   # Raises for targets that do not exist, before anything is read.
   Policy(transformer.build(model_config), adapter).trained_shapes()
   return adapter

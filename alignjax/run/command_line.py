@@ -79,12 +79,16 @@ def _merged(plain: dict[str, Any], dotted: dict[str, Any]) -> dict[str, Any]:
 
 
 def _recorded(given: dict[str, Any]) -> str:
-  """The file in which the run in --workdir has recorded its settings; '' without one, or with --model."""
+  """The file in which the run in --workdir has recorded its settings; '' with --model."""
   workdir = paths.expand(given.get('workdir', ''))
   if not workdir or given.get('model'):
     return ''
   record = paths.path(workdir) / RECORD
-  return os.fspath(record) if record.exists() else ''
+  if not record.exists():
+    raise ValueError(
+      f'config.model is missing: give --model=... for a new run; there is none to resume in {workdir} (no {RECORD})'
+    )
+  return os.fspath(record)
 
 
 def _overridden(path: str, names: frozenset[str], before: dict[str, Any], now: dict[str, Any]) -> tuple[str, ...]:

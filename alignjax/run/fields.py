@@ -26,6 +26,7 @@ SHOWN = 200  # characters of a value in a message
 LARGEST = 2**31 - 1  # of an integer, unless its field has another limit
 Strings = tuple[str, ...]
 Pairs = tuple[tuple[int, int], ...]
+_WANTED = {int: 'a whole number', float: 'a number', bool: 'true or false', str: 'text'}
 
 
 def field(
@@ -150,7 +151,7 @@ def _convert(kind: Any, value: Any, what: str, name: str) -> Any:
     )
     _require(fits, what + name, value, 'a list of pairs (prompt, response) of tokens, such as ((64, 32), (128, 64))')
     return tuple(map(tuple, value))
-  _require(type(value) is kind, what + name, value, f'a value of type {kind.__name__}')
+  _require(type(value) is kind, what + name, value, _WANTED[kind])
   return value
 
 
@@ -212,7 +213,7 @@ def check(settings: Any, what: str = '--') -> None:
     choices, least, most = map(item.metadata.get, ('choices', 'at_least', 'at_most'))
     if item.type in (str, bool, int, float):
       fits = type(value) is item.type or (item.type is float and type(value) is int)
-      _require(fits, name, value, f'a value of type {item.type.__name__}')
+      _require(fits, name, value, _WANTED[item.type])
     if type(value) is int:
       most = LARGEST if most is None else most
       _require(value <= most, name, value, f'at most {most}')
@@ -224,6 +225,14 @@ def check(settings: Any, what: str = '--') -> None:
           paths.check(text, use)
         except ValueError as error:
           raise ValueError(f'{name} = {error}') from error
+
+
+def naming[T](name: str, parse: Callable[[str], T], text: str) -> T:
+  """Parses the value of a setting. Errors name the setting."""
+  try:
+    return parse(text)
+  except ValueError as error:
+    raise ValueError(f'{name}: {error}') from error
 
 
 def flat_dict(values: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:

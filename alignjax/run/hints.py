@@ -5,9 +5,9 @@ import difflib
 import re
 
 _LEARNING_RATE = "the learning rate is part of the optimizer: --optimizer='adamw(1e-6)'"
-_BETA = "the strength of the objective is its argument: --objective='dpo(beta=0.1)'"
+_BETA = "arguments of the loss belong to the objective: --objective='dpo(beta=0.1)'"
 _LOSS = "the loss is an expression: --objective='ipo()'"
-_ADAM = "arguments of the optimizer are part of it: --optimizer='adamw(1e-6, b1=0.9, b2=0.95)'"
+_ADAM = "arguments of the optimizer are part of it: --optimizer='adamw(1e-6, beta1=0.9, beta2=0.95)'"
 _DECAY = "weight decay is part of the optimizer: --optimizer='adamw(1e-6, weight_decay=0.01)'"
 _EPOCHS = 'use --epochs=1'
 _STEPS = 'use --steps=1000, a number of updates'
@@ -21,7 +21,7 @@ _REFERENCE = 'use --reference=models/base, a folder or a name on the Hub'
 _REVISION = 'the revision is part of the name: --model=Qwen/Qwen2.5-0.5B@main'
 _DATA = 'use --data=pairs.jsonl'
 _PART = "a part of a dataset is part of its location: --data='pairs.jsonl[:1000]'"
-_SPLIT = "the split is part of the location: --data='pairs.jsonl[split:0.95]'"
+_SPLIT = "the split is part of the location: --data='pairs.jsonl[split:5%]'"
 _EVAL = 'use --eval_data=held_out.jsonl'
 _EVERY = 'use --eval_every=100, a number of updates'
 _SAVE = 'use --save_every=500, a number of updates, or --save_minutes=30'
@@ -106,7 +106,7 @@ _OTHERS: dict[str, tuple[str, ...]] = {
   'num_epochs num_train_epochs n_epochs epoch train_epochs max_epochs total_epochs': (_EPOCHS,),
   'num_return_sequences n num_samples best_of num_generations': (_SAMPLES,),
   'do_sample': (_GREEDY,),
-  'optim optimizer_name optimizer_type': (f'{_LEARNING_RATE}; see docs/architecture.md for others',),
+  'optim optimizer_name optimizer_type': ("the optimizer is an expression: --optimizer='adamw(1e-6)'",),
   'output_dir out_dir output_path save_dir logdir log_dir checkpoint_dir experiment_dir': (_WORKDIR, _OUT, _OUTPUT),
   'precompute_ref_log_probs ref_cache': (_CACHE,),
   'ref_model ref_model_name_or_path reference_model ref reference_model_name ref_model_path': (_REFERENCE,),
@@ -132,7 +132,7 @@ def hint(name: str, known: Collection[str], prefix: str = '') -> str:
     known: the settings of the program.
     prefix: prefix of known names in the message, such as '--'.
   """
-  plain = name.replace('-', '_').lower()
+  plain = name.replace('-', '_').lower().removeprefix('config.')
   if plain in known:
     return f'; did you mean {prefix}{plain}?'
   for text in HINTS.get(plain, ()):

@@ -14,7 +14,7 @@ from alignjax.models import checkpoint_io, transformer
 from alignjax.optim import bases, recipes
 from alignjax.parallel import mesh as parallel_mesh
 from alignjax.parallel import rules
-from alignjax.run import adapters, first_start, inputs, loaded, settings, token_cache, user_code
+from alignjax.run import adapters, fields, first_start, inputs, loaded, settings, token_cache, user_code
 from alignjax.training import placement, processes, references
 from alignjax.training import state as training_state
 from alignjax.training.policy import Policy
@@ -50,7 +50,7 @@ def check_settings(config: settings.Config) -> None:
     ValueError: they cannot be used together.
   """
   user_code.load(config.imports)
-  objectives.parse(config.objective)
+  fields.naming('config.objective', objectives.parse, config.objective)
   _recipe(config, config.base_model)
 
 
@@ -69,7 +69,7 @@ def prepare(
   """
   settings.require(config, 'model', 'data')
   user_code.load(config.imports)
-  objective = objectives.parse(config.objective)
+  objective = fields.naming('config.objective', objectives.parse, config.objective)
   recipe = _recipe(config, config.base_model)
   mesh = parallel_mesh.make_mesh(
     config.mesh.data,
@@ -173,7 +173,7 @@ def _check_batch_size(config: settings.InputSettings, mesh: jax.sharding.Mesh) -
 
 def _recipe(config: settings.OptimizerSettings, base_model: str) -> bases.Recipe:
   """Reads the optimizer, and checks that a base model is given exactly if the optimizer needs one."""
-  recipe = recipes.parse_optimizer(config.optimizer)
+  recipe = fields.naming('config.optimizer', recipes.parse_optimizer, config.optimizer)
   if recipe.needs_delta and not base_model:
     raise ValueError(
       f'config.optimizer = {config.optimizer!r} merges with model - base_model: name the folder of the model '

@@ -111,9 +111,9 @@ def given(kind: type, values: flags.FlagValues, prefix: str = '') -> dict[str, A
     if leaf.field.type == fields.Pairs and all(isinstance(part, tuple) for part in each):
       found[leaf.name] = tuple(item for part in each for item in part)
       continue
-    other = next((value for value in each if value != each[0]), None)
-    if other is not None:
-      raise ValueError(f'--{name} is given twice, as {each[0]!r} and {other!r}: give it once')
+    different = list(dict.fromkeys(map(repr, each)))
+    if len(different) > 1:
+      raise ValueError(f'--{name} is given twice, as {different[0]} and {different[1]}: give it once')
     found[leaf.name] = each[0]
   return found
 
@@ -127,14 +127,16 @@ def parse(kind: type, argv: Sequence[str], values: flags.FlagValues) -> None:
   """
   rest = values(list(argv))[1:]
   positional = [leaf.flag for leaf in fields.leaves(kind) if leaf.field.metadata.get('positional')]
-  if len(rest) == 1 and positional:
-    values([argv[0], f'--{positional[0]}={rest[0]}'])
-  elif rest:
+  if rest and positional:
+    values([argv[0], f'--{positional[0]}={rest.pop(0)}'])
+  if rest:
     raise ValueError(f'unexpected argument {rest[0]!r}: {_instead(rest[0])}')
 
 
 def _instead(argument: str) -> str:
   """What to type instead of an argument without dashes."""
+  if argument.startswith('-'):
+    return 'nothing after -- is a flag; leave -- out'
   if argument.startswith(tuple(_DASHES)):
     return f'it starts with {argument[0]!r}; type --{argument.lstrip(_DASHES + "-")}'
   if argument.partition('=')[0].isidentifier() and '=' in argument:

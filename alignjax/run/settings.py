@@ -106,8 +106,10 @@ class DataSettings:
     'files of 1 MiB or more; off: tokenise at every start.',
     path=paths.DISK,
   )
-  max_prompt: int = _field(512, IDENTITY, 'Largest prompt in tokens; longer ones lose their first tokens.')
-  max_response: int = _field(512, IDENTITY, 'Largest response in tokens; for longer ones see `long_responses`.')
+  max_prompt: int = _field(512, IDENTITY, 'Largest prompt in tokens; longer ones lose their first tokens.', at_least=2)
+  max_response: int = _field(
+    512, IDENTITY, 'Largest response in tokens; for longer ones see `long_responses`.', at_least=2
+  )
   long_responses: str = _field(
     'drop',
     IDENTITY,
@@ -322,5 +324,4 @@ def require(settings: Any, *names: str) -> None:
   """Raises a ValueError if one of these settings is empty."""
   for name in names:
     if not getattr(settings, name):
-      run = ', or the --workdir of a run, which holds its config.json' if name == 'model' else ''
-      raise ValueError(f'config.{name} is missing: give --{name}=...{run}')
+      raise ValueError(f'config.{name} is missing: give --{name}=...')

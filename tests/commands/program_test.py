@@ -98,6 +98,11 @@ def test_the_command_lists_its_programs(capsys):
       "error: alignjax has no program 'trian'; did you mean train? It has train, doctor, export, sample, data, "
       'download, merge\n',
     ),
+    (
+      'chat',
+      "error: alignjax has no program 'chat'; did you mean sample? It has train, doctor, export, sample, data, "
+      'download, merge\n',
+    ),
     ('qqq', "error: alignjax has no program 'qqq'. It has train, doctor, export, sample, data, download, merge\n"),
   ],
 )

@@ -194,8 +194,7 @@ def test_a_damaged_record_is_refused_by_name(tmp_path, text, message):
     parse(f'--workdir={tmp_path}')
 
 
-def test_a_work_directory_without_a_record_gives_the_defaults(tmp_path):
-  config = parse(f'--workdir={tmp_path}')
-  assert config == settings.Config(workdir=str(tmp_path))
-  with pytest.raises(ValueError, match=r'config\.model is missing: give --model=\.\.\., or the --workdir of a run'):
-    settings.require(config, 'model')
+def test_a_work_directory_without_a_record_needs_a_model(tmp_path):
+  message = f'config.model is missing: give --model=... for a new run; there is none to resume in {tmp_path} (no config'
+  with pytest.raises(ValueError, match=re.escape(message)):
+    parse(f'--workdir={tmp_path}', '--data=d.jsonl')

@@ -4,8 +4,11 @@ import re
 
 import pytest
 
+from alignjax import objectives
 from alignjax.commands import data, export, merge, sample
-from alignjax.run import command_line, fields, hints
+from alignjax.data.reading import sources
+from alignjax.optim import recipes, schedules
+from alignjax.run import adapters, command_line, fields, hints, merge_folders
 
 PROGRAMS = {
   'train': command_line.Invocation,
@@ -88,3 +91,20 @@ def test_other_names_are_answered_with_the_nearest_flag(name, hint):
 
 def test_a_hint_names_only_flags_that_the_program_has():
   assert hints.hint('learning_rate', flags_of('merge'), prefix='--') == '; --help lists the settings'
+
+
+def test_the_expressions_in_hints_are_valid():
+  parsers = {
+    'optimizer': recipes.parse_optimizer,
+    'objective': objectives.parse,
+    'adapter': adapters.parse_adapter,
+    'method': merge_folders.parse_method,
+    'data': sources.parse_expression,
+    'schedule': schedules.parse_shape,
+  }
+  texts = ' '.join(text for texts in hints.HINTS.values() for text in texts)
+  found = re.findall(r"--(\w+)=(?:'([^']*)'|(\S+?)(?=,? |;|$))", texts)
+  given = {(name, quoted or plain) for name, quoted, plain in found if name in parsers}
+  folders = {('adapter', 'adapter')}  # of `alignjax sample`
+  used = {name for name, text in given - folders if parsers[name](text)}
+  assert used == parsers.keys()

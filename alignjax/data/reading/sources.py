@@ -13,6 +13,7 @@ To add a form, write its function and add a line to FORMS.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+import difflib
 import functools
 import os
 from typing import Any, NamedTuple
@@ -233,11 +234,19 @@ def _read[Row](
 def _check_exists(location: str) -> None:
   """Refuses a prefix that is no scheme, unless it is part of an existing path: it may be a misspelt form."""
   scheme, colon, _ = location.partition(':')
-  if colon and scheme not in readers.SCHEMES and not os.path.exists(location):
+  if not colon or scheme in readers.SCHEMES or os.path.exists(location):
+    return
+  file, bracket, part = location.partition('[')
+  if bracket and os.path.exists(file):
     raise ValueError(
-      f'{location}: no such file, and {values.quote(scheme)} is neither a form ({", ".join(FORMS)}) nor a scheme to '
-      f'read from ({", ".join(readers.SCHEMES)})'
+      f'{location}: [{part} is not a part of a file; parts are [:1000], [1000:2000], [split:5%], [rest:5%]'
     )
+  close = difflib.get_close_matches(scheme, FORMS, n=1)
+  hint = f'; did you mean {close[0]}?' if close else ''
+  raise ValueError(
+    f'{location}: no such file, and {values.quote(scheme)} is neither a form ({", ".join(FORMS)}) nor a scheme to '
+    f'read from ({", ".join(readers.SCHEMES)}){hint}'
+  )
 
 
 class _Parser:
