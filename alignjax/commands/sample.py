@@ -90,11 +90,11 @@ def build_strategy(settings: Settings) -> strategies.Strategy:
     return strategies.greedy()
   chosen = []
   if settings.temperature != 1.0:
-    chosen.append(strategies.temperature(settings.temperature))
+    chosen.append(fields.naming('--temperature', strategies.temperature, settings.temperature))
   if settings.top_k:
-    chosen.append(strategies.top_k(settings.top_k))
+    chosen.append(fields.naming('--top_k', strategies.top_k, settings.top_k))
   if settings.top_p != 1.0:
-    chosen.append(strategies.nucleus(settings.top_p))
+    chosen.append(fields.naming('--top_p', strategies.nucleus, settings.top_p))
   return strategies.chain(*chosen)
 
 

@@ -227,10 +227,10 @@ def check(settings: Any, what: str = '--') -> None:
           raise ValueError(f'{name} = {error}') from error
 
 
-def naming[T](name: str, parse: Callable[[str], T], text: str) -> T:
+def naming[V, T](name: str, parse: Callable[[V], T], value: V) -> T:
   """Parses the value of a setting. Errors name the setting."""
   try:
-    return parse(text)
+    return parse(value)
   except ValueError as error:
     raise ValueError(f'{name}: {error}') from error
 

@@ -3,9 +3,11 @@
 from absl import flags
 import pytest
 
+from alignjax import exit_codes
 from alignjax.commands import main, program
 from alignjax.run import command_line, fields, help_text, program_flags, settings
-from experiments.quickstart import command_line as quickstart
+from experiments.quickstart import run as quickstart
+from experiments.toy import alignment_tax, distribution_learning, nested_risk
 
 
 def programs(loaded=main.PROGRAM):
@@ -16,7 +18,8 @@ def programs(loaded=main.PROGRAM):
     yield loaded
 
 
-PROGRAMS = {each.name: each.settings for each in programs()} | {'quickstart': quickstart.Settings}
+STUDIES = (quickstart.PROGRAM, alignment_tax.PROGRAM, distribution_learning.PROGRAM, nested_risk.PROGRAM)
+PROGRAMS = {each.name: each.settings for each in (*programs(), *STUDIES)}
 
 
 def entries(kind: type) -> dict[str, str]:
@@ -45,6 +48,13 @@ def read(kind: type, *arguments: str):
 def test_help_lists_every_flag(name):
   assert list(entries(PROGRAMS[name])) == [f'--{leaf.flag}' for leaf in fields.leaves(PROGRAMS[name])]
   assert all(len(line) <= help_text.WIDTH for line in help_text.describe(PROGRAMS[name]).splitlines())
+
+
+@pytest.mark.parametrize('chosen', [main.PROGRAM, *programs(), *STUDIES], ids=lambda chosen: chosen.name)
+def test_help_ends_with_exit_code_0(chosen, capsys):
+  for flag in ('--help', '-h', '--helpfull'):
+    assert program.execute(chosen, [chosen.name, flag]) == exit_codes.DONE
+    assert capsys.readouterr().out.startswith(chosen.text.strip().partition('\n')[0])
 
 
 @pytest.mark.parametrize('name', PROGRAMS)
