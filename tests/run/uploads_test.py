@@ -20,7 +20,9 @@ class Hub(server.BaseHTTPRequestHandler):
     if self.headers['Authorization'] != 'Bearer right':
       return self._answer(401, {'error': 'Invalid token'})
     if self.path.endswith('/preupload/main'):
-      files = [{'path': file['path'], 'uploadMode': 'regular'} for file in json.loads(body)['files']]
+      files = [
+        {'path': file['path'], 'uploadMode': 'regular', 'shouldIgnore': False} for file in json.loads(body)['files']
+      ]
       return self._answer(200, {'files': files})
     if self.path.endswith('/commit/main'):
       for entry in map(json.loads, body.splitlines()):
@@ -72,7 +74,8 @@ def test_all_files_are_uploaded_to_a_private_repository(hub, folder):
   uploads.check('me/model', str(folder.parent))
   uploads.upload('me/model', folder, lines.append)
   assert hub.received == {'config.json': b'{}', 'model.safetensors': b'weights'}
-  assert [repository['private'] for repository in hub.created] == [True]
+  (created,) = hub.created
+  assert created.get('private') or created.get('visibility') == 'private'
   assert lines[-1] == 'the model is at https://huggingface.co/me/model/commit/1'
 
 
