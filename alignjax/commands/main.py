@@ -9,6 +9,7 @@ SUMMARIES = {
   'sample': 'draw responses from a model',
   'data': 'validate, inspect, tokenise, convert or build preference data',
   'download': 'fetch a model: smollm2, or one of the Hugging Face Hub',
+  'compare': 'compare runs: settings, metrics and curves',
   'merge': 'merge models in Hugging Face folders, or an adapter into its base',
 }
 OTHERS = {
@@ -17,7 +18,7 @@ OTHERS = {
   **dict.fromkeys(('check', 'examine', 'lint'), 'doctor'),
   **dict.fromkeys(('dataset', 'datasets', 'preprocess', 'tokenize', 'validate', 'inspect', 'convert'), 'data'),
   **dict.fromkeys(('pull', 'fetch', 'get'), 'download'),
-  **dict.fromkeys(('save', 'merge-lora'), 'export'),
+  **dict.fromkeys(('diff', 'plot'), 'compare'),
 }
 PROGRAM = program.Group('alignjax', __doc__, SUMMARIES, program.lazy, OTHERS)
 

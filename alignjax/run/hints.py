@@ -41,8 +41,10 @@ _LORA = "use --adapter='lora(rank=16, alpha=32)'"
 _QLORA = "use --adapter='lora(rank=16, alpha=32)' with --base_quantization=nf4 or int8"
 _PADDING = 'batches have fixed shapes: --buckets=(512,256),(512,512), or leave it out to have them chosen'
 _RESUME = 'the same command resumes its run, and so does --workdir=runs/first alone'
-_REPORT = 'metrics go to metrics.jsonl and TensorBoard events in --workdir'
-_PUSH = 'upload the folder model/ of --workdir with: hf upload <name> runs/first/model'
+_REPORT = 'use --trackers=wandb or --trackers=trackio; TensorBoard events are always in --workdir'
+_PROJECT = 'use --tracker_project=alignment'
+_RUN_NAME = 'use --run_name=first'
+_PUSH = 'use --push_to_hub=me/model'
 _DEVICES = 'parameters are sharded over all devices: see --mesh.fsdp, --mesh.data and --mesh.tensor'
 _SEED = 'use --seed=0'
 _ATTENTION = 'use --attention=cudnn on an NVIDIA GPU'
@@ -82,12 +84,13 @@ _OTHERS: dict[str, tuple[str, ...]] = {
   'eval_steps evaluation_strategy eval_strategy evals_per_epoch eval_interval test_freq': (_EVERY,),
   'gradient_checkpointing activation_checkpointing use_gradient_checkpointing': (_REMAT,),
   'group_by_length pad_to_multiple_of padding sample_packing packing pad_to_sequence_len': (_PADDING,),
-  'hub_model_id push_to_hub hub_token hub_strategy push_to_hub_model_id': (_PUSH,),
+  'hub_model_id hub_strategy push_to_hub_model_id upload_to_hub hub_repo': (_PUSH,),
   'lr learning_rate base_lr peak_lr max_lr': (_LEARNING_RATE,),
   'load_in_4bit load_in_8bit quantization_bit bnb_4bit_quant_type quantization': (_QLORA,),
   'logging_steps log_steps logging_interval log_interval log_freq': (_LOG,),
-  'logging_dir tensorboard tensorboard_dir wandb wandb_project wandb_name report_to run_name use_wandb trackio mlflow '
-  'project wandb_entity swanlab': (_REPORT,),
+  'logging_dir tensorboard wandb report_to use_wandb trackio mlflow tracker swanlab log_with': (_REPORT,),
+  'wandb_project project project_name': (_PROJECT,),
+  'wandb_name wandb_run_name experiment_name exp_name': (_RUN_NAME,),
   'loss loss_type pref_loss rl trainer algorithm stage simpo dpo loss_fn': (_LOSS,),
   'lr_scheduler lr_scheduler_type scheduler lr_schedule scheduler_type': (_SCHEDULE,),
   'max_completion_length max_target_length max_response_length response_length cutoff_response': (_RESPONSE, _NEW),

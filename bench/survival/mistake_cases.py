@@ -72,11 +72,11 @@ OTHER_NAMES = {
     'eval_steps=100': '--eval_every=100',
     'evaluation_strategy=steps': '--eval_every=100',
     'val_size=0.1': '--eval_data=held_out.jsonl',
-    'report_to=wandb': 'metrics.jsonl and TensorBoard',
-    'wandb': 'metrics.jsonl and TensorBoard',
-    'wandb_project=x': 'metrics.jsonl and TensorBoard',
-    'run_name=x': 'metrics.jsonl and TensorBoard',
-    'push_to_hub': 'hf upload',
+    'report_to=wandb': '--trackers=wandb',
+    'wandb': '--trackers=wandb',
+    'wandb_project=x': '--tracker_project=',
+    'wandb_name=x': '--run_name=',
+    'hub_model_id=me/model': '--push_to_hub=me/model',
     'bf16': '--compute_dtype=bfloat16',
     'fp16=true': '--compute_dtype=bfloat16',
     'torch_dtype=bfloat16': '--compute_dtype=bfloat16',
@@ -228,6 +228,10 @@ VALUES = {
     'cluster=slurm': '--cluster=slurm: must be auto or none or flags',
     'cluster=none --num_processes=2 --coordinator=localhost:1': '--cluster=none and --num_processes=2 differ',
     'accept_data=123': 'accept_data = ',
+    'trackers=wanbd': 'trackers.*wanbd',
+    'trackers=mlflow': 'trackers.*mlflow',
+    'push_to_hub=model': 'push_to_hub.*model',
+    'push_to_hub': 'Missing value for flag --push_to_hub',
   }.items()
 }
 
