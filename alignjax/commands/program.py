@@ -23,7 +23,7 @@ from alignjax.run import fields, help_text, hints, places, program_flags, user_c
 
 EXPECTED = (ValueError, OSError, ImportError)  # errors that the user can fix
 LINE = 2000  # characters of a line of an error
-HELP = ('--help', '-help', '-h', '--h', '--helpshort', '-helpshort', '--helpfull', '-helpfull')
+HELP = ('--help', '-help', '-h', '--h', '--helpshort', '-helpshort', '--helpfull', '-helpfull', '--helpxml', '-helpxml')
 
 
 @dataclasses.dataclass(frozen=True)

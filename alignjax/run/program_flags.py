@@ -11,6 +11,7 @@ from absl import flags
 
 from alignjax.run import fields
 
+_MISSING = 'Missing value for flag '  # how an error of absl begins
 _DASHES = '‐‑‒–—―−'  # what text editors make of -- or -
 
 
@@ -125,7 +126,12 @@ def parse(kind: type, argv: Sequence[str], values: flags.FlagValues) -> None:
     ValueError: there is another argument without dashes.
     flags.Error: a flag is unknown, or has an invalid value.
   """
-  rest = values(list(argv))[1:]
+  try:
+    rest = values(list(argv))[1:]
+  except flags.Error as error:
+    if str(error).startswith(_MISSING):
+      raise ValueError(f'{str(error).removeprefix(_MISSING)} needs a value') from error
+    raise
   positional = [leaf.flag for leaf in fields.leaves(kind) if leaf.field.metadata.get('positional')]
   if rest and positional:
     values([argv[0], f'--{positional[0]}={rest.pop(0)}'])

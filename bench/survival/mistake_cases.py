@@ -17,6 +17,7 @@ PROGRAMS = {
   'generate --model=model': r"no program 'generate'; did you mean sample\?",
   '--model=model --data=train.jsonl': r'alignjax needs a program, one of train',
   'data vaildate --data=train.jsonl': r"no program 'vaildate'; did you mean validate\?",
+  'validate --data=train.jsonl': r"no program 'validate'; did you mean data validate\?",
   'data --data=train.jsonl': r'alignjax data needs a program, one of validate',
   'train help': r"unexpected argument 'help'.*--help",
   'train train.jsonl': r"unexpected argument 'train.jsonl': give settings as --<name>=<value>",
@@ -231,7 +232,7 @@ VALUES = {
     'trackers=wanbd': 'trackers.*wanbd',
     'trackers=mlflow': 'trackers.*mlflow',
     'push_to_hub=model': 'push_to_hub.*model',
-    'push_to_hub': 'Missing value for flag --push_to_hub',
+    'push_to_hub': '--push_to_hub needs a value',
   }.items()
 }
 

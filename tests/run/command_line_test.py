@@ -98,6 +98,7 @@ def test_buckets_are_a_list_too(arguments, expected):
     (['--warmup=1.5'], 'config.warmup = 1.5: must be a share of the run in [0, 1) or a whole number of updates'),
     (['--buckets=64'], 'config.buckets = 64: must be a list of pairs (prompt, response)'),
     (['--buckets=64,32'], 'config.buckets = (64, 32): must be a list of pairs (prompt, response)'),
+    (['--batch_size'], '--batch_size needs a value'),
     (['train.jsonl'], "unexpected argument 'train.jsonl': give settings as --<name>=<value>"),
     (['batch_size=4'], "unexpected argument 'batch_size=4': type --batch_size=4"),
     (['—batch_size=4'], "unexpected argument '—batch_size=4': it starts with '—'; type --batch_size=4"),
