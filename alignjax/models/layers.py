@@ -7,6 +7,7 @@ they are used.
 import dataclasses
 import functools
 import math
+from typing import NamedTuple
 
 from flax import nnx
 import jax
@@ -216,10 +217,58 @@ class YarnScaling:
     return kept * frequency + (1 - kept) * frequency / self.factor
 
 
-RotaryScaling = LinearScaling | Llama3Scaling | YarnScaling
+@dataclasses.dataclass(frozen=True)
+class LongRopeScaling:
+  """Scaling of rotary frequencies by LongRoPE: frequency_i / factor_i, with one list of factors for sequences of up to
+  `original_positions` tokens, and one for longer ones.
+
+  Cosine and sine are multiplied by `attention_factor` or, if it is None, by
+
+    sqrt(1 + log(extension) / log(original_positions)),   for extension > 1; else 1
+
+  References:
+    Ding et al., LongRoPE, https://arxiv.org/abs/2402.13753, section 3; the factor of cosine and sine is that of Phi-3.
+  """
+
+  short_factors: tuple[float, ...]  # one for each frequency
+  long_factors: tuple[float, ...]
+  original_positions: int  # context length of pre-training, in tokens
+  extension: float  # the extended context length over the original one
+  attention_factor: float | None = None
+
+  def at(self, length: int) -> 'DividedScaling':
+    """The scaling of sequences with this many tokens."""
+    factors = self.long_factors if length > self.original_positions else self.short_factors
+    return DividedScaling(factors, self.amplitude)
+
+  @property
+  def amplitude(self) -> float:
+    """The factor of cosine and sine."""
+    if self.attention_factor is not None:
+      return self.attention_factor
+    return 1.0 if self.extension <= 1 else math.sqrt(1 + math.log(self.extension) / math.log(self.original_positions))
 
 
-def rotary_angles(position: Array, head_width: int, theta: float, scaling: RotaryScaling | None = None) -> Angles:
+class DividedScaling(NamedTuple):
+  """Divides each rotary frequency by its own factor."""
+
+  factors: tuple[float, ...]
+  amplitude: float  # the factor of cosine and sine
+
+  def __call__(self, frequency: Array, theta: float) -> Array:
+    del theta
+    return frequency / jnp.asarray(self.factors, jnp.float32)
+
+
+RotaryScaling = LinearScaling | Llama3Scaling | YarnScaling | LongRopeScaling
+
+
+def rotary_angles(
+  position: Array,
+  head_width: int,
+  theta: float,
+  scaling: LinearScaling | Llama3Scaling | YarnScaling | DividedScaling | None = None,
+) -> Angles:
   """Cosine and sine of position * frequency_i, with frequency_i = theta^(-2 i / H), scaled, for i < H / 2.
 
   Args:

@@ -86,3 +86,19 @@ def test_the_amplitude_of_yarn_is_given_or_follows_from_the_factor():
   assert layers.YarnScaling(4.0, 64, mscale=2.0, mscale_all_dim=1.0).amplitude == pytest.approx(ratio)
   assert layers.YarnScaling(4.0, 64, mscale=2.0).amplitude == pytest.approx(0.1 * np.log(4) + 1)
   assert layers.YarnScaling(0.5, 64).amplitude == 1.0
+
+
+@pytest.mark.parametrize(('length', 'factors'), [(64, (1.0, 1.5, 2.0)), (65, (3.0, 5.0, 7.0))])
+def test_longrope_divides_each_frequency_by_the_factor_of_the_length(length, factors):
+  scaling = layers.LongRopeScaling((1.0, 1.5, 2.0), (3.0, 5.0, 7.0), original_positions=64, extension=8.0)
+  cosine, sine = layers.rotary_angles(jnp.asarray(11), 6, 50.0, scaling.at(length))
+  angle = 11 * 50.0 ** (-np.arange(3) / 3) / np.asarray(factors)
+  amplitude = np.sqrt(1 + np.log(8) / np.log(64))
+  np.testing.assert_allclose(cosine, amplitude * np.cos(angle), rtol=1e-6, atol=1e-6)
+  np.testing.assert_allclose(sine, amplitude * np.sin(angle), rtol=1e-6, atol=1e-6)
+
+
+def test_the_amplitude_of_longrope_is_given_or_follows_from_the_extension():
+  factors = (1.0, 1.0)
+  assert layers.LongRopeScaling(factors, factors, 64, 8.0, attention_factor=1.25).amplitude == 1.25
+  assert layers.LongRopeScaling(factors, factors, 64, 1.0).amplitude == 1.0

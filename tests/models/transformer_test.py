@@ -279,6 +279,28 @@ def test_scanned_layers_take_turns_with_windows_as_unrolled_ones_do():
   assert _model(**FAMILY).head(params).soft_cap == 2.0
 
 
+def test_scanned_layers_without_rotary_positions_are_unrolled_ones():
+  params, batch = _params(), token_batches.batch(5, P, N, R)
+  models = [_model(unrotated_every=2, scan_layers=scan) for scan in (True, False)]
+  scanned, unrolled = (
+    np.asarray(jax.jit(m.hidden)(params, *_fields(batch)))[token_batches.valid(batch)] for m in models
+  )
+  np.testing.assert_allclose(scanned, unrolled, atol=1e-5)
+  assert np.abs(_compute(params, batch)[0] - unrolled).max() > 1e-2
+
+
+def test_longrope_chooses_its_factors_by_the_length_of_padded_sequences():
+  params, batch = _params(), token_batches.batch(5, P, N, R)
+  short, long = ((factor,) * (CONFIG.rotary_width // 2) for factor in (1.0, 4.0))
+  states = []
+  for original in (P + R, P + R - 1):
+    model = _model(rope_scaling=layers.LongRopeScaling(short, long, original, extension=1.0))
+    states.append(np.asarray(jax.jit(model.hidden)(params, *_fields(batch)))[token_batches.valid(batch)])
+  plain = _compute(params, batch)[0]
+  np.testing.assert_allclose(states[0], plain, atol=1e-5)
+  assert np.abs(states[1] - plain).max() > 1e-2
+
+
 @pytest.mark.parametrize('scan_layers', [True, False])
 def test_remat_keeps_less_for_the_backward_pass(scan_layers):
   params, batch = _params(), token_batches.batch(5, P, N, R)
