@@ -71,7 +71,8 @@ class DataSettings:
   data: tuple[str, ...] = _field(
     (),
     FREE,
-    'Training data, [form:]location[part]: pairs.jsonl, hh:train.jsonl.gz[:1000]; can be repeated.',
+    'Training data, [form:]location[part]: pairs.jsonl, hh:train.jsonl.gz[:1000], or a dataset on the Hub, '
+    'hh:Anthropic/hh-rlhf/harmless-base:test; can be repeated.',
     path=paths.READ,
   )
   eval_data: tuple[str, ...] = _field(
