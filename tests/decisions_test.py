@@ -12,6 +12,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent / 'alignjax'
 LOOKS = {
   'exists',
+  'file_names',
   'isdir',
   'is_dir',
   'isfile',
@@ -58,6 +59,7 @@ INPUTS = {
   'run/hub.py:file_names',
   'run/locations.py:_is_local',
   'run/locations.py:resolve',
+  'run/locations.py:resolve_data',
   'run/user_code.py:_hash',
   'models/checkpoint_io.py:_open_leaves',
   'models/checkpoint_io.py:load_config',

@@ -25,6 +25,7 @@ _DATA = re.compile(
   rf'{_OWNER_AND_NAME}(@(?P<revision>refs/\w+/\w+|[\w.][\w.-]*))?(/(?P<path>[^:]+?))?/?(:(?P<split>[\w.-]+))?'
 )
 _FILES = [*folders.MODEL, 'model-*-of-*.safetensors', peft.CONFIG, peft.WEIGHTS]
+_FILES += [f'{folder}/{folders.TEMPLATES}' for folder in paths.SUBFOLDERS]
 _SNAPSHOT = re.compile(r'models--(?P<name>[^/]+)/snapshots/[0-9a-f]+')
 _MODELS = ('model', 'reference', 'base_model', 'adapter_from')  # settings that name a model or an adapter
 _DATA_SETTINGS = ('data', 'eval_data')
