@@ -320,7 +320,8 @@ def _open_leaves(
   opened = folders.open_tensors(folder, stack, family.ignored_tensors, verify)
   tensors = family.prefixed(opened)
   if family.dropped:
-    count, of = sum(name.startswith(family.dropped) for name in opened), ' and '.join(family.dropped[:2])
+    count = sum(name.startswith(family.dropped) for name in opened)
+    of = ' and '.join(prefix.rstrip('.') for prefix in family.dropped[:2])
     logging.info('%s: read as a text model; %d tensors of %s are left out', folder, count, of)
   index = folder / folders.INDEX
   shapes, _ = parameter_shapes(config)
