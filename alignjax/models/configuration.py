@@ -23,6 +23,7 @@ _OPTIONAL = (
   'score_multiplier',
   'score_cap',
   'logit_cap',
+  'experts',
 )
 
 
@@ -60,6 +61,9 @@ class TransformerConfig:
   unrotated_every: int | None = None  # every n-th layer has no rotary positions; None: all layers have them
   activation: str = 'silu'  # activation of the gate; or 'gelu', 'gelu_tanh'
   gated_mlp: bool = True  # False: the MLP is down(activation(up(x)))
+  experts: int | None = None  # E: the MLP is a mixture of E gated MLPs; None: one MLP
+  experts_per_token: int = 1  # k: how many of them answer for a token
+  normalised_experts: bool = True  # divides the weights of these k by their sum
   norm: str = 'rms'  # or 'layer', which also subtracts the mean and adds a bias
   zero_centred_norms: bool = False  # norms multiply by 1 + scale
   input_norms: bool = True  # normalises the inputs of attention and the MLP
@@ -99,6 +103,10 @@ class TransformerConfig:
     self._check_factors()
     if self.qk_norm and self.joint_qk_norm:
       raise ValueError('qk_norm=True and joint_qk_norm=True are mutually exclusive: set at most one')
+    if self.experts is not None and not 0 < self.experts_per_token <= self.experts:
+      raise ValueError(f'experts_per_token={self.experts_per_token} must be between 1 and experts={self.experts}')
+    if self.experts is not None and (self.mlp_bias or not self.gated_mlp):
+      raise ValueError(f'experts={self.experts} need gated_mlp=True and mlp_bias=False')
     if self.zero_centred_norms and self.norm != 'rms':
       raise ValueError(f"zero_centred_norms=True needs norm='rms', not {self.norm!r}")
     if self.attention == 'cudnn' and self.compute_dtype != 'bfloat16':

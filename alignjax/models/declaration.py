@@ -24,8 +24,8 @@ class Block(NamedTuple):
 class Tensor(NamedTuple):
   """One leaf of the parameter tree and the tensors that store it, or several leaves fused into one tensor.
 
-  `{layer}` in the name is replaced by each index of the leaf's first axis. Fused leaves are concatenated along their
-  last axis, the outputs.
+  `{layer}` in the name is replaced by each index of the leaf's first axis, and `{expert}` by each index of its second.
+  Fused leaves are concatenated along their last axis, the outputs.
   """
 
   leaf: str
@@ -40,13 +40,18 @@ class Tensor(NamedTuple):
     return (self.leaf, *self.fused)
 
   @property
-  def stacked(self) -> bool:
-    """Whether the leaf stacks one stored tensor per layer."""
-    return '{layer}' in self.name
+  def depth(self) -> int:
+    """The number of leading axes of the leaf that stack stored tensors: layers, or layers and experts."""
+    return ('{layer}' in self.name) + ('{expert}' in self.name)
 
   def names(self, shape: tuple[int, ...]) -> list[str]:
-    """The stored names of a leaf of this shape, in the order of its first axis."""
-    return [self.name.format(layer=layer) for layer in range(shape[0])] if self.stacked else [self.name]
+    """The stored names of a leaf of this shape, in the order of `places`."""
+    places = (dict(zip(('layer', 'expert'), place, strict=False)) for place in self.places(shape))
+    return [self.name.format(**place) for place in places]
+
+  def places(self, shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """The places of the stored tensors in a leaf of this shape: (layer,), (layer, expert), or ()."""
+    return np.ndindex(shape[: self.depth])
 
   def group_count(self, config: transformer.TransformerConfig) -> int:
     """The number of groups of outputs in which fused leaves alternate."""
@@ -54,7 +59,7 @@ class Tensor(NamedTuple):
 
   def stored_shape(self, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     """The shape of a stored tensor, given those of its leaves."""
-    row = shapes[0][1:] if self.stacked else shapes[0]
+    row = shapes[0][self.depth :]
     row = (*row[:-1], sum(shape[-1] for shape in shapes))
     return row[::-1] if self.transposed else row
 
@@ -282,8 +287,9 @@ class Family:
     expected = {}
     for leaf, shape in shapes.items():
       tensor = self.tensor(leaf)
-      if tensor.stacked and shape[0] > len(stored):  # avoids building a huge list of names for an absurd layer count
-        raise ValueError(f'{len(stored)} tensors are too few for {shape[0]} layers')
+      if tensor.depth and math.prod(shape[: tensor.depth]) > len(stored):  # before a huge list of names is made
+        experts = f' with {shape[1]} experts' if tensor.depth > 1 else ''
+        raise ValueError(f'{len(stored)} tensors are too few for {shape[0]} layers{experts}')
       stored_shape = tensor.stored_shape([shapes[part] for part in tensor.leaves])
       expected |= dict.fromkeys(tensor.names(shape), stored_shape)
     both = expected.keys() & stored.keys()

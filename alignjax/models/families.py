@@ -64,6 +64,57 @@ MISTRAL = dataclasses.replace(
   tensors=llama_family.TENSORS,
 )
 
+# Entries of mixtures that affect only the auxiliary loss of pre-training, which alignment does not add.
+_ROUTER_LOSS = frozenset({'output_router_logits', 'router_aux_loss_coef'})
+
+MIXTRAL = dataclasses.replace(
+  LLAMA,
+  model_type='mixtral',
+  settings=llama_family.settings(
+    config_entries.Setting('experts', ('num_local_experts',), int),
+    config_entries.Setting('experts_per_token', ('num_experts_per_tok',), int),
+    llama_family.KV_HEADS,
+    config_entries.Setting('norm_epsilon', ('rms_norm_eps',), float, 1e-5),
+    config_entries.Setting('rope_theta', ('rope_theta', 'rope_parameters.rope_theta'), float, 1_000_000.0),
+    config_entries.Setting('max_positions', ('max_position_embeddings',), int, 131_072),
+    config_entries.Setting('sliding_window', ('sliding_window',), int, nullable=True),
+  ),
+  fixed={'architectures': ['MixtralForCausalLM'], 'hidden_act': 'silu'},
+  ignored=inert.IGNORED | _ROUTER_LOSS,
+  inert={'attention_bias': (False,), 'router_jitter_noise': (0.0, 0)},
+  tensors=llama_family.tensors(
+    *llama_family.experts('block_sparse_moe', gate='w1', up='w3', down='w2'), without='layers/mlp/'
+  ),
+)
+
+QWEN3_MOE = dataclasses.replace(
+  QWEN3,
+  model_type='qwen3_moe',
+  settings=llama_family.settings(
+    config_entries.Setting('experts', ('num_experts', 'num_local_experts'), int),
+    config_entries.Setting('experts_per_token', ('num_experts_per_tok',), int),
+    llama_family.KV_HEADS,
+    config_entries.Setting('mlp_width', ('moe_intermediate_size',), int),
+    config_entries.Setting('normalised_experts', ('norm_topk_prob',), bool, False),
+    config_entries.Setting('max_positions', ('max_position_embeddings',), int, 32_768),
+  ),
+  fixed={
+    'architectures': ['Qwen3MoeForCausalLM'],
+    'attention_bias': False,
+    'decoder_sparse_step': 1,
+    'hidden_act': 'silu',
+    'mlp_only_layers': [],
+    'use_sliding_window': False,
+  },
+  ignored=QWEN3.ignored | _ROUTER_LOSS | {'intermediate_size'},  # of dense layers, which there are none of
+  inert={'mlp_only_layers': (None,)},
+  tensors=llama_family.tensors(
+    *llama_family.QK_NORMS,
+    *llama_family.experts('mlp', gate='gate_proj', up='up_proj', down='down_proj'),
+    without='layers/mlp/',
+  ),
+)
+
 OLMO2 = dataclasses.replace(
   LLAMA,
   model_type='olmo2',
@@ -244,11 +295,13 @@ FAMILIES = {
     GRANITE,
     LLAMA,
     MISTRAL,
+    MIXTRAL,
     OLMO2,
     OLMO3,
     PHI3,
     QWEN2,
     QWEN3,
+    QWEN3_MOE,
     SMOLLM3,
     STABLELM,
     gpt_families.GPT2,

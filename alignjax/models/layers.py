@@ -17,6 +17,7 @@ from alignjax.types import Array
 
 Angles = tuple[Array, Array]  # cosine and sine, see `rotary_angles`
 _kernel_init = jax.nn.initializers.variance_scaling(1.0, 'fan_in', 'truncated_normal')
+_experts_init = jax.nn.initializers.variance_scaling(1.0, 'fan_in', 'truncated_normal', batch_axis=0)
 
 
 class Linear(nnx.Module):
@@ -107,6 +108,42 @@ class MLP(nnx.Module):
     if self.gate is None:
       return self.down(activation(self.up(x)))
     return self.down(activation(self.gate(x)) * self.up(x))
+
+
+class Experts(nnx.Module):
+  """A mixture of E gated MLPs, of which k answer for each token: sum_e w_e down_e(activation(gate_e(x)) * up_e(x)).
+
+  With p = softmax(x router) over the experts, in float32, w_e = p_e for the k largest, divided by their sum if
+  `normalised`, and 0 for the others. All experts run for all tokens, so nothing is dropped, and no token moves between
+  devices; the products cost E / k times those of the chosen experts.
+
+  References:
+    Shazeer et al., Outrageously Large Neural Networks, https://arxiv.org/abs/1701.06538, section 2.
+    Jiang et al., Mixtral of Experts, https://arxiv.org/abs/2401.04088, section 2.1.
+  """
+
+  def __init__(self, sizes: tuple[int, int, int], chosen: int, activation: str, key: Array, *, normalised: bool):
+    experts, width, mlp_width = sizes
+    router, gate, up, down = jax.random.split(key, 4)
+    self.router = nnx.Param(_kernel_init(router, (width, experts), jnp.float32))
+    self.gate, self.up = (nnx.Param(_experts_init(key, (experts, width, mlp_width), jnp.float32)) for key in (gate, up))
+    self.down = nnx.Param(_experts_init(down, (experts, mlp_width, width), jnp.float32))
+    self.chosen = chosen
+    self.activation = activation
+    self.normalised = normalised
+
+  def __call__(self, x: Array) -> Array:
+    router, gate, up, down = (leaf[...].astype(x.dtype) for leaf in (self.router, self.gate, self.up, self.down))
+    weights = self._weights(x @ router).astype(x.dtype)
+    gated = ACTIVATIONS[self.activation](jnp.einsum('...d,edf->...ef', x, gate)) * jnp.einsum('...d,edf->...ef', x, up)
+    return jnp.einsum('...ef,efd->...d', gated * weights[..., None], down)
+
+  def _weights(self, logits: Array) -> Array:
+    """The weight of each expert, [..., E] float32."""
+    share, index = jax.lax.top_k(jax.nn.softmax(logits.astype(jnp.float32)), self.chosen)
+    if self.normalised:
+      share /= jnp.sum(share, axis=-1, keepdims=True)
+    return jnp.sum(share[..., None] * jax.nn.one_hot(index, logits.shape[-1], dtype=jnp.float32), axis=-2)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -73,6 +73,18 @@ def tensors(*added: declaration.Tensor, without: str | tuple[str, ...]) -> tuple
   return (*(tensor for tensor in TENSORS if not tensor.leaf.startswith(without)), *added)
 
 
+def experts(block: str, gate: str, up: str, down: str) -> tuple[declaration.Tensor, ...]:
+  """The tensors of a mixture of experts, by the names of its block in a layer and of the projections of an expert."""
+  place = f'model.layers.{{layer}}.{block}'
+  expert = f'{place}.experts.{{expert}}'
+  return (
+    declaration.Tensor('layers/mlp/router', f'{place}.gate.weight', transposed=True),
+    declaration.Tensor('layers/mlp/gate', f'{expert}.{gate}.weight', transposed=True),
+    declaration.Tensor('layers/mlp/up', f'{expert}.{up}.weight', transposed=True),
+    declaration.Tensor('layers/mlp/down', f'{expert}.{down}.weight', transposed=True),
+  )
+
+
 # Required here: the families' own defaults for a missing num_key_value_heads are not sensible.
 KV_HEADS = config_entries.Setting('kv_heads', ('num_key_value_heads',), int)
 

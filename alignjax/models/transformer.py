@@ -13,6 +13,7 @@ so optimizers, checkpoints and sharding rules see an ordinary dict with the laye
   layers/mlp/{gate,up}/kernel [L, D, F]; gate with gated_mlp
   layers/mlp/down/kernel [L, F, D]
   layers/mlp/{gate,up,down}/bias [L, F or D], with mlp_bias
+  layers/mlp/{gate,up} [L, E, D, F], layers/mlp/down [L, E, F, D] and layers/mlp/router [L, D, E], with experts
   positions/embedding [positions, D], without rope_theta
   a bias next to the scale of every norm, with norm='layer'
 

@@ -217,6 +217,22 @@ MODELS['gemma3_images'] = transformers.Gemma3Config(
   },
   mm_tokens_per_image=4,
 )
+# Two of four experts answer for a token, and their weights are divided by their sum.
+MODELS['mixtral'] = transformers.MixtralConfig(
+  **SHARED | SMALL,
+  num_local_experts=4,
+  num_experts_per_tok=2,
+  rope_parameters={'rope_type': 'default', 'rope_theta': 50.0},
+)
+# Three of five experts, without that division.
+MODELS['qwen3_moe'] = transformers.Qwen3MoeConfig(
+  **SHARED | SMALL,
+  head_dim=10,
+  moe_intermediate_size=20,
+  num_experts=5,
+  num_experts_per_tok=3,
+  norm_topk_prob=False,
+)
 PROMPT_LENGTHS = (7, 4, 1)
 RESPONSE_LENGTHS = ((9, 5), (1, 9), (9, 3))
 

@@ -104,9 +104,11 @@ def test_every_parameter_has_a_place_on_a_mesh(loaded):
   _, params, _ = loaded
   mesh = mesh_lib.make_mesh(data=2, fsdp=2, tensor=2)
   for path, sharding in jax.tree_util.tree_leaves_with_path(rules.param_shardings(mesh, params)):
-    assert ('tensor' in sharding.spec) is (path[-1].key == 'kernel' or path[0].key == 'embed' or _split(path))
+    assert ('tensor' in sharding.spec) is (path[-1].key == 'kernel' or path[0].key == 'embed' or _split(path, params))
 
 
-def _split(path):
-  """Whether these are the biases of outputs that are split."""
+def _split(path, params):
+  """Whether these are the biases of outputs that are split, or experts of an even number."""
+  if path[-1].key in ('gate', 'up', 'down'):
+    return params['layers']['mlp'][path[-1].key].shape[1] % 2 == 0
   return path[-1].key == 'bias' and path[-2].key in ('query', 'key', 'value', 'gate', 'up')
