@@ -152,6 +152,28 @@ SMOLLM3 = {  # of SmolLM3-3B
   'sliding_window': None,
   'use_sliding_window': False,
 }
+MIXTRAL = {  # of Mixtral-8x7B
+  'model_type': 'mixtral',
+  'architectures': ['MixtralForCausalLM'],
+  'num_experts_per_tok': 2,
+  'num_local_experts': 8,
+  'output_router_logits': False,
+  'router_aux_loss_coef': 0.02,
+  'sliding_window': None,
+}
+QWEN3_MOE = QWEN3 | {  # of Qwen3-30B-A3B
+  'model_type': 'qwen3_moe',
+  'architectures': ['Qwen3MoeForCausalLM'],
+  'decoder_sparse_step': 1,
+  'intermediate_size': 6144,
+  'mlp_only_layers': [],
+  'moe_intermediate_size': 768,
+  'norm_topk_prob': True,
+  'num_experts': 128,
+  'num_experts_per_tok': 8,
+  'output_router_logits': False,
+  'router_aux_loss_coef': 0.001,
+}
 PHI4_MINI = PHI3 | {  # what it adds to Phi-3; its lists of factors are longer
   'full_attn_mod': 1,
   'interpolate_factor': 1,
@@ -237,6 +259,16 @@ SMOLLM3_FIELDS = {
   'output_bias': False,
   'mlp_bias': False,
   'unrotated_every': 4,
+}
+MIXTRAL_FIELDS = {'model_type': 'mixtral', 'experts': 8, 'experts_per_token': 2, 'sliding_window': None}
+QWEN3_MOE_FIELDS = {
+  'model_type': 'qwen3_moe',
+  'experts': 128,
+  'experts_per_token': 8,
+  'head_width': 128,
+  'mlp_width': 768,
+  'normalised_experts': True,
+  'qk_norm': True,
 }
 PHI3_FIELDS = {'model_type': 'phi3', 'rotary_fraction': 1.0, 'sliding_window': 2047}
 PHI4_MINI_FIELDS = PHI3_FIELDS | {
@@ -363,7 +395,9 @@ def of(model_type):
     'gemma': GEMMA_FIELDS,
     'granite': GRANITE_FIELDS,
     'stablelm': STABLELM_FIELDS,
+    'mixtral': MIXTRAL_FIELDS,
     'phi3': PHI3_FIELDS,
+    'qwen3_moe': QWEN3_MOE_FIELDS,
     'smollm3': SMOLLM3_FIELDS,
   }
   return FIELDS | own.get(model_type, {}) | {'model_type': model_type}

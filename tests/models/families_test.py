@@ -77,6 +77,10 @@ from tests.models import entries
     ),
     (entries.PHI4_MINI, {'full_attn_mod': 2}, 'full_attn_mod=2 (only 1 are supported)'),
     (entries.SMOLLM3, {'no_rope_layers': [1, 0, 0, 1]}, 'no_rope_layers=[1, 0, 0, 1]'),
+    (entries.MIXTRAL, {'router_jitter_noise': 0.1}, 'router_jitter_noise=0.1 (only 0.0 and 0 are supported)'),
+    (entries.MIXTRAL, {'num_local_experts': entries.REMOVED}, 'field num_local_experts is missing'),
+    (entries.QWEN3_MOE, {'decoder_sparse_step': 2}, 'decoder_sparse_step=2 (only 1 is supported)'),
+    (entries.QWEN3_MOE, {'mlp_only_layers': [0]}, 'mlp_only_layers=[0]'),
     (entries.SMOLLM3, {'use_sliding_window': True}, 'use_sliding_window=True'),
     (entries.PHI3, {'head_dim': 64}, 'head_dim=64 (unknown)'),
     (entries.PHI3, {'partial_rotary_factor': 0}, 'partial_rotary_factor=0'),
@@ -101,6 +105,8 @@ def test_each_family_reads_its_own_fields():
   assert entries.parse(entries.STABLELM) == entries.FIELDS | entries.STABLELM_FIELDS
   assert entries.parse(entries.OLMO2) == entries.FIELDS | entries.OLMO2_FIELDS
   assert entries.parse(entries.PHI3) == entries.FIELDS | entries.PHI3_FIELDS
+  assert entries.parse(entries.MIXTRAL) == entries.FIELDS | entries.MIXTRAL_FIELDS
+  assert entries.parse(entries.QWEN3_MOE) == entries.FIELDS | entries.QWEN3_MOE_FIELDS
   assert entries.parse(entries.PHI4_MINI) == entries.FIELDS | entries.PHI4_MINI_FIELDS
   assert entries.parse(entries.SMOLLM3, attention_bias=False) == entries.FIELDS | entries.SMOLLM3_FIELDS
   biases = {'qkv_bias': True, 'output_bias': True, 'mlp_bias': True}
@@ -244,6 +250,8 @@ def test_absent_entries_take_the_numbers_of_each_family():
     entries.PHI4_MINI_FIELDS | {'max_positions': 8192},
     entries.PHI4_MINI_FIELDS | {'rope_scaling': layers.LongRopeScaling((1.0,) * 24, (2.0,) * 24, 2048, 16.0, 1.5)},
     entries.SMOLLM3_FIELDS,
+    entries.MIXTRAL_FIELDS,
+    entries.QWEN3_MOE_FIELDS | {'normalised_experts': False},
     {'qkv_bias': True, 'output_bias': True, 'mlp_bias': True},
     entries.GPT2_FIELDS,
     entries.NEOX_FIELDS,
@@ -312,9 +320,9 @@ def test_declared_tensors_are_those_of_a_checkpoint():
 
 def test_kernels_are_stored_transposed_except_by_gpt2_and_nothing_else_is():
   for family in families.FAMILIES.values():
-    kernels = family is not gpt_families.GPT2
+    kernels, matrices = family is not gpt_families.GPT2, ('kernel', 'mlp/router', 'mlp/gate', 'mlp/up', 'mlp/down')
     for tensor in family.tensors:
-      assert tensor.transposed is (tensor.leaf == 'unembed/kernel' or (kernels and tensor.leaf.endswith('kernel')))
+      assert tensor.transposed is (tensor.leaf == 'unembed/kernel' or (kernels and tensor.leaf.endswith(matrices)))
 
 
 def test_a_family_declares_each_parameter_and_each_stored_tensor_once():
