@@ -58,6 +58,8 @@ SHAPES = {  # in addition to the constant fields of the family
     'output_bias': True,
   },
   'mistral': {'sliding_window': 4096},
+  'mixtral': {'experts': 4, 'experts_per_token': 2, 'mlp_width': 384},
+  'qwen3_moe': {'experts': 4, 'experts_per_token': 2, 'mlp_width': 384},
   'smollm3': {'unrotated_every': 4},
 }
 

@@ -34,11 +34,18 @@ from alignjax.types import Array, Head, Params
 TransformerConfig = configuration.TransformerConfig
 Constrain = Callable[[Array, tuple[str | None, ...]], Array]
 
+
+def _of_one_kernel(primitive: Any, *args: Any, **params: Any) -> bool:
+  """Whether an operation is the product with one matrix. The products with all experts are too large to keep."""
+  if not jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *args, **params):
+    return False
+  _, contracted = params['dimension_numbers'][0]
+  return args[1].ndim - len(contracted) == 1
+
+
 _REMAT = {
   'none': lambda apply, **_: apply,
-  'dots': lambda apply, **options: jax.checkpoint(
-    apply, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable, **options
-  ),
+  'dots': lambda apply, **options: jax.checkpoint(apply, policy=_of_one_kernel, **options),
   'full': jax.checkpoint,
 }
 

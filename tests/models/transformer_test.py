@@ -313,6 +313,18 @@ def test_remat_keeps_less_for_the_backward_pass(scan_layers):
   assert kept[0] > 1.3 * kept[1] > 1.3 * 1.3 * kept[2]
 
 
+def test_remat_keeps_of_experts_only_the_logits_of_the_router():
+  batch, kept = token_batches.batch(5, P, N, R), {}
+  for experts in (2, 64):
+    hidden = _model(experts=experts, experts_per_token=2).hidden
+    params = jax.eval_shape(_model(experts=experts, experts_per_token=2).init, jax.random.key(0))
+    backward = jax.eval_shape(lambda p, hidden=hidden: jax.vjp(lambda p: hidden(p, *_fields(batch)), p)[1], params)
+    weights, kept_now = (sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree)) for tree in (params, backward))
+    kept[experts] = kept_now - weights
+  logits = CONFIG.layers * len(batch.prompt) * (P + N * R) * 4
+  assert kept[64] - kept[2] <= (64 - 2) * logits
+
+
 def test_bfloat16_is_close_to_float32():
   params, batch = _params(), token_batches.batch(6, P, N, R)
   states, gradient = _compute(params, batch)
