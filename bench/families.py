@@ -49,6 +49,7 @@ SHAPES = {  # in addition to the constant fields of the family
   'gemma2': {'score_width': 64, 'sliding_window': 4096, 'score_cap': 50.0, 'logit_cap': 30.0},
   'gemma3_text': {'score_width': 64, 'sliding_window': 512, 'local_rope_theta': 1e4},
   'gpt2': GPT2_SMALL,
+  'granite': {'score_multiplier': 0.125},
   'gpt_neox': GPT2_SMALL
   | {
     'tied_embeddings': False,
@@ -59,6 +60,7 @@ SHAPES = {  # in addition to the constant fields of the family
   },
   'mistral': {'sliding_window': 4096},
   'mixtral': {'experts': 4, 'experts_per_token': 2, 'mlp_width': 384},
+  'olmo3': {'local_rope_theta': 1e5, 'rope_theta': 1e5, 'sliding_window': 4096},
   'qwen3_moe': {'experts': 4, 'experts_per_token': 2, 'mlp_width': 384},
   'smollm3': {'unrotated_every': 4},
 }
