@@ -20,7 +20,7 @@ from alignjax.models import folders, peft
 from alignjax.run import hub
 
 _OWNER_AND_NAME = r'(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)'
-_NAME = re.compile(rf'{_OWNER_AND_NAME}(@(?P<revision>[\w.][\w./-]*))?')
+NAME = re.compile(rf'{_OWNER_AND_NAME}(@(?P<revision>[\w.][\w./-]*))?')
 _DATA = re.compile(
   rf'{_OWNER_AND_NAME}(@(?P<revision>refs/\w+/\w+|[\w.][\w.-]*))?(/(?P<path>[^:]+?))?/?(:(?P<split>[\w.-]+))?'
 )
@@ -47,7 +47,7 @@ def resolve(location: str | os.PathLike[str], flag: str) -> str:
   location = os.fspath(location)
   if paths.scheme(location) or os.path.exists(location):
     return location
-  named = _NAME.fullmatch(location)
+  named = NAME.fullmatch(location)
   if named is None:
     raise ValueError(
       f'{flag}={location}: there is no such folder; models on the Hugging Face Hub have names such as Qwen/Qwen2.5-0.5B'
