@@ -319,10 +319,10 @@ def _open_leaves(
   verify = functools.partial(manifest.check_weights, part=share[0], parts=share[1])
   opened = folders.open_tensors(folder, stack, family.ignored_tensors, verify)
   tensors = family.prefixed(opened)
-  if family.dropped:
+  if family.dropped and jax.process_index() == 0:
     count = sum(name.startswith(family.dropped) for name in opened)
     of = ' and '.join(prefix.rstrip('.') for prefix in family.dropped[:2])
-    logging.info('%s: read as a text model; %d tensors of %s are left out', folder, count, of)
+    logging.warning('%s: only its text model is read; %d tensors of %s are left out', folder, count, of)
   index = folder / folders.INDEX
   shapes, _ = parameter_shapes(config)
   with folders.naming(index if index.exists() else folder / folders.WEIGHTS):

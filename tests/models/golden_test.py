@@ -100,6 +100,15 @@ def test_exported_weights_are_those_of_transformers(loaded, tmp_path, request):
     np.testing.assert_array_equal(ours[tensor], theirs[tensor])
 
 
+def test_what_is_left_out_of_a_model_that_reads_images_is_counted(caplog):
+  folder = GOLDEN / 'gemma3_images'
+  checkpoint_io.load_params(folder, checkpoint_io.load_config(folder))
+  stored = safetensors_numpy.load_file(folder / 'model.safetensors')
+  count = sum(not name.startswith('language_model.') for name in stored)
+  assert count > 0
+  assert f'{count} tensors of vision_tower and multi_modal_projector are left out' in caplog.text
+
+
 def test_every_parameter_has_a_place_on_a_mesh(loaded):
   _, params, _ = loaded
   mesh = mesh_lib.make_mesh(data=2, fsdp=2, tensor=2)
