@@ -12,6 +12,7 @@ import pathlib
 import types
 from typing import Any, NamedTuple
 
+from absl import logging
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
@@ -133,9 +134,9 @@ def deferred_params(
 def stored_dtypes(folder: str | os.PathLike[str]) -> set[str]:
   """The dtypes in which the weights of a folder are stored: 'float32', 'bfloat16' or 'float16'."""
   with contextlib.ExitStack() as stack:
-    ignored = _family_of_folder(pathlib.Path(folder)).ignored_tensors
-    tensors = folders.open_tensors(pathlib.Path(folder), stack, ignored, verify=lambda folder: None)  # reads no weights
-    return {folders.DTYPES[tensor.dtype] for tensor in tensors.values()}
+    family = family_of(pathlib.Path(folder))
+    tensors = folders.open_tensors(pathlib.Path(folder), stack, family.ignored_tensors, verify=lambda folder: None)
+    return {folders.DTYPES[tensor.dtype] for tensor in family.prefixed(tensors).values()}
 
 
 def load_head(
@@ -257,7 +258,7 @@ def save(
     raise ValueError(f'dtype={dtype!r}: must be one of {", ".join(folders.DTYPES.values())}')
   family = families.of(config)
   leaves = _check_leaves(config, params)
-  entries = family.render(config) | {'torch_dtype': dtype} | _token_ids(assets_from)
+  entries = rendered(config, assets_from) | {'torch_dtype': dtype}
   blocks = storing.blocks(family, config, leaves)
   if jax.process_index() == 0:
     with folders.replacing(folder, about=about) as partial:
@@ -275,7 +276,17 @@ def save(
     multihost_utils.sync_global_devices('alignjax.models.checkpoint_io.save')
 
 
-def _family_of_folder(folder: pathlib.Path) -> declaration.Family:
+def rendered(config: transformer.TransformerConfig, assets_from: str | os.PathLike[str] | None) -> dict[str, Any]:
+  """The contents of config.json for `config`, with the ids of special tokens that a folder has."""
+  return families.of(config).render(config) | _token_ids(assets_from)
+
+
+def family_of(folder: pathlib.Path) -> declaration.Family:
+  """The family of a folder, which names its tensors. A larger model with a model of a family in it has its own.
+
+  Raises:
+    ValueError: config.json is missing or malformed, or the family is not declared.
+  """
   entries = folders.read_json(folder / folders.CONFIG)
   with folders.naming(folder / folders.CONFIG):
     return families.by_type(entries.get('model_type'))
@@ -304,9 +315,14 @@ def _open_leaves(
     stack: the exit stack that keeps the files open.
     share: which part of the values this process verifies, and the number of parts.
   """
-  family = _family_of_folder(folder)
+  family = family_of(folder)
   verify = functools.partial(manifest.check_weights, part=share[0], parts=share[1])
-  tensors = family.prefixed(folders.open_tensors(folder, stack, family.ignored_tensors, verify))
+  opened = folders.open_tensors(folder, stack, family.ignored_tensors, verify)
+  tensors = family.prefixed(opened)
+  if family.dropped and jax.process_index() == 0:
+    count = sum(name.startswith(family.dropped) for name in opened)
+    of = ' and '.join(prefix.rstrip('.') for prefix in family.dropped[:2])
+    logging.warning('%s: only its text model is read; %d tensors of %s are left out', folder, count, of)
   index = folder / folders.INDEX
   shapes, _ = parameter_shapes(config)
   with folders.naming(index if index.exists() else folder / folders.WEIGHTS):
@@ -365,5 +381,5 @@ def _token_ids(folder: str | os.PathLike[str] | None) -> dict[str, Any]:
   """The entries of config.json with the ids of special tokens."""
   if folder is None:
     return {}
-  entries = folders.read_json(pathlib.Path(folder) / folders.CONFIG)
+  entries = family_of(pathlib.Path(folder)).rewrite(folders.read_json(pathlib.Path(folder) / folders.CONFIG))
   return {key: entries[key] for key in TOKEN_IDS if key in entries}

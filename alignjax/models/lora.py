@@ -188,14 +188,14 @@ def is_kernel(leaf: Any) -> bool:
   return isinstance(leaf, Adapted | quantization.Quantized)
 
 
-def merged_layer(leaf: Any, layer: int) -> tuple[Any, tuple[int]]:
-  """One layer of a stacked leaf as part of a plain array, and its index there.
+def merged_part(leaf: Any, place: tuple[int, ...]) -> tuple[Any, tuple[int, ...]]:
+  """One part of a stacked leaf, such as a layer, as part of a plain array, and its place there.
 
   A plain leaf is returned whole. An adapted or quantised kernel is merged in this layer alone.
   """
-  if not is_kernel(leaf):
-    return leaf, (layer,)
-  return _merged(_at_layer(leaf, layer)), (0,)
+  if not is_kernel(leaf) or not place:
+    return leaf, place
+  return _merged(_at_layer(leaf, place[0])), (0,)
 
 
 @jax.jit

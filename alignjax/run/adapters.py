@@ -6,13 +6,14 @@ lora()        lora(rank=16, alpha=32, targets='attention+mlp')        lora(rank=
 from collections.abc import Callable
 import contextlib
 import functools
+import pathlib
 from typing import Any
 
 import jax
 from jax.sharding import NamedSharding
 
 from alignjax import expressions
-from alignjax.models import checkpoint_io, lora, peft, quantization, transformer
+from alignjax.models import checkpoint_io, families, folders, lora, peft, quantization, transformer
 from alignjax.optim import bases
 from alignjax.parallel import rules
 from alignjax.run import fields, settings
@@ -60,6 +61,13 @@ def configured(
   adapter = fields.naming('config.adapter', parse_adapter, config.adapter)
   # Raises for targets that do not exist, before anything is read.
   Policy(transformer.build(model_config), adapter).trained_shapes()
+  model_type = folders.read_json(pathlib.Path(config.model) / folders.CONFIG).get('model_type')
+  if model_type in families.WRAPPERS:
+    raise ValueError(
+      f'config.adapter = {config.adapter!r}: adapters of {model_type} belong to a larger model than its text model, '
+      f"which is trained here: store that alone first, alignjax merge --method='linear()' --models={config.model} "
+      '--out=<folder>, and give the result as --model'
+    )
   return adapter
 
 

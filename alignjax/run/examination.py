@@ -125,7 +125,7 @@ def build_optimizer(prepared: preparation.Prepared) -> optax.GradientTransformat
 def stops(config: settings.Config, announce: inputs.Announce) -> bool:
   """Examines a run thoroughly, announces every finding, and returns whether errors would stop the run."""
   preparation.check_settings(config)
-  config = locations.with_folders(config)
+  config = locations.with_paths(config)
   prepared = preparation.prepare(config, announce, functools.partial(agreement.check, config))
   base, params = preparation.load_base(config, prepared), preparation.initial_params(config, prepared)
   key = jax.random.key(config.seed)

@@ -77,8 +77,8 @@ class DataSettings:
   data: tuple[str, ...] = _field(
     (),
     FREE,
-    'Training data, needed by a new run: [form:]location[part], such as pairs.jsonl or hh:train.jsonl.gz[:1000]; can '
-    'be repeated.',
+    'Training data, needed by a new run: [form:]location[part], such as pairs.jsonl, hh:train.jsonl.gz[:1000], or a '
+    'dataset on the Hub, hh:Anthropic/hh-rlhf/harmless-base:test; can be repeated.',
     path=paths.READ,
   )
   eval_data: tuple[str, ...] = _field(

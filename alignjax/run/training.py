@@ -51,7 +51,7 @@ def train(config: settings.Config) -> loop.Result:
     settings.require(config, 'workdir', 'model', 'data')
     with owner.owned(paths.path(config.workdir)) as claim, places.on_disk(config, announce) as on_disk:
       preparation.check_settings(on_disk)
-      return _train(locations.with_folders(on_disk), config, checks, claim)
+      return _train(locations.with_paths(on_disk), config, checks, claim)
 
 
 def _train(config: settings.Config, given: settings.Config, checks: refusals.Checks, claim: owner.Claim) -> loop.Result:
