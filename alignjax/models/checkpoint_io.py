@@ -17,6 +17,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from alignjax.models import (
+  classifiers,
   comparison,
   declaration,
   families,
@@ -33,6 +34,7 @@ from alignjax.models import (
 from alignjax.types import Head, Params
 
 FLOAT32 = 'float32'
+SCORE = 'score/kernel'
 TOKEN_IDS = ('bos_token_id', 'eos_token_id', 'pad_token_id')  # entries of config.json that other tools need to generate
 
 
@@ -40,12 +42,13 @@ def load_config(folder: str | os.PathLike[str], **overrides: Any) -> transformer
   """Reads config.json.
 
   Args:
-    folder: a Hugging Face folder.
-    **overrides: fields of `TransformerConfig` that override the file, such as `compute_dtype='bfloat16'`.
+    folder: a Hugging Face folder, of a language model or of a reward model.
+    **overrides: fields of `TransformerConfig` that override the file, such as `compute_dtype='bfloat16'`. A reward
+      model is only read with `output='score'` or 'both', so that nothing takes it for a language model by mistake.
 
   Raises:
-    ValueError: the file is missing or malformed, an entry or override is unknown or unsupported, or a file other than
-      the weights differs from the manifest.
+    ValueError: the file is missing or malformed, an entry or override is unknown or unsupported, the folder holds a
+      reward model and `output` is not given, or a file other than the weights differs from the manifest.
   """
   path = pathlib.Path(folder) / folders.CONFIG
   known = {field.name for field in dataclasses.fields(transformer.TransformerConfig)}
@@ -60,7 +63,21 @@ def load_config(folder: str | os.PathLike[str], **overrides: Any) -> transformer
   entries = folders.read_json(path)
   with folders.naming(path):
     family = families.by_type(entries.get('model_type'))
-    return transformer.TransformerConfig(**(family.parse(entries) | overrides))
+    parsed = family.parse(entries)
+    config = transformer.TransformerConfig(**(parsed | {'output': 'logits'} | overrides))
+    if parsed['output'] == 'score' and not config.scored:
+      raise ValueError(
+        f'the folder holds a reward model ({family.classifier}), which has no output head: use it as a reward, '
+        'reward_model(folder), or train it with an objective of the reward, such as bradley_terry(); otherwise choose '
+        'a language model'
+      )
+    if config.scored and not family.classifier:
+      known = ', '.join(sorted(name for name, each in families.FAMILIES.items() if each.classifier))
+      raise ValueError(
+        f'transformers has no sequence classifier of model_type {config.model_type!r}, so a reward model could not be '
+        f'stored: choose a model of {known}'
+      )
+    return config
 
 
 class Loading(NamedTuple):
@@ -70,11 +87,13 @@ class Loading(NamedTuple):
     dtype: the dtype of the leaves; None for the one of the file, and float32 where the layers of a leaf differ.
     convert: applied to each leaf and its path once it is placed, for example to quantise it.
     together: calls a function on every process. If it fails on one of them, all must raise.
+    score: draws the score kernel, [D, 1] float32, if the folder holds a language model; None: the folder must have one.
   """
 
   dtype: str | None = FLOAT32
   convert: Callable[[str, jax.Array], Any] = lambda _, leaf: leaf
   together: Callable[[Callable[[], Any]], Any] = lambda call: call()
+  score: Callable[[], jax.Array] | None = None
 
 
 IN_FLOAT32 = Loading()
@@ -108,7 +127,7 @@ def load_params(
   with contextlib.ExitStack() as stack:
     targets = _targets(config, shardings)
     stored = loading.together(lambda: _open_leaves(pathlib.Path(folder), config, stack, _share(targets)))
-    placed = [_load(stored[leaf], target, loading) for leaf, target in targets.items()]
+    placed = [_load_or_draw(leaf, stored, target, loading) for leaf, target in targets.items()]
     return jax.tree.unflatten(parameter_shapes(config)[1], placed)
 
 
@@ -123,10 +142,13 @@ def deferred_params(
   targets = _targets(config, shardings)
   stored = loading.together(lambda: _open_leaves(pathlib.Path(folder), config, stack, _share(targets)))
 
-  def defer(leaf: slices.Stored, target: jax.sharding.Sharding | None) -> pieces.Deferred:
-    return pieces.Deferred(leaf.shape, np.dtype(loading.dtype or leaf.dtype), lambda: _load(leaf, target, loading))
+  shapes = parameter_shapes(config)[0]
 
-  deferred = [defer(stored[leaf], target) for leaf, target in targets.items()]
+  def defer(leaf: str, target: jax.sharding.Sharding | None) -> pieces.Deferred:
+    dtype = loading.dtype or (stored[leaf].dtype if leaf in stored else FLOAT32)
+    return pieces.Deferred(shapes[leaf], np.dtype(dtype), lambda: _load_or_draw(leaf, stored, target, loading))
+
+  deferred = [defer(leaf, target) for leaf, target in targets.items()]
   return jax.tree.unflatten(parameter_shapes(config)[1], deferred)
 
 
@@ -136,6 +158,17 @@ def stored_dtypes(folder: str | os.PathLike[str]) -> set[str]:
     ignored = _family_of_folder(pathlib.Path(folder)).ignored_tensors
     tensors = folders.open_tensors(pathlib.Path(folder), stack, ignored, verify=lambda folder: None)  # reads no weights
     return {folders.DTYPES[tensor.dtype] for tensor in tensors.values()}
+
+
+def stored_score(folder: str | os.PathLike[str], config: transformer.TransformerConfig) -> np.ndarray | None:
+  """The score kernel of a folder, [D, 1] float32; None if `config` has none, or the folder holds a language model."""
+  if not config.scored:
+    return None
+  with contextlib.ExitStack() as stack:
+    stored = _open_leaves(pathlib.Path(folder), config, stack, (0, 1))
+    if SCORE not in stored:
+      return None
+    return stored[SCORE].read([((0, config.width), (0, 1))], FLOAT32)[0]
 
 
 def load_head(
@@ -149,7 +182,7 @@ def load_head(
   Args and Raises: see `load_params`.
   """
   with contextlib.ExitStack() as stack:
-    targets = _targets(config, shardings)
+    targets, config = _targets(config, shardings), dataclasses.replace(config, output='logits')
     stored = loading.together(lambda: _open_leaves(pathlib.Path(folder), config, stack, _share(targets)))
     shapes, treedef = parameter_shapes(config)
     model = transformer.build(config)
@@ -194,7 +227,7 @@ def delta_from(
   if dtype not in ('bfloat16', 'float32'):
     raise ValueError(f'dtype={dtype!r}: must be bfloat16 or float32')
   model, base = pathlib.Path(model), pathlib.Path(base)
-  for entry, (of_model, of_base) in comparison.differences(config, load_config(base)).items():
+  for entry, (of_model, of_base) in comparison.differences(config, load_config(base, output=config.output)).items():
     raise ValueError(
       f'{base / folders.CONFIG}: {entry} is {of_base!r}, and in {model} it is {of_model!r}: choose the model that '
       f'{model} was fine-tuned from'
@@ -258,6 +291,8 @@ def save(
   family = families.of(config)
   leaves = _check_leaves(config, params)
   entries = family.render(config) | {'torch_dtype': dtype} | _token_ids(assets_from)
+  if config.scored:
+    entries['pad_token_id'] = classifiers.pad_token_id(entries)
   blocks = storing.blocks(family, config, leaves)
   if jax.process_index() == 0:
     with folders.replacing(folder, source=source) as partial:
@@ -298,6 +333,8 @@ def _open_leaves(
 ) -> dict[str, slices.Stored]:
   """Checks the tensors of a folder, and returns where its leaves are stored, in files that `stack` closes.
 
+  The score kernel is left out if the folder holds a language model.
+
   Args:
     folder: the folder of the model.
     config: its configuration.
@@ -310,8 +347,13 @@ def _open_leaves(
   index = folder / folders.INDEX
   shapes, _ = parameter_shapes(config)
   with folders.naming(index if index.exists() else folder / folders.WEIGHTS):
-    if config.tied_embeddings:
+    head = family.tensor('unembed/kernel').name
+    if config.output == 'score':
+      tensors = {name: tensor for name, tensor in tensors.items() if name != head}
+    elif config.tied_embeddings:
       tensors = tied_heads.without(family, tensors, share)
+    if config.scored and classifiers.SCORE not in tensors:
+      shapes = {leaf: shape for leaf, shape in shapes.items() if leaf != SCORE}
     family.check(shapes, {name: tensor.shape for name, tensor in tensors.items()})
   stored = {}
   for leaf, shape in shapes.items():
@@ -333,6 +375,18 @@ def _share(targets: Mapping[str, jax.sharding.Sharding | None]) -> tuple[int, in
   if all(target is None or target.is_fully_addressable for target in targets.values()):
     return 0, 1
   return jax.process_index(), jax.process_count()
+
+
+def _load_or_draw(
+  leaf: str, stored: Mapping[str, slices.Stored], target: jax.sharding.Sharding | None, loading: Loading
+) -> Any:
+  """Reads a leaf, or draws the score kernel if the folder has none."""
+  if leaf in stored:
+    return _load(stored[leaf], target, loading)
+  if loading.score is None:
+    raise ValueError(f'tensor {classifiers.SCORE} is missing: the folder holds a language model, not a reward model')
+  drawn = loading.score() if target is None else jax.jit(loading.score, out_shardings=target)()
+  return loading.convert(leaf, drawn)
 
 
 def _load(stored: slices.Stored, target: jax.sharding.Sharding | None, loading: Loading) -> Any:

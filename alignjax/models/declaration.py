@@ -7,9 +7,10 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from alignjax.models import folders, inert, layers, transformer
+from alignjax.models import classifiers, folders, inert, layers, transformer
 
 _Stored = TypeVar('_Stored')
+ARCHITECTURES = 'architectures'
 _SHOWN = 80  # characters of a value in an error
 
 
@@ -123,6 +124,9 @@ class Tensor(NamedTuple):
     return grouped.reshape(*joined.shape[:-1], -1)
 
 
+_SCORE = Tensor('score/kernel', classifiers.SCORE, transposed=True)
+
+
 @dataclasses.dataclass(frozen=True)
 class Family:
   """How one family stores its configuration and its weights.
@@ -139,6 +143,7 @@ class Family:
     ignored_tensors: name suffixes of stored tensors that are not parameters.
     optional_prefix: a prefix of all tensor names that some checkpoints omit.
     rotary_places: entries that describe the scaling of rotary frequencies; the first is written.
+    classifier: the class of a model with a score head in `architectures`; '' if transformers has none.
   """
 
   model_type: str
@@ -152,6 +157,7 @@ class Family:
   fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   optional_prefix: str = ''
   rotary_places: tuple[str, ...] = ('rope_scaling', 'rope_parameters')  # the names in transformers 4 and 5
+  classifier: str = ''
 
   def parse(self, entries: Mapping[str, Any]) -> dict[str, Any]:
     """Reads the contents of config.json.
@@ -165,11 +171,16 @@ class Family:
     Raises:
       ValueError: an entry is missing, malformed, unknown or unsupported; the message names it.
     """
+    output = 'logits'
+    if self.classifier and entries.get(ARCHITECTURES) == [self.classifier]:
+      classifiers.check(entries)
+      output = 'score'
+      entries = {**entries, ARCHITECTURES: None}
     entries = self._effective(entries)
     rotary_type = self._rotary_type(entries)
     if refused := self._refused(entries, rotary_type):
       raise ValueError(f'unsupported fields for model_type {self.model_type!r}: {", ".join(refused)}')
-    fields: dict[str, Any] = {'model_type': self.model_type, **self.fields}
+    fields: dict[str, Any] = {'model_type': self.model_type, **self.fields, 'output': output}
     for setting in self.settings:
       fields[setting.field] = _read(setting, entries, fields)
     scaled = {setting.field: _read(setting, entries, {}) for setting in self._rotary_settings(rotary_type)}
@@ -207,7 +218,11 @@ class Family:
       refused.append(f'{key}={_shown(entries[key])} ({reason})')
     for key, supported in {**dict.fromkeys(self.rotary_places), **self.fixed}.items():
       if entries.get(key, supported) != supported:
-        refused.append(f'{key}={_shown(entries[key])} (only {supported!r} is supported)')
+        known_classes = f' or [{self.classifier!r}]' if key == ARCHITECTURES and self.classifier else ''
+        reason = f'only {supported!r}{known_classes} is supported'
+        if key == ARCHITECTURES and classifiers.is_custom(entries[key]):
+          reason += classifiers.CUSTOM
+        refused.append(f'{key}={_shown(entries[key])} ({reason})')
     for key, cycle in self.cycles.items():
       items = [] if entries.get(key) is None else entries[key]
       if not isinstance(items, list) or any(item != cycle[i % len(cycle)] for i, item in enumerate(items)):
@@ -241,6 +256,8 @@ class Family:
     entries |= {key: value for key, value in self.fixed.items() if '.' not in key}
     if self.rotary_places:
       entries[self.rotary_places[0]] = _rendered(config.rope_scaling)
+    if config.scored and self.classifier:
+      entries |= {ARCHITECTURES: [self.classifier], **classifiers.ENTRIES}
     return entries
 
   def tensor(self, leaf: str) -> Tensor:
@@ -249,7 +266,7 @@ class Family:
     Raises:
       ValueError: the family does not declare the parameter.
     """
-    for tensor in self.tensors:
+    for tensor in (*self.tensors, _SCORE):
       if leaf in tensor.leaves:
         return tensor
     raise ValueError(f'model_type {self.model_type!r} declares no tensor for the parameter {leaf}')

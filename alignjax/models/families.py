@@ -6,7 +6,7 @@ Each family is one `Family` in `FAMILIES`. All code that reads or writes checkpo
 import dataclasses
 from typing import Any
 
-from alignjax.models import declaration, gemma_families, gpt_families, inert, llama_family, transformer
+from alignjax.models import classifiers, declaration, gemma_families, gpt_families, inert, llama_family, transformer
 
 LLAMA = llama_family.LLAMA
 _FULL_ATTENTION = {'layer_types': ('full_attention',)}
@@ -189,7 +189,7 @@ PHI3 = dataclasses.replace(
 
 EXECUTION = ('compute_dtype', 'remat', 'scan_layers', 'attention')  # fields that affect how, not what, is computed
 FAMILIES = {
-  family.model_type: family
+  family.model_type: dataclasses.replace(family, classifier=classifiers.BY_TYPE.get(family.model_type, ''))
   for family in (
     gemma_families.GEMMA,
     gemma_families.GEMMA2,
@@ -228,7 +228,10 @@ def of(config: transformer.TransformerConfig) -> declaration.Family:
   """
   family = by_type(config.model_type)
   execution = {name: getattr(config, name) for name in EXECUTION}
-  restored = transformer.TransformerConfig(**family.parse(family.render(config)), **execution)
+  fields = family.parse(family.render(config))
+  if config.output == 'both' and family.classifier:
+    fields['output'] = 'both'  # stored with both heads; the reader selects what to read
+  restored = transformer.TransformerConfig(**fields, **execution)
   if restored != config:
     names = [field.name for field in dataclasses.fields(config)]
     lost = [f'{name}={getattr(config, name)!r}' for name in names if getattr(config, name) != getattr(restored, name)]

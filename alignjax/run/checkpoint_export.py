@@ -7,12 +7,12 @@ import pathlib
 import jax
 import numpy as np
 
-from alignjax import paths
+from alignjax import objectives, paths
 from alignjax.models import checkpoint_io, transformer
 from alignjax.optim import recipes, schedules
 from alignjax.parallel import mesh as parallel_mesh
 from alignjax.run import adapters, exports, inputs, loaded, locations, places, settings, user_code
-from alignjax.training import checkpoint, owner, placement, saved, step_folders
+from alignjax.training import checkpoint, forward, owner, placement, saved, step_folders
 from alignjax.training.policy import Policy
 from alignjax.types import Array
 
@@ -59,7 +59,8 @@ def _export(read: saved.Saved, config: settings.Config, to: pathlib.Path) -> Non
   fingerprint = _check_model(config, read)
   user_code.load(config.imports)
   recipe = recipes.parse_optimizer(config.optimizer)
-  model_config = checkpoint_io.load_config(config.model)
+  objective = objectives.parse(config.objective)
+  model_config = checkpoint_io.load_config(config.model, output=forward.output(objective.needs))
   policy = Policy(transformer.build(model_config), adapters.configured(config, recipe, model_config))
   mesh = parallel_mesh.make_mesh()
   schedule = schedules.build_schedule('constant', recipe.learning_rate, steps=1, warmup=0)  # not part of the state

@@ -15,7 +15,7 @@ from alignjax.optim import bases, recipes
 from alignjax.parallel import mesh as parallel_mesh
 from alignjax.parallel import rules
 from alignjax.run import adapters, first_start, inputs, loaded, settings, token_cache, user_code
-from alignjax.training import placement, processes, references
+from alignjax.training import forward, placement, processes, references
 from alignjax.training import state as training_state
 from alignjax.training.policy import Policy
 from alignjax.types import Params
@@ -85,6 +85,7 @@ def prepare(
     remat=config.remat,
     scan_layers=config.scan_layers,
     attention=config.attention,
+    output=forward.output(objective.needs),
   )
   adapter = adapters.configured(config, recipe, model_config)
   policy = Policy(transformer.build(model_config, rules.activation_constraint(mesh)), adapter)
@@ -93,7 +94,9 @@ def prepare(
   reference = inputs.Reference(config, policy, objective, mesh, shardings, announce)
   tokenizer = tokenization.Tokenizer.load(config.model, functools.partial(first_start.date, config.workdir))
   cache = token_cache.configured(config.token_cache, config.workdir)
-  reading = inputs.Reading(tokenizer, model_config.vocab_size, mesh, announce, cache, model_config.max_positions)
+  # The model reads all tokens of a response that it scores, and all but the last of one that it predicts.
+  positions = model_config.max_positions - model_config.scored
+  reading = inputs.Reading(tokenizer, model_config.vocab_size, mesh, announce, cache, positions)
   splits = [
     inputs.read_split(paths, config, reading, training=training)
     for paths, training in ((config.data, True), (config.eval_data, False))

@@ -1,0 +1,61 @@
+"""Reward models in Hugging Face folders: sequence classifiers with one label.
+
+They are stored as `…ForSequenceClassification`, with `score.weight` [1, D] in place of an output head.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+SCORE = 'score.weight'  # [labels, D]
+# Label ids are text in JSON.
+ENTRIES = {'num_labels': 1, 'id2label': {'0': 'LABEL_0'}, 'label2id': {'LABEL_0': 0}}
+BY_TYPE = {  # the classes of transformers, by model_type
+  'gemma': 'GemmaForSequenceClassification',
+  'gemma2': 'Gemma2ForSequenceClassification',
+  'gemma3_text': 'Gemma3TextForSequenceClassification',
+  'gpt2': 'GPT2ForSequenceClassification',
+  'gpt_neox': 'GPTNeoXForSequenceClassification',
+  'llama': 'LlamaForSequenceClassification',
+  'mistral': 'MistralForSequenceClassification',
+  'phi3': 'Phi3ForSequenceClassification',
+  'qwen2': 'Qwen2ForSequenceClassification',
+  'qwen3': 'Qwen3ForSequenceClassification',
+  'stablelm': 'StableLmForSequenceClassification',
+}
+CUSTOM = (
+  '; other classes bring code of their own (trust_remote_code), which is never run: a reward model needs one linear '
+  'score head'
+)
+
+
+def is_custom(architectures: Any) -> bool:
+  """Whether `architectures` names a class that transformers does not have."""
+  names = architectures if isinstance(architectures, list) else [architectures]
+  ends = ('ForCausalLM', 'LMHeadModel', 'ForSequenceClassification', 'Model')
+  return any(not str(name).endswith(ends) or 'Reward' in str(name) for name in names)
+
+
+def check(entries: Mapping[str, Any]) -> None:
+  """Checks that a sequence classifier has one label.
+
+  Raises:
+    ValueError: it has another number. The message names the entry that gives it.
+  """
+  labels = entries.get('num_labels')
+  name, found = 'num_labels', labels
+  if labels is None:
+    mapping = entries.get('id2label')
+    # Without both entries, transformers creates two labels.
+    name, found = 'id2label', len(mapping) if isinstance(mapping, dict) else 2
+  if found != 1 or isinstance(found, bool):
+    raise ValueError(f'{name} gives {found!r} labels, and a reward model has one: choose a model with one label')
+
+
+def pad_token_id(entries: Mapping[str, Any]) -> int | None:
+  """The padding id to store with a reward model; None unless it differs from the end tokens.
+
+  transformers scores the last token that is not padding. If padding were an end token, it would score the token before
+  the end. Without a padding id, it refuses batches of several sequences.
+  """
+  pad, ends = entries.get('pad_token_id'), entries.get('eos_token_id')
+  return None if pad in (ends if isinstance(ends, list) else [ends]) else pad
