@@ -65,7 +65,7 @@ def load_config(folder: str | os.PathLike[str], **overrides: Any) -> transformer
     family = families.by_type(entries.get('model_type'))
     parsed = family.parse(entries)
     config = transformer.TransformerConfig(**(parsed | {'output': 'logits'} | overrides))
-    if parsed['output'] == 'score' and not config.scored:
+    if 'output' in parsed and not config.scored:
       raise ValueError(
         f'the folder holds a reward model ({family.classifier}), which has no output head: use it as a reward, '
         'reward_model(folder), or train it with an objective of the reward, such as bradley_terry(); otherwise choose '
@@ -292,7 +292,9 @@ def save(
   leaves = _check_leaves(config, params)
   entries = family.render(config) | {'torch_dtype': dtype} | _token_ids(assets_from)
   if config.scored:
-    entries['pad_token_id'] = classifiers.pad_token_id(entries)
+    entries['pad_token_id'] = classifiers.pad_token_id(
+      entries, None if assets_from is None else pathlib.Path(assets_from)
+    )
   blocks = storing.blocks(family, config, leaves)
   if jax.process_index() == 0:
     with folders.replacing(folder, source=source) as partial:

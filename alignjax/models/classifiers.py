@@ -4,7 +4,10 @@ They are stored as `…ForSequenceClassification`, with `score.weight` [1, D] in
 """
 
 from collections.abc import Mapping
+import pathlib
 from typing import Any
+
+from alignjax.models import folders
 
 SCORE = 'score.weight'  # [labels, D]
 # Label ids are text in JSON.
@@ -51,11 +54,27 @@ def check(entries: Mapping[str, Any]) -> None:
     raise ValueError(f'{name} gives {found!r} labels, and a reward model has one: choose a model with one label')
 
 
-def pad_token_id(entries: Mapping[str, Any]) -> int | None:
+def pad_token_id(entries: Mapping[str, Any], assets: pathlib.Path | None) -> int | None:
   """The padding id to store with a reward model; None unless it differs from the end tokens.
 
   transformers scores the last token that is not padding. If padding were an end token, it would score the token before
   the end. Without a padding id, it refuses batches of several sequences.
+
+  Args:
+    entries: the other entries of config.json.
+    assets: the folder of the tokenizer, which names the padding token if `entries` do not.
   """
   pad, ends = entries.get('pad_token_id'), entries.get('eos_token_id')
+  if pad is None and assets is not None:
+    pad = _padding_of_tokenizer(assets)
   return None if pad in (ends if isinstance(ends, list) else [ends]) else pad
+
+
+def _padding_of_tokenizer(folder: pathlib.Path) -> int | None:
+  """The id of the padding token, if the tokenizer has one."""
+  if not all((folder / name).exists() for name in ('tokenizer.json', 'tokenizer_config.json')):
+    return None
+  text = folders.read_json(folder / 'tokenizer_config.json').get('pad_token')
+  text = text.get('content') if isinstance(text, dict) else text
+  added = folders.read_json(folder / 'tokenizer.json').get('added_tokens') or []
+  return next((token['id'] for token in added if token['content'] == text), None)

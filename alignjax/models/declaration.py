@@ -143,7 +143,6 @@ class Family:
     ignored_tensors: name suffixes of stored tensors that are not parameters.
     optional_prefix: a prefix of all tensor names that some checkpoints omit.
     rotary_places: entries that describe the scaling of rotary frequencies; the first is written.
-    classifier: the class of a model with a score head in `architectures`; '' if transformers has none.
   """
 
   model_type: str
@@ -157,7 +156,11 @@ class Family:
   fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   optional_prefix: str = ''
   rotary_places: tuple[str, ...] = ('rope_scaling', 'rope_parameters')  # the names in transformers 4 and 5
-  classifier: str = ''
+
+  @property
+  def classifier(self) -> str:
+    """The class of a model with a score head, in `architectures`; '' if transformers has none."""
+    return classifiers.BY_TYPE.get(self.model_type, '')
 
   def parse(self, entries: Mapping[str, Any]) -> dict[str, Any]:
     """Reads the contents of config.json.
@@ -171,16 +174,15 @@ class Family:
     Raises:
       ValueError: an entry is missing, malformed, unknown or unsupported; the message names it.
     """
-    output = 'logits'
+    fields: dict[str, Any] = {'model_type': self.model_type, **self.fields}
     if self.classifier and entries.get(ARCHITECTURES) == [self.classifier]:
       classifiers.check(entries)
-      output = 'score'
+      fields['output'] = 'score'
       entries = {**entries, ARCHITECTURES: None}
     entries = self._effective(entries)
     rotary_type = self._rotary_type(entries)
     if refused := self._refused(entries, rotary_type):
       raise ValueError(f'unsupported fields for model_type {self.model_type!r}: {", ".join(refused)}')
-    fields: dict[str, Any] = {'model_type': self.model_type, **self.fields, 'output': output}
     for setting in self.settings:
       fields[setting.field] = _read(setting, entries, fields)
     scaled = {setting.field: _read(setting, entries, {}) for setting in self._rotary_settings(rotary_type)}

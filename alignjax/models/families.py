@@ -6,7 +6,7 @@ Each family is one `Family` in `FAMILIES`. All code that reads or writes checkpo
 import dataclasses
 from typing import Any
 
-from alignjax.models import classifiers, declaration, gemma_families, gpt_families, inert, llama_family, transformer
+from alignjax.models import declaration, gemma_families, gpt_families, inert, llama_family, transformer
 
 LLAMA = llama_family.LLAMA
 _FULL_ATTENTION = {'layer_types': ('full_attention',)}
@@ -189,7 +189,7 @@ PHI3 = dataclasses.replace(
 
 EXECUTION = ('compute_dtype', 'remat', 'scan_layers', 'attention')  # fields that affect how, not what, is computed
 FAMILIES = {
-  family.model_type: dataclasses.replace(family, classifier=classifiers.BY_TYPE.get(family.model_type, ''))
+  family.model_type: family
   for family in (
     gemma_families.GEMMA,
     gemma_families.GEMMA2,
