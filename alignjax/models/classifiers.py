@@ -25,17 +25,26 @@ BY_TYPE = {  # the classes of transformers, by model_type
   'qwen3': 'Qwen3ForSequenceClassification',
   'stablelm': 'StableLmForSequenceClassification',
 }
-CUSTOM = (
-  '; other classes bring code of their own (trust_remote_code), which is never run: a reward model needs one linear '
-  'score head'
-)
 
 
-def is_custom(architectures: Any) -> bool:
-  """Whether `architectures` names a class that transformers does not have."""
+def is_reward_model(architectures: Any) -> bool:
+  """Whether `architectures` names a reward model, by whatever class."""
   names = architectures if isinstance(architectures, list) else [architectures]
-  ends = ('ForCausalLM', 'LMHeadModel', 'ForSequenceClassification', 'Model')
-  return any(not str(name).endswith(ends) or 'Reward' in str(name) for name in names)
+  return any('Reward' in str(name) or 'Classification' in str(name) for name in names)
+
+
+def refusal(classifier: str) -> str:
+  """Why a reward model of another class is refused.
+
+  Args:
+    classifier: the supported class; '' if there is none.
+  """
+  if not classifier:
+    return 'reward models of this model_type are not supported'
+  return (
+    f'of reward models, only {[classifier]!r}, one linear score head, is supported; other classes compute the reward '
+    'with code of their own, which is never run'
+  )
 
 
 def check(entries: Mapping[str, Any]) -> None:
@@ -51,7 +60,9 @@ def check(entries: Mapping[str, Any]) -> None:
     # Without both entries, transformers creates two labels.
     name, found = 'id2label', len(mapping) if isinstance(mapping, dict) else 2
   if found != 1 or isinstance(found, bool):
-    raise ValueError(f'{name} gives {found!r} labels, and a reward model has one: choose a model with one label')
+    raise ValueError(
+      f'{entries["architectures"][0]} has {found!r} labels by {name}, and a reward model has one: choose such a model'
+    )
 
 
 def pad_token_id(entries: Mapping[str, Any], assets: pathlib.Path | None) -> int | None:

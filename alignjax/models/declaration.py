@@ -220,10 +220,9 @@ class Family:
       refused.append(f'{key}={_shown(entries[key])} ({reason})')
     for key, supported in {**dict.fromkeys(self.rotary_places), **self.fixed}.items():
       if entries.get(key, supported) != supported:
-        known_classes = f' or [{self.classifier!r}]' if key == ARCHITECTURES and self.classifier else ''
-        reason = f'only {supported!r}{known_classes} is supported'
-        if key == ARCHITECTURES and classifiers.is_custom(entries[key]):
-          reason += classifiers.CUSTOM
+        reason = f'only {supported!r} is supported'
+        if key == ARCHITECTURES and classifiers.is_reward_model(entries[key]):
+          reason = classifiers.refusal(self.classifier)
         refused.append(f'{key}={_shown(entries[key])} ({reason})')
     for key, cycle in self.cycles.items():
       items = [] if entries.get(key) is None else entries[key]

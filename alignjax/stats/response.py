@@ -49,7 +49,7 @@ def _reward(final: Array, head: Head, batch: PreferenceBatch) -> Array:
       'the statistic `reward` needs a model with a score head: load or build the model with output="score" or '
       'output="both"'
     )
-  return jnp.sum(final.astype(jnp.float32) * head.score[:, 0].astype(jnp.float32), axis=-1)
+  return jnp.sum(final.astype(jnp.float32) * head.score.astype(jnp.float32).reshape(1, 1, -1), axis=-1)
 
 
 reward = ResponseStat('reward', _reward, final=True)
