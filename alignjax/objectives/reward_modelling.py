@@ -146,9 +146,6 @@ def reward_regression() -> base.Objective:
   Returns:
     An objective; [B] units of score squared.
 
-  Defaults:
-    none.
-
   References:
     Cobbe et al. 2021, Training Verifiers to Solve Math Word Problems, https://arxiv.org/abs/2110.14168, the mean
     squared error of a scalar head (there at every token).
