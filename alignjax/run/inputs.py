@@ -59,6 +59,8 @@ def read_split(paths: Sequence[str], config: settings.DataSettings, reading: Rea
       f'{", ".join(paths)}: all {len(data)} examples have weight 0, so they would change nothing; give some of them a '
       'positive weight'
     )
+  if config.weighting == 'tokens':
+    data = data.weighted_by_tokens()
   spec = _spec(config, training, reading.max_positions)
   return Split(data, _batches(data, spec, reading.mesh, None), training)
 
