@@ -65,7 +65,7 @@ def read(folder: pathlib.Path) -> RewardScale:
     )
   entries = folders.read_json(path)
   mean, std = entries.get('mean'), entries.get('std')
-  numbers = all(isinstance(value, int | float) and math.isfinite(value) for value in (mean, std))
+  numbers = all(type(value) in (int, float) and math.isfinite(value) for value in (mean, std))
   if not numbers or not std > 0:
     raise ValueError(f'{path}: mean={mean!r} and std={std!r} must be finite numbers, and std positive')
   return RewardScale(float(mean), float(std), str(entries.get('source', '')))

@@ -80,7 +80,7 @@ def export(
     announce(f'{what} is in {folder}')
 
   with watchdog.during('export'), _failures(workdir, int(state.step)):
-    export_model('model', 'the aligned model', state.params)
+    export_model('model', 'the reward model' if config.scored else 'the aligned model', state.params)
     if origin.averages:
       export_model('model_average', 'its moving average', optim.averaged(state.opt_state, state.params))
     if policy.adapter is not None:
