@@ -8,10 +8,12 @@ import pytest
 from safetensors import numpy as safetensors_numpy
 
 from alignjax import rewards
+from alignjax.doctor import start
 from alignjax.evaluation import reward_accuracy
 from alignjax.models import checkpoint_io, lora, peft, reward_scale, transformer
 from alignjax.run import adapters, checkpoint_export, examination, preparation, reward_scales, settings, training
 from alignjax.training import metrics
+from alignjax.training import state as training_state
 from alignjax.training.policy import Policy
 from tests import runs
 from tests.commands import doctor_test
@@ -31,7 +33,7 @@ def trained(folder):
 
 
 def configure(folder, workdir, **overrides) -> settings.Config:
-  values = {'objective': 'bradley_terry()', 'steps': 12, 'eval_every': 0, 'save_every': 0}
+  values = {'objective': 'bradley_terry()', 'steps': 12, 'eval_every': 0, 'save_every': 0, 'scan_layers': False}
   return runs.make_config(folder, folder / workdir, **values | overrides)
 
 
@@ -117,6 +119,14 @@ def test_the_same_seed_draws_the_same_score(folder):
   assert np.abs(kernels[0] - kernels[2]).min() > 0
 
 
+def test_the_doctor_measures_no_log_probabilities_of_a_reward_model(folder):
+  prepared = preparation.prepare(configure(folder, 'next'), doctor_test.SILENT)
+  measure = start.build_measurement(prepared.policy, prepared.objective, chunk=1024)
+  batch = next(iter(prepared.training.batches)).data
+  assert jax.eval_shape(measure, prepared.shapes, training_state.Frozen(), batch).keys() == {'loss'}
+
+
+@pytest.mark.slow  # the test above finds what is measured
 def test_the_doctor_examines_a_reward_model(folder):
   config, prepared, state, frozen = doctor_test.start_of(configure(folder, 'next', doctor='stop'))
   assert not doctor_test.named(examination.examine(config, prepared, state, frozen))

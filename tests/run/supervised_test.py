@@ -1,6 +1,7 @@
 """Supervised fine-tuning as a stage: its forms of data, what counts the same, and that it has no reference."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -56,9 +57,12 @@ def test_every_form_gives_one_response_and_needs_no_reference(folder, form):
   assert isinstance(prepared.reference.load(), references.NotLoaded)
 
 
+@functools.cache
 def losses(folder, **overrides):
   """The evaluation of sft() on the conversations as a run does it, and what the run holds."""
-  config, prepared, state, frozen = doctor_test.start_of(configure(folder, 'conversation', **overrides))
+  config, prepared, state, frozen = doctor_test.start_of(
+    configure(folder, 'conversation', scan_layers=False, **overrides)
+  )
   batch = next(iter(prepared.training.batches)).data
   step = training_step.build_eval_step(prepared.policy, prepared.objective, chunk=1024)
   sums = jax.jit(step)(state.params, frozen, batch)
@@ -118,11 +122,16 @@ def test_weighting_of_pairs_by_tokens_is_refused(folder):
 
 
 def test_the_doctor_compares_with_no_reference(folder):
-  _, _, (config, prepared, state, frozen) = losses(folder)
+  _, _, (_, prepared, state, frozen) = losses(folder)
   assert isinstance(frozen.reference, references.NotLoaded)
   measure = start.build_measurement(prepared.policy, prepared.objective, chunk=1024)
   frozen = dataclasses.replace(frozen, memory=state.memory, step=state.updates)
   batch = next(iter(prepared.training.batches)).data
   assert jax.eval_shape(measure, state.params, frozen, batch).keys() == {'loss', 'logp'}
+
+
+@pytest.mark.slow  # the test above finds what is measured
+def test_the_doctor_finds_nothing_about_a_reference(folder):
+  _, _, (config, prepared, state, frozen) = losses(folder)
   found = examination.examine(config, prepared, state, frozen)
   assert not {'reference_differs', 'reference_far', 'reference_is_another', 'dtype_gap'} & {each.name for each in found}
