@@ -65,18 +65,7 @@ def load_config(folder: str | os.PathLike[str], **overrides: Any) -> transformer
     family = families.by_type(entries.get('model_type'))
     parsed = family.parse(entries)
     config = transformer.TransformerConfig(**(parsed | {'output': 'logits'} | overrides))
-    if 'output' in parsed and not config.scored:
-      raise ValueError(
-        f'the folder holds a reward model ({family.classifier}), which has no output head: use it as a reward, '
-        'reward_model(folder), or train it with an objective of the reward, such as bradley_terry(); otherwise choose '
-        'a language model'
-      )
-    if config.scored and not family.classifier:
-      known = ', '.join(sorted(name for name, each in families.FAMILIES.items() if each.classifier))
-      raise ValueError(
-        f'transformers has no sequence classifier of model_type {config.model_type!r}, so a reward model could not be '
-        f'stored: choose a model of {known}'
-      )
+    classifiers.check_use(config.model_type, stored='output' in parsed, wanted=config.scored)
     return config
 
 
@@ -160,17 +149,6 @@ def stored_dtypes(folder: str | os.PathLike[str]) -> set[str]:
     return {folders.DTYPES[tensor.dtype] for tensor in tensors.values()}
 
 
-def stored_score(folder: str | os.PathLike[str], config: transformer.TransformerConfig) -> np.ndarray | None:
-  """The score kernel of a folder, [D, 1] float32; None if `config` has none, or the folder holds a language model."""
-  if not config.scored:
-    return None
-  with contextlib.ExitStack() as stack:
-    stored = _open_leaves(pathlib.Path(folder), config, stack, (0, 1))
-    if SCORE not in stored:
-      return None
-    return stored[SCORE].read([((0, config.width), (0, 1))], FLOAT32)[0]
-
-
 def load_head(
   folder: str | os.PathLike[str],
   config: transformer.TransformerConfig,
@@ -227,7 +205,7 @@ def delta_from(
   if dtype not in ('bfloat16', 'float32'):
     raise ValueError(f'dtype={dtype!r}: must be bfloat16 or float32')
   model, base = pathlib.Path(model), pathlib.Path(base)
-  for entry, (of_model, of_base) in comparison.differences(config, load_config(base, output=config.output)).items():
+  for entry, (of_model, of_base) in comparison.differences(config, load_config(base)).items():
     raise ValueError(
       f'{base / folders.CONFIG}: {entry} is {of_base!r}, and in {model} it is {of_model!r}: choose the model that '
       f'{model} was fine-tuned from'
@@ -292,9 +270,7 @@ def save(
   leaves = _check_leaves(config, params)
   entries = family.render(config) | {'torch_dtype': dtype} | _token_ids(assets_from)
   if config.scored:
-    entries['pad_token_id'] = classifiers.pad_token_id(
-      entries, None if assets_from is None else pathlib.Path(assets_from)
-    )
+    entries['pad_token_id'] = classifiers.pad_token_id(entries, assets_from)
   blocks = storing.blocks(family, config, leaves)
   if jax.process_index() == 0:
     with folders.replacing(folder, about=about) as partial:
@@ -349,9 +325,8 @@ def _open_leaves(
   index = folder / folders.INDEX
   shapes, _ = parameter_shapes(config)
   with folders.naming(index if index.exists() else folder / folders.WEIGHTS):
-    head = family.tensor('unembed/kernel').name
     if config.output == 'score':
-      tensors = {name: tensor for name, tensor in tensors.items() if name != head}
+      tensors = {name: held for name, held in tensors.items() if name != family.tensor('unembed/kernel').name}
     elif config.tied_embeddings:
       tensors = tied_heads.without(family, tensors, share)
     if config.scored and classifiers.SCORE not in tensors:

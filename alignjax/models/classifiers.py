@@ -4,6 +4,7 @@ They are stored as `…ForSequenceClassification`, with `score.weight` [1, D] in
 """
 
 from collections.abc import Mapping
+import os
 import pathlib
 from typing import Any
 
@@ -65,7 +66,31 @@ def check(entries: Mapping[str, Any]) -> None:
     )
 
 
-def pad_token_id(entries: Mapping[str, Any], assets: pathlib.Path | None) -> int | None:
+def check_use(model_type: str, *, stored: bool, wanted: bool) -> None:
+  """Checks that a reward model is used as one, and that a new one could be stored.
+
+  Args:
+    model_type: the family of the model.
+    stored: whether its folder holds a reward model.
+    wanted: whether it is used as a reward model.
+
+  Raises:
+    ValueError: it cannot be used.
+  """
+  if stored and not wanted:
+    raise ValueError(
+      f'the folder holds a reward model ({BY_TYPE[model_type]}), which has no output head: use it as a reward, '
+      'reward_model(folder), or train it with an objective of the reward, such as bradley_terry(); otherwise choose a '
+      'language model'
+    )
+  if wanted and model_type not in BY_TYPE:
+    raise ValueError(
+      f'transformers has no sequence classifier of model_type {model_type!r}, so a reward model could not be stored: '
+      f'choose a model of {", ".join(BY_TYPE)}'
+    )
+
+
+def pad_token_id(entries: Mapping[str, Any], assets: str | os.PathLike[str] | None) -> int | None:
   """The padding id to store with a reward model; None unless it differs from the end tokens.
 
   transformers scores the last token that is not padding. If padding were an end token, it would score the token before
@@ -77,7 +102,7 @@ def pad_token_id(entries: Mapping[str, Any], assets: pathlib.Path | None) -> int
   """
   pad, ends = entries.get('pad_token_id'), entries.get('eos_token_id')
   if pad is None and assets is not None:
-    pad = _padding_of_tokenizer(assets)
+    pad = _padding_of_tokenizer(pathlib.Path(assets))
   return None if pad in (ends if isinstance(ends, list) else [ends]) else pad
 
 

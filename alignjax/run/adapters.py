@@ -76,9 +76,12 @@ def initial_params(policy: Policy, config: settings.InputSettings, mesh: jax.sha
     return jax.jit(lambda factors: factors, out_shardings=shardings)(_stored_adapter(policy, config))
   model = policy.bind(_shapes(policy.model.config))
   drawn = jax.jit(model.init, out_shardings=shardings)(key)
-  stored = processes.on_all(lambda: checkpoint_io.stored_score(config.model, policy.model.config))
-  if stored is not None:
-    drawn[lora.SCORE] = {'kernel': jax.jit(lambda: stored, out_shardings=shardings[lora.SCORE]['kernel'])()}
+  if lora.SCORE in drawn:
+    with contextlib.ExitStack() as stack:  # the score head is that of the model, or a new one
+      loading = checkpoint_io.Loading(together=processes.on_all, score=drawing_score(policy.model.config, config.seed))
+      places = rules.param_shardings(mesh, _shapes(policy.model.config))
+      leaves = checkpoint_io.deferred_params(config.model, policy.model.config, stack, places, loading)
+      drawn[lora.SCORE] = {'kernel': leaves[lora.SCORE]['kernel'].load()}
   return drawn
 
 

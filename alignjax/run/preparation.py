@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from alignjax import objectives
+from alignjax import objectives, stats
 from alignjax.data.tokens import tokenization
 from alignjax.models import checkpoint_io, transformer
 from alignjax.optim import bases, recipes
@@ -52,8 +52,12 @@ def check_settings(config: settings.Config) -> None:
   trackers.check(config.trackers)
   uploads.check(config.push_to_hub, config.workdir)
   user_code.load(config.imports)
-  objectives.parse(config.objective)
-  _recipe(config, config.base_model)
+  objective = objectives.parse(config.objective)
+  if _recipe(config, config.base_model).needs_delta and stats.reads_final(objective.needs):
+    raise ValueError(
+      f'config.optimizer = {config.optimizer!r} merges with model - base_model, and the score head of {objective.name} '
+      'has no such difference: choose an optimizer that does not merge'
+    )
 
 
 def prepare(

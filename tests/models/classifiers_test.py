@@ -98,11 +98,9 @@ def test_a_new_reward_model_draws_its_score_and_a_stored_one_does_not(tmp_path):
     checkpoint_io.load_params(GOLDEN / 'llama_untied', config)
   loading = checkpoint_io.Loading(score=lambda: np.full((32, 1), 7.0, np.float32))
   assert np.all(checkpoint_io.load_params(GOLDEN / 'llama_untied', config, None, loading)['score']['kernel'] == 7)
-  assert checkpoint_io.stored_score(GOLDEN / 'llama_untied', config) is None
   folder = write(tmp_path / 'model', 'llama_untied')
   kernel = golden('llama_untied')['score.weight'].T
   np.testing.assert_array_equal(checkpoint_io.load_params(folder, config, None, loading)['score']['kernel'], kernel)
-  np.testing.assert_array_equal(checkpoint_io.stored_score(folder, config), kernel)
 
 
 def test_nothing_takes_a_reward_model_for_a_language_model(tmp_path):

@@ -109,6 +109,14 @@ def test_an_adapter_starts_from_the_stored_score_or_a_new_one(trained, folder):
     assert np.std(params['score']['kernel']) == pytest.approx(33**-0.5, rel=0.5)
 
 
+def test_online_merging_has_no_difference_for_the_score_head(folder):
+  config = configure(
+    folder, 'next', optimizer='chain(sgd(0.1), online_dare(reserve=0.1, alpha=1e-6))', base_model=str(folder / 'model')
+  )
+  with pytest.raises(ValueError, match=r'the score head of bradley_terry.* has no such difference'):
+    preparation.check_settings(config)
+
+
 def test_the_same_seed_draws_the_same_score(folder):
   kernels = []
   for seed in (0, 0, 1):
