@@ -2,8 +2,8 @@
 
 Rewards of a Bradley-Terry model have an arbitrary origin. `reward_model(folder)` subtracts the mean and divides by the
 standard deviation, so that a coefficient means the same with every reward model. Training writes the scale of its own
-responses. The scale that counts is that of the policy's start: score samples of the supervised model without
-normalisation, and write `RewardScale.of(scores, source)`. The manifest of the folder does not cover the file.
+responses. The scale that matters is that of the policy's first samples: `rewards.model.calibrate` writes it. The
+manifest of the folder does not cover the file.
 """
 
 from collections.abc import Sequence
@@ -61,7 +61,7 @@ def read(folder: pathlib.Path) -> RewardScale:
   if not path.exists():
     raise ValueError(
       f'{path}: is missing, so rewards cannot be normalised: use normalise=False, or write the scale of samples with '
-      'alignjax.models.reward_scale.write'
+      'alignjax.rewards.model.calibrate'
     )
   entries = folders.read_json(path)
   mean, std = entries.get('mean'), entries.get('std')

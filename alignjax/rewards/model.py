@@ -144,6 +144,23 @@ class RewardModel:
     return PreferenceBatch(prompt, prompt_length, response, response_length, label=ones, weight=ones)
 
 
+def calibrate(folder: str | os.PathLike[str], samples: Sequence[base.Sample], source: str) -> reward_scale.RewardScale:
+  """Scores samples and writes their mean and standard deviation as the scale of a reward model.
+
+  Args:
+    folder: the folder of the reward model; its reward.json is replaced.
+    samples: two or more samples, as a rule of the model that a policy starts from.
+    source: describes the samples.
+
+  Raises:
+    ValueError: the folder or a sample cannot be used, or all rewards are equal.
+  """
+  scale = reward_scale.RewardScale.of(RewardModel.load(folder, normalise=False)(samples), source)
+  if jax.process_index() == 0:
+    reward_scale.write(pathlib.Path(folder), scale)
+  return scale
+
+
 @base.factory
 def reward_model(folder: str, normalise: bool = True) -> base.Score:
   """A trained reward model: r(x, y), normalised with the mean and standard deviation in its folder.

@@ -127,7 +127,8 @@ def test_a_reward_of_zero_is_a_reward(folder):
 def test_as_an_expression_it_is_normalised_with_the_scale_in_its_folder(folder, scores):
   with pytest.raises(ValueError, match=r'reward\.json: is missing, .* use normalise=False'):
     rewards.parse(f'reward_model("{folder}")')
-  reward_scale.write(folder, reward_scale.RewardScale.of(scores, 'samples'))
+  scale = reward_models.calibrate(folder, SAMPLES, 'samples')
+  assert (scale.mean, scale.std, scale.source) == (scores.mean(), scores.std(), 'samples')
   checkpoint_io.load_config(folder, output='score')  # the manifest does not cover it
   found = rewards.parse(f'2.0 * reward_model("{folder}") - missing_end(1.0)').scores(SAMPLES)
   part = found.parts[f"reward_model(folder='{folder}', normalise=True)"]
