@@ -16,6 +16,7 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
   (r'embed/embedding$', ('tensor', 'fsdp')),
   (r'positions/embedding$', (None, None)),  # small, and every device may read any row
   (r'unembed/kernel$', ('fsdp', 'tensor')),
+  (r'score/kernel$', (None, None)),
   (r'(query|key|value|gate|up)/kernel$', ('fsdp', 'tensor')),
   (r'(output|down)/kernel$', ('tensor', 'fsdp')),
   (r'(query|key|value|gate|up)/bias$', ('tensor',)),

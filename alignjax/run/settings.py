@@ -116,6 +116,13 @@ class DataSettings:
     'Drop an example with a longer response, or cut the response, which then has no end token to learn.',
     choices=('drop', 'cut'),
   )
+  weighting: str = _field(
+    'prompts',
+    FREE,  # it changes the weights of examples, and the contents of the data are compared
+    'What counts the same: every prompt, or every response token (for data with one response to a prompt), which makes '
+    'sft() the mean over all tokens of a batch.',
+    choices=('prompts', 'tokens'),
+  )
   batch_size: int = _field(
     32, IDENTITY, 'Prompts per update, summed over all devices and processes.', at_least=1, at_most=2**24
   )

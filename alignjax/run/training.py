@@ -22,6 +22,7 @@ from alignjax.run import (
   preparation,
   record,
   recovery,
+  reward_scales,
   settings,
   trackers,
   uploads,
@@ -67,8 +68,11 @@ def _train(config: settings.Config, given: settings.Config, checks: refusals.Che
   tx = recipes.build_optimizer(recipe, schedule, config.gradient_clip)
   identity = record.identity(config, prepared)
   workdir = paths.path(config.workdir)
-  card = functools.partial(model_card.render, dataclasses.asdict(given), workdir)
-  origin = exports.Origin(config.model, identity['model_fingerprint'], prepared.policy, recipe.averages, card)
+  records = exports.Records(
+    functools.partial(model_card.render, dataclasses.asdict(given), workdir),
+    functools.partial(reward_scales.after, workdir),
+  )
+  origin = exports.Origin(config.model, identity['model_fingerprint'], prepared.policy, recipe.averages, records)
   batch_source = source.GrainSource(iter(batches))
   key = jax.random.key(config.seed)
   with checkpoint.Checkpoints(
