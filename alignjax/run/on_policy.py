@@ -7,7 +7,6 @@ import json
 from typing import Any, NamedTuple
 
 from absl import logging
-import jax.numpy as jnp
 
 from alignjax import objectives, rewards, stats
 from alignjax.data.batches import batching
@@ -127,17 +126,17 @@ def _check_rows(config: settings.Config, objective: objectives.Objective) -> Non
 def _check_on_policy(config: settings.Config, objective: objectives.Objective) -> None:
   """Raises if the responses of a row are not independent samples of the policy."""
   at_fault = ' and '.join(dict.fromkeys(leaf.label for leaf in objective.leaves if leaf.on_policy))
-  logits = jnp.zeros((1, 2))
-  if strategy(config)(logits) is not logits:
+  if (config.temperature, config.top_k, config.top_p) != (1.0, 0, 1.0):
     raise ValueError(
       f'{at_fault} needs samples of the policy itself, but config.temperature = {config.temperature}, config.top_k = '
       f'{config.top_k} and config.top_p = {config.top_p} draw from another distribution: give --temperature=1 without '
       'top_k and top_p, or use a pairwise objective such as dpo() or rebel()'
     )
-  if config.pairing != 'all':
+  as_drawn = config.pairing == 'all' or (config.pairing, config.samples, config.ties) == ('two', 2, 'keep')
+  if not as_drawn:
     raise ValueError(
-      f'{at_fault} needs all responses as they were drawn, but config.pairing = {config.pairing!r} selects some: give '
-      '--pairing=all'
+      f'{at_fault} needs all responses that were drawn, but config.pairing = {config.pairing!r} selects some: give '
+      '--pairing=all, or for pairs --samples=2 --pairing=two --ties=keep'
     )
   if config.samples == 1:
     logging.warning(
