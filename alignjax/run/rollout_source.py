@@ -10,11 +10,18 @@ from alignjax.data.reading import rows
 from alignjax.parallel import mesh as parallel_mesh
 from alignjax.run import inputs, on_policy, preparation, settings
 from alignjax.sampling import sampler
-from alignjax.training import rollout_datasets, rollout_rows, rollouts
+from alignjax.training import rollout_datasets, rollout_rows, rollouts, source
 from alignjax.training import rows as training_rows
 from alignjax.training import state as training_state
 
 LARGEST_GAP = {'float32': 0.02}  # nats per token between sampling and training; types without an entry have no limit
+
+
+def configured(config: settings.Config, prepared: preparation.Prepared, folder: pathlib.Path) -> source.Source:
+  """The source of a run: the policy's own responses if there are prompts, otherwise its training data. See `build`."""
+  if prepared.prompts is None:
+    return source.GrainSource(iter(prepared.training.batches))
+  return build(config, prepared, folder)
 
 
 def build(config: settings.Config, prepared: preparation.Prepared, folder: pathlib.Path) -> rollouts.RolloutSource:
@@ -59,15 +66,15 @@ def build(config: settings.Config, prepared: preparation.Prepared, folder: pathl
 def with_first_round(
   config: settings.Config,
   prepared: preparation.Prepared,
-  source: rollouts.RolloutSource,
+  batches: rollouts.RolloutSource,
   state: training_state.TrainState,
 ) -> preparation.Prepared:
   """Draws the first round, and returns the run as one that trains on it as a dataset."""
-  drawn = source.current(state)
-  data = rollout_datasets.pack([drawn], source.shaping, source.rollouts.folder)
+  drawn = batches.current(state)
+  data = rollout_datasets.pack([drawn], batches.shaping, batches.rollouts.folder)
   of_prompt = rollout_rows.PAIRINGS[config.pairing].rows(config.samples)
   spec = batching.BatchSpec(
-    source.rollouts.rounds.minibatch * of_prompt, seed=config.seed, buckets=prepared.training.batches.plan.buckets
+    batches.rollouts.rounds.minibatch * of_prompt, seed=config.seed, buckets=prepared.training.batches.plan.buckets
   )
   share = batching.Share(*parallel_mesh.batch_shards_of(prepared.mesh))
   return dataclasses.replace(prepared, training=inputs.Split(data, batching.make_batches(data, spec, share), True))
