@@ -28,7 +28,7 @@ from alignjax.run import (
   trackers,
   uploads,
 )
-from alignjax.training import checkpoint, loop, metrics, mirror, owner, placement, processes, source, watchdog
+from alignjax.training import checkpoint, loop, metrics, mirror, owner, placement, processes, watchdog
 from alignjax.training import state as training_state
 from alignjax.training import step as training_step
 
