@@ -42,6 +42,7 @@ def configure(folder, **overrides) -> settings.Config:
     'remat': 'none',
     'save_every': 3,
     'doctor': 'off',
+    'adapter': 'lora(rank=2)',
     'workdir': str(folder / 'run'),
   }
   return settings.Config(**values | overrides)
@@ -74,7 +75,7 @@ def lasting(workdir):
 @pytest.fixture(scope='module')
 def whole(folder):
   """The records of a run that is not interrupted."""
-  result = training.train(configure(folder))
+  result = training.train(configure(folder, doctor='warn'))
   assert result.step == 5
   return lasting(folder / 'run')
 
@@ -95,6 +96,7 @@ def test_a_run_draws_scores_and_trains(folder, whole):
   assert drawn.step == 4
   assert rewards.parse(drawn.settings['reward']).name == rewards.parse(configure(folder).reward).name
   assert (folder / 'run' / 'model' / 'config.json').exists()
+  assert (folder / 'run' / 'adapter').exists()
 
 
 @pytest.mark.parametrize('place', [pytest.param('while scoring', marks=pytest.mark.slow), 'between updates'])
@@ -129,11 +131,12 @@ def test_a_missing_round_stops_a_run_that_is_within_it(folder, tmp_path):
     training.train(configure(folder, workdir=str(tmp_path / 'run')))
 
 
-def test_an_adapter_is_trained_on_its_own_samples_and_the_doctor_agrees(folder, tmp_path):
+@pytest.mark.slow  # rollouts_test.py trains whole models, and the other runs here an adapter
+def test_a_whole_model_is_trained_on_its_own_samples(folder, tmp_path):
   config = configure(
     folder,
     workdir=str(tmp_path / 'run'),
-    adapter='lora(rank=2)',
+    adapter='',
     objective='rlhf(beta=0.05)',
     pairing='all',
     minibatch=0,
@@ -144,7 +147,6 @@ def test_an_adapter_is_trained_on_its_own_samples_and_the_doctor_agrees(folder, 
   records = lasting(tmp_path / 'run')
   assert records[0]['kl'] == pytest.approx(0.0, abs=1e-5)
   assert records[1]['rollout/kl_exact'] > 0
-  assert (tmp_path / 'run' / 'adapter').exists()
 
 
 @pytest.mark.slow  # the doctor of `train` has seen the first round
