@@ -82,12 +82,13 @@ def clipped_policy_gradient(
 ) -> base.Objective:
   """Policy gradient on the samples of an earlier policy, by clipped probability ratios, as in PPO without a critic.
 
-  loss = -mean_{n,t}[ min(rho_{n,t} A_n, clip(rho_{n,t}, 1 - low, 1 + high) A_n) ]
-  rho_{n,t} = pi_{n,t} / mu_{n,t},   A_n = score_n - mean_{m != n} score_m
-  where pi_{n,t} and mu_{n,t} are the probabilities of token t of y_n under the policy and under the one that drew y_n
+  loss = -mean_{n,t}[ min(rho_t A_n, clip(rho_t, 1 - low, 1 + high) A_n) ]
+  rho_t = exp(log pi(y_t|x) - log mu(y_t|x)),   A_n = score_n - mean_{m != n} score_m
+  where mu is the policy that drew the responses
 
-  With level='sequence', the geometric mean of the ratios of a response takes the place of each of them. A_n is score_n -
-  mean_m score_m with advantage='centred', and that divided by std_m score_m + 1e-4 with advantage='group'.
+  y_t are the tokens of response n. With level='sequence', the geometric mean of the ratios of a response takes the
+  place of each of them. A_n is score_n - mean_m score_m with advantage='centred', and that divided by std_m score_m +
+  1e-4 with advantage='group'.
 
   GRPO is `clipped_policy_gradient(advantage='group')`, and DAPO `clipped_policy_gradient(advantage='group', high=0.28,
   aggregate='token_mean')`. Dr. GRPO is `clipped_policy_gradient(advantage='centred', aggregate='token_sum',
