@@ -135,12 +135,9 @@ def clipped_policy_gradient(
     Ye et al. 2020, Mastering Complex Control in MOBA Games with Deep Reinforcement Learning,
     https://arxiv.org/abs/1912.09729 (the cap: dual clip).
   """
-  for name, value, known in (
-    ('advantage', advantage, ADVANTAGES),
-    ('level', level, LEVELS),
-    ('aggregate', aggregate, AGGREGATES),
-  ):
-    base.require(value in known, _NAME, f'{name} must be one of {", ".join(known)}', value)
+  base.require(advantage in ADVANTAGES, _NAME, 'advantage must be loo, centred or group', advantage)
+  base.require(level in LEVELS, _NAME, 'level must be token or sequence', level)
+  base.require(aggregate in AGGREGATES, _NAME, 'aggregate must be sequence_mean, token_mean or token_sum', aggregate)
   base.require(0 <= low < 1, _NAME, 'low must be in [0, 1)', low)
   base.require(high >= 0, _NAME, 'high must not be negative', high)
   base.require(cap is None or cap > 1, _NAME, 'cap must be greater than 1, or None', cap)

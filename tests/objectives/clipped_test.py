@@ -135,9 +135,9 @@ def test_the_mean_over_tokens_is_that_of_the_whole_batch():
 @pytest.mark.parametrize(
   ('text', 'message'),
   [
-    ("clipped_policy_gradient(advantage='mean')", 'advantage must be one of loo, group, centred'),
-    ("clipped_policy_gradient(level='word')", 'level must be one of token, sequence'),
-    ("clipped_policy_gradient(aggregate='sum')", 'aggregate must be one of'),
+    ("clipped_policy_gradient(advantage='mean')", 'advantage must be loo, centred or group'),
+    ("clipped_policy_gradient(level='word')", 'level must be token or sequence'),
+    ("clipped_policy_gradient(aggregate='sum')", 'aggregate must be sequence_mean, token_mean or token_sum'),
     ('clipped_policy_gradient(low=1.0)', r'low must be in \[0, 1\)'),
     ('clipped_policy_gradient(high=-0.1)', 'high must not be negative'),
     ('clipped_policy_gradient(cap=1.0)', 'cap must be greater than 1'),
