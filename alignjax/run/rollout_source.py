@@ -69,12 +69,13 @@ def with_first_round(
   batches: rollouts.RolloutSource,
   state: training_state.TrainState,
 ) -> preparation.Prepared:
-  """Draws the first round, and returns the run as one that trains on it as a dataset."""
-  drawn = batches.current(state)
-  data = rollout_datasets.pack([drawn], batches.shaping, batches.rollouts.folder)
+  """Draws the first round, and returns the run as one that trains on it as a dataset, for the doctor."""
+  first = batches.peek(state)
+  shaping = dataclasses.replace(batches.shaping, ties='keep')  # the doctor looks for a signal in all pairs
+  data = rollout_datasets.pack([batches.current(state)], shaping, batches.rollouts.folder)
   of_prompt = rollout_rows.PAIRINGS[config.pairing].rows(config.samples)
   spec = batching.BatchSpec(
     batches.rollouts.rounds.minibatch * of_prompt, seed=config.seed, buckets=prepared.training.batches.plan.buckets
   )
-  share = batching.Share(*parallel_mesh.batch_shards_of(prepared.mesh))
-  return dataclasses.replace(prepared, training=inputs.Split(data, batching.make_batches(data, spec, share), True))
+  planned = dataclasses.replace(batching.make_batches(data, spec), dataset=[first], steps=1, source=[first])
+  return dataclasses.replace(prepared, training=inputs.Split(data, planned, True))

@@ -22,7 +22,7 @@ from alignjax.data.reading import rows as reading
 from alignjax.models import checkpoint_io
 from alignjax.parallel import rules
 from alignjax.sampling import sampler
-from alignjax.training import forward, processes, rollout_files, rollout_metrics, rollout_rows, rows, watchdog
+from alignjax.training import forward, processes, rollout_files, rollout_metrics, rollout_rows, rows, source, watchdog
 from alignjax.training import policy as policies
 from alignjax.training import state as training_state
 from alignjax.types import Array, Params, PreferenceBatch
@@ -161,7 +161,7 @@ class Rollouts:
 
     Raises:
       RolloutError: the sampler's log-probabilities are not those of training, or the folder is not shared.
-      RewardError: a reward fails.
+      SourceError: a reward fails, or the round cannot be written.
     """
     self.seconds = {}
     ids = self.rounds.questions(number, len(self.questions))
@@ -173,7 +173,10 @@ class Rollouts:
     if self.rounds.refresh:  # the policy that draws a round is its reference
       arrays |= {'reference_logp': arrays['policy_logp'], 'kl': np.zeros_like(arrays['entropy'])}
     about = {'number': number, 'step': int(state.step), 'settings': self.settings}
-    sha256 = self._scored(about, {'ids': ids, **arrays})
+    try:
+      sha256 = self._scored(about, {'ids': ids, **arrays})
+    except (ValueError, OSError) as error:  # every process raises
+      raise source.SourceError(f'round {number} of rollouts: {error}') from error
     with self._timed('read'):
       return rollout_files.read_visible(rollout_files.path(self.folder, number), sha256)
 
@@ -282,6 +285,12 @@ class RolloutSource:
     Raises:
       RolloutError: the run is resumed within a round whose file is missing, damaged or of another run.
     """
+    batch = self.peek(state)
+    self._taken += 1
+    return batch
+
+  def peek(self, state: training_state.TrainState) -> batching.Batch:
+    """The next batch, without moving on."""
     drawn = self.current(state)
     rounds, inner = self.rollouts.rounds, self._taken % self.rollouts.rounds.updates
     responses = drawn.score.shape[1]
@@ -294,7 +303,6 @@ class RolloutSource:
     if inner == 0:
       values = rollout_metrics.of_round(drawn, self.shaping, self.rollouts.scoring.reward.labels)
       values |= {f'time/rollout_{stage}': seconds for stage, seconds in self.rollouts.seconds.items()}
-    self._taken += 1
     return batching.Batch(data, ids, values)
 
   def current(self, state: training_state.TrainState) -> rollout_files.Round:

@@ -10,7 +10,7 @@ import pytest
 
 from alignjax import objectives, rewards, stats
 from alignjax.parallel import mesh
-from alignjax.training import rollout_datasets, rollout_files, rollout_metrics, rollout_rows, rollouts, state
+from alignjax.training import rollout_datasets, rollout_files, rollout_metrics, rollout_rows, rollouts, source, state
 from alignjax.types import PreferenceBatch
 from tests.training import rollout_world as world
 
@@ -213,6 +213,13 @@ def test_a_gap_between_sampling_and_training_stops_the_run(tmp_path):
   with pytest.raises(rollout_files.RolloutError, match=r'differs by .* template, weights or types differ'):
     made.draw(world.start(setting), world.FROZEN, 0)
   assert not list(tmp_path.iterdir())
+
+
+def test_a_reward_that_fails_is_named_with_the_round(tmp_path):
+  setting = world.Setting('rlhf()', reward=rewards.Reward((rewards.Part(1.0, 'own', lambda samples: [0.0]),)))
+  made = world.drawer(setting, tmp_path)
+  with pytest.raises(source.SourceError, match=r'round 0 of rollouts: reward own must return one number per sample'):
+    made.draw(world.start(setting), world.FROZEN, 0)
 
 
 KILLS = [
