@@ -140,7 +140,7 @@ def stops(config: settings.Config, announce: inputs.Announce) -> bool:
   frozen = preparation.load_frozen(config, prepared, base)
   with tempfile.TemporaryDirectory() as folder:
     if prepared.prompts is not None:
-      batches = rollout_source.build(config, prepared, pathlib.Path(folder))
+      batches = rollout_source.build(config, prepared, pathlib.Path(folder), announce)
       batches.frozen = frozen
       prepared = rollout_source.with_first_round(config, prepared, batches, state)
     found = examine_thoroughly(config, prepared, state, frozen)

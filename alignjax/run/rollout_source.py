@@ -17,20 +17,25 @@ from alignjax.training import state as training_state
 LARGEST_GAP = {'float32': 0.02}  # nats per token between sampling and training; types without an entry have no limit
 
 
-def configured(config: settings.Config, prepared: preparation.Prepared, folder: pathlib.Path) -> source.Source:
+def configured(
+  config: settings.Config, prepared: preparation.Prepared, folder: pathlib.Path, announce: inputs.Announce
+) -> source.Source:
   """The source of a run: the policy's own responses if there are prompts, otherwise its training data. See `build`."""
   if prepared.prompts is None:
     return source.GrainSource(iter(prepared.training.batches))
-  return build(config, prepared, folder)
+  return build(config, prepared, folder, announce)
 
 
-def build(config: settings.Config, prepared: preparation.Prepared, folder: pathlib.Path) -> rollouts.RolloutSource:
+def build(
+  config: settings.Config, prepared: preparation.Prepared, folder: pathlib.Path, announce: inputs.Announce
+) -> rollouts.RolloutSource:
   """Builds the source. Its `frozen` is set once the reference is loaded.
 
   Args:
     config: the configuration of the run.
     prepared: the result of `preparation.prepare`.
     folder: the folder of the rounds.
+    announce: called with progress messages.
   """
   reward = rewards.parse(config.reward)
   ((prompt_size, _),) = prepared.training.batches.plan.buckets
@@ -46,7 +51,7 @@ def build(config: settings.Config, prepared: preparation.Prepared, folder: pathl
   made = rollouts.Rollouts(
     prepared.prompts.questions,
     on_policy.rounds(config),
-    rollouts.Drawing(prepared.policy, decoding, prompt_size, layout, gap),
+    rollouts.Drawing(prepared.policy, decoding, prompt_size, layout, gap, announce),
     rollouts.Scoring(reward, text_of, config.reward_seconds),
     folder,
     {
