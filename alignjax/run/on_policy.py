@@ -60,10 +60,10 @@ def shaping(config: rollout_settings.RolloutSettings, objective: objectives.Obje
 def reference_needs(config: settings.Config, objective: objectives.Objective) -> objectives.Objective:
   """The objective with the statistics of the reference that the run computes, for loading the reference.
 
-  With `refresh`, the policy that draws a round is the reference. Otherwise the score may read it too.
+  With refresh=1, the policy that draws a round is the reference. Otherwise the score may read it too.
   """
   needs = objective.needs
-  if config.refresh:
+  if config.refresh == 1:
     needs = frozenset(stat for stat in needs if not stat.reference)
   elif config.kl_in_score:
     needs |= {stats.reference_logp}
@@ -120,7 +120,7 @@ def _check_rows(config: settings.Config, objective: objectives.Objective) -> Non
       'with a round: give --ratio_reference=initial and --refresh=0'
     )
   if config.eval_data and config.refresh and stats.missing_reference(objective.needs, ()):
-    raise ValueError('config.eval_data cannot be evaluated with --refresh=1, because no reference is loaded: remove it')
+    raise ValueError('config.eval_data cannot be evaluated with --refresh, because the reference changes: remove it')
 
 
 def _check_on_policy(config: settings.Config, objective: objectives.Objective) -> None:

@@ -90,8 +90,8 @@ class RolloutSettings:
   )
   refresh: int = fields.field(
     0,
-    'Rounds after which the policy becomes the reference: 1 (iterative DPO), or 0 for never.',
+    'Rounds after which the policy becomes the reference, such as 1 for iterative DPO; 0: never. With 2 or more, the '
+    'work directory keeps a copy of the trained parameters for each.',
     on_resume='identity',
     at_least=0,
-    at_most=1,
   )
