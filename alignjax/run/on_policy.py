@@ -38,6 +38,11 @@ def strategy(config: rollout_settings.RolloutSettings) -> strategies.Strategy:
   return strategies.chain(*chosen)
 
 
+def reward(config: rollout_settings.RolloutSettings) -> rewards.Reward:
+  """The reward; 0 for every response if none is given, for objectives that read no score."""
+  return rewards.parse(config.reward) if config.reward else rewards.Reward(())
+
+
 def rounds(config: settings.Config) -> rollouts.Rounds:
   """The size of a round and the updates on it."""
   prompts = config.prompts_per_round
@@ -85,8 +90,9 @@ def check(config: settings.Config, objective: objectives.Objective) -> None:
       'config.data and config.prompts are both set: give --data to train on given responses, --prompts '
       'to train on responses of the policy'
     )
-  settings.require(config, 'reward')
-  rewards.parse(config.reward)
+  if config.pairing != 'all' or 'score' in objective.reads:
+    settings.require(config, 'reward')
+  reward(config)
   if config.reference_cache:
     raise ValueError(
       'config.reference_cache holds outputs for given responses: remove it, because --prompts trains on '

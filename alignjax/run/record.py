@@ -169,7 +169,7 @@ def _batches(config: settings.Config, plan: order.Plan) -> list[str]:
 def _rollouts(config: settings.Config, prepared: preparation.Prepared) -> list[str]:
   size, shape = on_policy.rounds(config), prepared.training.batches.plan.buckets[0]
   return [
-    f'reward     {config.reward}',
+    f'reward     {config.reward or "none"}',
     f'rollouts   {config.samples} responses to each of {size.prompts} prompts a round, {len(prepared.training.data)} '
     f'in all, shape {shape}, pairing {config.pairing}; {size.updates} updates a round of {size.minibatch} prompts in '
     f'{config.microbatches} microbatches',

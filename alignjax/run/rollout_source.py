@@ -4,7 +4,6 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from alignjax import rewards
 from alignjax.data.batches import batching
 from alignjax.data.reading import rows
 from alignjax.parallel import mesh as parallel_mesh
@@ -37,7 +36,7 @@ def build(
     folder: the folder of the rounds.
     announce: called with progress messages.
   """
-  reward = rewards.parse(config.reward)
+  reward = on_policy.reward(config)
   ((prompt_size, _),) = prepared.training.batches.plan.buckets
   decoding = sampler.Decoding(
     config.samples, config.max_new_tokens, on_policy.strategy(config), tuple(sorted(prepared.tokenizer.end_ids))

@@ -1,6 +1,5 @@
 """The policy at the start of an earlier round as the reference, kept on disk so that the run can be resumed."""
 
-from collections.abc import Callable
 import dataclasses
 import pathlib
 
@@ -8,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from alignjax import stats
+from alignjax import paths, stats
 from alignjax.training import checksums, forward, rollout_files
 from alignjax.training import policy as policies
 from alignjax.types import Params, PreferenceBatch
@@ -30,23 +29,23 @@ class Kept:
   """The earlier policy that is the reference of a round. All processes call it together.
 
   Args:
-    folder: the folder of the rounds.
     refresh: rounds after which the policy becomes the reference, at least 2.
 
   Attributes:
     fingerprint: of the parameters; '' before the first refresh.
   """
 
-  def __init__(self, folder: Callable[[], pathlib.Path], refresh: int):
-    self._folder, self._refresh = folder, refresh
+  def __init__(self, refresh: int):
+    self._refresh = refresh
     self._round: int | None = None
     self._reference: Earlier | None = None
     self.fingerprint = ''
 
-  def of(self, params: Params, number: int) -> Earlier | None:
+  def of(self, folder: pathlib.Path, params: Params, number: int) -> Earlier | None:
     """The reference of a round that is about to be drawn; None if it is that of the start of the run.
 
     Args:
+      folder: the folder of the rounds.
       params: the trained parameters that draw the round.
       number: the number of the round.
 
@@ -61,17 +60,16 @@ class Kept:
       self._reference = Earlier(jax.jit(_copies, out_shardings=places)(params))
       self._round, self.fingerprint = number, checksums.fingerprint(self._reference.params)
       with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as writer:
-        writer.save(self._path(number), args=ocp.args.StandardSave(self._reference.params), force=True)
+        writer.save(_path(folder, number), args=ocp.args.StandardSave(self._reference.params), force=True)
     elif self._round != chosen:
-      self._reference, self._round = Earlier(self._read(params, chosen)), chosen
+      self._reference, self._round = Earlier(self._read(_path(folder, chosen), params)), chosen
     return self._reference
 
   def forget(self, fingerprint: str) -> None:
     """Forgets the reference; it will be read again, if it has this fingerprint."""
     self._round, self._reference, self.fingerprint = None, None, fingerprint
 
-  def _read(self, like: Params, number: int) -> Params:
-    path = self._path(number)
+  def _read(self, path: pathlib.Path, like: Params) -> Params:
     try:
       with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
         found = reader.restore(path, args=ocp.args.StandardRestore(jax.tree.map(_abstract, like)))
@@ -81,8 +79,9 @@ class Kept:
       raise rollout_files.RolloutError(f'{path}: these are not the parameters that became the reference in this run')
     return found
 
-  def _path(self, number: int) -> pathlib.Path:
-    return (self._folder() / f'reference_{number:06d}').absolute()
+
+def _path(folder: pathlib.Path, number: int) -> pathlib.Path:
+  return paths.absolute(folder) / f'reference_{number:06d}'
 
 
 def _copies(params: Params) -> Params:

@@ -310,7 +310,7 @@ class RolloutSource:
     self._round: rollout_files.Round | None = None
     self._rows: PreferenceBatch | None = None
     refresh = rollouts.rounds.refresh
-    self._kept = rollout_references.Kept(lambda: rollouts.folder, refresh) if refresh > 1 else None
+    self._kept = rollout_references.Kept(refresh) if refresh > 1 else None
     self._began: float | None = None  # when the last round was drawn
     self._shares: dict[str, float] = {}  # of the time from one round to the next, by stage
 
@@ -356,7 +356,7 @@ class RolloutSource:
       shares = {stage: seconds / (now - self._began) for stage, seconds in self.rollouts.seconds.items()}
       self._shares = {**shares, 'train': 1.0 - sum(shares.values())}
     self._began = now
-    earlier = None if self._kept is None else self._kept.of(state.params, number)
+    earlier = None if self._kept is None else self._kept.of(self.rollouts.folder, state.params, number)
     frozen = self.frozen if earlier is None else dataclasses.replace(self.frozen, reference=earlier)
     return self.rollouts.draw(state, frozen, number)
 

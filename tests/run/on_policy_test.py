@@ -1,5 +1,6 @@
 """On-policy training as a program: settings that are refused, runs that are interrupted, rollouts as data."""
 
+import dataclasses
 import json
 import logging
 
@@ -234,3 +235,12 @@ def test_one_sample_without_a_baseline_is_a_warning(folder, caplog):
   with caplog.at_level(logging.WARNING):
     on_policy.check(configure(folder, objective='rlhf()', pairing='all', inner_epochs=4, minibatch=0), objective)
   assert 'there are 4 updates on each round' in caplog.text
+
+
+def test_distillation_needs_no_reward(folder):
+  config = configure(folder, objective='distil()', reward='', pairing='all', minibatch=0)
+  objective = objectives.parse('distil()')
+  on_policy.check(config, objective)
+  np.testing.assert_array_equal(on_policy.reward(config)([rewards.Sample('a', 'b', 1, True)] * 2), 0.0)
+  with pytest.raises(ValueError, match=r'config\.reward is missing'):
+    on_policy.check(dataclasses.replace(config, pairing='best'), objective)
