@@ -17,6 +17,12 @@ class RolloutSettings:
     on_resume='free',
     path=paths.READ,
   )
+  rollout_objective: str = fields.field(
+    '',
+    'Objective of the responses drawn, such as kl_penalty(), beside `objective` of `data`: an update sums both '
+    'gradients. Empty: `objective`, without `data`.',
+    on_resume='identity',
+  )
   reward: str = fields.field(
     '', 'Reward of a response, such as 0.7 * vader() - missing_end(1.0).', on_resume='identity'
   )
