@@ -13,11 +13,10 @@ import numpy as np
 
 from alignjax.data.reading import drops, json_rows, rows, sources
 from alignjax.data.tokens import tokenization
-from alignjax.models import base as models
 from alignjax.models import checkpoint_io, transformer
 from alignjax.parallel import mesh as parallel_mesh
 from alignjax.parallel import rules
-from alignjax.sampling import sampler, strategies
+from alignjax.sampling import layouts, sampler, strategies
 from alignjax.types import Array, Params
 
 PROMPT_MULTIPLE = 64  # prompts are padded to a multiple of this number of tokens, to limit the number of compilations
@@ -69,21 +68,29 @@ class TextSampler:
   """Draws responses to prompts; the program is compiled once for each padded prompt length.
 
   Args:
-    model: the model to sample from.
+    config: the configuration of the model to sample from.
     tokenizer: the tokenizer of the model.
     mesh: the mesh that holds the parameters.
     options: how responses are drawn.
+
+  Attributes:
+    layout: how the weights are sharded while the model decodes.
   """
 
   def __init__(
-    self, model: models.LanguageModel, tokenizer: tokenization.Tokenizer, mesh: jax.sharding.Mesh, options: Options
+    self,
+    config: transformer.TransformerConfig,
+    tokenizer: tokenization.Tokenizer,
+    mesh: jax.sharding.Mesh,
+    options: Options,
   ):
-    self._tokenizer, self._mesh, self._options = tokenizer, mesh, options
-    shards = parallel_mesh.batch_shards(mesh)
-    self._rows = -(-options.batch_size // shards) * shards
-
+    self.layout = layouts.choose(config, mesh)
+    self._tokenizer, self._options = tokenizer, options
+    self._rows = -(-options.batch_size // mesh.size) * mesh.size
+    constrain = rules.activation_constraint(self.layout.mesh)
+    model = transformer.build(config, constrain)
     end_ids = tuple(sorted(tokenizer.end_ids))
-    decoding = sampler.Decoding(options.samples, options.max_new_tokens, options.strategy, end_ids)
+    decoding = sampler.Decoding(options.samples, options.max_new_tokens, options.strategy, end_ids, constrain)
 
     @jax.jit
     def draw(params: Params, key: Array, prompt: Array, length: Array, row_ids: Array) -> sampler.Samples:
@@ -97,7 +104,7 @@ class TextSampler:
     The draws for a prompt depend on the seed and on its position in `prompts`, not on the batch size.
 
     Args:
-      params: the parameters of the model, on the mesh.
+      params: the parameters of the model, on the mesh; kernels may be adapted or quantised. They are resharded once.
       prompts: texts, or conversations for the chat template.
     """
     for drawn in self.draw(params, prompts, jax.random.key(self._options.seed)):
@@ -109,13 +116,14 @@ class TextSampler:
     """Like calling the sampler, but returns token ids, batch by batch.
 
     Args:
-      params: the parameters of the model, on the mesh.
+      params: the parameters of the model, on the mesh; kernels may be adapted or quantised. They are resharded once.
       prompts: texts, or conversations for the chat template.
       key: a typed PRNG key, in place of the seed.
     """
+    params = self.layout.place(params)
     for batch in itertools.batched(enumerate(prompts), self._rows):
       prompt, length, row_ids = self._pad(batch)
-      placed = jax.device_put((prompt, length, row_ids), rules.batch_sharding(self._mesh))
+      placed = jax.device_put((prompt, length, row_ids), rules.batch_sharding(self.layout.mesh))
       drawn = jax.tree.map(checkpoint_io.on_host, self._draw(params, key, *placed))
       count = len(batch)
       samples = jax.tree.map(lambda x, count=count: x[:count], drawn)
@@ -170,10 +178,10 @@ def sample(
   tokenizer = tokenization.Tokenizer.load(folder)
   mesh = parallel_mesh.make_mesh()
   config = checkpoint_io.load_config(folder, compute_dtype=compute_dtype)
-  model = transformer.build(config, rules.activation_constraint(mesh))
-  shapes = jax.eval_shape(model.init, jax.random.key(0))
-  params = checkpoint_io.load_params(folder, config, rules.param_shardings(mesh, shapes), loading)
-  return TextSampler(model, tokenizer, mesh, options or Options())(params, prompts)
+  text_sampler = TextSampler(config, tokenizer, mesh, options or Options())
+  layout, convert = text_sampler.layout, loading.convert
+  loading = loading._replace(convert=lambda path, leaf: layout.cast(path, convert(path, leaf)))
+  return text_sampler(checkpoint_io.load_params(folder, config, layout.shardings, loading), prompts)
 
 
 def read_prompts(source: str, ignore_fields: Sequence[str] = (), unknown_columns: str = 'refuse') -> list[rows.Prompt]:
