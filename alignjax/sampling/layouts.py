@@ -21,7 +21,7 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from alignjax.models import lora, transformer
+from alignjax.models import base, lora
 from alignjax.parallel import mesh as parallel_mesh
 from alignjax.parallel import rules
 from alignjax.types import Params
@@ -89,26 +89,27 @@ class Layout:
     return jax.jit(reshard, out_shardings=self.shardings)
 
 
-def choose(config: transformer.TransformerConfig, mesh: jax.sharding.Mesh, memory: int | None = None) -> Layout:
+def choose(model: base.LanguageModel, mesh: jax.sharding.Mesh, memory: int | None = None) -> Layout:
   """The layout with the smallest split for which the weights take at most `SHARE` of the memory of each device.
 
   If they take more with every split, the split is as large as the fsdp axis.
 
   Args:
-    config: the configuration of the model.
+    model: the model.
     mesh: the mesh of training, shared by all processes.
     memory: bytes of memory of each device; None for what the devices report.
   """
   fsdp = mesh.shape['fsdp']
-  shapes = jax.eval_shape(transformer.build(config).init, jax.random.key(0))
-  layouts = [_layout(config, shapes, mesh, split) for split in range(1, fsdp + 1) if fsdp % split == 0]
+  shapes = jax.eval_shape(model.init, jax.random.key(0))
+  dtype = getattr(model.config, 'compute_dtype', 'float32')  # a table has none
+  layouts = [_layout(dtype, shapes, mesh, split) for split in range(1, fsdp + 1) if fsdp % split == 0]
   limit = SHARE * (_memory(mesh) if memory is None else memory)
   return next((layout for layout in layouts if layout.bytes_on_device <= limit), layouts[-1])
 
 
-def _layout(config: transformer.TransformerConfig, shapes: Params, mesh: jax.sharding.Mesh, split: int) -> Layout:
+def _layout(dtype: str, shapes: Params, mesh: jax.sharding.Mesh, split: int) -> Layout:
   decoding_mesh = parallel_mesh.fsdp_as_tensor(mesh, split)
-  layout = Layout(config.compute_dtype, decoding_mesh, shapes, rules.param_shardings(decoding_mesh, shapes))
+  layout = Layout(dtype, decoding_mesh, shapes, rules.param_shardings(decoding_mesh, shapes))
   weights = jax.tree.map(
     lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
     jax.eval_shape(functools.partial(_cast_all, layout.cast), shapes),

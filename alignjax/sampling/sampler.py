@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from alignjax import numerics, stats
-from alignjax.models import base, transformer
+from alignjax.models import base
 from alignjax.sampling import strategies
 from alignjax.types import Array, Head, Params
 
@@ -34,7 +34,7 @@ class Decoding:
   max_new_tokens: int  # R, the number of tokens after which a response is cut off
   strategy: strategies.Strategy = dataclasses.field(default_factory=strategies.chain)  # the model's own distribution
   end_ids: Sequence[int] = ()  # ids of the tokens that end a response; if empty, every response has R tokens
-  constrain: transformer.Constrain = lambda x, _: x  # shards the logits by 'batch' and 'vocab', then by 'row'
+  constrain: base.Constrain = lambda x, _: x  # shards the logits by 'batch' and 'vocab', then by 'row'
 
   def __post_init__(self):
     if self.samples < 1 or self.max_new_tokens < 1:

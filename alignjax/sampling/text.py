@@ -13,10 +13,10 @@ import numpy as np
 
 from alignjax.data.reading import drops, json_rows, rows, sources
 from alignjax.data.tokens import tokenization
+from alignjax.models import base as models
 from alignjax.models import checkpoint_io, transformer
 from alignjax.parallel import mesh as parallel_mesh
-from alignjax.parallel import rules
-from alignjax.sampling import layouts, sampler, strategies
+from alignjax.sampling import sampler, sharded, strategies
 from alignjax.types import Array, Params
 
 PROMPT_MULTIPLE = 64  # prompts are padded to a multiple of this number of tokens, to limit the number of compilations
@@ -68,7 +68,7 @@ class TextSampler:
   """Draws responses to prompts; the program is compiled once for each padded prompt length.
 
   Args:
-    config: the configuration of the model to sample from.
+    model: the model to sample from.
     tokenizer: the tokenizer of the model.
     mesh: the mesh that holds the parameters.
     options: how responses are drawn.
@@ -78,25 +78,14 @@ class TextSampler:
   """
 
   def __init__(
-    self,
-    config: transformer.TransformerConfig,
-    tokenizer: tokenization.Tokenizer,
-    mesh: jax.sharding.Mesh,
-    options: Options,
+    self, model: models.LanguageModel, tokenizer: tokenization.Tokenizer, mesh: jax.sharding.Mesh, options: Options
   ):
-    self.layout = layouts.choose(config, mesh)
     self._tokenizer, self._options = tokenizer, options
     self._rows = -(-options.batch_size // mesh.size) * mesh.size
-    constrain = rules.activation_constraint(self.layout.mesh)
-    model = transformer.build(config, constrain)
     end_ids = tuple(sorted(tokenizer.end_ids))
-    decoding = sampler.Decoding(options.samples, options.max_new_tokens, options.strategy, end_ids, constrain)
-
-    @jax.jit
-    def draw(params: Params, key: Array, prompt: Array, length: Array, row_ids: Array) -> sampler.Samples:
-      return sampler.sample(model, params, sampler.Prompts(prompt, length, row_ids), key, decoding)
-
-    self._draw = draw
+    decoding = sampler.Decoding(options.samples, options.max_new_tokens, options.strategy, end_ids)
+    self._sampler = sharded.ShardedSampler(model, mesh, decoding)
+    self.layout = self._sampler.layout
 
   def __call__(self, params: Params, prompts: Iterable[rows.Prompt]) -> Iterator[Response]:
     """Draws `options.samples` responses to each prompt, in the order of the prompts.
@@ -120,17 +109,16 @@ class TextSampler:
       prompts: texts, or conversations for the chat template.
       key: a typed PRNG key, in place of the seed.
     """
-    params = self.layout.place(params)
+    placed = self._sampler.place(params)
     for batch in itertools.batched(enumerate(prompts), self._rows):
-      prompt, length, row_ids = self._pad(batch)
-      placed = jax.device_put((prompt, length, row_ids), rules.batch_sharding(self.layout.mesh))
-      drawn = jax.tree.map(checkpoint_io.on_host, self._draw(params, key, *placed))
+      padded = self._pad(batch)
+      drawn = jax.tree.map(checkpoint_io.on_host, self._sampler.draw(placed, padded, key))
       count = len(batch)
       samples = jax.tree.map(lambda x, count=count: x[:count], drawn)
-      yield Draw([text for _, text in batch], prompt[:count], length[:count], samples)
+      yield Draw([text for _, text in batch], padded.tokens[:count], padded.length[:count], samples)
 
-  def _pad(self, batch: Sequence[tuple[int, rows.Prompt]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Token ids [rows, P], lengths [rows] and positions in the sequence of prompts [rows]."""
+  def _pad(self, batch: Sequence[tuple[int, rows.Prompt]]) -> sampler.Prompts:
+    """Token ids [rows, P], with positions in the sequence of prompts as row ids [rows]."""
     encoded = [self._tokenizer.encode_prompt(prompt, self._options.max_prompt) for _, prompt in batch]
     longest = max(map(len, encoded))
     size = self._options.prompt_size or -(-longest // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
@@ -142,7 +130,7 @@ class TextSampler:
     row_ids[: len(batch)] = [index for index, _ in batch]
     for row, ids in enumerate(encoded):
       prompt[row, : len(ids)], length[row] = ids, len(ids)
-    return prompt, length, row_ids
+    return sampler.Prompts(prompt, length, row_ids)
 
   def _response(self, prompt: rows.Prompt, drawn: sampler.Samples, place: tuple[int, int]) -> Response:
     tokens = int(drawn.response_length[place])
@@ -178,7 +166,7 @@ def sample(
   tokenizer = tokenization.Tokenizer.load(folder)
   mesh = parallel_mesh.make_mesh()
   config = checkpoint_io.load_config(folder, compute_dtype=compute_dtype)
-  text_sampler = TextSampler(config, tokenizer, mesh, options or Options())
+  text_sampler = TextSampler(transformer.build(config), tokenizer, mesh, options or Options())
   layout, convert = text_sampler.layout, loading.convert
   loading = loading._replace(convert=lambda path, leaf: layout.cast(path, convert(path, leaf)))
   return text_sampler(checkpoint_io.load_params(folder, config, layout.shardings, loading), prompts)

@@ -68,7 +68,7 @@ class Responder:
       strategy=strategy,
       prompt_size=sizes.prompt,
     )
-    self._sampler = text.TextSampler(model.config, tokenizer, mesh, options)
+    self._sampler = text.TextSampler(model, tokenizer, mesh, options)
     self._measure = jax.jit(evaluator.build_kl_step(model, chunk=CHUNK))
 
   def draw(self, params: Params, prompts: Sequence[str], key: Array, rounds: int = 1) -> Drawn:

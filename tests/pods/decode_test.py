@@ -41,7 +41,7 @@ def mesh():
 
 @pytest.fixture(scope='module')
 def layout(mesh):
-  return layouts.choose(CONFIG, mesh, MEMORY)
+  return layouts.choose(transformer.build(CONFIG), mesh, MEMORY)
 
 
 @pytest.fixture(scope='module')

@@ -28,11 +28,12 @@ CONFIG = dataclasses.replace(
 )
 PROMPT = np.random.default_rng(0).integers(0, 64, (8, 2)).astype(np.int32)
 KERNEL = 64 * 64
+MODEL = transformer.build(CONFIG)
 
 
 @functools.cache
 def weights():
-  return token_batches.params(transformer.build(CONFIG))
+  return token_batches.params(MODEL)
 
 
 def share(split):
@@ -48,7 +49,7 @@ def drawn(mesh, params):
   """The samples on a mesh, and the transfers for each token."""
   constrain = rules.activation_constraint(mesh)
   decoding = sampler.Decoding(samples=2, max_new_tokens=4, end_ids=(2,), constrain=constrain)
-  program = jax.jit(functools.partial(sampler.sample, transformer.build(CONFIG, constrain), decoding=decoding))
+  program = jax.jit(functools.partial(sampler.sample, MODEL.constrained(constrain), decoding=decoding))
   rows = (PROMPT, np.full(8, 2, np.int32), np.arange(8, dtype=np.int32))
   prompts = sampler.Prompts(*jax.device_put(rows, rules.batch_sharding(mesh)))
   compiled = program.lower(params, prompts, jax.random.key(3)).compile()
@@ -78,7 +79,7 @@ def on_one_device():
 )
 def test_no_weight_travels_for_a_token_and_the_samples_are_those_of_one_device(shape, split, expected, capfd):
   mesh = parallel_mesh.make_mesh(*shape)
-  layout = layouts.choose(CONFIG, mesh, share(split))
+  layout = layouts.choose(MODEL, mesh, share(split))
   assert layout.mesh.devices.shape == expected
   assert layout.mesh.devices.ravel().tolist() == mesh.devices.ravel().tolist()
   samples, found = drawn(layout.mesh, layout.place(trained(mesh)))
@@ -104,7 +105,7 @@ def test_weights_that_travel_in_a_loop_would_be_seen():
 def test_kernels_are_cast_once_and_nothing_else_is():
   config = dataclasses.replace(CONFIG, compute_dtype='bfloat16')
   mesh = parallel_mesh.make_mesh()
-  layout = layouts.choose(config, mesh, share(1))
+  layout = layouts.choose(transformer.build(config), mesh, share(1))
   placed = layout.place(trained(mesh))
   dtypes = {'/'.join(key.key for key in path): leaf.dtype for path, leaf in jax.tree.leaves_with_path(placed)}
   assert {path for path, dtype in dtypes.items() if dtype == 'bfloat16'} == {
@@ -115,7 +116,7 @@ def test_kernels_are_cast_once_and_nothing_else_is():
 
 
 def test_adapted_and_quantised_kernels_are_merged():
-  layout = layouts.choose(CONFIG, parallel_mesh.make_mesh(), share(1))
+  layout = layouts.choose(MODEL, parallel_mesh.make_mesh(), share(1))
   settings = lora.LoRA(rank=2, alpha=4.0)
   base = quantization.quantize(weights(), 'int8')
   factors = jax.tree.map(lambda leaf: leaf + 0.1, lora.init(jax.random.key(0), base, settings))
@@ -126,6 +127,6 @@ def test_adapted_and_quantised_kernels_are_merged():
 
 def test_the_split_is_the_smallest_that_fits():
   mesh = parallel_mesh.make_mesh(1, 4, 2)
-  sizes = [layouts.choose(CONFIG, mesh, share(split)).mesh.shape['tensor'] for split in (2, 3, 4, 8, 1000)]
+  sizes = [layouts.choose(MODEL, mesh, share(split)).mesh.shape['tensor'] for split in (2, 3, 4, 8, 1000)]
   assert sizes == [2, 4, 4, 8, 8]
-  assert layouts.choose(CONFIG, mesh).mesh.shape['tensor'] == 2  # a host has memory for a tiny model
+  assert layouts.choose(MODEL, mesh).mesh.shape['tensor'] == 2  # a host has memory for a tiny model
