@@ -14,7 +14,7 @@ from alignjax.models import checkpoint_io, transformer
 from alignjax.optim import bases, recipes
 from alignjax.parallel import mesh as parallel_mesh
 from alignjax.parallel import rules
-from alignjax.run import adapters, first_start, inputs, loaded, settings, token_cache, user_code
+from alignjax.run import adapters, first_start, inputs, loaded, settings, token_cache, trackers, uploads, user_code
 from alignjax.training import placement, processes, references
 from alignjax.training import state as training_state
 from alignjax.training.policy import Policy
@@ -49,6 +49,8 @@ def check_settings(config: settings.Config) -> None:
   Raises:
     ValueError: they cannot be used together.
   """
+  trackers.check(config.trackers)
+  uploads.check(config.push_to_hub, config.workdir)
   user_code.load(config.imports)
   objectives.parse(config.objective)
   _recipe(config, config.base_model)
