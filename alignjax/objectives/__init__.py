@@ -14,6 +14,7 @@ from alignjax.objectives.base import (
 )
 from alignjax.objectives.batchwise import aot, aot_unpaired, dr_dpo
 from alignjax.objectives.calibrated import apo_down, apo_zero, bco_pair, c2_dpo, cal_dpo, nca, sppo
+from alignjax.objectives.clipped import clipped_policy_gradient
 from alignjax.objectives.coupling import couples
 from alignjax.objectives.declarations import check_batch
 from alignjax.objectives.distribution import pmle, preference_distillation, rebel
@@ -68,6 +69,7 @@ __all__ = [
   'cal_dpo',
   'check_batch',
   'chi_po',
+  'clipped_policy_gradient',
   'couples',
   'cpo',
   'discopop',

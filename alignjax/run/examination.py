@@ -4,6 +4,8 @@ import collections
 from collections.abc import Sequence
 import dataclasses
 import functools
+import pathlib
+import tempfile
 
 import jax
 import optax
@@ -22,8 +24,8 @@ from alignjax.doctor import (
 from alignjax.models import checkpoint_io, transformer
 from alignjax.optim import recipes, schedules
 from alignjax.parallel import rules
-from alignjax.run import agreement, inputs, locations, preparation, settings
-from alignjax.training import placement, source
+from alignjax.run import agreement, inputs, locations, preparation, rollout_source, settings
+from alignjax.training import placement
 from alignjax.training import state as training_state
 from alignjax.training import step as training_step
 from alignjax.types import PreferenceBatch
@@ -86,10 +88,20 @@ def examine_data(prepared: preparation.Prepared) -> list[findings.Finding]:
     *batches.examine(training.batches.plan, training.data),
     *declarations.examine_coupling(prepared.objective, training.data.responses),
     *declarations.examine_batch_size(prepared.objective, training.batches.plan.batch_size),
-    *declarations.examine_samples(prepared.objective, on_policy=source.GrainSource.on_policy),
+    *declarations.examine_samples(prepared.objective, on_policy=prepared.prompts is not None),
   ]
+  if prepared.prompts is not None:
+    found = [_of_rollouts(finding) for finding in found]
   split = [] if held_out is None else examples.examine_split(training.data, held_out.data)
   return [*declarations.relevant(found, prepared.objective), *split]
+
+
+def _of_rollouts(finding: findings.Finding) -> findings.Finding:
+  """A finding about responses that the policy has drawn: that it does not end them is no fault of the data."""
+  if finding.name != 'untrained_end':
+    return finding
+  advice = 'Raise --max_new_tokens if the model should end its responses, or subtract missing_end() from the reward'
+  return finding._replace(severity=findings.WARNING, advice=advice)
 
 
 def report(found: Sequence[findings.Finding], *, stop: bool, notes: bool, announce: inputs.Announce) -> None:
@@ -133,7 +145,12 @@ def stops(config: settings.Config, announce: inputs.Announce) -> bool:
     prepared.mesh, params, build_optimizer(prepared), key, prepared.objective.memory.initial
   )
   frozen = preparation.load_frozen(config, prepared, base)
-  found = examine_thoroughly(config, prepared, state, frozen)
+  with tempfile.TemporaryDirectory() as folder:
+    if prepared.prompts is not None:
+      batches = rollout_source.build(config, prepared, pathlib.Path(folder))
+      batches.frozen = frozen
+      prepared = rollout_source.with_first_round(config, prepared, batches, state)
+    found = examine_thoroughly(config, prepared, state, frozen)
   report(found, stop=False, notes=True, announce=announce)
   errors = any(finding.severity == findings.ERROR for finding in found)
   return errors and config.doctor == 'stop'

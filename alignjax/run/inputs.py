@@ -60,6 +60,11 @@ def read_split(paths: Sequence[str], config: settings.DataSettings, reading: Rea
       f'{", ".join(paths)}: all {len(data)} examples have weight 0, so they would change nothing; give some of them a '
       'positive weight'
     )
+  return planned(data, config, reading, training=training)
+
+
+def planned(data: dataset.TokenDataset, config: settings.DataSettings, reading: Reading, *, training: bool) -> Split:
+  """Plans the batches of a dataset."""
   spec = _spec(config, training, reading.max_positions)
   return Split(data, _batches(data, spec, reading.mesh, None), training)
 

@@ -292,7 +292,7 @@ class _Run:
     if verdict.in_a_row:
       self.skip(skipping.Skipped(pending.step, verdict, values, pending.batch))
     times = {'time/seconds': seconds, 'time/tokens_per_second': values['tokens'] / seconds}
-    self.write(pending.step, values | times | extra())
+    self.write(pending.step, {**values, **pending.batch.metrics, **times, **extra()})
 
   def skip(self, skipped: skipping.Skipped) -> None:
     """Logs a batch that the step has skipped, or stops the run."""

@@ -1,0 +1,80 @@
+"""Builds the source of an on-policy run, and the dataset of its first round, which the doctor examines."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+from alignjax import rewards
+from alignjax.data.batches import batching
+from alignjax.data.reading import rows
+from alignjax.parallel import mesh as parallel_mesh
+from alignjax.run import inputs, on_policy, preparation, settings
+from alignjax.sampling import sampler
+from alignjax.training import rollout_datasets, rollout_rows, rollouts, source
+from alignjax.training import rows as training_rows
+from alignjax.training import state as training_state
+
+LARGEST_GAP = {'float32': 0.02}  # nats per token between sampling and training; types without an entry have no limit
+
+
+def configured(config: settings.Config, prepared: preparation.Prepared, folder: pathlib.Path) -> source.Source:
+  """The source of a run: the policy's own responses if there are prompts, otherwise its training data. See `build`."""
+  if prepared.prompts is None:
+    return source.GrainSource(iter(prepared.training.batches))
+  return build(config, prepared, folder)
+
+
+def build(config: settings.Config, prepared: preparation.Prepared, folder: pathlib.Path) -> rollouts.RolloutSource:
+  """Builds the source. Its `frozen` is set once the reference is loaded.
+
+  Args:
+    config: the configuration of the run.
+    prepared: the result of `preparation.prepare`.
+    folder: the folder of the rounds.
+  """
+  reward = rewards.parse(config.reward)
+  ((prompt_size, _),) = prepared.training.batches.plan.buckets
+  decoding = sampler.Decoding(
+    config.samples, config.max_new_tokens, on_policy.strategy(config), tuple(sorted(prepared.tokenizer.end_ids))
+  )
+  layout = training_rows.Layout(config.chunk, mesh=prepared.mesh)
+  gap = LARGEST_GAP.get(config.compute_dtype, float('inf'))
+
+  def text_of(prompt: rows.Prompt, tokens: Any) -> str:
+    return prepared.tokenizer.decode(tokens, continues=isinstance(prompt, str))
+
+  made = rollouts.Rollouts(
+    prepared.prompts.questions,
+    on_policy.rounds(config),
+    rollouts.Drawing(prepared.policy, decoding, prompt_size, layout, gap),
+    rollouts.Scoring(reward, text_of, config.reward_seconds),
+    folder,
+    {
+      'seed': config.seed,
+      'reward': reward.name,
+      'temperature': config.temperature,
+      'top_k': config.top_k,
+      'top_p': config.top_p,
+      'model': config.model,
+      'vocab_size': prepared.policy.model.config.vocab_size,
+    },
+  )
+  share = batching.Share(*parallel_mesh.batch_shards_of(prepared.mesh))
+  return rollouts.RolloutSource(made, on_policy.shaping(config, prepared.objective), share)
+
+
+def with_first_round(
+  config: settings.Config,
+  prepared: preparation.Prepared,
+  batches: rollouts.RolloutSource,
+  state: training_state.TrainState,
+) -> preparation.Prepared:
+  """Draws the first round, and returns the run as one that trains on it as a dataset."""
+  drawn = batches.current(state)
+  data = rollout_datasets.pack([drawn], batches.shaping, batches.rollouts.folder)
+  of_prompt = rollout_rows.PAIRINGS[config.pairing].rows(config.samples)
+  spec = batching.BatchSpec(
+    batches.rollouts.rounds.minibatch * of_prompt, seed=config.seed, buckets=prepared.training.batches.plan.buckets
+  )
+  share = batching.Share(*parallel_mesh.batch_shards_of(prepared.mesh))
+  return dataclasses.replace(prepared, training=inputs.Split(data, batching.make_batches(data, spec, share), True))
