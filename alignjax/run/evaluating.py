@@ -120,6 +120,20 @@ class _Loaded(NamedTuple):
   tokenizer: tokenization.Tokenizer
   model: base.LanguageModel
   params: Params
+  prompts: Sequence[Sequence[int]]  # the prompts in its tokens
+
+  def is_like(self, other: '_Loaded') -> bool:
+    """Whether both are models of one architecture that read the same tokens."""
+    same = self.model.config == other.model.config and self.tokenizer.end_ids == other.tokenizer.end_ids
+    return same and self.prompts == other.prompts
+
+
+class _Programs(NamedTuple):
+  """Compiled programs for all models like one."""
+
+  of: _Loaded  # without parameters
+  sampler: text.TextSampler
+  kl_step: Callable[[Params, Params, PreferenceBatch], stats.StatTable]
 
 
 class Evaluation:
@@ -137,6 +151,7 @@ class Evaluation:
     self._parts = parts.Parts(folder)
     self._mesh = parallel_mesh.make_mesh()
     self._stack = contextlib.ExitStack()
+    self._compiled: _Programs | None = None  # of the last model
     self._loaded_reference = functools.cache(lambda: self._load(reference, self._stack))
 
   def close(self) -> None:
@@ -191,10 +206,22 @@ class Evaluation:
     shardings = rules.param_shardings(self._mesh, jax.eval_shape(model.init, jax.random.key(0)))
     loading = checkpoint_io.Loading(together=processes.on_all)
     params = checkpoint_io.load_params(folder, config, shardings, loading)
-    return _Loaded(tokenization.Tokenizer.load(folder), model, params)
+    tokenizer = tokenization.Tokenizer.load(folder)
+    prompts = [tokenizer.encode_prompt(each.prompt, self._plan.options.max_prompt) for each in self._plan.prompts]
+    return _Loaded(tokenizer, model, params, prompts)
+
+  def _programs(self, loaded: _Loaded) -> _Programs:
+    """The programs of a model, those of the last one if it is like it."""
+    if self._compiled is None or not loaded.is_like(self._compiled.of):
+      self._compiled = _Programs(
+        loaded._replace(params=None),
+        text.TextSampler(loaded.model, loaded.tokenizer, self._mesh, self._plan.options),
+        jax.jit(evaluator.build_kl_step(loaded.model, chunk=CHUNK)),
+      )
+    return self._compiled
 
   def _draw(self, loaded: _Loaded) -> dict[str, Any]:
-    sampler = text.TextSampler(loaded.model, loaded.tokenizer, self._mesh, self._plan.options)
+    sampler = self._programs(loaded).sampler
     asked = [example.prompt for example in self._plan.prompts]
     found: dict[str, Any] = {'ids': [], 'text': [], 'finished': []}
     for part in sampler.draw(loaded.params, asked, jax.random.key(self._plan.options.seed)):
@@ -224,14 +251,12 @@ class Evaluation:
   def _diverge(self, loaded: _Loaded, responses: Sequence[Sequence[Sequence[int]]]) -> dict[str, Any]:
     """Estimates of the KL, and the entropy, of each response; empty if the reference is another kind of model."""
     reference = self._loaded_reference()
-    prompts = [self._encode(loaded.tokenizer, example.prompt) for example in self._plan.prompts]
-    same_tokens = prompts == [self._encode(reference.tokenizer, example.prompt) for example in self._plan.prompts]
-    if loaded.model.config != reference.model.config or not same_tokens:
+    if not loaded.is_like(reference):
       self._announce('  no KL: the reference has another architecture or tokenizer')
       return {}
-    step = jax.jit(evaluator.build_kl_step(loaded.model, chunk=CHUNK))
+    step = self._programs(loaded).kl_step
     found: dict[str, list[Any]] = {'kl': [], 'kl_of_draws': [], 'entropy': []}
-    for batch, count in self._batches(prompts, responses):
+    for batch, count in self._batches(loaded.prompts, responses):
       placed = jax.device_put(batch, rules.batch_sharding(self._mesh))
       table = jax.tree.map(checkpoint_io.on_host, step(loaded.params, reference.params, placed).values)
       values = {name: np.asarray(value[:count], np.float64) for name, value in table.items()}
@@ -241,9 +266,6 @@ class Evaluation:
       found['kl_of_draws'] += np.sum(log_ratio, axis=-1, where=mask).tolist()
       found['entropy'] += np.mean(values[stats.entropy.name], axis=-1, where=mask).tolist()
     return found
-
-  def _encode(self, tokenizer: tokenization.Tokenizer, prompt: rows.Prompt) -> list[int]:
-    return tokenizer.encode_prompt(prompt, self._plan.options.max_prompt)
 
   def _batches(
     self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[Sequence[int]]]
