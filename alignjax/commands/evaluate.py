@@ -4,7 +4,8 @@
     --samples=4 --out=runs/eval
   alignjax evaluate --models=runs/a/checkpoints --reference=sft --prompts=test.jsonl --reward='vader()' --out=runs/curve
 
-Every model draws responses to the prompts, and so does the reference. Standard errors are clustered by prompt. A folder
+Every model draws responses to the prompts, and so does the reference. If the rows of --prompts have responses, as in
+the form `supervised`, models are compared with these, too. Standard errors are clustered by prompt. A folder
 named `checkpoints` stands for all checkpoints of its run, to which the laws of over-optimisation are fitted; with
 --proxy, for the reward that was trained on, too.
 
@@ -23,6 +24,7 @@ import pathlib
 from typing import Any
 
 import jax
+import numpy as np
 
 from alignjax import files, paths, rewards
 from alignjax.commands import data_lengths, program
@@ -35,6 +37,7 @@ COLUMNS = {  # of the table, by the name of the value
   'reward': 'reward',
   'proxy': 'proxy',
   'win_rate': 'win rate',
+  'win_rate_data': 'win rate against the data',
   'length_controlled': 'win rate at equal lengths',
   'kl': 'KL, nats',
   'entropy': 'entropy, nats per token',
@@ -109,11 +112,12 @@ def run(settings: Settings) -> None:
   evaluation = evaluating.Evaluation(plan, reference, folder / 'parts', announce)
   try:
     of_reference = evaluation.measure(reference)
+    given = evaluation.given()
     measured = [evaluation.measure(model) for model in models]
   finally:
     evaluation.close()
   if jax.process_index() == 0:
-    _write(folder, of_reference, measured)
+    _write(folder, of_reference, measured, given)
     print((folder / 'evaluation.md').read_text(encoding='utf-8'))
 
 
@@ -156,9 +160,14 @@ def _prompts(settings: Settings) -> list[rows.Example]:
   return prompts
 
 
-def _write(folder: pathlib.Path, reference: summary.Measured, models: Sequence[summary.Measured]) -> None:
+def _write(
+  folder: pathlib.Path,
+  reference: summary.Measured,
+  models: Sequence[summary.Measured],
+  given: np.ndarray | None,
+) -> None:
   """Writes evaluation.json, evaluation.md and evaluation.png."""
-  summaries = {each.name: summary.summarise(each, reference) for each in (reference, *models)}
+  summaries = {each.name: summary.summarise(each, reference, given) for each in (reference, *models)}
   best = summary.best_of_reference(reference)
   runs = {run: list(of_run) for run, of_run in itertools.groupby(models, lambda each: each.run) if run}
   fits = {run: summary.over_optimisation_of(checkpoints, reference) for run, checkpoints in runs.items()}

@@ -44,7 +44,7 @@ class Measured:
     return np.array([[len(response) for response in row] for row in self.ids], np.float64)
 
 
-def summarise(model: Measured, reference: Measured) -> Summary:
+def summarise(model: Measured, reference: Measured, given: np.ndarray | None = None) -> Summary:
   """Means with clustered standard errors by name, and shares of distinct n-grams.
 
   Win rates and gains compare with the reference's responses to the same prompts. `length_controlled` pairs the n-th
@@ -53,6 +53,7 @@ def summarise(model: Measured, reference: Measured) -> Summary:
   Args:
     model: the responses of a model, [B, N].
     reference: the responses of the reference, [B, N].
+    given: rewards of responses that the data give for the prompts, [B, M]; None if they give none.
   """
   mean = evaluator.clustered_mean
   found: dict[str, evaluator.Estimate | float] = {name: mean(values) for name, values in model.rewards.items()}
@@ -65,6 +66,8 @@ def summarise(model: Measured, reference: Measured) -> Summary:
       'win_rate': evaluator.win_rate(ours, theirs),
       'length_controlled': length_control.length_controlled(wins, model.tokens, reference.tokens),
     }
+  if given is not None:
+    found['win_rate_data'] = evaluator.win_rate(ours, given)
   found |= {'tokens': mean(model.tokens), 'finished': mean(model.finished)}
   found |= {name: mean(values) for name, values in model.kl.items()}
   if model.entropy is not None:

@@ -110,7 +110,7 @@ class Plan:
   @functools.cached_property
   def prompts_hash(self) -> str:
     """A hash of the prompts and their fields."""
-    contents = [(example.prompt, sorted(example.fields.items())) for example in self.prompts]
+    contents = [(each.prompt, each.responses, sorted(each.fields.items())) for each in self.prompts]
     return hashlib.sha256(json.dumps(contents, default=str).encode()).hexdigest()
 
 
@@ -191,6 +191,28 @@ class Evaluation:
       run=subject.run,
       step=subject.step,
     )
+
+  def given(self) -> np.ndarray | None:
+    """Rewards of the first response of each row, [B, 1]; None unless all rows have responses.
+
+    Raises:
+      RewardError: the reward fails.
+    """
+    if not all(example.responses for example in self._plan.prompts):
+      return None
+    made_of = {'prompts': self._plan.prompts_hash, 'model': self._reference.identity, **self._plan.made_of}
+    reward = self._plan.rewards['reward']
+
+    def score() -> dict[str, Any]:
+      with self._reference.open() as folder:
+        tokenizer = tokenization.Tokenizer.load(folder)
+      texts = [rows.text_of(example.responses[0]) for example in self._plan.prompts]
+      ids = [list(tokenizer.encode(each.prompt, each.responses[:1]).responses[0]) for each in self._plan.prompts]
+      return self._score(
+        reward, {'text': [[each] for each in texts], 'ids': [[each] for each in ids], 'finished': [[True]] * len(ids)}
+      )
+
+    return np.array(self._parts.get('data.reward', made_of | {'expression': reward.name}, score)['total'])
 
   def _part(self, subject: Subject, name: str, made_of: Mapping[str, Any], make: Callable[[], Any]) -> Any:
     def announced() -> Any:

@@ -137,6 +137,16 @@ def test_it_continues_after_a_reward_has_failed(folder, evaluated, tmp_path, cap
   assert announced(capsys.readouterr().out) == []
 
 
+def test_models_are_compared_with_responses_in_the_data(folder, evaluated, tmp_path):
+  """Responses of one token and the end token, which the reward prefers to all others."""
+  rows = [{'prompt': prompt, 'completion': '!'} for prompt in PROMPTS]
+  (tmp_path / 'rows.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  flags = (f'--prompts=supervised:{tmp_path}/rows.jsonl', '--reward_fields=')
+  assert run(folder, tmp_path / 'out', *flags, reward='length(target=2, scale=0.1)') == 0
+  values = result(tmp_path / 'out')['models'][f'{folder}/tuned']
+  assert values['win_rate_data']['mean'] == pytest.approx(0.5 * values['reward']['mean'])
+
+
 @pytest.mark.slow  # draws again; the strategies are those of `sample`
 def test_there_is_no_kl_with_another_strategy(folder, tmp_path):
   assert run(folder, tmp_path / 'out', '--strategy=greedy()') == 0

@@ -70,9 +70,9 @@ def on_one_device():
 @pytest.mark.parametrize(
   ('shape', 'split', 'expected'),
   [
-    ((1, 8, 1), 1, (8, 1, 1)),
+    pytest.param((1, 8, 1), 1, (8, 1, 1), marks=pytest.mark.slow),
     ((1, 8, 1), 4, (2, 1, 4)),
-    ((1, 8, 1), 8, (1, 1, 8)),
+    pytest.param((1, 8, 1), 8, (1, 1, 8), marks=pytest.mark.slow),
     pytest.param((2, 2, 2), 4, (2, 1, 4), marks=pytest.mark.slow),
     pytest.param((2, 4, 1), 2, (4, 1, 2), marks=pytest.mark.slow),
   ],
