@@ -18,6 +18,7 @@ from alignjax.doctor import (
   examples,
   findings,
   memory,
+  rollouts,
   start,
   tokenizers,
 )
@@ -91,17 +92,9 @@ def examine_data(prepared: preparation.Prepared) -> list[findings.Finding]:
     *declarations.examine_samples(prepared.objective, on_policy=prepared.prompts is not None),
   ]
   if prepared.prompts is not None:
-    found = [_of_rollouts(finding) for finding in found]
+    found = rollouts.examine(found)
   split = [] if held_out is None else examples.examine_split(training.data, held_out.data)
   return [*declarations.relevant(found, prepared.objective), *split]
-
-
-def _of_rollouts(finding: findings.Finding) -> findings.Finding:
-  """A finding about responses that the policy has drawn: that it does not end them is no fault of the data."""
-  if finding.name != 'untrained_end':
-    return finding
-  advice = 'Raise --max_new_tokens if the model should end its responses, or subtract missing_end() from the reward'
-  return finding._replace(severity=findings.WARNING, advice=advice)
 
 
 def report(found: Sequence[findings.Finding], *, stop: bool, notes: bool, announce: inputs.Announce) -> None:
@@ -147,7 +140,7 @@ def stops(config: settings.Config, announce: inputs.Announce) -> bool:
   frozen = preparation.load_frozen(config, prepared, base)
   with tempfile.TemporaryDirectory() as folder:
     if prepared.prompts is not None:
-      batches = rollout_source.build(config, prepared, pathlib.Path(folder))
+      batches = rollout_source.build(config, prepared, pathlib.Path(folder), announce)
       batches.frozen = frozen
       prepared = rollout_source.with_first_round(config, prepared, batches, state)
     found = examine_thoroughly(config, prepared, state, frozen)

@@ -181,13 +181,16 @@ def read(config: settings.Config, reading: inputs.Reading) -> Prompts:
     default='prompts',
     kept=config.reward_fields,
   )
-  examples = [rows.Example(each.prompt, (), path=each.path, line=each.line, fields=each.fields) for each in found]
+  examples = [
+    rows.Example(each.prompt, (), weight=each.weight, path=each.path, line=each.line, fields=each.fields)
+    for each in found
+  ]
   limits = encoding.Limits(config.max_prompt, max(config.max_new_tokens, 2), reading.vocab_size)
   data = encoding.tokenize(examples, reading.tokenizer, limits, report, on_error=config.on_error)
   reading.announce(f'{", ".join(config.prompts)}: {report}')
   of_origin = {each.origin: each for each in examples}
   kept = [of_origin[data.origin(i)] for i in range(len(data))]
-  questions = [rollouts.Question(each.prompt, data[i].prompt, each.fields) for i, each in enumerate(kept)]
+  questions = [rollouts.Question(each.prompt, data[i].prompt, each.weight, each.fields) for i, each in enumerate(kept)]
   shape = _prompt_size(data.prompt_length.max(), config, reading.max_positions), config.max_new_tokens
   spec = batching.BatchSpec(config.prompts_per_round, seed=config.seed, buckets=[shape])
   text = json.dumps([[each.prompt, dict(each.fields)] for each in kept], sort_keys=True, default=str)

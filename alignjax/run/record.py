@@ -75,7 +75,7 @@ def accepted(config: settings.Config, identity: Mapping[str, Any]) -> frozenset[
 
 def _of_the_data(config: settings.Config) -> frozenset[str]:
   """The entries of the identity that follow from the data alone."""
-  return frozenset({'data_fingerprint'} if config.buckets else {'data_fingerprint', 'buckets'})
+  return frozenset({'data_fingerprint', 'prompts_fingerprint', *([] if config.buckets else ['buckets'])})
 
 
 def explain(error: checkpoint.MismatchError, now: Mapping[str, Any], config: settings.Config) -> ValueError:

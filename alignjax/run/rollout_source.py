@@ -17,20 +17,25 @@ from alignjax.training import state as training_state
 LARGEST_GAP = {'float32': 0.02}  # nats per token between sampling and training; types without an entry have no limit
 
 
-def configured(config: settings.Config, prepared: preparation.Prepared, folder: pathlib.Path) -> source.Source:
+def configured(
+  config: settings.Config, prepared: preparation.Prepared, folder: pathlib.Path, announce: inputs.Announce
+) -> source.Source:
   """The source of a run: the policy's own responses if there are prompts, otherwise its training data. See `build`."""
   if prepared.prompts is None:
     return source.GrainSource(iter(prepared.training.batches))
-  return build(config, prepared, folder)
+  return build(config, prepared, folder, announce)
 
 
-def build(config: settings.Config, prepared: preparation.Prepared, folder: pathlib.Path) -> rollouts.RolloutSource:
+def build(
+  config: settings.Config, prepared: preparation.Prepared, folder: pathlib.Path, announce: inputs.Announce
+) -> rollouts.RolloutSource:
   """Builds the source. Its `frozen` is set once the reference is loaded.
 
   Args:
     config: the configuration of the run.
     prepared: the result of `preparation.prepare`.
     folder: the folder of the rounds.
+    announce: called with progress messages.
   """
   reward = rewards.parse(config.reward)
   ((prompt_size, _),) = prepared.training.batches.plan.buckets
@@ -46,7 +51,7 @@ def build(config: settings.Config, prepared: preparation.Prepared, folder: pathl
   made = rollouts.Rollouts(
     prepared.prompts.questions,
     on_policy.rounds(config),
-    rollouts.Drawing(prepared.policy, decoding, prompt_size, layout, gap),
+    rollouts.Drawing(prepared.policy, decoding, prompt_size, layout, gap, announce),
     rollouts.Scoring(reward, text_of, config.reward_seconds),
     folder,
     {
@@ -69,12 +74,13 @@ def with_first_round(
   batches: rollouts.RolloutSource,
   state: training_state.TrainState,
 ) -> preparation.Prepared:
-  """Draws the first round, and returns the run as one that trains on it as a dataset."""
-  drawn = batches.current(state)
-  data = rollout_datasets.pack([drawn], batches.shaping, batches.rollouts.folder)
+  """Draws the first round, and returns the run as one that trains on it as a dataset, for the doctor."""
+  first = batches.peek(state)
+  shaping = dataclasses.replace(batches.shaping, ties='keep')  # the doctor looks for a signal in all pairs
+  data = rollout_datasets.pack([batches.current(state)], shaping, batches.rollouts.folder)
   of_prompt = rollout_rows.PAIRINGS[config.pairing].rows(config.samples)
   spec = batching.BatchSpec(
     batches.rollouts.rounds.minibatch * of_prompt, seed=config.seed, buckets=prepared.training.batches.plan.buckets
   )
-  share = batching.Share(*parallel_mesh.batch_shards_of(prepared.mesh))
-  return dataclasses.replace(prepared, training=inputs.Split(data, batching.make_batches(data, spec, share), True))
+  planned = dataclasses.replace(batching.make_batches(data, spec), dataset=[first], steps=1, source=[first])
+  return dataclasses.replace(prepared, training=inputs.Split(data, planned, True))

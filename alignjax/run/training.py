@@ -71,7 +71,7 @@ def _train(config: settings.Config, given: settings.Config, checks: refusals.Che
   workdir = paths.path(config.workdir)
   card = functools.partial(model_card.render, dataclasses.asdict(given), workdir)
   origin = exports.Origin(config.model, identity['model_fingerprint'], prepared.policy, recipe.averages, card)
-  batch_source = rollout_source.configured(config, prepared, workdir / 'rollouts')
+  batch_source = rollout_source.configured(config, prepared, workdir / 'rollouts', announce)
   key = jax.random.key(config.seed)
   with checkpoint.Checkpoints(
     workdir / 'checkpoints',

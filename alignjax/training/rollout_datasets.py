@@ -56,6 +56,7 @@ def _examples(
         prompt=rows.prompt[row, : rows.prompt_length[row]],
         responses=[tokens[:length] for tokens, length in zip(rows.response[row], lengths, strict=True)],
         label=float(rows.label[row]),
+        weight=float(weight),
         score=rows.score[row],
         behaviour_logp=rows.behaviour_logp[row],
         behaviour_token_logp=[logp[:length] for logp, length in zip(token_logp, lengths, strict=True)],

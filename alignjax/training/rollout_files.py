@@ -32,7 +32,7 @@ class RolloutError(ValueError):
   """A round of rollouts that cannot be drawn, written or read."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Round:
   """N responses to each of P prompts, drawn from one policy. All arrays are numpy; padding is 0."""
 
@@ -40,6 +40,7 @@ class Round:
   step: int  # updates that the policy had done
   settings: Mapping[str, Any]  # seed, strategy, reward, ..., in JSON types
   ids: np.ndarray  # [P] int64, numbers of the prompts in the dataset
+  weight: np.ndarray  # [P] float32, of each prompt
   prompt: np.ndarray  # [P, L] int32, right-padded
   prompt_length: np.ndarray  # [P] int32
   response: np.ndarray  # [P, N, R] int32, right-padded, the end token included

@@ -117,7 +117,7 @@ class Shaping:
       response=pick(drawn.response),
       response_length=pick(drawn.response_length),
       label=np.where(tied, 0.5, 1.0).astype(np.float32),
-      weight=np.where(tied & (self.ties == 'drop'), 0.0, 1.0).astype(np.float32),
+      weight=np.where(tied & (self.ties == 'drop'), 0.0, np.repeat(drawn.weight, rows)).astype(np.float32),
       score=pick(score).astype(np.float32),
       behaviour_logp=behaviour if 'behaviour_logp' in self.fields else None,
       cached=cached,

@@ -13,6 +13,7 @@ import time
 import types
 from typing import Any, NamedTuple
 
+from absl import logging
 import jax
 import numpy as np
 
@@ -22,7 +23,17 @@ from alignjax.data.reading import rows as reading
 from alignjax.models import checkpoint_io
 from alignjax.parallel import rules
 from alignjax.sampling import sampler
-from alignjax.training import forward, processes, rollout_files, rollout_metrics, rollout_rows, rows, watchdog
+from alignjax.training import (
+  forward,
+  processes,
+  programs,
+  rollout_files,
+  rollout_metrics,
+  rollout_rows,
+  rows,
+  source,
+  watchdog,
+)
 from alignjax.training import policy as policies
 from alignjax.training import state as training_state
 from alignjax.types import Array, Params, PreferenceBatch
@@ -33,6 +44,7 @@ class Question(NamedTuple):
 
   prompt: reading.Prompt
   tokens: Sequence[int]
+  weight: float = 1.0
   fields: Mapping[str, Any] = types.MappingProxyType({})  # other columns of its row, for rewards
 
 
@@ -103,6 +115,7 @@ class Drawing:
     layout: the mesh shared by all processes, and how many tokens have logits at once on a device.
     largest_gap: mean difference in nats between a token's log-probability in sampling and in training that stops the
       run; infinity for no limit.
+    announce: called with a line for each compilation.
   """
 
   policy: policies.Policy
@@ -110,6 +123,7 @@ class Drawing:
   prompt_size: int
   layout: rows.Layout
   largest_gap: float = float('inf')
+  announce: programs.Announce = logging.info
 
 
 class Rollouts:
@@ -138,7 +152,7 @@ class Rollouts:
     self.seconds: dict[str, float] = {}  # by stage, of the last round
     policy, decoding, layout = drawing.policy, drawing.decoding, drawing.layout
 
-    def draw(params: Params, base: Params | None, prompts: sampler.Prompts, key: Array) -> sampler.Samples:
+    def draw(params: Params, base: Params | None, key: Array, prompts: sampler.Prompts) -> sampler.Samples:
       return sampler.sample(policy.bind(base), params, prompts, key, decoding)
 
     def measure(params: Params, frozen: training_state.Frozen, batch: PreferenceBatch) -> dict[str, Array]:
@@ -149,7 +163,9 @@ class Rollouts:
       hidden = forward.hidden_states(policy.bind(frozen.base), params, batch)
       return dict(forward.table(needs, hidden, reference, batch, layout).values)
 
-    self._draw, self._measure = jax.jit(draw), jax.jit(measure)
+    announce = drawing.announce
+    self._measure = programs.Programs('log-probabilities of rollouts', measure, announce)
+    self._draw = programs.Programs('sampling', draw, announce, describe=lambda prompts: _described(prompts, decoding))
 
   def draw(self, state: training_state.TrainState, frozen: training_state.Frozen, number: int) -> rollout_files.Round:
     """Draws and scores a round, writes it, and returns what every process reads back.
@@ -161,7 +177,7 @@ class Rollouts:
 
     Raises:
       RolloutError: the sampler's log-probabilities are not those of training, or the folder is not shared.
-      RewardError: a reward fails.
+      SourceError: a reward fails, or the round cannot be written.
     """
     self.seconds = {}
     ids = self.rounds.questions(number, len(self.questions))
@@ -173,7 +189,11 @@ class Rollouts:
     if self.rounds.refresh:  # the policy that draws a round is its reference
       arrays |= {'reference_logp': arrays['policy_logp'], 'kl': np.zeros_like(arrays['entropy'])}
     about = {'number': number, 'step': int(state.step), 'settings': self.settings}
-    sha256 = self._scored(about, {'ids': ids, **arrays})
+    try:
+      weight = np.array([self.questions[i].weight for i in ids], np.float32)
+      sha256 = self._scored(about, {'ids': ids, 'weight': weight, **arrays})
+    except (ValueError, OSError) as error:  # every process raises
+      raise source.SourceError(f'round {number} of rollouts: {error}') from error
     with self._timed('read'):
       return rollout_files.read_visible(rollout_files.path(self.folder, number), sha256)
 
@@ -188,7 +208,7 @@ class Rollouts:
     place = rules.batch_sharding(self.drawing.layout.mesh)
     with self._timed('sample'):
       prompts = jax.device_put(sampler.Prompts(prompt, length, places.astype(np.int32)), place)
-      drawn = jax.tree.map(checkpoint_io.on_host, self._draw(params, frozen.base, prompts, key))
+      drawn = jax.tree.map(checkpoint_io.on_host, self._draw(params, frozen.base, key, prompts))
     with self._timed('measure'):
       ones = np.ones(len(ids), np.float32)
       batch = PreferenceBatch(prompt, length, drawn.response, drawn.response_length, ones, ones)
@@ -256,6 +276,11 @@ class Rollouts:
     self.seconds[stage] = self.seconds.get(stage, 0.0) + time.monotonic() - start
 
 
+def _described(prompts: sampler.Prompts, decoding: sampler.Decoding) -> str:
+  count, size = prompts.tokens.shape
+  return f'{decoding.samples} responses of {decoding.max_new_tokens} tokens to {count} prompts of {size}'
+
+
 class RolloutSource:
   """Batches of the policy's own responses: `rounds.updates` updates on each round. A `source.Source`.
 
@@ -282,6 +307,12 @@ class RolloutSource:
     Raises:
       RolloutError: the run is resumed within a round whose file is missing, damaged or of another run.
     """
+    batch = self.peek(state)
+    self._taken += 1
+    return batch
+
+  def peek(self, state: training_state.TrainState) -> batching.Batch:
+    """The next batch, without moving on."""
     drawn = self.current(state)
     rounds, inner = self.rollouts.rounds, self._taken % self.rollouts.rounds.updates
     responses = drawn.score.shape[1]
@@ -294,7 +325,6 @@ class RolloutSource:
     if inner == 0:
       values = rollout_metrics.of_round(drawn, self.shaping, self.rollouts.scoring.reward.labels)
       values |= {f'time/rollout_{stage}': seconds for stage, seconds in self.rollouts.seconds.items()}
-    self._taken += 1
     return batching.Batch(data, ids, values)
 
   def current(self, state: training_state.TrainState) -> rollout_files.Round:

@@ -8,7 +8,7 @@ import pytest
 
 from alignjax import objectives, rewards
 from alignjax.run import examination, on_policy, preparation, settings, training
-from alignjax.training import metrics, rollout_files
+from alignjax.training import metrics, rollout_files, source
 from tests import assets
 
 
@@ -54,12 +54,15 @@ class Killed(BaseException):
 
 calls = []
 fatal = None  # the call of the reward that ends the run
+broken = None  # the call of the reward that raises
 
 
 def reward(samples):
   calls.append(len(samples))
   if len(calls) - 1 == fatal:
     raise Killed
+  if len(calls) - 1 == broken:
+    raise OSError('no answer')
   assert all(isinstance(sample.fields['answer'], int) for sample in samples)
   return [len(set(sample.response)) / 8 for sample in samples]
 
@@ -123,6 +126,18 @@ def test_a_run_that_is_killed_resumes_bit_for_bit(folder, whole, tmp_path, monke
   assert lasting(tmp_path / 'run') == whole
 
 
+def test_a_reward_that_fails_saves_the_run_which_resumes(folder, whole, tmp_path, monkeypatch):
+  config = configure(folder, workdir=str(tmp_path / 'run'), save_every=0)
+  with monkeypatch.context() as patch:
+    patch.setattr(f'{__name__}.calls', [])
+    patch.setattr(f'{__name__}.broken', 1)
+    message = r'round 1 of rollouts: reward python\(.* failed: OSError: no answer\. Step 2 is saved'
+    with pytest.raises(source.SourceError, match=message):
+      training.train(config)
+  assert training.train(config).step == 5
+  assert lasting(tmp_path / 'run') == whole
+
+
 def test_a_missing_round_stops_a_run_that_is_within_it(folder, tmp_path):
   config = configure(folder, workdir=str(tmp_path / 'run'), steps=3)
   training.train(config)
@@ -157,8 +172,8 @@ def test_the_doctor_examines_the_first_round(folder):
 
 
 def test_rollouts_are_a_dataset(folder, whole):
-  source = f'rollouts:{folder / "run" / "rollouts"}'
-  values = {'prompts': (), 'reward': '', 'reward_fields': (), 'data': (source,), 'batch_size': 8, 'pairing': 'all'}
+  given = f'rollouts:{folder / "run" / "rollouts"}'
+  values = {'prompts': (), 'reward': '', 'reward_fields': (), 'data': (given,), 'batch_size': 8, 'pairing': 'all'}
   prepared = preparation.prepare(configure(folder, objective='reverse_kl()', **values), print)
   drawn = rollout_files.read_all(folder / 'run' / 'rollouts')
   data = prepared.training.data
@@ -167,15 +182,15 @@ def test_rollouts_are_a_dataset(folder, whole):
   found = examination.examine_data(prepared)
   assert 'off_policy_responses' in {finding.name for finding in found}
   with pytest.raises(ValueError, match='rollouts cannot be mixed with other data'):
-    preparation.prepare(configure(folder, **values | {'data': (source, 'x.jsonl')}), print)
+    preparation.prepare(configure(folder, **values | {'data': (given, 'x.jsonl')}), print)
   with pytest.raises(rollout_files.RolloutError, match='there are no rollouts'):
     preparation.prepare(configure(folder, **values | {'data': ('rollouts:nowhere',)}), print)
 
 
 @pytest.mark.slow  # the one above reads the same data
 def test_rollouts_are_data_for_any_objective(folder, whole, tmp_path):
-  source = f'rollouts:{folder / "run" / "rollouts"}'
-  values = {'prompts': (), 'reward': '', 'reward_fields': (), 'data': (source,), 'batch_size': 8, 'steps': 2}
+  given = f'rollouts:{folder / "run" / "rollouts"}'
+  values = {'prompts': (), 'reward': '', 'reward_fields': (), 'data': (given,), 'batch_size': 8, 'steps': 2}
   config = configure(folder, workdir=str(tmp_path / 'run'), objective='rebel(eta=1.0)', **values)
   training.train(config)
   assert [record['step'] for record in lasting(tmp_path / 'run')] == [1, 2]

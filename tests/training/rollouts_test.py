@@ -1,5 +1,6 @@
 """On-policy training in a world of seven sentences, whose optima are known."""
 
+import dataclasses
 import itertools
 import json
 
@@ -9,8 +10,18 @@ import numpy as np
 import pytest
 
 from alignjax import objectives, rewards, stats
+from alignjax.data.batches import batching
 from alignjax.parallel import mesh
-from alignjax.training import rollout_datasets, rollout_files, rollout_metrics, rollout_rows, rollouts, state
+from alignjax.training import (
+  rollout_datasets,
+  rollout_files,
+  rollout_metrics,
+  rollout_rows,
+  rollouts,
+  source,
+  state,
+  step,
+)
 from alignjax.types import PreferenceBatch
 from tests.training import rollout_world as world
 
@@ -77,17 +88,22 @@ def test_value_and_gradient_of_a_round_are_unbiased(samples, beta, gamma, tmp_pa
   values = jax.device_get(made._measure(params, world.FROZEN, jax.tree.map(jnp.asarray, batch)))
   score = world.SCORE[rows[0][:, None], rows[1]]
   logp = values['logp']
-  drawn_round = rollout_files.Round(
-    0, 0, {}, rows[0], prompt, batch.prompt_length, batch.response, batch.response_length, lengths[rows[1]] > 0,
-    logp, logp, logp, values['entropy'].sum(axis=2), score, {}, values['reference_logp'],
-  )  # fmt: skip
+  drawn_round = round_of(
+    ids=rows[0],
+    prompt=prompt,
+    response=batch.response,
+    response_length=batch.response_length,
+    logp=logp,
+    score=score,
+    reference_logp=values['reference_logp'],
+  )
   fields = objective.reads | {stat.name for stat in objective.needs}
   data = rollout_rows.Shaping(fields=fields).rows(drawn_round)
   weight = np.exp(logp.sum(axis=(1, 2), dtype=np.float64))
   np.testing.assert_allclose(weight.sum(), 2.0, rtol=1e-5)
 
   def estimate(params):
-    hidden = MODEL_STATES(params, data)
+    hidden = states_of(params, data)
     table = stats.statistics(objective.needs, hidden, None, data, chunk=10**6)
     return jnp.sum(objective.apply(table, data).loss * weight.astype(np.float32))
 
@@ -101,7 +117,26 @@ def test_value_and_gradient_of_a_round_are_unbiased(samples, beta, gamma, tmp_pa
   np.testing.assert_allclose(found[1]['logits'], expected[1]['logits'], atol=2e-6)
 
 
-def MODEL_STATES(params, batch):
+def round_of(*, logp, **arrays):
+  """A round that was not really drawn."""
+  prompts, zeros = len(arrays['ids']), np.zeros(arrays['score'].shape, np.float32)
+  return rollout_files.Round(
+    number=0,
+    step=0,
+    settings={},
+    weight=np.ones(prompts, np.float32),
+    prompt_length=np.ones(prompts, np.int32),
+    finished=zeros == 0,
+    sampler_logp=logp,
+    strategy_logp=logp,
+    policy_logp=logp,
+    entropy=zeros,
+    parts={},
+    **arrays,
+  )
+
+
+def states_of(params, batch):
   states = world.MODEL.hidden(params, batch.prompt, batch.prompt_length, batch.response, batch.response_length)
   return stats.HiddenStates(states, world.MODEL.head(params))
 
@@ -146,10 +181,15 @@ def shaped(score, **options):
   prompts, count = score.shape
   numbers = np.tile(np.arange(count, dtype=np.int32), (prompts, 1))
   zeros = np.zeros((*score.shape, 1), np.float32)
-  drawn = rollout_files.Round(
-    0, 0, {}, np.arange(prompts), np.ones((prompts, 1), np.int32), np.ones(prompts, np.int32), numbers[..., None],
-    np.ones_like(numbers), numbers >= 0, zeros, zeros, zeros, zeros[..., 0], score, {}, zeros,
-  )  # fmt: skip
+  drawn = round_of(
+    ids=np.arange(prompts),
+    prompt=np.ones((prompts, 1), np.int32),
+    response=numbers[..., None],
+    response_length=np.ones_like(numbers),
+    logp=zeros,
+    score=score,
+    reference_logp=zeros,
+  )
   rows = rollout_rows.Shaping(**options).rows(drawn)
   return rows.response[..., 0].tolist(), rows.weight.tolist(), rows.label.tolist(), rows.score.tolist()
 
@@ -166,6 +206,12 @@ def test_pairings_choose_and_order_responses():
   response, weight, _, _ = shaped(score, pairing='all_pairs')
   assert response == [[1, 0], [2, 0], [1, 2], [0, 1], [0, 2], [1, 2]]
   assert weight == [1, 1, 1, 0, 1, 1]
+
+
+def test_weights_of_prompts_are_those_of_their_rows(drawn):
+  weight = np.linspace(0.5, 2.0, 32, dtype=np.float32)
+  rows = rollout_rows.Shaping('all_pairs', ties='keep').rows(dataclasses.replace(drawn[0], weight=weight))
+  np.testing.assert_array_equal(rows.weight, weight.repeat(3))
 
 
 def test_duplicates_among_the_samples_stay(drawn):
@@ -213,6 +259,13 @@ def test_a_gap_between_sampling_and_training_stops_the_run(tmp_path):
   with pytest.raises(rollout_files.RolloutError, match=r'differs by .* template, weights or types differ'):
     made.draw(world.start(setting), world.FROZEN, 0)
   assert not list(tmp_path.iterdir())
+
+
+def test_a_reward_that_fails_is_named_with_the_round(tmp_path):
+  setting = world.Setting('rlhf()', reward=rewards.Reward((rewards.Part(1.0, 'own', lambda samples: [0.0]),)))
+  made = world.drawer(setting, tmp_path)
+  with pytest.raises(source.SourceError, match=r'round 0 of rollouts: reward own must return one number per sample'):
+    made.draw(world.start(setting), world.FROZEN, 0)
 
 
 KILLS = [
@@ -360,6 +413,12 @@ def test_rollouts_as_a_dataset_give_the_losses_of_the_run(drawn, tmp_path):
     for tokens, padded in zip(example.responses, rows.response[row], strict=True):
       np.testing.assert_array_equal(tokens, padded[: len(tokens)])
   assert data.origin(0).endswith(f'round_000000.npz:{kept[0] + 1}')
+  spec = batching.BatchSpec(len(kept), buckets=[rows.response.shape[2:] * 2], shuffle=False)
+  again = batching.make_batches(data, spec).source[0].data
+  evaluate = jax.jit(step.build_eval_step(world.POLICY, objectives.dpo(beta=0.1)))
+  online, offline = (evaluate(world.params_of(4), world.FROZEN, batch)['loss'] for batch in (rows, again))
+  assert float(online.mean()) == pytest.approx(float(offline.mean()), rel=1e-6)
+  assert abs(float(online.mean()) - np.log(2)) > 1e-3
 
 
 def test_eight_devices_draw_the_same_responses(tmp_path, drawn):
