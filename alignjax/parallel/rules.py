@@ -28,11 +28,11 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 )
 
 
-# Mesh axes by the logical axis names that models use.
-LOGICAL_AXES: dict[str | None, tuple[str, ...]] = {
-  'batch': parallel_mesh.BATCH_AXES,
-  'row': parallel_mesh.AXES,  # prompts again, where the devices of the tensor axis share them out
-  'vocab': ('tensor',),
+# Mesh axes by the logical axis names that models use: those of the first entry that divides the dimension.
+LOGICAL_AXES: dict[str | None, tuple[tuple[str, ...], ...]] = {
+  'batch': (parallel_mesh.BATCH_AXES,),
+  'row': (parallel_mesh.AXES, parallel_mesh.BATCH_AXES),  # prompts, where the tensor axis can share them out, too
+  'vocab': (('tensor',),),
   None: (),
 }
 
@@ -63,7 +63,7 @@ def param_shardings(mesh: jax.sharding.Mesh, params: Params) -> Any:
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
   """The sharding of every array in a batch: the leading axis, prompts, over data x fsdp."""
-  return NamedSharding(mesh, PartitionSpec(LOGICAL_AXES['batch']))
+  return NamedSharding(mesh, PartitionSpec(parallel_mesh.BATCH_AXES))
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
@@ -78,10 +78,14 @@ def activation_constraint(mesh: jax.sharding.Mesh) -> Callable[[Array, tuple[str
   sharding of a weight and shard activations by width.
   """
 
+  def divides(names: tuple[str, ...], dim: int) -> bool:
+    return dim % math.prod(mesh.shape[name] for name in names) == 0
+
   def constrain(x: Array, axes: tuple[str | None, ...]) -> Array:
-    wanted = [LOGICAL_AXES[axis] for axis in axes]
-    sizes = [math.prod(mesh.shape[name] for name in names) for names in wanted]
-    spec = [names or None if dim % size == 0 else None for dim, names, size in zip(x.shape, wanted, sizes, strict=True)]
+    spec = [
+      next((names for names in LOGICAL_AXES[axis] if divides(names, dim)), None)
+      for axis, dim in zip(axes, x.shape, strict=True)
+    ]
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*spec)))
 
   return constrain

@@ -70,7 +70,7 @@ class Layout:
     return leaf.astype(self.dtype) if path.startswith('layers/') and path.endswith('/kernel') else leaf
 
   def place(self, params: Params) -> Params:
-    """Casts and reshards the weights, in one compiled program; returns them unchanged if they are placed already.
+    """Casts and reshards the weights in one compiled program; returns them unchanged if they are placed already.
 
     Args:
       params: the weights in any sharding over the devices of the mesh; kernels may be adapted or quantised.
@@ -78,8 +78,9 @@ class Layout:
     same = jax.tree.structure(params) == jax.tree.structure(self.weights)
     if same and all(map(_is_placed, jax.tree.leaves(params), jax.tree.leaves(self.weights))):
       return params
-    return self.program()(params)
+    return self.program(params)
 
+  @functools.cached_property
   def program(self) -> Callable[[Params], Params]:
     """The compiled function of `place`."""
 
@@ -140,7 +141,7 @@ def _split_further(leaf: jax.ShapeDtypeStruct) -> jax.sharding.NamedSharding:
 
 
 def _is_placed(leaf: jax.Array, wanted: jax.ShapeDtypeStruct) -> bool:
-  same = leaf.shape == wanted.shape and leaf.dtype == wanted.dtype
+  same = isinstance(leaf, jax.Array) and (leaf.shape, leaf.dtype) == (wanted.shape, wanted.dtype)
   return same and leaf.sharding.is_equivalent_to(wanted.sharding, leaf.ndim)
 
 

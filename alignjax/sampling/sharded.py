@@ -1,7 +1,6 @@
 """The sampler on a mesh, for weights that are sharded as for training."""
 
 import dataclasses
-import functools
 
 import jax
 
@@ -12,7 +11,7 @@ from alignjax.types import Array, Params
 
 
 class ShardedSampler:
-  """Draws responses on the devices of a mesh, compiled once for each shape of prompts.
+  """Draws responses on the devices of a mesh.
 
   Args:
     model: the model to sample from.
@@ -21,14 +20,16 @@ class ShardedSampler:
 
   Attributes:
     layout: how the weights are sharded while the model decodes.
+    batch_sharding: how prompts are sharded meanwhile.
   """
 
   def __init__(self, model: base.LanguageModel, mesh: jax.sharding.Mesh, decoding: sampler.Decoding):
     self.layout = layouts.choose(model, mesh)
+    self.batch_sharding = rules.batch_sharding(self.layout.mesh)
     constrain = rules.activation_constraint(self.layout.mesh)
-    decoding = dataclasses.replace(decoding, constrain=constrain)
-    model = model.constrained(constrain) if model.constrained else model
-    self._draw = jax.jit(functools.partial(sampler.sample, model, decoding=decoding))
+    self._model = model.constrained(constrain) if model.constrained else model
+    self._decoding = dataclasses.replace(decoding, constrain=constrain)
+    self._compiled = jax.jit(self.sample)
 
   def place(self, params: Params) -> Params:
     """Reshards weights for decoding. Do it once for all prompts that are drawn with the same weights.
@@ -38,12 +39,22 @@ class ShardedSampler:
     """
     return self.layout.place(params)
 
-  def draw(self, placed: Params, prompts: sampler.Prompts, key: Array) -> sampler.Samples:
-    """Draws responses; see `sampler.sample`.
+  def sample(self, placed: Params, key: Array, prompts: sampler.Prompts) -> sampler.Samples:
+    """Draws responses, see `sampler.sample`; to be compiled.
 
     Args:
       placed: the result of `place`.
-      prompts: the same arrays on all processes. Their number is a multiple of the number of devices.
       key: a typed PRNG key.
+      prompts: prompts on the devices, by `batch_sharding`.
     """
-    return self._draw(placed, jax.device_put(prompts, rules.batch_sharding(self.layout.mesh)), key)
+    return sampler.sample(self._model, placed, prompts, key, self._decoding)
+
+  def draw(self, placed: Params, key: Array, prompts: sampler.Prompts) -> sampler.Samples:
+    """Draws responses by a program that is compiled once for each shape of prompts.
+
+    Args:
+      placed: the result of `place`.
+      key: a typed PRNG key.
+      prompts: numpy arrays, the same on all processes. Their number is a multiple of the batch shards of the mesh.
+    """
+    return self._compiled(placed, key, jax.device_put(prompts, self.batch_sharding))

@@ -112,7 +112,7 @@ class TextSampler:
     placed = self._sampler.place(params)
     for batch in itertools.batched(enumerate(prompts), self._rows):
       padded = self._pad(batch)
-      drawn = jax.tree.map(checkpoint_io.on_host, self._sampler.draw(placed, padded, key))
+      drawn = jax.tree.map(checkpoint_io.on_host, self._sampler.draw(placed, key, padded))
       count = len(batch)
       samples = jax.tree.map(lambda x, count=count: x[:count], drawn)
       yield Draw([text for _, text in batch], padded.tokens[:count], padded.length[:count], samples)

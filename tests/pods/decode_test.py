@@ -70,7 +70,7 @@ def test_resharding_sends_each_weight_once_and_fits(mesh, layout):
     shapes,
     rules.param_shardings(mesh, shapes),
   )
-  program = layout.program().lower(trained).compile()
+  program = layout.program.lower(trained).compile()
   assert {transfer.kind for transfer in transfers(program.as_text())} == {'all-to-all'}
   assert program.memory_analysis().peak_memory_in_bytes <= 0.5 * MEMORY  # the float32 weights are a quarter
 

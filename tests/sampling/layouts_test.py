@@ -113,6 +113,8 @@ def test_kernels_are_cast_once_and_nothing_else_is():
   }
   assert jax.tree.all(jax.tree.map(lambda leaf, wanted: leaf.sharding == wanted.sharding, placed, layout.weights))
   assert layout.place(placed) is placed
+  layout.place(trained(mesh))
+  assert layout.program._cache_size() == 1
 
 
 def test_adapted_and_quantised_kernels_are_merged():
