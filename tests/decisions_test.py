@@ -39,6 +39,7 @@ FIRST = {
   'run/exports.py:_must_write.find': 'run/exports.py:_must_write',
   'run/model_card.py:_repository': 'run/model_card.py:render',
   'run/model_card.py:_results': 'run/model_card.py:render',
+  'run/parts.py:_read': 'run/parts.py:Parts.get',
   'run/trackers.py:writers': 'run/trackers.py:writers',
   'models/manifest.py:fault': 'run/exports.py:_must_write',
   'run/first_start.py:_kept': 'run/first_start.py:date',
@@ -57,6 +58,7 @@ FIRST = {
 AGREED = {'training/step_folders.py:steps', 'training/step_folders.py:_numbered'}
 # Files that the user names and the run does not change. If processes differ, that is an error before the first step.
 INPUTS = {
+  'run/evaluating.py:subjects',
   'run/inputs.py:fingerprint',
   'run/locations.py:resolve',
   'run/user_code.py:_hash',
@@ -82,6 +84,7 @@ INPUTS = {
 }
 # One process alone, or no collective follows.
 ALONE = {
+  'run/evaluating.py:_checkpoints.checkpoint',
   'run/command_line.py:_checked',
   'run/merge_folders.py:merge_adapter',
   'run/smollm2.py:convert',

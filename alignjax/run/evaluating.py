@@ -168,7 +168,8 @@ class Evaluation:
     plan = self._plan
     drawn_of = {'model': subject.identity, 'prompts': plan.prompts_hash, **plan.made_of}
     with contextlib.ExitStack() as stack:
-      load = functools.cache(lambda: self._load(subject, stack))
+      own = functools.cache(lambda: self._load(subject, stack))
+      load = self._loaded_reference if subject == self._reference else own
       drawn = self._part(subject, 'responses', drawn_of, lambda: self._draw(load()))
       of = drawn_of | {'reference': self._reference.identity}
       measured = (

@@ -27,7 +27,7 @@ from alignjax.parallel import rules
 from alignjax.types import Params
 
 # Largest share of a device's memory for the weights. The decoding loop holds them once more, layer by layer.
-SHARE = 1 / 8
+SHARE = 1 / 6
 
 
 @dataclasses.dataclass(frozen=True)
