@@ -16,7 +16,7 @@ from alignjax.data.tokens import tokenization
 from alignjax.models import base as models
 from alignjax.models import checkpoint_io, transformer
 from alignjax.parallel import mesh as parallel_mesh
-from alignjax.sampling import sampler, sharded, strategies
+from alignjax.sampling import layouts, sampler, sharded, strategies
 from alignjax.types import Array, Params
 
 PROMPT_MULTIPLE = 64  # prompts are padded to a multiple of this number of tokens, to limit the number of compilations
@@ -72,9 +72,6 @@ class TextSampler:
     tokenizer: the tokenizer of the model.
     mesh: the mesh that holds the parameters.
     options: how responses are drawn.
-
-  Attributes:
-    layout: how the weights are sharded while the model decodes.
   """
 
   def __init__(
@@ -85,7 +82,6 @@ class TextSampler:
     end_ids = tuple(sorted(tokenizer.end_ids))
     decoding = sampler.Decoding(options.samples, options.max_new_tokens, options.strategy, end_ids)
     self._sampler = sharded.ShardedSampler(model, mesh, decoding)
-    self.layout = self._sampler.layout
 
   def __call__(self, params: Params, prompts: Iterable[rows.Prompt]) -> Iterator[Response]:
     """Draws `options.samples` responses to each prompt, in the order of the prompts.
@@ -144,6 +140,33 @@ class TextSampler:
     )
 
 
+class Loaded(NamedTuple):
+  """A model on the devices, sharded for decoding."""
+
+  model: models.LanguageModel
+  tokenizer: tokenization.Tokenizer
+  mesh: jax.sharding.Mesh
+  params: Params
+
+  def sample(self, prompts: Iterable[rows.Prompt], options: Options) -> Iterator[Response]:
+    """Draws responses; see `TextSampler`."""
+    return TextSampler(self.model, self.tokenizer, self.mesh, options)(self.params, prompts)
+
+
+def load(
+  folder: str | os.PathLike[str],
+  compute_dtype: str = 'float32',
+  loading: checkpoint_io.Loading = checkpoint_io.IN_FLOAT32,
+) -> Loaded:
+  """Loads a Hugging Face folder. Args, Raises: see `sample`."""
+  tokenizer = tokenization.Tokenizer.load(folder)
+  config = checkpoint_io.load_config(folder, compute_dtype=compute_dtype)
+  model, convert = transformer.build(config), loading.convert
+  layout = layouts.choose(model, parallel_mesh.make_mesh())
+  loading = loading._replace(convert=lambda path, leaf: layout.cast(path, convert(path, leaf)))
+  return Loaded(model, tokenizer, layout.mesh, checkpoint_io.load_params(folder, config, layout.shardings, loading))
+
+
 def sample(
   folder: str | os.PathLike[str],
   prompts: Iterable[rows.Prompt],
@@ -163,13 +186,7 @@ def sample(
   Raises:
     ValueError: the folder or a prompt is invalid.
   """
-  tokenizer = tokenization.Tokenizer.load(folder)
-  mesh = parallel_mesh.make_mesh()
-  config = checkpoint_io.load_config(folder, compute_dtype=compute_dtype)
-  text_sampler = TextSampler(transformer.build(config), tokenizer, mesh, options or Options())
-  layout, convert = text_sampler.layout, loading.convert
-  loading = loading._replace(convert=lambda path, leaf: layout.cast(path, convert(path, leaf)))
-  return text_sampler(checkpoint_io.load_params(folder, config, layout.shardings, loading), prompts)
+  return load(folder, compute_dtype, loading).sample(prompts, options or Options())
 
 
 def read_prompts(source: str, ignore_fields: Sequence[str] = (), unknown_columns: str = 'refuse') -> list[rows.Prompt]:

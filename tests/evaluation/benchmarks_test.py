@@ -53,8 +53,8 @@ Some **bold** and __other__ text, **also this**.
 
 def test_answers_for_arena_hard(tmp_path):
   path = tmp_path / 'mine.jsonl'
-  answers = [arena_hard.Answer('q1', 'Explain.', ANSWER), arena_hard.Answer('q2', 'Why?', 'Because.')]
-  arena_hard.write(path, answers, 'mine', 12.5, len)
+  answers = [arena_hard.Answer('q1', 'Explain.', ANSWER, 40), arena_hard.Answer('q2', 'Why?', 'Because.', 3)]
+  arena_hard.write(path, answers, 'mine', 12.5)
   first, second = lines(path)
   assert first == {
     'uid': 'q1',
@@ -63,7 +63,7 @@ def test_answers_for_arena_hard(tmp_path):
     'messages': [{'role': 'user', 'content': 'Explain.'}, {'role': 'assistant', 'content': {'answer': ANSWER}}],
     'tstamp': 12.5,
     'metadata': {
-      'token_len': len(ANSWER),
+      'token_len': 40,
       'header_count': {'h1': 1, 'h2': 1, 'h3': 0, 'h4': 0, 'h5': 0, 'h6': 0},
       'list_count': {'ordered': 1, 'unordered': 2},
       'bold_count': {'**': 2, '__': 1},
@@ -138,9 +138,21 @@ def test_comparisons_of_mt_bench(tmp_path):
   assert [each.win for each in mt_bench.read_comparisons(path, 'b', 'a')] == [0.0, 1.0, 0.5, 0.5]
 
 
+def test_questions_are_read(tmp_path):
+  path = tmp_path / 'alpaca_eval.json'
+  path.write_text(json.dumps([{'instruction': 'Say hi.', 'output': 'Hi', 'dataset': 'koala'}]))
+  assert alpaca_eval.read_instructions(str(path)) == ['Say hi.']
+  path = write_lines(tmp_path / 'q.jsonl', {'uid': 'u', 'category': 'hard_prompt', 'prompt': 'Explain.'})
+  assert arena_hard.read_questions(path) == [('u', 'Explain.')]
+  path = write_lines(tmp_path / 'm.jsonl', {'question_id': 81, 'category': 'math', 'turns': ['a', 'b']})
+  assert mt_bench.read_questions(path) == [(81, 'math', ('a', 'b'))]
+
+
 @pytest.mark.parametrize(
   ('read', 'row', 'message'),
   [
+    (mt_bench.read_questions, {'question_id': 1, 'category': 'math', 'turns': ['a']}, 'expected two strings'),
+    (mt_bench.read_questions, {'question_id': 1, 'category': 'art', 'turns': ['a', 'b']}, "'art' is not one of wri"),
     (alpaca_eval.read, {'instruction': 'x', 'preference': 3}, 'j.jsonl:2: field preference: 3 is not between 1 and 2'),
     (
       alpaca_eval.read,
@@ -149,7 +161,7 @@ def test_comparisons_of_mt_bench(tmp_path):
     ),
     (arena_hard.read, judged('u', 'A>B'), 'expected 2 games, found 1'),
     (arena_hard.read, judged('u', 'A>B', 'B'), "field score: 'B' is not one of A>>B, A>B"),
-    (arena_hard.read, {'uid': 'u'}, "field 'games' is missing.*Is this a file of judgments"),
+    (arena_hard.read, {'uid': 'u'}, "field 'games' is missing.*Is this the right file"),
     (lambda path: mt_bench.read_scores(path, 'm'), {'model': 3}, "field 'model' has the value 3"),
   ],
 )

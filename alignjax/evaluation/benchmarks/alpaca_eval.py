@@ -39,6 +39,15 @@ def write(path: pathlib.Path, outputs: Sequence[Output], generator: str, dataset
   files.replace(path, (json.dumps(written, ensure_ascii=False, indent=1) + '\n').encode())
 
 
+def read_instructions(path: str) -> list[str]:
+  """The instructions of the benchmark's alpaca_eval.json.
+
+  Raises:
+    DataError: a row is malformed; the message names it.
+  """
+  return [records.field(origin, fields, 'instruction', str) for origin, fields in records.read(path)]
+
+
 class Outcome(NamedTuple):
   """The judge's verdict on one instruction."""
 

@@ -7,7 +7,7 @@ References:
   Li et al., From Crowdsourced Data to High-Quality Benchmarks, https://arxiv.org/abs/2406.11939.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import pathlib
 import re
 from typing import Any, NamedTuple
@@ -34,11 +34,10 @@ class Answer(NamedTuple):
   uid: str  # of the question
   prompt: str
   answer: str
+  tokens: int  # its length; the benchmark itself counts tokens of GPT-4o, and uses them only to control for style
 
 
-def write(
-  path: pathlib.Path, answers: Sequence[Answer], model: str, time: float, count_tokens: Callable[[str], int]
-) -> None:
+def write(path: pathlib.Path, answers: Sequence[Answer], model: str, time: float) -> None:
   """Writes a model's answers.
 
   Args:
@@ -46,13 +45,11 @@ def write(
     answers: one answer for each question.
     model: the name of the model.
     time: when the answers were drawn, in seconds since 1970.
-    count_tokens: the length of an answer in tokens. The benchmark itself counts tokens of GPT-4o, and uses the counts
-      only to control for style.
   """
-  records.write_lines(path, (_row(each, model, time, count_tokens(each.answer)) for each in answers))
+  records.write_lines(path, (_row(each, model, time) for each in answers))
 
 
-def _row(answer: Answer, model: str, time: float, tokens: int) -> dict[str, Any]:
+def _row(answer: Answer, model: str, time: float) -> dict[str, Any]:
   return {
     'uid': answer.uid,
     'ans_id': records.identifier(answer.uid, model, answer.answer),
@@ -62,7 +59,7 @@ def _row(answer: Answer, model: str, time: float, tokens: int) -> dict[str, Any]
       {'role': 'assistant', 'content': {'answer': answer.answer}},
     ],
     'tstamp': time,
-    'metadata': {'token_len': tokens, **style(answer.answer)},
+    'metadata': {'token_len': answer.tokens, **style(answer.answer)},
   }
 
 
@@ -78,6 +75,18 @@ def style(text: str) -> dict[str, dict[str, int]]:
     'list_count': {'ordered': count(r'^\s*\d+\.\s'), 'unordered': count(r'^\s*[-*+]\s')},
     'bold_count': {'**': count(r'\*\*[^*\n]+\*\*'), '__': count(r'__[^_\n]+__')},
   }
+
+
+def read_questions(path: str) -> list[tuple[str, str]]:
+  """The uids and prompts of the benchmark's question.jsonl.
+
+  Raises:
+    DataError: a row is malformed; the message names it.
+  """
+  return [
+    (records.field(origin, fields, 'uid', str), records.field(origin, fields, 'prompt', str))
+    for origin, fields in records.read(path)
+  ]
 
 
 class Outcome(NamedTuple):

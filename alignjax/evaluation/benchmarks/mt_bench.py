@@ -64,6 +64,35 @@ def write(path: pathlib.Path, answers: Sequence[Answer], model: str, time: float
   )
 
 
+class Question(NamedTuple):
+  """A question of two turns."""
+
+  question_id: int
+  category: str
+  turns: tuple[str, str]
+
+
+def read_questions(path: str) -> list[Question]:
+  """Reads the benchmark's question.jsonl.
+
+  Raises:
+    DataError: a row is malformed; the message names it.
+  """
+  found = []
+  for origin, fields in records.read(path):
+    number, category, turns = (
+      records.field(origin, fields, name, kind)
+      for name, kind in (('question_id', int), ('category', str), ('turns', list))
+    )
+    if len(turns) != 2 or not all(isinstance(turn, str) for turn in turns):
+      raise rows.DataError(origin, 'wrong_field', f'field turns: expected two strings, found {turns!r}')
+    if category not in TEMPERATURES:
+      known = ', '.join(TEMPERATURES)
+      raise rows.DataError(origin, 'wrong_field', f'field category: {category!r} is not one of {known}')
+    found.append(Question(number, category, tuple(turns)))
+  return found
+
+
 class Score(NamedTuple):
   """The judge's score of the answer to one turn."""
 

@@ -34,7 +34,7 @@ def field[T](origin: str, fields: Mapping[str, Any], name: str, kind: type[T] | 
   if isinstance(value, bool) or not isinstance(value, kind):
     known = ', '.join(fields) or 'none'
     found = f'has the value {value!r}' if name in fields else f'is missing; the row has the fields {known}'
-    raise rows.DataError(origin, 'wrong_field', f'field {name!r} {found}. Is this a file of judgments?')
+    raise rows.DataError(origin, 'wrong_field', f'field {name!r} {found}. Is this the right file of the benchmark?')
   return value
 
 
