@@ -40,6 +40,7 @@ FIRST = {
   'run/exports.py:_must_write.find': 'run/exports.py:_must_write',
   'run/model_card.py:_repository': 'run/model_card.py:render',
   'run/model_card.py:_results': 'run/model_card.py:render',
+  'run/parts.py:_read': 'run/parts.py:Parts.get',
   'run/trackers.py:writers': 'run/trackers.py:writers',
   'run/exports.py:export.export_model': 'run/exports.py:export.export_model',
   'run/reward_scales.py:after': 'run/exports.py:export.export_model',
@@ -60,6 +61,7 @@ FIRST = {
 AGREED = {'training/step_folders.py:steps', 'training/step_folders.py:_numbered'}
 # Files that the user names and the run does not change. If processes differ, that is an error before the first step.
 INPUTS = {
+  'run/evaluating.py:subjects',
   'run/inputs.py:fingerprint',
   'run/hub.py:file_names',
   'run/locations.py:_is_local',
@@ -91,6 +93,7 @@ INPUTS = {
 # One process alone, or no collective follows.
 ALONE = {
   'run/command_line.py:_recorded',
+  'run/evaluating.py:_checkpoints.checkpoint',
   'run/merge_folders.py:merge_adapter',
   'run/smollm2.py:convert',
   'run/smollm2.py:folder',
