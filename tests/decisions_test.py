@@ -78,6 +78,7 @@ INPUTS = {
   'models/peft.py:load',
   'models/classifiers.py:_padding_of_tokenizer',
   'models/reward_scale.py:read',
+  'training/rollout_files.py:read_all',
   'data/reading/catalogue.py:_find',
   'data/reading/catalogue.py:_prepared',
   'data/reading/fingerprints.py:obstacle',
