@@ -86,6 +86,9 @@ class InspectSettings(TokenSettings):
   """Output of inspect."""
 
   out: str = fields.field('', 'Folder for lengths.png, a plot of the lengths; empty: no plot.', path=paths.WRITTEN)
+  row: int = fields.field(
+    0, 'Row of the first file whose tokens are shown, counted from 1; 0: the first that is kept.', at_least=0
+  )
   color: str = fields.field('auto', 'Coloured output; auto: only on a terminal.', choices=('auto', 'always', 'never'))
 
 
@@ -140,7 +143,7 @@ def validate(settings: Settings) -> None:
 
 
 def inspect(settings: InspectSettings) -> None:
-  """Tokenises examples as training does, and prints their lengths and the tokens of the first one.
+  """Tokenises examples as training does, and prints their lengths and the tokens of one of them.
 
   alignjax data inspect --model=models/smollm2 --data=pairs.jsonl --out=runs/data
   """
@@ -149,12 +152,13 @@ def inspect(settings: InspectSettings) -> None:
   tokenizer, report = tokenization.Tokenizer.load(settings.model), drops.DropReport()
   read = _read(settings, report, 'tokenising')
   tokenized = encoding.tokenize(read, tokenizer, settings.limits(), report, on_error=settings.on_error)
+  index = data_tokens.of_row(tokenized, settings.row)
   title = f'{", ".join(settings.data)}, tokens of {settings.model}'
   print(f'{title}\n{report}\n')
   lengths = data_lengths.lengths(tokenized)
   print('\n'.join(data_lengths.table(lengths)), end='\n\n')
   print('\n'.join(data_lengths.histogram(lengths)), end='\n\n')
-  data_tokens.show(tokenized, tokenizer, _console(settings.color))
+  data_tokens.show(tokenized, index, tokenizer, _console(settings.color))
   if settings.out:
     folder = pathlib.Path(settings.out)
     folder.mkdir(parents=True, exist_ok=True)

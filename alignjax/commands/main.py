@@ -9,6 +9,7 @@ SUMMARIES = {
   'sample': 'draw responses from a model',
   'data': 'validate, inspect, tokenise, convert or build preference data',
   'download': 'fetch a model: smollm2, or one of the Hugging Face Hub',
+  'compare': 'compare runs: settings, metrics and curves',
   'merge': 'merge models in Hugging Face folders, or an adapter into its base',
 }
 PROGRAM = program.Group('alignjax', __doc__, SUMMARIES, program.lazy)

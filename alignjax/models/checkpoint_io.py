@@ -233,7 +233,7 @@ def save(
   params: Params,
   assets_from: str | os.PathLike[str] | None = None,
   dtype: str = 'float32',
-  source: Mapping[str, Any] | None = None,
+  about: folders.About = folders.UNTOLD,
 ) -> None:
   """Writes a folder that `load_params` and other tools for the Hugging Face layout can read.
 
@@ -248,7 +248,7 @@ def save(
       leaves are loaded when they are written, and then freed.
     assets_from: a Hugging Face folder to copy the tokenizer, chat template and generation settings from.
     dtype: the dtype of the stored weights: 'float32', 'bfloat16' or 'float16'.
-    source: identifies the run and the step of the parameters; stored in the manifest.
+    about: the run and the step of the parameters, for the manifest, and the model card.
 
   Raises:
     ValueError: the parameters do not match the configuration, a value is not finite in `dtype`, or a folder is invalid.
@@ -260,7 +260,7 @@ def save(
   entries = family.render(config) | {'torch_dtype': dtype} | _token_ids(assets_from)
   blocks = storing.blocks(family, config, leaves)
   if jax.process_index() == 0:
-    with folders.replacing(folder, source=source) as partial:
+    with folders.replacing(folder, about=about) as partial:
       folders.write_json(partial / folders.CONFIG, entries)
       planned = storing.planned(family, parameter_shapes(config)[0], dtype)
       with weight_files.writing(weight_files.divide(partial, planned)) as writer:

@@ -12,7 +12,8 @@ import pathlib
 import re
 import secrets
 import shutil
-from typing import Any
+import types
+from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors
@@ -39,19 +40,30 @@ ASSETS = (
 )
 DTYPES = {'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16'}  # supported dtypes of stored weights
 SHARD_BYTES = 5 * 10**9
-MODEL = (CONFIG, WEIGHTS, INDEX) + ASSETS  # the files of a model folder, apart from shards
+CARD = 'README.md'
+MODEL = (CONFIG, WEIGHTS, INDEX, CARD) + ASSETS  # the files of a model folder, apart from shards
+
+
+class About(NamedTuple):
+  """What a folder of weights says of itself."""
+
+  source: Mapping[str, Any] = types.MappingProxyType({})  # identifies the run and the step; stored in the manifest
+  card: str = ''  # the text of README.md; empty: no such file
+
+
+UNTOLD = About()
 
 
 @contextlib.contextmanager
 def replacing(
-  folder: str | os.PathLike[str], files: Iterable[str] = MODEL, source: Mapping[str, Any] | None = None
+  folder: str | os.PathLike[str], files: Iterable[str] = MODEL, about: About = UNTOLD
 ) -> Iterator[pathlib.Path]:
   """Yields an empty folder that replaces `folder` if the block succeeds, and is removed if it fails.
 
   Args:
     folder: the folder to write. It gets a manifest.
     files: names of the files that an existing `folder` may hold, besides its manifest.
-    source: identifies the run and the step of the files; stored in the manifest.
+    about: the source of the files, for the manifest, and the model card.
 
   Raises:
     ValueError: `folder` is a file, or holds other files, which would be lost.
@@ -64,7 +76,9 @@ def replacing(
   partial.mkdir(parents=True)
   try:
     yield partial
-    manifest.write(partial, source or {})
+    if about.card:
+      (partial / CARD).write_text(about.card, encoding='utf-8')
+    manifest.write(partial, about.source)
     mode = partial.stat().st_mode & 0o666
     for path in partial.iterdir():
       path.chmod(mode)  # safetensors creates files that only their owner can read

@@ -46,7 +46,7 @@ def save(
   settings: lora.LoRA,
   adapters: Params,
   base: str | os.PathLike[str],
-  source: Mapping[str, Any] | None = None,
+  about: folders.About = folders.UNTOLD,
 ) -> None:
   """Writes a folder that PEFT can load onto the base model. In a multi-process run, all processes must call it.
 
@@ -56,7 +56,7 @@ def save(
     settings: which kernels are adapted, and how.
     adapters: the factors, with any sharding.
     base: the folder of the base model, recorded as `base_model_name_or_path`.
-    source: identifies the run and the step of the factors; stored in the manifest.
+    about: the run and the step of the factors, for the manifest, and the model card.
 
   Raises:
     ValueError: a value is not finite, or the folder holds other files.
@@ -78,7 +78,7 @@ def save(
   }
   tensors = _stored_tensors(config, by_tensor)
   if jax.process_index() == 0:
-    with folders.replacing(folder, (CONFIG, WEIGHTS), source) as partial:
+    with folders.replacing(folder, (CONFIG, WEIGHTS, folders.CARD), about) as partial:
       folders.write_json(partial / CONFIG, entries)
       with weight_files.writing({partial / WEIGHTS: _planned(config, by_tensor)}) as writer:
         for name, value in tensors:

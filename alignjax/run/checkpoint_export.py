@@ -1,7 +1,9 @@
 """Exports a run from its checkpoint on one machine, without the data and whatever the mesh of the run was."""
 
+from collections.abc import Callable
 import contextlib
 import dataclasses
+import functools
 import pathlib
 
 import jax
@@ -11,7 +13,7 @@ from alignjax import paths
 from alignjax.models import checkpoint_io, transformer
 from alignjax.optim import recipes, schedules
 from alignjax.parallel import mesh as parallel_mesh
-from alignjax.run import adapters, exports, inputs, loaded, locations, places, settings, user_code
+from alignjax.run import adapters, exports, inputs, loaded, locations, model_card, places, settings, user_code
 from alignjax.training import checkpoint, owner, placement, saved, step_folders
 from alignjax.training.policy import Policy
 from alignjax.types import Array
@@ -42,7 +44,8 @@ def export(workdir: str, to: str, step: int | None = None, model: str = '') -> N
       read = saved.read(folder, found[-1] if step is None else step)
       with places.on_disk(_config(read, model)) as config:
         folder = locations.resolve(config.model, '--model')
-        _export(read, dataclasses.replace(config, model=folder), paths.path(to))
+        card = functools.partial(model_card.render, read.content['config'], paths.path(workdir))
+        _export(read, dataclasses.replace(config, model=folder), paths.path(to), card)
     except checkpoint.CorruptCheckpointError as error:
       others = [other for other in found if other != (found[-1] if step is None else step)]
       hint = f'. --step={others[-1]} exports another checkpoint' if others else ''
@@ -55,7 +58,7 @@ def _config(read: saved.Saved, model: str) -> settings.Config:
   return dataclasses.replace(settings.saved(values), model=model or values['model'], imports=tuple(values['imports']))
 
 
-def _export(read: saved.Saved, config: settings.Config, to: pathlib.Path) -> None:
+def _export(read: saved.Saved, config: settings.Config, to: pathlib.Path, card: Callable[[str, int], str]) -> None:
   fingerprint = _check_model(config, read)
   user_code.load(config.imports)
   recipe = recipes.parse_optimizer(config.optimizer)
@@ -75,7 +78,7 @@ def _export(read: saved.Saved, config: settings.Config, to: pathlib.Path) -> Non
   with contextlib.ExitStack() as stack:
     exports.export(
       to,
-      exports.Origin(config.model, fingerprint, policy, recipe.averages),
+      exports.Origin(config.model, fingerprint, policy, recipe.averages, card),
       dataclasses.replace(state, step=np.int32(read.step)),
       adapters.deferred_base(policy.adapter, config, model_config, mesh, stack, compare),
       print,

@@ -6,7 +6,7 @@ import pathlib
 from typing import Any, NamedTuple
 
 from alignjax import optim, storage, transfers
-from alignjax.models import checkpoint_io, manifest, peft
+from alignjax.models import checkpoint_io, folders, manifest, peft
 from alignjax.run import locations
 from alignjax.training import checkpoint, checksums, disk, processes, watchdog
 from alignjax.training import state as training_state
@@ -25,6 +25,7 @@ class Origin(NamedTuple):
   fingerprint: str  # of that folder
   policy: Policy
   averages: bool  # whether the optimizer keeps an average of the parameters
+  card: Callable[[str, int], str] = lambda folder, step: ''  # the model card of an export
 
 
 def export(
@@ -60,7 +61,8 @@ def export(
     folder, source = workdir / name, identify(params)
     if _must_write(folder, source, announce):
       with transfers.staged(folder) as local:
-        checkpoint_io.save(local, config, policy.attached(params, base), assets_from=origin.folder, source=source)
+        about = folders.About(source, origin.card(name, int(state.step)))
+        checkpoint_io.save(local, config, policy.attached(params, base), assets_from=origin.folder, about=about)
     announce(f'{what} is in {folder}')
 
   with watchdog.during('export'), _failures(workdir, int(state.step)):
@@ -71,7 +73,8 @@ def export(
       folder, source = workdir / 'adapter', identify(state.params)
       if _must_write(folder, source, announce):
         with transfers.staged(folder) as local:
-          peft.save(local, config, policy.adapter, state.params, locations.name_of(origin.folder), source)
+          about = folders.About(source, origin.card('adapter', int(state.step)))
+          peft.save(local, config, policy.adapter, state.params, locations.name_of(origin.folder), about)
       announce(f'the adapter is in {folder}, as PEFT reads it')
 
 

@@ -12,7 +12,7 @@ from alignjax import paths
 from alignjax.models import folders, peft
 from alignjax.run import settings
 
-_NAME = re.compile(r'(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w.][\w./-]*))?')
+NAME = re.compile(r'(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w.][\w./-]*))?')
 _FILES = [*folders.MODEL, 'model-*-of-*.safetensors', peft.CONFIG, peft.WEIGHTS]
 _SNAPSHOT = re.compile(r'models--(?P<name>[^/]+)/snapshots/[0-9a-f]+')
 _FIELDS = ('model', 'reference', 'base_model', 'adapter_from')
@@ -31,7 +31,7 @@ def resolve(location: str | os.PathLike[str], flag: str) -> str:
   location = os.fspath(location)
   if paths.scheme(location) or os.path.exists(location):
     return location
-  named = _NAME.fullmatch(location)
+  named = NAME.fullmatch(location)
   if named is None:
     raise ValueError(
       f'{flag}={location}: there is no such folder; models on the Hugging Face Hub have names such as Qwen/Qwen2.5-0.5B'

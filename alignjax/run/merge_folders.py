@@ -155,7 +155,8 @@ def merge_adapter(out: Path, model: Path, adapter: Path, dtype: str = '', assets
   dtype = dtype or (stored.pop() if len(stored) == 1 else 'float32')
   with contextlib.ExitStack() as stack:
     params = checkpoint_io.deferred_params(model, config, stack, loading=loading)
-    checkpoint_io.save(out, config, params, assets_from or model, dtype, {'base': str(model), 'adapter': str(adapter)})
+    about = folders.About({'base': str(model), 'adapter': str(adapter)})
+    checkpoint_io.save(out, config, params, assets_from or model, dtype, about)
 
 
 def _tensor(origin: Sequence[folder_tensors.Place], has_base: bool) -> merging.Tensor:

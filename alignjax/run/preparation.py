@@ -14,7 +14,19 @@ from alignjax.models import checkpoint_io, transformer
 from alignjax.optim import bases, recipes
 from alignjax.parallel import mesh as parallel_mesh
 from alignjax.parallel import rules
-from alignjax.run import adapters, first_start, inputs, loaded, on_policy, replay, settings, token_cache, user_code
+from alignjax.run import (
+  adapters,
+  first_start,
+  inputs,
+  loaded,
+  on_policy,
+  replay,
+  settings,
+  token_cache,
+  trackers,
+  uploads,
+  user_code,
+)
 from alignjax.training import placement, processes, references
 from alignjax.training import state as training_state
 from alignjax.training.policy import Policy
@@ -50,6 +62,8 @@ def check_settings(config: settings.Config) -> None:
   Raises:
     ValueError: they cannot be used together.
   """
+  trackers.check(config.trackers)
+  uploads.check(config.push_to_hub, config.workdir)
   user_code.load(config.imports)
   on_policy.check(config, objectives.parse(config.objective))
   _recipe(config, config.base_model)

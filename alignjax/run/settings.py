@@ -216,6 +216,17 @@ class OutputSettings:
   """Checks and output."""
 
   workdir: str = _field('', FREE, 'Folder for checkpoints, metrics and the aligned model.', path=paths.RUN)
+  trackers: tuple[str, ...] = _field(
+    (), FREE, 'Services that draw the metrics in a browser: wandb, trackio; empty: only files and TensorBoard.'
+  )
+  tracker_project: str = _field('alignjax', FREE, 'Project of the run in the trackers.')
+  run_name: str = _field('', FREE, 'Name of the run in the trackers; empty: the name of the work directory.')
+  push_to_hub: str = _field(
+    '',
+    FREE,
+    'Repository on the Hugging Face Hub to which the aligned model is uploaded after training, such as me/model; '
+    'private if it is new; empty: none.',
+  )
   doctor: str = _field(
     'stop',
     FREE,
@@ -275,7 +286,7 @@ class Config(OutputSettings, OptimizerSettings, rollout_settings.RolloutSettings
       raise ValueError(f'config.epochs = {self.epochs!r}: must be 0 if steps={self.steps} is given')
 
 
-_PATHS = frozenset(item.name for item in dataclasses.fields(Config) if item.metadata.get('path'))
+PATHS = frozenset(item.name for item in dataclasses.fields(Config) if item.metadata.get('path'))
 
 
 def config_dict(**overrides: Any) -> ml_collections.ConfigDict:
@@ -294,7 +305,7 @@ def from_dict(values: Mapping[str, Any]) -> Config:
 
 def saved(values: Mapping[str, Any]) -> Config:
   """Reads the configuration of an earlier run, without its paths: this machine may not have the object stores."""
-  return from_dict({name: value for name, value in values.items() if name not in _PATHS})
+  return from_dict({name: value for name, value in values.items() if name not in PATHS})
 
 
 def flat(config: Config) -> dict[str, Any]:

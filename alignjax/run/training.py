@@ -17,6 +17,7 @@ from alignjax.run import (
   exports,
   fields,
   locations,
+  model_card,
   on_policy,
   places,
   preparation,
@@ -24,6 +25,8 @@ from alignjax.run import (
   recovery,
   rollout_source,
   settings,
+  trackers,
+  uploads,
 )
 from alignjax.training import checkpoint, loop, metrics, mirror, owner, placement, processes, source, watchdog
 from alignjax.training import state as training_state
@@ -66,7 +69,8 @@ def _train(config: settings.Config, given: settings.Config, checks: refusals.Che
   tx = recipes.build_optimizer(recipe, schedule, config.gradient_clip)
   identity = record.identity(config, prepared)
   workdir = paths.path(config.workdir)
-  origin = exports.Origin(config.model, identity['model_fingerprint'], prepared.policy, recipe.averages)
+  card = functools.partial(model_card.render, dataclasses.asdict(given), workdir)
+  origin = exports.Origin(config.model, identity['model_fingerprint'], prepared.policy, recipe.averages, card)
   batch_source: source.Source
   if prepared.prompts is None:
     batch_source = source.GrainSource(iter(prepared.training.batches))
@@ -100,6 +104,7 @@ def _train(config: settings.Config, given: settings.Config, checks: refusals.Che
       if restored.step >= steps and not owed:
         announce(f'this run is finished: it has done {restored.step} of {steps} steps')
         exports.export(workdir, origin, state, base, announce)
+        uploads.upload(config.push_to_hub, workdir / 'model', announce)
         return loop.Result(state, restored.step, False, 0)
     frozen = preparation.load_frozen(config, prepared, base)
     if restored is not None:
@@ -129,7 +134,7 @@ def _train(config: settings.Config, given: settings.Config, checks: refusals.Che
       evaluation = _evaluation(prepared, config.chunk, config.eval_every)
       if owed and resumed_at == restored.step:
         evaluation = dataclasses.replace(evaluation, owed=True)
-      with _writers(workdir, resumed_at, steps, config.log_every) as (writers, flush):
+      with _writers(given, workdir, resumed_at, steps) as (writers, flush):
 
         def confirm() -> None:
           flush()  # metrics before the checkpoint, which may be all that is left of the run
@@ -159,6 +164,7 @@ def _train(config: settings.Config, given: settings.Config, checks: refusals.Che
     stopping.check()
     claim.confirm()
     exports.export(workdir, origin, result.state, base, announce)
+    uploads.upload(config.push_to_hub, workdir / 'model', announce)
   return result
 
 
@@ -187,16 +193,19 @@ def _evaluation_owed(config: settings.Config, prepared: preparation.Prepared, st
 
 @contextlib.contextmanager
 def _writers(
-  workdir: pathlib.Path, resumed_at: int | None, steps: int, log_every: int
+  config: settings.Config, workdir: pathlib.Path, resumed_at: int | None, steps: int
 ) -> Iterator[tuple[list[metrics.Writer], Callable[[], None]]]:
   """The writers of a run, and a function that makes their files complete."""
+  name = config.run_name or pathlib.PurePath(config.workdir).name
+  shown = trackers.Run(config.tracker_project, name, dataclasses.asdict(config))
   with contextlib.ExitStack() as stack:
     copy = stack.enter_context(mirror.mirrored(workdir, ['metrics.jsonl']))
     writers = [
       metrics.JsonlWriter(copy.local / 'metrics.jsonl', resumed_at),
       metrics.TensorBoardWriter(copy.local / 'tensorboard', resumed_at),
       copy,
-      metrics.ConsoleWriter(steps, log_every),
+      metrics.ConsoleWriter(steps, config.log_every),
+      *trackers.writers(config.trackers, shown, workdir, resumed_at),
     ]
     for writer in reversed(writers):
       stack.callback(writer.close)
