@@ -31,6 +31,7 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 # Mesh axes by the logical axis names that models use.
 LOGICAL_AXES: dict[str | None, tuple[str, ...]] = {
   'batch': parallel_mesh.BATCH_AXES,
+  'row': parallel_mesh.AXES,  # prompts again, where the devices of the tensor axis share them out
   'vocab': ('tensor',),
   None: (),
 }
@@ -71,7 +72,7 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
 
 
 def activation_constraint(mesh: jax.sharding.Mesh) -> Callable[[Array, tuple[str | None, ...]], Array]:
-  """A function (array, logical axes) -> array that shards 'batch' over data x fsdp and 'vocab' over tensor.
+  """A function (array, logical axes) -> array that shards dimensions as `LOGICAL_AXES` names them.
 
   Axes that are None or do not divide evenly are not sharded. Without this constraint the compiler may propagate the
   sharding of a weight and shard activations by width.
