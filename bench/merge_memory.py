@@ -93,7 +93,8 @@ def run(base: pathlib.Path, folder: pathlib.Path, methods: Sequence[str], spread
       command.append(f'--base={base}')
     tell(method, measure(command))
   prompt = [{'role': 'user', 'content': 'What is the capital of France?'}]
-  (response,) = text.sample(out, [prompt], text.Options(max_new_tokens=24, strategy=strategies.greedy()))
+  text_sampler, params = text.load(out, text.Options(max_new_tokens=24, strategy=strategies.greedy()))
+  (response,) = text_sampler(params, [prompt])
   print(f'{methods[-1]} answers: {response.response!r}')
 
 

@@ -41,6 +41,7 @@ FIRST = {
   'run/model_card.py:_results': 'run/model_card.py:render',
   'run/trackers.py:writers': 'run/trackers.py:writers',
   'models/manifest.py:fault': 'run/exports.py:_must_write',
+  'run/labelling.py:Store.start': 'run/labelling.py:label',
   'run/first_start.py:_kept': 'run/first_start.py:date',
   'run/first_start.py:_dates': 'run/first_start.py:date',
   'run/merge_folders.py:merge': 'commands/merge.py:run',

@@ -36,7 +36,8 @@ class Response(NamedTuple):
 
   prompt: rows.Prompt
   response: str
-  logp: float  # log-probability of the response, in nats
+  logp: float  # log-probability of the response under the model's own distribution, in nats
+  strategy_logp: float  # the same under the distribution that it was drawn from
   tokens: int  # number of tokens, including the end token
   finished: bool  # False if the response was cut off
 
@@ -74,20 +75,21 @@ class TextSampler:
     options: how responses are drawn.
 
   Attributes:
+    options: how responses are drawn.
     layout: how the weights are sharded while the model decodes.
   """
 
   def __init__(
     self, model: models.LanguageModel, tokenizer: tokenization.Tokenizer, mesh: jax.sharding.Mesh, options: Options
   ):
-    self._tokenizer, self._options = tokenizer, options
+    self.options, self._tokenizer = options, tokenizer
     self._rows = -(-options.batch_size // mesh.size) * mesh.size
     end_ids = tuple(sorted(tokenizer.end_ids))
     decoding = sampler.Decoding(options.samples, options.max_new_tokens, options.strategy, end_ids)
     self._sampler = sharded.ShardedSampler(model, mesh, decoding)
     self.layout = self._sampler.layout
 
-  def __call__(self, params: Params, prompts: Iterable[rows.Prompt]) -> Iterator[Response]:
+  def __call__(self, params: Params, prompts: Iterable[rows.Prompt], first: int = 0) -> Iterator[Response]:
     """Draws `options.samples` responses to each prompt, in the order of the prompts.
 
     The draws for a prompt depend on the seed and on its position in `prompts`, not on the batch size.
@@ -95,22 +97,24 @@ class TextSampler:
     Args:
       params: the parameters of the model, on the mesh; kernels may be adapted or quantised. They are resharded once.
       prompts: texts, or conversations for the chat template.
+      first: the position of the first prompt; more than 0 continues an earlier call.
     """
-    for drawn in self.draw(params, prompts, jax.random.key(self._options.seed)):
+    for drawn in self.draw(params, prompts, jax.random.key(self.options.seed), first):
       for row, prompt in enumerate(drawn.prompts):
-        for i in range(self._options.samples):
+        for i in range(self.options.samples):
           yield self._response(prompt, drawn.samples, (row, i))
 
-  def draw(self, params: Params, prompts: Iterable[rows.Prompt], key: Array) -> Iterator[Draw]:
+  def draw(self, params: Params, prompts: Iterable[rows.Prompt], key: Array, first: int = 0) -> Iterator[Draw]:
     """Like calling the sampler, but returns token ids, batch by batch.
 
     Args:
       params: the parameters of the model, on the mesh; kernels may be adapted or quantised. They are resharded once.
       prompts: texts, or conversations for the chat template.
       key: a typed PRNG key, in place of the seed.
+      first: the position of the first prompt.
     """
     placed = self._sampler.place(params)
-    for batch in itertools.batched(enumerate(prompts), self._rows):
+    for batch in itertools.batched(enumerate(prompts, first), self._rows):
       padded = self._pad(batch)
       drawn = jax.tree.map(checkpoint_io.on_host, self._sampler.draw(placed, padded, key))
       count = len(batch)
@@ -119,9 +123,9 @@ class TextSampler:
 
   def _pad(self, batch: Sequence[tuple[int, rows.Prompt]]) -> sampler.Prompts:
     """Token ids [rows, P], with positions in the sequence of prompts as row ids [rows]."""
-    encoded = [self._tokenizer.encode_prompt(prompt, self._options.max_prompt) for _, prompt in batch]
+    encoded = [self._tokenizer.encode_prompt(prompt, self.options.max_prompt) for _, prompt in batch]
     longest = max(map(len, encoded))
-    size = self._options.prompt_size or -(-longest // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
+    size = self.options.prompt_size or -(-longest // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
     if longest > size:
       raise ValueError(f'prompt_size={size}: a prompt has {longest} tokens; increase it, or lower max_prompt')
     prompt = np.zeros((self._rows, size), np.int32)
@@ -139,29 +143,28 @@ class TextSampler:
       # A response to a string may start with a space; in a conversation, a leading space belongs to the template.
       response=self._tokenizer.decode(drawn.response[place][:tokens], continues=isinstance(prompt, str)),
       logp=float(drawn.logp[place].sum(dtype=np.float64)),
+      strategy_logp=float(drawn.strategy_logp[place].sum(dtype=np.float64)),
       tokens=tokens,
       finished=bool(drawn.finished[place]),
     )
 
 
-def sample(
+def load(
   folder: str | os.PathLike[str],
-  prompts: Iterable[rows.Prompt],
   options: Options | None = None,
   compute_dtype: str = 'float32',
   loading: checkpoint_io.Loading = checkpoint_io.IN_FLOAT32,
-) -> Iterator[Response]:
-  """Draws responses from the model in a Hugging Face folder.
+) -> tuple[TextSampler, Params]:
+  """The sampler and the weights of the model in a Hugging Face folder, on all devices, sharded for decoding.
 
   Args:
     folder: the Hugging Face folder of the model.
-    prompts: texts, or conversations for the chat template.
     options: how responses are drawn; None for the defaults of `Options`.
     compute_dtype: dtype of activations, 'float32' or 'bfloat16'.
     loading: how the weights are loaded.
 
   Raises:
-    ValueError: the folder or a prompt is invalid.
+    ValueError: the folder is invalid.
   """
   tokenizer = tokenization.Tokenizer.load(folder)
   mesh = parallel_mesh.make_mesh()
@@ -169,7 +172,7 @@ def sample(
   text_sampler = TextSampler(transformer.build(config), tokenizer, mesh, options or Options())
   layout, convert = text_sampler.layout, loading.convert
   loading = loading._replace(convert=lambda path, leaf: layout.cast(path, convert(path, leaf)))
-  return text_sampler(checkpoint_io.load_params(folder, config, layout.shardings, loading), prompts)
+  return text_sampler, checkpoint_io.load_params(folder, config, layout.shardings, loading)
 
 
 def read_prompts(source: str, ignore_fields: Sequence[str] = (), unknown_columns: str = 'refuse') -> list[rows.Prompt]:

@@ -16,6 +16,7 @@ from alignjax.commands import program, sample
 from alignjax.data.reading import rows
 from alignjax.data.tokens import tokenization
 from alignjax.models import checkpoint_io, lora, peft, transformer
+from alignjax.run import sampling_settings
 from alignjax.sampling import strategies, text
 from tests import assets
 from tests.data import examples
@@ -36,9 +37,14 @@ def folder(tmp_path_factory) -> str:
   return str(assets.write_tiny_model(tmp_path_factory.mktemp('sample') / 'model', layers=1))
 
 
+def responses_of(folder, prompts, options):
+  text_sampler, params = text.load(folder, options)
+  return list(text_sampler(params, prompts))
+
+
 @pytest.fixture(scope='module')
 def drawn(folder) -> list[text.Response]:
-  return list(text.sample(folder, PROMPTS, text.Options(samples=2, max_new_tokens=5, seed=3)))
+  return responses_of(folder, PROMPTS, text.Options(samples=2, max_new_tokens=5, seed=3))
 
 
 def test_every_prompt_gets_its_samples_in_order(drawn):
@@ -53,7 +59,7 @@ def test_log_probabilities_are_those_of_a_forward_pass(folder):
   config = checkpoint_io.load_config(folder)
   model, params = transformer.build(config), checkpoint_io.load_params(folder, config)
   tokenizer = tokenization.Tokenizer.load(folder)
-  (response,) = text.sample(folder, PROMPTS[:1], text.Options(max_new_tokens=4, strategy=strategies.greedy()))
+  (response,) = responses_of(folder, PROMPTS[:1], text.Options(max_new_tokens=4, strategy=strategies.greedy()))
   ids = tokenizer.encode_prompt(PROMPTS[0])
   kernel = np.asarray(model.head(params).kernel, np.float64)
   hidden = jax.jit(model.hidden)
@@ -74,11 +80,11 @@ def test_an_adapter_is_merged_into_the_model(folder, tmp_path, monkeypatch):
   peft.save(tmp_path / 'adapter', config, settings, factors, folder)
   read = []
 
-  def sampled(model, prompts, options, compute_dtype, loading):
+  def sampled(model, options, compute_dtype, loading):
     read.append(checkpoint_io.load_params(model, config, loading=loading))
-    return iter([])
+    return lambda params, prompts: iter([]), None
 
-  monkeypatch.setattr(text, 'sample', sampled)
+  monkeypatch.setattr(text, 'load', sampled)
   flags = [f'--model={folder}', f'--adapter={tmp_path / "adapter"}', '--prompt=Hi']
   assert program.execute(sample.PROGRAM, ['sample', *flags]) == 0
   merged = lora.merge(base, factors, settings)
@@ -87,7 +93,7 @@ def test_an_adapter_is_merged_into_the_model(folder, tmp_path, monkeypatch):
 
 def test_draws_depend_on_the_seed_and_the_place_but_not_on_the_batch(folder, drawn):
   def texts(prompts: list, seed: int) -> list[str]:
-    responses = text.sample(folder, prompts, text.Options(samples=2, max_new_tokens=5, seed=seed))
+    responses = responses_of(folder, prompts, text.Options(samples=2, max_new_tokens=5, seed=seed))
     return [response.response for response in responses]
 
   expected = [response.response for response in drawn]
@@ -111,7 +117,7 @@ def test_draws_depend_on_the_seed_and_the_place_but_not_on_the_batch(folder, dra
 )
 def test_flags_become_strategies(flag_values, kept):
   logits = jnp.log(jnp.asarray([0.5, 0.2, 0.25, 0.05]))
-  result = sample.build_strategy(sample.Settings(**flag_values))(logits)
+  result = sampling_settings.build_strategy(sample.Settings(**flag_values))(logits)
   assert np.flatnonzero(np.isfinite(result)).tolist() == kept
 
 
@@ -129,7 +135,7 @@ def test_flags_become_strategies(flag_values, kept):
 )
 def test_flags_that_contradict_or_cannot_be(flag_values, message):
   with pytest.raises(ValueError, match=message):
-    sample.build_strategy(sample.Settings(**flag_values))
+    sampling_settings.build_strategy(sample.Settings(**flag_values))
 
 
 def test_prompts_are_read_from_a_file(tmp_path):
