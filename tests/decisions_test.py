@@ -12,6 +12,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent / 'alignjax'
 LOOKS = {
   'exists',
+  'file_names',
   'isdir',
   'is_dir',
   'isfile',
@@ -58,7 +59,10 @@ AGREED = {'training/step_folders.py:steps', 'training/step_folders.py:_numbered'
 # Files that the user names and the run does not change. If processes differ, that is an error before the first step.
 INPUTS = {
   'run/inputs.py:fingerprint',
+  'run/hub.py:file_names',
+  'run/locations.py:_is_local',
   'run/locations.py:resolve',
+  'run/locations.py:resolve_data',
   'run/user_code.py:_hash',
   'models/checkpoint_io.py:_open_leaves',
   'models/checkpoint_io.py:load_config',

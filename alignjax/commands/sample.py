@@ -100,7 +100,9 @@ def build_strategy(settings: Settings) -> strategies.Strategy:
 
 def _prompts(settings: Settings) -> list[rows.Prompt]:
   if settings.prompts:
-    return text.read_prompts(settings.prompts, settings.ignore_fields, settings.unknown_columns)
+    sources = locations.resolve_data(settings.prompts, '--prompts')
+    columns = settings.ignore_fields, settings.unknown_columns
+    return [prompt for source in sources for prompt in text.read_prompts(source, *columns)]
   if tokenization.Tokenizer.load(settings.model).template is None:
     return [settings.prompt]
   return [[{'role': 'user', 'content': settings.prompt}]]
@@ -121,9 +123,7 @@ def run(settings: Settings) -> None:
   """
   if bool(settings.prompt) == bool(settings.prompts):
     raise ValueError('give either --prompt or --prompts')
-  named = {'model': settings.model, 'adapter': settings.adapter}
-  found = {name: locations.resolve(value, f'--{name}') for name, value in named.items() if value}
-  settings = dataclasses.replace(settings, **found)
+  settings = locations.with_paths(settings, models=('model', 'adapter'))
   options = text.Options(
     samples=settings.samples,
     max_prompt=settings.max_prompt,

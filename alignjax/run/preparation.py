@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from alignjax import objectives
+from alignjax import objectives, stats
 from alignjax.data.tokens import tokenization
 from alignjax.models import checkpoint_io, transformer
 from alignjax.optim import bases, recipes
@@ -26,7 +26,7 @@ from alignjax.run import (
   uploads,
   user_code,
 )
-from alignjax.training import placement, processes, references
+from alignjax.training import forward, placement, processes, references
 from alignjax.training import state as training_state
 from alignjax.training.policy import Policy
 from alignjax.types import Params
@@ -63,8 +63,12 @@ def check_settings(config: settings.Config) -> None:
   trackers.check(config.trackers)
   uploads.check(config.push_to_hub, config.workdir)
   user_code.load(config.imports)
-  fields.naming('config.objective', objectives.parse, config.objective)
-  _recipe(config, config.base_model)
+  objective = fields.naming('config.objective', objectives.parse, config.objective)
+  if _recipe(config, config.base_model).needs_delta and stats.reads_final(objective.needs):
+    raise ValueError(
+      f'config.optimizer = {config.optimizer!r} merges with model - base_model, and the score head of {objective.name} '
+      'has no such difference: choose an optimizer that does not merge'
+    )
 
 
 def prepare(
@@ -98,6 +102,7 @@ def prepare(
     remat=config.remat,
     scan_layers=config.scan_layers,
     attention=config.attention,
+    output=forward.output(objective.needs),
   )
   adapter = adapters.configured(config, recipe, model_config)
   policy = Policy(transformer.build(model_config, rules.activation_constraint(mesh)), adapter)
@@ -106,7 +111,9 @@ def prepare(
   reference = inputs.Reference(config, policy, objective, mesh, shardings, announce)
   tokenizer = tokenization.Tokenizer.load(config.model, functools.partial(first_start.date, config.workdir))
   cache = token_cache.configured(config.token_cache, config.workdir)
-  reading = inputs.Reading(tokenizer, model_config.vocab_size, mesh, announce, cache, model_config.max_positions)
+  # The model reads all tokens of a response that it scores, and all but the last of one that it predicts.
+  positions = model_config.max_positions - model_config.scored
+  reading = inputs.Reading(tokenizer, model_config.vocab_size, mesh, announce, cache, positions)
   splits = [
     inputs.read_split(paths, config, reading, training=training)
     for paths, training in ((config.data, True), (config.eval_data, False))

@@ -77,8 +77,8 @@ class DataSettings:
   data: tuple[str, ...] = _field(
     (),
     FREE,
-    'Training data, needed by a new run: [form:]location[part], such as pairs.jsonl or hh:train.jsonl.gz[:1000]; can '
-    'be repeated.',
+    'Training data, needed by a new run: [form:]location[part], such as pairs.jsonl, hh:train.jsonl.gz[:1000], or a '
+    'dataset on the Hub, hh:Anthropic/hh-rlhf/harmless-base:test; can be repeated.',
     path=paths.READ,
   )
   eval_data: tuple[str, ...] = _field(
@@ -115,6 +115,13 @@ class DataSettings:
     IDENTITY,
     'Drop an example with a longer response, or cut the response, which then has no end token to learn.',
     choices=('drop', 'cut'),
+  )
+  weighting: str = _field(
+    'prompts',
+    FREE,  # it changes the weights of examples, and the contents of the data are compared
+    'What counts the same: every prompt, or every response token (for data with one response to a prompt), which makes '
+    'sft() the mean over all tokens of a batch.',
+    choices=('prompts', 'tokens'),
   )
   batch_size: int = _field(
     32, IDENTITY, 'Prompts per update, summed over all devices and processes.', at_least=1, at_most=2**24

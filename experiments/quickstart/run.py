@@ -53,7 +53,7 @@ class Setup(NamedTuple):
   """Everything that the stages share."""
 
   settings: command_line.Settings
-  reward: rewards.Reward
+  reward: rewards.Score
   workdir: pathlib.Path
   folder: pathlib.Path  # the model before training
   config: transformer.TransformerConfig
@@ -68,7 +68,7 @@ class Setup(NamedTuple):
     return responses.Responder(self.model, self.mesh, self.tokenizer, self.reward, sizes, *strategy)
 
 
-def run(settings: command_line.Settings, reward: rewards.Reward) -> dict[str, Any]:
+def run(settings: command_line.Settings, reward: rewards.Score) -> dict[str, Any]:
   """Runs all stages.
 
   Args:

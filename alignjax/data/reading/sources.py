@@ -2,7 +2,8 @@ r"""Reads examples from files and other places, and checks them field by field w
 
 One expression names the data: `[form:]location[part]`. The form defines the columns of a row and their meaning
 (`FORMS`, `preference` by default), and may rename columns. The location is a file with one of the endings in
-`readers.ENDINGS`, or starts with one of `readers.SCHEMES`. See `expressions` for column maps and parts:
+`readers.ENDINGS`, or starts with one of `readers.SCHEMES`; programs also take names of datasets on the Hugging Face Hub
+(`alignjax.run.locations`). See `expressions` for column maps and parts:
 
   pairs.jsonl    hh:train.jsonl.gz    ultrafeedback_pair:data.parquet    unpaired:x.csv    hh:hf:Anthropic/hh-rlhf:train
   preference[prompt=question]:orca.jsonl    pairs.jsonl[:1000]    pairs.jsonl[split:5%]

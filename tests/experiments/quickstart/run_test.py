@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from alignjax import rewards
 from alignjax.commands import program
 from alignjax.data.tokens import tokenization
 from alignjax.models import checkpoint_io
@@ -19,9 +20,8 @@ from experiments.quickstart import command_line, prompts, run
 from tests import assets
 
 
-def _length(asked: Sequence[str], responses: Sequence[str]) -> np.ndarray:
-  assert len(asked) == len(responses)
-  return np.array([len(response) for response in responses], np.float64)
+def _length(samples: Sequence[rewards.Sample]) -> np.ndarray:
+  return np.array([len(sample.response) for sample in samples], np.float64)
 
 
 @pytest.fixture(scope='module')
