@@ -23,7 +23,7 @@ import contextlib
 from alignjax import exit_codes, refusals, stopping
 from alignjax.commands import program
 from alignjax.run import command_line, exports, process_flags, training
-from alignjax.training import checkpoint, loop, owner
+from alignjax.training import checkpoint, loop, owner, rollout_files, source
 
 
 def run(invocation: command_line.Invocation) -> int:
@@ -45,6 +45,8 @@ PROGRAM = program.Program(
     owner.OwnerError: exit_codes.REFUSED,
     exports.ExportError: exit_codes.NOT_EXPORTED,
     checkpoint.SaveError: exit_codes.CRASHED,
+    rollout_files.RolloutError: exit_codes.REFUSED,
+    source.SourceError: exit_codes.CRASHED,
     OSError: exit_codes.CRASHED,
   },
   parse=command_line.parse_flags,

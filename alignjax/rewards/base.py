@@ -6,6 +6,7 @@ import functools
 import math
 import re
 import threading
+import time
 import types
 from typing import Any, NamedTuple
 
@@ -65,13 +66,16 @@ class Reward:
     """The reward of each sample, [n] float64. Raises as `scores` does."""
     return self.scores(samples).total
 
-  def scores(self, samples: Sequence[Sample], *, seconds: float = 0.0, first: int = 0) -> Scores:
+  def scores(
+    self, samples: Sequence[Sample], *, seconds: float = 0.0, first: int = 0, tick: Callable[[], None] | None = None
+  ) -> Scores:
     """Computes the reward of each sample and its parts.
 
     Args:
       samples: n samples.
       seconds: longest time of one part; 0 for no limit.
       first: the number of the first sample, for error messages.
+      tick: called about once per second while a part is computed, in this thread.
 
     Raises:
       RewardError: a part raises an exception, exceeds the time limit, or does not return one finite number per sample.
@@ -80,7 +84,8 @@ class Reward:
     parts, total = {}, np.zeros(len(samples))
     for part in self.parts:
       if part.name not in parts:
-        parts[part.name] = _checked(part, samples, seconds, first)
+        found = _computed(part, samples, _Watch(seconds, tick), first)
+        parts[part.name] = _checked(part, found, samples, first)
       total += part.coefficient * parts[part.name]
     return Scores(total, parts)
 
@@ -139,18 +144,31 @@ class Reward:
     return (1.0 / divisor) * self
 
 
-def _checked(part: Part, samples: Sequence[Sample], seconds: float, first: int) -> np.ndarray:
-  """[n] float64: the score of each sample."""
-  whose = f'reward {part.name}'
-  over = f'samples {first} to {first + len(samples) - 1}'
+class _Watch(NamedTuple):
+  """How a computation is watched."""
+
+  seconds: float  # its time limit; 0 for none
+  tick: Callable[[], None] | None  # called about once per second
+
+
+def _computed(part: Part, samples: Sequence[Sample], watch: _Watch, first: int) -> Any:
+  """What a part returns."""
   try:
-    found = _within(lambda: part.score(samples), seconds)
+    return _watched(lambda: part.score(samples), watch)
   except _TookTooLong as error:
     raise RewardError(
-      f'{whose}: scoring {over} took longer than {seconds:g} seconds. Speed it up, or raise the time limit'
+      f'reward {part.name}: scoring {_span(samples, first)} took longer than {watch.seconds:g} seconds. Speed it up, '
+      'or raise the time limit'
     ) from error
   except Exception as error:  # a user's function may raise anything
-    raise RewardError(f'{whose}: scoring {over} failed: {type(error).__name__}: {error}') from error
+    raise RewardError(
+      f'reward {part.name}: scoring {_span(samples, first)} failed: {type(error).__name__}: {error}'
+    ) from error
+
+
+def _checked(part: Part, found: Any, samples: Sequence[Sample], first: int) -> np.ndarray:
+  """[n] float64: what a part has returned, if it is one finite number per sample."""
+  whose, over = f'reward {part.name}', _span(samples, first)
   try:
     values = np.asarray(found, np.float64)
   except (TypeError, ValueError) as error:
@@ -166,15 +184,19 @@ def _checked(part: Part, samples: Sequence[Sample], seconds: float, first: int) 
     response = samples[row].response
     shown = repr(response if len(response) <= _SHOWN else f'{response[:_SHOWN]}...')
     raise RewardError(
-      f'{whose} is {values[row]} for sample {first + row}, and for {wrong.size} of {len(samples)} samples in total; '
-      f'it must be finite. Response: {shown}'
+      f'{whose} is {values[row]} for sample {first + row}, and not finite for {wrong.size} of {len(samples)} samples. '
+      f'Response: {shown}'
     )
   return values
 
 
-def _within[T](compute: Callable[[], T], seconds: float) -> T:
-  """Computes a value within a time limit; 0 for none. A computation that exceeds the limit keeps its thread."""
-  if not seconds:
+def _span(samples: Sequence[Sample], first: int) -> str:
+  return f'samples {first} to {first + len(samples) - 1}'
+
+
+def _watched[T](compute: Callable[[], T], watch: _Watch) -> T:
+  """Computes a value. A computation that exceeds its time limit keeps its thread."""
+  if not watch.seconds and watch.tick is None:
     return compute()
   outcome: list[Any] = []
 
@@ -186,9 +208,14 @@ def _within[T](compute: Callable[[], T], seconds: float) -> T:
 
   thread = threading.Thread(target=run, daemon=True, name='reward')
   thread.start()
-  thread.join(seconds)
-  if not outcome:
-    raise _TookTooLong
+  deadline = time.monotonic() + (watch.seconds or math.inf)
+  while not outcome:
+    left = deadline - time.monotonic()
+    if left <= 0:
+      raise _TookTooLong
+    thread.join(min(1.0, left))
+    if watch.tick is not None:
+      watch.tick()
   value, error = outcome[0]
   if error is not None:
     raise error

@@ -61,6 +61,11 @@ def read_split(paths: Sequence[str], config: settings.DataSettings, reading: Rea
     )
   if config.weighting == 'tokens':
     data = data.weighted_by_tokens()
+  return planned(data, config, reading, training=training)
+
+
+def planned(data: dataset.TokenDataset, config: settings.DataSettings, reading: Reading, *, training: bool) -> Split:
+  """Plans the batches of a dataset."""
   spec = _spec(config, training, reading.max_positions)
   return Split(data, _batches(data, spec, reading.mesh, None), training)
 

@@ -12,7 +12,7 @@ import ml_collections
 
 from alignjax import paths
 from alignjax.optim import schedules
-from alignjax.run import fields, user_code
+from alignjax.run import fields, rollout_settings, user_code
 
 field = fields.field
 
@@ -285,7 +285,7 @@ class InputSettings(StepSettings, DataSettings, ModelSettings):
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(OutputSettings, OptimizerSettings, ObjectiveSettings, InputSettings):
+class Config(OutputSettings, OptimizerSettings, rollout_settings.RolloutSettings, ObjectiveSettings, InputSettings):
   """A training run.
 
   Raises:

@@ -10,7 +10,7 @@ from alignjax import exit_codes
 from alignjax.commands import main, program
 from alignjax.run import fields, user_code
 
-LIST = ('train', 'doctor', 'export', 'sample', 'data', 'download', 'compare', 'merge')
+LIST = ('train', 'doctor', 'export', 'sample', 'evaluate', 'data', 'download', 'compare', 'merge')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,12 +95,13 @@ def test_the_command_lists_its_programs(capsys):
   [
     (
       'trian',
-      "error: alignjax has no program 'trian'; did you mean train? It has train, doctor, export, sample, data, "
-      'download, compare, merge\n',
+      "error: alignjax has no program 'trian'; did you mean train? It has train, doctor, export, sample, evaluate, "
+      'data, download, compare, merge\n',
     ),
     (
       'qqq',
-      "error: alignjax has no program 'qqq'. It has train, doctor, export, sample, data, download, compare, merge\n",
+      "error: alignjax has no program 'qqq'. It has train, doctor, export, sample, evaluate, data, download, compare, "
+      'merge\n',
     ),
     (
       'chat',

@@ -34,7 +34,7 @@ def attributes_read(source: str) -> set[str]:
 
 @pytest.mark.parametrize('name', field_names())
 def test_every_field_is_read_by_the_trainer(name):
-  files = ('training', 'record', 'inputs', 'preparation', 'adapters')
+  files = ('training', 'record', 'inputs', 'preparation', 'adapters', 'on_policy', 'rollout_source')
   assert any(
     name in attributes_read((ROOT / 'alignjax' / 'run' / f'{file}.py').read_text(encoding='utf-8')) for file in files
   )
