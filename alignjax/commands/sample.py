@@ -10,6 +10,10 @@ continues a string; the chat template formats a list of messages. Each line of -
 its log-probability in nats under the model's own distribution, its number of tokens, and whether it ended. The same
 command draws the same responses.
 
+With --benchmark, --prompts is the file of questions of a public benchmark, and --output the file that its judge reads:
+
+  alignjax sample --model=runs/first/model --benchmark=mt_bench --prompts=question.jsonl --output=first.jsonl
+
 Exit codes: 0 done, 1 an error in flags, model or prompts.
 """
 
@@ -26,7 +30,7 @@ from alignjax.commands import program
 from alignjax.data.reading import rows
 from alignjax.data.tokens import tokenization
 from alignjax.models import checkpoint_io, peft
-from alignjax.run import fields, locations, process_flags, user_code
+from alignjax.run import benchmark_answers, fields, locations, process_flags, user_code
 from alignjax.sampling import strategies, text
 from alignjax.training import processes
 
@@ -50,6 +54,10 @@ class Settings(user_code.UserCode):
     'refuse', 'Columns of --prompts that the form does not have: an error, or left out.', choices=('refuse', 'note')
   )
   output: str = fields.field('', 'The .jsonl file to write; empty: print the responses.', path=paths.WRITTEN)
+  benchmark: str = fields.field(
+    '', 'Benchmark whose questions are in --prompts; empty: none.', choices=('', *benchmark_answers.BENCHMARKS)
+  )
+  name: str = fields.field('', 'Name of the model in the answers to a benchmark; empty: the name of its folder.')
   samples: int = fields.field(1, 'Number of responses to each prompt.', at_least=1)
   max_prompt: int = fields.field(1024, 'Largest prompt in tokens; longer ones lose their first tokens.', at_least=2)
   max_new_tokens: int = fields.field(128, 'Largest response in tokens; longer ones are cut off.', at_least=1)
@@ -83,18 +91,18 @@ def build_strategy(settings: Settings) -> strategies.Strategy:
   if settings.strategy:
     if settings.greedy or parts != (1.0, 0, 1.0):
       raise ValueError('--strategy replaces --greedy, --temperature, --top_k and --top_p: give it without them')
-    return strategies.parse(settings.strategy)
+    return fields.naming('--strategy', strategies.parse, settings.strategy)
   if settings.greedy:
     if parts != (1.0, 0, 1.0):
       raise ValueError('--greedy leaves nothing to draw: give it without --temperature, --top_k and --top_p')
     return strategies.greedy()
   chosen = []
   if settings.temperature != 1.0:
-    chosen.append(strategies.temperature(settings.temperature))
+    chosen.append(fields.naming('--temperature', strategies.temperature, settings.temperature))
   if settings.top_k:
-    chosen.append(strategies.top_k(settings.top_k))
+    chosen.append(fields.naming('--top_k', strategies.top_k, settings.top_k))
   if settings.top_p != 1.0:
-    chosen.append(strategies.nucleus(settings.top_p))
+    chosen.append(fields.naming('--top_p', strategies.nucleus, settings.top_p))
   return strategies.chain(*chosen)
 
 
@@ -115,6 +123,31 @@ def _print(responses: Iterator[text.Response]) -> None:
     print(f'--- {prompt}\n{response.response}\n    [{length}, log-probability {response.logp:.2f}]')
 
 
+def _check_benchmark(settings: Settings) -> None:
+  """Checks the settings that a benchmark restricts."""
+  if settings.name and not settings.benchmark:
+    raise ValueError(f'--name={settings.name} names the model in the answers to a benchmark: give --benchmark, too')
+  if not settings.benchmark:
+    return
+  if not settings.prompts or not settings.output or settings.samples != 1:
+    raise ValueError(
+      f'--benchmark={settings.benchmark} needs the questions of the benchmark (--prompts), a file for the answers '
+      '(--output), and one answer to each question (--samples=1)'
+    )
+  chosen = (settings.strategy, settings.greedy, settings.temperature, settings.top_k, settings.top_p)
+  if settings.benchmark == 'mt_bench' and chosen != ('', False, 1.0, 0, 1.0):
+    raise ValueError(
+      '--benchmark=mt_bench sets the temperature by the category of a question: give it without --strategy, --greedy, '
+      '--temperature, --top_k and --top_p'
+    )
+
+
+def _answer(settings: Settings, options: text.Options, loading: checkpoint_io.Loading) -> None:
+  name = settings.name or pathlib.Path(settings.adapter or settings.model).name
+  task = benchmark_answers.Task(settings.prompts, pathlib.Path(settings.output), name, options)
+  benchmark_answers.answer(settings.benchmark, text.load(settings.model, settings.compute_dtype, loading), task)
+
+
 def run(settings: Settings) -> None:
   """Draws responses, and prints or writes them.
 
@@ -123,6 +156,7 @@ def run(settings: Settings) -> None:
   """
   if bool(settings.prompt) == bool(settings.prompts):
     raise ValueError('give either --prompt or --prompts')
+  _check_benchmark(settings)
   settings = locations.with_paths(settings, models=('model', 'adapter'))
   options = text.Options(
     samples=settings.samples,
@@ -135,6 +169,9 @@ def run(settings: Settings) -> None:
   loading = checkpoint_io.Loading(together=processes.on_all)
   if settings.adapter:
     loading = loading._replace(convert=peft.merging(settings.adapter, checkpoint_io.load_config(settings.model)))
+  if settings.benchmark:
+    _answer(settings, options, loading)
+    return
   responses = text.sample(settings.model, _prompts(settings), options, settings.compute_dtype, loading)
   if jax.process_index() > 0:  # takes part in every batch
     collections.deque(responses, maxlen=0)

@@ -18,6 +18,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from alignjax.models import (
+  classifiers,
   comparison,
   declaration,
   families,
@@ -34,6 +35,7 @@ from alignjax.models import (
 from alignjax.types import Head, Params
 
 FLOAT32 = 'float32'
+SCORE = 'score/kernel'
 TOKEN_IDS = ('bos_token_id', 'eos_token_id', 'pad_token_id')  # entries of config.json that other tools need to generate
 
 
@@ -41,12 +43,13 @@ def load_config(folder: str | os.PathLike[str], **overrides: Any) -> transformer
   """Reads config.json.
 
   Args:
-    folder: a Hugging Face folder.
-    **overrides: fields of `TransformerConfig` that override the file, such as `compute_dtype='bfloat16'`.
+    folder: a Hugging Face folder, of a language model or of a reward model.
+    **overrides: fields of `TransformerConfig` that override the file, such as `compute_dtype='bfloat16'`. A reward
+      model is only read with `output='score'` or 'both', so that nothing takes it for a language model by mistake.
 
   Raises:
-    ValueError: the file is missing or malformed, an entry or override is unknown or unsupported, or a file other than
-      the weights differs from the manifest.
+    ValueError: the file is missing or malformed, an entry or override is unknown or unsupported, the folder holds a
+      reward model and `output` is not given, or a file other than the weights differs from the manifest.
   """
   path = pathlib.Path(folder) / folders.CONFIG
   known = {field.name for field in dataclasses.fields(transformer.TransformerConfig)}
@@ -61,7 +64,10 @@ def load_config(folder: str | os.PathLike[str], **overrides: Any) -> transformer
   entries = folders.read_json(path)
   with folders.naming(path):
     family = families.by_type(entries.get('model_type'))
-    return transformer.TransformerConfig(**(family.parse(entries) | overrides))
+    parsed = family.parse(entries)
+    config = transformer.TransformerConfig(**(parsed | {'output': 'logits'} | overrides))
+    classifiers.check_use(config.model_type, stored='output' in parsed, wanted=config.scored)
+    return config
 
 
 class Loading(NamedTuple):
@@ -71,11 +77,13 @@ class Loading(NamedTuple):
     dtype: the dtype of the leaves; None for the one of the file, and float32 where the layers of a leaf differ.
     convert: applied to each leaf and its path once it is placed, for example to quantise it.
     together: calls a function on every process. If it fails on one of them, all must raise.
+    score: draws the score kernel, [D, 1] float32, if the folder holds a language model; None: the folder must have one.
   """
 
   dtype: str | None = FLOAT32
   convert: Callable[[str, jax.Array], Any] = lambda _, leaf: leaf
   together: Callable[[Callable[[], Any]], Any] = lambda call: call()
+  score: Callable[[], jax.Array] | None = None
 
 
 IN_FLOAT32 = Loading()
@@ -109,7 +117,7 @@ def load_params(
   with contextlib.ExitStack() as stack:
     targets = _targets(config, shardings)
     stored = loading.together(lambda: _open_leaves(pathlib.Path(folder), config, stack, _share(targets)))
-    placed = [_load(stored[leaf], target, loading) for leaf, target in targets.items()]
+    placed = [_load_or_draw(leaf, stored, target, loading) for leaf, target in targets.items()]
     return jax.tree.unflatten(parameter_shapes(config)[1], placed)
 
 
@@ -124,10 +132,13 @@ def deferred_params(
   targets = _targets(config, shardings)
   stored = loading.together(lambda: _open_leaves(pathlib.Path(folder), config, stack, _share(targets)))
 
-  def defer(leaf: slices.Stored, target: jax.sharding.Sharding | None) -> pieces.Deferred:
-    return pieces.Deferred(leaf.shape, np.dtype(loading.dtype or leaf.dtype), lambda: _load(leaf, target, loading))
+  shapes = parameter_shapes(config)[0]
 
-  deferred = [defer(stored[leaf], target) for leaf, target in targets.items()]
+  def defer(leaf: str, target: jax.sharding.Sharding | None) -> pieces.Deferred:
+    dtype = loading.dtype or (stored[leaf].dtype if leaf in stored else FLOAT32)
+    return pieces.Deferred(shapes[leaf], np.dtype(dtype), lambda: _load_or_draw(leaf, stored, target, loading))
+
+  deferred = [defer(leaf, target) for leaf, target in targets.items()]
   return jax.tree.unflatten(parameter_shapes(config)[1], deferred)
 
 
@@ -150,7 +161,7 @@ def load_head(
   Args and Raises: see `load_params`.
   """
   with contextlib.ExitStack() as stack:
-    targets = _targets(config, shardings)
+    targets, config = _targets(config, shardings), dataclasses.replace(config, output='logits')
     stored = loading.together(lambda: _open_leaves(pathlib.Path(folder), config, stack, _share(targets)))
     shapes, treedef = parameter_shapes(config)
     model = transformer.build(config)
@@ -278,7 +289,10 @@ def save(
 
 def rendered(config: transformer.TransformerConfig, assets_from: str | os.PathLike[str] | None) -> dict[str, Any]:
   """The contents of config.json for `config`, with the ids of special tokens that a folder has."""
-  return families.of(config).render(config) | _token_ids(assets_from)
+  entries = families.of(config).render(config) | _token_ids(assets_from)
+  if config.scored:
+    entries['pad_token_id'] = classifiers.pad_token_id(entries, assets_from)
+  return entries
 
 
 def family_of(folder: pathlib.Path) -> declaration.Family:
@@ -309,6 +323,8 @@ def _open_leaves(
 ) -> dict[str, slices.Stored]:
   """Checks the tensors of a folder, and returns where its leaves are stored, in files that `stack` closes.
 
+  The score kernel is left out if the folder holds a language model.
+
   Args:
     folder: the folder of the model.
     config: its configuration.
@@ -326,8 +342,12 @@ def _open_leaves(
   index = folder / folders.INDEX
   shapes, _ = parameter_shapes(config)
   with folders.naming(index if index.exists() else folder / folders.WEIGHTS):
-    if config.tied_embeddings:
+    if config.output == 'score':
+      tensors = {name: held for name, held in tensors.items() if name != family.tensor('unembed/kernel').name}
+    elif config.tied_embeddings:
       tensors = tied_heads.without(family, tensors, share)
+    if config.scored and classifiers.SCORE not in tensors:
+      shapes = {leaf: shape for leaf, shape in shapes.items() if leaf != SCORE}
     family.check(shapes, {name: tensor.shape for name, tensor in tensors.items()})
   stored = {}
   for leaf, shape in shapes.items():
@@ -349,6 +369,18 @@ def _share(targets: Mapping[str, jax.sharding.Sharding | None]) -> tuple[int, in
   if all(target is None or target.is_fully_addressable for target in targets.values()):
     return 0, 1
   return jax.process_index(), jax.process_count()
+
+
+def _load_or_draw(
+  leaf: str, stored: Mapping[str, slices.Stored], target: jax.sharding.Sharding | None, loading: Loading
+) -> Any:
+  """Reads a leaf, or draws the score kernel if the folder has none."""
+  if leaf in stored:
+    return _load(stored[leaf], target, loading)
+  if loading.score is None:
+    raise ValueError(f'tensor {classifiers.SCORE} is missing: the folder holds a language model, not a reward model')
+  drawn = loading.score() if target is None else jax.jit(loading.score, out_shardings=target)()
+  return loading.convert(leaf, drawn)
 
 
 def _load(stored: slices.Stored, target: jax.sharding.Sharding | None, loading: Loading) -> Any:

@@ -10,6 +10,7 @@ _CHOICES = {
   'compute_dtype': ('float32', 'bfloat16'),
   'remat': ('none', 'dots', 'full'),
   'attention': ('xla', 'cudnn'),
+  'output': ('logits', 'score', 'both'),
 }
 _SIZES = ('vocab_size', 'width', 'layers', 'heads', 'kv_heads', 'head_width', 'mlp_width', 'max_positions')
 _FACTORS = ('embedding_multiplier', 'residual_multiplier', 'logit_divisor')
@@ -77,6 +78,7 @@ class TransformerConfig:
   logit_divisor: float = 1.0  # divides logits
   score_cap: float | None = None  # soft cap of attention scores
   logit_cap: float | None = None  # soft cap of logits
+  output: str = 'logits'  # what the heads compute; 'score': one number, the reward of a response; or 'both'
   remat: str = 'dots'  # rematerialisation keeps: 'none' all activations, 'dots' weight products, 'full' the layer input
   scan_layers: bool = True  # False unrolls the layers: slower to compile, faster on a CPU
   attention: str = 'xla'  # or 'cudnn', which needs bfloat16 and an NVIDIA GPU
@@ -123,6 +125,16 @@ class TransformerConfig:
         raise ValueError(
           f'rope_scaling: {name} has {count} entries, but heads have {self.rotary_width // 2} rotary frequencies'
         )
+
+  @property
+  def scored(self) -> bool:
+    """Whether there is a score head."""
+    return self.output != 'logits'
+
+  @property
+  def unembedded(self) -> bool:
+    """Whether there is a kernel of the output head besides the embedding."""
+    return self.output != 'score' and not self.tied_embeddings
 
   @property
   def windows(self) -> tuple[int | None, ...]:

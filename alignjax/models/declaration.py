@@ -7,9 +7,10 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from alignjax.models import config_entries, folders, inert, rotary_entries, transformer
+from alignjax.models import classifiers, config_entries, folders, inert, rotary_entries, transformer
 
 _Stored = TypeVar('_Stored')
+ARCHITECTURES = 'architectures'
 
 
 class Block(NamedTuple):
@@ -111,6 +112,9 @@ class Tensor(NamedTuple):
     return grouped.reshape(*joined.shape[:-1], -1)
 
 
+_SCORE = Tensor('score/kernel', classifiers.SCORE, transposed=True)
+
+
 @dataclasses.dataclass(frozen=True)
 class Family:
   """How one family stores its configuration and its weights.
@@ -151,6 +155,11 @@ class Family:
   renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
   dropped: tuple[str, ...] = ()
 
+  @property
+  def classifier(self) -> str:
+    """The class of a model with a score head, in `architectures`; '' if transformers has none."""
+    return classifiers.BY_TYPE.get(self.model_type, '')
+
   def parse(self, entries: Mapping[str, Any]) -> dict[str, Any]:
     """Reads the contents of config.json.
 
@@ -163,11 +172,16 @@ class Family:
     Raises:
       ValueError: an entry is missing, malformed, unknown or unsupported; the message names it.
     """
-    entries = self._effective(self.rewrite(entries))
+    entries = self.rewrite(entries)
+    fields: dict[str, Any] = {'model_type': self.model_type, **self.fields}
+    if self.classifier and entries.get(ARCHITECTURES) == [self.classifier]:
+      classifiers.check(entries)
+      fields['output'] = 'score'
+      entries = {**entries, ARCHITECTURES: None}
+    entries = self._effective(entries)
     rotary_type = self._rotary_type(entries)
     if refused := self._refused(entries, rotary_type):
       raise ValueError(f'unsupported fields for model_type {self.model_type!r}: {", ".join(refused)}')
-    fields: dict[str, Any] = {'model_type': self.model_type, **self.fields}
     for setting in self.settings:
       fields[setting.field] = config_entries.read(setting, entries, fields)
     scaled: dict[str, Any] = {}
@@ -208,7 +222,10 @@ class Family:
       refused.append(f'{key}={config_entries.shown(entries[key])} ({reason})')
     for key, supported in {**dict.fromkeys(self.rotary_places), **self.fixed}.items():
       if entries.get(key, supported) != supported:
-        refused.append(f'{key}={config_entries.shown(entries[key])} (only {supported!r} is supported)')
+        reason = f'only {supported!r} is supported'
+        if key == ARCHITECTURES and classifiers.is_reward_model(entries[key]):
+          reason = classifiers.refusal(self.classifier)
+        refused.append(f'{key}={config_entries.shown(entries[key])} ({reason})')
     for key, cycle in self.cycles.items():
       items = [] if entries.get(key) is None else entries[key]
       if not isinstance(items, list) or any(item != cycle[i % len(cycle)] for i, item in enumerate(items)):
@@ -249,6 +266,8 @@ class Family:
       entries[self.rotary_places[0]] = rotary_entries.rendered(config)
     for field, keys in self.rotary_keys.items():
       entries |= {key: getattr(config.rope_scaling, field) for key in keys if hasattr(config.rope_scaling, field)}
+    if config.scored and self.classifier:
+      entries |= {ARCHITECTURES: [self.classifier], **classifiers.ENTRIES}
     return entries
 
   def tensor(self, leaf: str) -> Tensor:
@@ -257,7 +276,7 @@ class Family:
     Raises:
       ValueError: the family does not declare the parameter.
     """
-    for tensor in self.tensors:
+    for tensor in (*self.tensors, _SCORE):
       if leaf in tensor.leaves:
         return tensor
     raise ValueError(f'model_type {self.model_type!r} declares no tensor for the parameter {leaf}')

@@ -332,7 +332,10 @@ def of(config: transformer.TransformerConfig) -> declaration.Family:
   """
   family = by_type(config.model_type)
   execution = {name: getattr(config, name) for name in EXECUTION}
-  restored = transformer.TransformerConfig(**family.parse(family.render(config)), **execution)
+  fields = family.parse(family.render(config))
+  if config.output == 'both' and family.classifier:
+    fields['output'] = 'both'  # stored with both heads; the reader selects what to read
+  restored = transformer.TransformerConfig(**fields, **execution)
   if restored != config:
     names = [field.name for field in dataclasses.fields(config)]
     lost = [f'{name}={getattr(config, name)!r}' for name in names if getattr(config, name) != getattr(restored, name)]

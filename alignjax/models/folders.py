@@ -42,7 +42,8 @@ TEMPLATES = '*.jinja'  # the files of `paths.SUBFOLDERS`
 DTYPES = {'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16'}  # supported dtypes of stored weights
 SHARD_BYTES = 5 * 10**9
 CARD = 'README.md'
-MODEL = (CONFIG, WEIGHTS, INDEX, CARD) + ASSETS  # the files of a model folder, apart from shards
+REWARD = 'reward.json'  # the scale of a reward model, which the manifest does not cover
+MODEL = (CONFIG, WEIGHTS, INDEX, CARD, REWARD) + ASSETS  # the files of a model folder, apart from shards
 
 
 class About(NamedTuple):

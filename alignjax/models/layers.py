@@ -37,6 +37,21 @@ class Linear(nnx.Module):
     return y + jnp.expand_dims(self.bias[...].astype(x.dtype), tuple(range(y.ndim - 1)))
 
 
+def score_kernel(key: Array, width: int) -> Array:
+  """[D, 1] float32 from N(0, 1 / (D + 1)).
+
+  After a final norm, |h| is about sqrt(D), so rewards have a standard deviation of about 1.
+  """
+  return jax.random.normal(key, (width, 1), jnp.float32) * (width + 1) ** -0.5
+
+
+class Score(nnx.Module):
+  """The score head of a reward model: h @ kernel, without bias. `stats.reward` computes the product in float32."""
+
+  def __init__(self, width: int, key: Array):
+    self.kernel = nnx.Param(score_kernel(key, width))
+
+
 class RMSNorm(nnx.Module):
   """(offset + scale) * x / sqrt(mean(x^2) + epsilon), in float32 whatever the dtype of x.
 

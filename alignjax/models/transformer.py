@@ -15,12 +15,13 @@ so optimizers, checkpoints and sharding rules see an ordinary dict with the laye
   layers/mlp/{gate,up,down}/bias [L, F or D], with mlp_bias
   layers/mlp/{gate,up} [L, E, D, F], layers/mlp/down [L, E, F, D] and layers/mlp/router [L, D, E], with experts
   positions/embedding [positions, D], without rope_theta
+  score/kernel [D, 1], with output='score' or 'both'; there is no unembed/kernel with output='score'
   a bias next to the scale of every norm, with norm='layer'
 
 Parameters are float32. Products run in `compute_dtype`; norms, rotary angles and softmax run in float32.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import dataclasses
 from typing import Any, NamedTuple
 
@@ -32,7 +33,7 @@ from alignjax.models import attention, base, block, configuration, layers
 from alignjax.types import Array, Head, Params
 
 TransformerConfig = configuration.TransformerConfig
-Constrain = Callable[[Array, tuple[str | None, ...]], Array]
+Constrain = base.Constrain
 
 
 def _of_one_kernel(primitive: Any, *args: Any, **params: Any) -> bool:
@@ -124,8 +125,10 @@ class Decoder(nnx.Module):
       self.positions = Embedding(config.max_positions, config.width, jax.random.fold_in(key, 0))
     self.layers = jax.vmap(lambda key: block.Block(config, key))(jax.random.split(layers_key, config.layers))
     self.final_norm = block.norm(config, config.width)
-    if not config.tied_embeddings:
+    if config.unembedded:
       self.unembed = layers.Linear(config.width, config.vocab_size, unembed_key)
+    if config.scored:
+      self.score = layers.Score(config.width, jax.random.fold_in(key, 1))
 
   def hidden(self, prompt: Array, prompt_length: Array, response: Array, response_length: Array) -> Array:
     """See `base.LanguageModel.hidden`. Attention is causal, so right padding needs no `response_length`."""
@@ -202,11 +205,14 @@ class Decoder(nnx.Module):
     return dataclasses.replace(cache, layers=updated, index=cache.index + 1), self.final_norm(x)
 
   def head(self) -> Head:
-    """The head: the transposed embedding if embeddings are tied, otherwise the kernel of `unembed`."""
+    """The head: the transposed embedding if embeddings are tied, otherwise the kernel of `unembed`; and the score."""
+    score = self.score.kernel[...] if self.config.scored else None
+    if self.config.output == 'score':
+      return Head(None, score=score)
     kernel = self.embed.embedding[...].T if self.config.tied_embeddings else self.unembed.kernel[...]
     if self.config.logit_divisor != 1:
       kernel = kernel / self.config.logit_divisor
-    return Head(kernel, soft_cap=self.config.logit_cap)
+    return Head(kernel, soft_cap=self.config.logit_cap, score=score)
 
   def _kinds(self) -> Kind:
     """The kinds of all layers as arrays [L], to scan over; fields that are the same in all layers are None."""
@@ -299,4 +305,5 @@ def build(config: TransformerConfig, constrain: Constrain = lambda x, _: x) -> b
     head=lambda params: bind(params).head(),
     prefill=lambda params, *args, **options: bind(params).prefill(*args, **options),
     decode=lambda params, *args: bind(params).decode(*args),
+    constrained=lambda other: build(config, other),
   )

@@ -8,6 +8,7 @@ OF_EVERY_BATCH = frozenset({'prompt', 'prompt_length', 'response', 'response_len
 _MEANING = {
   'score': 'a reward for each response',
   'behaviour_logp': 'log-probabilities of the responses under the policy that wrote them',
+  'behaviour_token_logp': 'log-probabilities of the tokens of the responses under the policy that wrote them',
 }
 _COUNT = {1: 'takes one response to a prompt', 2: 'compares two responses'}
 _MOST = 4096  # responses to a prompt; a larger N is not expected
@@ -73,7 +74,7 @@ def check_batch(objective: Any, fields: Collection[str], responses: int) -> None
         if len(numbers) == 1 and min(numbers) in _COUNT
         else (f'needs {describe_responses(numbers)} responses to a prompt')
       )
-      raise ValueError(f'{leaf.label} {needed}: the data has N = {responses}')
+      raise ValueError(f'{leaf.label} {needed}: the data has N = {responses} to a prompt')
     for field in sorted(leaf.reads - leaf.optional - OF_EVERY_BATCH - set(fields)):
       meaning = f', {_MEANING[field]},' if field in _MEANING else ''
       raise ValueError(f'{leaf.label} reads `{field}`{meaning} but the data has none')

@@ -45,6 +45,8 @@ def resolve(location: str | os.PathLike[str], flag: str) -> str:
     ValueError: there is no such folder, and the repository is unknown, closed, or neither cached nor reachable.
   """
   location = os.fspath(location)
+  if os.path.isfile(location):
+    raise ValueError(f'{flag}={location}: is a file; a model or an adapter is a folder in Hugging Face format')
   if paths.scheme(location) or os.path.exists(location):
     return location
   named = NAME.fullmatch(location)
