@@ -157,7 +157,7 @@ def run(settings: Settings) -> None:
   if bool(settings.prompt) == bool(settings.prompts):
     raise ValueError('give either --prompt or --prompts')
   _check_benchmark(settings)
-  settings = locations.with_paths(settings, models=('model', 'adapter'))
+  settings = locations.with_paths(settings, models=('model', 'adapter'), data=())
   options = text.Options(
     samples=settings.samples,
     max_prompt=settings.max_prompt,

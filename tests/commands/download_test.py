@@ -2,9 +2,10 @@
 
 import pytest
 
+from alignjax import hub
 from alignjax.commands import main, program
 from alignjax.models import checkpoint_io
-from alignjax.run import hub, smollm2
+from alignjax.run import smollm2
 from tests import assets
 
 
