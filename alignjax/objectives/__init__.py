@@ -17,6 +17,7 @@ from alignjax.objectives.calibrated import apo_down, apo_zero, bco_pair, c2_dpo,
 from alignjax.objectives.clipped import clipped_policy_gradient
 from alignjax.objectives.coupling import couples
 from alignjax.objectives.declarations import check_batch
+from alignjax.objectives.distillation import distil
 from alignjax.objectives.distribution import pmle, preference_distillation, rebel
 from alignjax.objectives.divergences import alpha_divergence_dpo, chi_po, forward_kl_dpo, jensen_shannon_dpo
 from alignjax.objectives.lengths import dpo_norm, ld_dpo, r_dpo, sampo
@@ -73,6 +74,7 @@ __all__ = [
   'couples',
   'cpo',
   'discopop',
+  'distil',
   'dpo',
   'dpo_norm',
   'dpo_shift',

@@ -80,6 +80,7 @@ def examine_thoroughly(
 def examine_data(prepared: preparation.Prepared) -> list[findings.Finding]:
   """Examines tokenizer, data and objective. No weights are needed."""
   training, held_out = prepared.training, prepared.held_out
+  drawn = prepared.prompts is not None and not prepared.joint
   model = prepared.policy.model.config
   found = [
     *tokenizers.examine(prepared.tokenizer, vocab_size=model.vocab_size),
@@ -89,9 +90,9 @@ def examine_data(prepared: preparation.Prepared) -> list[findings.Finding]:
     *batches.examine(training.batches.plan, training.data),
     *declarations.examine_coupling(prepared.objective, training.data.responses),
     *declarations.examine_batch_size(prepared.objective, training.batches.plan.batch_size),
-    *declarations.examine_samples(prepared.objective, on_policy=prepared.prompts is not None),
+    *declarations.examine_samples(prepared.objective, on_policy=drawn),
   ]
-  if prepared.prompts is not None:
+  if drawn:
     found = rollouts.examine(found)
   split = [] if held_out is None else examples.examine_split(training.data, held_out.data)
   return [*declarations.relevant(found, prepared.objective), *split]
@@ -139,7 +140,7 @@ def stops(config: settings.Config, announce: inputs.Announce) -> bool:
   )
   frozen = preparation.load_frozen(config, prepared, base)
   with tempfile.TemporaryDirectory() as folder:
-    if prepared.prompts is not None:
+    if prepared.prompts is not None and not prepared.joint:
       batches = rollout_source.build(config, prepared, pathlib.Path(folder), announce)
       batches.frozen = frozen
       prepared = rollout_source.with_first_round(config, prepared, batches, state)

@@ -38,6 +38,11 @@ def strategy(config: rollout_settings.RolloutSettings) -> strategies.Strategy:
   return strategies.chain(*chosen)
 
 
+def reward(config: rollout_settings.RolloutSettings) -> rewards.Reward:
+  """The reward; 0 for every response if none is given, for objectives that read no score."""
+  return rewards.parse(config.reward) if config.reward else rewards.Reward(())
+
+
 def rounds(config: settings.Config) -> rollouts.Rounds:
   """The size of a round and the updates on it."""
   prompts = config.prompts_per_round
@@ -57,17 +62,22 @@ def shaping(config: rollout_settings.RolloutSettings, objective: objectives.Obje
   return rollout_rows.Shaping(config.pairing, config.ties, config.kl_in_score, config.ratio_reference, fields)
 
 
+def objective_of(config: settings.Config, objective: objectives.Objective) -> objectives.Objective:
+  """The objective of the responses drawn: `config.rollout_objective`, or else the only one."""
+  return objectives.parse(config.rollout_objective) if config.rollout_objective else objective
+
+
 def reference_needs(config: settings.Config, objective: objectives.Objective) -> objectives.Objective:
   """The objective with the statistics of the reference that the run computes, for loading the reference.
 
-  With `refresh`, the policy that draws a round is the reference. Otherwise the score may read it too.
+  With refresh=1, the policy that draws a round is the reference. Otherwise the score may read it too.
   """
-  needs = objective.needs
-  if config.refresh:
+  needs = objective_of(config, objective).needs
+  if config.refresh == 1:
     needs = frozenset(stat for stat in needs if not stat.reference)
   elif config.kl_in_score:
     needs |= {stats.reference_logp}
-  return dataclasses.replace(objective, needs=needs)
+  return dataclasses.replace(objective, needs=needs | objective.needs if config.data else needs)
 
 
 def check(config: settings.Config, objective: objectives.Objective) -> None:
@@ -77,16 +87,24 @@ def check(config: settings.Config, objective: objectives.Objective) -> None:
     ValueError: the settings cannot be used together.
   """
   if not config.prompts:
-    if config.reward:
-      raise ValueError(f'config.reward = {config.reward!r} scores responses to prompts: give --prompts too')
+    for name in ('reward', 'rollout_objective'):
+      if getattr(config, name):
+        raise ValueError(f'config.{name} = {getattr(config, name)!r} concerns responses to prompts: give --prompts too')
     return
-  if config.data:
+  if config.data and not config.rollout_objective:
     raise ValueError(
-      'config.data and config.prompts are both set: give --data to train on given responses, --prompts '
-      'to train on responses of the policy'
+      'config.data and config.prompts are both set: give --data to train on given responses, --prompts to train on '
+      'responses of the policy, or --rollout_objective to train on both in each update'
     )
-  settings.require(config, 'reward')
-  rewards.parse(config.reward)
+  if config.rollout_objective and not config.data:
+    raise ValueError(
+      f'config.rollout_objective = {config.rollout_objective!r} is trained beside --objective on --data: without data, '
+      'give it as --objective'
+    )
+  objective = objective_of(config, objective)
+  if config.pairing != 'all' or 'score' in objective.reads:
+    settings.require(config, 'reward')
+  reward(config)
   if config.reference_cache:
     raise ValueError(
       'config.reference_cache holds outputs for given responses: remove it, because --prompts trains on '
@@ -120,7 +138,7 @@ def _check_rows(config: settings.Config, objective: objectives.Objective) -> Non
       'with a round: give --ratio_reference=initial and --refresh=0'
     )
   if config.eval_data and config.refresh and stats.missing_reference(objective.needs, ()):
-    raise ValueError('config.eval_data cannot be evaluated with --refresh=1, because no reference is loaded: remove it')
+    raise ValueError('config.eval_data cannot be evaluated with --refresh, because the reference changes: remove it')
 
 
 def _check_on_policy(config: settings.Config, objective: objectives.Objective) -> None:

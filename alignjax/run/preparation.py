@@ -48,7 +48,12 @@ class Prepared:
   training: inputs.Split
   held_out: inputs.Split | None
   weights: loaded.Loaded  # what is loaded besides the state, for checkpoints
-  prompts: on_policy.Prompts | None = None  # of an on-policy run, whose `training` holds them without responses
+  prompts: on_policy.Prompts | None = None  # of an on-policy run; without `data`, `training` is their split
+
+  @property
+  def joint(self) -> bool:
+    """Whether an update has a batch of data and one of rollouts."""
+    return self.prompts is not None and self.training is not self.prompts.split
 
   @property
   def trained(self) -> Any:
@@ -94,7 +99,10 @@ def prepare(
     slices=config.mesh.slices,
     allow_dcn_fsdp=config.mesh.allow_dcn_fsdp,
   )
-  on_policy.check_size(config, mesh) if config.prompts else _check_batch_size(config, mesh)
+  if config.data:
+    _check_batch_size(config, mesh)
+  if config.prompts:
+    on_policy.check_size(config, mesh)
   model_config = checkpoint_io.load_config(
     config.model,
     compute_dtype=config.compute_dtype,
@@ -126,7 +134,7 @@ def prepare(
     shapes=shapes,
     shardings=shardings,
     reference=reference,
-    training=prompts.split if prompts else training,
+    training=prompts.split if training is None else training,
     held_out=held_out,
     weights=weights,
     prompts=prompts,

@@ -153,7 +153,8 @@ def summary(config: settings.Config, prepared: preparation.Prepared, steps: int)
       *([f'adapter    {adapters.describe(config, prepared.trained)}'] if config.adapter else []),
       f'optimizer  {config.optimizer}{delta}',
       f'devices    {mesh.size} x {mesh.devices.flat[0].device_kind}, mesh {axes}, processes {jax.process_count()}',
-      *(_rollouts(config, prepared) if prepared.prompts else _batches(config, plan)),
+      *(_rollouts(config, prepared) if prepared.prompts else []),
+      *(_batches(config, plan) if config.data else []),
       f'steps      {steps}, learning rate {recipe.learning_rate:g} {config.schedule}, warm-up {warmup} steps',
     ]
   )
@@ -167,10 +168,11 @@ def _batches(config: settings.Config, plan: order.Plan) -> list[str]:
 
 
 def _rollouts(config: settings.Config, prepared: preparation.Prepared) -> list[str]:
-  size, shape = on_policy.rounds(config), prepared.training.batches.plan.buckets[0]
+  size, split = on_policy.rounds(config), prepared.prompts.split
   return [
-    f'reward     {config.reward}',
-    f'rollouts   {config.samples} responses to each of {size.prompts} prompts a round, {len(prepared.training.data)} '
-    f'in all, shape {shape}, pairing {config.pairing}; {size.updates} updates a round of {size.minibatch} prompts in '
-    f'{config.microbatches} microbatches',
+    f'reward     {config.reward or "none"}',
+    f'rollouts   {config.samples} responses to each of {size.prompts} prompts a round, {len(split.data)} in all, shape '
+    f'{split.batches.plan.buckets[0]}, pairing {config.pairing}; {size.updates} updates a round of {size.minibatch} '
+    f'prompts in {config.microbatches} microbatches',
+    *([f'           trained by {config.rollout_objective}, beside the data'] if config.rollout_objective else []),
   ]

@@ -17,6 +17,12 @@ class RolloutSettings:
     on_resume='free',
     path=paths.READ,
   )
+  rollout_objective: str = fields.field(
+    '',
+    'Objective of the responses drawn, such as kl_penalty(), beside `objective` of `data`: an update sums both '
+    'gradients. Empty: `objective`, without `data`.',
+    on_resume='identity',
+  )
   reward: str = fields.field(
     '', 'Reward of a response, such as 0.7 * vader() - missing_end(1.0).', on_resume='identity'
   )
@@ -90,8 +96,8 @@ class RolloutSettings:
   )
   refresh: int = fields.field(
     0,
-    'Rounds after which the policy becomes the reference: 1 (iterative DPO), or 0 for never.',
+    'Rounds after which the policy becomes the reference, such as 1 for iterative DPO; 0: never. With 2 or more, the '
+    'work directory keeps a copy of the trained parameters for each.',
     on_resume='identity',
     at_least=0,
-    at_most=1,
   )

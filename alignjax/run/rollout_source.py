@@ -4,15 +4,17 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from alignjax import rewards
+import optax
+
 from alignjax.data.batches import batching
 from alignjax.data.reading import rows
 from alignjax.parallel import mesh as parallel_mesh
 from alignjax.run import inputs, on_policy, preparation, settings
 from alignjax.sampling import sampler
-from alignjax.training import rollout_datasets, rollout_rows, rollouts, source
+from alignjax.training import joint, rollout_datasets, rollout_rows, rollouts, skipping, source
 from alignjax.training import rows as training_rows
 from alignjax.training import state as training_state
+from alignjax.training import step as training_step
 
 LARGEST_GAP = {'float32': 0.02}  # nats per token between sampling and training; types without an entry have no limit
 
@@ -23,7 +25,38 @@ def configured(
   """The source of a run: the policy's own responses if there are prompts, otherwise its training data. See `build`."""
   if prepared.prompts is None:
     return source.GrainSource(iter(prepared.training.batches))
-  return build(config, prepared, folder, announce)
+  drawn = build(config, prepared, folder, announce)
+  return joint.JointSource(source.GrainSource(iter(prepared.training.batches)), drawn) if prepared.joint else drawn
+
+
+def first_round(
+  config: settings.Config,
+  prepared: preparation.Prepared,
+  batches: source.Source,
+  state: training_state.TrainState,
+) -> preparation.Prepared:
+  """The run as the doctor examines it: a purely on-policy one as one that trains on its first round."""
+  if prepared.prompts is None or prepared.joint:
+    return prepared
+  return with_first_round(config, prepared, batches, state)
+
+
+def build_step(
+  config: settings.Config, prepared: preparation.Prepared, tx: optax.GradientTransformation
+) -> skipping.Step:
+  """The training step of a run."""
+  if prepared.joint:
+    both = joint.Objectives(prepared.objective, on_policy.objective_of(config, prepared.objective))
+    layout = training_rows.Layout(config.chunk, config.microbatches, prepared.mesh)
+    return joint.build_step(prepared.policy, both, tx, layout)
+  return training_step.build_train_step(
+    prepared.policy,
+    prepared.objective,
+    tx,
+    chunk=config.chunk,
+    microbatches=config.microbatches,
+    mesh=prepared.mesh,
+  )
 
 
 def build(
@@ -37,8 +70,8 @@ def build(
     folder: the folder of the rounds.
     announce: called with progress messages.
   """
-  reward = rewards.parse(config.reward)
-  ((prompt_size, _),) = prepared.training.batches.plan.buckets
+  reward = on_policy.reward(config)
+  ((prompt_size, _),) = prepared.prompts.split.batches.plan.buckets
   decoding = sampler.Decoding(
     config.samples, config.max_new_tokens, on_policy.strategy(config), tuple(sorted(prepared.tokenizer.end_ids))
   )
@@ -65,7 +98,9 @@ def build(
     },
   )
   share = batching.Share(*parallel_mesh.batch_shards_of(prepared.mesh))
-  return rollouts.RolloutSource(made, on_policy.shaping(config, prepared.objective), share)
+  return rollouts.RolloutSource(
+    made, on_policy.shaping(config, on_policy.objective_of(config, prepared.objective)), share
+  )
 
 
 def with_first_round(

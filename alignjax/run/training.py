@@ -107,23 +107,14 @@ def _train(config: settings.Config, given: settings.Config, checks: refusals.Che
       prepared.weights.check(restored.loaded, restored.config)
     checkpoints.loaded = prepared.weights.sums()
     announce(record.summary(given, prepared, steps))
-    examined = prepared
     if prepared.prompts is not None:
-      batch_source.frozen = frozen
-      if restored is None and config.doctor != 'off':
-        examined = rollout_source.with_first_round(config, prepared, batch_source, state)
+      (batch_source.drawn if prepared.joint else batch_source).frozen = frozen
     if restored is None and config.doctor != 'off':
+      examined = rollout_source.first_round(config, prepared, batch_source, state)
       found = examination.examine(config, examined, state, frozen)
       examination.report(found, stop=config.doctor == 'stop', notes=False, announce=announce)
     record.write_config(workdir, given)
-    step = training_step.build_train_step(
-      prepared.policy,
-      objective,
-      tx,
-      chunk=config.chunk,
-      microbatches=config.microbatches,
-      mesh=prepared.mesh,
-    )
+    step = rollout_source.build_step(config, prepared, tx)
 
     def attempt(state: training_state.TrainState, resumed_at: int | None) -> loop.Result:
       checks.over = True
@@ -166,7 +157,7 @@ def _train(config: settings.Config, given: settings.Config, checks: refusals.Che
 
 def _steps(config: settings.Config, prepared: preparation.Prepared) -> int:
   """The updates of a run that is given in epochs."""
-  if prepared.prompts is not None:
+  if prepared.prompts is not None and not prepared.joint:
     return on_policy.steps(config, len(prepared.training.data))
   return (config.epochs or 1) * prepared.training.batches.plan.steps_per_epoch
 

@@ -5,7 +5,8 @@ So a run that is resumed within a round takes the same batches as one that was n
 drew a round are gone after its first update; at the start of a round it is drawn again.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import collections
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import pathlib
@@ -29,6 +30,7 @@ from alignjax.training import (
   programs,
   rollout_files,
   rollout_metrics,
+  rollout_references,
   rollout_rows,
   rows,
   source,
@@ -57,7 +59,7 @@ class Rounds:
     minibatch: prompts of an update; divides `prompts`.
     epochs: passes over the responses of a round.
     group: prompts whose responses are drawn at once; divides `prompts`.
-    refresh: rounds after which the policy becomes the reference: 1, or 0 for never.
+    refresh: rounds after which the policy becomes the reference; 0 for never.
     seed: seed of the order of prompts and of all draws.
   """
 
@@ -154,14 +156,17 @@ class Rollouts:
 
     def measure(params: Params, frozen: training_state.Frozen, batch: PreferenceBatch) -> dict[str, Array]:
       needs = {stats.logp, stats.entropy}
-      reference = None if rounds.refresh else frozen.reference.states(policy, frozen.base, batch)
+      reference = None if rounds.refresh == 1 else frozen.reference.states(policy, frozen.base, batch)
       if reference is not None:
         needs |= {stats.reference_logp, stats.reverse_kl}
       hidden = forward.hidden_states(policy.bind(frozen.base), params, batch)
       return dict(forward.table(needs, hidden, reference, batch, layout).values)
 
     announce = drawing.announce
-    self._measure = programs.Programs('log-probabilities of rollouts', measure, announce)
+    # By the kind of reference, on which the arguments depend.
+    self._measures = collections.defaultdict(
+      lambda: programs.Programs('log-probabilities of rollouts', measure, announce)
+    )
     self._sampler = sharded.ShardedSampler(policy.model, layout.mesh, decoding)
     self._draw = programs.Programs(
       'sampling', self._sampler.sample, announce, describe=lambda prompts: _described(prompts, decoding)
@@ -190,7 +195,7 @@ class Rollouts:
     parts = [self._measured(state.params, frozen, each) for each in drawn]
     arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     rollout_metrics.check_gap(arrays, self.drawing.largest_gap)
-    if self.rounds.refresh:  # the policy that draws a round is its reference
+    if self.rounds.refresh == 1:  # the policy that draws a round is its reference
       arrays |= {'reference_logp': arrays['policy_logp'], 'kl': np.zeros_like(arrays['entropy'])}
     about = {'number': number, 'step': int(state.step), 'settings': self.settings}
     try:
@@ -200,6 +205,10 @@ class Rollouts:
       raise source.SourceError(f'round {number} of rollouts: {error}') from error
     with self._timed('read'):
       return rollout_files.read_visible(rollout_files.path(self.folder, number), sha256)
+
+  def measure(self, params: Params, frozen: training_state.Frozen, batch: PreferenceBatch) -> dict[str, Array]:
+    """The statistics of responses under the policy and the reference, by name, [B, N, R]."""
+    return self._measures[type(frozen.reference)](params, frozen, batch)
 
   def _sample(self, placed: Params, ids: np.ndarray, places: np.ndarray, key: Array) -> dict[str, np.ndarray]:
     """Responses to some prompts of a round. The draws for a prompt depend on the key and on its place alone."""
@@ -230,7 +239,7 @@ class Rollouts:
       inputs = (drawn[name] for name in ('prompt', 'prompt_length', 'response', 'response_length'))
       batch = PreferenceBatch(*inputs, ones, ones)
       batch = jax.device_put(batch, rules.batch_sharding(self.drawing.layout.mesh))
-      values = {name: checkpoint_io.on_host(value) for name, value in self._measure(params, frozen, batch).items()}
+      values = {name: checkpoint_io.on_host(value) for name, value in self.measure(params, frozen, batch).items()}
     measured = {
       'policy_logp': values[stats.logp.name],
       'entropy': values[stats.entropy.name].sum(axis=2, dtype=np.float64).astype(np.float32),
@@ -277,7 +286,7 @@ class Rollouts:
     return samples
 
   @contextlib.contextmanager
-  def _timed(self, stage: str):
+  def _timed(self, stage: str) -> Iterator[None]:
     start = time.monotonic()
     with watchdog.during('evaluation'):
       yield
@@ -308,6 +317,10 @@ class RolloutSource:
     self._sha256 = ''  # of the round that a restored run is within
     self._round: rollout_files.Round | None = None
     self._rows: PreferenceBatch | None = None
+    refresh = rollouts.rounds.refresh
+    self._kept = rollout_references.Kept(refresh) if refresh > 1 else None
+    self._began: float | None = None  # when the last round was drawn
+    self._shares: dict[str, float] = {}  # of the time from one round to the next, by stage
 
   def next(self, state: training_state.TrainState) -> batching.Batch:
     """Returns the next batch. Draws a round first if this is its first update.
@@ -333,15 +346,27 @@ class RolloutSource:
     if inner == 0:
       values = rollout_metrics.of_round(drawn, self.shaping, self.rollouts.scoring.reward.labels)
       values |= {f'time/rollout_{stage}': seconds for stage, seconds in self.rollouts.seconds.items()}
+      values |= {f'time/share_{stage}': share for stage, share in self._shares.items()}
     return batching.Batch(data, ids, values)
 
   def current(self, state: training_state.TrainState) -> rollout_files.Round:
     """The round of the next batch."""
     number, inner = divmod(self._taken, self.rollouts.rounds.updates)
     if self._round is None or self._round.number != number:
-      drawn = self._read(number) if inner else self.rollouts.draw(state, self.frozen, number)
+      drawn = self._read(number) if inner else self._drawn(state, number)
       self._round, self._rows, self._sha256 = drawn, self.shaping.rows(drawn), drawn.sha256
     return self._round
+
+  def _drawn(self, state: training_state.TrainState, number: int) -> rollout_files.Round:
+    """Draws a round, and measures how the time since the last one was spent."""
+    now = time.monotonic()
+    if self._began is not None:
+      shares = {stage: seconds / (now - self._began) for stage, seconds in self.rollouts.seconds.items()}
+      self._shares = {**shares, 'train': 1.0 - sum(shares.values())}
+    self._began = now
+    earlier = None if self._kept is None else self._kept.of(self.rollouts.folder, state.params, number)
+    frozen = self.frozen if earlier is None else dataclasses.replace(self.frozen, reference=earlier)
+    return self.rollouts.draw(state, frozen, number)
 
   def _read(self, number: int) -> rollout_files.Round:
     """Reads the round that a restored run is within."""
@@ -363,8 +388,11 @@ class RolloutSource:
 
   def get_state(self) -> Any:
     inner = self._taken % self.rollouts.rounds.updates
-    return {'taken': self._taken, 'round': self._sha256 if inner else ''}
+    kept = self._kept.fingerprint if self._kept else ''
+    return {'taken': self._taken, 'round': self._sha256 if inner else '', 'reference': kept}
 
   def set_state(self, state: Any) -> None:
     self._taken, self._sha256 = state['taken'], state['round']
+    if self._kept is not None:
+      self._kept.forget(state['reference'])
     self._round = self._rows = None

@@ -1,5 +1,6 @@
 """On-policy training as a program: settings that are refused, runs that are interrupted, rollouts as data."""
 
+import dataclasses
 import json
 import logging
 
@@ -9,7 +10,7 @@ import pytest
 from alignjax import objectives, rewards
 from alignjax.run import examination, on_policy, preparation, settings, training
 from alignjax.training import metrics, rollout_files, source
-from tests import assets
+from tests import assets, runs
 
 
 @pytest.fixture(scope='module')
@@ -209,6 +210,12 @@ REFUSED = [
   ({'reward': 'vadr()'}, 'dpo', r'did you mean vader\(\)'),
   ({'data': ('pairs.jsonl',)}, 'dpo', r'config\.data and config\.prompts are both set'),
   ({'prompts': (), 'data': ('pairs.jsonl',)}, 'dpo', r'config\.reward = .* give --prompts too'),
+  (
+    {'rollout_objective': 'kl_penalty()'},
+    'pmle',
+    r'config\.rollout_objective = .* without data, give it as --objective',
+  ),
+  ({'data': ('x.jsonl',), 'rollout_objective': 'kl_penalty()'}, 'pmle', r'kl_penalty needs all responses'),
   ({'reference_cache': 'cache'}, 'dpo', r'config\.reference_cache holds outputs for given responses'),
   ({'minibatch': 5}, 'dpo', r'minibatch=5: must divide the 16 prompts'),
   ({'refresh': 1}, 'tdpo', r'tdpo.*reads forward_kl, reverse_kl of the reference'),
@@ -234,3 +241,39 @@ def test_one_sample_without_a_baseline_is_a_warning(folder, caplog):
   with caplog.at_level(logging.WARNING):
     on_policy.check(configure(folder, objective='rlhf()', pairing='all', inner_epochs=4, minibatch=0), objective)
   assert 'there are 4 updates on each round' in caplog.text
+
+
+def test_distillation_needs_no_reward(folder):
+  config = configure(folder, objective='distil()', reward='', pairing='all', minibatch=0)
+  objective = objectives.parse('distil()')
+  on_policy.check(config, objective)
+  np.testing.assert_array_equal(on_policy.reward(config)([rewards.Sample('a', 'b', 1, True)] * 2), 0.0)
+  with pytest.raises(ValueError, match=r'config\.reward is missing'):
+    on_policy.check(dataclasses.replace(config, pairing='best'), objective)
+
+
+@pytest.mark.slow  # training/joint_test.py compares the gradients and the positions
+def test_data_and_rollouts_are_trained_together(folder, whole, tmp_path):
+  """PMLE on pairs, with a KL penalty on the policy's own samples."""
+  runs.write_pairs(tmp_path / 'pairs.jsonl', 21, seed=0)
+  config = configure(
+    folder,
+    data=(str(tmp_path / 'pairs.jsonl'),),
+    batch_size=8,
+    objective='pmle(gamma=0.1)',
+    rollout_objective='kl_penalty(beta=0.1)',
+    reward='',
+    pairing='all',
+    minibatch=0,
+    doctor='warn',
+    steps=4,
+    workdir=str(tmp_path / 'run'),
+  )
+  training.train(dataclasses.replace(config, steps=3))
+  training.train(config)
+  records = lasting(tmp_path / 'run')
+  assert [record['step'] for record in records] == [1, 2, 3, 4]
+  assert records[0]['rollouts/loss'] == pytest.approx(0.0, abs=1e-5)
+  assert records[0]['loss'] > 0.1
+  for record in records:
+    assert record['rollouts/kl'] == pytest.approx(record['rollout/kl'], abs=1e-4)

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -85,7 +86,7 @@ def test_value_and_gradient_of_a_round_are_unbiased(samples, beta, gamma, tmp_pa
   params, ones = world.params_of(3), np.ones(size, np.float32)
   prompt = np.array(world.PROMPTS)[rows[0]]
   batch = PreferenceBatch(prompt, np.ones(size, np.int32), tokens[rows[1]], lengths[rows[1]], ones, ones)
-  values = jax.device_get(made._measure(params, world.FROZEN, jax.tree.map(jnp.asarray, batch)))
+  values = jax.device_get(made.measure(params, world.FROZEN, jax.tree.map(jnp.asarray, batch)))
   score = world.SCORE[rows[0][:, None], rows[1]]
   logp = values['logp']
   drawn_round = round_of(
@@ -160,7 +161,7 @@ def test_a_round_holds_the_probabilities_of_its_responses(drawn):
 def test_behaviour_is_that_of_the_strategy(tmp_path):
   setting = world.Setting('dpo()', temperature=0.7, samples=2)
   cold = world.drawer(setting, tmp_path).draw(world.start(setting), world.FROZEN, 0)
-  again = world.drawer(setting._replace(temperature=1.0), tmp_path)._measure(
+  again = world.drawer(setting._replace(temperature=1.0), tmp_path).measure(
     {'logits': world.INITIAL['logits'] / 0.7}, world.FROZEN, batch_of(cold)
   )
   np.testing.assert_allclose(cold.strategy_logp, again['logp'], atol=1e-5)
@@ -250,12 +251,12 @@ def test_kl_metrics_agree_with_the_enumerated_kl(tmp_path):
 def test_a_gap_between_sampling_and_training_stops_the_run(tmp_path):
   setting = world.Setting('rlhf()', largest_gap=0.02)
   made = world.drawer(setting, tmp_path)
-  measure = made._measure
+  measure = made.measure
 
   def other(params, frozen, batch):  # other weights in training
     return measure({'logits': 1.5 * params['logits']}, frozen, batch)
 
-  made._measure = other
+  made.measure = other
   with pytest.raises(rollout_files.RolloutError, match=r'differs by .* template, weights or types differ'):
     made.draw(world.start(setting), world.FROZEN, 0)
   assert not list(tmp_path.iterdir())
@@ -328,6 +329,51 @@ def test_a_run_that_is_killed_resumes_bit_for_bit(place, when, uninterrupted, tm
       run.go(12, kill)
   found = run.go(12)
   assert json.dumps(found, default=float) == json.dumps(expected, default=float)
+
+
+REFRESHED = world.Setting(
+  'dpo(beta=0.5)', samples=3, pairing='best_worst', kl_in_score=0.1, rounds=rollouts.Rounds(8, 4, 1, 8, refresh=2)
+)
+
+
+def test_the_policy_becomes_the_reference_and_a_resumed_run_finds_it(tmp_path):
+  made = world.drawer(REFRESHED, tmp_path / 'whole')
+  expected = world.Run(REFRESHED, made, every=3).go(14)  # seven rounds of two updates
+  rounds = rollout_files.read_all(tmp_path / 'whole')
+  differ = [np.abs(each.reference_logp - each.policy_logp).max() > 1e-4 for each in rounds]
+  assert differ == [False, True, False, True, False, True, False]
+  tables = [table_of(each, 'policy_logp') for each in rounds]
+  for number in (3, 5):
+    for sentence, logp in table_of(rounds[number], 'reference_logp').items():
+      assert tables[number - 1].get(sentence, logp) == pytest.approx(logp, abs=1e-5)
+
+  made.folder = tmp_path / 'killed'
+  run = world.Run(REFRESHED, made, every=3)
+
+  def kill(place, number):
+    # Checkpoint 9 is within round 4. Round 5 has the reference of round 4.
+    if (place, number) == ('after the update', 10):
+      raise world.Killed
+
+  with pytest.raises(world.Killed):
+    run.go(14, kill)
+  assert json.dumps(run.go(14), default=float) == json.dumps(expected, default=float)
+  made.folder = tmp_path / 'damaged'
+  run = world.Run(REFRESHED, made, every=3)
+  run.go(9)
+  shutil.rmtree(tmp_path / 'damaged' / 'reference_000004')
+  with pytest.raises(rollout_files.RolloutError, match=r'reference_000004: the reference cannot be read'):
+    run.go(12)
+
+
+def table_of(drawn, name):
+  """The log-probability of each (prompt, response) in a round."""
+  texts = [
+    [world.text_of('', tokens[:n]) for tokens, n in zip(*row, strict=True)]
+    for row in zip(drawn.response, drawn.response_length, strict=True)
+  ]
+  sums = getattr(drawn, name).sum(axis=2)
+  return {(i, text): sums[p, n] for p, i in enumerate(drawn.ids) for n, text in enumerate(texts[p])}
 
 
 @pytest.fixture(name='within')
