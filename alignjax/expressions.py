@@ -194,12 +194,13 @@ class _Parser:
     except ExpressionError:
       raise
     except TypeError as error:  # such as text in place of a number, which the factory compares with 0
-      raise self.error(f'an argument has the wrong type: {error}', node) from error
+      quoted = '; write numbers without quotes' if "'str'" in str(error) else ''
+      raise self.error(f'an argument has the wrong type: {error}{quoted}', node) from error
     except (ValueError, ArithmeticError) as error:
       raise self.error(str(error), node) from error
 
   def unknown(self, name: str, node: ast.AST) -> ExpressionError:
-    close = difflib.get_close_matches(name, list(self.factories), n=2, cutoff=0.5)
+    close = difflib.get_close_matches(name.lower(), list(self.factories), n=2, cutoff=0.5)
     known = ' or '.join(_signature(found, self.factories[found]) for found in close)
     hint = f'; did you mean {known}?' if close else ''
     return self.error(f'unknown name {name!r}{hint}', node)

@@ -12,6 +12,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent / 'alignjax'
 LOOKS = {
   'exists',
+  'file_names',
   'isdir',
   'is_dir',
   'isfile',
@@ -41,6 +42,8 @@ FIRST = {
   'run/model_card.py:_results': 'run/model_card.py:render',
   'run/parts.py:_read': 'run/parts.py:Parts.get',
   'run/trackers.py:writers': 'run/trackers.py:writers',
+  'run/exports.py:export.export_model': 'run/exports.py:export.export_model',
+  'run/reward_scales.py:after': 'run/exports.py:export.export_model',
   'models/manifest.py:fault': 'run/exports.py:_must_write',
   'run/first_start.py:_kept': 'run/first_start.py:date',
   'run/first_start.py:_dates': 'run/first_start.py:date',
@@ -60,7 +63,10 @@ AGREED = {'training/step_folders.py:steps', 'training/step_folders.py:_numbered'
 INPUTS = {
   'run/evaluating.py:subjects',
   'run/inputs.py:fingerprint',
+  'run/hub.py:file_names',
+  'run/locations.py:_is_local',
   'run/locations.py:resolve',
+  'run/locations.py:resolve_data',
   'run/user_code.py:_hash',
   'models/checkpoint_io.py:_open_leaves',
   'models/checkpoint_io.py:load_config',
@@ -70,6 +76,9 @@ INPUTS = {
   'models/manifest.py:_check',
   'models/manifest.py:_compare',
   'models/peft.py:load',
+  'models/classifiers.py:_padding_of_tokenizer',
+  'models/reward_scale.py:read',
+  'training/rollout_files.py:read_all',
   'data/reading/catalogue.py:_find',
   'data/reading/catalogue.py:_prepared',
   'data/reading/fingerprints.py:obstacle',
@@ -84,8 +93,8 @@ INPUTS = {
 }
 # One process alone, or no collective follows.
 ALONE = {
+  'run/command_line.py:_recorded',
   'run/evaluating.py:_checkpoints.checkpoint',
-  'run/command_line.py:_checked',
   'run/merge_folders.py:merge_adapter',
   'run/smollm2.py:convert',
   'run/smollm2.py:folder',

@@ -33,7 +33,7 @@ from alignjax.data import builders
 from alignjax.data.reading import catalogue, drops, json_rows, rows, sources
 from alignjax.data.tokens import artefact, encoding, tokenization
 from alignjax.models import checkpoint_io
-from alignjax.run import fields, user_code
+from alignjax.run import fields, locations, user_code
 
 PROGRESS_ROWS = 1000  # number of rows between updates of the progress line
 
@@ -63,7 +63,9 @@ class Settings(user_code.UserCode):
 class TokenSettings(Settings):
   """Tokens."""
 
-  model: str = fields.field('', 'Folder of the model, in Hugging Face format.', required=True, path=paths.READ)
+  model: str = fields.field(
+    '', 'Model: a folder in Hugging Face format, or a name on the Hub.', required=True, path=paths.READ
+  )
   max_prompt: int = fields.field(512, 'Largest prompt in tokens; longer ones lose their first tokens.', at_least=2)
   max_response: int = fields.field(512, 'Largest response in tokens; for longer ones see --long_responses.', at_least=2)
   long_responses: str = fields.field(
@@ -296,7 +298,13 @@ def _program(run: Callable[[Any], None], settings: type) -> program.Program:
   kinds = (InspectSettings, TokenizeSettings, ConvertSettings, BuildSettings)
   others = {leaf.flag for kind in kinds for leaf in fields.leaves(kind)} - set(takes)
   hint = f'it takes --{", --".join(takes)}'
-  return program.Program(f'data {run.__name__}', run.__doc__, settings, run, hints=dict.fromkeys(others, hint))
+
+  def run_with_paths(given: Any) -> None:
+    run(locations.with_paths(given))
+
+  return program.Program(
+    f'data {run.__name__}', run.__doc__, settings, run_with_paths, hints=dict.fromkeys(others, hint)
+  )
 
 
 PROGRAMS = {

@@ -13,7 +13,16 @@ SUMMARIES = {
   'compare': 'compare runs: settings, metrics and curves',
   'merge': 'merge models in Hugging Face folders, or an adapter into its base',
 }
-PROGRAM = program.Group('alignjax', __doc__, SUMMARIES, program.lazy)
+OTHERS = {
+  **dict.fromkeys(('fit', 'finetune', 'fine-tune', 'align', 'run', 'resume', 'dpo', 'sft', 'kto', 'orpo'), 'train'),
+  **dict.fromkeys(('generate', 'chat', 'infer', 'inference', 'predict', 'decode'), 'sample'),
+  **dict.fromkeys(('check', 'examine', 'lint'), 'doctor'),
+  **dict.fromkeys(('dataset', 'datasets', 'preprocess'), 'data'),
+  **{name: f'data {name}' for name in ('validate', 'inspect', 'tokenize', 'convert', 'build')},
+  **dict.fromkeys(('pull', 'fetch', 'get'), 'download'),
+  **dict.fromkeys(('diff', 'plot'), 'compare'),
+}
+PROGRAM = program.Group('alignjax', __doc__, SUMMARIES, program.lazy, OTHERS)
 
 
 def main() -> None:

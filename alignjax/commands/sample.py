@@ -91,24 +91,26 @@ def build_strategy(settings: Settings) -> strategies.Strategy:
   if settings.strategy:
     if settings.greedy or parts != (1.0, 0, 1.0):
       raise ValueError('--strategy replaces --greedy, --temperature, --top_k and --top_p: give it without them')
-    return strategies.parse(settings.strategy)
+    return fields.naming('--strategy', strategies.parse, settings.strategy)
   if settings.greedy:
     if parts != (1.0, 0, 1.0):
       raise ValueError('--greedy leaves nothing to draw: give it without --temperature, --top_k and --top_p')
     return strategies.greedy()
   chosen = []
   if settings.temperature != 1.0:
-    chosen.append(strategies.temperature(settings.temperature))
+    chosen.append(fields.naming('--temperature', strategies.temperature, settings.temperature))
   if settings.top_k:
-    chosen.append(strategies.top_k(settings.top_k))
+    chosen.append(fields.naming('--top_k', strategies.top_k, settings.top_k))
   if settings.top_p != 1.0:
-    chosen.append(strategies.nucleus(settings.top_p))
+    chosen.append(fields.naming('--top_p', strategies.nucleus, settings.top_p))
   return strategies.chain(*chosen)
 
 
 def _prompts(settings: Settings) -> list[rows.Prompt]:
   if settings.prompts:
-    return text.read_prompts(settings.prompts, settings.ignore_fields, settings.unknown_columns)
+    sources = locations.resolve_data(settings.prompts, '--prompts')
+    columns = settings.ignore_fields, settings.unknown_columns
+    return [prompt for source in sources for prompt in text.read_prompts(source, *columns)]
   if tokenization.Tokenizer.load(settings.model).template is None:
     return [settings.prompt]
   return [[{'role': 'user', 'content': settings.prompt}]]
@@ -155,9 +157,7 @@ def run(settings: Settings) -> None:
   if bool(settings.prompt) == bool(settings.prompts):
     raise ValueError('give either --prompt or --prompts')
   _check_benchmark(settings)
-  named = {'model': settings.model, 'adapter': settings.adapter}
-  found = {name: locations.resolve(value, f'--{name}') for name, value in named.items() if value}
-  settings = dataclasses.replace(settings, **found)
+  settings = locations.with_paths(settings, models=('model', 'adapter'))
   options = text.Options(
     samples=settings.samples,
     max_prompt=settings.max_prompt,

@@ -19,7 +19,7 @@ import numpy as np
 import safetensors
 from safetensors import numpy as safetensors_numpy
 
-from alignjax import files
+from alignjax import files, paths
 from alignjax.models import manifest
 
 CONFIG = 'config.json'
@@ -38,10 +38,12 @@ ASSETS = (
   'tokenizer_config.json',
   'vocab.json',
 )
+TEMPLATES = '*.jinja'  # the files of `paths.SUBFOLDERS`
 DTYPES = {'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16'}  # supported dtypes of stored weights
 SHARD_BYTES = 5 * 10**9
 CARD = 'README.md'
-MODEL = (CONFIG, WEIGHTS, INDEX, CARD) + ASSETS  # the files of a model folder, apart from shards
+REWARD = 'reward.json'  # the scale of a reward model, which the manifest does not cover
+MODEL = (CONFIG, WEIGHTS, INDEX, CARD, REWARD) + ASSETS  # the files of a model folder, apart from shards
 
 
 class About(NamedTuple):
@@ -80,7 +82,8 @@ def replacing(
       (partial / CARD).write_text(about.card, encoding='utf-8')
     manifest.write(partial, about.source)
     mode = partial.stat().st_mode & 0o666
-    for path in partial.iterdir():
+    for name in paths.file_names(partial):
+      path = partial / name
       path.chmod(mode)  # safetensors creates files that only their owner can read
       with path.open('rb') as file:
         os.fsync(file.fileno())  # without it, a power failure after the rename could leave empty files
@@ -276,10 +279,14 @@ def _conversion(folder: pathlib.Path) -> str:
 
 
 def copy_assets(source: pathlib.Path, target: pathlib.Path) -> None:
-  """Copies the tokenizer, chat template and generation settings that `source` has."""
+  """Copies the tokenizer, chat templates and generation settings that `source` has."""
   for name in ASSETS:
     if (source / name).exists():
       shutil.copyfile(source / name, target / name)
+  for name in paths.SUBFOLDERS:
+    for path in sorted((source / name).glob(TEMPLATES)):
+      (target / name).mkdir(exist_ok=True)
+      shutil.copyfile(path, target / name / path.name)
 
 
 @contextlib.contextmanager
@@ -308,7 +315,10 @@ def _check_replaceable(folder: pathlib.Path, files: Iterable[str]) -> None:
     return
   if not folder.is_dir():
     raise ValueError(f'{folder}: is a file, not a folder: choose another path for the model')
-  names = {path.name for path in folder.iterdir() if not SHARD.fullmatch(path.name)}
+  names = {path.name for path in folder.iterdir() if not SHARD.fullmatch(path.name)} - set(paths.SUBFOLDERS)
+  for name in paths.SUBFOLDERS:
+    nested = (folder / name).iterdir() if (folder / name).is_dir() else ()
+    names |= {f'{name}/{path.name}' for path in nested if not path.match(TEMPLATES)}
   if foreign := names - {manifest.FILE, *files}:
     raise ValueError(
       f'{folder}: holds files that are not part of a model ({listed(foreign)}): move them, or choose another folder'

@@ -37,8 +37,9 @@ def _tensor_blocks(
   tensor: declaration.Tensor, config: transformer.TransformerConfig, parts: Mapping[str, Any]
 ) -> Iterator[tuple[str, int, np.ndarray | None]]:
   """The part of `blocks` for the leaves of one tensor."""
-  for layer, name in enumerate(tensor.names(parts[tensor.leaf].shape)):
-    rows = {part: lora.merged_layer(value, layer) if tensor.stacked else (value, ()) for part, value in parts.items()}
+  shape = parts[tensor.leaf].shape
+  for place, name in zip(tensor.places(shape), tensor.names(shape), strict=True):
+    rows = {part: lora.merged_part(value, place) for part, value in parts.items()}
     shapes = [value.shape[len(place) :] for value, place in rows.values()]
     size = max(value.dtype.itemsize for value, _ in rows.values())
     for block in tensor.blocks(shapes, tensor.group_count(config), pieces.PIECE // size):

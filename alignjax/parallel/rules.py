@@ -16,9 +16,14 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
   (r'embed/embedding$', ('tensor', 'fsdp')),
   (r'positions/embedding$', (None, None)),  # small, and every device may read any row
   (r'unembed/kernel$', ('fsdp', 'tensor')),
+  (r'score/kernel$', (None, None)),
   (r'(query|key|value|gate|up)/kernel$', ('fsdp', 'tensor')),
   (r'(output|down)/kernel$', ('tensor', 'fsdp')),
   (r'(query|key|value|gate|up)/bias$', ('tensor',)),
+  # Every device holds some of the experts, and computes these for all tokens of its batch.
+  (r'mlp/(gate|up)$', ('tensor', 'fsdp', None)),
+  (r'mlp/down$', ('tensor', None, 'fsdp')),
+  (r'mlp/router$', ('fsdp', None)),
   # Adapters are small, so they are sharded only where the sharding of their products requires it.
   (r'(query|key|value|gate|up)/lora_b$', (None, 'tensor')),
   (r'(output|down)/lora_a$', ('tensor', None)),

@@ -1,6 +1,7 @@
 """Rewards of responses to prompts: values that score samples, and add and scale."""
 
 from alignjax.rewards.base import REWARDS, Part, Reward, RewardError, Sample, Score, Scores, factory, parse
+from alignjax.rewards.model import RewardModel, reward_model
 from alignjax.rewards.own import python
 from alignjax.rewards.rules import exact_answer, length, matches, missing_end
 from alignjax.rewards.sentiment import vader
@@ -10,6 +11,7 @@ __all__ = [
   'Part',
   'Reward',
   'RewardError',
+  'RewardModel',
   'Sample',
   'Score',
   'Scores',
@@ -20,5 +22,6 @@ __all__ = [
   'missing_end',
   'parse',
   'python',
+  'reward_model',
   'vader',
 ]

@@ -66,8 +66,10 @@ def examine_thoroughly(
   batch = _first_batch(prepared)
   subject = consistency.Subject(prepared.policy, state.params, frozen, batch)
   found = _examine_arrays(config, prepared, state, frozen)
-  found += consistency.examine_sampling(subject, jax.random.key(config.seed), compute_dtype=config.compute_dtype)
-  if config.compute_dtype != 'float32':
+  predicts = prepared.policy.model.config.output != 'score'  # otherwise there are no log-probabilities to compare
+  if predicts:
+    found += consistency.examine_sampling(subject, jax.random.key(config.seed), compute_dtype=config.compute_dtype)
+  if predicts and config.compute_dtype != 'float32':
     exact = dataclasses.replace(prepared.policy.model.config, compute_dtype='float32', attention='xla')
     exact = transformer.build(exact, rules.activation_constraint(prepared.mesh))
     exact = dataclasses.replace(prepared.policy, model=exact)
@@ -131,7 +133,7 @@ def build_optimizer(prepared: preparation.Prepared) -> optax.GradientTransformat
 def stops(config: settings.Config, announce: inputs.Announce) -> bool:
   """Examines a run thoroughly, announces every finding, and returns whether errors would stop the run."""
   preparation.check_settings(config)
-  config = locations.with_folders(config)
+  config = locations.with_paths(config)
   prepared = preparation.prepare(config, announce, functools.partial(agreement.check, config))
   base, params = preparation.load_base(config, prepared), preparation.initial_params(config, prepared)
   key = jax.random.key(config.seed)

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from alignjax import objectives
+from alignjax import objectives, stats
 from alignjax.optim import bases
 from alignjax.run import locations, settings
 from alignjax.training import metrics
@@ -51,19 +51,20 @@ def render(config: Mapping[str, Any], workdir: pathlib.Path, folder: str, step: 
   """
   if jax.process_index() != 0:
     return ''
+  scored = stats.reads_final(objectives.parse(config['objective']).needs)
   base, repository = _short(config['model']), _repository(config['model'])
   head = [
     '---',
     *([f'base_model: {repository}'] if repository else []),
     f'library_name: {"peft" if folder == "adapter" else "transformers"}',
-    'pipeline_tag: text-generation',
+    f'pipeline_tag: text-{"classification" if scored else "generation"}',
     'tags:',
     '- alignjax',
     '- preference-alignment',
     '---',
   ]
   body = [
-    f'# {base}, {_WHAT[folder]}',
+    f'# {base}, {_WHAT[folder].replace("aligned", "reward model") if scored else _WHAT[folder]}',
     f'{base} trained with [alignjax]({URL}) for {step} steps.',
     '## Training',
     _table(('Setting', 'Value'), _settings(config)),

@@ -117,6 +117,10 @@ def check(config: settings.Config, objective: objectives.Objective) -> None:
       f'config.pairing = {config.pairing!r} forms pairs from the responses to a prompt: draw '
       f'--samples={pairing.fewest} or more, not {config.samples}'
     )
+  if stats.reads_final(objective.needs):
+    raise ValueError(
+      f'{objective.name} trains a reward model, which draws no responses: give --data in place of --prompts'
+    )
   _check_rows(config, objective)
   if objective.on_policy:
     _check_on_policy(config, objective)

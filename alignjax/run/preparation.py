@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from alignjax import objectives
+from alignjax import objectives, stats
 from alignjax.data.tokens import tokenization
 from alignjax.models import checkpoint_io, transformer
 from alignjax.optim import bases, recipes
@@ -16,6 +16,7 @@ from alignjax.parallel import mesh as parallel_mesh
 from alignjax.parallel import rules
 from alignjax.run import (
   adapters,
+  fields,
   first_start,
   inputs,
   loaded,
@@ -27,7 +28,7 @@ from alignjax.run import (
   uploads,
   user_code,
 )
-from alignjax.training import placement, processes, references
+from alignjax.training import forward, placement, processes, references
 from alignjax.training import state as training_state
 from alignjax.training.policy import Policy
 from alignjax.types import Params
@@ -70,8 +71,13 @@ def check_settings(config: settings.Config) -> None:
   trackers.check(config.trackers)
   uploads.check(config.push_to_hub, config.workdir)
   user_code.load(config.imports)
-  on_policy.check(config, objectives.parse(config.objective))
-  _recipe(config, config.base_model)
+  objective = fields.naming('config.objective', objectives.parse, config.objective)
+  if _recipe(config, config.base_model).needs_delta and stats.reads_final(objective.needs):
+    raise ValueError(
+      f'config.optimizer = {config.optimizer!r} merges with model - base_model, and the score head of {objective.name} '
+      'has no such difference: choose an optimizer that does not merge'
+    )
+  on_policy.check(config, objective)
 
 
 def prepare(
@@ -89,7 +95,7 @@ def prepare(
   """
   settings.require(config, 'model', *([] if config.prompts else ['data']))
   user_code.load(config.imports)
-  objective = objectives.parse(config.objective)
+  objective = fields.naming('config.objective', objectives.parse, config.objective)
   on_policy.check(config, objective)
   recipe = _recipe(config, config.base_model)
   mesh = parallel_mesh.make_mesh(
@@ -109,6 +115,7 @@ def prepare(
     remat=config.remat,
     scan_layers=config.scan_layers,
     attention=config.attention,
+    output=forward.output(objective.needs),
   )
   adapter = adapters.configured(config, recipe, model_config)
   policy = Policy(transformer.build(model_config, rules.activation_constraint(mesh)), adapter)
@@ -118,7 +125,9 @@ def prepare(
   reference = inputs.Reference(config, policy, read, mesh, shardings, announce)
   tokenizer = tokenization.Tokenizer.load(config.model, functools.partial(first_start.date, config.workdir))
   cache = token_cache.configured(config.token_cache, config.workdir)
-  reading = inputs.Reading(tokenizer, model_config.vocab_size, mesh, announce, cache, model_config.max_positions)
+  # The model reads all tokens of a response that it scores, and all but the last of one that it predicts.
+  positions = model_config.max_positions - model_config.scored
+  reading = inputs.Reading(tokenizer, model_config.vocab_size, mesh, announce, cache, positions)
   prompts = on_policy.read(config, reading) if config.prompts else None
   training, held_out = (
     _read(paths, config, reading, objective, training) if paths else None
@@ -225,7 +234,7 @@ def _check_batch_size(config: settings.InputSettings, mesh: jax.sharding.Mesh) -
 
 def _recipe(config: settings.OptimizerSettings, base_model: str) -> bases.Recipe:
   """Reads the optimizer, and checks that a base model is given exactly if the optimizer needs one."""
-  recipe = recipes.parse_optimizer(config.optimizer)
+  recipe = fields.naming('config.optimizer', recipes.parse_optimizer, config.optimizer)
   if recipe.needs_delta and not base_model:
     raise ValueError(
       f'config.optimizer = {config.optimizer!r} merges with model - base_model: name the folder of the model '

@@ -23,6 +23,7 @@ from alignjax.run import (
   preparation,
   record,
   recovery,
+  reward_scales,
   rollout_source,
   settings,
   trackers,
@@ -53,7 +54,7 @@ def train(config: settings.Config) -> loop.Result:
     settings.require(config, 'workdir', 'model', *([] if config.prompts else ['data']))
     with owner.owned(paths.path(config.workdir)) as claim, places.on_disk(config, announce) as on_disk:
       preparation.check_settings(on_disk)
-      return _train(locations.with_folders(on_disk), config, checks, claim)
+      return _train(locations.with_paths(on_disk), config, checks, claim)
 
 
 def _train(config: settings.Config, given: settings.Config, checks: refusals.Checks, claim: owner.Claim) -> loop.Result:
@@ -69,8 +70,11 @@ def _train(config: settings.Config, given: settings.Config, checks: refusals.Che
   tx = recipes.build_optimizer(recipe, schedule, config.gradient_clip)
   identity = record.identity(config, prepared)
   workdir = paths.path(config.workdir)
-  card = functools.partial(model_card.render, dataclasses.asdict(given), workdir)
-  origin = exports.Origin(config.model, identity['model_fingerprint'], prepared.policy, recipe.averages, card)
+  records = exports.Records(
+    functools.partial(model_card.render, dataclasses.asdict(given), workdir),
+    functools.partial(reward_scales.after, workdir),
+  )
+  origin = exports.Origin(config.model, identity['model_fingerprint'], prepared.policy, recipe.averages, records)
   batch_source = rollout_source.configured(config, prepared, workdir / 'rollouts', announce)
   key = jax.random.key(config.seed)
   with checkpoint.Checkpoints(

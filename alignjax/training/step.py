@@ -101,7 +101,7 @@ def build_eval_step(
     forward.assert_batch(batch)
     model = policy.bind(frozen.base)
     reference = frozen.reference_states(policy, objective.needs, batch)
-    hidden = forward.hidden_states(model, params, batch)
+    hidden = forward.hidden_states(model, params, batch, objective.needs)
     table = forward.table(objective.needs, hidden, reference, batch, layout)
     table = dataclasses.replace(table, memory=frozen.memory, step=frozen.step)
     return dict(forward.weighted_sums(objective, table, batch))

@@ -85,6 +85,7 @@ def run(settings: command_line.Settings, reward: rewards.Score) -> dict[str, Any
   recipe = recipes.parse_optimizer(settings.optimizer)
   if recipe.needs_delta or recipe.averages:
     raise ValueError(f'--optimizer={settings.optimizer}: merging and averaging need `alignjax train`')
+  outputs.drawing()
   train_prompts, held_out = prompts.split(settings.train_prompts, settings.held_out_prompts)
   console, clock = rich_console.Console(), costs.Clock()
   with clock('load'):

@@ -297,7 +297,7 @@ def test_build_counts_malformed_rows_when_told(write, tmp_path, capsys):
       '--model is not a flag of data validate: it takes --import, --data, --ignore_fields',
     ),
     (['convert', '--data=x.jsonl'], '--out is missing: File to write'),
-    (['inspect', '--data=x.jsonl'], '--model is missing: Folder of the model'),
+    (['inspect', '--data=x.jsonl'], '--model is missing: Model: a folder in Hugging Face format'),
     (['inspect', '--data=x.jsonl', '--model=nowhere'], 'nowhere'),
     (['build'], 'give the name of a dataset after `build`: hh_rlhf/harmless-base'),
     (['build', 'hh_rlhf'], 'give --manual_dir. Download train.jsonl.gz'),

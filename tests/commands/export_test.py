@@ -62,7 +62,7 @@ def finish(config: settings.Config) -> None:
     checkpoints.loaded = weights.sums()
     checkpoints.save(7, state, Position())
   card = functools.partial(model_card.render, dataclasses.asdict(config), workdir)
-  origin = exports.Origin(config.model, identity['model_fingerprint'], policy, recipe.averages, card)
+  origin = exports.Origin(config.model, identity['model_fingerprint'], policy, recipe.averages, exports.Records(card))
   exports.export(workdir, origin, state, base, lambda text: None)
 
 

@@ -52,9 +52,9 @@ def test_help_is_no_error_and_prints_every_setting_with_its_default(flag, capsys
   [
     ([], 'error: --names is missing: Which ones.\n'),
     (['--names=a', '--count=0'], 'error: --count = 0: must be at least 1\n'),
-    (['--names=a', '--count=x'], 'error: flag --count=x: '),
-    (['--names=a', '--speed=quick'], 'error: flag --speed=quick: value should be one of <slow|fast>\n'),
-    (['--names=a', '--cout=3'], "error: Unknown command line flag 'cout'. Did you mean: count ?\n"),
+    (['--names=a', '--count=x'], 'error: --count=x: must be a whole number, such as 8\n'),
+    (['--names=a', '--speed=quick'], 'error: --speed=quick: must be slow or fast\n'),
+    (['--names=a', '--cout=3'], 'error: --cout is not a flag of count; did you mean --count?\n'),
     (['--names=a', '--number=3'], 'error: --number is not a flag of count: give --count=3\n'),
     (['--names=a', 'b'], "error: unexpected argument 'b': give settings as --<name>=<value>; --help lists them\n"),
     (['--names=a', '--import=nowhere.py'], 'error: --import=nowhere.py: there is no such file\n'),
@@ -102,6 +102,11 @@ def test_the_command_lists_its_programs(capsys):
       'qqq',
       "error: alignjax has no program 'qqq'. It has train, doctor, export, sample, evaluate, data, download, compare, "
       'merge\n',
+    ),
+    (
+      'chat',
+      "error: alignjax has no program 'chat'; did you mean sample? It has train, doctor, export, sample, data, "
+      'download, compare, merge\n',
     ),
   ],
 )

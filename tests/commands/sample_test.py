@@ -211,7 +211,7 @@ def test_the_program_writes_a_file_or_prints(folder, tmp_path, capsys):
     ),
     (['--model=nowhere', '--prompt=x', '--samples=0'], '--samples = 0: must be at least 1'),
     (['--model=nowhere', '--prompt=x', '--samples=two'], 'samples'),
-    (['--model=nowhere', '--promt=x'], 'Did you mean: prompt'),
+    (['--model=nowhere', '--promt=x'], 'did you mean --prompt?'),
   ],
 )
 def test_errors_of_the_user_are_one_message_and_exit_code_1(capsys, arguments, message):

@@ -18,8 +18,9 @@ def weights(path: pathlib.Path, config, params, dtype='float32') -> bytes:
     tensor = family.tensor(leaf)
     if leaf == tensor.leaf:
       parts = [leaves[part] for part in tensor.leaves]
-      rows = zip(*parts, strict=True) if tensor.stacked else [parts]
-      for name, row in zip(tensor.names(parts[0].shape), rows, strict=True):
+      names = tensor.names(parts[0].shape)
+      for name, place in zip(names, np.ndindex(parts[0].shape[: tensor.depth]), strict=True):
+        row = [part[place] for part in parts]
         tensors[name] = np.ascontiguousarray(tensor.join(row, tensor.group_count(config)).astype(dtype))
   return _written(path, tensors)
 

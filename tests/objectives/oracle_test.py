@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alignjax import objectives, stats
+from alignjax import objectives
+from alignjax.objectives import examples
 from tests import fixtures
 from tests.oracles import cases, tally
 from tests.oracles.data import Data
@@ -24,7 +25,7 @@ def setting(case, seed, prompts, **sizes):
 
 
 def loss_of(objective, batch, policy, reference):
-  return objective.apply(stats.from_logits(objective.needs, policy, reference, batch), batch).loss
+  return objective.apply(examples.table(objective.needs, policy, reference, batch), batch).loss
 
 
 def assert_close(kind, case, found, expected):

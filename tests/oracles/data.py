@@ -92,6 +92,11 @@ class Data:
     """[B, N]: log pi(y|x) / |y|."""
     return self.logp.sum(-1) / self.length
 
+  @functools.cached_property
+  def reward(self) -> np.ndarray:
+    """[B, N]: what stands for a response statistic where there are only logits, see `examples.table`."""
+    return self.mean_logp
+
   def token_sum(self, values: np.ndarray) -> np.ndarray:
     """[B, N]: sums [B, N, R] over the tokens of each response."""
     return np.where(self.mask, values, 0.0).sum(-1)

@@ -199,6 +199,7 @@ def test_rollouts_are_data_for_any_objective(folder, whole, tmp_path):
 
 
 REFUSED = [
+  ({}, 'bradley_terry', r'bradley_terry.* trains a reward model, which draws no responses'),
   ({'temperature': 0.7}, 'rlhf', r'rlhf needs samples of the policy itself, but config\.temperature = 0\.7'),
   ({'top_k': 5}, 'dpo() + 0.1 * kl_penalty()', r'kl_penalty needs samples .*config\.top_k = 5'),
   ({'pairing': 'best_worst'}, 'reverse_kl', r'reverse_kl needs all responses that were drawn'),

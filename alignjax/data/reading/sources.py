@@ -2,7 +2,8 @@ r"""Reads examples from files and other places, and checks them field by field w
 
 One expression names the data: `[form:]location[part]`. The form defines the columns of a row and their meaning
 (`FORMS`, `preference` by default), and may rename columns. The location is a file with one of the endings in
-`readers.ENDINGS`, or starts with one of `readers.SCHEMES`. See `expressions` for column maps and parts:
+`readers.ENDINGS`, or starts with one of `readers.SCHEMES`; programs also take names of datasets on the Hugging Face Hub
+(`alignjax.run.locations`). See `expressions` for column maps and parts:
 
   pairs.jsonl    hh:train.jsonl.gz    ultrafeedback_pair:data.parquet    unpaired:x.csv    hh:hf:Anthropic/hh-rlhf:train
   preference[prompt=question]:orca.jsonl    pairs.jsonl[:1000]    pairs.jsonl[split:5%]
@@ -13,6 +14,7 @@ To add a form, write its function and add a line to FORMS.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+import difflib
 import functools
 import os
 from typing import Any, NamedTuple
@@ -235,11 +237,19 @@ def _read[Row](
 def _check_exists(location: str) -> None:
   """Refuses a prefix that is no scheme, unless it is part of an existing path: it may be a misspelt form."""
   scheme, colon, _ = location.partition(':')
-  if colon and scheme not in readers.SCHEMES and not os.path.exists(location):
+  if not colon or scheme in readers.SCHEMES or os.path.exists(location):
+    return
+  file, bracket, part = location.partition('[')
+  if bracket and os.path.exists(file):
     raise ValueError(
-      f'{location}: no such file, and {values.quote(scheme)} is neither a form ({", ".join(FORMS)}) nor a scheme to '
-      f'read from ({", ".join(readers.SCHEMES)})'
+      f'{location}: [{part} is not a part of a file; parts are [:1000], [1000:2000], [split:5%], [rest:5%]'
     )
+  close = difflib.get_close_matches(scheme, FORMS, n=1)
+  hint = f'; did you mean {close[0]}?' if close else ''
+  raise ValueError(
+    f'{location}: no such file, and {values.quote(scheme)} is neither a form ({", ".join(FORMS)}) nor a scheme to '
+    f'read from ({", ".join(readers.SCHEMES)}){hint}'
+  )
 
 
 class _Parser:
