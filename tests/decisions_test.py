@@ -40,8 +40,12 @@ FIRST = {
   'run/exports.py:_must_write.find': 'run/exports.py:_must_write',
   'run/model_card.py:_repository': 'run/model_card.py:render',
   'run/model_card.py:_results': 'run/model_card.py:render',
+  'run/parts.py:_read': 'run/parts.py:Parts.get',
   'run/trackers.py:writers': 'run/trackers.py:writers',
+  'run/exports.py:export.export_model': 'run/exports.py:export.export_model',
+  'run/reward_scales.py:after': 'run/exports.py:export.export_model',
   'models/manifest.py:fault': 'run/exports.py:_must_write',
+  'run/labelling.py:Store.start': 'run/labelling.py:label',
   'run/first_start.py:_kept': 'run/first_start.py:date',
   'run/first_start.py:_dates': 'run/first_start.py:date',
   'run/merge_folders.py:merge': 'commands/merge.py:run',
@@ -58,6 +62,7 @@ FIRST = {
 AGREED = {'training/step_folders.py:steps', 'training/step_folders.py:_numbered'}
 # Files that the user names and the run does not change. If processes differ, that is an error before the first step.
 INPUTS = {
+  'run/evaluating.py:subjects',
   'run/inputs.py:fingerprint',
   'run/hub.py:file_names',
   'run/locations.py:_is_local',
@@ -72,6 +77,9 @@ INPUTS = {
   'models/manifest.py:_check',
   'models/manifest.py:_compare',
   'models/peft.py:load',
+  'models/classifiers.py:_padding_of_tokenizer',
+  'models/reward_scale.py:read',
+  'training/rollout_files.py:read_all',
   'data/reading/catalogue.py:_find',
   'data/reading/catalogue.py:_prepared',
   'data/reading/fingerprints.py:obstacle',
@@ -87,6 +95,7 @@ INPUTS = {
 # One process alone, or no collective follows.
 ALONE = {
   'run/command_line.py:_recorded',
+  'run/evaluating.py:_checkpoints.checkpoint',
   'run/merge_folders.py:merge_adapter',
   'run/smollm2.py:convert',
   'run/smollm2.py:folder',

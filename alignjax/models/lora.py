@@ -150,7 +150,7 @@ def attach(base_params: Params, adapters: Params, lora: LoRA) -> Params:
 
 def merge(base_params: Params, adapters: Params, lora: LoRA) -> Params:
   """Merges adapters into the base: the kernels become plain arrays, W + alpha / r A B."""
-  return jax.tree.map(_merged, attach(base_params, adapters, lora), is_leaf=is_kernel)
+  return jax.tree.map(dense, attach(base_params, adapters, lora), is_leaf=is_kernel)
 
 
 def bind(model: base.LanguageModel, base_params: Params, lora: LoRA) -> base.LanguageModel:
@@ -191,6 +191,11 @@ def _at_kernels(params: Params, adapters: Params, replace: Callable[[Any, Mappin
   return {**params, **{name: _at_kernels(params[name], inner, replace) for name, inner in adapters.items()}}
 
 
+def dense(leaf: Any) -> Array:
+  """A plain, adapted or quantised kernel as a plain array."""
+  return leaf.merged() if isinstance(leaf, Adapted) else quantization.dense(leaf)
+
+
 def is_kernel(leaf: Any) -> bool:
   """Whether a node of a tree of parameters is an adapted or a quantised kernel."""
   return isinstance(leaf, Adapted | quantization.Quantized)
@@ -203,13 +208,9 @@ def merged_part(leaf: Any, place: tuple[int, ...]) -> tuple[Any, tuple[int, ...]
   """
   if not is_kernel(leaf) or not place:
     return leaf, place
-  return _merged(_at_layer(leaf, place[0])), (0,)
+  return dense(_at_layer(leaf, place[0])), (0,)
 
 
 @jax.jit
 def _at_layer(leaf: Any, layer: Array) -> Any:
   return jax.tree.map(lambda part: jax.lax.dynamic_slice_in_dim(part, layer, 1), leaf)
-
-
-def _merged(leaf: Any) -> Array:
-  return leaf.merged() if isinstance(leaf, Adapted) else quantization.dense(leaf)

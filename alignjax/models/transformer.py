@@ -21,7 +21,7 @@ so optimizers, checkpoints and sharding rules see an ordinary dict with the laye
 Parameters are float32. Products run in `compute_dtype`; norms, rotary angles and softmax run in float32.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import dataclasses
 from typing import Any, NamedTuple
 
@@ -33,7 +33,7 @@ from alignjax.models import attention, base, block, configuration, layers
 from alignjax.types import Array, Head, Params
 
 TransformerConfig = configuration.TransformerConfig
-Constrain = Callable[[Array, tuple[str | None, ...]], Array]
+Constrain = base.Constrain
 
 
 def _of_one_kernel(primitive: Any, *args: Any, **params: Any) -> bool:
@@ -305,4 +305,5 @@ def build(config: TransformerConfig, constrain: Constrain = lambda x, _: x) -> b
     head=lambda params: bind(params).head(),
     prefill=lambda params, *args, **options: bind(params).prefill(*args, **options),
     decode=lambda params, *args: bind(params).decode(*args),
+    constrained=lambda other: build(config, other),
   )

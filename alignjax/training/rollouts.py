@@ -23,7 +23,7 @@ from alignjax.data.batches import batching, order
 from alignjax.data.reading import rows as reading
 from alignjax.models import checkpoint_io
 from alignjax.parallel import rules
-from alignjax.sampling import sampler
+from alignjax.sampling import sampler, sharded
 from alignjax.training import (
   forward,
   processes,
@@ -154,9 +154,6 @@ class Rollouts:
     self.seconds: dict[str, float] = {}  # by stage, of the last round
     policy, decoding, layout = drawing.policy, drawing.decoding, drawing.layout
 
-    def draw(params: Params, base: Params | None, key: Array, prompts: sampler.Prompts) -> sampler.Samples:
-      return sampler.sample(policy.bind(base), params, prompts, key, decoding)
-
     def measure(params: Params, frozen: training_state.Frozen, batch: PreferenceBatch) -> dict[str, Array]:
       needs = {stats.logp, stats.entropy}
       reference = None if rounds.refresh == 1 else frozen.reference.states(policy, frozen.base, batch)
@@ -170,7 +167,10 @@ class Rollouts:
     self._measures = collections.defaultdict(
       lambda: programs.Programs('log-probabilities of rollouts', measure, announce)
     )
-    self._draw = programs.Programs('sampling', draw, announce, describe=lambda prompts: _described(prompts, decoding))
+    self._sampler = sharded.ShardedSampler(policy.model, layout.mesh, decoding)
+    self._draw = programs.Programs(
+      'sampling', self._sampler.sample, announce, describe=lambda prompts: _described(prompts, decoding)
+    )
 
   def draw(self, state: training_state.TrainState, frozen: training_state.Frozen, number: int) -> rollout_files.Round:
     """Draws and scores a round, writes it, and returns what every process reads back.
@@ -188,7 +188,11 @@ class Rollouts:
     ids = self.rounds.questions(number, len(self.questions))
     key = jax.random.fold_in(jax.random.key(self.rounds.seed), number)
     groups = [np.arange(i, i + self.rounds.group) for i in range(0, len(ids), self.rounds.group)]
-    parts = [self._group(state.params, frozen, ids[group], group, key) for group in groups]
+    with self._timed('sample'):
+      placed = self._sampler.place(self.drawing.policy.attached(state.params, frozen.base))  # once for all groups
+    drawn = [self._sample(placed, ids[group], group, key) for group in groups]
+    del placed
+    parts = [self._measured(state.params, frozen, each) for each in drawn]
     arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     rollout_metrics.check_gap(arrays, self.drawing.largest_gap)
     if self.rounds.refresh == 1:  # the policy that draws a round is its reference
@@ -206,30 +210,16 @@ class Rollouts:
     """The statistics of responses under the policy and the reference, by name, [B, N, R]."""
     return self._measures[type(frozen.reference)](params, frozen, batch)
 
-  def _group(
-    self, params: Params, frozen: training_state.Frozen, ids: np.ndarray, places: np.ndarray, key: Array
-  ) -> dict[str, np.ndarray]:
-    """The arrays of some prompts of a round. The draws for a prompt depend on the key and on its place alone."""
+  def _sample(self, placed: Params, ids: np.ndarray, places: np.ndarray, key: Array) -> dict[str, np.ndarray]:
+    """Responses to some prompts of a round. The draws for a prompt depend on the key and on its place alone."""
     prompt = np.zeros((len(ids), self.drawing.prompt_size), np.int32)
     length = np.array([len(self.questions[i].tokens) for i in ids], np.int32)
     for row, i in enumerate(ids):
       prompt[row, : length[row]] = self.questions[i].tokens
-    place = rules.batch_sharding(self.drawing.layout.mesh)
     with self._timed('sample'):
-      prompts = jax.device_put(sampler.Prompts(prompt, length, places.astype(np.int32)), place)
-      drawn = jax.tree.map(checkpoint_io.on_host, self._draw(params, frozen.base, key, prompts))
-    with self._timed('measure'):
-      ones = np.ones(len(ids), np.float32)
-      batch = PreferenceBatch(prompt, length, drawn.response, drawn.response_length, ones, ones)
-      values = self.measure(params, frozen, jax.device_put(batch, place))
-      values = {name: checkpoint_io.on_host(value) for name, value in values.items()}
-    measured = {
-      'policy_logp': values[stats.logp.name],
-      'entropy': values[stats.entropy.name].sum(axis=2, dtype=np.float64).astype(np.float32),
-    }
-    if stats.reference_logp.name in values:
-      measured['reference_logp'] = values[stats.reference_logp.name]
-      measured['kl'] = values[stats.reverse_kl.name].sum(axis=2, dtype=np.float64).astype(np.float32)
+      prompts = sampler.Prompts(prompt, length, places.astype(np.int32))
+      drawn = self._draw(placed, key, jax.device_put(prompts, self._sampler.batch_sharding))
+      drawn = jax.tree.map(checkpoint_io.on_host, drawn)
     return {
       'prompt': prompt,
       'prompt_length': length,
@@ -238,8 +228,26 @@ class Rollouts:
       'finished': drawn.finished,
       'sampler_logp': drawn.logp,
       'strategy_logp': drawn.strategy_logp,
-      **measured,
     }
+
+  def _measured(
+    self, params: Params, frozen: training_state.Frozen, drawn: dict[str, np.ndarray]
+  ) -> dict[str, np.ndarray]:
+    """The responses to some prompts, and what the policy and the reference give to them."""
+    with self._timed('measure'):
+      ones = np.ones(len(drawn['prompt']), np.float32)
+      inputs = (drawn[name] for name in ('prompt', 'prompt_length', 'response', 'response_length'))
+      batch = PreferenceBatch(*inputs, ones, ones)
+      batch = jax.device_put(batch, rules.batch_sharding(self.drawing.layout.mesh))
+      values = {name: checkpoint_io.on_host(value) for name, value in self.measure(params, frozen, batch).items()}
+    measured = {
+      'policy_logp': values[stats.logp.name],
+      'entropy': values[stats.entropy.name].sum(axis=2, dtype=np.float64).astype(np.float32),
+    }
+    if stats.reference_logp.name in values:
+      measured['reference_logp'] = values[stats.reference_logp.name]
+      measured['kl'] = values[stats.reverse_kl.name].sum(axis=2, dtype=np.float64).astype(np.float32)
+    return drawn | measured
 
   def _scored(self, about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
     """Scores a round on process 0, or on all for a reward that needs them, and writes it. Returns its checksum."""

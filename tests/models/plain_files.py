@@ -12,7 +12,7 @@ from tests.models import model_folders
 
 def weights(path: pathlib.Path, config, params, dtype='float32') -> bytes:
   """The weight file of a model, by safetensors' own writer."""
-  params = jax.tree.map(lora._merged, params, is_leaf=lora.is_kernel)
+  params = jax.tree.map(lora.dense, params, is_leaf=lora.is_kernel)
   family, leaves, tensors = families.of(config), model_folders.flat(params), {}
   for leaf in leaves:
     tensor = family.tensor(leaf)
