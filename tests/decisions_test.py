@@ -45,6 +45,7 @@ FIRST = {
   'run/exports.py:export.export_model': 'run/exports.py:export.export_model',
   'run/reward_scales.py:after': 'run/exports.py:export.export_model',
   'models/manifest.py:fault': 'run/exports.py:_must_write',
+  'run/labelling.py:Store.start': 'run/labelling.py:label',
   'run/first_start.py:_kept': 'run/first_start.py:date',
   'run/first_start.py:_dates': 'run/first_start.py:date',
   'run/merge_folders.py:merge': 'commands/merge.py:run',
@@ -63,9 +64,8 @@ AGREED = {'training/step_folders.py:steps', 'training/step_folders.py:_numbered'
 INPUTS = {
   'run/evaluating.py:subjects',
   'run/inputs.py:fingerprint',
-  'run/hub.py:file_names',
   'run/locations.py:_is_local',
-  'run/locations.py:resolve',
+  'models/naming.py:resolve',
   'run/locations.py:resolve_data',
   'run/user_code.py:_hash',
   'models/checkpoint_io.py:_open_leaves',

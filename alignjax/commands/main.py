@@ -8,6 +8,7 @@ SUMMARIES = {
   'export': 'write the model of a checkpoint, without the data',
   'sample': 'draw responses from a model',
   'evaluate': 'measure rewards, win rates and the KL of models on prompts',
+  'label': 'draw responses, score them and write training data',
   'data': 'validate, inspect, tokenise, convert or build preference data',
   'download': 'fetch a model: smollm2, or one of the Hugging Face Hub',
   'compare': 'compare runs: settings, metrics and curves',

@@ -30,14 +30,14 @@ from alignjax.commands import program
 from alignjax.data.reading import rows
 from alignjax.data.tokens import tokenization
 from alignjax.models import checkpoint_io, peft
-from alignjax.run import benchmark_answers, fields, locations, process_flags, user_code
-from alignjax.sampling import strategies, text
+from alignjax.run import benchmark_answers, fields, locations, process_flags, sampling_settings, user_code
+from alignjax.sampling import text
 from alignjax.training import processes
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(user_code.UserCode):
-  """Sampling."""
+class Settings(sampling_settings.SamplingSettings, user_code.UserCode):
+  """Model and prompts."""
 
   model: str = fields.field(
     '', 'Model: a folder in Hugging Face format, or a name on the Hub.', required=True, path=paths.READ
@@ -58,52 +58,10 @@ class Settings(user_code.UserCode):
     '', 'Benchmark whose questions are in --prompts; empty: none.', choices=('', *benchmark_answers.BENCHMARKS)
   )
   name: str = fields.field('', 'Name of the model in the answers to a benchmark; empty: the name of its folder.')
-  samples: int = fields.field(1, 'Number of responses to each prompt.', at_least=1)
-  max_prompt: int = fields.field(1024, 'Largest prompt in tokens; longer ones lose their first tokens.', at_least=2)
-  max_new_tokens: int = fields.field(128, 'Largest response in tokens; longer ones are cut off.', at_least=1)
-  greedy: bool = fields.field(False, 'Always take the most probable token instead of drawing.')
-  temperature: float = fields.field(
-    1.0, 'Divisor of the logits: below 1 sharpens the distribution, above 1 flattens it.'
-  )
-  top_k: int = fields.field(0, 'Draw only from this many most probable tokens; 0: from all.', at_least=0)
-  top_p: float = fields.field(1.0, 'Draw only from the most probable tokens whose probabilities sum to this.')
-  strategy: str = fields.field(
-    '', 'Decoding strategy instead of the settings above, such as chain(temperature(0.7), nucleus(0.9)).'
-  )
-  seed: int = fields.field(0, 'Seed of the random numbers.', at_least=0, at_most=2**63 - 1)
-  batch_size: int = fields.field(8, 'Number of prompts in a batch.', at_least=1)
-  compute_dtype: str = fields.field(
-    'float32', 'Type of activations; parameters are float32.', choices=('float32', 'bfloat16')
-  )
   processes: process_flags.Processes = dataclasses.field(default_factory=process_flags.Processes, metadata={'flag': ''})
 
   def __post_init__(self):
     fields.check(self)
-
-
-def build_strategy(settings: Settings) -> strategies.Strategy:
-  """Builds the strategy that the settings describe: temperature first, then top-k and top-p.
-
-  Raises:
-    ValueError: a value is out of range, or settings contradict one another.
-  """
-  parts = (settings.temperature, settings.top_k, settings.top_p)
-  if settings.strategy:
-    if settings.greedy or parts != (1.0, 0, 1.0):
-      raise ValueError('--strategy replaces --greedy, --temperature, --top_k and --top_p: give it without them')
-    return fields.naming('--strategy', strategies.parse, settings.strategy)
-  if settings.greedy:
-    if parts != (1.0, 0, 1.0):
-      raise ValueError('--greedy leaves nothing to draw: give it without --temperature, --top_k and --top_p')
-    return strategies.greedy()
-  chosen = []
-  if settings.temperature != 1.0:
-    chosen.append(fields.naming('--temperature', strategies.temperature, settings.temperature))
-  if settings.top_k:
-    chosen.append(fields.naming('--top_k', strategies.top_k, settings.top_k))
-  if settings.top_p != 1.0:
-    chosen.append(fields.naming('--top_p', strategies.nucleus, settings.top_p))
-  return strategies.chain(*chosen)
 
 
 def _prompts(settings: Settings) -> list[rows.Prompt]:
@@ -157,15 +115,8 @@ def run(settings: Settings) -> None:
   if bool(settings.prompt) == bool(settings.prompts):
     raise ValueError('give either --prompt or --prompts')
   _check_benchmark(settings)
-  settings = locations.with_paths(settings, models=('model', 'adapter'))
-  options = text.Options(
-    samples=settings.samples,
-    max_prompt=settings.max_prompt,
-    max_new_tokens=settings.max_new_tokens,
-    batch_size=settings.batch_size,
-    seed=settings.seed,
-    strategy=build_strategy(settings),
-  )
+  settings = locations.with_paths(settings, models=('model', 'adapter'), data=())
+  options = sampling_settings.options(settings)
   loading = checkpoint_io.Loading(together=processes.on_all)
   if settings.adapter:
     loading = loading._replace(convert=peft.merging(settings.adapter, checkpoint_io.load_config(settings.model)))

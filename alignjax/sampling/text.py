@@ -36,7 +36,8 @@ class Response(NamedTuple):
 
   prompt: rows.Prompt
   response: str
-  logp: float  # log-probability of the response, in nats
+  logp: float  # log-probability of the response under the model's own distribution, in nats
+  strategy_logp: float  # the same under the distribution that it was drawn from
   tokens: int  # number of tokens, including the end token
   finished: bool  # False if the response was cut off
 
@@ -83,7 +84,7 @@ class TextSampler:
     decoding = sampler.Decoding(options.samples, options.max_new_tokens, options.strategy, end_ids)
     self._sampler = sharded.ShardedSampler(model, mesh, decoding)
 
-  def __call__(self, params: Params, prompts: Iterable[rows.Prompt]) -> Iterator[Response]:
+  def __call__(self, params: Params, prompts: Iterable[rows.Prompt], first: int = 0) -> Iterator[Response]:
     """Draws `options.samples` responses to each prompt, in the order of the prompts.
 
     The draws for a prompt depend on the seed and on its position in `prompts`, not on the batch size.
@@ -91,22 +92,24 @@ class TextSampler:
     Args:
       params: the parameters of the model, on the mesh; kernels may be adapted or quantised. They are resharded once.
       prompts: texts, or conversations for the chat template.
+      first: the position of the first prompt; more than 0 continues an earlier call.
     """
-    for drawn in self.draw(params, prompts, jax.random.key(self._options.seed)):
+    for drawn in self.draw(params, prompts, jax.random.key(self._options.seed), first):
       for row, prompt in enumerate(drawn.prompts):
         for i in range(self._options.samples):
           yield self._response(prompt, drawn.samples, (row, i))
 
-  def draw(self, params: Params, prompts: Iterable[rows.Prompt], key: Array) -> Iterator[Draw]:
+  def draw(self, params: Params, prompts: Iterable[rows.Prompt], key: Array, first: int = 0) -> Iterator[Draw]:
     """Like calling the sampler, but returns token ids, batch by batch.
 
     Args:
       params: the parameters of the model, on the mesh; kernels may be adapted or quantised. They are resharded once.
       prompts: texts, or conversations for the chat template.
       key: a typed PRNG key, in place of the seed.
+      first: the position of the first prompt.
     """
     placed = self._sampler.place(params)
-    for batch in itertools.batched(enumerate(prompts), self._rows):
+    for batch in itertools.batched(enumerate(prompts, first), self._rows):
       padded = self._pad(batch)
       drawn = jax.tree.map(checkpoint_io.on_host, self._sampler.draw(placed, key, padded))
       count = len(batch)
@@ -135,6 +138,7 @@ class TextSampler:
       # A response to a string may start with a space; in a conversation, a leading space belongs to the template.
       response=self._tokenizer.decode(drawn.response[place][:tokens], continues=isinstance(prompt, str)),
       logp=float(drawn.logp[place].sum(dtype=np.float64)),
+      strategy_logp=float(drawn.strategy_logp[place].sum(dtype=np.float64)),
       tokens=tokens,
       finished=bool(drawn.finished[place]),
     )
@@ -148,9 +152,9 @@ class Loaded(NamedTuple):
   mesh: jax.sharding.Mesh
   params: Params
 
-  def sample(self, prompts: Iterable[rows.Prompt], options: Options) -> Iterator[Response]:
+  def sample(self, prompts: Iterable[rows.Prompt], options: Options, first: int = 0) -> Iterator[Response]:
     """Draws responses; see `TextSampler`."""
-    return TextSampler(self.model, self.tokenizer, self.mesh, options)(self.params, prompts)
+    return TextSampler(self.model, self.tokenizer, self.mesh, options)(self.params, prompts, first)
 
 
 def load(

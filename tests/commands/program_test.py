@@ -10,7 +10,7 @@ from alignjax import exit_codes
 from alignjax.commands import main, program
 from alignjax.run import fields, user_code
 
-LIST = ('train', 'doctor', 'export', 'sample', 'evaluate', 'data', 'download', 'compare', 'merge')
+LIST = ('train', 'doctor', 'export', 'sample', 'evaluate', 'label', 'data', 'download', 'compare', 'merge')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,15 +93,14 @@ def test_the_command_lists_its_programs(capsys):
 @pytest.mark.parametrize(
   ('name', 'message'),
   [
-    ('trian', "alignjax has no program 'trian'; did you mean train?"),
-    ('chat', "alignjax has no program 'chat'; did you mean sample?"),
-    ('validate', "alignjax has no program 'validate'; did you mean data validate?"),
-    ('qqq', "alignjax has no program 'qqq'."),
+    ('trian', "error: alignjax has no program 'trian'; did you mean train? It has {}\n"),
+    ('qqq', "error: alignjax has no program 'qqq'. It has {}\n"),
+    ('chat', "error: alignjax has no program 'chat'; did you mean sample? It has {}\n"),
   ],
 )
 def test_an_unknown_program_is_one_line_with_the_nearest_one(name, message, capsys):
   assert program.execute(main.PROGRAM, ['alignjax', name]) == exit_codes.REFUSED
-  assert capsys.readouterr().err == f'error: {message} It has {", ".join(LIST)}\n'
+  assert capsys.readouterr().err == message.format(', '.join(LIST))
 
 
 @pytest.mark.parametrize('name', LIST)

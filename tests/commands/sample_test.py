@@ -16,6 +16,7 @@ from alignjax.commands import program, sample
 from alignjax.data.reading import rows
 from alignjax.data.tokens import tokenization
 from alignjax.models import checkpoint_io, lora, peft, transformer
+from alignjax.run import sampling_settings
 from alignjax.sampling import strategies, text
 from tests import assets
 from tests.data import examples
@@ -111,7 +112,7 @@ def test_draws_depend_on_the_seed_and_the_place_but_not_on_the_batch(folder, dra
 )
 def test_flags_become_strategies(flag_values, kept):
   logits = jnp.log(jnp.asarray([0.5, 0.2, 0.25, 0.05]))
-  result = sample.build_strategy(sample.Settings(**flag_values))(logits)
+  result = sampling_settings.build_strategy(sample.Settings(**flag_values))(logits)
   assert np.flatnonzero(np.isfinite(result)).tolist() == kept
 
 
@@ -129,7 +130,7 @@ def test_flags_become_strategies(flag_values, kept):
 )
 def test_flags_that_contradict_or_cannot_be(flag_values, message):
   with pytest.raises(ValueError, match=message):
-    sample.build_strategy(sample.Settings(**flag_values))
+    sampling_settings.build_strategy(sample.Settings(**flag_values))
 
 
 def test_prompts_are_read_from_a_file(tmp_path):
