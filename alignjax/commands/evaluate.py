@@ -134,7 +134,11 @@ def _plan(settings: Settings) -> evaluating.Plan:
       strategy=strategies.parse(settings.strategy) if settings.strategy else strategies.chain(),
     ),
     own_distribution=not settings.strategy,
-    rewards={name: rewards.parse(expression) for name, expression in expressions.items() if expression},
+    rewards={
+      name: fields.naming(f'--{name}', rewards.parse, expression)
+      for name, expression in expressions.items()
+      if expression
+    },
     compute_dtype=settings.compute_dtype,
     made_of={
       name: getattr(settings, name)
