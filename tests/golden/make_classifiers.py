@@ -10,6 +10,7 @@ safetensors the score head and the rewards. The other weights are those of the g
 
 import json
 import pathlib
+import tempfile
 
 import numpy as np
 from safetensors import numpy as safetensors_numpy
@@ -26,9 +27,12 @@ NAMES = (
   'llama_tied',
   'llama_untied',
   'mistral',
+  'mixtral',
   'phi3',
   'qwen2',
   'qwen3',
+  'qwen3_moe',
+  'smollm3',
   'stablelm',
 )
 
@@ -64,7 +68,10 @@ def main() -> None:
   for name in NAMES:
     model = build(name)
     config = model.config.to_diff_dict() | {'architectures': [type(model).__name__]}
-    contents = {'config': config, 'tensors': sorted(model.state_dict()), 'transformers': transformers.__version__}
+    with tempfile.TemporaryDirectory() as saved:
+      model.save_pretrained(saved)
+      tensors = sorted(safetensors_numpy.load_file(pathlib.Path(saved) / 'model.safetensors'))
+    contents = {'config': config, 'tensors': tensors, 'transformers': transformers.__version__}
     (folder / f'{name}.json').write_text(json.dumps(contents, indent=1) + '\n')
     arrays = {'score.weight': model.score.weight.detach().numpy(), 'rewards': rewards(model, name)}
     safetensors_numpy.save_file(arrays, folder / f'{name}.safetensors')
