@@ -30,7 +30,7 @@ from alignjax import files, paths, rewards
 from alignjax.commands import data_lengths, program
 from alignjax.data.reading import drops, rows, sources
 from alignjax.evaluation import evaluator, frontier, over_optimisation, summary
-from alignjax.run import evaluating, fields, process_flags, user_code
+from alignjax.run import evaluating, fields, locations, process_flags, user_code
 from alignjax.sampling import strategies, text
 
 COLUMNS = {  # of the table, by the name of the value
@@ -147,7 +147,7 @@ def _plan(settings: Settings) -> evaluating.Plan:
 def _prompts(settings: Settings) -> list[rows.Example]:
   report = drops.DropReport()
   found = sources.read_examples(
-    settings.prompts,
+    locations.resolve_data(settings.prompts, '--prompts'),
     report,
     ignore_fields=settings.ignore_fields,
     unknown_columns=settings.unknown_columns,

@@ -198,10 +198,12 @@ def test_a_reward_that_hangs_is_an_error_after_the_time_limit():
   with pytest.raises(rewards.RewardError, match=r'reward own: scoring samples 0 to 2 took longer than 0\.05 seconds'):
     hanging.scores(SAMPLES, seconds=0.05)
   release.set()
-  ticks = []
-  found = rewards.vader().scores(SAMPLES, seconds=60, tick=lambda: ticks.append(0))
-  np.testing.assert_array_equal(found.total, rewards.vader()(SAMPLES))
-  assert ticks
+
+
+def test_a_slow_reward_is_watched():
+  seen = threading.Event()
+  waiting = reward_of(lambda samples: [float(seen.wait(60))] * len(samples))
+  np.testing.assert_array_equal(waiting.scores(SAMPLES, seconds=60, tick=seen.set).total, 1.0)
 
 
 def test_users_own_rewards_register_under_their_name(registry):
