@@ -15,7 +15,7 @@ from alignjax.data.tokens import encoding
 from alignjax.parallel import mesh as parallel_mesh
 from alignjax.run import fields, inputs, rollout_settings, settings
 from alignjax.sampling import strategies
-from alignjax.training import rollout_rows, rollouts
+from alignjax.training import rollout_drawing, rollout_rows
 
 MULTIPLE = 32  # prompts are padded to a multiple of this many tokens, as far as the model's positions allow
 _FIELDS = ('behaviour_logp', 'behaviour_token_logp', 'score')
@@ -25,7 +25,7 @@ class Prompts(NamedTuple):
   """The prompts of a run."""
 
   split: inputs.Split  # their tokens, without responses; the batches are the shape of a round, not its order
-  questions: Sequence[rollouts.Question]
+  questions: Sequence[rollout_drawing.Question]
   fingerprint: str  # of their texts and of the columns that rewards read
 
 
@@ -43,10 +43,10 @@ def reward(config: rollout_settings.RolloutSettings) -> rewards.Reward:
   return fields.naming('config.reward', rewards.parse, config.reward) if config.reward else rewards.Reward(())
 
 
-def rounds(config: settings.Config) -> rollouts.Rounds:
+def rounds(config: settings.Config) -> rollout_drawing.Rounds:
   """The size of a round and the updates on it."""
   prompts = config.prompts_per_round
-  return rollouts.Rounds(
+  return rollout_drawing.Rounds(
     prompts,
     config.minibatch or prompts,
     config.inner_epochs,
@@ -214,7 +214,9 @@ def read(config: settings.Config, reading: inputs.Reading) -> Prompts:
   reading.announce(f'{", ".join(config.prompts)}: {report}')
   of_origin = {each.origin: each for each in examples}
   kept = [of_origin[data.origin(i)] for i in range(len(data))]
-  questions = [rollouts.Question(each.prompt, data[i].prompt, each.weight, each.fields) for i, each in enumerate(kept)]
+  questions = [
+    rollout_drawing.Question(each.prompt, data[i].prompt, each.weight, each.fields) for i, each in enumerate(kept)
+  ]
   shape = _prompt_size(data.prompt_length.max(), config, reading.max_positions), config.max_new_tokens
   spec = batching.BatchSpec(config.prompts_per_round, seed=config.seed, buckets=[shape])
   text = json.dumps([[each.prompt, dict(each.fields)] for each in kept], sort_keys=True, default=str)

@@ -11,7 +11,7 @@ from alignjax.data.reading import rows
 from alignjax.parallel import mesh as parallel_mesh
 from alignjax.run import inputs, on_policy, preparation, settings
 from alignjax.sampling import sampler
-from alignjax.training import joint, rollout_datasets, rollout_rows, rollouts, skipping, source
+from alignjax.training import joint, rollout_datasets, rollout_drawing, rollout_rows, rollouts, skipping, source
 from alignjax.training import rows as training_rows
 from alignjax.training import state as training_state
 from alignjax.training import step as training_step
@@ -81,11 +81,11 @@ def build(
   def text_of(prompt: rows.Prompt, tokens: Any) -> str:
     return prepared.tokenizer.decode(tokens, continues=isinstance(prompt, str))
 
-  made = rollouts.Rollouts(
+  made = rollout_drawing.Rollouts(
     prepared.prompts.questions,
     on_policy.rounds(config),
-    rollouts.Drawing(prepared.policy, decoding, prompt_size, layout, gap, announce),
-    rollouts.Scoring(reward, text_of, config.reward_seconds),
+    rollout_drawing.Drawing(prepared.policy, decoding, prompt_size, layout, gap, announce),
+    rollout_drawing.Scoring(reward, text_of, config.reward_seconds),
     folder,
     {
       'seed': config.seed,

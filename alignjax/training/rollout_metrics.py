@@ -11,7 +11,7 @@ from alignjax.training import rollout_files, rollout_rows
 def of_round(drawn: rollout_files.Round, shaping: rollout_rows.Shaping, labels: Mapping[str, str]) -> dict[str, float]:
   """Metrics by name. Errors are standard errors of means, clustered by prompt.
 
-  reward, reward_error     the reward and its standard error; reward/<label>: a part of it
+  rollout/reward           the mean reward; rollout/reward_error its standard error; rollout/reward/<label> a part of it
   rollout/kl               mean of log pi(y|x) - log pi_ref(y|x), nats per response; also kl_k3, kl_exact
   rollout/entropy          sum over tokens of the entropy of their distribution, nats per response
   rollout/sampler_gap_...  difference between a token's log-probability in sampling and in training, nats
@@ -24,9 +24,9 @@ def of_round(drawn: rollout_files.Round, shaping: rollout_rows.Shaping, labels: 
   reward = evaluator.clustered_mean(drawn.score)
   mask = _mask(drawn.response_length, drawn.response.shape[2])
   values = {
-    'reward': reward.mean,
-    'reward_error': 0.0 if np.isnan(reward.error) else reward.error,
-    **{f'reward/{labels[name]}': float(part.mean()) for name, part in drawn.parts.items() if name in labels},
+    'rollout/reward': reward.mean,
+    'rollout/reward_error': 0.0 if np.isnan(reward.error) else reward.error,
+    **{f'rollout/reward/{labels[name]}': float(part.mean()) for name, part in drawn.parts.items() if name in labels},
     'rollout/round': float(drawn.number),
     'rollout/length': float(drawn.response_length.mean()),
     'rollout/finished': float(drawn.finished.mean()),

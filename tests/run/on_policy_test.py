@@ -87,10 +87,10 @@ def whole(folder):
 def test_a_run_draws_scores_and_trains(folder, whole):
   assert [record['step'] for record in whole] == [1, 2, 3, 4, 5]
   first = whole[0]
-  assert {'reward', 'reward_error', 'reward/python', 'reward/missing_end', 'rollout/kl', 'rollout/entropy'} <= set(
-    first
-  )
-  assert [record['step'] for record in whole if 'reward' in record] == [1, 3, 5]
+  assert {
+    f'rollout/{name}' for name in ('reward', 'reward_error', 'reward/python', 'reward/missing_end', 'kl', 'entropy')
+  } <= set(first)
+  assert [record['step'] for record in whole if 'rollout/reward' in record] == [1, 3, 5]
   assert first['loss'] == pytest.approx(0.6931472, abs=1e-6)
   assert whole[2]['rollout/kl_exact'] > 0
   assert sorted(file.name for file in (folder / 'run' / 'rollouts').iterdir()) == [

@@ -10,12 +10,12 @@ import pytest
 
 from alignjax import objectives
 from alignjax.data.batches import batching
-from alignjax.training import joint, rollout_rows, rollouts, rows, state, step
+from alignjax.training import joint, rollout_drawing, rollout_rows, rows, state, step
 from tests.training import rollout_world as world
 
 TX = optax.sgd(1.0)
 GIVEN, DRAWN = objectives.pmle(gamma=0.3), objectives.kl_penalty(beta=0.2)
-SETTING = world.Setting('kl_penalty(beta=0.2)', samples=3, rounds=rollouts.Rounds(8, 4, 1, 8))
+SETTING = world.Setting('kl_penalty(beta=0.2)', samples=3, rounds=rollout_drawing.Rounds(8, 4, 1, 8))
 
 
 class Data:
@@ -40,7 +40,7 @@ class Data:
 @pytest.fixture(scope='module')
 def pairs(tmp_path_factory):
   """Six pairs with uneven weights, which another policy has drawn."""
-  made = world.drawer(SETTING._replace(rounds=rollouts.Rounds(6, 6, 1, 6)), tmp_path_factory.mktemp('pairs'))
+  made = world.drawer(SETTING._replace(rounds=rollout_drawing.Rounds(6, 6, 1, 6)), tmp_path_factory.mktemp('pairs'))
   drawn = made.draw(world.start(SETTING), world.FROZEN, 0)
   rows = rollout_rows.Shaping('best_worst', ties='keep').rows(drawn)
   return dataclasses.replace(rows, weight=np.array([1, 2, 0, 0.5, 1, 1], np.float32), score=None)

@@ -13,7 +13,7 @@ from alignjax.data.batches import batching
 from alignjax.models import tabular
 from alignjax.parallel import mesh
 from alignjax.sampling import sampler, strategies
-from alignjax.training import policy, references, rollout_rows, rollouts, rows, state, step
+from alignjax.training import policy, references, rollout_drawing, rollout_rows, rollouts, rows, state, step
 
 # Token 0 ends a sentence, and no sentence has more than two tokens.
 SENTENCES = ((0,), (1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2))
@@ -39,7 +39,7 @@ def table(samples):
 
 
 REWARD = rewards.Reward((rewards.Part(1.0, 'table()', table),))
-QUESTIONS = [rollouts.Question(str(i), tokens) for i, tokens in enumerate(PROMPTS)]
+QUESTIONS = [rollout_drawing.Question(str(i), tokens) for i, tokens in enumerate(PROMPTS)]
 
 
 def params_of(seed: int):
@@ -79,7 +79,7 @@ class Setting(NamedTuple):
 
   objective: str = 'rlhf(beta=0.5)'
   samples: int = 2
-  rounds: rollouts.Rounds = rollouts.Rounds(32, 32, 1, 32)
+  rounds: rollout_drawing.Rounds = rollout_drawing.Rounds(32, 32, 1, 32)
   pairing: str = 'all'
   ties: str = 'drop'
   kl_in_score: float = 0.0
@@ -90,16 +90,16 @@ class Setting(NamedTuple):
   largest_gap: float = 1e-4
 
 
-def drawer(setting: Setting, folder, device_mesh=MESH) -> rollouts.Rollouts:
+def drawer(setting: Setting, folder, device_mesh=MESH) -> rollout_drawing.Rollouts:
   decoding = sampler.Decoding(setting.samples, 2, strategies.temperature(setting.temperature), (0,))
   layout = rows.Layout(mesh=device_mesh)
-  drawing = rollouts.Drawing(POLICY, decoding, 2, layout, setting.largest_gap)
-  return rollouts.Rollouts(
-    QUESTIONS, setting.rounds, drawing, rollouts.Scoring(setting.reward, text_of), folder, {'vocab_size': 3}
+  drawing = rollout_drawing.Drawing(POLICY, decoding, 2, layout, setting.largest_gap)
+  return rollout_drawing.Rollouts(
+    QUESTIONS, setting.rounds, drawing, rollout_drawing.Scoring(setting.reward, text_of), folder, {'vocab_size': 3}
   )
 
 
-def source_of(setting: Setting, made: rollouts.Rollouts) -> rollouts.RolloutSource:
+def source_of(setting: Setting, made: rollout_drawing.Rollouts) -> rollouts.RolloutSource:
   objective = objectives.parse(setting.objective)
   fields = objective.reads | {stat.name for stat in objective.needs}
   shaping = rollout_rows.Shaping(setting.pairing, setting.ties, setting.kl_in_score, setting.ratio_reference, fields)
@@ -147,7 +147,7 @@ class Run:
     every: updates between checkpoints.
   """
 
-  def __init__(self, setting: Setting, made: rollouts.Rollouts, every: int):
+  def __init__(self, setting: Setting, made: rollout_drawing.Rollouts, every: int):
     self.setting, self.made, self.every = setting, made, every
     self.records = {}
     self.saved = (0, jax.device_get(leaves(start(setting))), json.dumps(source_of(setting, made).get_state()))

@@ -15,10 +15,10 @@ from alignjax.data.batches import batching
 from alignjax.parallel import mesh
 from alignjax.training import (
   rollout_datasets,
+  rollout_drawing,
   rollout_files,
   rollout_metrics,
   rollout_rows,
-  rollouts,
   source,
   state,
   step,
@@ -49,7 +49,11 @@ METHODS = {
   # Three rounds, each solved exactly.
   'rebel': (
     world.Setting(
-      'rebel(eta=0.4)', **PAIRS, ratio_reference='round', rounds=rollouts.Rounds(64, 64, 60, 64), learning_rate=0.05
+      'rebel(eta=0.4)',
+      **PAIRS,
+      ratio_reference='round',
+      rounds=rollout_drawing.Rounds(64, 64, 60, 64),
+      learning_rate=0.05,
     ),
     180,
     world.normalised(REFERENCE + 3 * 0.4 * world.SCORE),
@@ -224,9 +228,9 @@ def test_duplicates_among_the_samples_stay(drawn):
 
 def test_metrics_of_a_round(drawn):
   values = rollout_metrics.of_round(drawn[0], rollout_rows.Shaping('best_worst'), {'table()': 'table'})
-  assert values['reward'] == pytest.approx(drawn[0].score.mean())
-  assert values['reward/table'] == pytest.approx(values['reward'])
-  assert values['reward_error'] == pytest.approx(drawn[0].score.mean(axis=1).std(ddof=1) / np.sqrt(32))
+  assert values['rollout/reward'] == pytest.approx(drawn[0].score.mean())
+  assert values['rollout/reward/table'] == pytest.approx(values['rollout/reward'])
+  assert values['rollout/reward_error'] == pytest.approx(drawn[0].score.mean(axis=1).std(ddof=1) / np.sqrt(32))
   assert values['rollout/sampler_gap_max'] < 1e-5
   assert values['rollout/kl'] == pytest.approx(0.0, abs=1e-6)
   assert values['rollout/kl_exact'] == pytest.approx(0.0, abs=1e-6)
@@ -235,7 +239,7 @@ def test_metrics_of_a_round(drawn):
 
 
 def test_kl_metrics_agree_with_the_enumerated_kl(tmp_path):
-  setting = world.Setting('rlhf()', samples=4, rounds=rollouts.Rounds(512, 512, 1, 512))
+  setting = world.Setting('rlhf()', samples=4, rounds=rollout_drawing.Rounds(512, 512, 1, 512))
   made = world.drawer(setting, tmp_path)
   params = {'logits': world.INITIAL['logits'] + 0.3 * world.params_of(5)['logits']}
   now = world.start(setting)
@@ -283,7 +287,7 @@ KILLS = [
   ('after the update', 7),
   ('after the batch', 10),
 ]
-RESUMED = world.Setting('dpo(beta=0.5)', samples=3, pairing='best_worst', rounds=rollouts.Rounds(8, 4, 2, 8))
+RESUMED = world.Setting('dpo(beta=0.5)', samples=3, pairing='best_worst', rounds=rollout_drawing.Rounds(8, 4, 2, 8))
 
 
 @pytest.fixture(scope='module')
@@ -332,7 +336,11 @@ def test_a_run_that_is_killed_resumes_bit_for_bit(place, when, uninterrupted, tm
 
 
 REFRESHED = world.Setting(
-  'dpo(beta=0.5)', samples=3, pairing='best_worst', kl_in_score=0.1, rounds=rollouts.Rounds(8, 4, 1, 8, refresh=2)
+  'dpo(beta=0.5)',
+  samples=3,
+  pairing='best_worst',
+  kl_in_score=0.1,
+  rounds=rollout_drawing.Rounds(8, 4, 1, 8, refresh=2),
 )
 
 
@@ -431,7 +439,7 @@ def test_a_folder_of_rounds_is_complete_or_refused(within):
 
 
 def test_minibatches_take_each_prompt_once_per_epoch():
-  size = rollouts.Rounds(12, 4, 3, 12)
+  size = rollout_drawing.Rounds(12, 4, 3, 12)
   assert size.updates == 9
   epochs = [np.concatenate([size.minibatch_of(5, 3 * epoch + i) for i in range(3)]) for epoch in range(3)]
   for places in epochs:
@@ -440,7 +448,7 @@ def test_minibatches_take_each_prompt_once_per_epoch():
   seen = np.concatenate([size.questions(number, 5) for number in range(5)])
   assert np.bincount(seen).tolist() == [12] * 5
   with pytest.raises(ValueError, match='minibatch=5: must divide the 12 prompts'):
-    rollouts.Rounds(12, 5, 1, 12)
+    rollout_drawing.Rounds(12, 5, 1, 12)
 
 
 def test_rollouts_as_a_dataset_give_the_losses_of_the_run(drawn, tmp_path):
