@@ -1,5 +1,6 @@
 """Every objective's loss and gradient against the float64 oracle of its equation, from logits to loss."""
 
+import dataclasses
 import re
 
 import jax
@@ -19,6 +20,8 @@ STEP = 1e-5
 
 def setting(case, seed, prompts, **sizes):
   batch = fixtures.preference_batch(seed=seed, prompts=prompts, responses=case.responses, **sizes)
+  behaviour = -np.random.default_rng(seed).exponential(size=batch.response.shape)
+  batch = dataclasses.replace(batch, cached={'behaviour_token_logp': jnp.asarray(behaviour.astype(np.float32))})
   vocab = sizes.get('vocab', 11)
   policy, reference = (fixtures.logits(seed + i, batch, vocab) for i in (1, 2))
   return objectives.parse(case.expression), batch, policy, reference
