@@ -22,7 +22,6 @@ def preference_batch(
     weight=_array(rng.choice([1.0, 0.5, 2.0], prompts), np.float32),
     score=_array(rng.normal(size=(prompts, responses)), np.float32),
     behaviour_logp=_array(-3.0 * rng.exponential(size=(prompts, responses)), np.float32),
-    cached={'behaviour_token_logp': _array(-rng.exponential(size=(prompts, responses, response_size)), np.float32)},
   )
 
 

@@ -1,5 +1,6 @@
 """Every objective's loss and gradient against the float64 oracle of its equation, from logits to loss."""
 
+import dataclasses
 import re
 
 import jax
@@ -22,6 +23,8 @@ TABLE = jax.jit(examples.table, static_argnums=0)  # one program for all objecti
 def setting(case, seed):
   """A batch of the shape of the contract's, whose programs these tests share."""
   batch = fixtures.preference_batch(seed=seed, responses=case.responses)
+  behaviour = -np.random.default_rng(seed).exponential(size=batch.response.shape)
+  batch = dataclasses.replace(batch, cached={'behaviour_token_logp': jnp.asarray(behaviour.astype(np.float32))})
   policy, reference = (fixtures.logits(seed + i, batch) for i in (1, 2))
   return objectives.parse(case.expression), batch, policy, reference
 
