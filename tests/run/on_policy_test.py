@@ -79,7 +79,7 @@ def lasting(workdir):
 @pytest.fixture(scope='module')
 def whole(folder):
   """The records of a run that is not interrupted."""
-  result = training.train(configure(folder, doctor='warn'))
+  result = training.train(configure(folder, doctor='stop'))
   assert result.step == 5
   return lasting(folder / 'run')
 
