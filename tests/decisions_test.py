@@ -64,9 +64,8 @@ AGREED = {'training/step_folders.py:steps', 'training/step_folders.py:_numbered'
 INPUTS = {
   'run/evaluating.py:subjects',
   'run/inputs.py:fingerprint',
-  'run/hub.py:file_names',
   'run/locations.py:_is_local',
-  'run/locations.py:resolve',
+  'models/naming.py:resolve',
   'run/locations.py:resolve_data',
   'run/user_code.py:_hash',
   'models/checkpoint_io.py:_open_leaves',

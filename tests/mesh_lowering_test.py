@@ -21,7 +21,7 @@ from tests.training import step_test
 
 COLLECTIVE = re.compile(r'= .*? (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(')
 # Unrolled layers, so that the only loop left is the one over prompts in the head.
-CONFIG = dataclasses.replace(step_test.CONFIG, scan_layers=False, remat='none')
+CONFIG = dataclasses.replace(step_test.CONFIG, scan_layers=False)
 DPO = objectives.dpo()
 PROMPTS = 32  # 4 on each of 8 shards; a chunk of 14 tokens takes one at a time
 

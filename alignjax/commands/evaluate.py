@@ -30,9 +30,9 @@ from alignjax import files, paths, rewards
 from alignjax.commands import data_lengths, program
 from alignjax.data.reading import drops, rows, sources
 from alignjax.evaluation import evaluator, frontier, over_optimisation, summary
-from alignjax.run import evaluating, fields, process_flags, user_code
-from alignjax.sampling import strategies, text
+from alignjax.run import evaluating, fields, locations, process_flags, sampling_settings, user_code
 
+OWN = {'greedy': False, 'temperature': 1.0, 'top_k': 0, 'top_p': 1.0, 'strategy': ''}  # the model's own distribution
 COLUMNS = {  # of the table, by the name of the value
   'reward': 'reward',
   'proxy': 'proxy',
@@ -49,7 +49,7 @@ COLUMNS = {  # of the table, by the name of the value
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(user_code.UserCode):
+class Settings(sampling_settings.SamplingSettings, user_code.UserCode):
   """Evaluation."""
 
   models: tuple[str, ...] = fields.field(
@@ -61,8 +61,8 @@ class Settings(user_code.UserCode):
   reference: str = fields.field(
     '', 'Reference model: a folder in Hugging Face format, or a name on the Hub.', required=True, path=paths.READ
   )
-  prompts: str = fields.field(
-    '', 'Prompts, [form:]location, as for --prompts of sample.', required=True, path=paths.READ
+  prompts: tuple[str, ...] = fields.field(
+    (), 'Prompts, [form:]location as for --data of training.', required=True, path=paths.READ
   )
   ignore_fields: tuple[str, ...] = fields.field(
     (), 'Columns of --prompts to ignore, and paths of fields within them, such as prompt[].weight.'
@@ -77,18 +77,6 @@ class Settings(user_code.UserCode):
   )
   out: str = fields.field('', 'Folder for the results.', required=True, path=paths.DISK)
   samples: int = fields.field(4, 'Number of responses to each prompt.', at_least=1)
-  max_prompt: int = fields.field(1024, 'Largest prompt in tokens; longer ones lose their first tokens.', at_least=2)
-  max_new_tokens: int = fields.field(128, 'Largest response in tokens; longer ones are cut off.', at_least=1)
-  strategy: str = fields.field(
-    '',
-    "Decoding strategy, such as greedy() or temperature(0.7); empty: the model's own distribution, which estimates of "
-    'the KL need.',
-  )
-  seed: int = fields.field(0, 'Seed of the random numbers.', at_least=0, at_most=2**63 - 1)
-  batch_size: int = fields.field(8, 'Number of prompts in a batch.', at_least=1)
-  compute_dtype: str = fields.field(
-    'float32', 'Type of activations; parameters are float32.', choices=('float32', 'bfloat16')
-  )
   processes: process_flags.Processes = dataclasses.field(default_factory=process_flags.Processes, metadata={'flag': ''})
 
   def __post_init__(self):
@@ -122,25 +110,18 @@ def run(settings: Settings) -> None:
 
 
 def _plan(settings: Settings) -> evaluating.Plan:
-  expressions = {'reward': settings.reward, 'proxy': settings.proxy}
+  given = {'reward': settings.reward, 'proxy': settings.proxy}
+  chosen = {name: getattr(settings, name) for name in ('greedy', 'temperature', 'top_k', 'top_p', 'strategy')}
+  made_of = {
+    name: getattr(settings, name) for name in ('samples', 'max_prompt', 'max_new_tokens', 'seed', 'compute_dtype')
+  }
   return evaluating.Plan(
-    prompts=_prompts(settings),
-    options=text.Options(
-      samples=settings.samples,
-      max_prompt=settings.max_prompt,
-      max_new_tokens=settings.max_new_tokens,
-      batch_size=settings.batch_size,
-      seed=settings.seed,
-      strategy=strategies.parse(settings.strategy) if settings.strategy else strategies.chain(),
-    ),
-    own_distribution=not settings.strategy,
-    rewards={name: rewards.parse(expression) for name, expression in expressions.items() if expression},
+    prompts=_prompts(locations.with_paths(settings, models=(), data=('prompts',))),
+    options=sampling_settings.options(settings),
+    own_distribution=chosen == OWN,
+    rewards={name: fields.naming(f'--{name}', rewards.parse, text) for name, text in given.items() if text},
     compute_dtype=settings.compute_dtype,
-    made_of={
-      name: getattr(settings, name)
-      for name in ('samples', 'max_prompt', 'max_new_tokens', 'strategy', 'seed', 'compute_dtype')
-    }
-    | {'imports': user_code.fingerprints(settings.imports)},
+    made_of=made_of | chosen | {'imports': user_code.fingerprints(settings.imports)},
   )
 
 
@@ -156,7 +137,7 @@ def _prompts(settings: Settings) -> list[rows.Example]:
   )
   prompts = list(found)
   if not prompts:
-    raise ValueError(f'{settings.prompts}: no prompts are left: {report}')
+    raise ValueError(f'{", ".join(settings.prompts)}: no prompts are left: {report}')
   return prompts
 
 

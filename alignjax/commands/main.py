@@ -17,7 +17,9 @@ SUMMARIES = {
 OTHERS = {
   **dict.fromkeys(('fit', 'finetune', 'fine-tune', 'align', 'run', 'resume', 'dpo', 'sft', 'kto', 'orpo'), 'train'),
   **dict.fromkeys(('generate', 'chat', 'infer', 'inference', 'predict', 'decode'), 'sample'),
+  **dict.fromkeys(('eval', 'judge', 'benchmark'), 'evaluate'),
   **dict.fromkeys(('check', 'examine', 'lint'), 'doctor'),
+  **dict.fromkeys(('eval', 'score', 'test', 'benchmark'), 'evaluate'),
   **dict.fromkeys(('dataset', 'datasets', 'preprocess'), 'data'),
   **{name: f'data {name}' for name in ('validate', 'inspect', 'tokenize', 'convert', 'build')},
   **dict.fromkeys(('pull', 'fetch', 'get'), 'download'),

@@ -23,7 +23,6 @@ from alignjax.models import (
   declaration,
   families,
   folders,
-  lora,
   manifest,
   pieces,
   slices,
@@ -131,7 +130,6 @@ def deferred_params(
   """The leaves of `load_params`, each to be read when it is needed, until `stack` closes. Args, Raises: see there."""
   targets = _targets(config, shardings)
   stored = loading.together(lambda: _open_leaves(pathlib.Path(folder), config, stack, _share(targets)))
-
   shapes = parameter_shapes(config)[0]
 
   def defer(leaf: str, target: jax.sharding.Sharding | None) -> pieces.Deferred:
@@ -268,7 +266,7 @@ def save(
   if dtype not in folders.DTYPES.values():
     raise ValueError(f'dtype={dtype!r}: must be one of {", ".join(folders.DTYPES.values())}')
   family = families.of(config)
-  leaves = _check_leaves(config, params)
+  leaves = storing.checked(parameter_shapes(config)[0], params)
   entries = rendered(config, assets_from) | {'torch_dtype': dtype}
   blocks = storing.blocks(family, config, leaves)
   if jax.process_index() == 0:
@@ -321,9 +319,7 @@ def _open_leaves(
   stack: contextlib.ExitStack,
   share: tuple[int, int],
 ) -> dict[str, slices.Stored]:
-  """Checks the tensors of a folder, and returns where its leaves are stored, in files that `stack` closes.
-
-  The score kernel is left out if the folder holds a language model.
+  """Checks the tensors of a folder, and returns where its leaves are stored, but not a score kernel that it lacks.
 
   Args:
     folder: the folder of the model.
@@ -379,8 +375,7 @@ def _load_or_draw(
     return _load(stored[leaf], target, loading)
   if loading.score is None:
     raise ValueError(f'tensor {classifiers.SCORE} is missing: the folder holds a language model, not a reward model')
-  drawn = loading.score() if target is None else jax.jit(loading.score, out_shardings=target)()
-  return loading.convert(leaf, drawn)
+  return loading.convert(leaf, loading.score() if target is None else jax.jit(loading.score, out_shardings=target)())
 
 
 def _load(stored: slices.Stored, target: jax.sharding.Sharding | None, loading: Loading) -> Any:
@@ -388,19 +383,6 @@ def _load(stored: slices.Stored, target: jax.sharding.Sharding | None, loading: 
   dtype = loading.dtype or stored.dtype
   leaf = loading.together(lambda: slices.place(stored, target, lambda indices: stored.read(indices, dtype)))
   return loading.convert(stored.leaf, leaf)
-
-
-def _check_leaves(config: transformer.TransformerConfig, params: Params) -> dict[str, Any]:
-  """The parameters by path, after checking their names and shapes against the configuration."""
-  expected, _ = parameter_shapes(config)
-  paths, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=lora.is_kernel)
-  leaves = {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in paths}
-  if different := expected.keys() ^ leaves.keys():
-    raise ValueError(f'parameters do not match the configuration: missing or unexpected {folders.listed(different)}')
-  for leaf, shape in expected.items():
-    if leaves[leaf].shape != shape:
-      raise ValueError(f'parameter {leaf}: expected shape {shape}, found {leaves[leaf].shape}')
-  return leaves
 
 
 def on_host(value: Any) -> np.ndarray:

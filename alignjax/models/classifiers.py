@@ -21,9 +21,12 @@ BY_TYPE = {  # the classes of transformers, by model_type
   'gpt_neox': 'GPTNeoXForSequenceClassification',
   'llama': 'LlamaForSequenceClassification',
   'mistral': 'MistralForSequenceClassification',
+  'mixtral': 'MixtralForSequenceClassification',
   'phi3': 'Phi3ForSequenceClassification',
   'qwen2': 'Qwen2ForSequenceClassification',
   'qwen3': 'Qwen3ForSequenceClassification',
+  'qwen3_moe': 'Qwen3MoeForSequenceClassification',
+  'smollm3': 'SmolLM3ForSequenceClassification',
   'stablelm': 'StableLmForSequenceClassification',
 }
 

@@ -6,7 +6,24 @@ from typing import Any
 import jax
 import numpy as np
 
-from alignjax.models import declaration, lora, pieces, transformer, weight_files
+from alignjax.models import declaration, folders, lora, pieces, transformer, weight_files
+from alignjax.types import Params
+
+
+def checked(expected: Mapping[str, tuple[int, ...]], params: Params) -> dict[str, Any]:
+  """The parameters by path, after comparing their names and shapes with the expected ones.
+
+  Raises:
+    ValueError: they differ. The message names the parameters.
+  """
+  paths, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=lora.is_kernel)
+  leaves = {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in paths}
+  if different := expected.keys() ^ leaves.keys():
+    raise ValueError(f'parameters do not match the configuration: missing or unexpected {folders.listed(different)}')
+  for leaf, shape in expected.items():
+    if leaves[leaf].shape != shape:
+      raise ValueError(f'parameter {leaf}: expected shape {shape}, found {leaves[leaf].shape}')
+  return leaves
 
 
 def planned(

@@ -74,7 +74,7 @@ def check_batch(objective: Any, fields: Collection[str], responses: int) -> None
         if len(numbers) == 1 and min(numbers) in _COUNT
         else (f'needs {describe_responses(numbers)} responses to a prompt')
       )
-      raise ValueError(f'{leaf.label} {needed}: the data has N = {responses} to a prompt')
+      raise ValueError(f'{leaf.label} {needed}: the data has N = {responses}')
     for field in sorted(leaf.reads - leaf.optional - OF_EVERY_BATCH - set(fields)):
       meaning = f', {_MEANING[field]},' if field in _MEANING else ''
       raise ValueError(f'{leaf.label} reads `{field}`{meaning} but the data has none')

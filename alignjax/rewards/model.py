@@ -11,7 +11,7 @@ import numpy as np
 from alignjax import stats
 from alignjax.data.tokens import tokenization
 from alignjax.models import base as models
-from alignjax.models import checkpoint_io, reward_scale, transformer
+from alignjax.models import checkpoint_io, naming, reward_scale, transformer
 from alignjax.parallel import mesh as parallel_mesh
 from alignjax.parallel import rules
 from alignjax.rewards import base
@@ -82,7 +82,7 @@ class RewardModel:
     """Loads a reward model and its tokenizer from a Hugging Face folder. The weights keep the dtype of their file.
 
     Args:
-      folder: a folder of a sequence classifier with one label.
+      folder: a folder of a sequence classifier with one label, or its name on the Hub.
       normalise: whether rewards are normalised with the scale in reward.json.
       batch_size: samples that are scored at once.
       compute_dtype: type of activations, 'float32' or 'bfloat16'. The score is computed in float32.
@@ -90,6 +90,7 @@ class RewardModel:
     Raises:
       ValueError: the folder cannot be used, or has no scale to normalise with.
     """
+    folder = naming.resolve(folder, 'reward_model')
     scale = reward_scale.read(pathlib.Path(folder)) if normalise else None
     mesh = parallel_mesh.make_mesh()
     config = checkpoint_io.load_config(folder, compute_dtype=compute_dtype, output='score')
@@ -166,8 +167,8 @@ def reward_model(folder: str, normalise: bool = True) -> base.Score:
   """A trained reward model: r(x, y), normalised with the mean and standard deviation in its folder.
 
   Args:
-    folder: a folder of a sequence classifier with one label, such as `model` in the work directory of a run with
-      `bradley_terry()`.
+    folder: a sequence classifier with one label: a folder, such as `model` in the work directory of a run with
+      `bradley_terry()`, or a name on the Hub.
     normalise: whether to subtract the mean and divide by the standard deviation in reward.json.
 
   Raises:

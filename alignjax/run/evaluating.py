@@ -264,12 +264,12 @@ class Evaluation:
     ]
     shape = (len(self._plan.prompts), -1)
 
-    def score(alive: Callable[[], None]) -> str:
+    def score(alive: Callable[[], None] | None) -> str:
       scores = reward.scores(samples, tick=alive)
       labelled = {reward.labels[name]: values.reshape(shape).tolist() for name, values in scores.parts.items()}
       return json.dumps({'total': scores.total.reshape(shape).tolist(), 'parts': labelled})
 
-    return json.loads(score(lambda: None) if reward.collective else processes.from_first(score))
+    return json.loads(processes.on_all(lambda: score(None)) if reward.collective else processes.from_first(score))
 
   def _diverge(self, loaded: _Loaded, responses: Sequence[Sequence[Sequence[int]]]) -> dict[str, Any]:
     """Estimates of the KL, and the entropy, of each response; empty if the reference is another kind of model."""

@@ -53,6 +53,7 @@ _WORKERS = 'tokens are cached, and made ahead by: alignjax data tokenize --worke
 _CACHE = 'use --reference_cache=caches/reference, a folder'
 _SAMPLES = 'use --samples=3, the responses to each prompt'
 _GREEDY = 'use --greedy, or leave it out to draw responses'
+_REWARD = 'the reward is an expression: --reward=\'reward_model("runs/reward/model")\''
 _METHOD = "the method is an expression: --method='ties(density=0.5)'"
 _MODELS = 'use --models=first,second'
 
@@ -111,6 +112,7 @@ _OTHERS: dict[str, tuple[str, ...]] = {
   'do_sample': (_GREEDY,),
   'optim optimizer_name optimizer_type': ("the optimizer is an expression: --optimizer='adamw(1e-6)'",),
   'output_dir out_dir output_path save_dir logdir log_dir checkpoint_dir experiment_dir': (_WORKDIR, _OUT, _OUTPUT),
+  'reward_model reward_funcs reward_model_path reward_model_name_or_path reward_function': (_REWARD,),
   'precompute_ref_log_probs ref_cache': (_CACHE,),
   'ref_model ref_model_name_or_path reference_model ref reference_model_name ref_model_path': (_REFERENCE,),
   'save_steps save_strategy save_interval saves_per_epoch save_freq checkpoint_every': (_SAVE,),

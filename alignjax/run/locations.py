@@ -14,51 +14,19 @@ import pathlib
 import re
 from typing import Any
 
-from alignjax import paths
+from alignjax import hub
 from alignjax.data.reading import readers, sources
-from alignjax.models import folders, peft
-from alignjax.run import hub
+from alignjax.models import folders, naming
 
-_OWNER_AND_NAME = r'(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)'
-NAME = re.compile(rf'{_OWNER_AND_NAME}(@(?P<revision>[\w.][\w./-]*))?')
+NAME, resolve, name_of = naming.NAME, naming.resolve, naming.name_of  # of models
 _DATA = re.compile(
-  rf'{_OWNER_AND_NAME}(@(?P<revision>refs/\w+/\w+|[\w.][\w.-]*))?(/(?P<path>[^:]+?))?/?(:(?P<split>[\w.-]+))?'
+  rf'{naming.OWNER_AND_NAME}(@(?P<revision>refs/\w+/\w+|[\w.][\w.-]*))?(/(?P<path>[^:]+?))?/?(:(?P<split>[\w.-]+))?'
 )
-_FILES = [*folders.MODEL, 'model-*-of-*.safetensors', peft.CONFIG, peft.WEIGHTS]
-_FILES += [f'{folder}/{folders.TEMPLATES}' for folder in paths.SUBFOLDERS]
-_SNAPSHOT = re.compile(r'models--(?P<name>[^/]+)/snapshots/[0-9a-f]+')
 _MODELS = ('model', 'reference', 'base_model', 'adapter_from')  # settings that name a model or an adapter
-_DATA_SETTINGS = ('data', 'eval_data')
+_DATA_SETTINGS = ('data', 'eval_data', 'prompts')
 _ABOUT_DATA = ('dataset_info.json', 'dataset_infos.json')  # metadata
 # The name of a file without its ending: 0000, train, train-00000-of-00002 or train-00000-of-00002-1f2e3d4c5b6a7988.
 _SHARD = re.compile(r'\d+|(?P<split>.*?)([-_]\d{5,}(-of-(?P<count>\d{5,}))?(-[0-9a-f]{16})?)?')
-
-
-def resolve(location: str | os.PathLike[str], flag: str) -> str:
-  """The folder of a model or an adapter: the folder with this path, or a snapshot of the Hub, downloaded if needed.
-
-  Args:
-    location: the path of a folder, or the name of a repository with an optional revision.
-    flag: the setting that has this value, for errors.
-
-  Raises:
-    ValueError: there is no such folder, and the repository is unknown, closed, or neither cached nor reachable.
-  """
-  location = os.fspath(location)
-  if os.path.isfile(location):
-    raise ValueError(f'{flag}={location}: is a file; a model or an adapter is a folder in Hugging Face format')
-  if paths.scheme(location) or os.path.exists(location):
-    return location
-  named = NAME.fullmatch(location)
-  if named is None:
-    raise ValueError(
-      f'{flag}={location}: there is no such folder; models on the Hugging Face Hub have names such as Qwen/Qwen2.5-0.5B'
-    )
-  try:
-    return hub.snapshot(hub.Repository('model', named['name'], named['revision']), _FILES)
-  except ValueError as error:
-    hint = f'; or type: alignjax download smollm2 --out={location}' if named['name'].endswith('/smollm2') else ''
-    raise ValueError(f'{flag}={location}: there is no such folder, and {error}{hint}') from error
 
 
 def resolve_data(source: sources.Source, flag: str) -> tuple[sources.Source, ...]:
@@ -158,12 +126,6 @@ def _typed(repository: hub.Repository, path: str) -> str:
   """What to type for a file or a folder of a repository."""
   revision = f'@{repository.revision}' if repository.revision else ''
   return f'{repository.name}{revision}/{path}'
-
-
-def name_of(folder: str | os.PathLike[str]) -> str:
-  """The name on the Hub of a folder in the cache; other folders by their path."""
-  found = _SNAPSHOT.search(pathlib.Path(folder).as_posix())
-  return found['name'].replace('--', '/', 1) if found else os.fspath(folder)
 
 
 def with_paths[S](config: S, models: Sequence[str] = _MODELS, data: Sequence[str] = _DATA_SETTINGS) -> S:

@@ -13,7 +13,7 @@ from alignjax.data.batches import batching
 from alignjax.data.reading import drops, rows, sources
 from alignjax.data.tokens import encoding
 from alignjax.parallel import mesh as parallel_mesh
-from alignjax.run import inputs, rollout_settings, settings
+from alignjax.run import fields, inputs, rollout_settings, settings
 from alignjax.sampling import strategies
 from alignjax.training import rollout_drawing, rollout_rows
 
@@ -40,7 +40,7 @@ def strategy(config: rollout_settings.RolloutSettings) -> strategies.Strategy:
 
 def reward(config: rollout_settings.RolloutSettings) -> rewards.Reward:
   """The reward; 0 for every response if none is given, for objectives that read no score."""
-  return rewards.parse(config.reward) if config.reward else rewards.Reward(())
+  return fields.naming('config.reward', rewards.parse, config.reward) if config.reward else rewards.Reward(())
 
 
 def rounds(config: settings.Config) -> rollout_drawing.Rounds:
@@ -64,7 +64,9 @@ def shaping(config: rollout_settings.RolloutSettings, objective: objectives.Obje
 
 def objective_of(config: settings.Config, objective: objectives.Objective) -> objectives.Objective:
   """The objective of the responses drawn: `config.rollout_objective`, or else the only one."""
-  return objectives.parse(config.rollout_objective) if config.rollout_objective else objective
+  if not config.rollout_objective:
+    return objective
+  return fields.naming('config.rollout_objective', objectives.parse, config.rollout_objective)
 
 
 def reference_needs(config: settings.Config, objective: objectives.Objective) -> objectives.Objective:

@@ -25,16 +25,11 @@ class _Parser(flags.ArgumentParser):
     if self._choices and argument not in self._choices:
       close = difflib.get_close_matches(argument, self._choices, n=1)
       hint = f'; did you mean {close[0]}?' if close else ''
-      raise ValueError(f'must be {" or ".join(map(repr_if_empty, self._choices))}{hint}')
+      raise ValueError(f'must be {" or ".join(choice or "empty" for choice in self._choices)}{hint}')
     return _READERS.get(self._kind, str)(argument)
 
   def flag_type(self) -> str:
     return getattr(self._kind, '__name__', 'list')
-
-
-def repr_if_empty(text: str) -> str:
-  """The text, or `empty`."""
-  return text or 'empty'
 
 
 def _reader(convert: Callable[[str], Any], wanted: str) -> Callable[[str], Any]:
@@ -106,10 +101,7 @@ def given(kind: type, values: flags.FlagValues, prefix: str = '') -> dict[str, A
     each = values[name].given
     if not each:
       continue
-    if leaf.field.type == fields.Strings:
-      found[leaf.name] = tuple(item for part in each for item in part)
-      continue
-    if leaf.field.type == fields.Pairs and all(isinstance(part, tuple) for part in each):
+    if leaf.field.type in (fields.Strings, fields.Pairs) and all(isinstance(part, list | tuple) for part in each):
       found[leaf.name] = tuple(item for part in each for item in part)
       continue
     different = list(dict.fromkeys(map(repr, each)))

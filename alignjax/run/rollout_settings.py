@@ -8,7 +8,7 @@ from alignjax.run import fields
 
 @dataclasses.dataclass(frozen=True)
 class RolloutSettings:
-  """On-policy training: responses are drawn from the policy and scored, in place of `data`."""
+  """On-policy training."""
 
   prompts: tuple[str, ...] = fields.field(
     (),
@@ -24,11 +24,13 @@ class RolloutSettings:
     on_resume='identity',
   )
   reward: str = fields.field(
-    '', 'Reward of a response, such as 0.7 * vader() - missing_end(1.0).', on_resume='identity'
+    '',
+    'Reward of a response, needed with `prompts`, such as 0.7 * vader() - missing_end(1.0); empty: none.',
+    on_resume='identity',
   )
   reward_fields: tuple[str, ...] = fields.field(
     (),
-    'Columns of the prompts that rewards read, such as the answer of exact_answer("answer").',
+    'Columns of the prompts that rewards read, such as the answer of exact_answer("answer"); empty: none.',
     on_resume='identity',
   )
   reward_seconds: float = fields.field(

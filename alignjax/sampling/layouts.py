@@ -28,6 +28,7 @@ from alignjax.types import Params
 
 # Largest share of a device's memory for the weights. The decoding loop holds them once more, layer by layer.
 SHARE = 1 / 6
+_CAST = ('/kernel', '/mlp/router', '/mlp/gate', '/mlp/up', '/mlp/down')  # ends of paths; all but the first: of experts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Layout:
       leaf: an array, or a kernel of `lora` or `quantization`.
     """
     leaf = lora.dense(leaf)
-    return leaf.astype(self.dtype) if path.startswith('layers/') and path.endswith('/kernel') else leaf
+    return leaf.astype(self.dtype) if path.startswith('layers/') and path.endswith(_CAST) else leaf
 
   def place(self, params: Params) -> Params:
     """Casts and reshards the weights in one compiled program; returns them unchanged if they are placed already.

@@ -40,10 +40,16 @@ def folder(tmp_path_factory) -> pathlib.Path:
 
 
 def run(folder: pathlib.Path, out: pathlib.Path, *arguments: str, reward: str = REWARD) -> int:
-  flags = [f'--reference={folder}/sft', f'--prompts={folder}/prompts.jsonl', f'--reward={reward}', f'--out={out}']
-  given = {'--models': f'{folder}/tuned'} | dict(each.split('=', 1) for each in arguments)
-  flags += ['--reward_fields=answer', *SIZES, *(f'{name}={value}' for name, value in given.items())]
-  return program.execute(evaluate.PROGRAM, ['evaluate', *flags])
+  flags = {
+    '--models': f'{folder}/tuned',
+    '--reference': f'{folder}/sft',
+    '--prompts': f'{folder}/prompts.jsonl',
+    '--reward': reward,
+    '--reward_fields': 'answer',
+    '--out': str(out),
+  }
+  flags |= dict(each.split('=', 1) for each in (*SIZES, *arguments))
+  return program.execute(evaluate.PROGRAM, ['evaluate', *(f'{name}={value}' for name, value in flags.items())])
 
 
 @pytest.fixture(scope='module')

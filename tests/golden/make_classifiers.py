@@ -2,7 +2,9 @@
 
 Run by hand, where torch and transformers are installed, after make.py; the library itself needs neither:
 
-  python tests/golden/make_classifiers.py
+  python tests/golden/make_classifiers.py smollm3 mixtral
+
+Without names, it writes all of them.
 
 classifiers/<name>.json holds config.json as transformers writes it and the names of the tensors; classifiers/<name>.
 safetensors the score head and the rewards. The other weights are those of the golden model.
@@ -10,6 +12,8 @@ safetensors the score head and the rewards. The other weights are those of the g
 
 import json
 import pathlib
+import sys
+import tempfile
 
 import numpy as np
 from safetensors import numpy as safetensors_numpy
@@ -26,9 +30,12 @@ NAMES = (
   'llama_tied',
   'llama_untied',
   'mistral',
+  'mixtral',
   'phi3',
   'qwen2',
   'qwen3',
+  'qwen3_moe',
+  'smollm3',
   'stablelm',
 )
 
@@ -58,13 +65,20 @@ def rewards(model: transformers.PreTrainedModel, name: str) -> np.ndarray:
   return values
 
 
+def stored_names(model: transformers.PreTrainedModel) -> list[str]:
+  """The names of the tensors in the file of a model, which for mixtures of experts are not those of its parameters."""
+  with tempfile.TemporaryDirectory() as folder:
+    model.save_pretrained(folder)
+    return sorted(safetensors_numpy.load_file(pathlib.Path(folder) / 'model.safetensors'))
+
+
 def main() -> None:
   folder = HERE / 'classifiers'
   folder.mkdir(exist_ok=True)
-  for name in NAMES:
+  for name in sys.argv[1:] or NAMES:
     model = build(name)
     config = model.config.to_diff_dict() | {'architectures': [type(model).__name__]}
-    contents = {'config': config, 'tensors': sorted(model.state_dict()), 'transformers': transformers.__version__}
+    contents = {'config': config, 'tensors': stored_names(model), 'transformers': transformers.__version__}
     (folder / f'{name}.json').write_text(json.dumps(contents, indent=1) + '\n')
     arrays = {'score.weight': model.score.weight.detach().numpy(), 'rewards': rewards(model, name)}
     safetensors_numpy.save_file(arrays, folder / f'{name}.safetensors')

@@ -279,6 +279,7 @@ def test_scanned_layers_take_turns_with_windows_as_unrolled_ones_do():
   assert _model(**FAMILY).head(params).soft_cap == 2.0
 
 
+@pytest.mark.slow  # golden_test.py compares scanned layers, and decoding, with transformers
 def test_scanned_layers_without_rotary_positions_are_unrolled_ones():
   params, batch = _params(), token_batches.batch(5, P, N, R)
   models = [_model(unrotated_every=2, scan_layers=scan) for scan in (True, False)]
@@ -290,16 +291,17 @@ def test_scanned_layers_without_rotary_positions_are_unrolled_ones():
   assert np.abs(plain - unrolled).max() > 1e-2
 
 
-def test_longrope_chooses_its_factors_by_the_length_of_padded_sequences():
-  params, batch = _params(), token_batches.batch(5, P, N, R)
-  short, long = ((factor,) * (CONFIG.rotary_width // 2) for factor in (1.0, 4.0))
-  states = []
-  for original in (P + R, P + R - 1):
-    model = _model(rope_scaling=layers.LongRopeScaling(short, long, original, extension=1.0))
-    states.append(np.asarray(jax.jit(model.hidden)(params, *_fields(batch)))[token_batches.valid(batch)])
-  plain = np.asarray(jax.jit(_model().hidden)(params, *_fields(batch)))[token_batches.valid(batch)]
-  np.testing.assert_allclose(states[0], plain, atol=1e-5)
-  assert np.abs(states[1] - plain).max() > 1e-2
+def test_longrope_chooses_its_factors_by_the_length_of_padded_sequences(monkeypatch):
+  params, batch, lengths = _params(), token_batches.batch(5, P, N, R), []
+  at = layers.LongRopeScaling.at
+  monkeypatch.setattr(layers.LongRopeScaling, 'at', lambda self, length: lengths.append(length) or at(self, length))
+  factors = (1.0,) * (CONFIG.rotary_width // 2)
+  model = _model(rope_scaling=layers.LongRopeScaling(factors, factors, original_positions=8, extension=1.0))
+  jax.eval_shape(model.hidden, params, *_fields(batch))
+  prefill = functools.partial(model.prefill, samples=N, max_new_tokens=R)
+  cache = jax.eval_shape(prefill, params, batch.prompt, batch.prompt_length)
+  jax.eval_shape(model.decode, params, cache, batch.response[:, :, 0])
+  assert lengths == [P + R] * 3
 
 
 @pytest.mark.parametrize('scan_layers', [True, False])
@@ -376,6 +378,7 @@ def test_eight_devices_compute_what_one_does():
   assert _relative_difference(gradient, expected_gradient) < 1e-6
 
 
+@pytest.mark.slow  # golden_test.py has their places on a mesh
 def test_experts_on_eight_devices_compute_what_they_do_on_one():
   changes = {'experts': 4, 'experts_per_token': 2, 'scan_layers': False, 'remat': 'none'}
   mesh = mesh_lib.make_mesh(data=2, fsdp=2, tensor=2)

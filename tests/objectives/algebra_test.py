@@ -12,7 +12,7 @@ from alignjax.objectives import namespaces
 from tests import fixtures
 
 BATCH = fixtures.preference_batch(seed=1)
-TABLE = stats.from_logits(
+TABLE = fixtures.from_logits(
   {stats.logp, stats.reference_logp, stats.log_collision},
   fixtures.logits(1, BATCH),
   fixtures.logits(2, BATCH),

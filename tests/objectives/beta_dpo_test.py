@@ -49,7 +49,7 @@ def test_kept_pairs_have_the_loss_of_the_oracle_and_others_none():
   batch = fixtures.preference_batch(seed=5, prompts=12)
   policy, reference = fixtures.logits(1, batch), fixtures.logits(2, batch)
   objective = objectives.beta_dpo(beta=0.2, alpha=0.05, ratio=0.5)
-  table = stats.from_logits(objective.needs, policy, reference, batch)
+  table = fixtures.from_logits(objective.needs, policy, reference, batch)
   loss, gradient = drift.value_and_gradient(objective, table, batch)
   chosen = kept(objective, table, batch)
   assert chosen.sum() == 6

@@ -32,7 +32,7 @@ def mean_loss(objective, logits, reference, weight, score, label=1.0, pairs=ORDE
   def tokens(x):
     return jnp.broadcast_to(x, (rows, 2, 1, ACTIONS))
 
-  table = stats.from_logits(objective.needs, tokens(logits), tokens(reference), batch)
+  table = fixtures.from_logits(objective.needs, tokens(logits), tokens(reference), batch)
   return jnp.sum(batch.weight * objective.apply(table, batch).loss)
 
 
@@ -227,7 +227,7 @@ def test_score_agreement_asks_whether_the_policy_orders_a_pair_as_the_score_does
   batch = fixtures.preference_batch()
   logits = fixtures.logits(1, batch)
   objective = objectives.preference_distillation()
-  table = stats.from_logits(objective.needs, logits, None, batch)
+  table = fixtures.from_logits(objective.needs, logits, None, batch)
   margin, wanted = (np.asarray(x[:, 0] - x[:, 1]) for x in (table.sum(stats.logp), batch.score))
   metrics = objective.apply(table, batch).metrics
   assert 0 < np.mean(margin * wanted > 0) < 1
@@ -312,4 +312,4 @@ def test_a_pair_is_required(build):
   batch = fixtures.preference_batch(responses=3)
   logits = fixtures.logits(1, batch)
   with pytest.raises(ValueError, match=rf'{build.__name__} compares .* N = 3'):
-    build().apply(stats.from_logits(build().needs, logits, logits, batch), batch)
+    build().apply(fixtures.from_logits(build().needs, logits, logits, batch), batch)

@@ -59,7 +59,7 @@ def losses(objective, policy, reference, rows, score=SCORE):
     first = jnp.broadcast_to(policy['first'], (*rows.shape, 3))
     return jnp.stack([first, policy['second'][tokens[:, :, 0]]], axis=2)
 
-  return objective.apply(stats.from_logits(objective.needs, logits(policy), logits(reference), batch), batch)
+  return objective.apply(fixtures.from_logits(objective.needs, logits(policy), logits(reference), batch), batch)
 
 
 def tuples(samples):
@@ -213,12 +213,12 @@ def test_off_policy_the_gradient_is_that_of_the_sample_variance_of_the_returns(r
   objective, gamma, beta = objectives.reverse_kl(0.3, 0.2), 0.3, 0.2
 
   def variance(logits, batch):
-    table = stats.from_logits(objective.needs, logits, reference, batch)
+    table = fixtures.from_logits(objective.needs, logits, reference, batch)
     returns = batch.score - gamma * table.sum(stats.logp) - beta * table.log_ratio()
     return jnp.var(returns, axis=1, ddof=1) / (2 * (beta + gamma))
 
   def surrogate(logits, batch):
-    return objective.apply(stats.from_logits(objective.needs, logits, reference, batch), batch).loss
+    return objective.apply(fixtures.from_logits(objective.needs, logits, reference, batch), batch).loss
 
   found, expected = (rowwise_gradients(loss, batch, logits) for loss in (surrogate, variance))
   np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
@@ -231,7 +231,7 @@ def test_with_two_samples_rlhf_has_the_gradient_of_rebel_and_the_penalty_that_of
 
   def of(objective):
     def loss(logits, batch):
-      return objective.apply(stats.from_logits(objective.needs, logits, reference, batch), batch).loss
+      return objective.apply(fixtures.from_logits(objective.needs, logits, reference, batch), batch).loss
 
     return rowwise_gradients(loss, batch, logits)
 
@@ -241,7 +241,7 @@ def test_with_two_samples_rlhf_has_the_gradient_of_rebel_and_the_penalty_that_of
   no_score = dataclasses.replace(batch, score=jnp.zeros_like(batch.score))
 
   def squared(logits, batch):
-    table = stats.from_logits(objectives.rlhf().needs, logits, reference, batch)
+    table = fixtures.from_logits(objectives.rlhf().needs, logits, reference, batch)
     ratio = table.log_ratio()
     return beta * jnp.square(ratio[:, 0] - ratio[:, 1]) / 4
 

@@ -13,6 +13,7 @@ import pytest
 
 from alignjax import objectives, risk, stats
 from alignjax.types import PreferenceBatch
+from tests import fixtures
 from tests.oracles import risk as oracles
 
 SCORE = np.array([0.5, -1.0, 2.0, 0.25, 1.5])
@@ -65,7 +66,7 @@ def batch_of(rows, score):
 def losses(objective, policy, rows, score=None):
   batch = batch_of(rows, SCORE[rows] if score is None else score)
   logits = [jnp.broadcast_to(jnp.asarray(x, jnp.float32), (*rows.shape, 1, 5)) for x in (policy, REFERENCE)]
-  return objective.apply(stats.from_logits(objective.needs, *logits, batch), batch)
+  return objective.apply(fixtures.from_logits(objective.needs, *logits, batch), batch)
 
 
 def tuples(samples):

@@ -89,6 +89,7 @@ def test_settings_are_grouped():
     'Devices and memory',
     'Your own code',
     'Objective',
+    'On-policy training',
     'Optimization',
     'Checks and output',
     'Processes',

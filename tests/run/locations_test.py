@@ -8,6 +8,7 @@ import huggingface_hub
 from huggingface_hub import constants, errors
 import pytest
 
+from alignjax import rewards
 from alignjax.commands import data, merge, program, sample
 from alignjax.data.reading import drops, sources
 from alignjax.models import checkpoint_io, peft
@@ -172,6 +173,15 @@ def test_programs_take_names_of_models_and_of_data(pairs, tmp_path, capsys):
   assert program.execute(sample.PROGRAM, ['sample', *flags, f'--output={tmp_path / "out.jsonl"}']) == 0
   written = [json.loads(line)['prompt'] for line in (tmp_path / 'out.jsonl').read_text().splitlines()]
   assert written == ['first', 'second']
+
+
+def test_prompts_of_on_policy_training_and_reward_models_take_names(pairs):
+  config = settings.Config(model='someone/tiny', prompts=('preference:someone/pairs/lone',))
+  assert locations.with_paths(config).prompts == (f'preference:{pairs}/lone/rows.jsonl',)
+  with pytest.raises(
+    ValueError, match=r'reward_model=someone/scores: there is no such folder, and .* hf download some'
+  ):
+    rewards.parse('reward_model("someone/scores")')
 
 
 def test_a_folder_comes_before_a_name(cache, tmp_path, monkeypatch):

@@ -11,7 +11,6 @@ import optax
 import pytest
 
 from alignjax import objectives, stats
-from alignjax.models import tabular
 from alignjax.parallel import mesh as mesh_lib
 from alignjax.parallel import rules
 from alignjax.training import references
@@ -20,11 +19,10 @@ from alignjax.training import step as step_lib
 from alignjax.training.policy import Policy
 from tests import fixtures
 from tests.oracles import cases
+from tests.training import bigram
 
-CONFIG = tabular.TabularConfig(vocab_size=12, order=1)
-MODEL = tabular.build(CONFIG)
+MODEL, POLICY, REFERENCE = bigram.MODEL, bigram.params(0), bigram.params(1)
 PROMPTS = 16
-POLICY, REFERENCE = ({'logits': 0.7 * MODEL.init(jax.random.key(seed))['logits']} for seed in (0, 1))
 
 
 def coupled_cases():
@@ -34,15 +32,15 @@ def coupled_cases():
 
 
 CASES = coupled_cases()
-# Quick: one with statistics of the batch, one that sorts, one that draws and remembers, one with a single response.
-VARIED = ('alpha_dpo', 'aot', 'beta_dpo', 'kto')
+# Quick: one that sorts, one with a single response. memory_test.py has one with statistics and one that draws.
+VARIED = ('aot', 'kto')
 EVERY = pytest.mark.parametrize(
   'name', [pytest.param(name, marks=() if name in VARIED else pytest.mark.slow) for name in sorted(CASES)]
 )
 
 
 def batch_of(name, seed=2):
-  sizes = {'prompt_size': 2, 'response_size': 4, 'vocab': CONFIG.vocab_size}
+  sizes = {'prompt_size': 2, 'response_size': 4, 'vocab': bigram.VOCAB}
   batch = fixtures.preference_batch(seed=seed, prompts=PROMPTS, responses=CASES[name].responses, **sizes)
   return dataclasses.replace(batch, weight=batch.weight.at[jnp.asarray([2, 9])].set(0.0))  # padding rows
 
@@ -56,6 +54,10 @@ def table_of(objective, policy, batch, memory):
 
   table = stats.from_logits(objective.needs, logits(policy), logits(REFERENCE), batch)
   return dataclasses.replace(table, memory=memory)
+
+
+def flat(params):
+  return np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(params)])
 
 
 @functools.cache
@@ -76,7 +78,7 @@ def plain(name):
 
   def run(batch, memory):
     loss, gradient, after = evaluate(batch, memory)
-    return float(loss), np.asarray(gradient['logits'], np.float64), after
+    return float(loss), flat(gradient), after
 
   return run
 
@@ -111,7 +113,7 @@ def test_gradient_does_not_depend_on_microbatches_and_mesh(name, microbatches, s
     state, frozen = jax.device_put((state, frozen), (shardings, state_lib.Frozen(references.Live(shardings.params))))
     batch = jax.device_put(batch, rules.batch_sharding(mesh))
   after, metrics = jax.jit(step)(state, frozen, batch)
-  found = np.asarray(POLICY['logits']) - np.asarray(after.params['logits'])
+  found = flat(POLICY) - flat(after.params)
   np.testing.assert_allclose(metrics['loss'], loss, rtol=5e-6)
   assert np.linalg.norm(gradient) > 1e-3  # there is something to compare
   assert np.linalg.norm(found - gradient) < 1e-5 * np.linalg.norm(gradient)

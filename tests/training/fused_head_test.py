@@ -114,7 +114,7 @@ def test_states_in_bfloat16_have_a_gradient_in_bfloat16_and_the_head_one_in_floa
 @pytest.fixture(scope='module')
 def adapted():
   """A policy with adapters, its base, a reference, adapters that are not 0; and loss and gradient by full logits."""
-  model = transformer.build(dataclasses.replace(step_test.CONFIG, layers=1, remat='none'))
+  model = transformer.build(dataclasses.replace(step_test.CONFIG, layers=1))
   base, reference = (jax.device_put(token_batches.params(model, seed)) for seed in (0, 1))
   policy = Policy(model, lora.LoRA(rank=2, alpha=4.0, targets='query+mlp'))
   adapters = jax.tree.map(lambda leaf: leaf + 0.2, policy.init(jax.random.key(2), base))

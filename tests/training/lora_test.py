@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from alignjax import objectives, risk
+from alignjax import objectives
 from alignjax.models import lora, quantization, transformer
 from alignjax.parallel import mesh as mesh_lib
 from alignjax.training import placement, references
@@ -22,7 +22,7 @@ MODEL = transformer.build(dataclasses.replace(token_batches.CONFIG, remat='none'
 LORA = lora.LoRA(rank=3, alpha=5.0, targets='query+output+mlp')
 POLICY = Policy(MODEL, LORA)
 BATCH = fixtures.preference_batch(seed=1, prompts=8, vocab=token_batches.CONFIG.vocab_size)
-OBJECTIVE = objectives.dpo(beta=0.3) + objectives.ra_dpo(risk=risk.cvar(0.97))
+OBJECTIVE = objectives.dpo(beta=0.3) + objectives.tdpo()
 TX = optax.sgd(1.0)
 # Compiling takes the time of these tests, so they share their programs.
 ROWWISE = jax.jit(step_lib.build_train_step(POLICY, OBJECTIVE, TX, chunk=28))

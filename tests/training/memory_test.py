@@ -11,7 +11,6 @@ import pytest
 
 from alignjax import objectives, stats
 from alignjax.data.batches import batching
-from alignjax.models import tabular
 from alignjax.parallel import mesh as mesh_lib
 from alignjax.parallel import rules
 from alignjax.training import checkpoint, loop, placement, references, source
@@ -19,30 +18,29 @@ from alignjax.training import state as state_lib
 from alignjax.training import step as step_lib
 from alignjax.training.policy import Policy
 from tests import fixtures
+from tests.training import bigram
 
-CONFIG = tabular.TabularConfig(vocab_size=24, order=1)
-MODEL = tabular.build(CONFIG)
+MODEL = bigram.MODEL
 # Statistics per token and per response, also of groups of rows, and a random choice of pairs, fresh at every step.
 OBJECTIVE = (
   objectives.alpha_dpo(beta=1.0, normaliser='ema')
   + 0.5 * objectives.beta_dpo(beta=0.2, ratio=0.5)
   + 0.5 * objectives.alpha_dpo_released(beta=1.0, alpha=0.02, statistics_rows=4)
 )
+IN_A_LOOP = objectives.alpha_dpo(beta=1.0, normaliser='ema') + 0.5 * objectives.beta_dpo(beta=0.2, ratio=0.5)
 TX = optax.sgd(0.5)
 MESH = mesh_lib.make_mesh(1, 2, 1, devices=jax.devices()[:2])
 ROWS = 16
 
 
 def make_batch(index):
-  batch = fixtures.preference_batch(seed=index, prompts=ROWS, vocab=CONFIG.vocab_size)
+  batch = fixtures.preference_batch(seed=index, prompts=ROWS, vocab=bigram.VOCAB)
   return dataclasses.replace(batch, weight=batch.weight * (np.arange(ROWS) != 3))  # a padding row
 
 
 @pytest.fixture(scope='module')
 def params():
-  rng = np.random.default_rng(0)
-  shape = (CONFIG.contexts, CONFIG.vocab_size)
-  return tuple({'logits': jnp.asarray(rng.standard_normal(shape).astype(np.float32))} for _ in range(2))
+  return bigram.params(0), bigram.params(1)
 
 
 def batches_of(name, steps):
@@ -130,13 +128,13 @@ def make_source():
 
 @pytest.fixture(scope='module')
 def programs():
-  step = step_lib.build_train_step(Policy(MODEL), OBJECTIVE, TX, chunk=64, microbatches=2, mesh=MESH)
-  return step, step_lib.build_eval_step(Policy(MODEL), OBJECTIVE, chunk=64, mesh=MESH)
+  step = step_lib.build_train_step(Policy(MODEL), IN_A_LOOP, TX, chunk=64, microbatches=2, mesh=MESH)
+  return step, step_lib.build_eval_step(Policy(MODEL), IN_A_LOOP, chunk=64, mesh=MESH)
 
 
 def make_state(params):
   placed = jax.device_put(copies(params[0]), rules.param_shardings(MESH, params[0]))
-  return placement.create_state(MESH, placed, TX, jax.random.key(0), OBJECTIVE.memory.initial)
+  return placement.create_state(MESH, placed, TX, jax.random.key(0), IN_A_LOOP.memory.initial)
 
 
 class Recorder:
@@ -189,7 +187,7 @@ def test_a_resumed_run_remembers_what_the_uninterrupted_one_does(tmp_path, param
     saved = bits(stopped)
   batches = make_source()
   with checkpoint.Checkpoints(**folder) as checkpoints:
-    abstract = placement.abstract_state(MESH, params[0], TX, jax.random.key(0), OBJECTIVE.memory.initial)
+    abstract = placement.abstract_state(MESH, params[0], TX, jax.random.key(0), IN_A_LOOP.memory.initial)
     restored = checkpoints.restore(abstract, batches)
     assert restored.step == 2
     assert bits(restored.state) == saved

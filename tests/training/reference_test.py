@@ -69,7 +69,7 @@ def watch(monkeypatch) -> list[int]:
   [
     # step_test.py has cached log-probabilities in the step, and the files of their cache are damaged below.
     pytest.param('dpo(beta=0.1)', 'reference_logp', marks=pytest.mark.slow),
-    ('ra_dpo(risk=cvar(0.9), beta=0.1)', 'reference_states'),
+    ('tdpo(beta=0.1)', 'reference_states'),
   ],
 )
 def test_a_cache_gives_the_losses_of_a_live_reference(folder, objective, column, capsys, monkeypatch):
@@ -83,7 +83,7 @@ def test_a_cache_gives_the_losses_of_a_live_reference(folder, objective, column,
     said.count('reference cache of 13 examples: writing') == said.count('reference cache of 5 examples: writing') == 1
   )
   monkeypatch.setattr(caching, 'compute', None)  # it is there: nothing may make it again
-  found = records(folder, f'{name}-found', microbatches=2, **options)
+  found = records(folder, f'{name}-found', **options)
   said = capsys.readouterr().out
   assert 'doctor' not in said
   assert f'reference cache: {column} of 13 examples' in said

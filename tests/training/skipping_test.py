@@ -133,8 +133,12 @@ FAULTS = [
 ]
 
 
+SLOW = {adapted: pytest.mark.slow}  # the guard sees a tree of arrays, whether it is of parameters or of adapters
+
+
 @pytest.mark.parametrize(
-  ('build', 'field', 'row', 'value'), [pytest.param(*fault, id=f'{fault[0].__name__}-{fault[1:]}') for fault in FAULTS]
+  ('build', 'field', 'row', 'value'),
+  [pytest.param(*fault, id=f'{fault[0].__name__}-{fault[1:]}', marks=SLOW.get(fault[0], ())) for fault in FAULTS],
 )
 def test_a_batch_with_one_bad_row_is_as_if_it_had_not_been_there(started, build, field, row, value):
   program = started(build)

@@ -22,6 +22,7 @@ from alignjax.training.policy import Policy
 from alignjax.types import Term
 from tests import fixtures
 from tests.models import token_batches
+from tests.training import bigram
 
 CONFIG = transformer.TransformerConfig(
   vocab_size=24,
@@ -35,6 +36,7 @@ CONFIG = transformer.TransformerConfig(
   rope_theta=1e4,
   tied_embeddings=True,
   max_positions=64,
+  remat='none',  # transformer_test.py compares it with the others
 )
 OBJECTIVE = objectives.dpo(beta=0.3) + 0.1 * objectives.sft()
 
@@ -46,12 +48,12 @@ def batch_of(prompts=8):
 
 @pytest.fixture(scope='module')
 def model():
-  return transformer.build(CONFIG)
+  return bigram.MODEL
 
 
 @pytest.fixture(scope='module')
-def params(model):
-  return tuple(jax.device_put(token_batches.params(model, seed)) for seed in (2, 3))
+def params():
+  return bigram.params(2), bigram.params(3)
 
 
 def coupled():
@@ -116,10 +118,12 @@ def expected(model, params):
 
 def padded(batch):
   """The same batch with more padding, of other tokens."""
+  more = ((0, 0), (0, 0), (0, 5))
   return dataclasses.replace(
     batch,
     prompt=np.pad(batch.prompt, ((0, 0), (0, 6)), constant_values=3),
-    response=np.pad(batch.response, ((0, 0), (0, 0), (0, 5)), constant_values=4),
+    response=np.pad(batch.response, more, constant_values=4),
+    cached={name: np.pad(values, more, constant_values=5) for name, values in batch.cached.items()},
   )
 
 
@@ -145,13 +149,24 @@ def test_any_number_of_microbatches_and_any_chunk_give_the_plain_gradient(
   assert relative_error(found, gradient) < 1e-5
 
 
+@pytest.fixture(scope='module')
+def of_a_transformer():
+  """(objective by name) -> the parameters of both models, and the loss and gradient of 16 prompts."""
+  plain = transformer.build(CONFIG)
+  both = tuple(jax.device_put(token_batches.params(plain, seed)) for seed in (2, 3))
+  return functools.cache(lambda name: (both, *plain_gradient(plain, EXPECTED[name], *both, batch_of(16))))
+
+
 @pytest.mark.parametrize(
   'shape', [pytest.param((8, 1, 1), marks=pytest.mark.slow), (2, 2, 2), pytest.param((1, 4, 2), marks=pytest.mark.slow)]
 )
-@pytest.mark.parametrize('name', EXPECTED)
-def test_any_mesh_gives_the_plain_gradient(params, expected, name, shape):
-  objective, loss, gradient = expected(name)
-  mesh = mesh_lib.make_mesh(*shape)
+@pytest.mark.parametrize(
+  'name',
+  ['rowwise', pytest.param('coupled', marks=pytest.mark.slow)],  # coupled_test.py has the same mesh
+)
+def test_any_mesh_gives_the_plain_gradient(of_a_transformer, name, shape):
+  params, loss, gradient = of_a_transformer(name)
+  mesh, objective = mesh_lib.make_mesh(*shape), EXPECTED[name]
   model = transformer.build(CONFIG, rules.activation_constraint(mesh))
   metrics, found = step_gradient(model, objective, *params, batch_of(16), mesh=mesh, microbatches=2, chunk=16)
   np.testing.assert_allclose(metrics['loss'], loss, rtol=2e-6)
@@ -221,9 +236,10 @@ def test_splitting_deals_rows_out_and_join_undoes_it():
   np.testing.assert_array_equal(rows.join(parts)['x'], x)
 
 
-def test_optimizer_state_is_sharded_like_the_parameters(model, params):
+def test_optimizer_state_is_sharded_like_the_parameters():
   mesh = mesh_lib.make_mesh(1, 4, 2)
-  state = jax.eval_shape(lambda p: state_lib.TrainState.create(p, optax.adamw(1e-3), jax.random.key(0)), params[0])
+  params = jax.eval_shape(transformer.build(CONFIG).init, jax.random.key(0))
+  state = jax.eval_shape(lambda p: state_lib.TrainState.create(p, optax.adamw(1e-3), jax.random.key(0)), params)
   shardings = state_lib.shardings(mesh, state)
   moments = shardings.opt_state[0].mu
   chex.assert_trees_all_equal(moments, shardings.params)
@@ -234,21 +250,18 @@ def test_optimizer_state_is_sharded_like_the_parameters(model, params):
 
 def compiled_step(chunk, vocab, prompts=8, response=64):
   """The compiled step of a narrow model with a large vocabulary."""
-  config = dataclasses.replace(CONFIG, vocab_size=vocab)
-  model = transformer.build(config)
   tx = optax.sgd(1e-3)
-  params = jax.eval_shape(model.init, jax.random.key(0))
+  params = jax.eval_shape(lambda: bigram.params(0, vocab))
   state = jax.eval_shape(lambda p: state_lib.TrainState.create(p, tx, jax.random.key(0)), params)
   batch = jax.eval_shape(lambda: fixtures.preference_batch(prompts=prompts, response_size=response))
-  config = dataclasses.replace(config, max_positions=256)
-  step = step_lib.build_train_step(Policy(transformer.build(config)), objectives.dpo(), tx, chunk=chunk)
+  step = step_lib.build_train_step(Policy(bigram.MODEL), objectives.dpo(), tx, chunk=chunk)
   return jax.jit(step, donate_argnums=0).lower(state, state_lib.Frozen(references.Live(params)), batch).compile()
 
 
 def test_logits_of_a_whole_batch_never_exist():
   vocab, tokens = 8192, 8 * 2 * 64
   full = tokens * vocab * 4
-  table_and_gradient = 2 * vocab * CONFIG.width * 4
+  table_and_gradient = 2 * vocab * bigram.WIDTH * 4
   chunked = compiled_step(64, vocab).memory_analysis().temp_size_in_bytes
   whole = compiled_step(tokens, vocab).memory_analysis().temp_size_in_bytes
   assert whole > full  # the check can see logits

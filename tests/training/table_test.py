@@ -9,21 +9,17 @@ import optax
 import pytest
 
 from alignjax import objectives, stats
-from alignjax.models import transformer
 from alignjax.training import forward
 from alignjax.training import state as state_lib
 from alignjax.training import step as step_lib
 from alignjax.training.policy import Policy
 from alignjax.types import Term
 from tests import fixtures
-from tests.models import token_batches
-from tests.training import step_test
+from tests.training import bigram
 
-CONFIG = dataclasses.replace(step_test.CONFIG, layers=1)
-MODEL = transformer.build(CONFIG)
-PARAMS = jax.device_put(token_batches.params(MODEL))
-BATCH = fixtures.preference_batch(seed=1, prompts=4, response_size=4, vocab=CONFIG.vocab_size)
-PROBE = np.linspace(-1.0, 1.0, CONFIG.width, dtype=np.float32)
+MODEL, PARAMS = bigram.MODEL, bigram.params(0)
+BATCH = fixtures.preference_batch(seed=1, prompts=4, response_size=4, vocab=bigram.VOCAB)
+PROBE = np.linspace(-1.0, 1.0, bigram.WIDTH, dtype=np.float32)
 REWARD = stats.ResponseStat('toy_reward', lambda states, head, batch: stats.last_state(states, batch) @ PROBE)
 
 
