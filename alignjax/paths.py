@@ -17,6 +17,8 @@ RUN = 'run'  # the folder of a run, read and written in place; on a disk or in G
 IN_PLACE = 'in place'  # a folder whose files are replaced as a whole, on a disk or in an object store
 DISK = 'disk'  # a folder that is used in place, and only on a disk, such as one with memory maps
 
+SUBFOLDERS = ('additional_chat_templates',)  # the only folders within model folders that are read and written
+
 _FORM = re.compile(r'\w+:')  # of [form:]location
 _URL = re.compile(r'(?:\w+:)?([A-Za-z][\w+.-]*)://')
 
@@ -53,6 +55,12 @@ def path(text: str | os.PathLike[str]) -> pathlib.Path:
 def absolute(text: str | os.PathLike[str]) -> pathlib.Path:
   """The path that a text names, on a disk as an absolute one. Raises: see `path`."""
   return path(text) if scheme(text) else pathlib.Path(text).absolute()
+
+
+def file_names(folder: pathlib.Path) -> list[str]:
+  """The sorted names of the files in a folder on a disk and in its `SUBFOLDERS`, relative to the folder."""
+  nested = [path for name in SUBFOLDERS if (folder / name).is_dir() for path in (folder / name).iterdir()]
+  return sorted(path.relative_to(folder).as_posix() for path in (*folder.iterdir(), *nested) if path.is_file())
 
 
 def expand(text: str) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 import contextlib
 import dataclasses
 import errno
+import os
 
 from alignjax import causes
 
@@ -53,7 +54,21 @@ def checking() -> Iterator[Checks]:
   except (ValueError, OSError, ImportError) as error:
     if checks.over or of_the_machine(error):
       raise
-    raise Refused(str(error)) from error
+    raise Refused(reason(error)) from error
+
+
+def reason(error: BaseException) -> str:
+  """The message of an error. That of the file system names the file first, and what is wrong with it."""
+  if not isinstance(error, OSError) or not error.strerror or not isinstance(error.filename, str | os.PathLike):
+    return str(error)
+  path = os.fspath(error.filename)
+  if error.errno == errno.ENOENT:
+    folder = os.path.dirname(path)
+    missing = folder and not os.path.exists(folder)
+    return f'{path}: there is no folder {folder}' if missing else f'{path}: there is no such file or folder'
+  if error.errno in (errno.EEXIST, errno.ENOTDIR) and not os.path.isdir(path):
+    return f'{path}: is a file, or is within one, where a folder is needed'
+  return f'{path}: {error.strerror[0].lower()}{error.strerror[1:]}'
 
 
 def of_the_machine(error: BaseException) -> bool:

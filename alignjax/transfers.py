@@ -65,7 +65,7 @@ def fetched(location: str, announce: Callable[[str], None] = logging.info) -> st
         with storage.committing(folder) as partial:
           for entry, info in entries.items():
             target = partial / name / entry if entry else partial / name
-            target.parent.mkdir(exist_ok=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
             store.get_file(info['name'], str(target))
   return form + str(folder / name)
 
@@ -77,17 +77,27 @@ def _split(location: str) -> tuple[str, str]:
 
 
 def _entries(store: Any, url: str) -> dict[str, dict[str, Any]]:
-  """The files at a URL by name: those of a folder, or one without a name."""
+  """The files at a URL by name: those of a folder and its `paths.SUBFOLDERS`, or one without a name."""
   try:
     info = store.info(url)
     if info['type'] == 'file':
       return {'': info}
-    files = {posixpath.basename(each['name']): each for each in store.ls(url, detail=True) if each['type'] == 'file'}
+    files = _listed(store, url)
   except FileNotFoundError:
     raise ValueError(f'{url}: there is no such file or folder') from None
-  files.pop('', None)  # some tools write an empty object for a folder
   if not files:
     raise ValueError(f'{url}: this folder holds no files')
+  return files
+
+
+def _listed(store: Any, url: str) -> dict[str, dict[str, Any]]:
+  """The files of a folder and of its `paths.SUBFOLDERS`, by name."""
+  listed = store.ls(url, detail=True)
+  files = {posixpath.basename(each['name']): each for each in listed if each['type'] == 'file'}
+  for folder in {posixpath.basename(each['name']) for each in listed}.intersection(paths.SUBFOLDERS):
+    nested = [each for each in store.ls(f'{url}/{folder}', detail=True) if each['type'] == 'file']
+    files |= {f'{folder}/{posixpath.basename(each["name"])}': each for each in nested}
+  files.pop('', None)  # some tools write an empty object for a folder
   return files
 
 
@@ -169,10 +179,10 @@ def upload(local: pathlib.Path, url: str) -> None:
     if local.is_file():
       store.put_file(str(local), url)
       return
-    names = sorted((path.name for path in local.iterdir() if path.is_file()), key=lambda name: (_mark(name), name))
-    there = [posixpath.basename(info['name']) for info in store.ls(url, detail=True)] if store.exists(url) else []
+    names = sorted(paths.file_names(local), key=lambda name: (_mark(name), name))
+    there = _listed(store, url) if store.exists(url) else ()
     for name in sorted(there, key=_mark, reverse=True):
-      if name and (_mark(name) or name not in names):
+      if _mark(name) or name not in names:
         store.rm_file(f'{url}/{name}')
     for name in names:
       store.put_file(str(local / name), f'{url}/{name}')

@@ -74,8 +74,12 @@ class WeightedSum:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Head:
-  """The map from a hidden state to logits: `soft_cap * tanh((h @ kernel + bias) / soft_cap)`."""
+  """Maps a hidden state to logits, `soft_cap * tanh((h @ kernel + bias) / soft_cap)`, and to a reward, `h @ score`.
 
-  kernel: Array  # [D, V]
+  A language model has no `score`, and a reward model need not have a `kernel`.
+  """
+
+  kernel: Array | None  # [D, V]
   bias: Array | None = None  # [V]
   soft_cap: float | None = dataclasses.field(default=None, metadata={'static': True})
+  score: Array | None = None  # [D, 1]

@@ -2,12 +2,14 @@
 
   python -m bench.families
   python -m bench.families --family=gpt2 --family=phi3
+  python -m bench.families --only_differences
 
 For each family, a random model of about 135M parameters, with the shape of SmolLM2 and the parts of the family, is
 written as float32 safetensors, read back and written again, each in a separate process. `peak` is the largest increase
 in memory of such a process. On a CPU it includes the parameters themselves, whose size is `model`; reading and writing
 need the difference. Mapped pages of files do not count, because the operating system can reclaim them. The measurement
-requires Linux. Differences are the largest over the float32 fixtures of the family in tests/golden.
+requires Linux. Differences are the largest over the float32 fixtures of the family in tests/golden; --only_differences
+prints those of each fixture.
 """
 
 from collections.abc import Sequence
@@ -47,6 +49,7 @@ SHAPES = {  # in addition to the constant fields of the family
   'gemma2': {'score_width': 64, 'sliding_window': 4096, 'score_cap': 50.0, 'logit_cap': 30.0},
   'gemma3_text': {'score_width': 64, 'sliding_window': 512, 'local_rope_theta': 1e4},
   'gpt2': GPT2_SMALL,
+  'granite': {'score_multiplier': 0.125},
   'gpt_neox': GPT2_SMALL
   | {
     'tied_embeddings': False,
@@ -56,9 +59,14 @@ SHAPES = {  # in addition to the constant fields of the family
     'output_bias': True,
   },
   'mistral': {'sliding_window': 4096},
+  'mixtral': {'experts': 4, 'experts_per_token': 2, 'mlp_width': 384},
+  'olmo3': {'local_rope_theta': 1e5, 'rope_theta': 1e5, 'sliding_window': 4096},
+  'qwen3_moe': {'experts': 4, 'experts_per_token': 2, 'mlp_width': 384},
+  'smollm3': {'unrotated_every': 4},
 }
 
 _FAMILIES = flags.DEFINE_multi_string('family', sorted(families.FAMILIES), 'Families to measure, by model_type.')
+_ONLY_DIFFERENCES = flags.DEFINE_boolean('only_differences', False, 'Print the differences of each fixture alone.')
 
 
 class Cost(NamedTuple):
@@ -141,15 +149,23 @@ def in_process(role: str, source: pathlib.Path, target: pathlib.Path) -> Cost:
 
 def difference(model_type: str) -> Difference:
   """The largest differences over the golden fixtures of a family."""
-  found = []
-  for path in sorted(GOLDEN.glob('*/golden.safetensors')):
-    config = checkpoint_io.load_config(path.parent)
-    if config.model_type == model_type:
-      golden = safetensors_numpy.load_file(path) | safetensors_numpy.load_file(path.with_name('hidden.safetensors'))
-      found.append(_difference(config, checkpoint_io.load_params(path.parent, config), golden))
+  configs = {folder: checkpoint_io.load_config(folder) for folder in fixtures()}
+  found = [of_fixture(folder, config) for folder, config in configs.items() if config.model_type == model_type]
   if not found:
     raise ValueError(f'{GOLDEN}: has no fixture for the family {model_type!r}')
   return Difference(*map(max, zip(*found, strict=True)))
+
+
+def fixtures() -> list[pathlib.Path]:
+  """The folders of the golden checkpoints."""
+  return sorted(path.parent for path in GOLDEN.glob('*/golden.safetensors'))
+
+
+def of_fixture(folder: pathlib.Path, config: transformer.TransformerConfig) -> Difference:
+  """The largest differences over one golden checkpoint."""
+  files = (folder / 'golden.safetensors', folder / 'hidden.safetensors')
+  golden = {name: value for path in files for name, value in safetensors_numpy.load_file(path).items()}
+  return _difference(config, checkpoint_io.load_params(folder, config), golden)
 
 
 def _difference(config: transformer.TransformerConfig, params: Any, golden: dict[str, np.ndarray]) -> Difference:
@@ -190,6 +206,13 @@ def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     role, source, target = argv[1:]
     print(json.dumps(measure(role, pathlib.Path(source), pathlib.Path(target))))
+    return
+  if _ONLY_DIFFERENCES.value:
+    print('| fixture | family | max Δ logits | max Δ hidden |\n|---|---|---|---|', flush=True)
+    for folder in fixtures():
+      config = checkpoint_io.load_config(folder)
+      error = of_fixture(folder, config)
+      print(f'| {folder.name} | `{config.model_type}` | {error.logits:.1e} | {error.hidden:.1e} |', flush=True)
     return
   print('| family | parameters | max Δ logits | max Δ hidden | import | export | model | peak import | peak export |')
   print('|---|---|---|---|---|---|---|---|---|', flush=True)

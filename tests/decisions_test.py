@@ -12,6 +12,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent / 'alignjax'
 LOOKS = {
   'exists',
+  'file_names',
   'isdir',
   'is_dir',
   'isfile',
@@ -37,7 +38,14 @@ FIRST = {
   'training/owner.py:_locked': 'training/owner.py:owned',
   'training/step_folders.py:remove_unfinished.remove': 'training/step_folders.py:remove_unfinished',
   'run/exports.py:_must_write.find': 'run/exports.py:_must_write',
+  'run/model_card.py:_repository': 'run/model_card.py:render',
+  'run/model_card.py:_results': 'run/model_card.py:render',
+  'run/parts.py:_read': 'run/parts.py:Parts.get',
+  'run/trackers.py:writers': 'run/trackers.py:writers',
+  'run/exports.py:export.export_model': 'run/exports.py:export.export_model',
+  'run/reward_scales.py:after': 'run/exports.py:export.export_model',
   'models/manifest.py:fault': 'run/exports.py:_must_write',
+  'run/labelling.py:Store.start': 'run/labelling.py:label',
   'run/first_start.py:_kept': 'run/first_start.py:date',
   'run/first_start.py:_dates': 'run/first_start.py:date',
   'run/merge_folders.py:merge': 'commands/merge.py:run',
@@ -54,8 +62,11 @@ FIRST = {
 AGREED = {'training/step_folders.py:steps', 'training/step_folders.py:_numbered'}
 # Files that the user names and the run does not change. If processes differ, that is an error before the first step.
 INPUTS = {
+  'run/evaluating.py:subjects',
   'run/inputs.py:fingerprint',
-  'run/locations.py:resolve',
+  'run/locations.py:_is_local',
+  'models/naming.py:resolve',
+  'run/locations.py:resolve_data',
   'run/user_code.py:_hash',
   'models/checkpoint_io.py:_open_leaves',
   'models/checkpoint_io.py:load_config',
@@ -65,6 +76,9 @@ INPUTS = {
   'models/manifest.py:_check',
   'models/manifest.py:_compare',
   'models/peft.py:load',
+  'models/classifiers.py:_padding_of_tokenizer',
+  'models/reward_scale.py:read',
+  'training/rollout_files.py:read_all',
   'data/reading/catalogue.py:_find',
   'data/reading/catalogue.py:_prepared',
   'data/reading/fingerprints.py:obstacle',
@@ -79,7 +93,8 @@ INPUTS = {
 }
 # One process alone, or no collective follows.
 ALONE = {
-  'run/command_line.py:_checked',
+  'run/command_line.py:_recorded',
+  'run/evaluating.py:_checkpoints.checkpoint',
   'run/merge_folders.py:merge_adapter',
   'run/smollm2.py:convert',
   'run/smollm2.py:folder',

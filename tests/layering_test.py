@@ -16,6 +16,7 @@ LEVEL = {
   'numerics': 0,
   'expressions': 0,
   'files': 0,
+  'hub': 0,
   'paths': 0,
   'registry': 0,
   'storage': 0,

@@ -42,8 +42,9 @@ def test_the_home_folder_is_expanded_on_the_command_line_and_in_files(flag, monk
   file = tmp_path / 'config.json'
   file.write_text(json.dumps({flag: given}))
   leaf = next(leaf for leaf in of_paths(settings.Config) if leaf.name == flag)
+  others = [] if flag == 'model' else ['--model=m']
   for argument in (f'--config={file}', f'--{leaf.flag}={",".join(given) if many else given}'):
-    parsed = command_line.parse_flags(command_line.Invocation, ['train', argument], flags.FlagValues())
+    parsed = command_line.parse_flags(command_line.Invocation, ['train', argument, *others], flags.FlagValues())
     assert getattr(parsed.config, flag) == expected
 
 

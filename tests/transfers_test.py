@@ -53,6 +53,18 @@ def test_the_files_of_a_folder_are_copied_and_a_damaged_copy_is_replaced(store):
   assert (copy / 'weights').read_bytes() == b'123'
 
 
+def test_named_chat_templates_are_copied_with_a_model(store, tmp_path):
+  template = 'additional_chat_templates/tool_use.jinja'
+  store.put('bucket', {'m/config.json': b'{}', f'm/{template}': b'tools'})
+  copy = pathlib.Path(transfers.fetched('gs://bucket/m'))
+  assert (copy / template).read_bytes() == b'tools'
+  (copy / 'additional_chat_templates' / 'rag.jinja').write_bytes(b'rag')
+  (copy / template).unlink()
+  transfers.upload(copy, 'gs://bucket/m')
+  assert store['bucket/m/additional_chat_templates/rag.jinja'] == b'rag'
+  assert f'bucket/m/{template}' not in store
+
+
 @pytest.mark.parametrize('name', ['absent', 'fold'])
 def test_what_is_not_there_is_named(store, name):
   store['bucket/folder/file'] = b''

@@ -33,7 +33,7 @@ from alignjax.data import builders
 from alignjax.data.reading import catalogue, drops, json_rows, rows, sources
 from alignjax.data.tokens import artefact, encoding, tokenization
 from alignjax.models import checkpoint_io
-from alignjax.run import fields, user_code
+from alignjax.run import fields, locations, user_code
 
 PROGRESS_ROWS = 1000  # number of rows between updates of the progress line
 
@@ -63,7 +63,9 @@ class Settings(user_code.UserCode):
 class TokenSettings(Settings):
   """Tokens."""
 
-  model: str = fields.field('', 'Folder of the model, in Hugging Face format.', required=True, path=paths.READ)
+  model: str = fields.field(
+    '', 'Model: a folder in Hugging Face format, or a name on the Hub.', required=True, path=paths.READ
+  )
   max_prompt: int = fields.field(512, 'Largest prompt in tokens; longer ones lose their first tokens.', at_least=2)
   max_response: int = fields.field(512, 'Largest response in tokens; for longer ones see --long_responses.', at_least=2)
   long_responses: str = fields.field(
@@ -86,6 +88,9 @@ class InspectSettings(TokenSettings):
   """Output of inspect."""
 
   out: str = fields.field('', 'Folder for lengths.png, a plot of the lengths; empty: no plot.', path=paths.WRITTEN)
+  row: int = fields.field(
+    0, 'Row of the first file whose tokens are shown, counted from 1; 0: the first that is kept.', at_least=0
+  )
   color: str = fields.field('auto', 'Coloured output; auto: only on a terminal.', choices=('auto', 'always', 'never'))
 
 
@@ -140,7 +145,7 @@ def validate(settings: Settings) -> None:
 
 
 def inspect(settings: InspectSettings) -> None:
-  """Tokenises examples as training does, and prints their lengths and the tokens of the first one.
+  """Tokenises examples as training does, and prints their lengths and the tokens of one of them.
 
   alignjax data inspect --model=models/smollm2 --data=pairs.jsonl --out=runs/data
   """
@@ -149,12 +154,13 @@ def inspect(settings: InspectSettings) -> None:
   tokenizer, report = tokenization.Tokenizer.load(settings.model), drops.DropReport()
   read = _read(settings, report, 'tokenising')
   tokenized = encoding.tokenize(read, tokenizer, settings.limits(), report, on_error=settings.on_error)
+  index = data_tokens.of_row(tokenized, settings.row)
   title = f'{", ".join(settings.data)}, tokens of {settings.model}'
   print(f'{title}\n{report}\n')
   lengths = data_lengths.lengths(tokenized)
   print('\n'.join(data_lengths.table(lengths)), end='\n\n')
   print('\n'.join(data_lengths.histogram(lengths)), end='\n\n')
-  data_tokens.show(tokenized, tokenizer, _console(settings.color))
+  data_tokens.show(tokenized, index, tokenizer, _console(settings.color))
   if settings.out:
     folder = pathlib.Path(settings.out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -292,7 +298,13 @@ def _program(run: Callable[[Any], None], settings: type) -> program.Program:
   kinds = (InspectSettings, TokenizeSettings, ConvertSettings, BuildSettings)
   others = {leaf.flag for kind in kinds for leaf in fields.leaves(kind)} - set(takes)
   hint = f'it takes --{", --".join(takes)}'
-  return program.Program(f'data {run.__name__}', run.__doc__, settings, run, hints=dict.fromkeys(others, hint))
+
+  def run_with_paths(given: Any) -> None:
+    run(locations.with_paths(given))
+
+  return program.Program(
+    f'data {run.__name__}', run.__doc__, settings, run_with_paths, hints=dict.fromkeys(others, hint)
+  )
 
 
 PROGRAMS = {

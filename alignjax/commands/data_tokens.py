@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 from rich import console as rich_console
 from rich import text as rich_text
 
@@ -19,14 +20,30 @@ def names(responses: int) -> list[str]:
   return ['chosen', 'rejected'] if responses == 2 else [f'response {i + 1}' for i in range(responses)]
 
 
-def show(tokenized: dataset.TokenDataset, tokenizer: tokenization.Tokenizer, console: rich_console.Console) -> None:
-  """Prints the first example: each token with its id, in the colour of its kind or with its mark."""
-  example = tokenized[0]
+def of_row(tokenized: dataset.TokenDataset, row: int) -> int:
+  """The index of the example from a row of the first file, counted from 1; 0 for row 0.
+
+  Raises:
+    ValueError: no example is from this row.
+  """
+  if row == 0:
+    return 0
+  found = np.flatnonzero((tokenized.line == row) & (tokenized.path_index == tokenized.path_index[0]))
+  if not found.size:
+    path = tokenized.paths[tokenized.path_index[0]]
+    raise ValueError(f'--row={row}: no example is from row {row} of {path}: it was dropped, or the file is shorter')
+  return int(found[0])
+
+
+def show(
+  tokenized: dataset.TokenDataset, index: int, tokenizer: tokenization.Tokenizer, console: rich_console.Console
+) -> None:
+  """Prints an example: each token with its id, in the colour of its kind or with its mark."""
+  example = tokenized[index]
   facts = [f'label {example.label:g}', f'weight {example.weight:g}']
-  facts += [f'{name} {", ".join(f"{v:g}" for v in column[0])}' for name, column in tokenized.per_response.items()]
-  console.print(
-    rich_text.Text(f'first example, {tokenized.origin(0)}: {", ".join(facts)}')
-  )  # a string could hold :codes:
+  facts += [f'{name} {", ".join(f"{v:g}" for v in column[index])}' for name, column in tokenized.per_response.items()]
+  which = 'first example' if index == 0 else 'example'
+  console.print(rich_text.Text(f'{which}, {tokenized.origin(index)}: {", ".join(facts)}'))  # a string may hold :codes:
   console.print(
     rich_text.Text('  ').join([rich_text.Text('text/id:'), *(_marked(kind, kind, console) for kind in KINDS)])
   )

@@ -16,6 +16,8 @@ from alignjax.run import command_line, examination, process_flags, training
 
 def run(invocation: command_line.Invocation) -> int:
   """Examines a run, and returns the exit code."""
+  for note in invocation.notes:
+    training.announce(note)
   return exit_codes.REFUSED if examination.stops(invocation.config, training.announce) else exit_codes.DONE
 
 
@@ -25,7 +27,6 @@ PROGRAM = program.Program(
   command_line.Invocation,
   run,
   parse=command_line.parse_flags,
-  hints=command_line.HINTS,
   join=process_flags.join,
   leave=process_flags.leave,
 )

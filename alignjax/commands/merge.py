@@ -90,7 +90,7 @@ def _merge(settings: Settings) -> None:
     task = progress.add_task('merging', total=1.0)
     merge_folders.merge(
       settings.out,
-      merge_folders.parse_method(settings.method),
+      fields.naming('--method', merge_folders.parse_method, settings.method),
       merge_folders.Inputs(settings.models, settings.base or None, settings.weights or None),
       merge_folders.Output(settings.dtype or None, settings.assets_from or None, settings.allow_different_tokenizers),
       advance=lambda share: progress.advance(task, share),

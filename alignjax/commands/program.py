@@ -19,11 +19,11 @@ from typing import Any
 from absl import app, flags, logging
 
 from alignjax import exit_codes, files, paths, refusals, stopping
-from alignjax.run import fields, places, user_code
+from alignjax.run import fields, help_text, hints, places, program_flags, user_code
 
 EXPECTED = (ValueError, OSError, ImportError)  # errors that the user can fix
 LINE = 2000  # characters of a line of an error
-HELP = ('--help', '-help', '-h', '--helpshort', '-helpshort')
+HELP = ('--help', '-help', '-h', '--h', '--helpshort', '-helpshort', '--helpfull', '-helpfull', '--helpxml', '-helpxml')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Program[S]:
     run: does the work, and returns the exit code; None means 0.
     codes: the exit codes of exceptions that are printed in one line; the first class that matches counts.
     parse: reads settings; called with the dataclass, the command line and the flag values.
-    hints: replacements for flags of other trainers, by the name of the flag.
+    hints: what to use instead of an unknown flag, by its name; `alignjax.run.hints` has those of other trainers.
     leave: ends the process; called with the settings and the exit code.
     join: called with the settings before user code is imported, which may use a device.
     place: the context in which the program runs, with settings whose paths are on this disk.
@@ -50,7 +50,7 @@ class Program[S]:
   codes: Mapping[type[Exception], int] = dataclasses.field(
     default_factory=lambda: dict.fromkeys((*EXPECTED, MemoryError), exit_codes.REFUSED)
   )
-  parse: Callable[[type[S], Sequence[str], flags.FlagValues], S] = fields.parse_flags
+  parse: Callable[[type[S], Sequence[str], flags.FlagValues], S] = program_flags.parse_flags
   hints: Mapping[str, str] = dataclasses.field(default_factory=dict)
   leave: Callable[[S, int], Any] = lambda settings, code: sys.exit(code)
   join: Callable[[S], None] = lambda settings: None
@@ -59,7 +59,7 @@ class Program[S]:
   @property
   def help(self) -> str:
     """The text of --help."""
-    return f'{inspect.cleandoc(self.text)}\n\n{fields.describe(self.settings)}'
+    return f'{inspect.cleandoc(self.text)}\n\n{help_text.describe(self.settings)}'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +70,7 @@ class Group:
     name: the name on the command line.
     text: the first part of --help.
     summaries: one line for each program, by name.
+    others: programs by names that users may give them.
     load: returns the program, or another group, with a name.
   """
 
@@ -77,6 +78,7 @@ class Group:
   text: str
   summaries: Mapping[str, str]
   load: Callable[[str], 'Program | Group']
+  others: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
   @property
   def help(self) -> str:
@@ -97,8 +99,9 @@ class Group:
       raise ValueError(f'{self.name} needs a program, one of {", ".join(self.summaries)}')
     name = argv[place]
     if name not in self.summaries:
-      close = difflib.get_close_matches(name, self.summaries, n=1, cutoff=0.4)
-      hint = f'; did you mean {close[0]}?' if close else '.'
+      close = difflib.get_close_matches(name, self.summaries, n=1)
+      meant = self.others.get(name) or next(iter(close), '')
+      hint = f'; did you mean {meant}?' if meant else '.'
       raise ValueError(f'{self.name} has no program {name!r}{hint} It has {", ".join(self.summaries)}')
     return self.load(name), [*argv[:place], *argv[place + 1 :]]
 
@@ -167,8 +170,10 @@ def _parse[S](program: Program[S], argv: Sequence[str], values: flags.FlagValues
         files.check_regular(paths.expand(argument.partition('=')[2]))
     return program.parse(program.settings, argv, values)
   except flags.UnrecognizedFlagError as error:
-    hint = program.hints.get(error.flagname.partition('=')[0])
-    _refuse(f'--{error.flagname} is not a flag of {program.name}: {hint}' if hint else error)
+    name = error.flagname.partition('=')[0]
+    known = [leaf.flag for leaf in fields.leaves(program.settings)]
+    hint = f': {program.hints[name]}' if name in program.hints else hints.hint(name, known, prefix='--')
+    _refuse(f'--{name} is not a flag of {program.name}{hint}')
   except (flags.Error, *EXPECTED) as error:
     _refuse(error)
   except RecursionError as error:
@@ -182,7 +187,8 @@ def _refuse(error: Exception | str) -> None:
 
 def _shown(error: BaseException | str) -> str:
   """The message of an error, its lines cut to a length that fits on a terminal."""
-  lines = str(error).splitlines() or [type(error).__name__]
+  text = error if isinstance(error, str) else refusals.reason(error)
+  lines = text.splitlines() or [type(error).__name__]
   return '\n'.join(line if len(line) <= LINE else f'{line[:LINE]} ...' for line in lines)
 
 

@@ -10,6 +10,10 @@ continues a string; the chat template formats a list of messages. Each line of -
 its log-probability in nats under the model's own distribution, its number of tokens, and whether it ended. The same
 command draws the same responses.
 
+With --benchmark, --prompts is the file of questions of a public benchmark, and --output the file that its judge reads:
+
+  alignjax sample --model=runs/first/model --benchmark=mt_bench --prompts=question.jsonl --output=first.jsonl
+
 Exit codes: 0 done, 1 an error in flags, model or prompts.
 """
 
@@ -26,14 +30,14 @@ from alignjax.commands import program
 from alignjax.data.reading import rows
 from alignjax.data.tokens import tokenization
 from alignjax.models import checkpoint_io, peft
-from alignjax.run import fields, locations, process_flags, user_code
-from alignjax.sampling import strategies, text
+from alignjax.run import benchmark_answers, fields, locations, process_flags, sampling_settings, user_code
+from alignjax.sampling import text
 from alignjax.training import processes
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(user_code.UserCode):
-  """Sampling."""
+class Settings(sampling_settings.SamplingSettings, user_code.UserCode):
+  """Model and prompts."""
 
   model: str = fields.field(
     '', 'Model: a folder in Hugging Face format, or a name on the Hub.', required=True, path=paths.READ
@@ -50,57 +54,21 @@ class Settings(user_code.UserCode):
     'refuse', 'Columns of --prompts that the form does not have: an error, or left out.', choices=('refuse', 'note')
   )
   output: str = fields.field('', 'The .jsonl file to write; empty: print the responses.', path=paths.WRITTEN)
-  samples: int = fields.field(1, 'Number of responses to each prompt.', at_least=1)
-  max_prompt: int = fields.field(1024, 'Largest prompt in tokens; longer ones lose their first tokens.', at_least=2)
-  max_new_tokens: int = fields.field(128, 'Largest response in tokens; longer ones are cut off.', at_least=1)
-  greedy: bool = fields.field(False, 'Always take the most probable token instead of drawing.')
-  temperature: float = fields.field(
-    1.0, 'Divisor of the logits: below 1 sharpens the distribution, above 1 flattens it.'
+  benchmark: str = fields.field(
+    '', 'Benchmark whose questions are in --prompts; empty: none.', choices=('', *benchmark_answers.BENCHMARKS)
   )
-  top_k: int = fields.field(0, 'Draw only from this many most probable tokens; 0: from all.', at_least=0)
-  top_p: float = fields.field(1.0, 'Draw only from the most probable tokens whose probabilities sum to this.')
-  strategy: str = fields.field(
-    '', 'Decoding strategy instead of the settings above, such as chain(temperature(0.7), nucleus(0.9)).'
-  )
-  seed: int = fields.field(0, 'Seed of the random numbers.', at_least=0, at_most=2**63 - 1)
-  batch_size: int = fields.field(8, 'Number of prompts in a batch.', at_least=1)
-  compute_dtype: str = fields.field(
-    'float32', 'Type of activations; parameters are float32.', choices=('float32', 'bfloat16')
-  )
+  name: str = fields.field('', 'Name of the model in the answers to a benchmark; empty: the name of its folder.')
   processes: process_flags.Processes = dataclasses.field(default_factory=process_flags.Processes, metadata={'flag': ''})
 
   def __post_init__(self):
     fields.check(self)
 
 
-def build_strategy(settings: Settings) -> strategies.Strategy:
-  """Builds the strategy that the settings describe: temperature first, then top-k and top-p.
-
-  Raises:
-    ValueError: a value is out of range, or settings contradict one another.
-  """
-  parts = (settings.temperature, settings.top_k, settings.top_p)
-  if settings.strategy:
-    if settings.greedy or parts != (1.0, 0, 1.0):
-      raise ValueError('--strategy replaces --greedy, --temperature, --top_k and --top_p: give it without them')
-    return strategies.parse(settings.strategy)
-  if settings.greedy:
-    if parts != (1.0, 0, 1.0):
-      raise ValueError('--greedy leaves nothing to draw: give it without --temperature, --top_k and --top_p')
-    return strategies.greedy()
-  chosen = []
-  if settings.temperature != 1.0:
-    chosen.append(strategies.temperature(settings.temperature))
-  if settings.top_k:
-    chosen.append(strategies.top_k(settings.top_k))
-  if settings.top_p != 1.0:
-    chosen.append(strategies.nucleus(settings.top_p))
-  return strategies.chain(*chosen)
-
-
 def _prompts(settings: Settings) -> list[rows.Prompt]:
   if settings.prompts:
-    return text.read_prompts(settings.prompts, settings.ignore_fields, settings.unknown_columns)
+    sources = locations.resolve_data(settings.prompts, '--prompts')
+    columns = settings.ignore_fields, settings.unknown_columns
+    return [prompt for source in sources for prompt in text.read_prompts(source, *columns)]
   if tokenization.Tokenizer.load(settings.model).template is None:
     return [settings.prompt]
   return [[{'role': 'user', 'content': settings.prompt}]]
@@ -113,6 +81,31 @@ def _print(responses: Iterator[text.Response]) -> None:
     print(f'--- {prompt}\n{response.response}\n    [{length}, log-probability {response.logp:.2f}]')
 
 
+def _check_benchmark(settings: Settings) -> None:
+  """Checks the settings that a benchmark restricts."""
+  if settings.name and not settings.benchmark:
+    raise ValueError(f'--name={settings.name} names the model in the answers to a benchmark: give --benchmark, too')
+  if not settings.benchmark:
+    return
+  if not settings.prompts or not settings.output or settings.samples != 1:
+    raise ValueError(
+      f'--benchmark={settings.benchmark} needs the questions of the benchmark (--prompts), a file for the answers '
+      '(--output), and one answer to each question (--samples=1)'
+    )
+  chosen = (settings.strategy, settings.greedy, settings.temperature, settings.top_k, settings.top_p)
+  if settings.benchmark == 'mt_bench' and chosen != ('', False, 1.0, 0, 1.0):
+    raise ValueError(
+      '--benchmark=mt_bench sets the temperature by the category of a question: give it without --strategy, --greedy, '
+      '--temperature, --top_k and --top_p'
+    )
+
+
+def _answer(settings: Settings, options: text.Options, loading: checkpoint_io.Loading) -> None:
+  name = settings.name or pathlib.Path(settings.adapter or settings.model).name
+  task = benchmark_answers.Task(settings.prompts, pathlib.Path(settings.output), name, options)
+  benchmark_answers.answer(settings.benchmark, text.load(settings.model, settings.compute_dtype, loading), task)
+
+
 def run(settings: Settings) -> None:
   """Draws responses, and prints or writes them.
 
@@ -121,20 +114,15 @@ def run(settings: Settings) -> None:
   """
   if bool(settings.prompt) == bool(settings.prompts):
     raise ValueError('give either --prompt or --prompts')
-  named = {'model': settings.model, 'adapter': settings.adapter}
-  found = {name: locations.resolve(value, f'--{name}') for name, value in named.items() if value}
-  settings = dataclasses.replace(settings, **found)
-  options = text.Options(
-    samples=settings.samples,
-    max_prompt=settings.max_prompt,
-    max_new_tokens=settings.max_new_tokens,
-    batch_size=settings.batch_size,
-    seed=settings.seed,
-    strategy=build_strategy(settings),
-  )
+  _check_benchmark(settings)
+  settings = locations.with_paths(settings, models=('model', 'adapter'), data=())
+  options = sampling_settings.options(settings)
   loading = checkpoint_io.Loading(together=processes.on_all)
   if settings.adapter:
     loading = loading._replace(convert=peft.merging(settings.adapter, checkpoint_io.load_config(settings.model)))
+  if settings.benchmark:
+    _answer(settings, options, loading)
+    return
   responses = text.sample(settings.model, _prompts(settings), options, settings.compute_dtype, loading)
   if jax.process_index() > 0:  # takes part in every batch
     collections.deque(responses, maxlen=0)

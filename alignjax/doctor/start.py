@@ -37,16 +37,18 @@ def build_measurement(
 
   Returns:
     A pure function (params, frozen, batch) -> scalars: `loss`, and `logp`, the mean log-probability per token of the
-    preferred responses in nats. If the objective needs a reference, also `loss_at_reference`, the loss with the policy
-    as its own reference, and `drift`, the mean |log pi - log pi_ref| per token.
+    preferred responses in nats, unless the objective needs only rewards. If the objective needs a reference, also
+    `loss_at_reference`, the loss with the policy as its own reference, and `drift`, the mean |log pi - log pi_ref| per
+    token.
   """
   layout = rows.Layout(chunk, mesh=mesh)
   compares = bool(stats.missing_reference(objective.needs, ()))
-  needs = objective.needs | {stats.logp} | ({stats.reference_logp} if compares else set())
+  predicts = forward.output(objective.needs) != 'score'
+  needs = objective.needs | ({stats.logp} if predicts else set()) | ({stats.reference_logp} if compares else set())
 
   def measure(params: Params, frozen: Frozen, batch: PreferenceBatch) -> dict[str, Array]:
     forward.assert_batch(batch)
-    hidden = forward.hidden_states(policy.bind(frozen.base), params, batch)
+    hidden = forward.hidden_states(policy.bind(frozen.base), params, batch, needs)
 
     def evaluate(reference: stats.HiddenStates | None, batch: PreferenceBatch) -> tuple[Array, stats.StatTable]:
       table = forward.table(needs, hidden, reference, batch, layout)
@@ -54,6 +56,8 @@ def build_measurement(
       return forward.weighted_sums(objective, table, batch)['loss'].mean(), table
 
     loss, table = evaluate(frozen.reference_states(policy, needs, batch), batch)
+    if not predicts:
+      return {'loss': loss}
     mask = table.mask & (batch.weight > 0)[:, None, None]
     result = {'loss': loss, 'logp': token_mean(table[stats.logp][:, 0], mask[:, 0])}
     if compares:
@@ -87,7 +91,7 @@ def examine(
     seen = f'the loss of the first batch is {measured["loss"]}'
     advice = 'Check the weights of the model, and compute in float32'
     return [findings.Finding('loss_not_finite', findings.ERROR, seen, advice)]
-  if measured['logp'] < -math.log(vocab_size) - CHANCE:
+  if measured.get('logp', 0.0) < -math.log(vocab_size) - CHANCE:
     found.append(
       findings.Finding(
         'worse_than_uniform',

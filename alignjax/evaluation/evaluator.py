@@ -86,7 +86,7 @@ def build_kl_step(
   """
   if chunk < 1:
     raise ValueError(f'chunk must be at least 1, got {chunk}')
-  needs = frozenset({stats.logp, stats.reference_logp, stats.reverse_kl})
+  needs = frozenset({stats.logp, stats.reference_logp, stats.reverse_kl, stats.entropy})
 
   def step(params: Params, reference: Params, batch: PreferenceBatch) -> stats.StatTable:
     inputs = (batch.prompt, batch.prompt_length, batch.response, batch.response_length)

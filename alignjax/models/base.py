@@ -5,6 +5,9 @@ from typing import Any, NamedTuple
 
 from alignjax.types import Array, Head, Params
 
+Constrain = Callable[[Array, tuple[str | None, ...]], Array]
+"""(array, a logical axis name or None for each dimension) -> the array with its sharding constrained."""
+
 
 class LanguageModel(NamedTuple):
   """A causal language model as pure functions over a nested dict of arrays.
@@ -20,6 +23,8 @@ class LanguageModel(NamedTuple):
   decode(params, cache, token [B, N]) -> (cache, hidden [B, N, D])
       Feeds one token to each sample. The first token to feed is the last prompt token, so step t of `decode` returns
       entry t of `hidden`.
+  constrained(constrain) -> LanguageModel
+      The same model with its activations sharded by `constrain`, as in `transformer.build`; None if it shards none.
   """
 
   config: Any
@@ -28,3 +33,4 @@ class LanguageModel(NamedTuple):
   head: Callable[[Params], Head]
   prefill: Callable[..., Any]
   decode: Callable[[Params, Any, Array], tuple[Any, Array]]
+  constrained: Callable[[Constrain], 'LanguageModel'] | None = None

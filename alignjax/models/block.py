@@ -15,6 +15,16 @@ def norm(config: configuration.TransformerConfig, width: int) -> layers.Norm:
   return layers.RMSNorm(width, config.norm_epsilon, float(config.zero_centred_norms))
 
 
+def mlp(config: configuration.TransformerConfig, key: Array) -> layers.MLP | layers.Experts:
+  """Builds the MLP, or the mixture of MLPs, that `config` selects."""
+  if config.experts is None:
+    return layers.MLP(
+      config.width, config.mlp_width, config.activation, key, gated=config.gated_mlp, bias=config.mlp_bias
+    )
+  sizes = config.experts, config.width, config.mlp_width
+  return layers.Experts(sizes, config.experts_per_token, config.activation, key, normalised=config.normalised_experts)
+
+
 def _normed(module: layers.Norm | None, x: Array) -> Array:
   return x if module is None else module(x)
 
@@ -43,9 +53,7 @@ class Block(nnx.Module):
       norms=(norm(config, heads), norm(config, kv_heads)) if normed else None,
     )
     self.mlp_norm = norm(config, config.width) if config.input_norms else None
-    self.mlp = layers.MLP(
-      config.width, config.mlp_width, config.activation, mlp_key, gated=config.gated_mlp, bias=config.mlp_bias
-    )
+    self.mlp = mlp(config, mlp_key)
     self.attention_output_norm = norm(config, config.width) if config.output_norms else None
     self.mlp_output_norm = norm(config, config.width) if config.output_norms else None
     self.parallel = config.parallel_residual

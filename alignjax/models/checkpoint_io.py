@@ -12,16 +12,17 @@ import pathlib
 import types
 from typing import Any, NamedTuple
 
+from absl import logging
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
 from alignjax.models import (
+  classifiers,
   comparison,
   declaration,
   families,
   folders,
-  lora,
   manifest,
   pieces,
   slices,
@@ -33,6 +34,7 @@ from alignjax.models import (
 from alignjax.types import Head, Params
 
 FLOAT32 = 'float32'
+SCORE = 'score/kernel'
 TOKEN_IDS = ('bos_token_id', 'eos_token_id', 'pad_token_id')  # entries of config.json that other tools need to generate
 
 
@@ -40,12 +42,13 @@ def load_config(folder: str | os.PathLike[str], **overrides: Any) -> transformer
   """Reads config.json.
 
   Args:
-    folder: a Hugging Face folder.
-    **overrides: fields of `TransformerConfig` that override the file, such as `compute_dtype='bfloat16'`.
+    folder: a Hugging Face folder, of a language model or of a reward model.
+    **overrides: fields of `TransformerConfig` that override the file, such as `compute_dtype='bfloat16'`. A reward
+      model is only read with `output='score'` or 'both', so that nothing takes it for a language model by mistake.
 
   Raises:
-    ValueError: the file is missing or malformed, an entry or override is unknown or unsupported, or a file other than
-      the weights differs from the manifest.
+    ValueError: the file is missing or malformed, an entry or override is unknown or unsupported, the folder holds a
+      reward model and `output` is not given, or a file other than the weights differs from the manifest.
   """
   path = pathlib.Path(folder) / folders.CONFIG
   known = {field.name for field in dataclasses.fields(transformer.TransformerConfig)}
@@ -60,7 +63,10 @@ def load_config(folder: str | os.PathLike[str], **overrides: Any) -> transformer
   entries = folders.read_json(path)
   with folders.naming(path):
     family = families.by_type(entries.get('model_type'))
-    return transformer.TransformerConfig(**(family.parse(entries) | overrides))
+    parsed = family.parse(entries)
+    config = transformer.TransformerConfig(**(parsed | {'output': 'logits'} | overrides))
+    classifiers.check_use(config.model_type, stored='output' in parsed, wanted=config.scored)
+    return config
 
 
 class Loading(NamedTuple):
@@ -70,11 +76,13 @@ class Loading(NamedTuple):
     dtype: the dtype of the leaves; None for the one of the file, and float32 where the layers of a leaf differ.
     convert: applied to each leaf and its path once it is placed, for example to quantise it.
     together: calls a function on every process. If it fails on one of them, all must raise.
+    score: draws the score kernel, [D, 1] float32, if the folder holds a language model; None: the folder must have one.
   """
 
   dtype: str | None = FLOAT32
   convert: Callable[[str, jax.Array], Any] = lambda _, leaf: leaf
   together: Callable[[Callable[[], Any]], Any] = lambda call: call()
+  score: Callable[[], jax.Array] | None = None
 
 
 IN_FLOAT32 = Loading()
@@ -108,7 +116,7 @@ def load_params(
   with contextlib.ExitStack() as stack:
     targets = _targets(config, shardings)
     stored = loading.together(lambda: _open_leaves(pathlib.Path(folder), config, stack, _share(targets)))
-    placed = [_load(stored[leaf], target, loading) for leaf, target in targets.items()]
+    placed = [_load_or_draw(leaf, stored, target, loading) for leaf, target in targets.items()]
     return jax.tree.unflatten(parameter_shapes(config)[1], placed)
 
 
@@ -122,20 +130,22 @@ def deferred_params(
   """The leaves of `load_params`, each to be read when it is needed, until `stack` closes. Args, Raises: see there."""
   targets = _targets(config, shardings)
   stored = loading.together(lambda: _open_leaves(pathlib.Path(folder), config, stack, _share(targets)))
+  shapes = parameter_shapes(config)[0]
 
-  def defer(leaf: slices.Stored, target: jax.sharding.Sharding | None) -> pieces.Deferred:
-    return pieces.Deferred(leaf.shape, np.dtype(loading.dtype or leaf.dtype), lambda: _load(leaf, target, loading))
+  def defer(leaf: str, target: jax.sharding.Sharding | None) -> pieces.Deferred:
+    dtype = loading.dtype or (stored[leaf].dtype if leaf in stored else FLOAT32)
+    return pieces.Deferred(shapes[leaf], np.dtype(dtype), lambda: _load_or_draw(leaf, stored, target, loading))
 
-  deferred = [defer(stored[leaf], target) for leaf, target in targets.items()]
+  deferred = [defer(leaf, target) for leaf, target in targets.items()]
   return jax.tree.unflatten(parameter_shapes(config)[1], deferred)
 
 
 def stored_dtypes(folder: str | os.PathLike[str]) -> set[str]:
   """The dtypes in which the weights of a folder are stored: 'float32', 'bfloat16' or 'float16'."""
   with contextlib.ExitStack() as stack:
-    ignored = _family_of_folder(pathlib.Path(folder)).ignored_tensors
-    tensors = folders.open_tensors(pathlib.Path(folder), stack, ignored, verify=lambda folder: None)  # reads no weights
-    return {folders.DTYPES[tensor.dtype] for tensor in tensors.values()}
+    family = family_of(pathlib.Path(folder))
+    tensors = folders.open_tensors(pathlib.Path(folder), stack, family.ignored_tensors, verify=lambda folder: None)
+    return {folders.DTYPES[tensor.dtype] for tensor in family.prefixed(tensors).values()}
 
 
 def load_head(
@@ -149,7 +159,7 @@ def load_head(
   Args and Raises: see `load_params`.
   """
   with contextlib.ExitStack() as stack:
-    targets = _targets(config, shardings)
+    targets, config = _targets(config, shardings), dataclasses.replace(config, output='logits')
     stored = loading.together(lambda: _open_leaves(pathlib.Path(folder), config, stack, _share(targets)))
     shapes, treedef = parameter_shapes(config)
     model = transformer.build(config)
@@ -233,7 +243,7 @@ def save(
   params: Params,
   assets_from: str | os.PathLike[str] | None = None,
   dtype: str = 'float32',
-  source: Mapping[str, Any] | None = None,
+  about: folders.About = folders.UNTOLD,
 ) -> None:
   """Writes a folder that `load_params` and other tools for the Hugging Face layout can read.
 
@@ -248,7 +258,7 @@ def save(
       leaves are loaded when they are written, and then freed.
     assets_from: a Hugging Face folder to copy the tokenizer, chat template and generation settings from.
     dtype: the dtype of the stored weights: 'float32', 'bfloat16' or 'float16'.
-    source: identifies the run and the step of the parameters; stored in the manifest.
+    about: the run and the step of the parameters, for the manifest, and the model card.
 
   Raises:
     ValueError: the parameters do not match the configuration, a value is not finite in `dtype`, or a folder is invalid.
@@ -256,11 +266,11 @@ def save(
   if dtype not in folders.DTYPES.values():
     raise ValueError(f'dtype={dtype!r}: must be one of {", ".join(folders.DTYPES.values())}')
   family = families.of(config)
-  leaves = _check_leaves(config, params)
-  entries = family.render(config) | {'torch_dtype': dtype} | _token_ids(assets_from)
+  leaves = storing.checked(parameter_shapes(config)[0], params)
+  entries = rendered(config, assets_from) | {'torch_dtype': dtype}
   blocks = storing.blocks(family, config, leaves)
   if jax.process_index() == 0:
-    with folders.replacing(folder, source=source) as partial:
+    with folders.replacing(folder, about=about) as partial:
       folders.write_json(partial / folders.CONFIG, entries)
       planned = storing.planned(family, parameter_shapes(config)[0], dtype)
       with weight_files.writing(weight_files.divide(partial, planned)) as writer:
@@ -275,7 +285,20 @@ def save(
     multihost_utils.sync_global_devices('alignjax.models.checkpoint_io.save')
 
 
-def _family_of_folder(folder: pathlib.Path) -> declaration.Family:
+def rendered(config: transformer.TransformerConfig, assets_from: str | os.PathLike[str] | None) -> dict[str, Any]:
+  """The contents of config.json for `config`, with the ids of special tokens that a folder has."""
+  entries = families.of(config).render(config) | _token_ids(assets_from)
+  if config.scored:
+    entries['pad_token_id'] = classifiers.pad_token_id(entries, assets_from)
+  return entries
+
+
+def family_of(folder: pathlib.Path) -> declaration.Family:
+  """The family of a folder, which names its tensors. A larger model with a model of a family in it has its own.
+
+  Raises:
+    ValueError: config.json is missing or malformed, or the family is not declared.
+  """
   entries = folders.read_json(folder / folders.CONFIG)
   with folders.naming(folder / folders.CONFIG):
     return families.by_type(entries.get('model_type'))
@@ -296,7 +319,7 @@ def _open_leaves(
   stack: contextlib.ExitStack,
   share: tuple[int, int],
 ) -> dict[str, slices.Stored]:
-  """Checks the tensors of a folder, and returns where its leaves are stored, in files that `stack` closes.
+  """Checks the tensors of a folder, and returns where its leaves are stored, but not a score kernel that it lacks.
 
   Args:
     folder: the folder of the model.
@@ -304,14 +327,23 @@ def _open_leaves(
     stack: the exit stack that keeps the files open.
     share: which part of the values this process verifies, and the number of parts.
   """
-  family = _family_of_folder(folder)
+  family = family_of(folder)
   verify = functools.partial(manifest.check_weights, part=share[0], parts=share[1])
-  tensors = family.prefixed(folders.open_tensors(folder, stack, family.ignored_tensors, verify))
+  opened = folders.open_tensors(folder, stack, family.ignored_tensors, verify)
+  tensors = family.prefixed(opened)
+  if family.dropped and jax.process_index() == 0:
+    count = sum(name.startswith(family.dropped) for name in opened)
+    of = ' and '.join(prefix.rstrip('.') for prefix in family.dropped[:2])
+    logging.warning('%s: only its text model is read; %d tensors of %s are left out', folder, count, of)
   index = folder / folders.INDEX
   shapes, _ = parameter_shapes(config)
   with folders.naming(index if index.exists() else folder / folders.WEIGHTS):
-    if config.tied_embeddings:
+    if config.output == 'score':
+      tensors = {name: held for name, held in tensors.items() if name != family.tensor('unembed/kernel').name}
+    elif config.tied_embeddings:
       tensors = tied_heads.without(family, tensors, share)
+    if config.scored and classifiers.SCORE not in tensors:
+      shapes = {leaf: shape for leaf, shape in shapes.items() if leaf != SCORE}
     family.check(shapes, {name: tensor.shape for name, tensor in tensors.items()})
   stored = {}
   for leaf, shape in shapes.items():
@@ -335,24 +367,22 @@ def _share(targets: Mapping[str, jax.sharding.Sharding | None]) -> tuple[int, in
   return jax.process_index(), jax.process_count()
 
 
+def _load_or_draw(
+  leaf: str, stored: Mapping[str, slices.Stored], target: jax.sharding.Sharding | None, loading: Loading
+) -> Any:
+  """Reads a leaf, or draws the score kernel if the folder has none."""
+  if leaf in stored:
+    return _load(stored[leaf], target, loading)
+  if loading.score is None:
+    raise ValueError(f'tensor {classifiers.SCORE} is missing: the folder holds a language model, not a reward model')
+  return loading.convert(leaf, loading.score() if target is None else jax.jit(loading.score, out_shardings=target)())
+
+
 def _load(stored: slices.Stored, target: jax.sharding.Sharding | None, loading: Loading) -> Any:
   """Reads, places and converts a leaf."""
   dtype = loading.dtype or stored.dtype
   leaf = loading.together(lambda: slices.place(stored, target, lambda indices: stored.read(indices, dtype)))
   return loading.convert(stored.leaf, leaf)
-
-
-def _check_leaves(config: transformer.TransformerConfig, params: Params) -> dict[str, Any]:
-  """The parameters by path, after checking their names and shapes against the configuration."""
-  expected, _ = parameter_shapes(config)
-  paths, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=lora.is_kernel)
-  leaves = {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in paths}
-  if different := expected.keys() ^ leaves.keys():
-    raise ValueError(f'parameters do not match the configuration: missing or unexpected {folders.listed(different)}')
-  for leaf, shape in expected.items():
-    if leaves[leaf].shape != shape:
-      raise ValueError(f'parameter {leaf}: expected shape {shape}, found {leaves[leaf].shape}')
-  return leaves
 
 
 def on_host(value: Any) -> np.ndarray:
@@ -365,5 +395,5 @@ def _token_ids(folder: str | os.PathLike[str] | None) -> dict[str, Any]:
   """The entries of config.json with the ids of special tokens."""
   if folder is None:
     return {}
-  entries = folders.read_json(pathlib.Path(folder) / folders.CONFIG)
+  entries = family_of(pathlib.Path(folder)).rewrite(folders.read_json(pathlib.Path(folder) / folders.CONFIG))
   return {key: entries[key] for key in TOKEN_IDS if key in entries}

@@ -7,26 +7,10 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from alignjax.models import folders, inert, layers, transformer
+from alignjax.models import classifiers, config_entries, folders, inert, rotary_entries, transformer
 
 _Stored = TypeVar('_Stored')
-_SHOWN = 80  # characters of a value in an error
-
-
-class Setting(NamedTuple):
-  """One field of `TransformerConfig` and the entries of config.json that hold it.
-
-  A dot in a key denotes a nested entry. All keys are read; only the first is written. A setting without keys always has
-  its default. `default` is the value that the family's own code uses if the entry is missing: a constant, or a function
-  of the fields read so far. If it is None, the entry is required. A null entry counts as missing, unless the setting is
-  `nullable`: then the field is None, and None is a valid default.
-  """
-
-  field: str
-  keys: tuple[str, ...]
-  kind: type[int] | type[float] | type[bool]
-  default: int | float | bool | Callable[[Mapping[str, Any]], int] | None = None
-  nullable: bool = False
+ARCHITECTURES = 'architectures'
 
 
 class Block(NamedTuple):
@@ -41,8 +25,8 @@ class Block(NamedTuple):
 class Tensor(NamedTuple):
   """One leaf of the parameter tree and the tensors that store it, or several leaves fused into one tensor.
 
-  `{layer}` in the name is replaced by each index of the leaf's first axis. Fused leaves are concatenated along their
-  last axis, the outputs.
+  `{layer}` in the name is replaced by each index of the leaf's first axis, and `{expert}` by each index of its second.
+  Fused leaves are concatenated along their last axis, the outputs.
   """
 
   leaf: str
@@ -57,13 +41,18 @@ class Tensor(NamedTuple):
     return (self.leaf, *self.fused)
 
   @property
-  def stacked(self) -> bool:
-    """Whether the leaf stacks one stored tensor per layer."""
-    return '{layer}' in self.name
+  def depth(self) -> int:
+    """The number of leading axes of the leaf that stack stored tensors: layers, or layers and experts."""
+    return ('{layer}' in self.name) + ('{expert}' in self.name)
 
   def names(self, shape: tuple[int, ...]) -> list[str]:
-    """The stored names of a leaf of this shape, in the order of its first axis."""
-    return [self.name.format(layer=layer) for layer in range(shape[0])] if self.stacked else [self.name]
+    """The stored names of a leaf of this shape, in the order of `places`."""
+    places = (dict(zip(('layer', 'expert'), place, strict=False)) for place in self.places(shape))
+    return [self.name.format(**place) for place in places]
+
+  def places(self, shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """The places of the stored tensors in a leaf of this shape: (layer,), (layer, expert), or ()."""
+    return np.ndindex(shape[: self.depth])
 
   def group_count(self, config: transformer.TransformerConfig) -> int:
     """The number of groups of outputs in which fused leaves alternate."""
@@ -71,7 +60,7 @@ class Tensor(NamedTuple):
 
   def stored_shape(self, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     """The shape of a stored tensor, given those of its leaves."""
-    row = shapes[0][1:] if self.stacked else shapes[0]
+    row = shapes[0][self.depth :]
     row = (*row[:-1], sum(shape[-1] for shape in shapes))
     return row[::-1] if self.transposed else row
 
@@ -123,6 +112,9 @@ class Tensor(NamedTuple):
     return grouped.reshape(*joined.shape[:-1], -1)
 
 
+_SCORE = Tensor('score/kernel', classifiers.SCORE, transposed=True)
+
+
 @dataclasses.dataclass(frozen=True)
 class Family:
   """How one family stores its configuration and its weights.
@@ -139,10 +131,15 @@ class Family:
     ignored_tensors: name suffixes of stored tensors that are not parameters.
     optional_prefix: a prefix of all tensor names that some checkpoints omit.
     rotary_places: entries that describe the scaling of rotary frequencies; the first is written.
+    rotary_types: the types of scaling that the family supports, by their names in config.json.
+    rotary_keys: further entries with parameters of the scaling, by field; they have no effect without it.
+    rewrite: maps the contents of config.json to equivalent ones in which the other attributes find what they name.
+    renamed: prefixes of stored names, and what replaces them.
+    dropped: prefixes of the names of stored tensors that belong to another part of a larger model.
   """
 
   model_type: str
-  settings: tuple[Setting, ...]
+  settings: tuple[config_entries.Setting, ...]
   fixed: Mapping[str, Any]
   ignored: frozenset[str]
   tensors: tuple[Tensor, ...]
@@ -152,6 +149,16 @@ class Family:
   fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   optional_prefix: str = ''
   rotary_places: tuple[str, ...] = ('rope_scaling', 'rope_parameters')  # the names in transformers 4 and 5
+  rotary_types: Mapping[str, str] = dataclasses.field(default_factory=rotary_entries.GENERAL.copy)
+  rotary_keys: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+  rewrite: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda entries: entries
+  renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  dropped: tuple[str, ...] = ()
+
+  @property
+  def classifier(self) -> str:
+    """The class of a model with a score head, in `architectures`; '' if transformers has none."""
+    return classifiers.BY_TYPE.get(self.model_type, '')
 
   def parse(self, entries: Mapping[str, Any]) -> dict[str, Any]:
     """Reads the contents of config.json.
@@ -165,20 +172,27 @@ class Family:
     Raises:
       ValueError: an entry is missing, malformed, unknown or unsupported; the message names it.
     """
+    entries = self.rewrite(entries)
+    fields: dict[str, Any] = {'model_type': self.model_type, **self.fields}
+    if self.classifier and entries.get(ARCHITECTURES) == [self.classifier]:
+      classifiers.check(entries)
+      fields['output'] = 'score'
+      entries = {**entries, ARCHITECTURES: None}
     entries = self._effective(entries)
     rotary_type = self._rotary_type(entries)
     if refused := self._refused(entries, rotary_type):
       raise ValueError(f'unsupported fields for model_type {self.model_type!r}: {", ".join(refused)}')
-    fields: dict[str, Any] = {'model_type': self.model_type, **self.fields}
     for setting in self.settings:
-      fields[setting.field] = _read(setting, entries, fields)
-    scaled = {setting.field: _read(setting, entries, {}) for setting in self._rotary_settings(rotary_type)}
-    make = _ROTARY_SCALINGS[rotary_type].make
+      fields[setting.field] = config_entries.read(setting, entries, fields)
+    scaled: dict[str, Any] = {}
+    for setting in self._rotary_settings(rotary_type):
+      scaled[setting.field] = config_entries.read(setting, entries, fields | scaled)
+    make = rotary_entries.SCALINGS[rotary_type].make
     return fields | {'rope_scaling': make(**scaled) if make else None}
 
   def _effective(self, entries: Mapping[str, Any]) -> dict[str, Any]:
     """The entries that may affect the function computed, with dotted keys."""
-    flat = _flatten({key: value for key, value in entries.items() if key not in self.ignored})
+    flat = config_entries.flatten({key: value for key, value in entries.items() if key not in self.ignored})
     set_by = {key for setting in self.settings for key in setting.keys}
     values = {key: allowed for key, allowed in self._inert.items() if key not in set_by}
     return {key: value for key, value in flat.items() if not inert.has_no_effect(key, value, values)}
@@ -187,50 +201,59 @@ class Family:
   def _inert(self) -> dict[str, tuple[Any, ...]]:
     return {**inert.VALUES, **self.inert}
 
-  def _refused(self, entries: Mapping[str, Any], rotary_type: Any) -> list[str]:
+  def _refused(self, entries: Mapping[str, Any], rotary_type: str | None) -> list[str]:
     """The unsupported entries, each with the reason: first the type of rotary scaling, which explains others."""
     known = {key for setting in self.settings for key in setting.keys} | {'model_type'}
     known |= {*self.cycles, *self.fixed, *self.rotary_places, *self._rotary_type_keys}
+    known |= {key for keys in self.rotary_keys.values() for key in keys}
     first, refused = [], []
-    if rotary_type in _ROTARY_SCALINGS:
+    if rotary_type is not None:
       known |= {key for setting in self._rotary_settings(rotary_type) for key in setting.keys}
-      ignored = _ROTARY_SCALINGS[rotary_type].ignored
+      ignored = rotary_entries.SCALINGS[rotary_type].ignored
       known |= {f'{place}.{key}' for place in self.rotary_places for key in ignored}
     else:
-      types = ', '.join(map(repr, _ROTARY_SCALINGS))
+      types = ', '.join(map(repr, self.rotary_types))
       named = [f'{key}={entries[key]!r}' for key in self._rotary_type_keys if entries.get(key) is not None]
       first.append(f'{", ".join(named)} (only {types} are supported)')
       known |= {key for key in entries if key.startswith(tuple(f'{place}.' for place in self.rotary_places))}
     for key in entries.keys() - known:
       allowed = ' and '.join(map(repr, self._inert.get(key, ())))
       reason = f'only {allowed} are supported' if allowed else 'unknown'
-      refused.append(f'{key}={_shown(entries[key])} ({reason})')
+      refused.append(f'{key}={config_entries.shown(entries[key])} ({reason})')
     for key, supported in {**dict.fromkeys(self.rotary_places), **self.fixed}.items():
       if entries.get(key, supported) != supported:
-        refused.append(f'{key}={_shown(entries[key])} (only {supported!r} is supported)')
+        reason = f'only {supported!r} is supported'
+        if key == ARCHITECTURES and classifiers.is_reward_model(entries[key]):
+          reason = classifiers.refusal(self.classifier)
+        refused.append(f'{key}={config_entries.shown(entries[key])} ({reason})')
     for key, cycle in self.cycles.items():
       items = [] if entries.get(key) is None else entries[key]
       if not isinstance(items, list) or any(item != cycle[i % len(cycle)] for i, item in enumerate(items)):
-        refused.append(f'{key}={_shown(items)} (only a list that repeats {", ".join(map(repr, cycle))} is supported)')
+        refused.append(
+          f'{key}={config_entries.shown(items)} (only a list that repeats {", ".join(map(repr, cycle))} is supported)'
+        )
     return first + sorted(refused)
 
   @property
   def _rotary_type_keys(self) -> tuple[str, ...]:
     return tuple(f'{place}.{name}' for place in self.rotary_places for name in ('rope_type', 'type'))
 
-  def _rotary_type(self, entries: Mapping[str, Any]) -> Any:
-    """The type of rotary scaling; if the entries disagree or are not strings, a tuple of their values."""
+  def _rotary_type(self, entries: Mapping[str, Any]) -> str | None:
+    """The type of rotary scaling; None if the entries disagree or the family does not support it."""
     found = [entries[key] for key in self._rotary_type_keys if entries.get(key) is not None]
     if not found:
       return 'default'
     one = isinstance(found[0], str) and all(value == found[0] for value in found)
-    return found[0] if one else tuple(map(repr, found))
+    return self.rotary_types.get(found[0]) if one else None
 
-  def _rotary_settings(self, rotary_type: str) -> list[Setting]:
+  def _rotary_settings(self, rotary_type: str) -> list[config_entries.Setting]:
     """The settings of one type of rotary scaling, with the keys of this family."""
-    settings = _ROTARY_SCALINGS[rotary_type].settings
+    settings = rotary_entries.SCALINGS[rotary_type].settings
     return [
-      setting._replace(keys=tuple(f'{place}.{key}' for place in self.rotary_places for key in setting.keys))
+      setting._replace(
+        keys=tuple(f'{place}.{key}' for place in self.rotary_places for key in setting.keys)
+        + self.rotary_keys.get(setting.field, ())
+      )
       for setting in settings
     ]
 
@@ -240,7 +263,11 @@ class Family:
     entries |= {setting.keys[0]: getattr(config, setting.field) for setting in self.settings if setting.keys}
     entries |= {key: value for key, value in self.fixed.items() if '.' not in key}
     if self.rotary_places:
-      entries[self.rotary_places[0]] = _rendered(config.rope_scaling)
+      entries[self.rotary_places[0]] = rotary_entries.rendered(config)
+    for field, keys in self.rotary_keys.items():
+      entries |= {key: getattr(config.rope_scaling, field) for key in keys if hasattr(config.rope_scaling, field)}
+    if config.scored and self.classifier:
+      entries |= {ARCHITECTURES: [self.classifier], **classifiers.ENTRIES}
     return entries
 
   def tensor(self, leaf: str) -> Tensor:
@@ -249,16 +276,22 @@ class Family:
     Raises:
       ValueError: the family does not declare the parameter.
     """
-    for tensor in self.tensors:
+    for tensor in (*self.tensors, _SCORE):
       if leaf in tensor.leaves:
         return tensor
     raise ValueError(f'model_type {self.model_type!r} declares no tensor for the parameter {leaf}')
 
   def prefixed(self, stored: Mapping[str, _Stored]) -> Mapping[str, _Stored]:
-    """Tensors by their full names; adds `optional_prefix` if the checkpoint omits it."""
+    """The tensors of the model by their full names; adds `optional_prefix` if the checkpoint omits it."""
+    if self.renamed:
+      stored = {self._full_name(name): tensor for name, tensor in stored.items() if not name.startswith(self.dropped)}
     if any(name.startswith(self.optional_prefix) for name in stored):
       return stored
     return {self.optional_prefix + name: tensor for name, tensor in stored.items()}
+
+  def _full_name(self, name: str) -> str:
+    prefix = next((prefix for prefix in self.renamed if name.startswith(prefix)), '')
+    return self.renamed.get(prefix, '') + name.removeprefix(prefix)
 
   def check(self, shapes: Mapping[str, tuple[int, ...]], stored: Mapping[str, tuple[int, ...]]) -> None:
     """Compares the parameters of a model with the tensors in a file.
@@ -273,8 +306,9 @@ class Family:
     expected = {}
     for leaf, shape in shapes.items():
       tensor = self.tensor(leaf)
-      if tensor.stacked and shape[0] > len(stored):  # avoids building a huge list of names for an absurd layer count
-        raise ValueError(f'{len(stored)} tensors are too few for {shape[0]} layers')
+      if tensor.depth and math.prod(shape[: tensor.depth]) > len(stored):  # before a huge list of names is made
+        experts = f' with {shape[1]} experts' if tensor.depth > 1 else ''
+        raise ValueError(f'{len(stored)} tensors are too few for {shape[0]} layers{experts}')
       stored_shape = tensor.stored_shape([shapes[part] for part in tensor.leaves])
       expected |= dict.fromkeys(tensor.names(shape), stored_shape)
     both = expected.keys() & stored.keys()
@@ -289,90 +323,3 @@ class Family:
       raise ValueError(
         '; '.join(f'tensors {fault}: {folders.listed(names)}' for fault, names in faults.items() if names)
       )
-
-
-def _flatten(entries: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  """Flattens nested entries into dotted keys, so that one table covers all of them."""
-  flat = {}
-  for key, value in entries.items():
-    nested = isinstance(value, dict) and value
-    flat |= _flatten(value, f'{prefix}{key}.') if nested else {prefix + key: value}
-  return flat
-
-
-def _shown(value: Any) -> str:
-  """A value as errors show it: long ones, such as lists with an item for each frequency, are cut."""
-  text = repr(value)
-  return text if len(text) <= _SHOWN else f'{text[: _SHOWN - 3]}...'
-
-
-def _read(setting: Setting, entries: Mapping[str, Any], fields: Mapping[str, Any]) -> int | float | bool | None:
-  """The value of one setting."""
-  found = {key: entries[key] for key in setting.keys if entries.get(key) is not None}
-  if not found and setting.nullable and any(key in entries for key in setting.keys):
-    return None
-  if not found:
-    if setting.default is None and not setting.nullable:
-      raise ValueError(f'field {setting.keys[0]} is missing')
-    return setting.default(fields) if callable(setting.default) else setting.default
-  for key, value in found.items():
-    if not _valid(value, setting.kind):
-      expected = 'true or false' if setting.kind is bool else f'a positive {setting.kind.__name__}'
-      raise ValueError(f'field {key}={value!r} must be {expected}')
-  if len(set(found.values())) > 1:
-    raise ValueError(f'fields contradict each other: {", ".join(f"{key}={value!r}" for key, value in found.items())}')
-  return setting.kind(next(iter(found.values())))
-
-
-def _valid(value: Any, kind: type) -> bool:
-  if kind is bool or isinstance(value, bool):
-    return kind is bool and isinstance(value, bool)
-  if isinstance(value, int):
-    return 0 < value < 2**31
-  return kind is float and isinstance(value, float) and 0 < value < math.inf
-
-
-class _RotaryScaling(NamedTuple):
-  """One type of rotary scaling: its constructor and the entries of config.json with its parameters."""
-
-  make: Callable[..., layers.RotaryScaling] | None
-  settings: tuple[Setting, ...] = ()
-  ignored: tuple[str, ...] = ()  # entries without effect
-
-
-_ROTARY_SCALINGS = {
-  'default': _RotaryScaling(None),
-  'linear': _RotaryScaling(layers.LinearScaling, (Setting('factor', ('factor',), float),)),
-  'llama3': _RotaryScaling(
-    layers.Llama3Scaling,
-    (
-      Setting('factor', ('factor',), float),
-      Setting('low_frequency_factor', ('low_freq_factor',), float),
-      Setting('high_frequency_factor', ('high_freq_factor',), float),
-      Setting('original_positions', ('original_max_position_embeddings',), int),
-    ),
-  ),
-  'yarn': _RotaryScaling(
-    layers.YarnScaling,
-    (
-      Setting('factor', ('factor',), float),
-      Setting('original_positions', ('original_max_position_embeddings',), int),
-      Setting('fast_turns', ('beta_fast',), float, 32.0),
-      Setting('slow_turns', ('beta_slow',), float, 1.0),
-      Setting('truncate', ('truncate',), bool, True),
-      Setting('attention_factor', ('attention_factor',), float, nullable=True),
-      Setting('mscale', ('mscale',), float, nullable=True),
-      Setting('mscale_all_dim', ('mscale_all_dim',), float, nullable=True),
-    ),
-    ignored=('attn_factor', 'finetuned'),
-  ),
-}
-
-
-def _rendered(scaling: layers.RotaryScaling | None) -> dict[str, Any] | None:
-  """The entry `rope_scaling`, which both transformers 4 and 5 read."""
-  for name, (make, settings, _) in _ROTARY_SCALINGS.items():
-    if make is not None and isinstance(scaling, make):
-      written = {setting.keys[0]: getattr(scaling, setting.field) for setting in settings}
-      return {'rope_type': name} | written
-  return None

@@ -3,10 +3,11 @@
 Each family is one `Family` in `FAMILIES`. All code that reads or writes checkpoints works from these declarations.
 """
 
+from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
-from alignjax.models import declaration, gemma_families, gpt_families, inert, llama_family, transformer
+from alignjax.models import config_entries, declaration, gemma_families, gpt_families, inert, llama_family, transformer
 
 LLAMA = llama_family.LLAMA
 _FULL_ATTENTION = {'layer_types': ('full_attention',)}
@@ -16,7 +17,7 @@ QWEN2 = dataclasses.replace(  # and Qwen1.5, Qwen2.5
   LLAMA,
   model_type='qwen2',
   settings=llama_family.settings(
-    llama_family.KV_HEADS, declaration.Setting('max_positions', ('max_position_embeddings',), int, 32_768)
+    llama_family.KV_HEADS, config_entries.Setting('max_positions', ('max_position_embeddings',), int, 32_768)
   ),
   fixed={
     'architectures': ['Qwen2ForCausalLM'],
@@ -35,8 +36,8 @@ QWEN3 = dataclasses.replace(
   model_type='qwen3',
   settings=llama_family.settings(
     llama_family.KV_HEADS,
-    declaration.Setting('head_width', ('head_dim',), int, 128),
-    declaration.Setting('max_positions', ('max_position_embeddings',), int, 32_768),
+    config_entries.Setting('head_width', ('head_dim',), int, 128),
+    config_entries.Setting('max_positions', ('max_position_embeddings',), int, 32_768),
   ),
   fixed={
     'architectures': ['Qwen3ForCausalLM'],
@@ -55,18 +56,69 @@ MISTRAL = dataclasses.replace(
   model_type='mistral',
   settings=llama_family.settings(
     llama_family.KV_HEADS,
-    declaration.Setting('max_positions', ('max_position_embeddings',), int, 131_072),
-    declaration.Setting('sliding_window', ('sliding_window',), int, 4096, nullable=True),
+    config_entries.Setting('max_positions', ('max_position_embeddings',), int, 131_072),
+    config_entries.Setting('sliding_window', ('sliding_window',), int, 4096, nullable=True),
   ),
   fixed={'architectures': ['MistralForCausalLM'], 'hidden_act': 'silu'},
   inert={'attention_bias': (False,), 'mlp_bias': (False,)},
   tensors=llama_family.TENSORS,
 )
 
+# Entries of mixtures that affect only the auxiliary loss of pre-training, which alignment does not add.
+_ROUTER_LOSS = frozenset({'output_router_logits', 'router_aux_loss_coef'})
+
+MIXTRAL = dataclasses.replace(
+  LLAMA,
+  model_type='mixtral',
+  settings=llama_family.settings(
+    config_entries.Setting('experts', ('num_local_experts',), int),
+    config_entries.Setting('experts_per_token', ('num_experts_per_tok',), int),
+    llama_family.KV_HEADS,
+    config_entries.Setting('norm_epsilon', ('rms_norm_eps',), float, 1e-5),
+    config_entries.Setting('rope_theta', ('rope_theta', 'rope_parameters.rope_theta'), float, 1_000_000.0),
+    config_entries.Setting('max_positions', ('max_position_embeddings',), int, 131_072),
+    config_entries.Setting('sliding_window', ('sliding_window',), int, nullable=True),
+  ),
+  fixed={'architectures': ['MixtralForCausalLM'], 'hidden_act': 'silu'},
+  ignored=inert.IGNORED | _ROUTER_LOSS,
+  inert={'attention_bias': (False,), 'router_jitter_noise': (0.0, 0)},
+  tensors=llama_family.tensors(
+    *llama_family.experts('block_sparse_moe', gate='w1', up='w3', down='w2'), without='layers/mlp/'
+  ),
+)
+
+QWEN3_MOE = dataclasses.replace(
+  QWEN3,
+  model_type='qwen3_moe',
+  settings=llama_family.settings(
+    config_entries.Setting('experts', ('num_experts', 'num_local_experts'), int),
+    config_entries.Setting('experts_per_token', ('num_experts_per_tok',), int),
+    llama_family.KV_HEADS,
+    config_entries.Setting('mlp_width', ('moe_intermediate_size',), int),
+    config_entries.Setting('normalised_experts', ('norm_topk_prob',), bool, False),
+    config_entries.Setting('max_positions', ('max_position_embeddings',), int, 32_768),
+  ),
+  fixed={
+    'architectures': ['Qwen3MoeForCausalLM'],
+    'attention_bias': False,
+    'decoder_sparse_step': 1,
+    'hidden_act': 'silu',
+    'mlp_only_layers': [],
+    'use_sliding_window': False,
+  },
+  ignored=QWEN3.ignored | _ROUTER_LOSS | {'intermediate_size'},  # of dense layers, which there are none of
+  inert={'mlp_only_layers': (None,)},
+  tensors=llama_family.tensors(
+    *llama_family.QK_NORMS,
+    *llama_family.experts('mlp', gate='gate_proj', up='up_proj', down='down_proj'),
+    without='layers/mlp/',
+  ),
+)
+
 OLMO2 = dataclasses.replace(
   LLAMA,
   model_type='olmo2',
-  settings=llama_family.settings(declaration.Setting('norm_epsilon', ('rms_norm_eps',), float, 1e-5)),
+  settings=llama_family.settings(config_entries.Setting('norm_epsilon', ('rms_norm_eps',), float, 1e-5)),
   fixed={'architectures': ['Olmo2ForCausalLM'], 'attention_bias': False, 'hidden_act': 'silu'},
   fields={'input_norms': False, 'joint_qk_norm': True, 'output_norms': True},
   tensors=llama_family.tensors(
@@ -78,15 +130,15 @@ OLMO3 = dataclasses.replace(
   OLMO2,
   model_type='olmo3',
   settings=llama_family.settings(
-    declaration.Setting('norm_epsilon', ('rms_norm_eps',), float, 1e-5),
-    declaration.Setting(
+    config_entries.Setting('norm_epsilon', ('rms_norm_eps',), float, 1e-5),
+    config_entries.Setting(
       'rope_theta',
       ('rope_theta', 'rope_parameters.full_attention.rope_theta', 'rope_parameters.sliding_attention.rope_theta'),
       float,
       500_000.0,
     ),
-    declaration.Setting('local_rope_theta', (), float, lambda fields: fields['rope_theta']),
-    declaration.Setting('sliding_window', ('sliding_window',), int, 4096),
+    config_entries.Setting('local_rope_theta', (), float, lambda fields: fields['rope_theta']),
+    config_entries.Setting('sliding_window', ('sliding_window',), int, 4096),
   ),
   fixed={
     'architectures': ['Olmo3ForCausalLM'],
@@ -104,13 +156,45 @@ GRANITE = dataclasses.replace(
   model_type='granite',
   settings=(
     *LLAMA.settings,
-    declaration.Setting('embedding_multiplier', ('embedding_multiplier',), float, 1.0),
-    declaration.Setting('residual_multiplier', ('residual_multiplier',), float, 1.0),
-    declaration.Setting('score_multiplier', ('attention_multiplier',), float, 1.0),
-    declaration.Setting('logit_divisor', ('logits_scaling',), float, 1.0),
+    config_entries.Setting('embedding_multiplier', ('embedding_multiplier',), float, 1.0),
+    config_entries.Setting('residual_multiplier', ('residual_multiplier',), float, 1.0),
+    config_entries.Setting('score_multiplier', ('attention_multiplier',), float, 1.0),
+    config_entries.Setting('logit_divisor', ('logits_scaling',), float, 1.0),
   ),
   fixed={'architectures': ['GraniteForCausalLM'], 'hidden_act': 'silu'},
   inert={},
+)
+
+
+def _with_interval(entries: Mapping[str, Any]) -> Mapping[str, Any]:
+  """Replaces the list of the layers with rotary positions, which takes precedence, by its interval, if it has one."""
+  rotated = entries.get('no_rope_layers')
+  if not isinstance(rotated, list) or not rotated:
+    return entries
+  interval = rotated.index(0) + 1 if 0 in rotated else len(rotated) + 1
+  if any(value != int((i + 1) % interval != 0) for i, value in enumerate(rotated)):
+    return entries  # refused as unknown
+  return {key: value for key, value in entries.items() if key != 'no_rope_layers'} | {
+    'no_rope_layer_interval': interval
+  }
+
+
+SMOLLM3 = dataclasses.replace(
+  LLAMA,
+  model_type='smollm3',
+  settings=llama_family.settings(
+    *llama_family.BIASES,
+    llama_family.KV_HEADS,
+    config_entries.Setting('rope_theta', ('rope_theta', 'rope_parameters.rope_theta'), float, 2_000_000.0),
+    config_entries.Setting('tied_embeddings', ('tie_word_embeddings',), bool, True),
+    config_entries.Setting('max_positions', ('max_position_embeddings',), int, 32_768),
+    config_entries.Setting('unrotated_every', ('no_rope_layer_interval',), int, 4),
+  ),
+  fixed={'architectures': ['SmolLM3ForCausalLM'], 'hidden_act': 'silu', 'use_sliding_window': False},
+  cycles=_FULL_ATTENTION,
+  ignored=inert.IGNORED | _WITHOUT_WINDOW,
+  inert={'no_rope_layers': (None,)},
+  rewrite=_with_interval,
 )
 
 STABLELM = dataclasses.replace(
@@ -118,13 +202,13 @@ STABLELM = dataclasses.replace(
   model_type='stablelm',
   settings=llama_family.settings(
     llama_family.KV_HEADS,
-    declaration.Setting('norm_epsilon', ('layer_norm_eps',), float, 1e-5),
-    declaration.Setting('head_width', (), int, lambda fields: fields['width'] // fields['heads']),
-    declaration.Setting('max_positions', ('max_position_embeddings',), int, 4096),
-    declaration.Setting(
+    config_entries.Setting('norm_epsilon', ('layer_norm_eps',), float, 1e-5),
+    config_entries.Setting('head_width', (), int, lambda fields: fields['width'] // fields['heads']),
+    config_entries.Setting('max_positions', ('max_position_embeddings',), int, 4096),
+    config_entries.Setting(
       'rotary_fraction', ('partial_rotary_factor', 'rope_parameters.partial_rotary_factor'), float, 0.25
     ),
-    declaration.Setting('qkv_bias', ('use_qkv_bias',), bool, False),
+    config_entries.Setting('qkv_bias', ('use_qkv_bias',), bool, False),
   ),
   fixed={
     'architectures': ['StableLmForCausalLM'],
@@ -144,26 +228,40 @@ STABLELM = dataclasses.replace(
   ),
 )
 
+
+def _with_original_positions(entries: Mapping[str, Any]) -> Mapping[str, Any]:
+  """Adds the default of Phi-3, which takes precedence over what the entries of the scaling say."""
+  return {'original_max_position_embeddings': 4096, **entries}
+
+
 PHI3 = dataclasses.replace(
   LLAMA,
   model_type='phi3',
   settings=llama_family.settings(
-    declaration.Setting('norm_epsilon', ('rms_norm_eps',), float, 1e-5),
-    declaration.Setting('head_width', (), int, lambda fields: fields['width'] // fields['heads']),
-    declaration.Setting('max_positions', ('max_position_embeddings',), int, 4096),
-    declaration.Setting(
+    config_entries.Setting('norm_epsilon', ('rms_norm_eps',), float, 1e-5),
+    config_entries.Setting('head_width', (), int, lambda fields: fields['width'] // fields['heads']),
+    config_entries.Setting('max_positions', ('max_position_embeddings',), int, 4096),
+    config_entries.Setting(
       'rotary_fraction', ('partial_rotary_factor', 'rope_parameters.partial_rotary_factor'), float, 1.0
     ),
-    declaration.Setting('sliding_window', ('sliding_window',), int, nullable=True),
+    config_entries.Setting('sliding_window', ('sliding_window',), int, nullable=True),
   ),
   fixed={'architectures': ['Phi3ForCausalLM'], 'attention_bias': False, 'hidden_act': 'silu'},
   ignored=inert.IGNORED
   | {
     'auto_map',  # custom code, which is never run
     'embd_pdrop',
-    'original_max_position_embeddings',  # used only by `longrope` scaling
     'resid_pdrop',
   },
+  inert={  # of Phi-4-mini
+    'full_attn_mod': (1,),
+    'interpolate_factor': (1,),
+    'lm_head_bias': (False,),
+    'mlp_bias': (False,),
+  },
+  rotary_types={'default': 'default', 'longrope': 'longrope', 'su': 'longrope'},  # su: of its first release
+  rotary_keys={'original_positions': ('original_max_position_embeddings',)},
+  rewrite=_with_original_positions,
   tensors=llama_family.tensors(
     declaration.Tensor(
       'layers/attention/query/kernel',
@@ -197,16 +295,21 @@ FAMILIES = {
     GRANITE,
     LLAMA,
     MISTRAL,
+    MIXTRAL,
     OLMO2,
     OLMO3,
     PHI3,
     QWEN2,
     QWEN3,
+    QWEN3_MOE,
+    SMOLLM3,
     STABLELM,
     gpt_families.GPT2,
     gpt_families.GPT_NEOX,
   )
 }
+# Larger models with a model of one of the families in them, by their model_type. They are read, not written.
+WRAPPERS = {'gemma3': gemma_families.GEMMA3_WITH_IMAGES}
 
 
 def by_type(model_type: Any) -> declaration.Family:
@@ -215,9 +318,10 @@ def by_type(model_type: Any) -> declaration.Family:
   Raises:
     ValueError: the family is not declared here.
   """
-  if not isinstance(model_type, str) or model_type not in FAMILIES:
-    raise ValueError(f'model_type {model_type!r} is not supported; known: {", ".join(sorted(FAMILIES))}')
-  return FAMILIES[model_type]
+  known = FAMILIES | WRAPPERS
+  if not isinstance(model_type, str) or model_type not in known:
+    raise ValueError(f'model_type {model_type!r} is not supported; known: {", ".join(sorted(known))}')
+  return known[model_type]
 
 
 def of(config: transformer.TransformerConfig) -> declaration.Family:
@@ -228,7 +332,10 @@ def of(config: transformer.TransformerConfig) -> declaration.Family:
   """
   family = by_type(config.model_type)
   execution = {name: getattr(config, name) for name in EXECUTION}
-  restored = transformer.TransformerConfig(**family.parse(family.render(config)), **execution)
+  fields = family.parse(family.render(config))
+  if config.output == 'both' and family.classifier:
+    fields['output'] = 'both'  # stored with both heads; the reader selects what to read
+  restored = transformer.TransformerConfig(**fields, **execution)
   if restored != config:
     names = [field.name for field in dataclasses.fields(config)]
     lost = [f'{name}={getattr(config, name)!r}' for name in names if getattr(config, name) != getattr(restored, name)]

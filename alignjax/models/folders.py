@@ -12,13 +12,14 @@ import pathlib
 import re
 import secrets
 import shutil
-from typing import Any
+import types
+from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors
 from safetensors import numpy as safetensors_numpy
 
-from alignjax import files
+from alignjax import files, paths
 from alignjax.models import manifest
 
 CONFIG = 'config.json'
@@ -37,21 +38,34 @@ ASSETS = (
   'tokenizer_config.json',
   'vocab.json',
 )
+TEMPLATES = '*.jinja'  # the files of `paths.SUBFOLDERS`
 DTYPES = {'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16'}  # supported dtypes of stored weights
 SHARD_BYTES = 5 * 10**9
-MODEL = (CONFIG, WEIGHTS, INDEX) + ASSETS  # the files of a model folder, apart from shards
+CARD = 'README.md'
+REWARD = 'reward.json'  # the scale of a reward model, which the manifest does not cover
+MODEL = (CONFIG, WEIGHTS, INDEX, CARD, REWARD) + ASSETS  # the files of a model folder, apart from shards
+
+
+class About(NamedTuple):
+  """What a folder of weights says of itself."""
+
+  source: Mapping[str, Any] = types.MappingProxyType({})  # identifies the run and the step; stored in the manifest
+  card: str = ''  # the text of README.md; empty: no such file
+
+
+UNTOLD = About()
 
 
 @contextlib.contextmanager
 def replacing(
-  folder: str | os.PathLike[str], files: Iterable[str] = MODEL, source: Mapping[str, Any] | None = None
+  folder: str | os.PathLike[str], files: Iterable[str] = MODEL, about: About = UNTOLD
 ) -> Iterator[pathlib.Path]:
   """Yields an empty folder that replaces `folder` if the block succeeds, and is removed if it fails.
 
   Args:
     folder: the folder to write. It gets a manifest.
     files: names of the files that an existing `folder` may hold, besides its manifest.
-    source: identifies the run and the step of the files; stored in the manifest.
+    about: the source of the files, for the manifest, and the model card.
 
   Raises:
     ValueError: `folder` is a file, or holds other files, which would be lost.
@@ -64,9 +78,12 @@ def replacing(
   partial.mkdir(parents=True)
   try:
     yield partial
-    manifest.write(partial, source or {})
+    if about.card:
+      (partial / CARD).write_text(about.card, encoding='utf-8')
+    manifest.write(partial, about.source)
     mode = partial.stat().st_mode & 0o666
-    for path in partial.iterdir():
+    for name in paths.file_names(partial):
+      path = partial / name
       path.chmod(mode)  # safetensors creates files that only their owner can read
       with path.open('rb') as file:
         os.fsync(file.fileno())  # without it, a power failure after the rename could leave empty files
@@ -262,10 +279,14 @@ def _conversion(folder: pathlib.Path) -> str:
 
 
 def copy_assets(source: pathlib.Path, target: pathlib.Path) -> None:
-  """Copies the tokenizer, chat template and generation settings that `source` has."""
+  """Copies the tokenizer, chat templates and generation settings that `source` has."""
   for name in ASSETS:
     if (source / name).exists():
       shutil.copyfile(source / name, target / name)
+  for name in paths.SUBFOLDERS:
+    for path in sorted((source / name).glob(TEMPLATES)):
+      (target / name).mkdir(exist_ok=True)
+      shutil.copyfile(path, target / name / path.name)
 
 
 @contextlib.contextmanager
@@ -294,7 +315,10 @@ def _check_replaceable(folder: pathlib.Path, files: Iterable[str]) -> None:
     return
   if not folder.is_dir():
     raise ValueError(f'{folder}: is a file, not a folder: choose another path for the model')
-  names = {path.name for path in folder.iterdir() if not SHARD.fullmatch(path.name)}
+  names = {path.name for path in folder.iterdir() if not SHARD.fullmatch(path.name)} - set(paths.SUBFOLDERS)
+  for name in paths.SUBFOLDERS:
+    nested = (folder / name).iterdir() if (folder / name).is_dir() else ()
+    names |= {f'{name}/{path.name}' for path in nested if not path.match(TEMPLATES)}
   if foreign := names - {manifest.FILE, *files}:
     raise ValueError(
       f'{folder}: holds files that are not part of a model ({listed(foreign)}): move them, or choose another folder'

@@ -16,27 +16,27 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from alignjax.models import checkpoint_io, declaration, families, folders, gguf_header, transformer
+from alignjax.models import checkpoint_io, config_entries, declaration, families, folders, gguf_header, transformer
 
 LLAMA = declaration.Family(
   model_type='llama',
   settings=(
-    declaration.Setting('vocab_size', ('llama.vocab_size',), int),
-    declaration.Setting('width', ('llama.embedding_length',), int),
-    declaration.Setting('layers', ('llama.block_count',), int),
-    declaration.Setting('heads', ('llama.attention.head_count',), int),
-    declaration.Setting('kv_heads', ('llama.attention.head_count_kv',), int, lambda fields: fields['heads']),
-    declaration.Setting(
+    config_entries.Setting('vocab_size', ('llama.vocab_size',), int),
+    config_entries.Setting('width', ('llama.embedding_length',), int),
+    config_entries.Setting('layers', ('llama.block_count',), int),
+    config_entries.Setting('heads', ('llama.attention.head_count',), int),
+    config_entries.Setting('kv_heads', ('llama.attention.head_count_kv',), int, lambda fields: fields['heads']),
+    config_entries.Setting(
       'head_width',
       ('llama.attention.key_length', 'llama.attention.value_length', 'llama.rope.dimension_count'),
       int,
       lambda fields: fields['width'] // fields['heads'],
     ),
-    declaration.Setting('mlp_width', ('llama.feed_forward_length',), int),
-    declaration.Setting('norm_epsilon', ('llama.attention.layer_norm_rms_epsilon',), float),
-    declaration.Setting('rope_theta', ('llama.rope.freq_base',), float, 10_000.0),
-    declaration.Setting('tied_embeddings', ('llama.tied_embeddings',), bool),
-    declaration.Setting('max_positions', ('llama.context_length',), int),
+    config_entries.Setting('mlp_width', ('llama.feed_forward_length',), int),
+    config_entries.Setting('norm_epsilon', ('llama.attention.layer_norm_rms_epsilon',), float),
+    config_entries.Setting('rope_theta', ('llama.rope.freq_base',), float, 10_000.0),
+    config_entries.Setting('tied_embeddings', ('llama.tied_embeddings',), bool),
+    config_entries.Setting('max_positions', ('llama.context_length',), int),
   ),
   fixed={'llama.rope.scaling.type': 'none'},
   ignored=frozenset(),

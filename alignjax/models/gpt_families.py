@@ -3,7 +3,7 @@
 Unlike Llama, they have layer norms, biases and an MLP without a gate, and store queries, keys and values as one tensor.
 """
 
-from alignjax.models import declaration, inert
+from alignjax.models import config_entries, declaration, inert
 
 _QKV = tuple(f'layers/attention/{part}' for part in ('query', 'key', 'value'))
 
@@ -25,22 +25,22 @@ def _linear(
 
 
 _HEADS = (  # no entry sets these
-  declaration.Setting('kv_heads', (), int, lambda fields: fields['heads']),
-  declaration.Setting('head_width', (), int, lambda fields: fields['width'] // fields['heads']),
+  config_entries.Setting('kv_heads', (), int, lambda fields: fields['heads']),
+  config_entries.Setting('head_width', (), int, lambda fields: fields['width'] // fields['heads']),
 )
 
 GPT2 = declaration.Family(
   model_type='gpt2',
   settings=(
-    declaration.Setting('vocab_size', ('vocab_size',), int),
-    declaration.Setting('width', ('n_embd', 'hidden_size'), int),
-    declaration.Setting('layers', ('n_layer', 'num_hidden_layers'), int),
-    declaration.Setting('heads', ('n_head', 'num_attention_heads'), int),
+    config_entries.Setting('vocab_size', ('vocab_size',), int),
+    config_entries.Setting('width', ('n_embd', 'hidden_size'), int),
+    config_entries.Setting('layers', ('n_layer', 'num_hidden_layers'), int),
+    config_entries.Setting('heads', ('n_head', 'num_attention_heads'), int),
     *_HEADS,
-    declaration.Setting('mlp_width', ('n_inner',), int, lambda fields: 4 * fields['width']),
-    declaration.Setting('norm_epsilon', ('layer_norm_epsilon',), float, 1e-5),
-    declaration.Setting('tied_embeddings', ('tie_word_embeddings',), bool, True),
-    declaration.Setting('max_positions', ('n_positions', 'n_ctx', 'max_position_embeddings'), int, 1024),
+    config_entries.Setting('mlp_width', ('n_inner',), int, lambda fields: 4 * fields['width']),
+    config_entries.Setting('norm_epsilon', ('layer_norm_epsilon',), float, 1e-5),
+    config_entries.Setting('tied_embeddings', ('tie_word_embeddings',), bool, True),
+    config_entries.Setting('max_positions', ('n_positions', 'n_ctx', 'max_position_embeddings'), int, 1024),
   ),
   fixed={
     'activation_function': 'gelu_new',
@@ -93,25 +93,27 @@ GPT2 = declaration.Family(
 GPT_NEOX = declaration.Family(
   model_type='gpt_neox',
   settings=(
-    declaration.Setting('vocab_size', ('vocab_size',), int),
-    declaration.Setting('width', ('hidden_size',), int),
-    declaration.Setting('layers', ('num_hidden_layers',), int),
-    declaration.Setting('heads', ('num_attention_heads',), int),
+    config_entries.Setting('vocab_size', ('vocab_size',), int),
+    config_entries.Setting('width', ('hidden_size',), int),
+    config_entries.Setting('layers', ('num_hidden_layers',), int),
+    config_entries.Setting('heads', ('num_attention_heads',), int),
     *_HEADS,
-    declaration.Setting('mlp_width', ('intermediate_size',), int),
-    declaration.Setting('norm_epsilon', ('layer_norm_eps',), float, 1e-5),
-    declaration.Setting('rope_theta', ('rotary_emb_base', 'rope_theta', 'rope_parameters.rope_theta'), float, 10_000.0),
-    declaration.Setting(
+    config_entries.Setting('mlp_width', ('intermediate_size',), int),
+    config_entries.Setting('norm_epsilon', ('layer_norm_eps',), float, 1e-5),
+    config_entries.Setting(
+      'rope_theta', ('rotary_emb_base', 'rope_theta', 'rope_parameters.rope_theta'), float, 10_000.0
+    ),
+    config_entries.Setting(
       'rotary_fraction',
       ('rotary_pct', 'partial_rotary_factor', 'rope_parameters.partial_rotary_factor'),
       float,
       0.25,
     ),
-    declaration.Setting('tied_embeddings', ('tie_word_embeddings',), bool, False),
-    declaration.Setting('max_positions', ('max_position_embeddings',), int, 2048),
-    declaration.Setting('parallel_residual', ('use_parallel_residual',), bool, True),
-    declaration.Setting('qkv_bias', ('attention_bias',), bool, True),
-    declaration.Setting('output_bias', ('attention_bias',), bool, True),
+    config_entries.Setting('tied_embeddings', ('tie_word_embeddings',), bool, False),
+    config_entries.Setting('max_positions', ('max_position_embeddings',), int, 2048),
+    config_entries.Setting('parallel_residual', ('use_parallel_residual',), bool, True),
+    config_entries.Setting('qkv_bias', ('attention_bias',), bool, True),
+    config_entries.Setting('output_bias', ('attention_bias',), bool, True),
   ),
   fixed={'architectures': ['GPTNeoXForCausalLM'], 'hidden_act': 'gelu'},
   fields={'activation': 'gelu', 'gated_mlp': False, 'norm': 'layer', 'mlp_bias': True},

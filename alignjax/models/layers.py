@@ -7,6 +7,7 @@ they are used.
 import dataclasses
 import functools
 import math
+from typing import NamedTuple
 
 from flax import nnx
 import jax
@@ -16,6 +17,7 @@ from alignjax.types import Array
 
 Angles = tuple[Array, Array]  # cosine and sine, see `rotary_angles`
 _kernel_init = jax.nn.initializers.variance_scaling(1.0, 'fan_in', 'truncated_normal')
+_experts_init = jax.nn.initializers.variance_scaling(1.0, 'fan_in', 'truncated_normal', batch_axis=0)
 
 
 class Linear(nnx.Module):
@@ -33,6 +35,21 @@ class Linear(nnx.Module):
     if self.bias is None:
       return y
     return y + jnp.expand_dims(self.bias[...].astype(x.dtype), tuple(range(y.ndim - 1)))
+
+
+def score_kernel(key: Array, width: int) -> Array:
+  """[D, 1] float32 from N(0, 1 / (D + 1)).
+
+  After a final norm, |h| is about sqrt(D), so rewards have a standard deviation of about 1.
+  """
+  return jax.random.normal(key, (width, 1), jnp.float32) * (width + 1) ** -0.5
+
+
+class Score(nnx.Module):
+  """The score head of a reward model: h @ kernel, without bias. `stats.reward` computes the product in float32."""
+
+  def __init__(self, width: int, key: Array):
+    self.kernel = nnx.Param(score_kernel(key, width))
 
 
 class RMSNorm(nnx.Module):
@@ -106,6 +123,42 @@ class MLP(nnx.Module):
     if self.gate is None:
       return self.down(activation(self.up(x)))
     return self.down(activation(self.gate(x)) * self.up(x))
+
+
+class Experts(nnx.Module):
+  """A mixture of E gated MLPs, of which k answer for each token: sum_e w_e down_e(activation(gate_e(x)) * up_e(x)).
+
+  With p = softmax(x router) over the experts, in float32, w_e = p_e for the k largest, divided by their sum if
+  `normalised`, and 0 for the others. All experts run for all tokens, so nothing is dropped, and no token moves between
+  devices; the products cost E / k times those of the chosen experts.
+
+  References:
+    Shazeer et al., Outrageously Large Neural Networks, https://arxiv.org/abs/1701.06538, section 2.
+    Jiang et al., Mixtral of Experts, https://arxiv.org/abs/2401.04088, section 2.1.
+  """
+
+  def __init__(self, sizes: tuple[int, int, int], chosen: int, activation: str, key: Array, *, normalised: bool):
+    experts, width, mlp_width = sizes
+    router, gate, up, down = jax.random.split(key, 4)
+    self.router = nnx.Param(_kernel_init(router, (width, experts), jnp.float32))
+    self.gate, self.up = (nnx.Param(_experts_init(key, (experts, width, mlp_width), jnp.float32)) for key in (gate, up))
+    self.down = nnx.Param(_experts_init(down, (experts, mlp_width, width), jnp.float32))
+    self.chosen = chosen
+    self.activation = activation
+    self.normalised = normalised
+
+  def __call__(self, x: Array) -> Array:
+    router, gate, up, down = (leaf[...].astype(x.dtype) for leaf in (self.router, self.gate, self.up, self.down))
+    weights = self._weights(x @ router).astype(x.dtype)
+    gated = ACTIVATIONS[self.activation](jnp.einsum('...d,edf->...ef', x, gate)) * jnp.einsum('...d,edf->...ef', x, up)
+    return jnp.einsum('...ef,efd->...d', gated * weights[..., None], down)
+
+  def _weights(self, logits: Array) -> Array:
+    """The weight of each expert, [..., E] float32."""
+    share, index = jax.lax.top_k(jax.nn.softmax(logits.astype(jnp.float32)), self.chosen)
+    if self.normalised:
+      share /= jnp.sum(share, axis=-1, keepdims=True)
+    return jnp.sum(share[..., None] * jax.nn.one_hot(index, logits.shape[-1], dtype=jnp.float32), axis=-2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,10 +269,58 @@ class YarnScaling:
     return kept * frequency + (1 - kept) * frequency / self.factor
 
 
-RotaryScaling = LinearScaling | Llama3Scaling | YarnScaling
+@dataclasses.dataclass(frozen=True)
+class LongRopeScaling:
+  """Scaling of rotary frequencies by LongRoPE: frequency_i / factor_i, with one list of factors for sequences of up to
+  `original_positions` tokens, and one for longer ones.
+
+  Cosine and sine are multiplied by `attention_factor` or, if it is None, by
+
+    sqrt(1 + log(extension) / log(original_positions)),   for extension > 1; else 1
+
+  References:
+    Ding et al., LongRoPE, https://arxiv.org/abs/2402.13753, section 3; the factor of cosine and sine is that of Phi-3.
+  """
+
+  short_factors: tuple[float, ...]  # one for each frequency
+  long_factors: tuple[float, ...]
+  original_positions: int  # context length of pre-training, in tokens
+  extension: float  # the extended context length over the original one
+  attention_factor: float | None = None
+
+  def at(self, length: int) -> 'DividedScaling':
+    """The scaling of sequences with this many tokens."""
+    factors = self.long_factors if length > self.original_positions else self.short_factors
+    return DividedScaling(factors, self.amplitude)
+
+  @property
+  def amplitude(self) -> float:
+    """The factor of cosine and sine."""
+    if self.attention_factor is not None:
+      return self.attention_factor
+    return 1.0 if self.extension <= 1 else math.sqrt(1 + math.log(self.extension) / math.log(self.original_positions))
 
 
-def rotary_angles(position: Array, head_width: int, theta: float, scaling: RotaryScaling | None = None) -> Angles:
+class DividedScaling(NamedTuple):
+  """Divides each rotary frequency by its own factor."""
+
+  factors: tuple[float, ...]
+  amplitude: float  # the factor of cosine and sine
+
+  def __call__(self, frequency: Array, theta: float) -> Array:
+    del theta
+    return frequency / jnp.asarray(self.factors, jnp.float32)
+
+
+RotaryScaling = LinearScaling | Llama3Scaling | YarnScaling | LongRopeScaling
+
+
+def rotary_angles(
+  position: Array,
+  head_width: int,
+  theta: float,
+  scaling: LinearScaling | Llama3Scaling | YarnScaling | DividedScaling | None = None,
+) -> Angles:
   """Cosine and sine of position * frequency_i, with frequency_i = theta^(-2 i / H), scaled, for i < H / 2.
 
   Args:

@@ -8,6 +8,8 @@ by layer:
 
   layers/attention/query/{lora_a [L, D, r], lora_b [L, r, heads * H]}
 
+The score head of a reward model is trained as a whole, beside the adapters, as score/kernel [D, 1].
+
 `attach` replaces each kernel by an adapted kernel, and `layers.Linear` multiplies by it as if it were an array.
 
 References:
@@ -22,10 +24,11 @@ from typing import Any
 
 import jax
 
-from alignjax.models import base, quantization
+from alignjax.models import base, layers, quantization
 from alignjax.types import Array, Params
 
 FACTORS = ('lora_a', 'lora_b')
+SCORE = 'score'  # the head of a reward model
 # Uniform in +-1 / sqrt(in), as in PEFT.
 _init_a = jax.nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform', batch_axis=0)
 
@@ -128,6 +131,9 @@ def init(key: Array, base_params: Params, lora: LoRA) -> Params:
       place = place.setdefault(name, {})
     place['lora_a'] = _init_a(part, (stack, inputs, lora.rank))
     place['lora_b'] = jax.numpy.zeros((stack, lora.rank, outputs))
+  if SCORE in base_params:
+    width = base_params[SCORE]['kernel'].shape[0]
+    adapters[SCORE] = {'kernel': layers.score_kernel(jax.random.fold_in(key, 1), width)}
   return adapters
 
 
@@ -137,12 +143,14 @@ def attach(base_params: Params, adapters: Params, lora: LoRA) -> Params:
   def replace(kernel: Any, factors: Mapping[str, Array]) -> Adapted:
     return Adapted(kernel, factors['lora_a'], factors['lora_b'], scale=lora.scale)
 
-  return _at_kernels(base_params, adapters, replace)
+  factors = {name: inner for name, inner in adapters.items() if name != SCORE}
+  own = {SCORE: adapters[SCORE]} if SCORE in adapters else {}
+  return {**_at_kernels(base_params, factors, replace), **own}
 
 
 def merge(base_params: Params, adapters: Params, lora: LoRA) -> Params:
   """Merges adapters into the base: the kernels become plain arrays, W + alpha / r A B."""
-  return jax.tree.map(_merged, attach(base_params, adapters, lora), is_leaf=is_kernel)
+  return jax.tree.map(dense, attach(base_params, adapters, lora), is_leaf=is_kernel)
 
 
 def bind(model: base.LanguageModel, base_params: Params, lora: LoRA) -> base.LanguageModel:
@@ -183,25 +191,26 @@ def _at_kernels(params: Params, adapters: Params, replace: Callable[[Any, Mappin
   return {**params, **{name: _at_kernels(params[name], inner, replace) for name, inner in adapters.items()}}
 
 
+def dense(leaf: Any) -> Array:
+  """A plain, adapted or quantised kernel as a plain array."""
+  return leaf.merged() if isinstance(leaf, Adapted) else quantization.dense(leaf)
+
+
 def is_kernel(leaf: Any) -> bool:
   """Whether a node of a tree of parameters is an adapted or a quantised kernel."""
   return isinstance(leaf, Adapted | quantization.Quantized)
 
 
-def merged_layer(leaf: Any, layer: int) -> tuple[Any, tuple[int]]:
-  """One layer of a stacked leaf as part of a plain array, and its index there.
+def merged_part(leaf: Any, place: tuple[int, ...]) -> tuple[Any, tuple[int, ...]]:
+  """One part of a stacked leaf, such as a layer, as part of a plain array, and its place there.
 
   A plain leaf is returned whole. An adapted or quantised kernel is merged in this layer alone.
   """
-  if not is_kernel(leaf):
-    return leaf, (layer,)
-  return _merged(_at_layer(leaf, layer)), (0,)
+  if not is_kernel(leaf) or not place:
+    return leaf, place
+  return dense(_at_layer(leaf, place[0])), (0,)
 
 
 @jax.jit
 def _at_layer(leaf: Any, layer: Array) -> Any:
   return jax.tree.map(lambda part: jax.lax.dynamic_slice_in_dim(part, layer, 1), leaf)
-
-
-def _merged(leaf: Any) -> Array:
-  return leaf.merged() if isinstance(leaf, Adapted) else quantization.dense(leaf)

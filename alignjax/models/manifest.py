@@ -26,7 +26,7 @@ def write(folder: pathlib.Path, source: Mapping[str, Any]) -> None:
     folder: holds the files, and no manifest.
     source: identifies the run and the step of the files, in JSON types. `fault` compares it.
   """
-  sums = {path.name: sha256(path) for path in sorted(folder.iterdir())}
+  sums = {name: sha256(folder / name) for name in paths.file_names(folder)}
   text = json.dumps({'source': dict(source), 'sha256': sums}, indent=2) + '\n'
   (folder / FILE).write_text(text, encoding='utf-8')
 
@@ -80,6 +80,12 @@ def _sha256(path: pathlib.Path, *version: int) -> str:
     return hashlib.file_digest(stream, 'sha256').hexdigest()
 
 
+def _is_within(name: str) -> bool:
+  """Whether this is the name of a file in a model folder."""
+  *parents, own = pathlib.PurePosixPath(name).parts
+  return name == '/'.join((*parents, own)) and own != '..' and (not parents or '/'.join(parents) in paths.SUBFOLDERS)
+
+
 def _is_weights(name: str) -> bool:
   return name.endswith('.safetensors')
 
@@ -110,7 +116,7 @@ def _read(folder: pathlib.Path) -> dict[str, Any]:
   try:
     entries = json.loads((folder / FILE).read_bytes())
     sums = entries['sha256']
-    sound = all(isinstance(value, str) and pathlib.PurePath(name).name == name for name, value in sums.items())
+    sound = all(isinstance(value, str) and _is_within(name) for name, value in sums.items())
     if not sound or not isinstance(entries['source'], dict):
       raise ValueError('an entry is malformed')
   except (ValueError, RecursionError, KeyError, TypeError, AttributeError):

@@ -6,10 +6,13 @@ PEFT stores lora_A [r, in] and lora_B [out, r] for each layer, named after the w
 
 Kernels that a family fuses into one tensor share one pair of factors in PEFT. The separate factors are joined, which
 changes only the rank: A is concatenated and B is block diagonal, x [A1 A2] [[B1, 0], [0, B2]] = [x A1 B1, x A2 B2].
+
+The score head of a reward model is stored whole, as a module of `modules_to_save`: base_model.model.score.weight.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 import functools
+import itertools
 import os
 import pathlib
 from typing import Any
@@ -22,6 +25,7 @@ from safetensors import numpy as safetensors_numpy
 
 from alignjax.models import (
   checkpoint_io,
+  classifiers,
   declaration,
   families,
   folders,
@@ -38,6 +42,7 @@ CONFIG = 'adapter_config.json'
 WEIGHTS = 'adapter_model.safetensors'
 _PREFIX = 'base_model.model.'
 _FACTORS = {'lora_a': 'lora_A', 'lora_b': 'lora_B'}
+_SCORE = _PREFIX + classifiers.SCORE
 
 
 def save(
@@ -46,7 +51,7 @@ def save(
   settings: lora.LoRA,
   adapters: Params,
   base: str | os.PathLike[str],
-  source: Mapping[str, Any] | None = None,
+  about: folders.About = folders.UNTOLD,
 ) -> None:
   """Writes a folder that PEFT can load onto the base model. In a multi-process run, all processes must call it.
 
@@ -56,16 +61,17 @@ def save(
     settings: which kernels are adapted, and how.
     adapters: the factors, with any sharding.
     base: the folder of the base model, recorded as `base_model_name_or_path`.
-    source: identifies the run and the step of the factors; stored in the manifest.
+    about: the run and the step of the factors, for the manifest, and the model card.
 
   Raises:
     ValueError: a value is not finite, or the folder holds other files.
   """
-  by_tensor = _by_tensor(config, adapters)
+  score = {name: inner for name, inner in adapters.items() if name == lora.SCORE}
+  by_tensor = _by_tensor(config, {name: inner for name, inner in adapters.items() if name not in score})
   ranks = {_module_name(tensor): _rank(tensor, factors) for tensor, factors in by_tensor.items()}
   entries = {
     **peft_entries.FIXED,
-    'task_type': 'CAUSAL_LM',
+    'task_type': 'SEQ_CLS' if score else 'CAUSAL_LM',
     'base_model_name_or_path': os.fspath(base),
     'r': settings.rank,
     'lora_alpha': _plain(settings.alpha),
@@ -76,11 +82,15 @@ def save(
     'fan_in_fan_out': not any(tensor.transposed for tensor in by_tensor),
     'inference_mode': True,
   }
-  tensors = _stored_tensors(config, by_tensor)
+  planned, tensors = _planned(config, by_tensor), _stored_tensors(config, by_tensor)
+  if score:
+    entries['modules_to_save'] = [lora.SCORE]
+    planned.append(weight_files.Planned(_SCORE, (1, config.width), 'float32'))
+    tensors = itertools.chain(tensors, _stored_score(score[lora.SCORE]['kernel']))
   if jax.process_index() == 0:
-    with folders.replacing(folder, (CONFIG, WEIGHTS), source) as partial:
+    with folders.replacing(folder, (CONFIG, WEIGHTS, folders.CARD), about) as partial:
       folders.write_json(partial / CONFIG, entries)
-      with weight_files.writing({partial / WEIGHTS: _planned(config, by_tensor)}) as writer:
+      with weight_files.writing({partial / WEIGHTS: planned}) as writer:
         for name, value in tensors:
           writer.write(name, 0, value)
   else:
@@ -123,6 +133,9 @@ def load(folder: str | os.PathLike[str], config: transformer.TransformerConfig) 
     targets = '+'.join('/'.join(path[1:]) for path in adapted)
     settings = lora.LoRA(entries.get('r'), entries.get('lora_alpha'), targets)
     modules = {_module_name(tensor): _modules(tensor, config) for tensor in adapted.values()}
+    if config.scored and entries.get('modules_to_save'):  # PEFT also lists names that the model does not have
+      _check_saved_modules(entries['modules_to_save'])
+      entries = {**entries, 'modules_to_save': None}
     ranks = peft_entries.ranks(entries, settings, modules)
   with folders.naming(folder / WEIGHTS):
     adapters: dict[str, Any] = {}
@@ -132,6 +145,9 @@ def load(folder: str | os.PathLike[str], config: transformer.TransformerConfig) 
         place = place.setdefault(name, {})
       place |= _read(tensor, '/'.join((*path, 'kernel')), config, ranks[_module_name(tensor)], stored)
     known = {name for tensor in adapted.values() for factor in _FACTORS for name in _names(tensor, config, factor)}
+    if config.scored:
+      known |= {_SCORE}
+      adapters[lora.SCORE] = {'kernel': _read_score(config, stored)}
     if unexpected := stored.keys() - known:
       raise ValueError(f'tensors unexpected: {folders.listed(unexpected)}')
   return settings, adapters
@@ -145,6 +161,7 @@ def merging(
   Args, Raises: see `load`.
   """
   settings, adapters = load(folder, config)
+  score = adapters.pop(lora.SCORE, None)
   leaves = {}
   for path, factor in jax.tree_util.tree_leaves_with_path(adapters):
     *module, kind = (key.key for key in path)
@@ -152,6 +169,8 @@ def merging(
 
   def convert(path: str, leaf: jax.Array) -> jax.Array:
     leaf = leaf.astype(jnp.float32)
+    if path == checkpoint_io.SCORE:
+      return jax.device_put(score['kernel'], leaf.sharding)
     if path not in leaves:
       return leaf
     add = jax.jit(functools.partial(_added, settings.scale), out_shardings=leaf.sharding)
@@ -162,6 +181,28 @@ def merging(
 
 def _added(scale: float, kernel: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
   return kernel + scale * jnp.matmul(a, b, precision='highest')
+
+
+def _stored_score(kernel: Any) -> Iterator[tuple[str, np.ndarray | None]]:
+  """Yields the name and the values of the score head; only process 0 gets values."""
+  value = pieces.fetch_all(pieces.loaded(kernel))
+  yield _SCORE, None if value is None else value.T
+
+
+def _read_score(config: transformer.TransformerConfig, stored: Mapping[str, np.ndarray]) -> jax.Array:
+  """The score head, [D, 1]."""
+  if _SCORE not in stored:
+    raise ValueError(f'tensor missing: {_SCORE}, the score head of a reward model')
+  if stored[_SCORE].shape != (1, config.width):
+    raise ValueError(f'tensor {_SCORE}: expected shape {(1, config.width)}, found {stored[_SCORE].shape}')
+  folders.check_finite(_SCORE, stored[_SCORE])
+  return jnp.asarray(stored[_SCORE].T, jnp.float32)
+
+
+def _check_saved_modules(names: Any) -> None:
+  known = {lora.SCORE, 'classifier'}
+  if not isinstance(names, list) or not set(names) <= known or lora.SCORE not in names:
+    raise ValueError(f'modules_to_save={names!r}: only {[lora.SCORE]!r} is supported')
 
 
 def _by_tensor(

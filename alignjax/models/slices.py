@@ -23,7 +23,7 @@ class Stored(NamedTuple):
     tensor: the declaration of its tensor.
     sizes: the numbers of outputs of the tensor's leaves.
     groups: the number of groups in which these leaves alternate.
-    files: the stored tensors, one for each layer if the leaf is stacked.
+    files: the stored tensors, one for each of the tensor's `places`.
   """
 
   leaf: str
@@ -50,14 +50,13 @@ class Stored(NamedTuple):
       ValueError: a tensor cannot be read, or a value is not finite.
     """
     parts = [np.empty([last - first for first, last in index], np.dtype(dtype)) for index in indices]
-    for layer, file in enumerate(self.files):
+    for place, file in zip(self.tensor.places(self.shape), self.files, strict=True):
       needed: dict[Range, list[tuple[Range, np.ndarray]]] = {}
       for part, index in zip(parts, indices, strict=True):
-        if self.tensor.stacked:
-          (first, last), *index = index
-          if not first <= layer < last:
-            continue
-          part = part[layer - first]
+        outer, index = index[: len(place)], index[len(place) :]
+        if not all(first <= at < last for at, (first, last) in zip(place, outer, strict=True)):
+          continue
+        part = part[tuple(at - first for at, (first, _) in zip(place, outer, strict=True))]
         for rows, columns, target in self._stored(part, index):
           needed.setdefault(rows, []).append((columns, target))
       for rows, targets in needed.items():

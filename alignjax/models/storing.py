@@ -6,7 +6,24 @@ from typing import Any
 import jax
 import numpy as np
 
-from alignjax.models import declaration, lora, pieces, transformer, weight_files
+from alignjax.models import declaration, folders, lora, pieces, transformer, weight_files
+from alignjax.types import Params
+
+
+def checked(expected: Mapping[str, tuple[int, ...]], params: Params) -> dict[str, Any]:
+  """The parameters by path, after comparing their names and shapes with the expected ones.
+
+  Raises:
+    ValueError: they differ. The message names the parameters.
+  """
+  paths, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=lora.is_kernel)
+  leaves = {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in paths}
+  if different := expected.keys() ^ leaves.keys():
+    raise ValueError(f'parameters do not match the configuration: missing or unexpected {folders.listed(different)}')
+  for leaf, shape in expected.items():
+    if leaves[leaf].shape != shape:
+      raise ValueError(f'parameter {leaf}: expected shape {shape}, found {leaves[leaf].shape}')
+  return leaves
 
 
 def planned(
@@ -37,8 +54,9 @@ def _tensor_blocks(
   tensor: declaration.Tensor, config: transformer.TransformerConfig, parts: Mapping[str, Any]
 ) -> Iterator[tuple[str, int, np.ndarray | None]]:
   """The part of `blocks` for the leaves of one tensor."""
-  for layer, name in enumerate(tensor.names(parts[tensor.leaf].shape)):
-    rows = {part: lora.merged_layer(value, layer) if tensor.stacked else (value, ()) for part, value in parts.items()}
+  shape = parts[tensor.leaf].shape
+  for place, name in zip(tensor.places(shape), tensor.names(shape), strict=True):
+    rows = {part: lora.merged_part(value, place) for part, value in parts.items()}
     shapes = [value.shape[len(place) :] for value, place in rows.values()]
     size = max(value.dtype.itemsize for value, _ in rows.values())
     for block in tensor.blocks(shapes, tensor.group_count(config), pieces.PIECE // size):

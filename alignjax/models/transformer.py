@@ -13,13 +13,15 @@ so optimizers, checkpoints and sharding rules see an ordinary dict with the laye
   layers/mlp/{gate,up}/kernel [L, D, F]; gate with gated_mlp
   layers/mlp/down/kernel [L, F, D]
   layers/mlp/{gate,up,down}/bias [L, F or D], with mlp_bias
+  layers/mlp/{gate,up} [L, E, D, F], layers/mlp/down [L, E, F, D] and layers/mlp/router [L, D, E], with experts
   positions/embedding [positions, D], without rope_theta
+  score/kernel [D, 1], with output='score' or 'both'; there is no unembed/kernel with output='score'
   a bias next to the scale of every norm, with norm='layer'
 
 Parameters are float32. Products run in `compute_dtype`; norms, rotary angles and softmax run in float32.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import dataclasses
 from typing import Any, NamedTuple
 
@@ -31,27 +33,36 @@ from alignjax.models import attention, base, block, configuration, layers
 from alignjax.types import Array, Head, Params
 
 TransformerConfig = configuration.TransformerConfig
-Constrain = Callable[[Array, tuple[str | None, ...]], Array]
+Constrain = base.Constrain
+
+
+def _of_one_kernel(primitive: Any, *args: Any, **params: Any) -> bool:
+  """Whether an operation is the product with one matrix. The products with all experts are too large to keep."""
+  if not jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *args, **params):
+    return False
+  _, contracted = params['dimension_numbers'][0]
+  return args[1].ndim - len(contracted) == 1
+
 
 _REMAT = {
   'none': lambda apply, **_: apply,
-  'dots': lambda apply, **options: jax.checkpoint(
-    apply, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable, **options
-  ),
+  'dots': lambda apply, **options: jax.checkpoint(apply, policy=_of_one_kernel, **options),
   'full': jax.checkpoint,
 }
 
 
 class Kind(NamedTuple):
-  """How layers differ apart from their weights; the fields are arrays if layers share one program."""
+  """How layers differ apart from their weights; fields that differ are arrays if layers share one program."""
 
   window: attention.Window
   windowed: bool | Array  # whether the layer has a window
+  rotated: bool | Array  # whether the layer has rotary positions
 
   @classmethod
-  def of(cls, window: int | None) -> 'Kind':
-    """The kind of a layer with this window."""
-    return cls(window, window is not None)
+  def all(cls, config: TransformerConfig) -> list['Kind']:
+    """The kinds of all layers."""
+    pairs = zip(config.windows, config.rotated, strict=True)
+    return [cls(window, window is not None, rotated) for window, rotated in pairs]
 
 
 class Rotary(NamedTuple):
@@ -60,8 +71,15 @@ class Rotary(NamedTuple):
   full: layers.Angles | None  # None: no rotation
   local: layers.Angles | None  # angles of layers with a window; None: same as `full`
 
-  def of(self, windowed: bool | Array) -> layers.Angles | None:
-    """The angles of a layer with or without a window."""
+  def of(self, kind: Kind) -> layers.Angles | None:
+    """The angles of one layer."""
+    angles = self._with_window(kind.windowed)
+    if angles is None or isinstance(kind.rotated, bool):
+      return angles if kind.rotated else None
+    cosine, sine = angles
+    return jnp.where(kind.rotated, cosine, 1.0), jnp.where(kind.rotated, sine, 0.0)
+
+  def _with_window(self, windowed: bool | Array) -> layers.Angles | None:
     if self.local is None:
       return self.full
     if isinstance(windowed, bool):
@@ -107,8 +125,10 @@ class Decoder(nnx.Module):
       self.positions = Embedding(config.max_positions, config.width, jax.random.fold_in(key, 0))
     self.layers = jax.vmap(lambda key: block.Block(config, key))(jax.random.split(layers_key, config.layers))
     self.final_norm = block.norm(config, config.width)
-    if not config.tied_embeddings:
+    if config.unembedded:
       self.unembed = layers.Linear(config.width, config.vocab_size, unembed_key)
+    if config.scored:
+      self.score = layers.Score(config.width, jax.random.fold_in(key, 1))
 
   def hidden(self, prompt: Array, prompt_length: Array, response: Array, response_length: Array) -> Array:
     """See `base.LanguageModel.hidden`. Attention is causal, so right padding needs no `response_length`."""
@@ -120,12 +140,12 @@ class Decoder(nnx.Module):
     inputs = jnp.concatenate([first, response[:, :, :-1]], axis=2)
     tokens = jnp.concatenate([prompt, inputs.reshape(prompt.shape[0], -1)], axis=1)
     position = _joint_positions(prompt_length, layout)
-    rotary = self._rotary(position)
+    rotary = self._rotary(position, layout.prompt + layout.response)
     prompt_keys = prompt_length - 1
     x = self._embed(tokens, position)
 
     def apply(layer: block.Block, x: Array, kind: Kind, last: bool) -> Array:
-      out = layer.joint(x, rotary.of(kind.windowed), prompt_keys, layout, kind.window, last)
+      out = layer.joint(x, rotary.of(kind), prompt_keys, layout, kind.window, last)
       return self.constrain(out, ('batch', None, None))
 
     remat = _REMAT[self.config.remat]
@@ -137,8 +157,8 @@ class Decoder(nnx.Module):
       x = x[:, layout.prompt :]
     else:
       unstacked = unstack(self.layers, self.config.layers)
-      for i, (layer, window) in enumerate(zip(unstacked, self.config.windows, strict=True)):
-        kind, last = Kind.of(window), i == self.config.layers - 1
+      for i, (layer, kind) in enumerate(zip(unstacked, Kind.all(self.config), strict=True)):
+        last = i == self.config.layers - 1
         x = remat(lambda layer, x, kind=kind, last=last: apply(layer, x, kind, last))(layer, x)
     return self.final_norm(x).reshape(*response.shape, -1)
 
@@ -147,12 +167,12 @@ class Decoder(nnx.Module):
     config = self.config
     self._check_positions(prompt.shape[1], max_new_tokens)
     position = jnp.broadcast_to(jnp.arange(prompt.shape[1]), prompt.shape)
-    rotary = self._rotary(position)
+    rotary = self._rotary(position, prompt.shape[1] + max_new_tokens)
     x = self._embed(prompt, position)
 
-    def body(x: Array, scanned: tuple[block.Block, Kind | None]) -> tuple[Array, tuple[Array, Array]]:
+    def body(x: Array, scanned: tuple[block.Block, Kind]) -> tuple[Array, tuple[Array, Array]]:
       layer, kind = scanned[0], self._kind(scanned[1])
-      x, keys_values = layer.prompts(x, rotary.of(kind.windowed), kind.window)
+      x, keys_values = layer.prompts(x, rotary.of(kind), kind.window)
       return self.constrain(x, ('batch', None, None)), keys_values
 
     _, keys_values = jax.lax.scan(body, x, (self.layers, self._kinds()))
@@ -171,40 +191,44 @@ class Decoder(nnx.Module):
     _, _, prompt, _ = cache.layers[0].prompt_value.shape
     _, _, _, response, _ = cache.layers[0].own_value.shape
     prompt_keys = cache.prompt_length - 1
-    windows = self.config.windows
-    seen = {window: attention.Seen.at(prompt_keys, cache.index, prompt, response, window) for window in set(windows)}
+    windows = set(self.config.windows)
+    seen = {window: attention.Seen.at(prompt_keys, cache.index, prompt, response, window) for window in windows}
     position = (prompt_keys + cache.index)[:, None]
-    rotary = self._rotary(position)
+    rotary = self._rotary(position, prompt + response)
     structure, _ = nnx.split(self.layers)
     x = self._embed(token, position)
     updated = []
-    for weights, layer, window in zip(cache.weights, cache.layers, windows, strict=True):
-      angles = rotary.of(window is not None)
-      x, layer = nnx.merge(structure, weights).step(x, angles, layer, cache.index, seen[window])
+    for weights, layer, kind in zip(cache.weights, cache.layers, Kind.all(self.config), strict=True):
+      x, layer = nnx.merge(structure, weights).step(x, rotary.of(kind), layer, cache.index, seen[kind.window])
       x = self.constrain(x, ('batch', None, None))
       updated.append(layer)
     return dataclasses.replace(cache, layers=updated, index=cache.index + 1), self.final_norm(x)
 
   def head(self) -> Head:
-    """The head: the transposed embedding if embeddings are tied, otherwise the kernel of `unembed`."""
+    """The head: the transposed embedding if embeddings are tied, otherwise the kernel of `unembed`; and the score."""
+    score = self.score.kernel[...] if self.config.scored else None
+    if self.config.output == 'score':
+      return Head(None, score=score)
     kernel = self.embed.embedding[...].T if self.config.tied_embeddings else self.unembed.kernel[...]
     if self.config.logit_divisor != 1:
       kernel = kernel / self.config.logit_divisor
-    return Head(kernel, soft_cap=self.config.logit_cap)
+    return Head(kernel, soft_cap=self.config.logit_cap, score=score)
 
-  def _kinds(self) -> Kind | None:
-    """The kinds of all layers as arrays [L], to scan over; None if all layers are of the same kind."""
-    windows = self.config.windows
-    if len(set(windows)) == 1:
-      return None
+  def _kinds(self) -> Kind:
+    """The kinds of all layers as arrays [L], to scan over; fields that are the same in all layers are None."""
+    windows, rotated = self.config.windows, self.config.rotated
+    differ = len(set(windows)) > 1
+    largest = self.config.max_positions
     return Kind(
-      jnp.asarray([self.config.max_positions if window is None else window for window in windows]),
-      jnp.asarray([window is not None for window in windows]),
+      jnp.asarray([largest if window is None else window for window in windows]) if differ else None,
+      jnp.asarray([window is not None for window in windows]) if differ else None,
+      jnp.asarray(rotated) if len(set(rotated)) > 1 else None,
     )
 
-  def _kind(self, scanned: Kind | None) -> Kind:
-    """The kind of one layer, given its entry of `_kinds`."""
-    return Kind.of(self.config.windows[0]) if scanned is None else scanned
+  def _kind(self, scanned: Kind) -> Kind:
+    """The kind of one layer, given its entries of `_kinds`."""
+    first = Kind.all(self.config)[0]
+    return Kind(*(same if own is None else own for same, own in zip(first, scanned, strict=True)))
 
   def _embed(self, token: Array, position: Array) -> Array:
     config = self.config
@@ -218,11 +242,14 @@ class Decoder(nnx.Module):
       x *= jnp.asarray(config.embedding_multiplier, x.dtype)
     return self.constrain(x, ('batch', None, None))
 
-  def _rotary(self, position: Array) -> Rotary:
-    config = self.config
+  def _rotary(self, position: Array, length: int) -> Rotary:
+    """The angles of these positions, in sequences of up to `length` tokens."""
+    config, scaling = self.config, self.config.rope_scaling
     if config.rope_theta is None:
       return Rotary(None, None)
-    full = layers.rotary_angles(position, config.rotary_width, config.rope_theta, config.rope_scaling)
+    if isinstance(scaling, layers.LongRopeScaling):
+      scaling = scaling.at(length)
+    full = layers.rotary_angles(position, config.rotary_width, config.rope_theta, scaling)
     if config.local_rope_theta is None:
       return Rotary(full, None)
     return Rotary(full, layers.rotary_angles(position, config.rotary_width, config.local_rope_theta))
@@ -278,4 +305,5 @@ def build(config: TransformerConfig, constrain: Constrain = lambda x, _: x) -> b
     head=lambda params: bind(params).head(),
     prefill=lambda params, *args, **options: bind(params).prefill(*args, **options),
     decode=lambda params, *args: bind(params).decode(*args),
+    constrained=lambda other: build(config, other),
   )

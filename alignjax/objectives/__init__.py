@@ -14,8 +14,10 @@ from alignjax.objectives.base import (
 )
 from alignjax.objectives.batchwise import aot, aot_unpaired, dr_dpo
 from alignjax.objectives.calibrated import apo_down, apo_zero, bco_pair, c2_dpo, cal_dpo, nca, sppo
+from alignjax.objectives.clipped import clipped_policy_gradient
 from alignjax.objectives.coupling import couples
 from alignjax.objectives.declarations import check_batch
+from alignjax.objectives.distillation import distil
 from alignjax.objectives.distribution import pmle, preference_distillation, rebel
 from alignjax.objectives.divergences import alpha_divergence_dpo, chi_po, forward_kl_dpo, jensen_shannon_dpo
 from alignjax.objectives.lengths import dpo_norm, ld_dpo, r_dpo, sampo
@@ -25,6 +27,7 @@ from alignjax.objectives.margins import bpo, dpo_shift, dpop, h_dpo, minor_dpo, 
 from alignjax.objectives.on_policy import kl_penalty, reverse_kl, rlhf
 from alignjax.objectives.pairwise import discopop, dpo, exo, focal_po, hinge, ipo, robust_dpo
 from alignjax.objectives.reference_free import alpha_po, cpo, orpo, repo, rrhf, simper, simpo, slic_hf
+from alignjax.objectives.reward_modelling import all_pairs, bradley_terry, plackett_luce, reward_regression
 from alignjax.objectives.schedules import Schedule, schedule
 from alignjax.objectives.token_level import ra_dpo, ra_dpo_released, tdpo
 from alignjax.objectives.unpaired import bco, kto
@@ -52,6 +55,7 @@ __all__ = [
   'Objective',
   'Part',
   'Schedule',
+  'all_pairs',
   'alpha_divergence_dpo',
   'alpha_dpo',
   'alpha_dpo_released',
@@ -64,13 +68,16 @@ __all__ = [
   'bco_pair',
   'beta_dpo',
   'bpo',
+  'bradley_terry',
   'c2_dpo',
   'cal_dpo',
   'check_batch',
   'chi_po',
+  'clipped_policy_gradient',
   'couples',
   'cpo',
   'discopop',
+  'distil',
   'dpo',
   'dpo_norm',
   'dpo_shift',
@@ -95,6 +102,7 @@ __all__ = [
   'odpo',
   'orpo',
   'parse',
+  'plackett_luce',
   'pmle',
   'preference_distillation',
   'r_dpo',
@@ -106,6 +114,7 @@ __all__ = [
   'require_pair',
   'require_score',
   'reverse_kl',
+  'reward_regression',
   'rlhf',
   'robust_dpo',
   'rrhf',

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alignjax import stats
 from alignjax.objectives import base, declarations, examples
 from alignjax.types import Array, PreferenceBatch
 
@@ -27,7 +26,7 @@ def couples(objective: base.Objective, responses: int | None = None) -> bool:
   @jax.jit
   def first_prompt(policy: Array, reference: Array, batch: PreferenceBatch) -> tuple[Array, Mapping[str, Array]]:
     """The loss of the first prompt, and the gradient of the batch's loss with respect to its statistics."""
-    table = stats.from_logits(objective.needs, policy, reference, batch)
+    table = examples.table(objective.needs, policy, reference, batch)
 
     def total(values: Mapping[str, Array]) -> tuple[Array, Array]:
       loss = objective.apply(dataclasses.replace(table, values=values), batch).loss

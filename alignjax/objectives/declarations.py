@@ -8,6 +8,7 @@ OF_EVERY_BATCH = frozenset({'prompt', 'prompt_length', 'response', 'response_len
 _MEANING = {
   'score': 'a reward for each response',
   'behaviour_logp': 'log-probabilities of the responses under the policy that wrote them',
+  'behaviour_token_logp': 'log-probabilities of the tokens of the responses under the policy that wrote them',
 }
 _COUNT = {1: 'takes one response to a prompt', 2: 'compares two responses'}
 _MOST = 4096  # responses to a prompt; a larger N is not expected

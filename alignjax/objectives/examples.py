@@ -1,6 +1,7 @@
 """Creates small random batches, to find undeclared coupling and for the contract tests."""
 
 from collections.abc import Iterable
+import dataclasses
 
 import jax.numpy as jnp
 import numpy as np
@@ -53,6 +54,24 @@ def logits(seed: int, like: PreferenceBatch, scale: float = 2.0) -> Array:
   """Creates random logits of a policy or a reference, [B, N, R, V] float32."""
   rng = np.random.default_rng(seed)
   return _array(scale * rng.standard_normal((*like.response.shape, VOCAB)), np.float32)
+
+
+def table(
+  needs: Iterable[stats.Stat], policy: Array, reference: Array | None, like: PreferenceBatch
+) -> stats.StatTable:
+  """The table of `stats.from_logits`, in which response statistics, too, depend on the logits of the policy.
+
+  Each is the mean log-probability of the tokens of the response.
+  """
+  needs = frozenset(needs)
+  names = [stat.name for stat in needs if isinstance(stat, stats.ResponseStat)]
+  if not names:
+    return stats.from_logits(needs, policy, reference, like)
+  cached = {**like.cached, **dict.fromkeys(names, jnp.zeros(like.response.shape[:2]))}
+  found = stats.from_logits(needs | {stats.logp}, policy, reference, dataclasses.replace(like, cached=cached))
+  values = {**found.values, **dict.fromkeys(names, found.mean(stats.logp))}
+  kept = {stat.name: values[stat.name] for stat in needs}
+  return dataclasses.replace(found, values=kept)
 
 
 def _array(values: np.ndarray, dtype: type) -> Array:

@@ -16,7 +16,8 @@ def sft(mean: bool = True) -> base.Objective:
 
   Each response is averaged over its own tokens, and the batch over its responses, so every response counts the same.
   With mean=False nothing is divided by |y|: the loss is -q log pi(y_0|x) - (1 - q) log pi(y_1|x), and a response counts
-  in proportion to its length. Neither is the average over all tokens of a batch, which many trainers use.
+  in proportion to its length. TRL and many other trainers average over all tokens of a batch instead: the setting
+  `--weighting=tokens` does that with mean=True, because the weight of a response is then its number of tokens.
 
   Added to a preference objective, it keeps the likelihood of preferred responses from falling. Iterative RPO averages
   over tokens. RPO (2405.16436) sums in its main experiments: `dpo(beta=0.05) + 0.00025 * sft(mean=False)`, where the

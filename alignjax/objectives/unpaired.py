@@ -38,7 +38,20 @@ def _term(reward: Array, desirable: Array, good: Callable[[Array], Array], bad: 
   loss = jnp.mean(desirable * good(reward) + (1.0 - desirable) * bad(reward), axis=-1)
   if reward.shape[-1] == 2:
     return Term(loss, preference.reward_metrics(reward, desirable[:, 0]))
-  return Term(loss, {'reward': jax.lax.stop_gradient(reward[:, 0])})
+  reward = jax.lax.stop_gradient(reward[:, 0])
+  desirable = jax.lax.stop_gradient(desirable[:, 0])
+  return Term(loss, {'reward': reward, 'desirable': desirable, 'desirable_times_reward': desirable * reward})
+
+
+def _by_kind(means: Mapping[str, Array]) -> Mapping[str, Array]:
+  """The mean rewards of desirable and of undesirable responses, 0 for a kind that is missing; nothing for pairs."""
+  if 'desirable' not in means:
+    return {}
+  share, total = means['desirable'], means['desirable_times_reward']
+  return {
+    'reward_desirable': WeightedSum(total, share).mean(),
+    'reward_undesirable': WeightedSum(means['reward'] - total, 1.0 - share).mean(),
+  }
 
 
 def _row_weight(batch: PreferenceBatch) -> Array:
@@ -98,7 +111,12 @@ def kto(beta: float = 0.1, desirable_weight: float = 1.0, undesirable_weight: fl
     return term._replace(metrics={**term.metrics, 'reference_point': jnp.broadcast_to(point, term.loss.shape)})
 
   return base.Objective(
-    preference.LOG_RATIO_NEEDS, apply, reads=base.LABEL_AND_WEIGHT, responses=ONE_OR_TWO, couples_rows=True
+    preference.LOG_RATIO_NEEDS,
+    apply,
+    reads=base.LABEL_AND_WEIGHT,
+    responses=ONE_OR_TWO,
+    couples_rows=True,
+    summary=_by_kind,
   )
 
 
@@ -189,4 +207,5 @@ def bco(beta: float = 0.1, momentum: float = 0.0) -> base.Objective:
     responses=ONE_OR_TWO,
     couples_rows=True,
     memory=memory,
+    summary=_by_kind,
   )

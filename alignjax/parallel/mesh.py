@@ -50,6 +50,18 @@ def make_mesh(
   return jax.sharding.Mesh(grid, AXES, axis_types=auto)
 
 
+def fsdp_as_tensor(mesh: jax.sharding.Mesh, split: int) -> jax.sharding.Mesh:
+  """The same devices in the same order as (data * fsdp / split, 1, tensor * split).
+
+  Args:
+    mesh: a mesh of `make_mesh`.
+    split: a divisor of its fsdp axis, the number of neighbours on this axis that join the tensor axis.
+  """
+  return jax.sharding.Mesh(
+    mesh.devices.reshape(-1, 1, split * mesh.shape['tensor']), mesh.axis_names, axis_types=mesh.axis_types
+  )
+
+
 def batch_shards(mesh: jax.sharding.Mesh) -> int:
   """The number of shards of a batch of prompts."""
   return math.prod(mesh.shape[axis] for axis in BATCH_AXES)

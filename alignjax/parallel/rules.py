@@ -16,9 +16,14 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
   (r'embed/embedding$', ('tensor', 'fsdp')),
   (r'positions/embedding$', (None, None)),  # small, and every device may read any row
   (r'unembed/kernel$', ('fsdp', 'tensor')),
+  (r'score/kernel$', (None, None)),
   (r'(query|key|value|gate|up)/kernel$', ('fsdp', 'tensor')),
   (r'(output|down)/kernel$', ('tensor', 'fsdp')),
   (r'(query|key|value|gate|up)/bias$', ('tensor',)),
+  # Every device holds some of the experts, and computes these for all tokens of its batch.
+  (r'mlp/(gate|up)$', ('tensor', 'fsdp', None)),
+  (r'mlp/down$', ('tensor', None, 'fsdp')),
+  (r'mlp/router$', ('fsdp', None)),
   # Adapters are small, so they are sharded only where the sharding of their products requires it.
   (r'(query|key|value|gate|up)/lora_b$', (None, 'tensor')),
   (r'(output|down)/lora_a$', ('tensor', None)),
@@ -28,10 +33,11 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 )
 
 
-# Mesh axes by the logical axis names that models use.
-LOGICAL_AXES: dict[str | None, tuple[str, ...]] = {
-  'batch': parallel_mesh.BATCH_AXES,
-  'vocab': ('tensor',),
+# Mesh axes by the logical axis names that models use: those of the first entry that divides the dimension.
+LOGICAL_AXES: dict[str | None, tuple[tuple[str, ...], ...]] = {
+  'batch': (parallel_mesh.BATCH_AXES,),
+  'row': (parallel_mesh.AXES, parallel_mesh.BATCH_AXES),  # prompts, where the tensor axis can share them out, too
+  'vocab': (('tensor',),),
   None: (),
 }
 
@@ -62,7 +68,7 @@ def param_shardings(mesh: jax.sharding.Mesh, params: Params) -> Any:
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
   """The sharding of every array in a batch: the leading axis, prompts, over data x fsdp."""
-  return NamedSharding(mesh, PartitionSpec(LOGICAL_AXES['batch']))
+  return NamedSharding(mesh, PartitionSpec(parallel_mesh.BATCH_AXES))
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
@@ -71,16 +77,20 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
 
 
 def activation_constraint(mesh: jax.sharding.Mesh) -> Callable[[Array, tuple[str | None, ...]], Array]:
-  """A function (array, logical axes) -> array that shards 'batch' over data x fsdp and 'vocab' over tensor.
+  """A function (array, logical axes) -> array that shards dimensions as `LOGICAL_AXES` names them.
 
   Axes that are None or do not divide evenly are not sharded. Without this constraint the compiler may propagate the
   sharding of a weight and shard activations by width.
   """
 
+  def divides(names: tuple[str, ...], dim: int) -> bool:
+    return dim % math.prod(mesh.shape[name] for name in names) == 0
+
   def constrain(x: Array, axes: tuple[str | None, ...]) -> Array:
-    wanted = [LOGICAL_AXES[axis] for axis in axes]
-    sizes = [math.prod(mesh.shape[name] for name in names) for names in wanted]
-    spec = [names or None if dim % size == 0 else None for dim, names, size in zip(x.shape, wanted, sizes, strict=True)]
+    spec = [
+      next((names for names in LOGICAL_AXES[axis] if divides(names, dim)), None)
+      for axis, dim in zip(axes, x.shape, strict=True)
+    ]
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*spec)))
 
   return constrain

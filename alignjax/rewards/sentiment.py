@@ -8,7 +8,7 @@ from alignjax.rewards import base
 
 
 @base.factory
-def vader() -> base.Reward:
+def vader() -> base.Score:
   """Sentiment of the response: the compound score of the VADER lexicon in [-1, 1], or 0 if no word carries sentiment.
 
   Returns:
@@ -26,9 +26,7 @@ def vader() -> base.Reward:
     raise ImportError("rewards.vader() requires the package vaderSentiment: pip install 'alignjax[demo]'") from error
   analyzer = vaderSentiment.SentimentIntensityAnalyzer()
 
-  def reward(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
-    if len(prompts) != len(responses):
-      raise ValueError(f'expected one prompt per response, got {len(prompts)} prompts and {len(responses)} responses')
-    return np.array([analyzer.polarity_scores(response)['compound'] for response in responses], np.float64)
+  def score(samples: Sequence[base.Sample]) -> np.ndarray:
+    return np.array([analyzer.polarity_scores(sample.response)['compound'] for sample in samples], np.float64)
 
-  return reward
+  return score

@@ -6,16 +6,18 @@ lora()        lora(rank=16, alpha=32, targets='attention+mlp')        lora(rank=
 from collections.abc import Callable
 import contextlib
 import functools
+import pathlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from alignjax import expressions
-from alignjax.models import checkpoint_io, lora, peft, quantization, transformer
+from alignjax.models import checkpoint_io, families, folders, layers, lora, peft, quantization, transformer
 from alignjax.optim import bases
 from alignjax.parallel import rules
-from alignjax.run import settings
+from alignjax.run import fields, settings
 from alignjax.training import processes
 from alignjax.training.policy import Policy
 from alignjax.types import Array, Params
@@ -57,22 +59,43 @@ def configured(
       f'the optimizer {recipe.name} merges updates with a delta of whole weights, which the adapters of '
       f'config.adapter = {config.adapter!r} do not have: give one of the two'
     )
-  adapter = parse_adapter(config.adapter)
+  adapter = fields.naming('config.adapter', parse_adapter, config.adapter)
   # Raises for targets that do not exist, before anything is read.
   Policy(transformer.build(model_config), adapter).trained_shapes()
+  model_type = folders.read_json(pathlib.Path(config.model) / folders.CONFIG).get('model_type')
+  if model_type in families.WRAPPERS:
+    raise ValueError(
+      f'config.adapter = {config.adapter!r}: adapters of {model_type} belong to a larger model than its text model, '
+      f"which is trained here: store that alone first, alignjax merge --method='linear()' --models={config.model} "
+      '--out=<folder>, and give the result as --model'
+    )
   return adapter
 
 
-def initial_params(policy: Policy, config: settings.ModelSettings, mesh: jax.sharding.Mesh, key: Array) -> Params:
+def initial_params(policy: Policy, config: settings.InputSettings, mesh: jax.sharding.Mesh, key: Array) -> Params:
   """The initial parameters that a run trains: the model's, or the adapter's. Each is created on its own device."""
   shardings = rules.param_shardings(mesh, policy.trained_shapes())
   if policy.adapter is None:
-    loading = with_adapter(checkpoint_io.Loading(together=processes.on_all), config, policy.model.config)
+    drawn = drawing_score(policy.model.config, config.seed)
+    loading = checkpoint_io.Loading(together=processes.on_all, score=drawn)
+    loading = with_adapter(loading, config, policy.model.config)
     return checkpoint_io.load_params(config.model, policy.model.config, shardings, loading)
   if config.adapter_from:
     return jax.jit(lambda factors: factors, out_shardings=shardings)(_stored_adapter(policy, config))
   model = policy.bind(_shapes(policy.model.config))
-  return jax.jit(model.init, out_shardings=shardings)(key)
+  drawn = jax.jit(model.init, out_shardings=shardings)(key)
+  if lora.SCORE in drawn:
+    with contextlib.ExitStack() as stack:  # the score head is that of the model, or a new one
+      loading = checkpoint_io.Loading(together=processes.on_all, score=drawing_score(policy.model.config, config.seed))
+      places = rules.param_shardings(mesh, _shapes(policy.model.config))
+      leaves = checkpoint_io.deferred_params(config.model, policy.model.config, stack, places, loading)
+      drawn[lora.SCORE] = {'kernel': leaves[lora.SCORE]['kernel'].load()}
+  return drawn
+
+
+def drawing_score(model_config: transformer.TransformerConfig, seed: int) -> Callable[[], Array]:
+  """The function that draws the score head of a new reward model, for `Loading.score`."""
+  return lambda: layers.score_kernel(jax.random.fold_in(jax.random.key(seed), 1), model_config.width)
 
 
 def with_adapter(
@@ -120,7 +143,9 @@ def load_base(
   if adapter is None:
     return None
   shardings = rules.param_shardings(mesh, _shapes(model_config))
-  return checkpoint_io.load_params(config.model, model_config, shardings, _loading_base(config, mesh, record))
+  return checkpoint_io.load_params(
+    config.model, model_config, shardings, _loading_base(config, mesh, model_config.width, record)
+  )
 
 
 def deferred_base(
@@ -135,12 +160,12 @@ def deferred_base(
   if adapter is None:
     return None
   shardings = rules.param_shardings(mesh, _shapes(model_config))
-  loading = _loading_base(config, mesh, record)
+  loading = _loading_base(config, mesh, model_config.width, record)
   return checkpoint_io.deferred_params(config.model, model_config, stack, shardings, loading)
 
 
 def _loading_base(
-  config: settings.ModelSettings, mesh: jax.sharding.Mesh, record: Callable[[str, Array], None]
+  config: settings.ModelSettings, mesh: jax.sharding.Mesh, width: int, record: Callable[[str, Array], None]
 ) -> checkpoint_io.Loading:
   def place(path: str, part: Array) -> Array:  # the scales of a kernel get the sharding of the kernel
     return jax.device_put(part, NamedSharding(mesh, rules.partition_spec(path, part.shape, mesh)))
@@ -152,7 +177,10 @@ def _loading_base(
     quantized = quantization.convert(path, leaf, config.base_quantization)
     return jax.tree.map(functools.partial(place, path), quantized)
 
-  return checkpoint_io.Loading(None, convert, processes.on_all)
+  def no_score() -> Array:  # the score head is trained beside the adapter
+    return jnp.zeros((width, 1))
+
+  return checkpoint_io.Loading(None, convert, processes.on_all, no_score)
 
 
 def describe(config: settings.ModelSettings, parameters: Params) -> str:

@@ -18,6 +18,7 @@ _LOCATIONS = (
   'reference',
   'base_model',
   'data',
+  'prompts',
   'eval_data',
   'imports',
   'reference_cache',

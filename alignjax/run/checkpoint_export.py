@@ -2,17 +2,29 @@
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 
 import jax
 import numpy as np
 
-from alignjax import paths
+from alignjax import objectives, paths
 from alignjax.models import checkpoint_io, transformer
 from alignjax.optim import recipes, schedules
 from alignjax.parallel import mesh as parallel_mesh
-from alignjax.run import adapters, exports, inputs, loaded, locations, places, settings, user_code
-from alignjax.training import checkpoint, owner, placement, saved, step_folders
+from alignjax.run import (
+  adapters,
+  exports,
+  inputs,
+  loaded,
+  locations,
+  model_card,
+  places,
+  reward_scales,
+  settings,
+  user_code,
+)
+from alignjax.training import checkpoint, forward, owner, placement, saved, step_folders
 from alignjax.training.policy import Policy
 from alignjax.types import Array
 
@@ -42,7 +54,11 @@ def export(workdir: str, to: str, step: int | None = None, model: str = '') -> N
       read = saved.read(folder, found[-1] if step is None else step)
       with places.on_disk(_config(read, model)) as config:
         folder = locations.resolve(config.model, '--model')
-        _export(read, dataclasses.replace(config, model=folder), paths.path(to))
+        records = exports.Records(
+          functools.partial(model_card.render, read.content['config'], paths.path(workdir)),
+          functools.partial(reward_scales.after, paths.path(workdir)),
+        )
+        _export(read, dataclasses.replace(config, model=folder), paths.path(to), records)
     except checkpoint.CorruptCheckpointError as error:
       others = [other for other in found if other != (found[-1] if step is None else step)]
       hint = f'. --step={others[-1]} exports another checkpoint' if others else ''
@@ -55,11 +71,12 @@ def _config(read: saved.Saved, model: str) -> settings.Config:
   return dataclasses.replace(settings.saved(values), model=model or values['model'], imports=tuple(values['imports']))
 
 
-def _export(read: saved.Saved, config: settings.Config, to: pathlib.Path) -> None:
+def _export(read: saved.Saved, config: settings.Config, to: pathlib.Path, records: exports.Records) -> None:
   fingerprint = _check_model(config, read)
   user_code.load(config.imports)
   recipe = recipes.parse_optimizer(config.optimizer)
-  model_config = checkpoint_io.load_config(config.model)
+  objective = objectives.parse(config.objective)
+  model_config = checkpoint_io.load_config(config.model, output=forward.output(objective.needs))
   policy = Policy(transformer.build(model_config), adapters.configured(config, recipe, model_config))
   mesh = parallel_mesh.make_mesh()
   schedule = schedules.build_schedule('constant', recipe.learning_rate, steps=1, warmup=0)  # not part of the state
@@ -75,7 +92,7 @@ def _export(read: saved.Saved, config: settings.Config, to: pathlib.Path) -> Non
   with contextlib.ExitStack() as stack:
     exports.export(
       to,
-      exports.Origin(config.model, fingerprint, policy, recipe.averages),
+      exports.Origin(config.model, fingerprint, policy, recipe.averages, records),
       dataclasses.replace(state, step=np.int32(read.step)),
       adapters.deferred_base(policy.adapter, config, model_config, mesh, stack, compare),
       print,

@@ -4,6 +4,8 @@ import collections
 from collections.abc import Sequence
 import dataclasses
 import functools
+import pathlib
+import tempfile
 
 import jax
 import optax
@@ -16,14 +18,15 @@ from alignjax.doctor import (
   examples,
   findings,
   memory,
+  rollouts,
   start,
   tokenizers,
 )
 from alignjax.models import checkpoint_io, transformer
 from alignjax.optim import recipes, schedules
 from alignjax.parallel import rules
-from alignjax.run import agreement, inputs, locations, preparation, settings
-from alignjax.training import placement, source
+from alignjax.run import agreement, inputs, locations, preparation, rollout_source, settings
+from alignjax.training import placement
 from alignjax.training import state as training_state
 from alignjax.training import step as training_step
 from alignjax.types import PreferenceBatch
@@ -63,8 +66,10 @@ def examine_thoroughly(
   batch = _first_batch(prepared)
   subject = consistency.Subject(prepared.policy, state.params, frozen, batch)
   found = _examine_arrays(config, prepared, state, frozen)
-  found += consistency.examine_sampling(subject, jax.random.key(config.seed), compute_dtype=config.compute_dtype)
-  if config.compute_dtype != 'float32':
+  predicts = prepared.policy.model.config.output != 'score'  # otherwise there are no log-probabilities to compare
+  if predicts:
+    found += consistency.examine_sampling(subject, jax.random.key(config.seed), compute_dtype=config.compute_dtype)
+  if predicts and config.compute_dtype != 'float32':
     exact = dataclasses.replace(prepared.policy.model.config, compute_dtype='float32', attention='xla')
     exact = transformer.build(exact, rules.activation_constraint(prepared.mesh))
     exact = dataclasses.replace(prepared.policy, model=exact)
@@ -77,6 +82,7 @@ def examine_thoroughly(
 def examine_data(prepared: preparation.Prepared) -> list[findings.Finding]:
   """Examines tokenizer, data and objective. No weights are needed."""
   training, held_out = prepared.training, prepared.held_out
+  drawn = prepared.prompts is not None and not prepared.joint
   model = prepared.policy.model.config
   found = [
     *tokenizers.examine(prepared.tokenizer, vocab_size=model.vocab_size),
@@ -86,8 +92,10 @@ def examine_data(prepared: preparation.Prepared) -> list[findings.Finding]:
     *batches.examine(training.batches.plan, training.data),
     *declarations.examine_coupling(prepared.objective, training.data.responses),
     *declarations.examine_batch_size(prepared.objective, training.batches.plan.batch_size),
-    *declarations.examine_samples(prepared.objective, on_policy=source.GrainSource.on_policy),
+    *declarations.examine_samples(prepared.objective, on_policy=drawn),
   ]
+  if drawn:
+    found = rollouts.examine(found)
   split = [] if held_out is None else examples.examine_split(training.data, held_out.data)
   return [*declarations.relevant(found, prepared.objective), *split]
 
@@ -125,7 +133,7 @@ def build_optimizer(prepared: preparation.Prepared) -> optax.GradientTransformat
 def stops(config: settings.Config, announce: inputs.Announce) -> bool:
   """Examines a run thoroughly, announces every finding, and returns whether errors would stop the run."""
   preparation.check_settings(config)
-  config = locations.with_folders(config)
+  config = locations.with_paths(config)
   prepared = preparation.prepare(config, announce, functools.partial(agreement.check, config))
   base, params = preparation.load_base(config, prepared), preparation.initial_params(config, prepared)
   key = jax.random.key(config.seed)
@@ -133,7 +141,12 @@ def stops(config: settings.Config, announce: inputs.Announce) -> bool:
     prepared.mesh, params, build_optimizer(prepared), key, prepared.objective.memory.initial
   )
   frozen = preparation.load_frozen(config, prepared, base)
-  found = examine_thoroughly(config, prepared, state, frozen)
+  with tempfile.TemporaryDirectory() as folder:
+    if prepared.prompts is not None and not prepared.joint:
+      batches = rollout_source.build(config, prepared, pathlib.Path(folder), announce)
+      batches.frozen = frozen
+      prepared = rollout_source.with_first_round(config, prepared, batches, state)
+    found = examine_thoroughly(config, prepared, state, frozen)
   report(found, stop=False, notes=True, announce=announce)
   errors = any(finding.severity == findings.ERROR for finding in found)
   return errors and config.doctor == 'stop'

@@ -5,8 +5,10 @@ import contextlib
 import pathlib
 from typing import Any, NamedTuple
 
+import jax
+
 from alignjax import optim, storage, transfers
-from alignjax.models import checkpoint_io, manifest, peft
+from alignjax.models import checkpoint_io, folders, manifest, peft, reward_scale
 from alignjax.run import locations
 from alignjax.training import checkpoint, checksums, disk, processes, watchdog
 from alignjax.training import state as training_state
@@ -18,6 +20,13 @@ class ExportError(Exception):
   """The run is trained and saved, but its model could not be written."""
 
 
+class Records(NamedTuple):
+  """What the configuration and the metrics of a run give an export."""
+
+  card: Callable[[str, int], str] = lambda folder, step: ''  # the model card
+  scale: Callable[[int], reward_scale.RewardScale | None] = lambda step: None  # of a reward model, after a step
+
+
 class Origin(NamedTuple):
   """The policy that was trained, and the model it started from."""
 
@@ -25,6 +34,7 @@ class Origin(NamedTuple):
   fingerprint: str  # of that folder
   policy: Policy
   averages: bool  # whether the optimizer keeps an average of the parameters
+  records: Records = Records()
 
 
 def export(
@@ -37,7 +47,8 @@ def export(
 ) -> None:
   """Writes model/, the aligned model; model_average/ if the optimizer keeps one; adapter/ if an adapter was trained.
 
-  Folders are replaced as a whole. A folder that already holds the result of this state, undamaged, is left unchanged.
+  Folders are replaced as a whole. A folder that already holds the result of this state, undamaged, is left unchanged. A
+  reward model without a reward.json gets one.
 
   Args:
     workdir: the run's folder.
@@ -60,18 +71,24 @@ def export(
     folder, source = workdir / name, identify(params)
     if _must_write(folder, source, announce):
       with transfers.staged(folder) as local:
-        checkpoint_io.save(local, config, policy.attached(params, base), assets_from=origin.folder, source=source)
+        about = folders.About(source, origin.records.card(name, int(state.step)))
+        checkpoint_io.save(local, config, policy.attached(params, base), assets_from=origin.folder, about=about)
+    if config.scored and jax.process_index() == 0 and not (folder / folders.REWARD).exists():
+      scale = origin.records.scale(int(state.step))
+      if scale is not None:
+        reward_scale.write(folder, scale)
     announce(f'{what} is in {folder}')
 
   with watchdog.during('export'), _failures(workdir, int(state.step)):
-    export_model('model', 'the aligned model', state.params)
+    export_model('model', 'the reward model' if config.scored else 'the aligned model', state.params)
     if origin.averages:
       export_model('model_average', 'its moving average', optim.averaged(state.opt_state, state.params))
     if policy.adapter is not None:
       folder, source = workdir / 'adapter', identify(state.params)
       if _must_write(folder, source, announce):
         with transfers.staged(folder) as local:
-          peft.save(local, config, policy.adapter, state.params, locations.name_of(origin.folder), source)
+          about = folders.About(source, origin.records.card('adapter', int(state.step)))
+          peft.save(local, config, policy.adapter, state.params, locations.name_of(origin.folder), about)
       announce(f'the adapter is in {folder}, as PEFT reads it')
 
 

@@ -1,4 +1,4 @@
-"""Defines settings as frozen dataclasses, whose fields become flags, checks and lines of --help.
+"""Defines settings as frozen dataclasses, whose fields become flags (`program_flags`), checks and lines of --help.
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -11,23 +11,22 @@ class Settings:
     fields.check(self)
 
 Types: str, int, float, bool, tuple[str, ...], tuple[tuple[int, int], ...], and dataclasses of such fields, whose flags
-have dotted names. A list is given as one flag with commas, or as repeated flags.
+have dotted names. A list is given as one flag with commas, or as repeated flags. '' is an empty string or list.
 """
 
 import ast
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
-import difflib
 from typing import Any, NamedTuple
 
-from absl import flags
-
 from alignjax import paths
+from alignjax.run import hints
 
 SHOWN = 200  # characters of a value in a message
 LARGEST = 2**31 - 1  # of an integer, unless its field has another limit
 Strings = tuple[str, ...]
 Pairs = tuple[tuple[int, int], ...]
+_WANTED = {int: 'a whole number', float: 'a number', bool: 'true or false', str: 'text'}
 
 
 def field(
@@ -65,8 +64,10 @@ class Leaf(NamedTuple):
 
 
 def leaves(kind: type, prefix: str = '', flag_prefix: str = '', group: str = '') -> Iterator[Leaf]:
-  """All settings of a dataclass, including those of nested dataclasses."""
+  """All settings of a dataclass, including those of nested dataclasses. Fields without a text are no settings."""
   for item in dataclasses.fields(kind):
+    if 'text' not in item.metadata and not dataclasses.is_dataclass(item.type):
+      continue
     heading = group or _owner(kind, item.name).__doc__.splitlines()[0].rstrip('.')
     flag = item.metadata.get('flag', item.name)
     if not dataclasses.is_dataclass(item.type):
@@ -107,9 +108,7 @@ def build(kind: type, values: Mapping[str, Any], what: str = '--', prefix: str =
   arguments = {}
   for name, value in values.items():
     if name not in known:
-      close = difflib.get_close_matches(str(name), known, n=1)
-      hint = f'; did you mean {prefix}{close[0]}?' if close else '.'
-      raise ValueError(f'{what}{prefix}{name} is not a setting{hint} Known: {", ".join(known)}')
+      raise ValueError(f'{what}{prefix}{name} is not a setting{hints.hint(str(name), known, prefix)}')
     value = _convert(known[name].type, value, what, prefix + name)
     arguments[name] = map_paths(known[name], value, paths.expand)
   built = kind(**arguments)
@@ -128,7 +127,11 @@ def map_paths(item: dataclasses.Field, value: Any, call: Callable[[str], str]) -
 
 
 def _convert(kind: Any, value: Any, what: str, name: str) -> Any:
-  """Converts a value to the type of its field: ints to floats, lists to tuples, comma-separated text to lists."""
+  """Converts a value to the type of its field: ints to floats, lists to tuples, comma-separated text to lists.
+
+  None, such as an empty value in YAML, is an empty string or list.
+  """
+  value = '' if value is None and kind in (str, Strings, Pairs) else value
   if dataclasses.is_dataclass(kind):
     if isinstance(value, kind):
       return value
@@ -142,13 +145,13 @@ def _convert(kind: Any, value: Any, what: str, name: str) -> Any:
     _require(fits, what + name, value, 'a list of strings')
     return tuple(value)
   if kind == Pairs:
-    value = _literal(value) if isinstance(value, str) else value
+    value = pairs(value) if isinstance(value, str) else value
     fits = isinstance(value, list | tuple) and all(
       isinstance(item, list | tuple) and len(item) == 2 and all(type(size) is int for size in item) for item in value
     )
     _require(fits, what + name, value, 'a list of pairs (prompt, response) of tokens, such as ((64, 32), (128, 64))')
     return tuple(map(tuple, value))
-  _require(type(value) is kind, what + name, value, f'a value of type {kind.__name__}')
+  _require(type(value) is kind, what + name, value, _WANTED[kind])
   return value
 
 
@@ -157,6 +160,8 @@ def split(text: str) -> Strings:
   literal = _literal(text) if text.startswith(('(', '[')) else text
   if isinstance(literal, list | tuple):
     return tuple(literal)
+  if text.startswith('[') and text.endswith(']'):  # [a,b], as in YAML
+    text = text[1:-1]
   items, depth = [''], 0
   for character in text:
     depth += (character in '([{') - (character in ')]}')
@@ -165,6 +170,19 @@ def split(text: str) -> Strings:
     else:
       items[-1] += character
   return tuple(item.strip() for item in items if item.strip())
+
+
+def pairs(text: str) -> Any:
+  """Reads pairs of numbers: '(64, 32), (128, 64)', with or without brackets around all of them; '' gives none.
+
+  Returns:
+    The pairs, or another value if the text has no pairs.
+  """
+  value = _literal(text)
+  if isinstance(value, dict):
+    return text
+  single = isinstance(value, list | tuple) and len(value) == 2 and all(type(size) is int for size in value)
+  return (value,) if single and text.lstrip().startswith(('(', '[')) else value
 
 
 def _literal(text: str) -> Any:
@@ -195,7 +213,7 @@ def check(settings: Any, what: str = '--') -> None:
     choices, least, most = map(item.metadata.get, ('choices', 'at_least', 'at_most'))
     if item.type in (str, bool, int, float):
       fits = type(value) is item.type or (item.type is float and type(value) is int)
-      _require(fits, name, value, f'a value of type {item.type.__name__}')
+      _require(fits, name, value, _WANTED[item.type])
     if type(value) is int:
       most = LARGEST if most is None else most
       _require(value <= most, name, value, f'at most {most}')
@@ -209,39 +227,12 @@ def check(settings: Any, what: str = '--') -> None:
           raise ValueError(f'{name} = {error}') from error
 
 
-def define_flags(kind: type, values: flags.FlagValues) -> None:
-  """Defines one flag per setting, without a default, so that the flags that were given can be recognised."""
-  for leaf in leaves(kind):
-    text, name, options = leaf.field.metadata['text'], leaf.flag, {'flag_values': values}
-    if leaf.field.type in (Strings, Pairs):
-      flags.DEFINE_multi_string(name, None, text, **options)
-    elif leaf.field.type is bool:
-      flags.DEFINE_bool(name, None, text, **options)
-    elif leaf.field.metadata['choices']:
-      flags.DEFINE_enum(name, None, leaf.field.metadata['choices'], text, **options)
-    else:
-      define = {str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float}[leaf.field.type]
-      define(name, None, text, **options)
-
-
-def given(kind: type, values: flags.FlagValues) -> dict[str, Any]:
-  """The settings given as flags, by dotted field name."""
-  found = {}
-  for leaf in leaves(kind):
-    if not values[leaf.flag].present:
-      continue
-    value = values[leaf.flag].value
-    if leaf.field.type == Strings:
-      value = tuple(item for text in value for item in split(text))
-    elif leaf.field.type == Pairs:
-      value = value[-1]
-    found[leaf.name] = value
-  return found
-
-
-def listed(value: Any) -> Any:
-  """Reads text as a list: 'a,b' as ('a', 'b'), 'a' as ('a',). Other values are returned unchanged."""
-  return split(value) if isinstance(value, str) and ',' in value else (value,) if isinstance(value, str) else value
+def naming[V, T](name: str, parse: Callable[[V], T], value: V) -> T:
+  """Parses the value of a setting. Errors name the setting."""
+  try:
+    return parse(value)
+  except ValueError as error:
+    raise ValueError(f'{name}: {error}') from error
 
 
 def flat_dict(values: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
@@ -262,76 +253,3 @@ def nested(values: Mapping[str, Any]) -> dict[str, Any]:
       place = place.setdefault(part, {})
     place[last] = value
   return result
-
-
-def parse(kind: type, argv: Sequence[str], values: flags.FlagValues) -> None:
-  """Parses a command line into the defined flags; one argument without dashes goes to the positional field.
-
-  Raises:
-    ValueError: there is another argument without dashes.
-    flags.Error: a flag is unknown, or has an invalid value.
-  """
-  rest = values(list(argv))[1:]
-  positional = [leaf.flag for leaf in leaves(kind) if leaf.field.metadata.get('positional')]
-  if len(rest) == 1 and positional:
-    values([argv[0], f'--{positional[0]}={rest[0]}'])
-  elif rest:
-    raise ValueError(f'unexpected argument {rest[0]!r}: give settings as --<name>=<value>; --help lists them')
-
-
-def parse_flags(kind: type, argv: Sequence[str], values: flags.FlagValues) -> Any:
-  """Reads settings from a command line.
-
-  Args:
-    kind: the dataclass of the settings.
-    argv: the command line, its first entry the name of the program.
-    values: the flag values in which to define the flags.
-
-  Raises:
-    ValueError: a required setting is missing, or a value is not allowed.
-    flags.Error: a flag is unknown, or has an invalid value.
-  """
-  define_flags(kind, values)
-  parse(kind, argv, values)
-  return read_flags(kind, values)
-
-
-def read_flags(kind: type, values: flags.FlagValues) -> Any:
-  """Reads settings from parsed flags.
-
-  Raises:
-    ValueError: a required setting is missing, or a value is not allowed.
-  """
-  found = given(kind, values)
-  for leaf in leaves(kind):
-    if leaf.field.metadata.get('required') and not found.get(leaf.name):
-      raise ValueError(f'--{leaf.flag} is missing: {leaf.field.metadata["text"]}')
-  return build(kind, nested(found))
-
-
-def describe(kind: type, defaults: Any = None) -> str:
-  """Formats the settings for --help: a heading for each group, then one line for each flag.
-
-  Args:
-    kind: the dataclass.
-    defaults: the default values to show; by default those of the class.
-  """
-  values, lines, group = flat(kind() if defaults is None else defaults), [], ''
-  for leaf in leaves(kind):
-    if leaf.group != group:
-      group = leaf.group
-      lines += ['', f'{group}:']
-    metadata, value = leaf.field.metadata, values[leaf.name]
-    choices = f' One of {", ".join(filter(None, metadata["choices"]))}.' if metadata['choices'] else ''
-    default = ' Required.' if metadata.get('required') else f' Default: {show(value)}'
-    lines.append(f'  --{leaf.flag:<18} {metadata["text"]}{choices}{default}')
-  return '\n'.join(lines).strip('\n')
-
-
-def show(value: Any) -> str:
-  """Formats a value for --help."""
-  if value == '' or value == ():
-    return 'none'
-  if isinstance(value, bool):
-    return str(value).lower()
-  return ','.join(map(str, value)) if isinstance(value, tuple) else str(value)

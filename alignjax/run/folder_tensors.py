@@ -13,7 +13,7 @@ import pathlib
 import numpy as np
 
 from alignjax import merging
-from alignjax.models import families, folders, tied_heads, transformer, weight_files
+from alignjax.models import checkpoint_io, folders, tied_heads, transformer, weight_files
 
 BLOCK_ENTRIES = 2**20  # entries of a tensor in memory at a time, unless one row has more
 _STORED = {dtype: stored for stored, dtype in folders.DTYPES.items()}
@@ -61,7 +61,7 @@ def places(folder: pathlib.Path, config: transformer.TransformerConfig | None = 
     ValueError: a weight file is absent or malformed, the type of a tensor is not in folders.DTYPES, or the head of a
       tied model differs from its embedding.
   """
-  family = None if config is None else families.by_type(config.model_type)
+  family = None if config is None else checkpoint_io.family_of(folder)
   with contextlib.ExitStack() as stack:
     tensors = folders.open_tensors(folder, stack, family.ignored_tensors if family else ())
     if family:

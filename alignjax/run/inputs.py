@@ -19,7 +19,6 @@ from alignjax.training.policy import Policy
 from alignjax.types import Params
 
 Announce = Callable[[str], None]
-_LOADING = checkpoint_io.Loading(dtype=None, together=processes.on_all)  # a reference keeps the dtype of its file
 
 
 class Split(NamedTuple):
@@ -60,6 +59,13 @@ def read_split(paths: Sequence[str], config: settings.DataSettings, reading: Rea
       f'{", ".join(paths)}: all {len(data)} examples have weight 0, so they would change nothing; give some of them a '
       'positive weight'
     )
+  if config.weighting == 'tokens':
+    data = data.weighted_by_tokens()
+  return planned(data, config, reading, training=training)
+
+
+def planned(data: dataset.TokenDataset, config: settings.DataSettings, reading: Reading, *, training: bool) -> Split:
+  """Plans the batches of a dataset."""
   spec = _spec(config, training, reading.max_positions)
   return Split(data, _batches(data, spec, reading.mesh, None), training)
 
@@ -134,7 +140,7 @@ class Reference:
       loaded, self._loaded = self._loaded, None
       return references.Base() if self._base else references.Live(self._params() if loaded is None else loaded)
     if self._columns().keys() == {references.STATES}:
-      head = checkpoint_io.load_head(self.folder, self._model.config, self._shardings, _LOADING)
+      head = checkpoint_io.load_head(self.folder, self._model.config, self._shardings, self._loading)
       return references.CachedStates(head)
     return references.NotLoaded()
 
@@ -183,8 +189,16 @@ class Reference:
   def _params(self) -> Params:
     if self._base:
       return adapters.load_base(self._base, self._config, self._model.config, self._mesh)
-    loading = adapters.with_adapter(_LOADING, self._config, self._model.config) if self._merges else _LOADING
+    loading = self._loading
+    if self._merges:
+      loading = adapters.with_adapter(loading, self._config, self._model.config)
     return checkpoint_io.load_params(self.folder, self._model.config, self._shardings, loading)
+
+  @property
+  def _loading(self) -> checkpoint_io.Loading:
+    """A reference keeps the dtype of its file."""
+    score = adapters.drawing_score(self._model.config, self._config.seed)
+    return checkpoint_io.Loading(dtype=None, together=processes.on_all, score=score)
 
 
 _SMALL = ('config.json', 'tokenizer.json', 'tokenizer_config.json', peft.CONFIG)

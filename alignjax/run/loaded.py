@@ -49,9 +49,9 @@ class Loaded:
     self._add(part, folder, {path: leaf})
 
   def _add(self, part: str, folder: str, leaves: Mapping[str, Array]) -> None:
-    stacked = frozenset(path for path in leaves if self._family.tensor(path).stacked)
+    depths = frozenset((path, self._family.tensor(path).depth) for path in leaves)
     self._folders[part] = folder
-    self._sums.setdefault(part, {}).update(_sums(dict(leaves), stacked))
+    self._sums.setdefault(part, {}).update(_sums(dict(leaves), depths))
 
   def sums(self) -> dict[str, dict[str, int]]:
     """The checksums, in JSON types."""
@@ -62,7 +62,7 @@ class Loaded:
     for path, values in sums.items():
       tensor = self._family.tensor(path)
       names = [name if len(tensor.leaves) == 1 else f'{name} ({path})' for name in tensor.names(values.shape)]
-      found |= zip(names, values.tolist(), strict=True)
+      found |= zip(names, values.ravel().tolist(), strict=True)
     return found
 
   def check(self, saved: Mapping[str, Mapping[str, int]], config: Mapping[str, Any]) -> None:
@@ -86,9 +86,12 @@ class Loaded:
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _sums(leaves: dict[str, Array], stacked: frozenset[str]) -> dict[str, Array]:
-  """The checksums of leaves by path: those of the layers of stacked leaves, or one."""
-  return {
-    path: jax.vmap(checksums.checksum)(leaf) if path in stacked else checksums.checksum(leaf)[None]
-    for path, leaf in leaves.items()
-  }
+def _sums(leaves: dict[str, Array], depths: frozenset[tuple[str, int]]) -> dict[str, Array]:
+  """The checksums of the stored tensors in each leaf, by path.
+
+  Args:
+    leaves: the leaves.
+    depths: the number of leading axes of each leaf that stack stored tensors.
+  """
+  checksum = checksums.checksum, jax.vmap(checksums.checksum), jax.vmap(jax.vmap(checksums.checksum))
+  return {path: checksum[depth](leaves[path]) for path, depth in depths}

@@ -155,7 +155,8 @@ def merge_adapter(out: Path, model: Path, adapter: Path, dtype: str = '', assets
   dtype = dtype or (stored.pop() if len(stored) == 1 else 'float32')
   with contextlib.ExitStack() as stack:
     params = checkpoint_io.deferred_params(model, config, stack, loading=loading)
-    checkpoint_io.save(out, config, params, assets_from or model, dtype, {'base': str(model), 'adapter': str(adapter)})
+    about = folders.About({'base': str(model), 'adapter': str(adapter)})
+    checkpoint_io.save(out, config, params, assets_from or model, dtype, about)
 
 
 def _tensor(origin: Sequence[folder_tensors.Place], has_base: bool) -> merging.Tensor:
@@ -206,6 +207,9 @@ def _check_configs(paths: Sequence[pathlib.Path]) -> tuple[dict[str, Any], _Conf
         f'{path / folders.CONFIG}: {key} is {second!r}, and in {paths[0]} it is {first!r}: '
         'these models cannot be merged'
       )
+  if configs[0] is not None and entries[0]['model_type'] != configs[0].model_type:  # only its text model is merged
+    dtype = entries[0].get('torch_dtype') or entries[0].get('dtype') or 'float32'
+    return checkpoint_io.rendered(configs[0], paths[0]) | {'torch_dtype': dtype}, configs
   return entries[0], configs
 
 

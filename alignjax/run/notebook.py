@@ -87,7 +87,7 @@ def read(
   """
   report = drops.DropReport()
   if isinstance(data, str | os.PathLike):
-    examples = sources.read_examples(data, report)
+    examples = sources.read_examples(locations.resolve_data(data, 'data'), report)
   else:
     examples = sources.parse_examples(data, report)
   limits = encoding.Limits(max_prompt, max_response, loaded.model.config.vocab_size)

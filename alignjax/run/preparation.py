@@ -1,6 +1,6 @@
 """Prepares a run: reads the configuration, builds the model, tokenises the data."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -8,14 +8,27 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from alignjax import objectives
+from alignjax import objectives, stats
 from alignjax.data.tokens import tokenization
 from alignjax.models import checkpoint_io, transformer
 from alignjax.optim import bases, recipes
 from alignjax.parallel import mesh as parallel_mesh
 from alignjax.parallel import rules
-from alignjax.run import adapters, first_start, inputs, loaded, settings, token_cache, user_code
-from alignjax.training import placement, processes, references
+from alignjax.run import (
+  adapters,
+  fields,
+  first_start,
+  inputs,
+  loaded,
+  on_policy,
+  replay,
+  settings,
+  token_cache,
+  trackers,
+  uploads,
+  user_code,
+)
+from alignjax.training import forward, placement, processes, references
 from alignjax.training import state as training_state
 from alignjax.training.policy import Policy
 from alignjax.types import Params
@@ -36,6 +49,12 @@ class Prepared:
   training: inputs.Split
   held_out: inputs.Split | None
   weights: loaded.Loaded  # what is loaded besides the state, for checkpoints
+  prompts: on_policy.Prompts | None = None  # of an on-policy run; without `data`, `training` is their split
+
+  @property
+  def joint(self) -> bool:
+    """Whether an update has a batch of data and one of rollouts."""
+    return self.prompts is not None and self.training is not self.prompts.split
 
   @property
   def trained(self) -> Any:
@@ -49,9 +68,16 @@ def check_settings(config: settings.Config) -> None:
   Raises:
     ValueError: they cannot be used together.
   """
+  trackers.check(config.trackers)
+  uploads.check(config.push_to_hub, config.workdir)
   user_code.load(config.imports)
-  objectives.parse(config.objective)
-  _recipe(config, config.base_model)
+  objective = fields.naming('config.objective', objectives.parse, config.objective)
+  if _recipe(config, config.base_model).needs_delta and stats.reads_final(objective.needs):
+    raise ValueError(
+      f'config.optimizer = {config.optimizer!r} merges with model - base_model, and the score head of {objective.name} '
+      'has no such difference: choose an optimizer that does not merge'
+    )
+  on_policy.check(config, objective)
 
 
 def prepare(
@@ -67,9 +93,10 @@ def prepare(
   Raises:
     ValueError: the configuration, the model or the data cannot be used.
   """
-  settings.require(config, 'model', 'data')
+  settings.require(config, 'model', *([] if config.prompts else ['data']))
   user_code.load(config.imports)
-  objective = objectives.parse(config.objective)
+  objective = fields.naming('config.objective', objectives.parse, config.objective)
+  on_policy.check(config, objective)
   recipe = _recipe(config, config.base_model)
   mesh = parallel_mesh.make_mesh(
     config.mesh.data,
@@ -78,37 +105,71 @@ def prepare(
     slices=config.mesh.slices,
     allow_dcn_fsdp=config.mesh.allow_dcn_fsdp,
   )
-  _check_batch_size(config, mesh)
+  if config.data:
+    _check_batch_size(config, mesh)
+  if config.prompts:
+    on_policy.check_size(config, mesh)
   model_config = checkpoint_io.load_config(
     config.model,
     compute_dtype=config.compute_dtype,
     remat=config.remat,
     scan_layers=config.scan_layers,
     attention=config.attention,
+    output=forward.output(objective.needs),
   )
   adapter = adapters.configured(config, recipe, model_config)
   policy = Policy(transformer.build(model_config, rules.activation_constraint(mesh)), adapter)
   shapes = jax.eval_shape(policy.model.init, jax.random.key(config.seed))
   shardings = rules.param_shardings(mesh, shapes)
-  reference = inputs.Reference(config, policy, objective, mesh, shardings, announce)
+  read = on_policy.reference_needs(config, objective) if config.prompts else objective
+  reference = inputs.Reference(config, policy, read, mesh, shardings, announce)
   tokenizer = tokenization.Tokenizer.load(config.model, functools.partial(first_start.date, config.workdir))
   cache = token_cache.configured(config.token_cache, config.workdir)
-  reading = inputs.Reading(tokenizer, model_config.vocab_size, mesh, announce, cache, model_config.max_positions)
-  splits = [
-    inputs.read_split(paths, config, reading, training=training)
+  # The model reads all tokens of a response that it scores, and all but the last of one that it predicts.
+  positions = model_config.max_positions - model_config.scored
+  reading = inputs.Reading(tokenizer, model_config.vocab_size, mesh, announce, cache, positions)
+  prompts = on_policy.read(config, reading) if config.prompts else None
+  training, held_out = (
+    _read(paths, config, reading, objective, training) if paths else None
     for paths, training in ((config.data, True), (config.eval_data, False))
-    if paths
-  ]
-  for split in splits:
-    objectives.check_batch(objective, split.data.fields, split.data.responses)
-  training, held_out = (*splits, None)[:2]
+  )
   weights = loaded.Loaded(model_config)
   prepared = Prepared(
-    objective, recipe, tokenizer, mesh, policy, shapes, shardings, reference, training, held_out, weights
+    objective=objective,
+    recipe=recipe,
+    tokenizer=tokenizer,
+    mesh=mesh,
+    policy=policy,
+    shapes=shapes,
+    shardings=shardings,
+    reference=reference,
+    training=prompts.split if training is None else training,
+    held_out=held_out,
+    weights=weights,
+    prompts=prompts,
   )
   check(prepared)
+  if prompts:
+    return prepared
+  splits = [split for split in (training, held_out) if split is not None]
   training, held_out = (*reference.cached(splits), None)[:2]
   return dataclasses.replace(prepared, training=training, held_out=held_out)
+
+
+def _read(
+  paths: Sequence[str],
+  config: settings.Config,
+  reading: inputs.Reading,
+  objective: objectives.Objective,
+  training: bool,
+) -> inputs.Split:
+  """Reads a dataset with responses, and checks that the objective can use it."""
+  if replay.named(paths):
+    split = replay.read(paths, config, reading, objective, training=training)
+  else:
+    split = inputs.read_split(paths, config, reading, training=training)
+  objectives.check_batch(objective, split.data.fields, split.data.responses)
+  return split
 
 
 def initial_params(config: settings.InputSettings, prepared: Prepared) -> Params:
@@ -173,7 +234,7 @@ def _check_batch_size(config: settings.InputSettings, mesh: jax.sharding.Mesh) -
 
 def _recipe(config: settings.OptimizerSettings, base_model: str) -> bases.Recipe:
   """Reads the optimizer, and checks that a base model is given exactly if the optimizer needs one."""
-  recipe = recipes.parse_optimizer(config.optimizer)
+  recipe = fields.naming('config.optimizer', recipes.parse_optimizer, config.optimizer)
   if recipe.needs_delta and not base_model:
     raise ValueError(
       f'config.optimizer = {config.optimizer!r} merges with model - base_model: name the folder of the model '

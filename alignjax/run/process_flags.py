@@ -28,7 +28,7 @@ class Processes:
     'environment (TPU, Slurm, Open MPI, indexed Job).',
     choices=('auto', 'none', 'flags'),
   )
-  coordinator: str = fields.field('', 'host:port of process 0, for runs with several processes.')
+  coordinator: str = fields.field('', 'host:port of process 0, for runs with several processes; empty: one process.')
   num_processes: int = fields.field(1, 'Number of processes in the run.')
   process_id: int = fields.field(0, 'Index of this process, from 0.')
   join_timeout: int = fields.field(120, 'Time to wait until all processes have connected, in seconds.', at_least=1)

@@ -10,8 +10,19 @@ from absl import logging
 import jax
 
 from alignjax import files
+from alignjax.data.batches import order
 from alignjax.optim import schedules
-from alignjax.run import adapters, first_start, inputs, preparation, settings, user_code
+from alignjax.run import (
+  adapters,
+  fields,
+  first_start,
+  inputs,
+  on_policy,
+  preparation,
+  rollout_settings,
+  settings,
+  user_code,
+)
 from alignjax.training import checkpoint
 
 
@@ -19,6 +30,10 @@ def identity(config: settings.Config, prepared: preparation.Prepared) -> dict[st
   """The settings and inputs that must not change when a run is resumed."""
   values = settings.flat(config)
   same = {name: values[name] for name, kind in settings.on_resume().items() if kind == settings.IDENTITY}
+  if prepared.prompts is None:
+    same = {name: value for name, value in same.items() if name not in _OF_ROLLOUTS}
+  else:
+    same['prompts_fingerprint'] = prepared.prompts.fingerprint
   same['buckets'] = prepared.training.batches.plan.buckets  # includes buckets chosen from the data
   same['data_fingerprint'] = prepared.training.data.fingerprint
   template = prepared.tokenizer.template
@@ -37,6 +52,7 @@ def identity(config: settings.Config, prepared: preparation.Prepared) -> dict[st
   return same
 
 
+_OF_ROLLOUTS = frozenset(leaf.name for leaf in fields.leaves(rollout_settings.RolloutSettings))
 FINGERPRINT_DIGITS = 16  # of the data, in config.accept_data
 
 
@@ -59,7 +75,7 @@ def accepted(config: settings.Config, identity: Mapping[str, Any]) -> frozenset[
 
 def _of_the_data(config: settings.Config) -> frozenset[str]:
   """The entries of the identity that follow from the data alone."""
-  return frozenset({'data_fingerprint'} if config.buckets else {'data_fingerprint', 'buckets'})
+  return frozenset({'data_fingerprint', 'prompts_fingerprint', *([] if config.buckets else ['buckets'])})
 
 
 def explain(error: checkpoint.MismatchError, now: Mapping[str, Any], config: settings.Config) -> ValueError:
@@ -137,8 +153,26 @@ def summary(config: settings.Config, prepared: preparation.Prepared, steps: int)
       *([f'adapter    {adapters.describe(config, prepared.trained)}'] if config.adapter else []),
       f'optimizer  {config.optimizer}{delta}',
       f'devices    {mesh.size} x {mesh.devices.flat[0].device_kind}, mesh {axes}, processes {jax.process_count()}',
-      f'batches    {config.batch_size} prompts in {config.microbatches} microbatches, shapes {list(plan.buckets)}, '
-      f'{plan.steps_per_epoch} per epoch, {plan.padding_rows} padding rows',
+      *(_rollouts(config, prepared) if prepared.prompts else []),
+      *(_batches(config, plan) if config.data else []),
       f'steps      {steps}, learning rate {recipe.learning_rate:g} {config.schedule}, warm-up {warmup} steps',
     ]
   )
+
+
+def _batches(config: settings.Config, plan: order.Plan) -> list[str]:
+  return [
+    f'batches    {config.batch_size} prompts in {config.microbatches} microbatches, shapes {list(plan.buckets)}, '
+    f'{plan.steps_per_epoch} per epoch, {plan.padding_rows} padding rows'
+  ]
+
+
+def _rollouts(config: settings.Config, prepared: preparation.Prepared) -> list[str]:
+  size, split = on_policy.rounds(config), prepared.prompts.split
+  return [
+    f'reward     {config.reward or "none"}',
+    f'rollouts   {config.samples} responses to each of {size.prompts} prompts a round, {len(split.data)} in all, shape '
+    f'{split.batches.plan.buckets[0]}, pairing {config.pairing}; {size.updates} updates a round of {size.minibatch} '
+    f'prompts in {config.microbatches} microbatches',
+    *([f'           trained by {config.rollout_objective}, beside the data'] if config.rollout_objective else []),
+  ]

@@ -12,7 +12,7 @@ import ml_collections
 
 from alignjax import paths
 from alignjax.optim import schedules
-from alignjax.run import fields, user_code
+from alignjax.run import fields, rollout_settings, user_code
 
 field = fields.field
 
@@ -33,7 +33,8 @@ class ModelSettings:
   model: str = _field(
     '',
     FREE,
-    'Model to align: a folder in Hugging Face format, or a name on the Hub, such as Qwen/Qwen2.5-0.5B@main.',
+    'Model to align, needed by a new run: a folder in Hugging Face format, or a name on the Hub, such as '
+    'Qwen/Qwen2.5-0.5B@main.',
     path=paths.READ,
   )
   reference: str = _field(
@@ -42,7 +43,9 @@ class ModelSettings:
   reference_cache: str = _field(
     '', FREE, 'Folder for cached outputs of the reference, created if missing; empty: no cache.', path=paths.DISK
   )
-  adapter: str = _field('', IDENTITY, 'Adapter to train instead of the whole model, such as lora(rank=16, alpha=32).')
+  adapter: str = _field(
+    '', IDENTITY, 'Adapter to train, such as lora(rank=16, alpha=32); empty: train the whole model.'
+  )
   adapter_from: str = _field(
     '',
     FREE,
@@ -54,7 +57,10 @@ class ModelSettings:
     'none', IDENTITY, 'Storage format of the frozen model under an adapter.', choices=('none', 'int8', 'nf4')
   )
   base_model: str = _field(
-    '', FREE, 'Folder of the model that `model` was fine-tuned from, for online merging.', path=paths.READ
+    '',
+    FREE,
+    'Folder of the model that `model` was fine-tuned from, for online merging; empty: no online merging.',
+    path=paths.READ,
   )
   delta_dtype: str = _field(
     'bfloat16', WARNS, 'Storage type of the delta, model - base_model.', choices=('bfloat16', 'float32')
@@ -71,14 +77,17 @@ class DataSettings:
   data: tuple[str, ...] = _field(
     (),
     FREE,
-    'Training data, [form:]location[part]: pairs.jsonl, hh:train.jsonl.gz[:1000]; can be repeated.',
+    'Training data, needed by a new run: [form:]location[part], such as pairs.jsonl, hh:train.jsonl.gz[:1000], or a '
+    'dataset on the Hub, hh:Anthropic/hh-rlhf/harmless-base:test; can be repeated.',
     path=paths.READ,
   )
   eval_data: tuple[str, ...] = _field(
     (), WARNS, 'Held-out data in the same notation; empty: no evaluation.', path=paths.READ
   )
   ignore_fields: tuple[str, ...] = _field(
-    (), WARNS, 'Columns of the data files to ignore, and paths of fields within them, such as prompt[].weight.'
+    (),
+    WARNS,
+    'Columns of the data files to ignore, and paths of fields within them, such as prompt[].weight; empty: none.',
   )
   unknown_columns: str = _field(
     'refuse',
@@ -97,13 +106,22 @@ class DataSettings:
     'files of 1 MiB or more; off: tokenise at every start.',
     path=paths.DISK,
   )
-  max_prompt: int = _field(512, IDENTITY, 'Largest prompt in tokens; longer ones lose their first tokens.')
-  max_response: int = _field(512, IDENTITY, 'Largest response in tokens; for longer ones see `long_responses`.')
+  max_prompt: int = _field(512, IDENTITY, 'Largest prompt in tokens; longer ones lose their first tokens.', at_least=2)
+  max_response: int = _field(
+    512, IDENTITY, 'Largest response in tokens; for longer ones see `long_responses`.', at_least=2
+  )
   long_responses: str = _field(
     'drop',
     IDENTITY,
     'Drop an example with a longer response, or cut the response, which then has no end token to learn.',
     choices=('drop', 'cut'),
+  )
+  weighting: str = _field(
+    'prompts',
+    FREE,  # it changes the weights of examples, and the contents of the data are compared
+    'What counts the same: every prompt, or every response token (for data with one response to a prompt), which makes '
+    'sft() the mean over all tokens of a batch.',
+    choices=('prompts', 'tokens'),
   )
   batch_size: int = _field(
     32, IDENTITY, 'Prompts per update, summed over all devices and processes.', at_least=1, at_most=2**24
@@ -215,7 +233,20 @@ class WatchConfig:
 class OutputSettings:
   """Checks and output."""
 
-  workdir: str = _field('', FREE, 'Folder for checkpoints, metrics and the aligned model.', path=paths.RUN)
+  workdir: str = _field(
+    '', FREE, 'Folder for checkpoints, metrics and the aligned model; only `train` needs one.', path=paths.RUN
+  )
+  trackers: tuple[str, ...] = _field(
+    (), FREE, 'Services that draw the metrics in a browser: wandb, trackio; empty: only files and TensorBoard.'
+  )
+  tracker_project: str = _field('alignjax', FREE, 'Project of the run in the trackers.')
+  run_name: str = _field('', FREE, 'Name of the run in the trackers; empty: the name of the work directory.')
+  push_to_hub: str = _field(
+    '',
+    FREE,
+    'Repository on the Hugging Face Hub to which the aligned model is uploaded after training, such as me/model; '
+    'private if it is new; empty: none.',
+  )
   doctor: str = _field(
     'stop',
     FREE,
@@ -233,7 +264,7 @@ class OutputSettings:
     '',
     FREE,
     'Fingerprint of changed training data with which to resume a run on purpose; the error that refuses the data '
-    'prints it.',
+    'prints it; empty: refuse changed data.',
   )
   log_every: int = _field(10, FREE, 'Steps between lines on the console; files log every step.', at_least=1)
   eval_every: int = _field(100, WARNS, 'Steps between evaluations; 0: only before and after training.', at_least=0)
@@ -254,7 +285,7 @@ class InputSettings(StepSettings, DataSettings, ModelSettings):
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(OutputSettings, OptimizerSettings, ObjectiveSettings, InputSettings):
+class Config(OutputSettings, OptimizerSettings, rollout_settings.RolloutSettings, ObjectiveSettings, InputSettings):
   """A training run.
 
   Raises:
@@ -275,7 +306,7 @@ class Config(OutputSettings, OptimizerSettings, ObjectiveSettings, InputSettings
       raise ValueError(f'config.epochs = {self.epochs!r}: must be 0 if steps={self.steps} is given')
 
 
-_PATHS = frozenset(item.name for item in dataclasses.fields(Config) if item.metadata.get('path'))
+PATHS = frozenset(item.name for item in dataclasses.fields(Config) if item.metadata.get('path'))
 
 
 def config_dict(**overrides: Any) -> ml_collections.ConfigDict:
@@ -294,7 +325,7 @@ def from_dict(values: Mapping[str, Any]) -> Config:
 
 def saved(values: Mapping[str, Any]) -> Config:
   """Reads the configuration of an earlier run, without its paths: this machine may not have the object stores."""
-  return from_dict({name: value for name, value in values.items() if name not in _PATHS})
+  return from_dict({name: value for name, value in values.items() if name not in PATHS})
 
 
 def flat(config: Config) -> dict[str, Any]:

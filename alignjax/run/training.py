@@ -17,13 +17,19 @@ from alignjax.run import (
   exports,
   fields,
   locations,
+  model_card,
+  on_policy,
   places,
   preparation,
   record,
   recovery,
+  reward_scales,
+  rollout_source,
   settings,
+  trackers,
+  uploads,
 )
-from alignjax.training import checkpoint, loop, metrics, mirror, owner, placement, processes, source, watchdog
+from alignjax.training import checkpoint, loop, metrics, mirror, owner, placement, processes, watchdog
 from alignjax.training import state as training_state
 from alignjax.training import step as training_step
 
@@ -45,18 +51,18 @@ def train(config: settings.Config) -> loop.Result:
     Stopped: SIGTERM or Ctrl-C came before the first step, or after the last one was saved.
   """
   with watchdog.watching(dataclasses.asdict(config.watch)), refusals.checking() as checks:
-    settings.require(config, 'workdir', 'model', 'data')
+    settings.require(config, 'workdir', 'model', *([] if config.prompts else ['data']))
     with owner.owned(paths.path(config.workdir)) as claim, places.on_disk(config, announce) as on_disk:
       preparation.check_settings(on_disk)
-      return _train(locations.with_folders(on_disk), config, checks, claim)
+      return _train(locations.with_paths(on_disk), config, checks, claim)
 
 
 def _train(config: settings.Config, given: settings.Config, checks: refusals.Checks, claim: owner.Claim) -> loop.Result:
   """Trains with the paths of `config`, which are on this disk, and records those of `given`."""
   check = functools.partial(agreement.check, config, workdir_id=claim.seen())
   prepared = preparation.prepare(config, announce, check)
-  batches, recipe, objective = prepared.training.batches, prepared.recipe, prepared.objective
-  steps = config.steps or (config.epochs or 1) * batches.plan.steps_per_epoch
+  recipe, objective = prepared.recipe, prepared.objective
+  steps = config.steps or _steps(config, prepared)
   if steps > fields.LARGEST:
     raise ValueError(f'config.epochs = {config.epochs}: {steps:,} steps are more than {fields.LARGEST:,}')
   warmup = schedules.warmup_steps(config.warmup, steps)
@@ -64,8 +70,12 @@ def _train(config: settings.Config, given: settings.Config, checks: refusals.Che
   tx = recipes.build_optimizer(recipe, schedule, config.gradient_clip)
   identity = record.identity(config, prepared)
   workdir = paths.path(config.workdir)
-  origin = exports.Origin(config.model, identity['model_fingerprint'], prepared.policy, recipe.averages)
-  batch_source = source.GrainSource(iter(batches))
+  records = exports.Records(
+    functools.partial(model_card.render, dataclasses.asdict(given), workdir),
+    functools.partial(reward_scales.after, workdir),
+  )
+  origin = exports.Origin(config.model, identity['model_fingerprint'], prepared.policy, recipe.averages, records)
+  batch_source = rollout_source.configured(config, prepared, workdir / 'rollouts', announce)
   key = jax.random.key(config.seed)
   with checkpoint.Checkpoints(
     workdir / 'checkpoints',
@@ -94,31 +104,28 @@ def _train(config: settings.Config, given: settings.Config, checks: refusals.Che
       if restored.step >= steps and not owed:
         announce(f'this run is finished: it has done {restored.step} of {steps} steps')
         exports.export(workdir, origin, state, base, announce)
+        uploads.upload(config.push_to_hub, workdir / 'model', announce)
         return loop.Result(state, restored.step, False, 0)
     frozen = preparation.load_frozen(config, prepared, base)
     if restored is not None:
       prepared.weights.check(restored.loaded, restored.config)
     checkpoints.loaded = prepared.weights.sums()
     announce(record.summary(given, prepared, steps))
+    if prepared.prompts is not None:
+      (batch_source.drawn if prepared.joint else batch_source).frozen = frozen
     if restored is None and config.doctor != 'off':
-      found = examination.examine(config, prepared, state, frozen)
+      examined = rollout_source.first_round(config, prepared, batch_source, state)
+      found = examination.examine(config, examined, state, frozen)
       examination.report(found, stop=config.doctor == 'stop', notes=False, announce=announce)
     record.write_config(workdir, given)
-    step = training_step.build_train_step(
-      prepared.policy,
-      objective,
-      tx,
-      chunk=config.chunk,
-      microbatches=config.microbatches,
-      mesh=prepared.mesh,
-    )
+    step = rollout_source.build_step(config, prepared, tx)
 
     def attempt(state: training_state.TrainState, resumed_at: int | None) -> loop.Result:
       checks.over = True
       evaluation = _evaluation(prepared, config.chunk, config.eval_every)
       if owed and resumed_at == restored.step:
         evaluation = dataclasses.replace(evaluation, owed=True)
-      with _writers(workdir, resumed_at, steps, config.log_every) as (writers, flush):
+      with _writers(given, workdir, resumed_at, steps) as (writers, flush):
 
         def confirm() -> None:
           flush()  # metrics before the checkpoint, which may be all that is left of the run
@@ -148,7 +155,15 @@ def _train(config: settings.Config, given: settings.Config, checks: refusals.Che
     stopping.check()
     claim.confirm()
     exports.export(workdir, origin, result.state, base, announce)
+    uploads.upload(config.push_to_hub, workdir / 'model', announce)
   return result
+
+
+def _steps(config: settings.Config, prepared: preparation.Prepared) -> int:
+  """The updates of a run that is given in epochs."""
+  if prepared.prompts is not None and not prepared.joint:
+    return on_policy.steps(config, len(prepared.training.data))
+  return (config.epochs or 1) * prepared.training.batches.plan.steps_per_epoch
 
 
 def _evaluation_owed(config: settings.Config, prepared: preparation.Prepared, step: int, steps: int) -> bool:
@@ -169,16 +184,19 @@ def _evaluation_owed(config: settings.Config, prepared: preparation.Prepared, st
 
 @contextlib.contextmanager
 def _writers(
-  workdir: pathlib.Path, resumed_at: int | None, steps: int, log_every: int
+  config: settings.Config, workdir: pathlib.Path, resumed_at: int | None, steps: int
 ) -> Iterator[tuple[list[metrics.Writer], Callable[[], None]]]:
   """The writers of a run, and a function that makes their files complete."""
+  name = config.run_name or pathlib.PurePath(config.workdir).name
+  shown = trackers.Run(config.tracker_project, name, dataclasses.asdict(config))
   with contextlib.ExitStack() as stack:
     copy = stack.enter_context(mirror.mirrored(workdir, ['metrics.jsonl']))
     writers = [
       metrics.JsonlWriter(copy.local / 'metrics.jsonl', resumed_at),
       metrics.TensorBoardWriter(copy.local / 'tensorboard', resumed_at),
       copy,
-      metrics.ConsoleWriter(steps, log_every),
+      metrics.ConsoleWriter(steps, config.log_every),
+      *trackers.writers(config.trackers, shown, workdir, resumed_at),
     ]
     for writer in reversed(writers):
       stack.callback(writer.close)

@@ -28,7 +28,7 @@ class UserCode:
   imports: tuple[str, ...] = fields.field(
     (),
     'Python file or module with your own objectives, optimizers, rewards or strategies, such as mine.py or '
-    'package.module; can be repeated.',
+    'package.module; can be repeated; empty: none.',
     flag='import',
     path=paths.READ,
     on_resume='free',  # the contents are compared, not the paths

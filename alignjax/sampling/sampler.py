@@ -34,6 +34,7 @@ class Decoding:
   max_new_tokens: int  # R, the number of tokens after which a response is cut off
   strategy: strategies.Strategy = dataclasses.field(default_factory=strategies.chain)  # the model's own distribution
   end_ids: Sequence[int] = ()  # ids of the tokens that end a response; if empty, every response has R tokens
+  constrain: base.Constrain = lambda x, _: x  # shards the logits by 'batch' and 'vocab', then by 'row'
 
   def __post_init__(self):
     if self.samples < 1 or self.max_new_tokens < 1:
@@ -90,7 +91,9 @@ def sample(model: base.LanguageModel, params: Params, prompts: Prompts, key: Arr
 
   def step(state: _State) -> _State:
     cache, hidden = model.decode(params, state.cache, state.token)
-    logits = stats.logits(stats.HiddenStates(hidden, head))
+    # The product leaves the vocabulary split like the head. Drawing needs whole rows, so each logit moves once.
+    logits = decoding.constrain(stats.logits(stats.HiddenStates(hidden, head)), ('batch', None, 'vocab'))
+    logits = decoding.constrain(logits, ('row', None, None))
     drawn_from = strategy(logits)
     token, strategy_logp = strategies.draw(drawn_from, _uniform(keys, state.index))
     # If the strategy returns the logits unchanged, skip two passes over the vocabulary.

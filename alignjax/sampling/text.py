@@ -16,8 +16,7 @@ from alignjax.data.tokens import tokenization
 from alignjax.models import base as models
 from alignjax.models import checkpoint_io, transformer
 from alignjax.parallel import mesh as parallel_mesh
-from alignjax.parallel import rules
-from alignjax.sampling import sampler, strategies
+from alignjax.sampling import layouts, sampler, sharded, strategies
 from alignjax.types import Array, Params
 
 PROMPT_MULTIPLE = 64  # prompts are padded to a multiple of this number of tokens, to limit the number of compilations
@@ -37,7 +36,8 @@ class Response(NamedTuple):
 
   prompt: rows.Prompt
   response: str
-  logp: float  # log-probability of the response, in nats
+  logp: float  # log-probability of the response under the model's own distribution, in nats
+  strategy_logp: float  # the same under the distribution that it was drawn from
   tokens: int  # number of tokens, including the end token
   finished: bool  # False if the response was cut off
 
@@ -78,51 +78,46 @@ class TextSampler:
   def __init__(
     self, model: models.LanguageModel, tokenizer: tokenization.Tokenizer, mesh: jax.sharding.Mesh, options: Options
   ):
-    self._tokenizer, self._mesh, self._options = tokenizer, mesh, options
-    shards = parallel_mesh.batch_shards(mesh)
-    self._rows = -(-options.batch_size // shards) * shards
-
+    self._tokenizer, self._options = tokenizer, options
+    self._rows = -(-options.batch_size // mesh.size) * mesh.size
     end_ids = tuple(sorted(tokenizer.end_ids))
     decoding = sampler.Decoding(options.samples, options.max_new_tokens, options.strategy, end_ids)
+    self._sampler = sharded.ShardedSampler(model, mesh, decoding)
 
-    @jax.jit
-    def draw(params: Params, key: Array, prompt: Array, length: Array, row_ids: Array) -> sampler.Samples:
-      return sampler.sample(model, params, sampler.Prompts(prompt, length, row_ids), key, decoding)
-
-    self._draw = draw
-
-  def __call__(self, params: Params, prompts: Iterable[rows.Prompt]) -> Iterator[Response]:
+  def __call__(self, params: Params, prompts: Iterable[rows.Prompt], first: int = 0) -> Iterator[Response]:
     """Draws `options.samples` responses to each prompt, in the order of the prompts.
 
     The draws for a prompt depend on the seed and on its position in `prompts`, not on the batch size.
 
     Args:
-      params: the parameters of the model, on the mesh.
+      params: the parameters of the model, on the mesh; kernels may be adapted or quantised. They are resharded once.
       prompts: texts, or conversations for the chat template.
+      first: the position of the first prompt; more than 0 continues an earlier call.
     """
-    for drawn in self.draw(params, prompts, jax.random.key(self._options.seed)):
+    for drawn in self.draw(params, prompts, jax.random.key(self._options.seed), first):
       for row, prompt in enumerate(drawn.prompts):
         for i in range(self._options.samples):
           yield self._response(prompt, drawn.samples, (row, i))
 
-  def draw(self, params: Params, prompts: Iterable[rows.Prompt], key: Array) -> Iterator[Draw]:
+  def draw(self, params: Params, prompts: Iterable[rows.Prompt], key: Array, first: int = 0) -> Iterator[Draw]:
     """Like calling the sampler, but returns token ids, batch by batch.
 
     Args:
-      params: the parameters of the model, on the mesh.
+      params: the parameters of the model, on the mesh; kernels may be adapted or quantised. They are resharded once.
       prompts: texts, or conversations for the chat template.
       key: a typed PRNG key, in place of the seed.
+      first: the position of the first prompt.
     """
-    for batch in itertools.batched(enumerate(prompts), self._rows):
-      prompt, length, row_ids = self._pad(batch)
-      placed = jax.device_put((prompt, length, row_ids), rules.batch_sharding(self._mesh))
-      drawn = jax.tree.map(checkpoint_io.on_host, self._draw(params, key, *placed))
+    placed = self._sampler.place(params)
+    for batch in itertools.batched(enumerate(prompts, first), self._rows):
+      padded = self._pad(batch)
+      drawn = jax.tree.map(checkpoint_io.on_host, self._sampler.draw(placed, key, padded))
       count = len(batch)
       samples = jax.tree.map(lambda x, count=count: x[:count], drawn)
-      yield Draw([text for _, text in batch], prompt[:count], length[:count], samples)
+      yield Draw([text for _, text in batch], padded.tokens[:count], padded.length[:count], samples)
 
-  def _pad(self, batch: Sequence[tuple[int, rows.Prompt]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Token ids [rows, P], lengths [rows] and positions in the sequence of prompts [rows]."""
+  def _pad(self, batch: Sequence[tuple[int, rows.Prompt]]) -> sampler.Prompts:
+    """Token ids [rows, P], with positions in the sequence of prompts as row ids [rows]."""
     encoded = [self._tokenizer.encode_prompt(prompt, self._options.max_prompt) for _, prompt in batch]
     longest = max(map(len, encoded))
     size = self._options.prompt_size or -(-longest // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
@@ -134,7 +129,7 @@ class TextSampler:
     row_ids[: len(batch)] = [index for index, _ in batch]
     for row, ids in enumerate(encoded):
       prompt[row, : len(ids)], length[row] = ids, len(ids)
-    return prompt, length, row_ids
+    return sampler.Prompts(prompt, length, row_ids)
 
   def _response(self, prompt: rows.Prompt, drawn: sampler.Samples, place: tuple[int, int]) -> Response:
     tokens = int(drawn.response_length[place])
@@ -143,9 +138,37 @@ class TextSampler:
       # A response to a string may start with a space; in a conversation, a leading space belongs to the template.
       response=self._tokenizer.decode(drawn.response[place][:tokens], continues=isinstance(prompt, str)),
       logp=float(drawn.logp[place].sum(dtype=np.float64)),
+      strategy_logp=float(drawn.strategy_logp[place].sum(dtype=np.float64)),
       tokens=tokens,
       finished=bool(drawn.finished[place]),
     )
+
+
+class Loaded(NamedTuple):
+  """A model on the devices, sharded for decoding."""
+
+  model: models.LanguageModel
+  tokenizer: tokenization.Tokenizer
+  mesh: jax.sharding.Mesh
+  params: Params
+
+  def sample(self, prompts: Iterable[rows.Prompt], options: Options, first: int = 0) -> Iterator[Response]:
+    """Draws responses; see `TextSampler`."""
+    return TextSampler(self.model, self.tokenizer, self.mesh, options)(self.params, prompts, first)
+
+
+def load(
+  folder: str | os.PathLike[str],
+  compute_dtype: str = 'float32',
+  loading: checkpoint_io.Loading = checkpoint_io.IN_FLOAT32,
+) -> Loaded:
+  """Loads a Hugging Face folder. Args, Raises: see `sample`."""
+  tokenizer = tokenization.Tokenizer.load(folder)
+  config = checkpoint_io.load_config(folder, compute_dtype=compute_dtype)
+  model, convert = transformer.build(config), loading.convert
+  layout = layouts.choose(model, parallel_mesh.make_mesh())
+  loading = loading._replace(convert=lambda path, leaf: layout.cast(path, convert(path, leaf)))
+  return Loaded(model, tokenizer, layout.mesh, checkpoint_io.load_params(folder, config, layout.shardings, loading))
 
 
 def sample(
@@ -167,13 +190,7 @@ def sample(
   Raises:
     ValueError: the folder or a prompt is invalid.
   """
-  tokenizer = tokenization.Tokenizer.load(folder)
-  mesh = parallel_mesh.make_mesh()
-  config = checkpoint_io.load_config(folder, compute_dtype=compute_dtype)
-  model = transformer.build(config, rules.activation_constraint(mesh))
-  shapes = jax.eval_shape(model.init, jax.random.key(0))
-  params = checkpoint_io.load_params(folder, config, rules.param_shardings(mesh, shapes), loading)
-  return TextSampler(model, tokenizer, mesh, options or Options())(params, prompts)
+  return load(folder, compute_dtype, loading).sample(prompts, options or Options())
 
 
 def read_prompts(source: str, ignore_fields: Sequence[str] = (), unknown_columns: str = 'refuse') -> list[rows.Prompt]:

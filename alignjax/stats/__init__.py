@@ -1,7 +1,15 @@
 """Statistics of tokens and responses, and how they are computed without holding logits for a whole batch."""
 
 from alignjax.stats.behaviour import BEHAVIOUR_TOKEN_LOGP, behaviour_logp, behaviour_token_logp
-from alignjax.stats.head import HiddenStates, from_logits, log_probs, logits, missing_reference, statistics
+from alignjax.stats.head import (
+  HiddenStates,
+  from_logits,
+  log_probs,
+  logits,
+  missing_reference,
+  reads_final,
+  statistics,
+)
 from alignjax.stats.path import (
   Logits,
   PathStat,
@@ -12,7 +20,7 @@ from alignjax.stats.path import (
   nested_horizon,
   nested_risk,
 )
-from alignjax.stats.response import ResponseStat, last_state
+from alignjax.stats.response import ResponseStat, final_states, last_state, reward
 from alignjax.stats.table import Stat, StatTable
 from alignjax.stats.token import (
   TokenStat,
@@ -41,6 +49,7 @@ __all__ = [
   'behaviour_logp',
   'behaviour_token_logp',
   'entropy',
+  'final_states',
   'forward_kl',
   'from_logits',
   'last_state',
@@ -51,8 +60,10 @@ __all__ = [
   'missing_reference',
   'nested_horizon',
   'nested_risk',
+  'reads_final',
   'reference_logp',
   'reverse_kl',
+  'reward',
   'risk_ratio',
   'statistics',
 ]

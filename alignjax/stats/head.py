@@ -22,6 +22,7 @@ class HiddenStates(NamedTuple):
 
   states: Array  # [B, N, R, D], entry t predicts response token t; other leading dimensions are allowed without a batch
   head: Head
+  final: Array | None = None  # [B, N, D], the state after the last token of each response, if a statistic reads it
 
 
 def logits(hidden: HiddenStates) -> Array:
@@ -29,7 +30,9 @@ def logits(hidden: HiddenStates) -> Array:
 
   The product runs in the dtype of the hidden states; everything after it is float32.
   """
-  states, head = hidden
+  states, head = hidden.states, hidden.head
+  if head.kernel is None:
+    raise ValueError('this model is a reward model without an output head, so it has no logits')
   out = numerics.project(states, head.kernel)
   if head.bias is not None:
     out = out + jnp.expand_dims(head.bias.astype(jnp.float32), range(out.ndim - 1))
@@ -41,6 +44,11 @@ def logits(hidden: HiddenStates) -> Array:
 def log_probs(hidden: HiddenStates) -> Array:
   """Log-probabilities of the next token, [..., V] float32, nats."""
   return jax.nn.log_softmax(logits(hidden))
+
+
+def reads_final(needs: Iterable[table.Stat], cached: Iterable[str] = ()) -> bool:
+  """Whether a statistic, unless it is cached, reads the state after each response."""
+  return any(isinstance(stat, response.ResponseStat) and stat.final and stat.name not in cached for stat in needs)
 
 
 def missing_reference(needs: Iterable[table.Stat], cached: Iterable[str]) -> list[str]:
@@ -98,8 +106,17 @@ def statistics(
   mask = numerics.length_mask(batch.response_length, target.shape[2])
   positions = max(1, chunk // (target.shape[0] * target.shape[1]))
   values = _over_positions(compute, (states, target, mask), work, positions) if work.tokens or work.recursions else {}
-  of_responses = {stat.name: stat(policy.states, policy.head, batch) for stat in work.responses}
+  of_responses = {stat.name: _of_responses(stat, policy, batch) for stat in work.responses}
   return work.tabulate({**values, **of_responses}, batch)
+
+
+def _of_responses(stat: response.ResponseStat, policy: HiddenStates, batch: PreferenceBatch) -> Array:
+  """[B, N]: a response statistic."""
+  if stat.final and policy.final is None:
+    raise ValueError(
+      f'the response statistic {stat.name!r} reads the state after each response: give it as HiddenStates.final'
+    )
+  return stat(policy.final if stat.final else policy.states, policy.head, batch)
 
 
 def from_logits(

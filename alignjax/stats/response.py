@@ -14,14 +14,20 @@ from alignjax.types import Array, Head, PreferenceBatch
 
 @dataclasses.dataclass(frozen=True)
 class ResponseStat:
-  """A named function of (hidden states [B, N, R, D], head, batch) -> [B, N]. Gradients flow into the policy.
+  """A named function of (hidden states, head, batch) -> [B, N]. Gradients flow into the policy.
 
   Two statistics with the same name are the same statistic. If a batch has `cached[name]`, [B, N], these values are used
   and the function is not called. Nothing is masked: the function selects the states that it reads, as in `last_state`.
+
+  Attributes:
+    name: its name in the table.
+    function: the function. Its states are [B, N, R, D], entry t predicts response token t.
+    final: whether its states are [B, N, D] instead: the state after the last token of each response.
   """
 
   name: str
   function: Callable[[Array, Head, PreferenceBatch], Array] = dataclasses.field(compare=False, repr=False)
+  final: bool = False
   policy: ClassVar[bool] = True  # it reads the policy's hidden states
   reference: ClassVar[bool] = False  # it does not read those of the reference
 
@@ -33,6 +39,31 @@ class ResponseStat:
         f'got {values.shape}'
       )
     return values
+
+
+def _reward(final: Array, head: Head, batch: PreferenceBatch) -> Array:
+  """[B, N]: <score, h>, with products and sum in float32 for any compute dtype."""
+  del batch
+  if head.score is None:
+    raise ValueError(
+      'the statistic `reward` needs a model with a score head: load or build the model with output="score" or '
+      'output="both"'
+    )
+  return jnp.sum(final.astype(jnp.float32) * head.score.astype(jnp.float32).reshape(1, 1, -1), axis=-1)
+
+
+reward = ResponseStat('reward', _reward, final=True)
+"""[B, N]: r(x, y) = <score, h>, with h the final hidden state after the last token of the response, its end token."""
+
+
+def final_states(states: Array, batch: PreferenceBatch) -> Array:
+  """[B, N, D]: the state after the last token of each response; for an empty response, the state after its prompt.
+
+  Args:
+    states: [B, N, R + 1, D], of responses padded by one token; entry t is the state before response token t.
+    batch: the batch of the responses, without this padding.
+  """
+  return jnp.take_along_axis(states, jnp.asarray(batch.response_length)[..., None, None], axis=2)[:, :, 0]
 
 
 def last_state(states: Array, batch: PreferenceBatch) -> Array:

@@ -11,14 +11,11 @@ import numpy as np
 
 from alignjax import objectives, stats
 from alignjax.objectives import declarations, examples
-from alignjax.testing import recording
+from alignjax.testing import recording, tables
 from alignjax.types import Array, PreferenceBatch, Term
 
 Oracle = Callable[[PreferenceBatch, np.ndarray, np.ndarray], np.ndarray]
 """(batch, policy, reference log-probabilities [B, N, R, V] in float64) -> loss [B], in numpy."""
-
-# One program for all objectives that need the same statistics.
-_from_logits = jax.jit(stats.from_logits, static_argnums=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,14 +41,14 @@ class Setting:
 
   @functools.cached_property
   def table(self) -> stats.StatTable:
-    return _from_logits(self.objective.needs, *self.inputs)
+    return tables.table(self.objective.needs, *self.inputs)
 
   @functools.cached_property
   def term(self) -> Term:
     return self.objective.apply(self.table, self.batch)
 
   def evaluate(self, policy: Array, reference: Array, batch: PreferenceBatch) -> Term:
-    return self.objective.apply(_from_logits(self.objective.needs, policy, reference, batch), batch)
+    return self.objective.apply(tables.table(self.objective.needs, policy, reference, batch), batch)
 
   def total(self, policy: Array, reference: Array, batch: PreferenceBatch) -> tuple[Array, Term]:
     """The weighted sum of the losses, and the term."""
@@ -94,7 +91,7 @@ def _names(found: set[stats.Stat] | frozenset[stats.Stat]) -> list[str]:
 
 def check_needs(setting: Setting) -> None:
   """The objective reads exactly the statistics that it declares."""
-  table = recording.RecordingTable(_from_logits(setting.objective.needs, *setting.inputs))
+  table = recording.RecordingTable(tables.table(setting.objective.needs, *setting.inputs))
   try:
     setting.objective.apply(table, setting.batch)
   except ValueError as error:
@@ -281,7 +278,7 @@ def check_algebra(setting: Setting) -> None:
   """Losses add and scale, metrics keep their names, and a sum declares what its parts declare."""
   objective, batch, one = setting.objective, setting.batch, setting.term
   other = objectives.dpo(beta=0.7) if batch.response.shape[1] == 2 else objectives.sft()
-  table = _from_logits(objective.needs | other.needs, *setting.inputs)
+  table = tables.table(objective.needs | other.needs, *setting.inputs)
   two = other.apply(table, batch)
   added, scaled = (objective + 0.5 * other).apply(table, batch), (2 * objective).apply(table, batch)
   _require_close(added.loss, one.loss + 0.5 * two.loss, setting, 'a + 0.5 * b is wrong', rtol=1e-6, atol=0)

@@ -30,10 +30,13 @@ def changed_versions(saved: Mapping[str, str]) -> list[str]:
 def changed_entries(
   saved: Mapping[str, Any], now: Mapping[str, Any], accepted: Collection[str] = ()
 ) -> tuple[list[str], list[str]]:
-  """Describes the entries of an identity that differ: those that may, and those that must not."""
+  """Describes the entries of an identity that differ: those that may, and those that must not.
+
+  Settings come first, because fingerprints may differ as a result of them.
+  """
   changes = {
     name: f'{name}: was {saved.get(name, "absent")!r}, is now {now.get(name, "absent")!r}'
-    for name in sorted(saved.keys() | now.keys())
+    for name in sorted(saved.keys() | now.keys(), key=lambda name: (name.endswith('_fingerprint'), name))
     if saved.get(name, 'absent') != now.get(name, 'absent')
   }
   return [changes[name] for name in changes if name in accepted], [

@@ -39,13 +39,45 @@ def assert_batch(batch: PreferenceBatch) -> None:
 def assert_states(hidden: stats.HiddenStates, batch: PreferenceBatch) -> None:
   """Asserts that hidden states [B, N, R, D] and a head [D, V] belong to a batch."""
   chex.assert_shape(hidden.states, (*batch.response.shape, None), custom_message='states must be [B, N, R, D]')
-  chex.assert_shape(hidden.head.kernel, (hidden.states.shape[-1], None), custom_message='head.kernel must be [D, V]')
+  width = hidden.states.shape[-1]
+  if hidden.head.kernel is not None:
+    chex.assert_shape(hidden.head.kernel, (width, None), custom_message='head.kernel must be [D, V]')
+  if hidden.final is not None:
+    shape = (*batch.response.shape[:2], width)
+    chex.assert_shape(hidden.final, shape, custom_message='the states after each response must be [B, N, D]')
 
 
-def hidden_states(model: models.LanguageModel, params: Params, batch: PreferenceBatch) -> stats.HiddenStates:
-  """Runs the trunk of a model over a batch: final hidden states, [B, N, R, D], with the model's head."""
-  states = model.hidden(params, batch.prompt, batch.prompt_length, batch.response, batch.response_length)
-  return stats.HiddenStates(states, model.head(params))
+def output(needs: Iterable[stats.Stat]) -> str:
+  """What a model must compute for these statistics, as `TransformerConfig.output`: 'logits', 'score' or 'both'."""
+  needs = set(needs)
+  if not stats.reads_final(needs):
+    return 'logits'
+  others = [stat for stat in needs if not (isinstance(stat, stats.ResponseStat) and stat.final)]
+  return 'both' if others else 'score'
+
+
+def hidden_states(
+  model: models.LanguageModel, params: Params, batch: PreferenceBatch, needs: Iterable[stats.Stat] = ()
+) -> stats.HiddenStates:
+  """Runs the trunk of a model over a batch.
+
+  Args:
+    model: the model.
+    params: its parameters.
+    batch: prompts with responses, [B, N, R].
+    needs: the statistics. If one of them reads the state after each response, the responses are padded by one token,
+      which the model never sees: `LanguageModel.hidden` returns the state before each token.
+
+  Returns:
+    The final hidden states, [B, N, R, D], the model's head, and the states after each response if they are needed.
+  """
+  inputs = params, batch.prompt, batch.prompt_length
+  if not stats.reads_final(needs, batch.cached):
+    states = model.hidden(*inputs, batch.response, batch.response_length)
+    return stats.HiddenStates(states, model.head(params))
+  padded = jnp.pad(jnp.asarray(batch.response), ((0, 0), (0, 0), (0, 1)))
+  states = model.hidden(*inputs, padded, batch.response_length + 1)
+  return stats.HiddenStates(states[:, :, :-1], model.head(params), stats.final_states(states, batch))
 
 
 def table(

@@ -91,15 +91,15 @@ def fused_loss(
   def fused_forward(
     policy: stats.HiddenStates, reference: stats.HiddenStates | None, batch: PreferenceBatch
   ) -> tuple[tuple[Array, forward.Sums], stats.HiddenStates]:
-    def value_and_gradient(part: Any) -> tuple[Any, Array]:
+    def value_and_gradient(part: Any) -> tuple[Any, stats.HiddenStates]:
       (_, sums), gradient = jax.value_and_grad(loss, has_aux=True)(*_with_heads(part, policy, reference))
-      return (gradient.head, sums), gradient.states
+      return (gradient.head, sums), gradient._replace(head=None)
 
     zeros = (_zeros(policy.head), zero_sums)
     (d_head, sums), d_states = _over_prompts(
       value_and_gradient, zeros, _without_heads(policy, reference, batch), layout
     )
-    return (sums['loss'].total, sums), stats.HiddenStates(d_states, d_head)
+    return (sums['loss'].total, sums), d_states._replace(head=d_head)
 
   def fused_backward(gradient: stats.HiddenStates, cotangents: tuple[Array, Any]) -> tuple[Any, None, None]:
     scale, _ = cotangents
@@ -112,7 +112,7 @@ def fused_loss(
 
 def _without_heads(policy: stats.HiddenStates, reference: stats.HiddenStates | None, batch: PreferenceBatch) -> Any:
   """The inputs that have one row per prompt."""
-  return policy.states, None if reference is None else reference.states, batch
+  return policy._replace(head=None), None if reference is None else reference._replace(head=None), batch
 
 
 def _with_heads(
@@ -120,8 +120,8 @@ def _with_heads(
 ) -> tuple[stats.HiddenStates, stats.HiddenStates | None, PreferenceBatch]:
   """The inputs of the loss, rebuilt from the rows of `_without_heads`."""
   states, reference_states, batch = part
-  frozen = None if reference is None else stats.HiddenStates(reference_states, reference.head)
-  return stats.HiddenStates(states, policy.head), frozen, batch
+  frozen = None if reference is None else reference_states._replace(head=reference.head)
+  return states._replace(head=policy.head), frozen, batch
 
 
 def _over_prompts(function: Function, zeros: Any, inputs: Any, layout: rows.Layout) -> tuple[Any, Any]:
@@ -130,10 +130,10 @@ def _over_prompts(function: Function, zeros: Any, inputs: Any, layout: rows.Layo
   Args:
     function: maps rows of the inputs to (a result that is summed, a result with one row per prompt).
     zeros: the start of the sum, shaped like the first result.
-    inputs: arrays [B, ...]; the first is [B, N, R, D].
+    inputs: arrays [B, ...]; the first are the hidden states of the policy.
     layout: the split of rows over devices, and the number of tokens whose logits exist at once on each.
   """
-  prompts, responses, length = inputs[0].shape[:3]
+  prompts, responses, length = inputs[0].states.shape[:3]
   group = _prompts_at_once(layout.chunk, prompts // layout.shards, responses * length)
 
   def shard(inputs: Any) -> tuple[Any, Any]:

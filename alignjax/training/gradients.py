@@ -58,7 +58,7 @@ def rowwise(
 
   def one(part: PreferenceBatch) -> tuple[Params, forward.Sums]:
     def loss(params: Params) -> tuple[Array, forward.Sums]:
-      hidden = forward.hidden_states(model, params, part)
+      hidden = forward.hidden_states(model, params, part, objective.needs)
       reference = frozen.reference_states(policy, objective.needs, part)
       return fused_head.fused_loss(now, hidden, reference, part, chunk=layout.chunk, mesh=layout.mesh)
 
@@ -88,7 +88,8 @@ def coupled(
   def loss(params: Params) -> tuple[Array, tuple[forward.Sums, Mapping[str, Array]]]:
     def one(part: PreferenceBatch) -> stats.StatTable:
       reference = frozen.reference_states(policy, objective.needs, part)
-      return forward.table(objective.needs, forward.hidden_states(model, params, part), reference, part, layout)
+      hidden = forward.hidden_states(model, params, part, objective.needs)
+      return forward.table(objective.needs, hidden, reference, part, layout)
 
     table = dataclasses.replace(rows.map_parts(one, batch, layout), memory=frozen.memory, step=frozen.step)
     memory = jax.lax.stop_gradient(dict(objective.memory.update(table, batch)))

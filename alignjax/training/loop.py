@@ -172,6 +172,7 @@ def train(
       step and its examples. The state is not saved.
     MetricsError: if a writer cannot write its metrics. The state is saved first.
     SaveError: if a checkpoint cannot be written.
+    SourceError: if `batches` cannot produce a batch. The state is saved first.
     ValueError: if `batches` ends before `training.steps`.
   """
   with preemption.Preemption() as notice, watchdog.during('step'):
@@ -261,6 +262,10 @@ class _Run:
       raise ValueError(
         f'the data end after {self.done} of {self.training.steps} steps: train for fewer steps, or repeat the data'
       ) from None
+    except source.SourceError as error:
+      if self.done == 0:
+        raise
+      raise source.SourceError(f'{error}. {self.save_at_once()}') from error
     previous = self.pending
     data = placement.to_global(self.training.mesh, batch.data)
     self.state, (values, verdict) = self.program(self.state, self.training.frozen, data)
@@ -292,7 +297,7 @@ class _Run:
     if verdict.in_a_row:
       self.skip(skipping.Skipped(pending.step, verdict, values, pending.batch))
     times = {'time/seconds': seconds, 'time/tokens_per_second': values['tokens'] / seconds}
-    self.write(pending.step, values | times | extra())
+    self.write(pending.step, {**values, **pending.batch.metrics, **times, **extra()})
 
   def skip(self, skipped: skipping.Skipped) -> None:
     """Logs a batch that the step has skipped, or stops the run."""

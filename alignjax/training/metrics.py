@@ -106,6 +106,18 @@ class JsonlWriter:
       self._unwritten = self._unwritten[written:]
 
 
+def grouped(values: Values) -> dict[str, float | int]:
+  """The finite values with a group in front of each name, as dashboards show them: `train/loss`, `eval/loss`.
+
+  The hash of the batch is left out: it is for comparing files.
+  """
+  return {
+    name if '/' in name else f'train/{name}': value
+    for name, value in values.items()
+    if math.isfinite(value) and name != 'batch_hash'
+  }
+
+
 def read_jsonl(file: str | pathlib.Path) -> list[dict[str, float | int]]:
   """Reads the records of a JsonlWriter. Warns of damaged lines and ignores a last line that a crash cut short."""
   records, damaged = _parse(paths.path(file))
@@ -193,8 +205,7 @@ class TensorBoardWriter:
   def write(self, step: int, values: Values) -> None:
     if self._stream is not None:
       # TensorBoard draws no NaN, and its library warns of each one.
-      finite = {name: value for name, value in values.items() if math.isfinite(value)}
-      scalars = [scalar for name, value in finite.items() for scalar in summary.scalar(name, value).value]
+      scalars = [scalar for name, value in grouped(values).items() for scalar in summary.scalar(name, value).value]
       event = event_pb2.Event(wall_time=time.time(), step=step)
       event.summary.value.extend(scalars)
       try:

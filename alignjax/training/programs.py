@@ -13,10 +13,27 @@ Announce = Callable[[str], None]
 
 
 class Programs:
-  """A function, compiled ahead of time once per shape of its last argument. Each compilation is announced."""
+  """A function, compiled ahead of time once per shape of its last argument. Each compilation is announced.
 
-  def __init__(self, name: str, function: Callable[..., Any], announce: Announce, **jit_options: Any):
+  Args:
+    name: what the function computes.
+    function: its last argument is a batch.
+    announce: called with a line for each compilation.
+    describe: the shape of a batch for that line; None for that of the responses.
+    **jit_options: passed to `jax.jit`.
+  """
+
+  def __init__(
+    self,
+    name: str,
+    function: Callable[..., Any],
+    announce: Announce,
+    *,
+    describe: Callable[[Any], str] | None = None,
+    **jit_options: Any,
+  ):
     self._name = name
+    self._describe = describe or (lambda batch: f'responses {" x ".join(map(str, batch.response.shape))}')
     self._announce = announce
     self._function = jax.jit(function, **jit_options)
     self._compiled: dict[tuple[Any, ...], jax.stages.Compiled] = {}
@@ -36,8 +53,7 @@ class Programs:
     with refusals.checking():  # an objective or a step that rejects its arguments rejects them at every start
       lowered = self._function.lower(*args)
     compiled = lowered.compile()
-    shape = ' x '.join(map(str, args[-1].response.shape))
-    self._announce(f'{self._name}, responses {shape}: {_describe(compiled, time.monotonic() - start)}')
+    self._announce(f'{self._name}, {self._describe(args[-1])}: {_describe(compiled, time.monotonic() - start)}')
     return compiled
 
 

@@ -14,6 +14,10 @@ from alignjax.data.batches import batching, order
 from alignjax.training import state as training_state
 
 
+class SourceError(ValueError):
+  """A source cannot produce the next batch, on any process. The state is sound, so the run saves it and stops."""
+
+
 class Source(Protocol):
   """Produces batches, one for each update, and can be moved to where it was at an earlier update."""
 
@@ -28,6 +32,7 @@ class Source(Protocol):
 
     Raises:
       StopIteration: if no batch is left.
+      SourceError: if the batch cannot be produced.
     """
 
   def get_state(self) -> Any:

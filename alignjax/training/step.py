@@ -1,6 +1,6 @@
 """The training step and the evaluation step: pure functions that the caller jits with its shardings."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import dataclasses
 
 import jax
@@ -47,7 +47,7 @@ def build_train_step(
   """
   layout = rows.Layout(chunk, microbatches, mesh)
   differentiate = gradients.coupled if objective.couples_rows else gradients.rowwise
-  update = optax.with_extra_args_support(tx).update
+  update = build_update(tx)
 
   def step(state: TrainState, frozen: Frozen, batch: PreferenceBatch) -> tuple[TrainState, Metrics]:
     forward.assert_batch(batch)
@@ -55,14 +55,30 @@ def build_train_step(
     total, sums, memory = differentiate(policy, objective, state.params, frozen, batch, layout)
     weight = sums['loss'].weight
     mean = jax.tree.map(lambda g: g / jnp.where(weight > 0, weight, 1.0), total)
-    updates, opt_state = update(mean, state.opt_state, state.params, reference_delta=frozen.delta)
-    params = optax.apply_updates(state.params, updates)
     metrics = {name: value.mean() for name, value in sums.items()}
-    metrics |= {'gradient_norm': optax.tree.norm(mean), 'prompts': weight, **objective.summary(metrics)}
+    metrics |= {'prompts': weight, **objective.summary(metrics)}
+    return update(state, frozen, mean, memory, metrics)
+
+  return step
+
+
+Update = Callable[[TrainState, Frozen, Params, Mapping[str, Array], Metrics], tuple[TrainState, Metrics]]
+
+
+def build_update(tx: optax.GradientTransformation) -> Update:
+  """Builds the update from the gradient of a mean: (state, frozen, gradient, the objective's next memory, metrics)."""
+  transform = optax.with_extra_args_support(tx).update
+
+  def update(
+    state: TrainState, frozen: Frozen, gradient: Params, memory: Mapping[str, Array], metrics: Metrics
+  ) -> tuple[TrainState, Metrics]:
+    updates, opt_state = transform(gradient, state.opt_state, state.params, reference_delta=frozen.delta)
+    params = optax.apply_updates(state.params, updates)
+    metrics = {**metrics, 'gradient_norm': optax.tree.norm(gradient)}
     metrics |= {f'merge/{name}': value for name, value in optim.merge_metrics(opt_state).items()}
     return TrainState(state.step + 1, params, opt_state, state.key, memory, state.skips), metrics
 
-  return step
+  return update
 
 
 def build_eval_step(
@@ -85,7 +101,7 @@ def build_eval_step(
     forward.assert_batch(batch)
     model = policy.bind(frozen.base)
     reference = frozen.reference_states(policy, objective.needs, batch)
-    hidden = forward.hidden_states(model, params, batch)
+    hidden = forward.hidden_states(model, params, batch, objective.needs)
     table = forward.table(objective.needs, hidden, reference, batch, layout)
     table = dataclasses.replace(table, memory=frozen.memory, step=frozen.step)
     return dict(forward.weighted_sums(objective, table, batch))

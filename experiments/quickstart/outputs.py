@@ -5,8 +5,6 @@ import json
 import pathlib
 from typing import Any
 
-import matplotlib
-from matplotlib import figure as matplotlib_figure
 import numpy as np
 from rich import box
 from rich import console as rich_console
@@ -83,6 +81,20 @@ def write_samples(path: pathlib.Path, title: str, before: responses.Drawn, after
   path.write_text('\n'.join(lines) + '\n', encoding='utf-8')
 
 
+def drawing() -> tuple[Any, Any]:
+  """The modules matplotlib and matplotlib.figure.
+
+  Raises:
+    ValueError: matplotlib is not installed.
+  """
+  try:
+    import matplotlib
+    from matplotlib import figure
+  except ImportError as error:
+    raise ValueError("the figure needs matplotlib: pip install 'alignjax[demo]'") from error
+  return matplotlib, figure
+
+
 def draw_figure(
   path: pathlib.Path,
   title: str,
@@ -101,8 +113,9 @@ def draw_figure(
     before: gold rewards of the reference's held-out samples, [B, N].
     after: gold rewards of the aligned model's held-out samples, [B, N].
   """
+  matplotlib, figures = drawing()
   with matplotlib.rc_context(STYLE):
-    figure = matplotlib_figure.Figure(figsize=(10, 7), layout='constrained')
+    figure = figures.Figure(figsize=(10, 7), layout='constrained')
     figure.suptitle(title)
     (loss, sides), (tradeoff, histogram) = figure.subplots(2, 2)
     steps = [record for record in records if 'loss' in record]  # the others hold only evaluations

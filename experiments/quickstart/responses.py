@@ -45,7 +45,7 @@ class Responder:
     model: the model; the methods take its parameters.
     mesh: the mesh that holds the parameters.
     tokenizer: the model's tokenizer.
-    reward: scores a response.
+    reward: scores samples.
     sizes: the shape of a group.
     strategy: the distribution to sample from. KL estimates require the model's own, which is the default.
   """
@@ -55,7 +55,7 @@ class Responder:
     model: models.LanguageModel,
     mesh: jax.sharding.Mesh,
     tokenizer: tokenization.Tokenizer,
-    reward: rewards.Reward,
+    reward: rewards.Score,
     sizes: Sizes,
     strategy: strategies.Strategy = POLICY,
   ):
@@ -88,9 +88,13 @@ class Responder:
       [self.tokenizer.decode(ids[:length]).strip() for ids, length in zip(*row, strict=True)]
       for row in zip(response, response_length, strict=True)
     ]
-    flat = [answer for row in texts for answer in row]
-    questions = [prompt for prompt, row in zip(prompts, texts, strict=True) for _ in row]
-    return Drawn(prompts, batch, texts, self.reward(questions, flat).reshape(response_length.shape))
+    finished = _by_prompt([part.samples.finished for part in parts], rounds, count)
+    samples = [
+      rewards.Sample(prompt, answer, int(tokens), bool(end))
+      for prompt, *row in zip(prompts, texts, response_length, finished, strict=True)
+      for answer, tokens, end in zip(*row, strict=True)
+    ]
+    return Drawn(prompts, batch, texts, self.reward(samples).reshape(response_length.shape))
 
   def kl(self, params: Params, reference: Params, drawn: Drawn) -> dict[str, evaluator.Estimate]:
     """Estimates KL(policy || reference) from the policy's samples: by log-ratios of tokens, and by KLs of tokens."""

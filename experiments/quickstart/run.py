@@ -53,7 +53,7 @@ class Setup(NamedTuple):
   """Everything that the stages share."""
 
   settings: command_line.Settings
-  reward: rewards.Reward
+  reward: rewards.Score
   workdir: pathlib.Path
   folder: pathlib.Path  # the model before training
   config: transformer.TransformerConfig
@@ -68,7 +68,7 @@ class Setup(NamedTuple):
     return responses.Responder(self.model, self.mesh, self.tokenizer, self.reward, sizes, *strategy)
 
 
-def run(settings: command_line.Settings, reward: rewards.Reward) -> dict[str, Any]:
+def run(settings: command_line.Settings, reward: rewards.Score) -> dict[str, Any]:
   """Runs all stages.
 
   Args:
@@ -85,6 +85,7 @@ def run(settings: command_line.Settings, reward: rewards.Reward) -> dict[str, An
   recipe = recipes.parse_optimizer(settings.optimizer)
   if recipe.needs_delta or recipe.averages:
     raise ValueError(f'--optimizer={settings.optimizer}: merging and averaging need `alignjax train`')
+  outputs.drawing()
   train_prompts, held_out = prompts.split(settings.train_prompts, settings.held_out_prompts)
   console, clock = rich_console.Console(), costs.Clock()
   with clock('load'):

@@ -40,17 +40,17 @@ import pathlib
 import time
 from typing import Any, NamedTuple
 
-from absl import app, flags
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from rich import console as rich_console
 
-from alignjax import merging, objectives, optim, stats
+from alignjax import merging, objectives, optim, paths, stats
+from alignjax.commands import program
 from alignjax.models import base as models
 from alignjax.models import transformer
-from alignjax.run import costs
+from alignjax.run import costs, fields
 from alignjax.training import forward, policy, state, step
 from alignjax.types import Array, Params, PreferenceBatch
 from experiments.toy import alignment_tax_report as report
@@ -381,19 +381,24 @@ def _shape(setting: Setting) -> transformer.TransformerConfig:
   )
 
 
-def define_flags() -> None:
-  flags.DEFINE_string('workdir', 'runs/toy/alignment_tax', 'Folder for figure.png, table.md and summary.json.')
-  flags.DEFINE_integer('seeds', 3, 'Number of seeds; the seeds share the pretrained base.', lower_bound=1)
-  flags.DEFINE_bool('quick', False, 'Use tiny sizes, only to check that the study runs.')
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """Study."""
+
+  workdir: str = fields.field(
+    'runs/toy/alignment_tax', 'Folder for figure.png, table.md and summary.json.', path=paths.DISK
+  )
+  seeds: int = fields.field(3, 'Number of seeds; the seeds share the pretrained base.', at_least=1)
+  quick: bool = fields.field(False, 'Use tiny sizes, only to check that the study runs.')
 
 
-def main(argv: Sequence[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments: {argv[1:]}')
-  given = flags.FLAGS
-  run(dataclasses.replace(TINY if given.quick else Setting(), seeds=given.seeds), pathlib.Path(given.workdir))
+def main(options: Options) -> None:
+  """Runs the study with the sizes that the options choose."""
+  setting = dataclasses.replace(TINY if options.quick else Setting(), seeds=options.seeds)
+  run(setting, pathlib.Path(options.workdir))
 
+
+PROGRAM = program.Program('alignment_tax', __doc__, Options, main)
 
 if __name__ == '__main__':
-  define_flags()
-  app.run(main)
+  program.start(PROGRAM)

@@ -20,7 +20,6 @@ import json
 import pathlib
 from typing import NamedTuple
 
-from absl import app, flags
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,7 +27,9 @@ from rich import box
 from rich import console as rich_console
 from rich import table as rich_table
 
-from alignjax import objectives, stats
+from alignjax import objectives, paths, stats
+from alignjax.commands import program
+from alignjax.run import fields
 from alignjax.types import Array, PreferenceBatch
 from experiments.toy import distribution_learning_figure
 
@@ -36,10 +37,6 @@ STEPS = 400  # steps of gradient descent
 MOMENTUM = 0.9
 SIZES = tuple(2**k for k in range(10, 21))  # numbers of labelled pairs
 BETAS = (0.02, 0.1, 0.25, 0.5, 1.0, 2.0)  # grid for the beta of reverse_kl and rlhf
-
-WORKDIR = flags.DEFINE_string('workdir', 'runs/toy/distribution_learning', 'Folder for figure.png and summary.json.')
-SEED = flags.DEFINE_integer('seed', 0, 'Seed of all random draws.')
-WORLDS = flags.DEFINE_integer('worlds', 3, 'Number of random pairs of target and reference to average errors over.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -306,10 +303,20 @@ def run(
   console.print(f'wrote figure.png and summary.json to {workdir}', highlight=False, soft_wrap=True)
 
 
-def main(argv: Sequence[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments: {argv[1:]}')
-  run(Setting(), WORLDS.value, SIZES, BETAS, SEED.value, pathlib.Path(WORKDIR.value))
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """Study."""
+
+  workdir: str = fields.field(
+    'runs/toy/distribution_learning', 'Folder for figure.png and summary.json.', path=paths.DISK
+  )
+  seed: int = fields.field(0, 'Seed of all random draws.', at_least=0)
+  worlds: int = fields.field(3, 'Number of random pairs of target and reference to average errors over.', at_least=1)
+
+
+def main(options: Options) -> None:
+  """Runs the study with the options."""
+  run(Setting(), options.worlds, SIZES, BETAS, options.seed, pathlib.Path(options.workdir))
 
 
 def _print_population(
@@ -339,5 +346,7 @@ def _print_errors(
   console.print(table)
 
 
+PROGRAM = program.Program('distribution_learning', __doc__, Options, main)
+
 if __name__ == '__main__':
-  app.run(main)
+  program.start(PROGRAM)

@@ -35,15 +35,15 @@ import json
 import pathlib
 from typing import Any, NamedTuple
 
-from absl import app, flags
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from rich import console as rich_console
 
-from alignjax import risk
-from alignjax.run import costs
+from alignjax import paths, risk
+from alignjax.commands import program
+from alignjax.run import costs, fields
 from alignjax.types import Array, Params
 from experiments.toy import nested_risk_checks as checks
 from experiments.toy import nested_risk_report as report
@@ -286,24 +286,27 @@ def run(setting: Setting, seed: int, workdir: pathlib.Path) -> dict[str, Any]:
   return summary
 
 
-def define_flags() -> None:
-  flags.DEFINE_string(
-    'workdir', 'runs/toy/nested_risk', 'Folder for figure.png, table.md, points.csv and summary.json.'
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """Study."""
+
+  workdir: str = fields.field(
+    'runs/toy/nested_risk', 'Folder for figure.png, table.md, points.csv and summary.json.', path=paths.DISK
   )
-  flags.DEFINE_integer('seed', 0, 'Seed of the worlds and of the initial policies.', lower_bound=0)
-  flags.DEFINE_integer('worlds', 3, 'Number of random worlds.', lower_bound=1)
-  flags.DEFINE_integer('seeds', 3, 'Number of initial policies for each world.', lower_bound=1)
-  flags.DEFINE_bool('quick', False, 'Use tiny sizes, only to check that the study runs.')
+  seed: int = fields.field(0, 'Seed of the worlds and of the initial policies.', at_least=0)
+  worlds: int = fields.field(3, 'Number of random worlds.', at_least=1)
+  seeds: int = fields.field(3, 'Number of initial policies for each world.', at_least=1)
+  quick: bool = fields.field(False, 'Use tiny sizes, only to check that the study runs.')
 
 
-def main(argv: Sequence[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments: {argv[1:]}')
-  given = flags.FLAGS
-  setting = dataclasses.replace(TINY if given.quick else Setting(), worlds=given.worlds, seeds=given.seeds)
-  run(setting, given.seed, pathlib.Path(given.workdir))
+def main(options: Options) -> None:
+  """Runs the study with the sizes that the options choose."""
+  setting = TINY if options.quick else Setting()
+  setting = dataclasses.replace(setting, worlds=options.worlds, seeds=options.seeds)
+  run(setting, options.seed, pathlib.Path(options.workdir))
 
+
+PROGRAM = program.Program('nested_risk', __doc__, Options, main)
 
 if __name__ == '__main__':
-  define_flags()
-  app.run(main)
+  program.start(PROGRAM)

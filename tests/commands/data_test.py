@@ -102,6 +102,18 @@ def test_inspect_shows_counts_lengths_and_the_first_pair(model, write, tmp_path,
   assert (folder / 'lengths.png').read_bytes().startswith(b'\x89PNG\r\n')
 
 
+def test_inspect_shows_the_row_that_is_asked_for(model, write, capsys):
+  path = write(*CHAT, CHAT[0] | {'chosen': 'word ' * 60}, CHAT[3] | {'chosen': 'Z'})
+  arguments = ('inspect', f'--model={model}', f'--data={path}', '--max_response=40')
+  assert run(*arguments, '--row=10') == 0
+  output = capsys.readouterr().out
+  assert f'example, {path}:10: label ' in ' '.join(output.split())
+  assert '[Z/' in output
+  for row in (9, 11):  # dropped, and past the end
+    assert run(*arguments, f'--row={row}') == 1
+    assert f'--row={row}: no example is from row {row} of {path}' in capsys.readouterr().err
+
+
 def test_inspect_in_colour(model, write, capsys):
   path = write(CHAT[0])
   assert run('inspect', f'--model={model}', f'--data={path}', '--color=always') == 0
@@ -285,7 +297,7 @@ def test_build_counts_malformed_rows_when_told(write, tmp_path, capsys):
       '--model is not a flag of data validate: it takes --import, --data, --ignore_fields',
     ),
     (['convert', '--data=x.jsonl'], '--out is missing: File to write'),
-    (['inspect', '--data=x.jsonl'], '--model is missing: Folder of the model'),
+    (['inspect', '--data=x.jsonl'], '--model is missing: Model: a folder in Hugging Face format'),
     (['inspect', '--data=x.jsonl', '--model=nowhere'], 'nowhere'),
     (['build'], 'give the name of a dataset after `build`: hh_rlhf/harmless-base'),
     (['build', 'hh_rlhf'], 'give --manual_dir. Download train.jsonl.gz'),

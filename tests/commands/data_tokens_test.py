@@ -18,7 +18,7 @@ def shown(tokenizer, *given, **options):
   tokenized = encoding.tokenize(given, tokenizer, limits)
   console = rich_console.Console(width=10**6, color_system=None, highlight=False)
   with console.capture() as capture:
-    data_tokens.show(tokenized, tokenizer, console)
+    data_tokens.show(tokenized, 0, tokenizer, console)
   return tokenized, capture.get()
 
 

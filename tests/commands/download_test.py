@@ -2,9 +2,10 @@
 
 import pytest
 
+from alignjax import hub
 from alignjax.commands import main, program
 from alignjax.models import checkpoint_io
-from alignjax.run import locations, smollm2
+from alignjax.run import smollm2
 from tests import assets
 
 
@@ -23,9 +24,9 @@ def test_smollm2_is_written_where_the_examples_of_the_help_expect_it(tmp_path, m
 
 
 def test_a_model_of_the_hub_stays_in_its_cache(monkeypatch, capsys):
-  monkeypatch.setattr(locations, '_snapshot', lambda name, revision: f'/cache/{name}/{revision}')
+  monkeypatch.setattr(hub, 'snapshot', lambda repository, patterns: '/cache/' + '/'.join(repository))
   assert download('someone/tiny@v1') == 0
-  assert capsys.readouterr().out.endswith('is in /cache/someone/tiny/v1: use it with --model=someone/tiny@v1\n')
+  assert capsys.readouterr().out.endswith('is in /cache/model/someone/tiny/v1: use it with --model=someone/tiny@v1\n')
   assert download('someone/tiny', '--out=here') == 1
   assert 'hf download someone/tiny --local-dir here' in capsys.readouterr().err
 

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 import pytest
 
-from alignjax import exit_codes, refusals
+from alignjax import exit_codes, refusals, stopping
 from alignjax.commands import program, train
 from alignjax.data.reading import sources
 from alignjax.models import checkpoint_io
-from alignjax.run import command_line, settings, training
-from alignjax.training import disk, source
+from alignjax.run import command_line, exports, settings, training
+from alignjax.training import checkpoint, disk, loop, source
 from alignjax.training import step as training_step
 from tests import runs
 
@@ -156,3 +156,29 @@ def test_the_table_in_the_documentation_is_the_one_in_the_code():
   rows = [f'| {code} | {meaning} | {restart} |' for code, (meaning, restart) in exit_codes.MEANINGS.items()]
   assert '\n'.join(rows) in README.read_text(encoding='utf-8')
   assert exit_codes.table() in train.PROGRAM.help
+
+
+@pytest.mark.parametrize(
+  ('outcome', 'code'),
+  [
+    (loop.Result(None, 3, True, 1), exit_codes.PREEMPTED),
+    (loop.Result(None, 3, False, 1), exit_codes.DONE),
+    (refusals.Refused('why'), exit_codes.REFUSED),
+    (ValueError('why'), exit_codes.CRASHED),
+    (loop.NonFiniteError('why'), exit_codes.NOT_FINITE),
+    (exports.ExportError('why'), exit_codes.NOT_EXPORTED),
+    (checkpoint.SaveError('why'), exit_codes.CRASHED),
+    (stopping.Stopped(), exit_codes.PREEMPTED),
+    (RuntimeError('why'), exit_codes.CRASHED),
+  ],
+)
+def test_the_exit_code_of_each_outcome_of_training(capsys, monkeypatch, outcome, code):
+  def run(config: settings.Config) -> loop.Result:
+    del config
+    if isinstance(outcome, BaseException):
+      raise outcome
+    return outcome
+
+  monkeypatch.setattr(training, 'train', run)
+  assert attempt(settings.Config()) == code
+  assert ('Traceback' in capsys.readouterr().err) == (type(outcome) in (ValueError, RuntimeError))

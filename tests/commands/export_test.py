@@ -18,7 +18,7 @@ from alignjax.models import checkpoint_io, folders, transformer
 from alignjax.optim import recipes, schedules
 from alignjax.parallel import mesh as parallel_mesh
 from alignjax.parallel import rules
-from alignjax.run import adapters, exports, inputs, loaded, settings
+from alignjax.run import adapters, exports, inputs, loaded, model_card, settings
 from alignjax.training import checkpoint, owner, placement, saved
 from alignjax.training.policy import Policy
 from tests.models import model_folders
@@ -61,7 +61,8 @@ def finish(config: settings.Config) -> None:
   ) as checkpoints:
     checkpoints.loaded = weights.sums()
     checkpoints.save(7, state, Position())
-  origin = exports.Origin(config.model, identity['model_fingerprint'], policy, recipe.averages)
+  card = functools.partial(model_card.render, dataclasses.asdict(config), workdir)
+  origin = exports.Origin(config.model, identity['model_fingerprint'], policy, recipe.averages, exports.Records(card))
   exports.export(workdir, origin, state, base, lambda text: None)
 
 

@@ -316,6 +316,16 @@ def test_what_cannot_be_merged_is_refused_and_leaves_nothing(models, spoil, opti
   assert sorted(path.name for path in models.iterdir()) == before
 
 
+def test_of_a_model_that_reads_images_the_text_model_is_merged(tmp_path):
+  source = GOLDEN / 'gemma3_images'
+  merge_folders.merge(tmp_path / 'out', merge_folders.parse_method('linear()'), merge_folders.Inputs([source]))
+  config = checkpoint_io.load_config(source)
+  assert folders.read_json(tmp_path / 'out' / folders.CONFIG)['model_type'] == config.model_type == 'gemma3_text'
+  assert checkpoint_io.load_config(tmp_path / 'out') == config
+  merged, read = (checkpoint_io.load_params(folder, config) for folder in (tmp_path / 'out', source))
+  jax.tree.map(np.testing.assert_array_equal, merged, read)
+
+
 def test_a_file_that_shrinks_under_way_is_noticed(models, monkeypatch):
   places = folder_tensors.places
 

@@ -10,7 +10,7 @@ from alignjax import exit_codes
 from alignjax.commands import main, program
 from alignjax.run import fields, user_code
 
-LIST = ('train', 'doctor', 'export', 'sample', 'data', 'download', 'merge')
+LIST = ('train', 'doctor', 'export', 'sample', 'evaluate', 'label', 'data', 'download', 'compare', 'merge')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +52,9 @@ def test_help_is_no_error_and_prints_every_setting_with_its_default(flag, capsys
   [
     ([], 'error: --names is missing: Which ones.\n'),
     (['--names=a', '--count=0'], 'error: --count = 0: must be at least 1\n'),
-    (['--names=a', '--count=x'], 'error: flag --count=x: '),
-    (['--names=a', '--speed=quick'], 'error: flag --speed=quick: value should be one of <slow|fast>\n'),
-    (['--names=a', '--cout=3'], "error: Unknown command line flag 'cout'. Did you mean: count ?\n"),
+    (['--names=a', '--count=x'], 'error: --count=x: must be a whole number, such as 8\n'),
+    (['--names=a', '--speed=quick'], 'error: --speed=quick: must be slow or fast\n'),
+    (['--names=a', '--cout=3'], 'error: --cout is not a flag of count; did you mean --count?\n'),
     (['--names=a', '--number=3'], 'error: --number is not a flag of count: give --count=3\n'),
     (['--names=a', 'b'], "error: unexpected argument 'b': give settings as --<name>=<value>; --help lists them\n"),
     (['--names=a', '--import=nowhere.py'], 'error: --import=nowhere.py: there is no such file\n'),
@@ -93,17 +93,14 @@ def test_the_command_lists_its_programs(capsys):
 @pytest.mark.parametrize(
   ('name', 'message'),
   [
-    (
-      'trian',
-      "error: alignjax has no program 'trian'; did you mean train? It has train, doctor, export, sample, data, "
-      'download, merge\n',
-    ),
-    ('qqq', "error: alignjax has no program 'qqq'. It has train, doctor, export, sample, data, download, merge\n"),
+    ('trian', "error: alignjax has no program 'trian'; did you mean train? It has {}\n"),
+    ('qqq', "error: alignjax has no program 'qqq'. It has {}\n"),
+    ('chat', "error: alignjax has no program 'chat'; did you mean sample? It has {}\n"),
   ],
 )
 def test_an_unknown_program_is_one_line_with_the_nearest_one(name, message, capsys):
   assert program.execute(main.PROGRAM, ['alignjax', name]) == exit_codes.REFUSED
-  assert capsys.readouterr().err == message
+  assert capsys.readouterr().err == message.format(', '.join(LIST))
 
 
 @pytest.mark.parametrize('name', LIST)

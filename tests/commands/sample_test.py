@@ -16,6 +16,7 @@ from alignjax.commands import program, sample
 from alignjax.data.reading import rows
 from alignjax.data.tokens import tokenization
 from alignjax.models import checkpoint_io, lora, peft, transformer
+from alignjax.run import sampling_settings
 from alignjax.sampling import strategies, text
 from tests import assets
 from tests.data import examples
@@ -111,7 +112,7 @@ def test_draws_depend_on_the_seed_and_the_place_but_not_on_the_batch(folder, dra
 )
 def test_flags_become_strategies(flag_values, kept):
   logits = jnp.log(jnp.asarray([0.5, 0.2, 0.25, 0.05]))
-  result = sample.build_strategy(sample.Settings(**flag_values))(logits)
+  result = sampling_settings.build_strategy(sample.Settings(**flag_values))(logits)
   assert np.flatnonzero(np.isfinite(result)).tolist() == kept
 
 
@@ -129,7 +130,7 @@ def test_flags_become_strategies(flag_values, kept):
 )
 def test_flags_that_contradict_or_cannot_be(flag_values, message):
   with pytest.raises(ValueError, match=message):
-    sample.build_strategy(sample.Settings(**flag_values))
+    sampling_settings.build_strategy(sample.Settings(**flag_values))
 
 
 def test_prompts_are_read_from_a_file(tmp_path):
@@ -203,9 +204,15 @@ def test_the_program_writes_a_file_or_prints(folder, tmp_path, capsys):
     (['--model=.', '--prompts=missing.jsonl'], 'missing.jsonl'),
     (['--prompt=x'], '--model is missing: Model: a folder'),
     (['--model=nowhere', 'hello'], "unexpected argument 'hello': give settings as --<name>=<value>"),
+    (['--model=nowhere', '--prompt=x', '--name=a'], 'give --benchmark, too'),
+    (['--model=nowhere', '--prompt=x', '--benchmark=mt_bench'], 'needs the questions of the benchmark (--prompts)'),
+    (
+      ['--model=nowhere', '--prompts=x', '--output=y', '--benchmark=mt_bench', '--greedy'],
+      'sets the temperature by the category of a question',
+    ),
     (['--model=nowhere', '--prompt=x', '--samples=0'], '--samples = 0: must be at least 1'),
     (['--model=nowhere', '--prompt=x', '--samples=two'], 'samples'),
-    (['--model=nowhere', '--promt=x'], 'Did you mean: prompt'),
+    (['--model=nowhere', '--promt=x'], 'did you mean --prompt?'),
   ],
 )
 def test_errors_of_the_user_are_one_message_and_exit_code_1(capsys, arguments, message):
@@ -213,6 +220,66 @@ def test_errors_of_the_user_are_one_message_and_exit_code_1(capsys, arguments, m
   error = capsys.readouterr().err
   assert message in error
   assert 'Traceback' not in error
+
+
+def answer(folder: str, tmp_path: pathlib.Path, benchmark: str, questions: list[dict], *arguments: str) -> list[dict]:
+  """Answers questions, and returns the rows of the file."""
+  kind = 'json' if benchmark == 'alpaca_eval' else 'jsonl'
+  source, output = tmp_path / f'questions.{kind}', tmp_path / f'answers.{kind}'
+  if kind == 'json':
+    source.write_text(json.dumps(questions))
+  else:
+    source.write_text(''.join(json.dumps(question) + '\n' for question in questions))
+  flags = (f'--benchmark={benchmark}', f'--prompts={source}', f'--output={output}', '--max_new_tokens=4')
+  assert run(f'--model={folder}', *flags, *arguments) == 0
+  written = output.read_text(encoding='utf-8')
+  return json.loads(written) if kind == 'json' else [json.loads(line) for line in written.splitlines()]
+
+
+def drawn_apart(folder: str, prompts: list, strategy: strategies.Strategy | None = None) -> list[text.Response]:
+  return list(text.sample(folder, prompts, text.Options(max_new_tokens=4, strategy=strategy or strategies.chain())))
+
+
+def asked(*turns: str) -> list[dict]:
+  return [{'role': ('user', 'assistant')[i % 2], 'content': turn} for i, turn in enumerate(turns)]
+
+
+def test_answers_for_alpaca_eval(folder, tmp_path):
+  questions = [{'instruction': f'Say {i}.', 'output': '', 'generator': 'gpt4', 'dataset': 'koala'} for i in range(2)]
+  rows = answer(folder, tmp_path, 'alpaca_eval', questions, '--name=mine')
+  expected = drawn_apart(folder, [asked(question['instruction']) for question in questions])
+  assert [row['output'] for row in rows] == [response.response for response in expected]
+  assert {row['generator'] for row in rows} == {'mine'}
+
+
+@pytest.mark.slow  # the questions and rows are checked in tests/evaluation/benchmarks_test.py
+def test_answers_for_arena_hard(folder, tmp_path):
+  questions = [{'uid': f'u{i}', 'category': 'hard_prompt', 'prompt': f'Explain {i}.'} for i in range(2)]
+  rows = answer(folder, tmp_path, 'arena_hard', questions)
+  expected = drawn_apart(folder, [asked(question['prompt']) for question in questions])
+  assert [row['messages'][-1]['content']['answer'] for row in rows] == [response.response for response in expected]
+  assert [row['metadata']['token_len'] for row in rows] == [response.tokens for response in expected]
+  assert [row['uid'] for row in rows] == ['u0', 'u1']
+  assert {row['model'] for row in rows} == {pathlib.Path(folder).name}
+
+
+@pytest.mark.slow  # compiles two programs twice; tests/run/benchmark_answers_test.py covers turns and temperatures
+def test_answers_for_mt_bench_have_two_turns_and_the_temperature_of_the_category(folder, tmp_path):
+  categories = ('coding', 'writing', 'math')
+  questions = [
+    {'question_id': 81 + i, 'category': category, 'turns': [f'Write {i}.', f'And {i}?']}
+    for i, category in enumerate(categories)
+  ]
+  rows = answer(folder, tmp_path, 'mt_bench', questions)
+  assert [row['question_id'] for row in rows] == [81, 82, 83]
+  for strategy, numbers in ((strategies.greedy(), [0, 2]), (strategies.temperature(0.7), [1])):
+    first = drawn_apart(folder, [asked(f'Write {i}.') for i in numbers], strategy)
+    first = [response.response for response in first]
+    prompts = [asked(f'Write {i}.', said, f'And {i}?') for i, said in zip(numbers, first, strict=True)]
+    second = [response.response for response in drawn_apart(folder, prompts, strategy)]
+    assert [rows[i]['choices'][0]['turns'] for i in numbers] == [
+      list(turns) for turns in zip(first, second, strict=True)
+    ]
 
 
 @pytest.mark.slow  # tests/commands/train_test.py starts two processes; draws depend on rows alone, as above

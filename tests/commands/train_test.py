@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
 
-from alignjax import exit_codes, refusals, stopping
-from alignjax.commands import program, train
-from alignjax.run import command_line, exports, settings, training
-from alignjax.training import checkpoint, loop, metrics
+from alignjax import exit_codes
+from alignjax.commands import main, program, train
+from alignjax.run import command_line, settings, training
+from alignjax.training import metrics
 from tests import assets, runs
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -346,6 +346,8 @@ def test_a_bad_row_is_named_by_file_line_and_field(folder, tmp_path):
   [
     ({'seed': 1}, 'seed: was 0, is now 1'),
     ({'objective': 'ipo()'}, "objective: was 'dpo(beta=0.1)', is now 'ipo()'"),
+    # Its memory and the other optimizer change the saved state, too.
+    ({'objective': "alpha_dpo(normaliser='ema')", 'optimizer': 'sgd(0.1)'}, "objective: was 'dpo(beta=0.1)', is now"),
     ({'batch_size': 16}, 'batch_size: was 8, is now 16'),
     ({'buckets': ((16, 32),)}, 'buckets: was [[16, 24]], is now [[16, 32]]'),
   ],
@@ -355,6 +357,24 @@ def test_another_run_in_the_same_folder_is_refused(whole, overrides, says):
   with pytest.raises(ValueError, match='belongs to another run') as caught:
     training.train(config)
   assert says in str(caught.value)
+  assert 'optimizer' not in str(caught.value)
+
+
+def command(*arguments: str) -> int:
+  return program.execute(main.PROGRAM, ['alignjax', 'train', *arguments])
+
+
+def test_the_work_directory_alone_resumes_a_run_with_its_settings(whole, capsys):
+  workdir = pathlib.Path(whole.workdir)
+  before = (workdir / 'config.json').read_bytes()
+  assert command(f'--workdir={workdir}') == exit_codes.DONE
+  assert 'this run is finished: it has done 32 of 32 steps' in capsys.readouterr().out
+  assert command(f'--workdir={workdir}', '--objective=ipo()') == exit_codes.REFUSED
+  out, err = capsys.readouterr()
+  assert f"flags override {workdir}/config.json: objective='ipo()' (not 'dpo(beta=0.1)')" in out
+  assert "objective: was 'dpo(beta=0.1)', is now 'ipo()'" in err
+  assert err.count('error: ') == 1
+  assert (workdir / 'config.json').read_bytes() == before
 
 
 def test_other_data_or_models_in_the_same_folder_are_refused(folder, whole):
@@ -374,35 +394,9 @@ def test_harmless_changes_go_on_and_questionable_ones_are_reported(whole, caplog
   training.train(whole)  # gives the folder its configuration back
 
 
-@pytest.mark.slow  # loop_test.py stops at an infinite loss, and test_exit_codes gives that error its code
+@pytest.mark.slow  # loop_test.py stops at an infinite loss, exit_codes_test.py has its code
 def test_an_infinite_loss_ends_the_run_with_exit_code_3(folder, capsys):
   config = make_config(folder, 'diverged', optimizer='adamw(1e38)', gradient_clip=0.0, eval_data=(), save_every=1)
   assert attempt(config) == exit_codes.NOT_FINITE
   assert 'error: step ' in capsys.readouterr().err
   assert not (folder / 'diverged' / 'model').exists()
-
-
-@pytest.mark.parametrize(
-  ('outcome', 'code'),
-  [
-    (loop.Result(None, 3, True, 1), exit_codes.PREEMPTED),
-    (loop.Result(None, 3, False, 1), exit_codes.DONE),
-    (refusals.Refused('why'), exit_codes.REFUSED),
-    (ValueError('why'), exit_codes.CRASHED),
-    (loop.NonFiniteError('why'), exit_codes.NOT_FINITE),
-    (exports.ExportError('why'), exit_codes.NOT_EXPORTED),
-    (checkpoint.SaveError('why'), exit_codes.CRASHED),
-    (stopping.Stopped(), exit_codes.PREEMPTED),
-    (RuntimeError('why'), exit_codes.CRASHED),
-  ],
-)
-def test_exit_codes(capsys, monkeypatch, outcome, code):
-  def run(config: settings.Config) -> loop.Result:
-    del config
-    if isinstance(outcome, BaseException):
-      raise outcome
-    return outcome
-
-  monkeypatch.setattr(training, 'train', run)
-  assert attempt(settings.Config()) == code
-  assert ('Traceback' in capsys.readouterr().err) == (type(outcome) in (ValueError, RuntimeError))

@@ -3,9 +3,14 @@ and the hidden states that they come from.
 
 Run by hand, where torch and transformers are installed; the library itself needs neither:
 
-  python tests/golden/make.py
+  python tests/golden/make.py smollm3 phi3_longrope
+
+Without names, it writes all of them. To compare what alignjax exports with the same logits:
+
+  python tests/golden/make.py --check=<folder of the export> smollm3
 """
 
+import argparse
 import json
 import pathlib
 
@@ -168,6 +173,66 @@ MODELS = {
     **SHARED | SMALL | {'hidden_size': 32}, **TOKEN_IDS, use_qkv_bias=True, layer_norm_eps=1e-2
   ),
 }
+# Of the 6 layers, the fourth has no rotary positions. The head width is the real one.
+MODELS['smollm3'] = transformers.SmolLM3Config(
+  **SHARED | SMALL | {'num_hidden_layers': 6, 'hidden_size': 32},
+  **TOKEN_IDS,
+  rope_parameters={'rope_type': 'default', 'rope_theta': 20.0},
+)
+# Of each head of 16 numbers, the first 12 are turned, as in Phi-4-mini. The context of pre-training is shorter than the
+# shortest sequence, so the long factors are used.
+LONGROPE = {
+  'rope_type': 'longrope',
+  'rope_theta': 50.0,
+  'partial_rotary_factor': 0.75,
+  'short_factor': [1.0, 1.1, 1.2, 1.3, 1.4, 1.5],
+  'long_factor': [1.0, 1.118320672, 2.446418898, 5.351743533, 11.70738129, 25.6],
+}
+MODELS['phi3_longrope'] = transformers.Phi3Config(
+  **SHARED | SMALL | {'hidden_size': 64, 'max_position_embeddings': 128},
+  **TOKEN_IDS,
+  tie_word_embeddings=True,
+  original_max_position_embeddings=3,
+  rope_parameters=dict(LONGROPE),
+)
+MODELS['phi3_longrope_short'] = transformers.Phi3Config(
+  **SHARED | SMALL | {'hidden_size': 64, 'max_position_embeddings': 128},
+  **TOKEN_IDS,
+  tie_word_embeddings=True,
+  original_max_position_embeddings=64,
+  rope_parameters=dict(LONGROPE),
+)
+# A model that reads images too; the text model in it is that of `gemma3`, less one layer.
+MODELS['gemma3_images'] = transformers.Gemma3Config(
+  text_config=MODELS['gemma3'].to_dict() | {'num_hidden_layers': 6, 'layer_types': None},
+  vision_config={
+    'hidden_size': 8,
+    'image_size': 8,
+    'intermediate_size': 8,
+    'model_type': 'siglip_vision_model',
+    'num_attention_heads': 2,
+    'num_hidden_layers': 1,
+    'patch_size': 4,
+    'vision_use_head': False,
+  },
+  mm_tokens_per_image=4,
+)
+# Two of four experts answer for a token, and their weights are divided by their sum.
+MODELS['mixtral'] = transformers.MixtralConfig(
+  **SHARED | SMALL,
+  num_local_experts=4,
+  num_experts_per_tok=2,
+  rope_parameters={'rope_type': 'default', 'rope_theta': 50.0},
+)
+# Three of five experts, without that division.
+MODELS['qwen3_moe'] = transformers.Qwen3MoeConfig(
+  **SHARED | SMALL,
+  head_dim=10,
+  moe_intermediate_size=20,
+  num_experts=5,
+  num_experts_per_tok=3,
+  norm_topk_prob=False,
+)
 PROMPT_LENGTHS = (7, 4, 1)
 RESPONSE_LENGTHS = ((9, 5), (1, 9), (9, 3))
 
@@ -206,8 +271,8 @@ def predict(
 
   Both are from an unpadded forward for each pair, and 0 at padding.
   """
-  shape = batch['response'].shape
-  logits, hidden = np.zeros((*shape, VOCAB), np.float32), np.zeros((*shape, model.config.hidden_size), np.float32)
+  shape, width = batch['response'].shape, model.config.get_text_config().hidden_size
+  logits, hidden = np.zeros((*shape, VOCAB), np.float32), np.zeros((*shape, width), np.float32)
   for row, length in enumerate(batch['prompt_length']):
     for sample, response_length in enumerate(batch['response_length'][row]):
       prompt, response = batch['prompt'][row, :length], batch['response'][row, sample, :response_length]
@@ -218,17 +283,35 @@ def predict(
   return {'logits': logits}, {'hidden': hidden}
 
 
+def write(name: str) -> None:
+  """Writes the checkpoint of this name, its logits and its states."""
+  seed = list(MODELS).index(name)
+  model, batch = build(MODELS[name], seed), tokens(seed)
+  folder = HERE / name
+  model.save_pretrained(folder)
+  (folder / 'generation_config.json').unlink()
+  logits, hidden = predict(model, batch)
+  safetensors_numpy.save_file(batch | logits, folder / 'golden.safetensors')
+  safetensors_numpy.save_file(hidden, folder / 'hidden.safetensors')
+  versions = {module.__name__: module.__version__ for module in (torch, transformers)}
+  (folder / 'versions.json').write_text(json.dumps(versions, indent=2) + '\n')
+
+
+def check(name: str, folder: str) -> None:
+  """Prints the largest difference between the logits of an exported model and those of the checkpoint."""
+  golden = safetensors_numpy.load_file(HERE / name / 'golden.safetensors')
+  model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+  logits, _ = predict(model, golden)
+  print(f'{name}: {type(model).__name__}, {np.abs(logits["logits"] - golden["logits"]).max():.1e}')
+
+
 def main() -> None:
-  for seed, (name, config) in enumerate(MODELS.items()):
-    model, batch = build(config, seed), tokens(seed)
-    folder = HERE / name
-    model.save_pretrained(folder)
-    (folder / 'generation_config.json').unlink()
-    logits, hidden = predict(model, batch)
-    safetensors_numpy.save_file(batch | logits, folder / 'golden.safetensors')
-    safetensors_numpy.save_file(hidden, folder / 'hidden.safetensors')
-    versions = {module.__name__: module.__version__ for module in (torch, transformers)}
-    (folder / 'versions.json').write_text(json.dumps(versions, indent=2) + '\n')
+  parser = argparse.ArgumentParser()
+  parser.add_argument('names', nargs='*', help='Checkpoints; none for all.')
+  parser.add_argument('--check', help='Folder of an exported model to compare with the checkpoint.')
+  options = parser.parse_args()
+  for name in options.names or MODELS:
+    check(name, options.check) if options.check else write(name)
 
 
 if __name__ == '__main__':

@@ -26,7 +26,7 @@ def test_every_tensor_arrives_at_its_place(tmp_path, tied):
   for leaf, value in leaves.items():
     tensor = families.LLAMA.tensor(leaf)
     for layer, name in enumerate(tensor.names(value.shape)):
-      row = value[layer] if tensor.stacked else value
+      row = value[layer] if tensor.depth else value
       np.testing.assert_array_equal(row.T if tensor.transposed else row, stored[name])
       assert row.dtype == np.float32
       seen.add(name)

@@ -138,6 +138,73 @@ PHI3 = {
   'resid_pdrop': 0.0,
   'sliding_window': 2047,
 }
+SMOLLM3 = {  # of SmolLM3-3B
+  'model_type': 'smollm3',
+  'architectures': ['SmolLM3ForCausalLM'],
+  'attention_bias': False,
+  'hidden_act': 'silu',
+  'layer_types': ['full_attention'] * 36,
+  'max_window_layers': 28,
+  'mlp_bias': False,
+  'no_rope_layer_interval': 4,
+  'no_rope_layers': [1, 1, 1, 0] * 9,
+  'pretraining_tp': 2,
+  'sliding_window': None,
+  'use_sliding_window': False,
+}
+MIXTRAL = {  # of Mixtral-8x7B
+  'model_type': 'mixtral',
+  'architectures': ['MixtralForCausalLM'],
+  'num_experts_per_tok': 2,
+  'num_local_experts': 8,
+  'output_router_logits': False,
+  'router_aux_loss_coef': 0.02,
+  'sliding_window': None,
+}
+QWEN3_MOE = QWEN3 | {  # of Qwen3-30B-A3B
+  'model_type': 'qwen3_moe',
+  'architectures': ['Qwen3MoeForCausalLM'],
+  'decoder_sparse_step': 1,
+  'intermediate_size': 6144,
+  'mlp_only_layers': [],
+  'moe_intermediate_size': 768,
+  'norm_topk_prob': True,
+  'num_experts': 128,
+  'num_experts_per_tok': 8,
+  'output_router_logits': False,
+  'router_aux_loss_coef': 0.001,
+}
+PHI4_MINI = PHI3 | {  # what it adds to Phi-3; its lists of factors are longer
+  'full_attn_mod': 1,
+  'interpolate_factor': 1,
+  'lm_head_bias': False,
+  'max_position_embeddings': 131072,
+  'mlp_bias': False,
+  'partial_rotary_factor': 0.75,
+  'rope_scaling': {'long_factor': [1, 1.118320672] * 12, 'short_factor': [1.0] * 24, 'type': 'longrope'},
+  'sliding_window': 262144,
+}
+GEMMA3_4B = {  # as published; what it leaves out are defaults of transformers
+  'architectures': ['Gemma3ForConditionalGeneration'],
+  'boi_token_index': 255999,
+  'eoi_token_index': 256000,
+  'eos_token_id': [1, 106],
+  'image_token_index': 262144,
+  'initializer_range': 0.02,
+  'mm_tokens_per_image': 256,
+  'model_type': 'gemma3',
+  'text_config': {
+    'hidden_size': 2560,
+    'intermediate_size': 10240,
+    'model_type': 'gemma3_text',
+    'num_hidden_layers': 34,
+    'rope_scaling': {'factor': 8.0, 'rope_type': 'linear'},
+    'sliding_window': 1024,
+  },
+  'torch_dtype': 'bfloat16',
+  'transformers_version': '4.50.0.dev0',
+  'vision_config': {'hidden_size': 1152, 'model_type': 'siglip_vision_model', 'num_hidden_layers': 27},
+}
 GEMMA2_FIELDS = {
   'model_type': 'gemma2',
   'activation': 'gelu_tanh',
@@ -186,7 +253,30 @@ GRANITE_FIELDS = {
   'logit_divisor': 8.0,
 }
 STABLELM_FIELDS = {'model_type': 'stablelm', 'norm': 'layer', 'qkv_bias': True, 'rotary_fraction': 0.25}
+SMOLLM3_FIELDS = {
+  'model_type': 'smollm3',
+  'qkv_bias': False,
+  'output_bias': False,
+  'mlp_bias': False,
+  'unrotated_every': 4,
+}
+MIXTRAL_FIELDS = {'model_type': 'mixtral', 'experts': 8, 'experts_per_token': 2, 'sliding_window': None}
+QWEN3_MOE_FIELDS = {
+  'model_type': 'qwen3_moe',
+  'experts': 128,
+  'experts_per_token': 8,
+  'head_width': 128,
+  'mlp_width': 768,
+  'normalised_experts': True,
+  'qk_norm': True,
+}
 PHI3_FIELDS = {'model_type': 'phi3', 'rotary_fraction': 1.0, 'sliding_window': 2047}
+PHI4_MINI_FIELDS = PHI3_FIELDS | {
+  'max_positions': 131072,
+  'rope_scaling': layers.LongRopeScaling((1.0,) * 24, (1.0, 1.118320672) * 12, 4096, 32.0),
+  'rotary_fraction': 0.75,
+  'sliding_window': 262144,
+}
 GPT2 = {  # of the smallest one, as it was published
   'activation_function': 'gelu_new',
   'architectures': ['GPT2LMHeadModel'],
@@ -305,6 +395,9 @@ def of(model_type):
     'gemma': GEMMA_FIELDS,
     'granite': GRANITE_FIELDS,
     'stablelm': STABLELM_FIELDS,
+    'mixtral': MIXTRAL_FIELDS,
     'phi3': PHI3_FIELDS,
+    'qwen3_moe': QWEN3_MOE_FIELDS,
+    'smollm3': SMOLLM3_FIELDS,
   }
   return FIELDS | own.get(model_type, {}) | {'model_type': model_type}

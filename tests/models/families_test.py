@@ -62,7 +62,26 @@ from tests.models import entries
     ),
     (entries.OLMO2, {'attention_bias': True}, 'attention_bias=True'),
     (entries.OLMO2, {'sliding_window': 8}, 'sliding_window=8 (unknown)'),
-    (entries.PHI3, {'rope_scaling': {'type': 'longrope', 'short_factor': [1.0]}}, "rope_scaling.type='longrope'"),
+    (entries.PHI3, {'rope_scaling': {'type': 'linear', 'factor': 2.0}}, "(only 'default', 'longrope', 'su' are"),
+    (entries.QWEN3, {'rope_scaling': {'type': 'longrope'}}, "rope_scaling.type='longrope' (only 'default', 'linear', "),
+    (entries.PHI4_MINI, {'rope_scaling': {'type': 'longrope', 'long_factor': [1.0]}}, 'rope_scaling.short_factor is m'),
+    (
+      entries.PHI4_MINI,
+      {'rope_scaling': entries.PHI4_MINI['rope_scaling'] | {'long_factor': [1.0, -1.0]}},
+      'rope_scaling.long_factor=[1.0, -1.0] must be a list of positive numbers',
+    ),
+    (
+      entries.PHI4_MINI,
+      {'rope_scaling': entries.PHI4_MINI['rope_scaling'] | {'original_max_position_embeddings': 8192}},
+      'original_max_position_embeddings=8192, original_max_position_embeddings=4096',
+    ),
+    (entries.PHI4_MINI, {'full_attn_mod': 2}, 'full_attn_mod=2 (only 1 are supported)'),
+    (entries.SMOLLM3, {'no_rope_layers': [1, 0, 0, 1]}, 'no_rope_layers=[1, 0, 0, 1]'),
+    (entries.MIXTRAL, {'router_jitter_noise': 0.1}, 'router_jitter_noise=0.1 (only 0.0 and 0 are supported)'),
+    (entries.MIXTRAL, {'num_local_experts': entries.REMOVED}, 'field num_local_experts is missing'),
+    (entries.QWEN3_MOE, {'decoder_sparse_step': 2}, 'decoder_sparse_step=2 (only 1 is supported)'),
+    (entries.QWEN3_MOE, {'mlp_only_layers': [0]}, 'mlp_only_layers=[0]'),
+    (entries.SMOLLM3, {'use_sliding_window': True}, 'use_sliding_window=True'),
     (entries.PHI3, {'head_dim': 64}, 'head_dim=64 (unknown)'),
     (entries.PHI3, {'partial_rotary_factor': 0}, 'partial_rotary_factor=0'),
   ],
@@ -86,6 +105,10 @@ def test_each_family_reads_its_own_fields():
   assert entries.parse(entries.STABLELM) == entries.FIELDS | entries.STABLELM_FIELDS
   assert entries.parse(entries.OLMO2) == entries.FIELDS | entries.OLMO2_FIELDS
   assert entries.parse(entries.PHI3) == entries.FIELDS | entries.PHI3_FIELDS
+  assert entries.parse(entries.MIXTRAL) == entries.FIELDS | entries.MIXTRAL_FIELDS
+  assert entries.parse(entries.QWEN3_MOE) == entries.FIELDS | entries.QWEN3_MOE_FIELDS
+  assert entries.parse(entries.PHI4_MINI) == entries.FIELDS | entries.PHI4_MINI_FIELDS
+  assert entries.parse(entries.SMOLLM3, attention_bias=False) == entries.FIELDS | entries.SMOLLM3_FIELDS
   biases = {'qkv_bias': True, 'output_bias': True, 'mlp_bias': True}
   assert families.LLAMA.parse(entries.changed(attention_bias=True, mlp_bias=True)) == entries.FIELDS | biases
 
@@ -118,6 +141,68 @@ def test_gemma3_reads_the_rotary_positions_of_both_layouts():
   removed = dict.fromkeys(('rope_theta', 'rope_local_base_freq', 'rope_scaling'), entries.REMOVED)
   assert entries.parse(entries.GEMMA3, **removed, rope_parameters=parameters) == old
   assert (old['rope_theta'], old['local_rope_theta'], old['rope_scaling'].factor) == (20.0, 200.0, 8.0)
+
+
+def test_the_list_of_rotated_layers_takes_precedence_over_its_interval():
+  of_interval = {'no_rope_layers': entries.REMOVED, 'no_rope_layer_interval': 3}
+  assert entries.parse(entries.SMOLLM3, **of_interval)['unrotated_every'] == 3
+  assert entries.parse(entries.SMOLLM3, no_rope_layers=[1, 0, 1, 0, 1])['unrotated_every'] == 2
+  every = entries.parse(entries.SMOLLM3, no_rope_layers=[1] * 36)
+  assert transformer.TransformerConfig(**every).rotated == (True,) * 30
+  assert transformer.TransformerConfig(**entries.parse(entries.SMOLLM3)).rotated == ((True,) * 3 + (False,)) * 7 + (
+    True,
+    True,
+  )
+
+
+def test_longrope_reads_its_extension_and_the_name_of_its_first_release():
+  scaling = {'type': 'su', 'long_factor': [2.0] * 24, 'short_factor': [1] * 24}
+  read = entries.parse(entries.PHI4_MINI, rope_scaling=scaling)['rope_scaling']
+  assert read == layers.LongRopeScaling((1.0,) * 24, (2.0,) * 24, 4096, 32.0)
+  assert entries.parse(entries.PHI4_MINI, rope_scaling=scaling | {'factor': 16.0})['rope_scaling'].extension == 16.0
+  parameters = scaling | {'rope_type': 'longrope', 'type': entries.REMOVED, 'original_max_position_embeddings': 4096}
+  parameters = {key: value for key, value in parameters.items() if value is not entries.REMOVED}
+  new = entries.parse(entries.PHI4_MINI, rope_scaling=entries.REMOVED, rope_parameters=parameters)
+  assert new['rope_scaling'] == read
+
+
+def test_gemma3_that_reads_images_is_read_as_its_text_model():
+  family = families.by_type('gemma3')
+  fields = family.parse(entries.GEMMA3_4B)
+  sizes = {'vocab_size': 262208, 'width': 2560, 'layers': 34, 'heads': 8, 'kv_heads': 4, 'head_width': 256}
+  assert (sizes | {'mlp_width': 10240, 'sliding_window': 1024, 'max_positions': 131072}).items() <= fields.items()
+  assert fields['rope_scaling'] == layers.LinearScaling(8.0)
+  config = transformer.TransformerConfig(**fields)
+  assert config.model_type == 'gemma3_text'
+  assert config.tied_embeddings
+  assert families.of(config) is families.FAMILIES['gemma3_text']
+  names = ['model.norm.weight', 'model.layers.0.mlp.up_proj.weight', 'lm_head.weight']
+  prefixes = ['language_model.', 'language_model.', 'language_model.']
+  published = {prefix + name: i for i, (prefix, name) in enumerate(zip(prefixes, names, strict=True))}
+  in_memory = {name.replace('model.', 'model.language_model.', 1): i for i, name in enumerate(names)}
+  images = {'vision_tower.a.weight': 7, 'multi_modal_projector.b': 8, 'model.vision_tower.a.weight': 9}
+  for stored in (published, in_memory):
+    assert family.prefixed(stored | images) == {name: i for i, name in enumerate(names)}
+
+
+@pytest.mark.parametrize(
+  ('changes', 'of_text', 'named'),
+  [
+    ({'text_config': None}, {}, 'field text_config must be an object'),
+    ({'architectures': ['Gemma3ForCausalLM']}, {}, "must be ['Gemma3ForConditionalGeneration']"),
+    ({'audio_config': {'a': 1}}, {}, 'audio_config.a=1 (unknown)'),
+    ({'tie_word_embeddings': True}, {'tie_word_embeddings': False}, 'text_config.tie_word_embeddings=False, tie_word'),
+    ({}, {'model_type': 'gemma3n_text'}, "text_config.model_type='gemma3n_text'"),
+    ({}, {'final_logit_softcapping': 30.0}, 'text_config.final_logit_softcapping=30.0 must be null'),
+    ({}, {'use_bidirectional_attention': True}, 'use_bidirectional_attention=True'),
+    ({}, {'router': 1}, 'router=1 (unknown)'),
+  ],
+)
+def test_what_the_text_model_of_gemma3_cannot_honour_is_refused(changes, of_text, named):
+  given = entries.GEMMA3_4B | {'text_config': entries.GEMMA3_4B['text_config'] | of_text} | changes
+  with pytest.raises(ValueError) as caught:  # noqa: PT011, the name is compared below
+    families.by_type('gemma3').parse(given)
+  assert named in str(caught.value)
 
 
 def test_absent_entries_take_the_numbers_of_each_family():
@@ -161,6 +246,12 @@ def test_absent_entries_take_the_numbers_of_each_family():
     entries.STABLELM_FIELDS,
     entries.PHI3_FIELDS,
     entries.PHI3_FIELDS | {'rotary_fraction': 0.75, 'sliding_window': None},
+    entries.PHI4_MINI_FIELDS,
+    entries.PHI4_MINI_FIELDS | {'max_positions': 8192},
+    entries.PHI4_MINI_FIELDS | {'rope_scaling': layers.LongRopeScaling((1.0,) * 24, (2.0,) * 24, 2048, 16.0, 1.5)},
+    entries.SMOLLM3_FIELDS,
+    entries.MIXTRAL_FIELDS,
+    entries.QWEN3_MOE_FIELDS | {'normalised_experts': False},
     {'qkv_bias': True, 'output_bias': True, 'mlp_bias': True},
     entries.GPT2_FIELDS,
     entries.NEOX_FIELDS,
@@ -214,7 +305,7 @@ def test_a_configuration_that_its_family_cannot_store_is_refused(changes, named)
 
 @pytest.mark.parametrize('model_type', ['gpt9', None, ['llama']])
 def test_unknown_model_types_are_refused_with_the_known_ones(model_type):
-  with pytest.raises(ValueError, match=r'model_type .* is not supported; known: gemma, gemma2, gemma3_text, '):
+  with pytest.raises(ValueError, match=r'model_type .* is not supported; known: gemma, gemma2, gemma3, gemma3_text, '):
     families.by_type(model_type)
 
 
@@ -229,9 +320,9 @@ def test_declared_tensors_are_those_of_a_checkpoint():
 
 def test_kernels_are_stored_transposed_except_by_gpt2_and_nothing_else_is():
   for family in families.FAMILIES.values():
-    kernels = family is not gpt_families.GPT2
+    kernels, matrices = family is not gpt_families.GPT2, ('kernel', 'mlp/router', 'mlp/gate', 'mlp/up', 'mlp/down')
     for tensor in family.tensors:
-      assert tensor.transposed is (tensor.leaf == 'unembed/kernel' or (kernels and tensor.leaf.endswith('kernel')))
+      assert tensor.transposed is (tensor.leaf == 'unembed/kernel' or (kernels and tensor.leaf.endswith(matrices)))
 
 
 def test_a_family_declares_each_parameter_and_each_stored_tensor_once():

@@ -115,6 +115,27 @@ def test_foreign_files_are_never_removed(tmp_path):
     checkpoint_io.save(tmp_path / 'file', config, params)
 
 
+def test_named_chat_templates_are_kept_listed_and_checked(tmp_path):
+  source, out = model_folders.write(tmp_path / 'model'), tmp_path / 'out'
+  config, params = checkpoint_io.load_config(source), model_folders.load(source)
+  templates = source / 'additional_chat_templates'
+  templates.mkdir()
+  (templates / 'tool_use.jinja').write_text('tools')
+  (templates / 'notes.txt').write_text('not a template')
+  for _ in range(2):  # the second time, they replace those of the first
+    checkpoint_io.save(out, config, params, assets_from=source)
+  assert (out / 'additional_chat_templates' / 'tool_use.jinja').read_text() == 'tools'
+  assert [path.name for path in (out / 'additional_chat_templates').iterdir()] == ['tool_use.jinja']
+  assert 'additional_chat_templates/tool_use.jinja' in folders.read_json(out / manifest.FILE)['sha256']
+  checkpoint_io.load_config(out)
+  (out / 'additional_chat_templates' / 'tool_use.jinja').write_text('changed')
+  with pytest.raises(ValueError, match=r'tool_use\.jinja: has changed since it was written'):
+    checkpoint_io.load_config(out)
+  (out / 'additional_chat_templates' / 'own.txt').write_text('foreign')
+  with pytest.raises(ValueError, match=r'not part of a model \(additional_chat_templates/own\.txt\)'):
+    checkpoint_io.save(out, config, params, assets_from=source)
+
+
 @pytest.mark.parametrize('moment', ['writing', 'copy_assets', 'rename'])
 def test_a_failure_leaves_the_earlier_model_and_no_half_folder(tmp_path, monkeypatch, moment):
   source = model_folders.write(tmp_path / 'source')

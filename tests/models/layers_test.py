@@ -1,5 +1,7 @@
 """Norms, rotary positions and their scalings, against their equations."""
 
+import functools
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -25,6 +27,42 @@ def test_layer_norm_is_that_of_the_equation():
   norm.scale, norm.bias = nnx.Param(jnp.arange(5.0)), nnx.Param(jnp.ones(5))
   np.testing.assert_allclose(norm(jnp.asarray(x)), expected * np.arange(5) + 1, rtol=1e-5, atol=1e-5)
   assert norm(jnp.asarray(x, jnp.bfloat16)).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize('normalised', [True, False])
+def test_experts_are_those_of_the_equation(normalised):
+  """Value and gradient in float64, token by token and expert by expert."""
+  module = layers.Experts((4, 6, 5), 2, 'silu', jax.random.key(0), normalised=normalised)
+  structure, state = nnx.split(module)
+  params = nnx.to_pure_dict(state)
+  x = np.random.default_rng(0).normal(size=(3, 2, 6)).astype(np.float32)
+  router, gate, up, down = (np.asarray(params[name], np.float64) for name in ('router', 'gate', 'up', 'down'))
+
+  def expert(e, token):
+    gated = token @ gate[e]
+    return (gated / (1 + np.exp(-gated)) * (token @ up[e])) @ down[e]
+
+  def oracle(x):
+    out = np.zeros_like(x)
+    for place in np.ndindex(x.shape[:-1]):
+      logits = x[place] @ router
+      share = np.exp(logits) / np.exp(logits).sum()
+      chosen = np.argsort(-share)[:2]
+      total = share[chosen].sum() if normalised else 1.0
+      out[place] = sum(share[e] / total * expert(e, x[place]) for e in chosen)
+    return out
+
+  @jax.jit
+  @functools.partial(jax.grad, has_aux=True)
+  def apply(x):
+    out = nnx.merge(structure, params)(x)
+    return jnp.sum(out**2), out
+
+  of_x, out = apply(x)
+  np.testing.assert_allclose(out, oracle(x.astype(np.float64)), rtol=1e-5, atol=1e-6)
+  step = 1e-5 * np.random.default_rng(1).normal(size=x.shape)
+  numeric = np.sum(oracle(x + step) ** 2) - np.sum(oracle(x - step) ** 2)
+  np.testing.assert_allclose(2 * np.sum(of_x * step), numeric, rtol=1e-4)
 
 
 def test_a_part_of_each_head_is_turned():
@@ -86,3 +124,19 @@ def test_the_amplitude_of_yarn_is_given_or_follows_from_the_factor():
   assert layers.YarnScaling(4.0, 64, mscale=2.0, mscale_all_dim=1.0).amplitude == pytest.approx(ratio)
   assert layers.YarnScaling(4.0, 64, mscale=2.0).amplitude == pytest.approx(0.1 * np.log(4) + 1)
   assert layers.YarnScaling(0.5, 64).amplitude == 1.0
+
+
+@pytest.mark.parametrize(('length', 'factors'), [(64, (1.0, 1.5, 2.0)), (65, (3.0, 5.0, 7.0))])
+def test_longrope_divides_each_frequency_by_the_factor_of_the_length(length, factors):
+  scaling = layers.LongRopeScaling((1.0, 1.5, 2.0), (3.0, 5.0, 7.0), original_positions=64, extension=8.0)
+  cosine, sine = layers.rotary_angles(jnp.asarray(11), 6, 50.0, scaling.at(length))
+  angle = 11 * 50.0 ** (-np.arange(3) / 3) / np.asarray(factors)
+  amplitude = np.sqrt(1 + np.log(8) / np.log(64))
+  np.testing.assert_allclose(cosine, amplitude * np.cos(angle), rtol=1e-6, atol=1e-6)
+  np.testing.assert_allclose(sine, amplitude * np.sin(angle), rtol=1e-6, atol=1e-6)
+
+
+def test_the_amplitude_of_longrope_is_given_or_follows_from_the_extension():
+  factors = (1.0, 1.0)
+  assert layers.LongRopeScaling(factors, factors, 64, 8.0, attention_factor=1.25).amplitude == 1.25
+  assert layers.LongRopeScaling(factors, factors, 64, 1.0).amplitude == 1.0

@@ -18,7 +18,7 @@ def written(tmp_path_factory):
   source = model_folders.write(tmp_path_factory.mktemp('source') / 'model')
   folder = source.with_name('written')
   config, params = checkpoint_io.load_config(source), model_folders.load(source)
-  checkpoint_io.save(folder, config, params, assets_from=source, source={'step': 8})
+  checkpoint_io.save(folder, config, params, assets_from=source, about=folders.About({'step': 8}))
   return folder, config, params
 
 

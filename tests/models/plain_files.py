@@ -12,14 +12,15 @@ from tests.models import model_folders
 
 def weights(path: pathlib.Path, config, params, dtype='float32') -> bytes:
   """The weight file of a model, by safetensors' own writer."""
-  params = jax.tree.map(lora._merged, params, is_leaf=lora.is_kernel)
+  params = jax.tree.map(lora.dense, params, is_leaf=lora.is_kernel)
   family, leaves, tensors = families.of(config), model_folders.flat(params), {}
   for leaf in leaves:
     tensor = family.tensor(leaf)
     if leaf == tensor.leaf:
       parts = [leaves[part] for part in tensor.leaves]
-      rows = zip(*parts, strict=True) if tensor.stacked else [parts]
-      for name, row in zip(tensor.names(parts[0].shape), rows, strict=True):
+      names = tensor.names(parts[0].shape)
+      for name, place in zip(names, np.ndindex(parts[0].shape[: tensor.depth]), strict=True):
+        row = [part[place] for part in parts]
         tensors[name] = np.ascontiguousarray(tensor.join(row, tensor.group_count(config)).astype(dtype))
   return _written(path, tensors)
 

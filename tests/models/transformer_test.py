@@ -279,6 +279,31 @@ def test_scanned_layers_take_turns_with_windows_as_unrolled_ones_do():
   assert _model(**FAMILY).head(params).soft_cap == 2.0
 
 
+@pytest.mark.slow  # golden_test.py compares scanned layers, and decoding, with transformers
+def test_scanned_layers_without_rotary_positions_are_unrolled_ones():
+  params, batch = _params(), token_batches.batch(5, P, N, R)
+  models = [_model(unrotated_every=2, scan_layers=scan) for scan in (True, False)]
+  scanned, unrolled = (
+    np.asarray(jax.jit(m.hidden)(params, *_fields(batch)))[token_batches.valid(batch)] for m in models
+  )
+  np.testing.assert_allclose(scanned, unrolled, atol=1e-5)
+  plain = np.asarray(jax.jit(_model().hidden)(params, *_fields(batch)))[token_batches.valid(batch)]
+  assert np.abs(plain - unrolled).max() > 1e-2
+
+
+def test_longrope_chooses_its_factors_by_the_length_of_padded_sequences(monkeypatch):
+  params, batch, lengths = _params(), token_batches.batch(5, P, N, R), []
+  at = layers.LongRopeScaling.at
+  monkeypatch.setattr(layers.LongRopeScaling, 'at', lambda self, length: lengths.append(length) or at(self, length))
+  factors = (1.0,) * (CONFIG.rotary_width // 2)
+  model = _model(rope_scaling=layers.LongRopeScaling(factors, factors, original_positions=8, extension=1.0))
+  jax.eval_shape(model.hidden, params, *_fields(batch))
+  prefill = functools.partial(model.prefill, samples=N, max_new_tokens=R)
+  cache = jax.eval_shape(prefill, params, batch.prompt, batch.prompt_length)
+  jax.eval_shape(model.decode, params, cache, batch.response[:, :, 0])
+  assert lengths == [P + R] * 3
+
+
 @pytest.mark.parametrize('scan_layers', [True, False])
 def test_remat_keeps_less_for_the_backward_pass(scan_layers):
   params, batch = _params(), token_batches.batch(5, P, N, R)
@@ -288,6 +313,18 @@ def test_remat_keeps_less_for_the_backward_pass(scan_layers):
     backward = jax.eval_shape(lambda p, hidden=hidden: jax.vjp(lambda p: hidden(p, *_fields(batch)), p)[1], params)
     kept.append(sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(backward)))
   assert kept[0] > 1.3 * kept[1] > 1.3 * 1.3 * kept[2]
+
+
+def test_remat_keeps_of_experts_only_the_logits_of_the_router():
+  batch, kept = token_batches.batch(5, P, N, R), {}
+  for experts in (2, 64):
+    hidden = _model(experts=experts, experts_per_token=2).hidden
+    params = jax.eval_shape(_model(experts=experts, experts_per_token=2).init, jax.random.key(0))
+    backward = jax.eval_shape(lambda p, hidden=hidden: jax.vjp(lambda p: hidden(p, *_fields(batch)), p)[1], params)
+    weights, kept_now = (sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree)) for tree in (params, backward))
+    kept[experts] = kept_now - weights
+  logits = CONFIG.layers * len(batch.prompt) * (P + N * R) * 4
+  assert kept[64] - kept[2] <= (64 - 2) * logits
 
 
 def test_bfloat16_is_close_to_float32():
@@ -339,6 +376,21 @@ def test_eight_devices_compute_what_one_does():
   expected_states, expected_gradient = _compute(params, batch, **FAMILY)
   np.testing.assert_allclose(np.asarray(states)[token_batches.valid(batch)], expected_states, atol=1e-5)
   assert _relative_difference(gradient, expected_gradient) < 1e-6
+
+
+@pytest.mark.slow  # golden_test.py has their places on a mesh
+def test_experts_on_eight_devices_compute_what_they_do_on_one():
+  changes = {'experts': 4, 'experts_per_token': 2, 'scan_layers': False, 'remat': 'none'}
+  mesh = mesh_lib.make_mesh(data=2, fsdp=2, tensor=2)
+  batch, params = token_batches.batch(9, P, N, R), _params(**changes)
+  shardings = rules.param_shardings(mesh, params)
+  assert params['layers']['mlp']['gate'].shape == (CONFIG.layers, 4, CONFIG.width, CONFIG.mlp_width)
+  assert shardings['layers']['mlp']['gate'].spec[:2] == (None, 'tensor')
+  model = transformer.build(dataclasses.replace(CONFIG, **changes), rules.activation_constraint(mesh))
+  sharded = jax.device_put(params, shardings), jax.device_put(batch, rules.batch_sharding(mesh))
+  states = np.asarray(jax.jit(model.hidden)(sharded[0], *_fields(sharded[1])))
+  expected = np.asarray(jax.jit(_model(**changes).hidden)(params, *_fields(batch)))
+  np.testing.assert_allclose(states[token_batches.valid(batch)], expected[token_batches.valid(batch)], atol=1e-5)
 
 
 def test_constrain_sees_the_embedding_table_the_embeddings_and_every_block():

@@ -1,5 +1,6 @@
 """Every objective's loss and gradient against the float64 oracle of its equation, from logits to loss."""
 
+import dataclasses
 import re
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from alignjax import objectives
+from alignjax.objectives import examples
 from tests import fixtures
 from tests.oracles import cases, tally
 from tests.oracles.data import Data
@@ -15,17 +17,20 @@ from tests.oracles.data import Data
 EVERY = pytest.mark.parametrize('case', cases.CASES, ids=lambda case: case.expression)
 STEP = 1e-6
 DIRECTIONS = 8
+TABLE = jax.jit(examples.table, static_argnums=0)  # one program for all objectives with the same needs
 
 
 def setting(case, seed):
   """A batch of the shape of the contract's, whose programs these tests share."""
   batch = fixtures.preference_batch(seed=seed, responses=case.responses)
+  behaviour = -np.random.default_rng(seed).exponential(size=batch.response.shape)
+  batch = dataclasses.replace(batch, cached={'behaviour_token_logp': jnp.asarray(behaviour.astype(np.float32))})
   policy, reference = (fixtures.logits(seed + i, batch) for i in (1, 2))
   return objectives.parse(case.expression), batch, policy, reference
 
 
 def loss_of(objective, batch, policy, reference):
-  return objective.apply(fixtures.from_logits(objective.needs, policy, reference, batch), batch).loss
+  return objective.apply(TABLE(objective.needs, policy, reference, batch), batch).loss
 
 
 def assert_close(kind, case, found, expected):

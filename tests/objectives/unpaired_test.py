@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from alignjax import objectives, stats
+from alignjax.training import forward
 from tests import fixtures
 
 BETA = 0.5
@@ -175,3 +176,17 @@ def test_values_at_the_reference():
   zero = np.zeros((3, 1))
   np.testing.assert_allclose(loss_of(objectives.kto(BETA), zero, [1.0, 0.0, 0.3]), 0.5, rtol=1e-6)
   np.testing.assert_allclose(loss_of(objectives.bco(BETA), zero, [1.0, 0.0, 0.3]), math.log(2), rtol=1e-6)
+
+
+@pytest.mark.parametrize('objective', [objectives.kto(BETA), objectives.bco(BETA)], ids=lambda o: o.label)
+def test_mean_rewards_are_reported_for_each_kind_of_response(objective):
+  weight = np.array([1.0, 2.0, 0.5, 0.0])
+  table, batch = batch_of(SINGLES, LABELS, weight)
+  sums = forward.weighted_sums(objective, table, batch)
+  summary = objective.summary({name: value.mean() for name, value in sums.items()})
+  reward = BETA * SINGLES[:, 0]
+  for kind, share in {'desirable': weight * LABELS, 'undesirable': weight * (1 - LABELS)}.items():
+    np.testing.assert_allclose(summary[f'reward_{kind}'], share @ reward / share.sum(), rtol=1e-5)
+  only_desirable = forward.weighted_sums(objective, *batch_of(SINGLES))
+  summary = objective.summary({name: value.mean() for name, value in only_desirable.items()})
+  assert summary['reward_undesirable'] == 0.0

@@ -4,6 +4,7 @@ from tests.oracles import (
   adaptive,
   batchwise,
   calibrated,
+  distillation,
   distribution,
   divergences,
   lengths,
@@ -11,6 +12,7 @@ from tests.oracles import (
   on_policy,
   pairwise,
   reference_free,
+  reward_modelling,
   token_level,
   unpaired,
   weighting,
@@ -21,6 +23,7 @@ FAMILIES = (
   adaptive,
   batchwise,
   calibrated,
+  distillation,
   distribution,
   divergences,
   lengths,
@@ -28,6 +31,7 @@ FAMILIES = (
   on_policy,
   pairwise,
   reference_free,
+  reward_modelling,
   token_level,
   unpaired,
   weighting,
@@ -45,6 +49,10 @@ COMPOSED = (
   Case(
     'dpo(beta=0.05) + 0.00025 * sft(mean=False)',
     lambda d, _: pairwise.dpo(d, 0.05) + 0.05 * 0.005 * reference_free.sft_of_sums(d),
+  ),
+  Case(
+    'bradley_terry() + 0.01 * sft()',
+    lambda d, _: reward_modelling.bradley_terry(d) + 0.01 * reference_free.sft(d),
   ),
   Case('dpo(beta=0.1) + 0.1 * sft()', lambda d, _: pairwise.dpo(d, 0.1) + 0.1 * reference_free.sft(d)),
   Case(

@@ -26,6 +26,7 @@ class Data:
   weight: np.ndarray  # [B]
   score: np.ndarray | None  # [B, N]
   behaviour_logp: np.ndarray | None  # [B, N]
+  behaviour_token_logp: np.ndarray | None  # [B, N, R]
   prompt: np.ndarray  # [B, P] token ids
   prompt_length: np.ndarray  # [B]
 
@@ -43,6 +44,7 @@ class Data:
       weight=float64(batch.weight),
       score=float64(batch.score),
       behaviour_logp=float64(batch.behaviour_logp),
+      behaviour_token_logp=float64(batch.cached.get('behaviour_token_logp')),
       prompt=np.asarray(batch.prompt),
       prompt_length=np.asarray(batch.prompt_length),
     )
@@ -89,6 +91,11 @@ class Data:
   def mean_logp(self) -> np.ndarray:
     """[B, N]: log pi(y|x) / |y|."""
     return self.logp.sum(-1) / self.length
+
+  @functools.cached_property
+  def reward(self) -> np.ndarray:
+    """[B, N]: what stands for a response statistic where there are only logits, see `examples.table`."""
+    return self.mean_logp
 
   def token_sum(self, values: np.ndarray) -> np.ndarray:
     """[B, N]: sums [B, N, R] over the tokens of each response."""

@@ -38,6 +38,49 @@ def risk_averse(live, frozen, gamma, beta, measure):
   return loss
 
 
+def clipped(live, frozen, advantage, level='token', low=0.2, high=0.2, cap=np.inf, aggregate=np.mean):
+  """Token by token. `aggregate` takes, for one prompt, a list of arrays of tokens, one per response."""
+  loss = []
+  for row, score in enumerate(frozen.score):
+    gains = []
+    for n, (size, value) in enumerate(zip(live.length[row], advantage(score), strict=True)):
+      log_ratio = live.logp[row, n, :size] - frozen.behaviour_token_logp[row, n, :size]
+      if level == 'sequence':
+        log_ratio = np.full(size, log_ratio.mean())
+      ratio = np.exp(log_ratio)
+      clipped = np.clip(ratio, 1 - low, 1 + high)
+      gains.append(np.minimum(np.minimum(ratio, cap) * value, clipped * value))
+    loss.append(-aggregate(gains, frozen))
+  return np.array(loss)
+
+
+def leave_one_out(score):
+  return np.array([score[n] - np.delete(score, n).mean() for n in range(len(score))])
+
+
+def centred(score):
+  return score - score.mean()
+
+
+def standardised(score):
+  return centred(score) / (score.std() + 1e-4)
+
+
+def sequence_mean(gains, frozen):
+  del frozen
+  return np.mean([gain.mean() for gain in gains])
+
+
+def token_sum(length):
+  return lambda gains, frozen: np.mean([gain.sum() for gain in gains]) / length
+
+
+def token_mean(gains, frozen):
+  """Such that the weighted mean over prompts is the mean over the tokens of the batch."""
+  tokens = frozen.length.sum(axis=1)
+  return sum(gain.sum() for gain in gains) * frozen.weight.sum() / (frozen.weight * tokens).sum()
+
+
 def _cvar(level):
   return lambda score, p: risk.cvar(score, p, level, 'lower')
 
@@ -62,5 +105,24 @@ CASES = (
   Case('rlhf(beta=0.4, risk=entropic(-3.0))', lambda d, f: risk_averse(d, f, 0.0, 0.4, _entropic(-3.0)), responses=3),
   Case('kl_penalty()', lambda d, f: kl_penalty(d, f, 1e-5), responses=4, at_reference=0.0),
   Case('kl_penalty(beta=0.3)', lambda d, f: kl_penalty(d, f, 0.3), responses=1, at_reference=0.0),
+  Case(
+    'clipped_policy_gradient()',
+    lambda d, f: clipped(d, f, leave_one_out, aggregate=sequence_mean),
+    responses=3,
+  ),
+  Case(
+    "clipped_policy_gradient(advantage='group', high=0.28, aggregate='token_mean')",
+    lambda d, f: clipped(d, f, standardised, high=0.28, aggregate=token_mean),
+    responses=4,
+  ),
+  Case(
+    "clipped_policy_gradient(advantage='centred', aggregate='token_sum', length=53, cap=3.0)",
+    lambda d, f: clipped(d, f, centred, cap=3.0, aggregate=token_sum(53)),
+    responses=3,
+  ),
+  Case(
+    "clipped_policy_gradient(advantage='group', level='sequence', low=0.5, high=0.9)",
+    lambda d, f: clipped(d, f, standardised, 'sequence', 0.5, 0.9, aggregate=sequence_mean),
+  ),
   Case('pmle(gamma=0.2) + kl_penalty(beta=0.1)', lambda d, f: distribution.pmle(d, 0.2) + kl_penalty(d, f, 0.1)),
 )

@@ -34,7 +34,7 @@ def transfers(text: str) -> list[Transfer]:
         kind = ' '.join(_attribute(line, f'_xla_megascale_{what}') for what in ('transfer_type', 'reduce_operation'))
         partners = _attribute(line, '_xla_megascale_target')
       else:
-        partners = re.search(r'(?:replica_groups|source_target_pairs)=(\S+?)(?:, |$)', line)[1]
+        partners = re.search(r'(?:replica_groups|source_target_pairs)=(.+?)(?:, [a-z_]+=|$)', line)[1]
       found.append(Transfer(kind, entries, partners, between, name in loops))
   return found
 

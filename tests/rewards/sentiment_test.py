@@ -8,9 +8,12 @@ import pytest
 from alignjax import rewards
 
 
+def score(*responses, prompt='How was it?'):
+  return rewards.vader()([rewards.Sample(prompt, response, 5, True) for response in responses])
+
+
 def test_vader_orders_responses_and_is_zero_without_sentiment():
-  responses = ['It was a lovely evening!', 'The table is in the room.', 'It was a horrible, ugly evening.', '']
-  values = rewards.vader()(['How was it?'] * 4, responses)
+  values = score('It was a lovely evening!', 'The table is in the room.', 'It was a horrible, ugly evening.', '')
   assert values.dtype == np.float64
   assert values.shape == (4,)
   assert values[0] > 0.5
@@ -19,13 +22,7 @@ def test_vader_orders_responses_and_is_zero_without_sentiment():
 
 
 def test_vader_does_not_read_the_prompt():
-  reward = rewards.vader()
-  assert reward(['I hate this terrible film'], ['Fine.']) == reward(['What a great film'], ['Fine.'])
-
-
-def test_prompts_and_responses_must_align():
-  with pytest.raises(ValueError, match='got 2 prompts and 1 responses'):
-    rewards.vader()(['a', 'b'], ['c'])
+  assert score('Fine.', prompt='I hate this terrible film') == score('Fine.', prompt='What a great film')
 
 
 def test_a_missing_package_is_named(monkeypatch):

@@ -17,6 +17,7 @@ from alignjax.run import adapters, settings, training
 from alignjax.training import checkpoint, metrics
 from tests import assets, runs
 
+GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 ADAPTER = "lora(rank=2, alpha=3, targets='query+mlp')"
 
 
@@ -125,6 +126,7 @@ def test_a_checkpoint_whose_memory_is_not_finite_is_skipped(finished, caplog):
       'give one of the two',
     ),
     ({'adapter': "lora(targets='unembed')"}, 'unembed is not a part of a layer'),
+    ({'adapter': 'lora()', 'model': str(GOLDEN / 'gemma3_images')}, 'adapters of gemma3 belong to a larger model'),
   ],
 )
 def test_settings_that_do_not_go_together_are_refused(finished, overrides, message):

@@ -4,11 +4,12 @@ import json
 import pathlib
 import time
 
+from absl import flags
 import pytest
 
 from alignjax import paths, refusals
 from alignjax.commands import main, program
-from alignjax.run import settings, training
+from alignjax.run import command_line, settings, training
 from alignjax.training import loop, metrics, owner
 from tests import object_store, runs
 
@@ -103,6 +104,11 @@ def test_a_killed_run_resumes_bit_identically(resumed, store, whole, home):
   assert settings.from_dict(json.loads(store['bucket/run/config.json'])) == resumed
   assert [path.name for path in home.iterdir()] == ['copies']  # no folder called gs:
   assert not list((home / 'copies' / 'outputs').iterdir())
+
+
+def test_the_work_directory_alone_gives_the_settings_of_a_run(resumed):
+  argv = ['train', '--workdir=gs://bucket/run']
+  assert command_line.parse_flags(command_line.Invocation, argv, flags.FlagValues()).config == resumed
 
 
 def test_a_finished_run_repairs_its_export_and_leaves_a_sound_one(resumed, store, whole):

@@ -51,6 +51,7 @@ def test_flags_that_contradict_each_other():
     ('train', []),
     ('doctor', []),
     ('sample', ['--model=m']),
+    ('evaluate', ['--models=m', '--reference=m', '--prompts=p', '--reward=r', '--out=o']),
     ('merge', ['--method=linear()', '--models=a,b', '--out=c']),
   ],
 )

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from alignjax import objectives, stats, testing
-from alignjax.objectives import base, preference
-from alignjax.testing import checks
+from alignjax.objectives import base, examples, preference
+from alignjax.testing import checks, tables
 from alignjax.types import Term
 
 LOGP = frozenset({stats.logp})
@@ -164,8 +164,18 @@ def test_a_gradient_into_the_reference_is_found(monkeypatch):
   """No objective can cause it, since the statistics stop it: so the setting is made to let it through."""
   setting = testing.Setting.of(objectives.dpo())
   monkeypatch.setattr(jax.lax, 'stop_gradient', lambda tree: tree)
+  monkeypatch.setattr(tables, 'table', examples.table)  # without a program from before
   with pytest.raises(AssertionError, match='a gradient flows into the reference'):
     checks.check_reference_gradient(setting)
+
+
+def test_a_statistic_that_is_defined_again_is_computed_again():
+  def objective(factor):
+    stat = stats.TokenStat('mine', lambda policy, reference, target: factor * policy[..., 0])
+    return objectives.Objective(frozenset({stat}), lambda table, batch: Term(table.sum(stat)[:, 0], {}))
+
+  once, twice = (testing.Setting.of(objective(factor)).term.loss for factor in (1.0, 2.0))
+  np.testing.assert_allclose(twice, 2.0 * once)
 
 
 def test_every_property_has_a_wrong_objective():

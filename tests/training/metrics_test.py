@@ -4,6 +4,7 @@ import contextlib
 import errno
 import io
 import json
+import math
 import pathlib
 import resource
 import socket
@@ -184,11 +185,11 @@ def read_events(file: pathlib.Path) -> list[event_pb2.Event]:
 def test_tensorboard_reads_back(tmp_path):
   writer = metrics.TensorBoardWriter(tmp_path)
   for step in (1, 2, 3):
-    writer.write(step, {'loss': 0.5**step, 'eval/loss': 2.0})
+    writer.write(step, {'loss': 0.5**step, 'eval/loss': 2.0, 'time/seconds': math.nan, 'batch_hash': 7})
   writer.close()
   (file,) = tmp_path.iterdir()
   scalars = [(event.step, v.tag, v.simple_value) for event in read_events(file) for v in event.summary.value]
-  assert scalars == [(s, tag, v) for s in (1, 2, 3) for tag, v in (('loss', 0.5**s), ('eval/loss', 2.0))]
+  assert scalars == [(s, tag, v) for s in (1, 2, 3) for tag, v in (('train/loss', 0.5**s), ('eval/loss', 2.0))]
 
 
 def test_tensorboard_hides_what_was_undone(tmp_path):

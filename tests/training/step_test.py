@@ -118,10 +118,12 @@ def expected(model, params):
 
 def padded(batch):
   """The same batch with more padding, of other tokens."""
+  more = ((0, 0), (0, 0), (0, 5))
   return dataclasses.replace(
     batch,
     prompt=np.pad(batch.prompt, ((0, 0), (0, 6)), constant_values=3),
-    response=np.pad(batch.response, ((0, 0), (0, 0), (0, 5)), constant_values=4),
+    response=np.pad(batch.response, more, constant_values=4),
+    cached={name: np.pad(values, more, constant_values=5) for name, values in batch.cached.items()},
   )
 
 

@@ -1,8 +1,9 @@
 """Batches of a few static shapes. Each process assembles the rows of the shards of a global batch that it holds."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import sys
+import types
 from typing import NamedTuple
 
 import grain
@@ -21,6 +22,7 @@ class Batch(NamedTuple):
 
   data: PreferenceBatch  # numpy arrays, in the order of the global batch
   ids: np.ndarray  # [rows] int64, indices into the dataset; -1 for a padding row
+  metrics: Mapping[str, float] = types.MappingProxyType({})  # recorded with the update; the same on every process
 
 
 @dataclasses.dataclass(frozen=True)

@@ -52,7 +52,7 @@ class Plan:
     """One epoch: ids [steps, B] int64, and the bucket of each step [steps]."""
     order = np.arange(len(self.bucket_of))
     if self.shuffle:
-      order = _permutation(len(order), self.seed, epoch, 0)
+      order = permutation(len(order), self.seed, epoch, 0)
     groups, bucket_index = [], []
     for bucket in range(len(self.buckets)):
       members = order[self.bucket_of[order] == bucket]
@@ -63,12 +63,26 @@ class Plan:
       bucket_index += [bucket] * steps
     ids, bucket_index = np.concatenate(groups), np.asarray(bucket_index)
     if self.shuffle:
-      batches = _permutation(len(ids), self.seed, epoch, 1)
+      batches = permutation(len(ids), self.seed, epoch, 1)
       ids, bucket_index = ids[batches], bucket_index[batches]
     return ids, bucket_index
 
 
-def _permutation(size: int, *seeds: int) -> np.ndarray:
+def stream(count: int, seed: int, start: int, stop: int) -> np.ndarray:
+  """Ids [stop - start] of an endless sequence of epochs, each of which has every id from 0 to count - 1 once, shuffled.
+
+  Args:
+    count: the number of ids.
+    seed: seed of the order.
+    start: the first place of the sequence to return.
+    stop: the place after the last one.
+  """
+  epochs = range(start // count, -(-stop // count))
+  ids = np.concatenate([permutation(count, seed, epoch) for epoch in epochs]) if epochs else np.zeros(0, np.int64)
+  return ids[start - epochs.start * count :][: stop - start]
+
+
+def permutation(size: int, *seeds: int) -> np.ndarray:
   """A permutation that is the same in every version of numpy: only the raw stream of bit generators is guaranteed."""
   raw = np.random.Philox(np.random.SeedSequence(seeds)).random_raw(size)
   return np.argsort(raw, kind='stable')

@@ -100,7 +100,7 @@ def _without_nulls(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def json_list(path: str) -> Numbered:
-  """A JSON file with a list of objects, or with {"data": [...]}."""
+  """A JSON file with a list of objects, or with {"data": [...]}; or JSON Lines, as many files on the Hub are."""
   number = 1
   try:
     text = _whole_text(path)
@@ -108,7 +108,8 @@ def json_list(path: str) -> Numbered:
       return
     start = LIST_START.match(text)
     if not start and JSON_LINES.match(text):
-      raise rows.Refused('not_a_list', 'the file has one JSON object per line; rename it to end with .jsonl')
+      yield from jsonl(path)
+      return
     if not start:
       raise rows.Refused('not_a_list', 'the file must contain a list of objects, or {"data": [...]} and nothing else')
     position = start.end()

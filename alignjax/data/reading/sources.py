@@ -2,7 +2,8 @@ r"""Reads examples from files and other places, and checks them field by field w
 
 One expression names the data: `[form:]location[part]`. The form defines the columns of a row and their meaning
 (`FORMS`, `preference` by default), and may rename columns. The location is a file with one of the endings in
-`readers.ENDINGS`, or starts with one of `readers.SCHEMES`. See `expressions` for column maps and parts:
+`readers.ENDINGS`, or starts with one of `readers.SCHEMES`; programs also take names of datasets on the Hugging Face Hub
+(`alignjax.run.locations`). See `expressions` for column maps and parts:
 
   pairs.jsonl    hh:train.jsonl.gz    ultrafeedback_pair:data.parquet    unpaired:x.csv    hh:hf:Anthropic/hh-rlhf:train
   preference[prompt=question]:orca.jsonl    pairs.jsonl[:1000]    pairs.jsonl[split:5%]
@@ -13,6 +14,7 @@ To add a form, write its function and add a line to FORMS.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+import difflib
 import functools
 import os
 from typing import Any, NamedTuple
@@ -128,6 +130,7 @@ def read_examples(
   ignore_fields: Iterable[str] = (),
   unknown_columns: str = 'refuse',
   default: str = DEFAULT,
+  kept: Iterable[str] = (),
 ) -> Iterator[rows.Example]:
   """Yields the examples of one dataset in order, in linear time and constant memory.
 
@@ -141,6 +144,7 @@ def read_examples(
     unknown_columns: what to do with other columns that the form does not have: 'refuse' them, or leave them out and
       'note' in the report which they are. Columns that change what a model should see, such as `system`, are refused.
     default: the form of expressions that name none.
+    kept: names of columns, known to the form or not, to keep as `Example.fields`.
 
   Raises:
     DataError: a malformed row; or, under either policy, a source that is empty or damaged.
@@ -149,11 +153,11 @@ def read_examples(
   rows.check_policy(on_error)
   if unknown_columns not in UNKNOWN_COLUMNS:
     raise ValueError(f'unknown_columns={unknown_columns!r}: must be one of {", ".join(UNKNOWN_COLUMNS)}')
-  ignored, uniform = frozenset(ignore_fields), _Uniform()
+  ignored, uniform, kept = frozenset(ignore_fields), _Uniform(), tuple(kept)
   for source in [sources] if isinstance(sources, Source) else sources:
     expression = parse_expression(source, default)
     _check_exists(expression.location)
-    parser = _Parser(expression, ignored, uniform, report if unknown_columns == 'note' else None)
+    parser = _Parser(expression, ignored, uniform, report if unknown_columns == 'note' else None, kept)
     opened = functools.partial(readers.open_rows, expression.location)
     yield from _read(expression.location, opened, parser, report, on_error, expression.part)
     parser.columns.check(expression.location)
@@ -233,11 +237,19 @@ def _read[Row](
 def _check_exists(location: str) -> None:
   """Refuses a prefix that is no scheme, unless it is part of an existing path: it may be a misspelt form."""
   scheme, colon, _ = location.partition(':')
-  if colon and scheme not in readers.SCHEMES and not os.path.exists(location):
+  if not colon or scheme in readers.SCHEMES or os.path.exists(location):
+    return
+  file, bracket, part = location.partition('[')
+  if bracket and os.path.exists(file):
     raise ValueError(
-      f'{location}: no such file, and {values.quote(scheme)} is neither a form ({", ".join(FORMS)}) nor a scheme to '
-      f'read from ({", ".join(readers.SCHEMES)})'
+      f'{location}: [{part} is not a part of a file; parts are [:1000], [1000:2000], [split:5%], [rest:5%]'
     )
+  close = difflib.get_close_matches(scheme, FORMS, n=1)
+  hint = f'; did you mean {close[0]}?' if close else ''
+  raise ValueError(
+    f'{location}: no such file, and {values.quote(scheme)} is neither a form ({", ".join(FORMS)}) nor a scheme to '
+    f'read from ({", ".join(readers.SCHEMES)}){hint}'
+  )
 
 
 class _Parser:
@@ -248,6 +260,7 @@ class _Parser:
     ignored: names and paths of fields to ignore.
     uniform: what earlier rows had.
     report: counts unknown columns; None refuses them.
+    kept: names of columns to keep as `Example.fields`.
   """
 
   def __init__(
@@ -256,13 +269,15 @@ class _Parser:
     ignored: frozenset[str],
     uniform: '_Uniform',
     report: drops.DropReport | None,
+    kept: Collection[str] = (),
   ):
     self.columns = expressions.ColumnMap(expression.columns)
     self._name, self._form = expression.form, FORMS[expression.form]
     self._ignored = ignored
     self._uniform = uniform
     self._report = report
-    self._left_out = ignored.union(self._form.unused)
+    self._kept = kept
+    self._left_out = ignored.union(self._form.unused, kept)
     self._used = frozenset(self._form.columns) - ignored
     self._nested = ignored.difference(self._form.columns)  # a column of the form is no field of a message
     self._hints = HINTS
@@ -285,6 +300,8 @@ class _Parser:
       raise rows.Refused(problem.reason, message) from None
     if unknown:
       self._note(unknown, f'{location}:{number}')
+    if self._kept:
+      example = example._replace(fields={name: fields[name] for name in self._kept if name in fields})
     return example._replace(path=location, line=number)
 
   def _notes(self, unknown: Collection[str]) -> bool:

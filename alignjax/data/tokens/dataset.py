@@ -73,6 +73,21 @@ class TokenDataset:
     first = index * self.responses
     return [slice(*self.response_offsets[i : i + 2]) for i in range(first, first + self.responses)]
 
+  def weighted_by_tokens(self) -> 'TokenDataset':
+    """The dataset in which the weight of an example is multiplied by the tokens of its response.
+
+    A mean over prompts of a mean over tokens is then the mean over all tokens of a batch.
+
+    Raises:
+      ValueError: the examples have several responses.
+    """
+    if self.responses != 1:
+      raise ValueError(
+        f"{self.origin(0)}: the data has {self.responses} responses to a prompt, but weighting='tokens' is for data "
+        "with one, as for sft(); use weighting='prompts', or read one side of pairs with the form `chosen`"
+      )
+    return dataclasses.replace(self, weight=self.weight * self.response_length[:, 0].astype(np.float32))
+
   @property
   def per_response(self) -> dict[str, np.ndarray]:
     """The columns with one number per response that this dataset has, by name."""

@@ -63,6 +63,15 @@ def test_json_may_be_an_object_with_data(tmp_path):
   assert len(read(path)[0]) == 2
 
 
+def test_json_may_be_json_lines(tmp_path):
+  lines = '\r\n'.join(json.dumps(row) for row in ROWS)
+  (tmp_path / 'x.json').write_text(lines)
+  (tmp_path / 'x.jsonl').write_text(lines)
+  examples = [[example._replace(path='') for example in read(tmp_path / name)[0]] for name in ('x.json', 'x.jsonl')]
+  assert len(examples[0]) == len(ROWS)
+  assert examples[0] == examples[1]
+
+
 @pytest.mark.parametrize(
   ('text', 'message'),
   [
@@ -71,10 +80,6 @@ def test_json_may_be_an_object_with_data(tmp_path):
     ('{"data": []}', ':1: the file is empty'),
     ('{"prompt": "a"}', ':1: the file must contain a list of objects, or {"data"'),
     ('{"rows": [{}]}', ':1: the file must contain a list'),
-    (
-      '{"prompt": "a"}\r\n{"prompt": "b"}\n',
-      r':1: the file has one JSON object per line; rename it to end with \.jsonl',
-    ),
     ('[ROW, ROW', ":2: not JSON at line 1, column .*: Expecting ',' or '\\]'"),
     ('[ROW,\n {"a" 1}]', ":2: not JSON at line 2, column 7: Expecting ':'"),
     ('[ROW ROW]', ':1: not JSON at line 1'),

@@ -64,8 +64,8 @@ def model(tmp_path_factory):
 
 
 def _responder(model, group: int, samples: int) -> responses.Responder:
-  def reward(asked, texts):
-    return np.array([len(prompt) + 0.01 * len(text) for prompt, text in zip(asked, texts, strict=True)])
+  def reward(samples):
+    return np.array([len(sample.prompt) + 0.01 * len(sample.response) for sample in samples])
 
   return responses.Responder(model[0], MESH, model[2], reward, responses.Sizes(group, samples, 96, 6))
 

@@ -11,17 +11,17 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from alignjax import rewards
 from alignjax.commands import program
 from alignjax.data.tokens import tokenization
 from alignjax.models import checkpoint_io
-from alignjax.run import fields
+from alignjax.run import program_flags
 from experiments.quickstart import command_line, prompts, run
 from tests import assets
 
 
-def _length(asked: Sequence[str], responses: Sequence[str]) -> np.ndarray:
-  assert len(asked) == len(responses)
-  return np.array([len(response) for response in responses], np.float64)
+def _length(samples: Sequence[rewards.Sample]) -> np.ndarray:
+  return np.array([len(sample.response) for sample in samples], np.float64)
 
 
 @pytest.fixture(scope='module')
@@ -113,5 +113,5 @@ def test_unknown_objective_ends_at_once_with_the_known_ones(tmp_path, capsys):
 
 def test_every_setting_is_a_flag():
   arguments = ['quickstart', '--objective=simpo()', '--seed=3', '--gradient_clip=0.5']
-  given = fields.parse_flags(command_line.Settings, arguments, flags.FlagValues())
+  given = program_flags.parse_flags(command_line.Settings, arguments, flags.FlagValues())
   assert given == command_line.Settings(objective='simpo()', seed=3, gradient_clip=0.5)

@@ -1,0 +1,86 @@
+"""What a run has recorded: its configuration and its metrics, for comparing runs."""
+
+from collections.abc import Mapping, Sequence
+import json
+import os
+import pathlib
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from alignjax import paths
+from alignjax.training import metrics
+
+SHARE = 0.1  # of the steps, the last ones, over which training metrics are averaged
+
+
+class Curve(NamedTuple):
+  """A metric over the updates of a run."""
+
+  steps: np.ndarray  # [n] int64
+  values: np.ndarray  # [n] float64
+
+
+class Run(NamedTuple):
+  """The record of a run."""
+
+  name: str
+  config: Mapping[str, Any]  # flat, nested names joined with dots
+  curves: Mapping[str, Curve]  # by the names of dashboards, such as train/loss and eval/loss
+
+  @property
+  def steps(self) -> int:
+    """The last update of the record."""
+    return max(int(curve.steps[-1]) for curve in self.curves.values())
+
+  def last(self, name: str) -> float:
+    """The last value of a metric; for training metrics, the mean over the last tenth of the updates. NaN if absent."""
+    if name not in self.curves:
+      return float('nan')
+    values = self.curves[name].values
+    if name.startswith('eval/'):
+      return float(values[-1])
+    return float(np.mean(values[-max(1, round(len(values) * SHARE)) :]))
+
+
+def read(folder: str | os.PathLike[str]) -> Run:
+  """Reads the record of a run from its work directory. The run may still be going on.
+
+  Raises:
+    ValueError: the folder is not the work directory of a run, or nothing is recorded yet.
+  """
+  name, folder = os.fspath(folder).rstrip('/') or '/', paths.path(folder)
+  try:
+    config = json.loads((folder / 'config.json').read_bytes())
+    records = metrics.read_jsonl(folder / 'metrics.jsonl')
+  except FileNotFoundError as error:
+    raise ValueError(
+      f'{folder}: has no {pathlib.Path(error.filename).name}, so it is not the work directory of a run'
+    ) from error
+  except json.JSONDecodeError as error:
+    raise ValueError(f'{folder / "config.json"}: is not JSON: {error}') from error
+  found: dict[str, list[tuple[int, float]]] = {}
+  for record in records:
+    for key, value in metrics.grouped({key: each for key, each in record.items() if key != 'step'}).items():
+      found.setdefault(key, []).append((record['step'], value))
+  if not found:
+    raise ValueError(f'{folder}: nothing is recorded in metrics.jsonl yet')
+  curves = {
+    name: Curve(np.array([step for step, _ in points]), np.array([value for _, value in points], np.float64))
+    for name, points in sorted(found.items())
+  }
+  return Run(name, _flat(config), curves)
+
+
+def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
+  """The settings in which runs differ: the value of each run, None if its version of alignjax did not have it."""
+  names = dict.fromkeys(name for run in runs for name in run.config if name != 'workdir')
+  found = {name: [run.config.get(name) for run in runs] for name in names}
+  return {name: values for name, values in found.items() if any(value != values[0] for value in values)}
+
+
+def _flat(values: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  flat = {}
+  for name, value in values.items():
+    flat |= _flat(value, f'{prefix}{name}.') if isinstance(value, dict) else {f'{prefix}{name}': value}
+  return flat
