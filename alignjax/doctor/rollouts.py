@@ -1,4 +1,4 @@
-"""Findings about responses that the policy has drawn, where nobody can mend the data."""
+"""Findings about responses that the policy has drawn, and that cannot be corrected like data."""
 
 from collections.abc import Iterable
 

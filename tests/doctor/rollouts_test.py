@@ -3,7 +3,7 @@
 from alignjax.doctor import findings, rollouts
 
 
-def test_what_nobody_can_mend_is_left_out_and_what_may_change_is_a_warning():
+def test_what_cannot_be_corrected_is_left_out_and_what_may_change_is_a_warning():
   names = ('identical_responses', 'untrained_end', 'no_signal', 'double_bos', 'missing_bos')
   found = rollouts.examine([findings.Finding(name, findings.ERROR, 'seen', 'advice') for name in names])
   assert [(finding.name, finding.severity) for finding in found] == [
