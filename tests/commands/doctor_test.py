@@ -267,6 +267,7 @@ def run(config: settings.Config) -> int:
   return program.attempt(command.PROGRAM, command_line.Invocation(config))
 
 
+@pytest.mark.slow  # the tests above examine the same set-up in process, and the one below runs it before training
 def test_the_program_says_what_it_sees_and_writes_nothing(sound, tmp_path, capsys, monkeypatch):
   config = configure(sound, **swapped_labels(sound, tmp_path), compute_dtype='bfloat16')
   before = sorted(sound.rglob('*'))

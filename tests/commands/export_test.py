@@ -100,7 +100,10 @@ def execute(*arguments: str) -> int:
   return program.execute(export.PROGRAM, ['export', *arguments])
 
 
-@pytest.mark.parametrize('kind', ['averaged', 'adapter', pytest.param('quantized', marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+  'kind',
+  ['averaged', *(pytest.param(kind, marks=pytest.mark.slow) for kind in ('adapter', 'quantized'))],  # exports_test.py
+)
 def test_files_are_those_of_the_run(kind, runs, tmp_path, monkeypatch, capsys):
   workdir, read, live = runs(kind).workdir, [], []
 

@@ -51,6 +51,7 @@ def configure(folder: pathlib.Path, workdir: str, **overrides):
   return train_test.make_config(folder, workdir, objective='mine(scale=0.5) + 0.1 * sft()', **values | overrides)
 
 
+@pytest.mark.slow  # run/user_code_test.py hashes the files; train_test.py resumes, and refuses another identity
 def test_it_trains_resumes_from_another_folder_and_is_refused_after_an_edit(folder, tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
   pathlib.Path('mine.py').write_text(MINE)

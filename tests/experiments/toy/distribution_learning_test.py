@@ -43,6 +43,7 @@ def test_with_more_pairs_the_target_is_learnt_or_a_plateau_reached(world):
   assert errors['RLHF'][-1] > 0.5 * plateau > 10 * errors['PMLE'][-1]
 
 
+@pytest.mark.slow  # the tests above check what is drawn
 def test_a_run_leaves_a_figure_and_a_summary(tmp_path, capsys):
   study.run(study.Setting(contexts=1, actions=3), 1, (2**8, 2**10), (0.5,), 0, tmp_path)
   assert (tmp_path / 'figure.png').stat().st_size > 10_000
