@@ -55,7 +55,7 @@ def run(settings: command_line.OnlineSettings, reward: str) -> dict[str, Any]:
     setup = shared.set_up(settings, rewards.parse(reward), train_prompts + held_out)
     responder = setup.responder(settings.group, settings.samples)
   with clock('train'):
-    if training.train(_configure(setup, settings, reward, train_prompts)).preempted:
+    if training.train(configure(setup, settings, reward, train_prompts)).preempted:
       sys.exit('quickstart: stopped by SIGTERM; the same command resumes the run')
     params = setup.load(setup.workdir / 'model')
   with clock('evaluate'), console.status('sampling answers to the held-out prompts'):
@@ -77,7 +77,7 @@ def run(settings: command_line.OnlineSettings, reward: str) -> dict[str, Any]:
   return outputs.report(setup, objective.name, results, clock, console)
 
 
-def _configure(
+def configure(
   setup: shared.Setup, settings: command_line.OnlineSettings, reward: str, texts: Sequence[str]
 ) -> run_settings.Config:
   """Writes the training prompts, and returns the configuration of the run: one update per round."""
