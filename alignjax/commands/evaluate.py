@@ -6,7 +6,7 @@
 
 Every model draws responses to the prompts, and so does the reference. If the rows of --prompts have responses, as in
 the form `supervised`, models are compared with these, too. Standard errors are clustered by prompt. A folder
-named `checkpoints` stands for all checkpoints of its run, to which the laws of over-optimisation are fitted; with
+named `checkpoints` means all checkpoints of its run, to which the laws of over-optimisation are fitted; with
 --proxy, for the reward that was trained on, too.
 
 Writes evaluation.json, evaluation.md and evaluation.png into --out, and what has been drawn and measured into parts/.
@@ -28,9 +28,8 @@ import numpy as np
 
 from alignjax import files, paths, rewards
 from alignjax.commands import data_lengths, program
-from alignjax.data.reading import drops, rows, sources
 from alignjax.evaluation import evaluator, frontier, over_optimisation, summary
-from alignjax.run import evaluating, fields, locations, process_flags, sampling_settings, user_code
+from alignjax.run import evaluating, fields, process_flags, prompt_settings, sampling_settings, user_code
 
 OWN = {'greedy': False, 'temperature': 1.0, 'top_k': 0, 'top_p': 1.0, 'strategy': ''}  # the model's own distribution
 COLUMNS = {  # of the table, by the name of the value
@@ -49,7 +48,7 @@ COLUMNS = {  # of the table, by the name of the value
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(sampling_settings.SamplingSettings, user_code.UserCode):
+class Settings(sampling_settings.SamplingSettings, prompt_settings.PromptSettings, user_code.UserCode):
   """Evaluation."""
 
   models: tuple[str, ...] = fields.field(
@@ -61,20 +60,7 @@ class Settings(sampling_settings.SamplingSettings, user_code.UserCode):
   reference: str = fields.field(
     '', 'Reference model: a folder in Hugging Face format, or a name on the Hub.', required=True, path=paths.READ
   )
-  prompts: tuple[str, ...] = fields.field(
-    (), 'Prompts, [form:]location as for --data of training.', required=True, path=paths.READ
-  )
-  ignore_fields: tuple[str, ...] = fields.field(
-    (), 'Columns of --prompts to ignore, and paths of fields within them, such as prompt[].weight.'
-  )
-  unknown_columns: str = fields.field(
-    'refuse', 'Columns of --prompts that the form does not have: an error, or left out.', choices=('refuse', 'note')
-  )
-  reward: str = fields.field('', 'Reward of a response, such as vader() - missing_end(1.0).', required=True)
   proxy: str = fields.field('', 'Reward that the models were trained on, if it is another one; empty: none.')
-  reward_fields: tuple[str, ...] = fields.field(
-    (), 'Columns of the prompts that rewards read, such as the answer of exact_answer("answer").'
-  )
   out: str = fields.field('', 'Folder for the results.', required=True, path=paths.DISK)
   samples: int = fields.field(4, 'Number of responses to each prompt.', at_least=1)
   processes: process_flags.Processes = dataclasses.field(default_factory=process_flags.Processes, metadata={'flag': ''})
@@ -116,29 +102,13 @@ def _plan(settings: Settings) -> evaluating.Plan:
     name: getattr(settings, name) for name in ('samples', 'max_prompt', 'max_new_tokens', 'seed', 'compute_dtype')
   }
   return evaluating.Plan(
-    prompts=_prompts(locations.with_paths(settings, models=(), data=('prompts',))),
+    prompts=prompt_settings.read(settings)[0],
     options=sampling_settings.options(settings),
     own_distribution=chosen == OWN,
     rewards={name: fields.naming(f'--{name}', rewards.parse, text) for name, text in given.items() if text},
     compute_dtype=settings.compute_dtype,
     made_of=made_of | chosen | {'imports': user_code.fingerprints(settings.imports)},
   )
-
-
-def _prompts(settings: Settings) -> list[rows.Example]:
-  report = drops.DropReport()
-  found = sources.read_examples(
-    settings.prompts,
-    report,
-    ignore_fields=settings.ignore_fields,
-    unknown_columns=settings.unknown_columns,
-    default='prompts',
-    kept=settings.reward_fields,
-  )
-  prompts = list(found)
-  if not prompts:
-    raise ValueError(f'{", ".join(settings.prompts)}: no prompts are left: {report}')
-  return prompts
 
 
 def _write(

@@ -22,38 +22,31 @@ import jax
 
 from alignjax import paths, rewards
 from alignjax.commands import program
-from alignjax.data.reading import drops, sources
+from alignjax.data.reading import rows
 from alignjax.models import checkpoint_io, peft
-from alignjax.run import fields, inputs, labelling, locations, process_flags, sampling_settings, user_code
+from alignjax.run import (
+  fields,
+  inputs,
+  labelling,
+  locations,
+  process_flags,
+  prompt_settings,
+  sampling_settings,
+  user_code,
+)
 from alignjax.sampling import text
 from alignjax.training import processes, rollout_rows
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(sampling_settings.SamplingSettings, user_code.UserCode):
-  """Prompts, rewards and rows."""
+class Settings(sampling_settings.SamplingSettings, prompt_settings.PromptSettings, user_code.UserCode):
+  """Model and rows."""
 
   model: str = fields.field(
     '', 'Model that responds: a folder in Hugging Face format, or a name on the Hub.', required=True, path=paths.READ
   )
   adapter: str = fields.field(
     '', 'Folder of a LoRA adapter in PEFT format to merge into the model; empty: none.', path=paths.READ
-  )
-  prompts: tuple[str, ...] = fields.field(
-    (),
-    'Prompts, [form:]location as for --data of training; responses in the rows are ignored.',
-    required=True,
-    path=paths.READ,
-  )
-  ignore_fields: tuple[str, ...] = fields.field(
-    (), 'Columns of --prompts to ignore, and paths of fields within them, such as prompt[].weight.'
-  )
-  unknown_columns: str = fields.field(
-    'refuse', 'Columns of --prompts that the form does not have: an error, or left out.', choices=('refuse', 'note')
-  )
-  reward: str = fields.field('', 'Reward of a response, such as 0.7 * vader() - missing_end(1.0).', required=True)
-  reward_fields: tuple[str, ...] = fields.field(
-    (), 'Columns of the prompts that rewards read, such as the answer of exact_answer("answer").'
   )
   pairing: str = fields.field(
     'best_worst',
@@ -90,7 +83,9 @@ def run(settings: Settings) -> None:
   out = _out(settings)
   reward = fields.naming('--reward', rewards.parse, settings.reward)
   options = sampling_settings.options(settings)
-  prompts = _prompts(locations.with_paths(settings, models=(), data=('prompts',)))
+  prompts, report = prompt_settings.read(settings)
+  if jax.process_index() == 0:
+    print(f'{", ".join(settings.prompts)}: {report}')
   settings = locations.with_paths(settings, models=('model', 'adapter'), data=())
   loading = checkpoint_io.Loading(together=processes.on_all)
   if settings.adapter:
@@ -126,25 +121,7 @@ def _out(settings: Settings) -> pathlib.Path:
   return out
 
 
-def _prompts(settings: Settings) -> list[labelling.Prompt]:
-  report = drops.DropReport()
-  found = sources.read_examples(
-    settings.prompts,
-    report,
-    ignore_fields=settings.ignore_fields,
-    unknown_columns=settings.unknown_columns,
-    default='prompts',
-    kept=settings.reward_fields,
-  )
-  prompts = [labelling.Prompt(each.prompt, each.fields) for each in found]
-  if jax.process_index() == 0:
-    print(f'{", ".join(settings.prompts)}: {report}')
-  if not prompts:
-    raise ValueError(f'{", ".join(settings.prompts)}: no prompts are left')
-  return prompts
-
-
-def _identity(settings: Settings, prompts: list[labelling.Prompt]) -> dict[str, Any]:
+def _identity(settings: Settings, prompts: list[rows.Example]) -> dict[str, Any]:
   """What the responses and their scores depend on."""
   names = ['samples', 'max_prompt', 'max_new_tokens', 'seed', 'compute_dtype', 'reward']
   content = json.dumps([[each.prompt, dict(each.fields)] for each in prompts], sort_keys=True, default=str)

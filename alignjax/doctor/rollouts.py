@@ -1,4 +1,4 @@
-"""Findings about responses that the policy has drawn, where nobody can mend the data."""
+"""Findings about responses that the policy has drawn, and that cannot be corrected like data."""
 
 from collections.abc import Iterable
 
@@ -19,6 +19,7 @@ _OF_FILES = frozenset(
 _ADVICE = {
   'untrained_end': 'Raise --max_new_tokens if the responses should end by themselves, or subtract missing_end() from '
   'the reward',
+  'double_bos': 'Remove it from the texts of the prompts if it is there. A policy may also draw one in a response',
   'no_signal': 'The reward does not distinguish the responses of the first round: draw more with --samples, or use a '
   'reward with more values',
 }

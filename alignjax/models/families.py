@@ -230,7 +230,7 @@ STABLELM = dataclasses.replace(
 
 
 def _with_original_positions(entries: Mapping[str, Any]) -> Mapping[str, Any]:
-  """Adds the default of Phi-3, which takes precedence over what the entries of the scaling say."""
+  """Adds the default of Phi-3, which takes precedence over the entries of the scaling."""
   return {'original_max_position_embeddings': 4096, **entries}
 
 

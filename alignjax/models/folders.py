@@ -47,7 +47,7 @@ MODEL = (CONFIG, WEIGHTS, INDEX, CARD, REWARD) + ASSETS  # the files of a model 
 
 
 class About(NamedTuple):
-  """What a folder of weights says of itself."""
+  """Where the weights in a folder come from."""
 
   source: Mapping[str, Any] = types.MappingProxyType({})  # identifies the run and the step; stored in the manifest
   card: str = ''  # the text of README.md; empty: no such file

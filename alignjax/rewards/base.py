@@ -7,7 +7,6 @@ import math
 import re
 import threading
 import time
-import types
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +25,7 @@ class Sample(NamedTuple):
   response: str
   tokens: int  # length of the response, the end token included
   finished: bool  # False if the response was cut off before its end token
-  fields: Mapping[str, Any] = types.MappingProxyType({})  # other columns of the prompt's row, such as a known answer
+  fields: Mapping[str, Any] = {}  # other columns of the prompt's row, such as a known answer
 
 
 Score = Callable[[Sequence[Sample]], np.ndarray]

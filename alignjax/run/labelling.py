@@ -20,13 +20,6 @@ from alignjax.sampling import text
 from alignjax.training import processes, rollout_rows
 
 
-class Prompt(NamedTuple):
-  """A prompt, and the columns of its row that rewards read."""
-
-  prompt: rows.Prompt
-  fields: Mapping[str, Any]
-
-
 class Answer(NamedTuple):
   """A drawn response with its score."""
 
@@ -159,7 +152,7 @@ class Counts(NamedTuple):
 def label(
   model: text.Loaded,
   options: text.Options,
-  prompts: Sequence[Prompt],
+  prompts: Sequence[rows.Example],
   reward: rewards.Reward,
   store: Store,
 ) -> None:
@@ -212,7 +205,7 @@ def _scores(reward: rewards.Reward, samples: Sequence[rewards.Sample], first: in
   return found[0] if found else None
 
 
-def form(store: Store, prompts: Iterable[Prompt], forming: Forming, out: pathlib.Path) -> Counts:
+def form(store: Store, prompts: Iterable[rows.Example], forming: Forming, out: pathlib.Path) -> Counts:
   """Forms the rows of all prompts and writes them; then both files are complete. Process 0 calls it."""
   partial = out.with_name(out.name + '.partial')
   rows_written, answers_seen, finished, score = 0, 0, 0, 0.0

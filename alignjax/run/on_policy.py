@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import dataclasses
+import functools
 import hashlib
 import json
 from typing import Any, NamedTuple
@@ -40,7 +41,19 @@ def strategy(config: rollout_settings.RolloutSettings) -> strategies.Strategy:
 
 def reward(config: rollout_settings.RolloutSettings) -> rewards.Reward:
   """The reward; 0 for every response if none is given, for objectives that read no score."""
-  return fields.naming('config.reward', rewards.parse, config.reward) if config.reward else rewards.Reward(())
+  return _built(config.reward, frozenset(rewards.REWARDS.items())) if config.reward else rewards.Reward(())
+
+
+@functools.lru_cache(maxsize=1)
+def _built(text: str, known: frozenset) -> rewards.Reward:
+  """Builds a reward once for the checks and for the run, because it may load a model.
+
+  Args:
+    text: the expression.
+    known: the registered factories, so that one that is registered again counts.
+  """
+  del known
+  return fields.naming('config.reward', rewards.parse, text)
 
 
 def rounds(config: settings.Config) -> rollout_drawing.Rounds:

@@ -29,7 +29,7 @@ def read(
   *,
   training: bool,
 ) -> inputs.Split:
-  """Reads all rounds of some folders, and forms rows of them as `config.pairing`, `ties` and `kl_in_score` say.
+  """Reads all rounds of some folders, and forms rows of them by `config.pairing`, `ties` and `kl_in_score`.
 
   Raises:
     RolloutError: a round is missing or damaged.

@@ -118,4 +118,5 @@ def with_first_round(
     batches.rollouts.rounds.minibatch * of_prompt, seed=config.seed, buckets=prepared.training.batches.plan.buckets
   )
   planned = dataclasses.replace(batching.make_batches(data, spec), dataset=[first], steps=1, source=[first])
-  return dataclasses.replace(prepared, training=inputs.Split(data, planned, True))
+  split = inputs.Split(data, planned, True)
+  return dataclasses.replace(prepared, training=split, prompts=prepared.prompts._replace(split=split))

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import pathlib
 import time
-import types
 from typing import Any, NamedTuple
 
 from absl import logging
@@ -40,7 +39,7 @@ class Question(NamedTuple):
   prompt: reading.Prompt
   tokens: Sequence[int]
   weight: float = 1.0
-  fields: Mapping[str, Any] = types.MappingProxyType({})  # other columns of its row, for rewards
+  fields: Mapping[str, Any] = {}  # other columns of its row, for rewards
 
 
 @dataclasses.dataclass(frozen=True)

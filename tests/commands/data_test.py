@@ -102,12 +102,13 @@ def test_inspect_shows_counts_lengths_and_the_first_pair(model, write, tmp_path,
   assert (folder / 'lengths.png').read_bytes().startswith(b'\x89PNG\r\n')
 
 
-def test_inspect_shows_the_row_that_is_asked_for(model, write, capsys):
+def test_inspect_shows_the_row_that_is_asked_for(model, write, monkeypatch, capsys):
+  monkeypatch.setenv('COLUMNS', '500')  # no line breaks
   path = write(*CHAT, CHAT[0] | {'chosen': 'word ' * 60}, CHAT[3] | {'chosen': 'Z'})
   arguments = ('inspect', f'--model={model}', f'--data={path}', '--max_response=40')
   assert run(*arguments, '--row=10') == 0
   output = capsys.readouterr().out
-  assert f'example, {path}:10: label ' in ' '.join(output.split())
+  assert f'\nexample, {path}:10: label ' in output
   assert '[Z/' in output
   for row in (9, 11):  # dropped, and past the end
     assert run(*arguments, f'--row={row}') == 1

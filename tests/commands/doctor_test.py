@@ -283,8 +283,8 @@ def test_the_program_says_what_it_sees_and_writes_nothing(sound, tmp_path, capsy
 
 
 def test_training_stops_before_its_first_update_unless_told_otherwise(sound, tmp_path, capsys):
-  overrides = no_signal(sound, tmp_path)
-  config = configure(sound, **overrides, steps=1, workdir=str(tmp_path / 'run'))
+  overrides = no_signal(sound, tmp_path) | {'workdir': str(tmp_path / 'run'), 'steps': 1, 'eval_data': ()}
+  config = dataclasses.replace(runs.make_config(sound, tmp_path), doctor='stop', **overrides)
   with pytest.raises(ValueError, match=r'so nothing was trained .--doctor=warn trains anyway.:\n  no_signal: '):
     training.train(config)
   assert not (tmp_path / 'run' / 'metrics.jsonl').exists()

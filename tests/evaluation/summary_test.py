@@ -50,7 +50,7 @@ def test_the_reference_is_not_compared_with_itself():
 
 
 def test_a_model_wins_half_of_the_time_against_one_like_it():
-  """The same distribution of rewards, drawn anew."""
+  """The same distribution of rewards, drawn again."""
   win_rate = summary.summarise(measured('another'), REFERENCE)['win_rate']
   assert abs(win_rate.mean - 0.5) < 3 * win_rate.error
 

@@ -113,7 +113,7 @@ def test_adapters_are_merged_layer_by_layer(family, quantized, gathered, tmp_pat
   adapters = sharded(adapters) if quantized == 'none' else adapters
   merged = []
   layer = lora.dense
-  monkeypatch.setattr(lora, '_merged', lambda leaf: (merged.append(leaf.shape), layer(leaf))[1])
+  monkeypatch.setattr(lora, 'dense', lambda leaf: (merged.append(leaf.shape), layer(leaf))[1])
   monkeypatch.setattr(pieces, 'PIECE', 2000)
   checkpoint_io.save(tmp_path / 'out', config, lora.attach(base, adapters, settings))
   peft.save(tmp_path / 'adapter', config, settings, adapters, family)

@@ -20,7 +20,7 @@ POLICY, REFERENCE = fixtures.logits(1, BATCH), fixtures.logits(2, BATCH)
 
 
 def losses(objective, policy=POLICY, reference=REFERENCE, batch=BATCH):
-  return objective.apply(fixtures.from_logits(objective.needs, policy, reference, batch), batch).loss
+  return objective.apply(stats.from_logits(objective.needs, policy, reference, batch), batch).loss
 
 
 def gradient(objective, policy=POLICY, reference=REFERENCE, batch=BATCH):
@@ -28,7 +28,7 @@ def gradient(objective, policy=POLICY, reference=REFERENCE, batch=BATCH):
 
 
 def statistic(stat, policy, reference, batch=BATCH):
-  return fixtures.from_logits([stat], policy, reference, batch)[stat]
+  return stats.from_logits([stat], policy, reference, batch)[stat]
 
 
 def assert_same(one, two, rtol=1e-5, atol=1e-6):
@@ -225,7 +225,7 @@ def test_variant_two_has_no_gradient_through_the_drift_of_the_preferred_response
   (drift,) = (stat for stat in objective.needs if stat.name.startswith('risk_ratio'))
 
   def parts(policy):
-    table = fixtures.from_logits(objective.needs, policy, REFERENCE, batch)
+    table = stats.from_logits(objective.needs, policy, REFERENCE, batch)
     return table.log_ratio(), table.sum(drift)
 
   log_ratio, ratio = parts(POLICY)
@@ -264,7 +264,7 @@ def test_bfloat16_logits_are_cast_up_before_anything_is_computed():
 
 def test_metrics_report_the_drift_of_both_responses_its_tail_and_a_common_accuracy():
   objective = objectives.ra_dpo(risk.cvar(0.6), beta=0.3)
-  table = fixtures.from_logits(objective.needs, POLICY, REFERENCE, BATCH)
+  table = stats.from_logits(objective.needs, POLICY, REFERENCE, BATCH)
   metrics = objective.apply(table, BATCH).metrics
   kl = np.asarray(table[stats.forward_kl])
   for row in range(6):
@@ -322,7 +322,7 @@ def test_with_both_shares_1_loss_and_gradient_are_bit_for_bit_those_of_the_sum(m
 def test_metrics_report_the_nested_value_and_how_many_tokens_it_sees(measure):
   hard = dataclasses.replace(BATCH, label=jnp.ones_like(BATCH.label))
   plain, nested = objectives.ra_dpo(measure), objectives.ra_dpo(measure, discount=0.9, off_path=0.5)
-  tables = [fixtures.from_logits(objective.needs, POLICY, REFERENCE, hard) for objective in (plain, nested)]
+  tables = [stats.from_logits(objective.needs, POLICY, REFERENCE, hard) for objective in (plain, nested)]
   known, found = (o.apply(table, hard).metrics for o, table in zip((plain, nested), tables, strict=True))
   np.testing.assert_array_equal(known['nested_value_chosen'], known['risk_ratio_chosen'])
   np.testing.assert_array_equal(known['nested_horizon_rejected'], BATCH.response_length[:, 1])

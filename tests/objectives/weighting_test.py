@@ -18,7 +18,7 @@ PLAIN = (objectives.dpo(0.3), objectives.ipo(0.3), objectives.hinge(0.3))
 
 
 def term(objective, policy=POLICY, reference=REFERENCE, batch=BATCH):
-  return objective.apply(fixtures.from_logits(objective.needs, policy, reference, batch), batch)
+  return objective.apply(stats.from_logits(objective.needs, policy, reference, batch), batch)
 
 
 def gradient(objective, policy=POLICY, reference=REFERENCE, batch=BATCH):
@@ -77,7 +77,7 @@ def test_the_gradient_is_the_plain_one_times_a_constant_weight(plain):
 
 
 def _live_weight(policy):
-  table = fixtures.from_logits({stats.logp, stats.reference_logp}, policy, REFERENCE, BATCH)
+  table = stats.from_logits({stats.logp, stats.reference_logp}, policy, REFERENCE, BATCH)
   return jnp.exp(jnp.minimum(table.log_ratio().sum(-1), 4.0))
 
 
@@ -240,7 +240,7 @@ def test_behaviour_log_probabilities_per_token_count_where_there_are_none_per_re
   both = dataclasses.replace(other, cached=per_token.cached)
 
   def loss(batch):
-    table = fixtures.from_logits(objective.needs, POLICY, REFERENCE, batch)
+    table = stats.from_logits(objective.needs, POLICY, REFERENCE, batch)
     return np.asarray(objective.apply(table, batch).loss)
 
   np.testing.assert_allclose(loss(per_token), loss(per_response), rtol=1e-5)

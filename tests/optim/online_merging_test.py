@@ -148,7 +148,8 @@ def test_07_mean_and_variance_of_dare(rescale, mean, variance):
 
 
 @pytest.mark.parametrize(
-  'reserve', [1e-9, pytest.param(0.02, marks=pytest.mark.slow), 0.29, pytest.param(0.999, marks=pytest.mark.slow)]
+  'reserve',
+  [1e-9, *(pytest.param(share, marks=pytest.mark.slow) for share in (0.02, 0.29, 0.999))],  # 0.3 is above
 )
 def test_08_ties_keeps_the_largest_exactly(reserve):
   tx, update = optim.online_ties(reserve, 0.0), runs.only('layers', runs.tree(11, 1e-6))
@@ -164,7 +165,7 @@ def test_08_ties_keeps_the_largest_exactly(reserve):
   runs.assert_equal(merge(out, state, zero, tau)[0], out)
 
 
-@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize('dtype', [pytest.param(jnp.float32, marks=pytest.mark.slow), jnp.bfloat16])
 def test_08_ties_keeps_the_share_where_all_magnitudes_are_equal(dtype):
   """As in Lion's updates: the entries kept differ from merge to merge; those of a constant tau stay."""
   ones = {'layers': {'up': jnp.ones((2, 30, 40), dtype)}}
@@ -275,7 +276,11 @@ def test_14_multi_steps_adds_tau_once_for_each_accumulated_step():
 
 @pytest.mark.parametrize(
   'merge',
-  [optim.online_dare(0.3, ALPHA), optim.online_ties(0.1, 0.9, elect='raw'), optim.online_dare(1.0, ALPHA, every=4)],
+  [
+    optim.online_dare(0.3, ALPHA),
+    pytest.param(optim.online_ties(0.1, 0.9, elect='raw'), marks=pytest.mark.slow),
+    optim.online_dare(1.0, ALPHA, every=4),
+  ],
 )
 def test_15_moments_do_not_see_the_merge(merge):
   _, plain = runs.run(ADAM, **STACK)

@@ -26,26 +26,29 @@ SLOW = dict.fromkeys(('fixed', 'every'), pytest.mark.slow)
 @pytest.mark.parametrize('name', [pytest.param(name, marks=SLOW.get(name, ())) for name in MERGES])
 def test_resume_is_bit_exact(name):
   tx = optax.chain(ADAM, MERGES[name])
-  whole, end = runs.run(tx)
-  half, state = runs.run(tx, runs.STREAM[:3])
+  gradients, params, tau = (runs.only('layers', x) for x in (runs.STREAM, runs.PARAMS, runs.TAU))
+  whole, end = runs.run(tx, gradients, params, tau)
+  half, state = runs.run(tx, gradients[:3], params, tau)
   saved = jax.tree.map(lambda x: jnp.asarray(np.array(x)), state)  # by value, as a checkpoint would
-  rest, resumed = runs.run(tx, runs.STREAM[3:], params=half[-1], state=saved)
+  rest, resumed = runs.run(tx, gradients[3:], half[-1], tau, saved)
   runs.assert_equal(rest[-1], whole[-1])
   runs.assert_equal(resumed, end)
 
 
-def test_masked_leaves_the_rest_to_the_base_optimizer():
+@pytest.mark.parametrize(
+  'merge', [pytest.param(optim.online_dare(1.0, ALPHA), marks=pytest.mark.slow), MERGES['ties']], ids=['dare', 'ties']
+)
+def test_masked_leaves_the_rest_to_the_base_optimizer(merge):
   mask = {'layers': {'up': {'kernel': True}}, 'final_norm': {'scale': False}}
   # Random choices depend on a tensor's number among those that are not masked: all is kept, or no magnitudes are equal.
   adam = optax.adam(1e-2, eps=0.1)
-  for merge in (optim.online_dare(1.0, ALPHA), MERGES['ties']):
-    inside = optax.masked(merge, mask, mask_compatible_extra_args=True)
-    masked, _ = runs.run(optax.chain(adam, inside))
-    full, _ = runs.run(optax.chain(adam, merge))
-    plain, _ = runs.run(adam)
-    runs.assert_equal(masked[-1]['final_norm'], plain[-1]['final_norm'])
-    runs.assert_equal(masked[-1]['layers'], full[-1]['layers'])
-    assert runs.differs(full[-1]['final_norm'], plain[-1]['final_norm'])
+  inside = optax.masked(merge, mask, mask_compatible_extra_args=True)
+  masked, _ = runs.run(optax.chain(adam, inside))
+  full, _ = runs.run(optax.chain(adam, merge))
+  plain, _ = runs.run(adam)
+  runs.assert_equal(masked[-1]['final_norm'], plain[-1]['final_norm'])
+  runs.assert_equal(masked[-1]['layers'], full[-1]['layers'])
+  assert runs.differs(full[-1]['final_norm'], plain[-1]['final_norm'])
   with pytest.raises(ValueError, match='mask_compatible_extra_args=True'):
     runs.run(optax.masked(merge, mask))
 
@@ -94,7 +97,7 @@ def test_a_traced_reserve_that_changes_finds_the_threshold_of_tau_anew():
   assert shares == [38 / 384, 192 / 384]
 
 
-@pytest.mark.parametrize('name', MERGES)
+@pytest.mark.parametrize('name', [pytest.param(name, marks=SLOW.get(name, ())) for name in MERGES])
 def test_a_state_can_be_donated_and_has_a_place_on_a_mesh(name):
   tx = optax.chain(ADAM, MERGES[name])
   gradient, tau, params = (runs.only('layers', x) for x in (runs.STREAM[0], runs.TAU, runs.PARAMS))

@@ -94,7 +94,7 @@ class Data:
 
   @functools.cached_property
   def reward(self) -> np.ndarray:
-    """[B, N]: what stands for a response statistic where there are only logits, see `examples.table`."""
+    """[B, N]: the response statistic that is computed from logits, see `examples.table`."""
     return self.mean_logp
 
   def token_sum(self, values: np.ndarray) -> np.ndarray:

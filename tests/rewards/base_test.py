@@ -1,12 +1,14 @@
 """Rewards as expressions, and the checks of what they return."""
 
 import functools
+import pickle
 import threading
 
 import numpy as np
 import pytest
 
 from alignjax import expressions, rewards
+from alignjax.data.reading import rows
 
 SAMPLES = [
   rewards.Sample('2 + 2?', ' 4 ', 2, True, {'answer': 4}),
@@ -109,6 +111,11 @@ def test_equal_parts_are_scored_once_and_labels_are_unique():
   assert list(parts) == ['own']
   two = rewards.parse('length(1, 2) + length(3, 4) + 2 * length(1, 2)')
   assert two.labels == {'length(target=1, scale=2)': 'length', 'length(target=3, scale=4)': 'length_2'}
+
+
+def test_samples_and_examples_can_be_sent_to_other_processes():
+  kept = [*SAMPLES, rewards.Sample('a', 'b', 1, True), rows.Example('a', ('b',))]
+  assert pickle.loads(pickle.dumps(kept)) == kept
 
 
 def test_rules_score_what_they_name():

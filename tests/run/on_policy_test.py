@@ -79,7 +79,7 @@ def lasting(workdir):
 @pytest.fixture(scope='module')
 def whole(folder):
   """The records of a run that is not interrupted."""
-  result = training.train(configure(folder, doctor='warn'))
+  result = training.train(configure(folder, doctor='stop'))
   assert result.step == 5
   return lasting(folder / 'run')
 
@@ -278,3 +278,19 @@ def test_data_and_rollouts_are_trained_together(folder, whole, tmp_path):
   assert records[0]['loss'] > 0.1
   for record in records:
     assert record['rollouts/kl'] == pytest.approx(record['rollout/kl'], abs=1e-4)
+
+
+def test_a_reward_is_built_once(folder):
+  built = []
+
+  @rewards.factory
+  def counted():
+    built.append(0)
+    return lambda samples: [0.0] * len(samples)
+
+  try:
+    config = configure(folder, reward='counted()')
+    assert on_policy.reward(config) is on_policy.reward(config)
+    assert built == [0]
+  finally:
+    del rewards.REWARDS['counted']

@@ -34,7 +34,7 @@ def config_of(folder, workdir, **overrides):
     'steps': 2,
     'batch_size': 16,
     'buckets': ((16, 24),),
-    'optimizer': 'adamw(5e-3)',
+    'optimizer': 'sgd(0.1)',
     'remat': 'none',
     'doctor': 'off',
     'workdir': str(folder / workdir),

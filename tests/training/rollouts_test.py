@@ -61,7 +61,11 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize('name', METHODS)
+# Quick: one with all responses, one that draws pairs with a penalty, one with rounds. The others are special cases.
+SLOW = dict.fromkeys(('rlhf', 'preference_distillation'), pytest.mark.slow)
+
+
+@pytest.mark.parametrize('name', [pytest.param(name, marks=SLOW.get(name, ())) for name in METHODS])
 def test_a_method_reaches_its_closed_form_optimum(name, tmp_path):
   setting, updates, target = METHODS[name]
   assert world.distance(world.INITIAL, target) > 0.2

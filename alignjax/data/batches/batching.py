@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 import dataclasses
 import sys
-import types
 from typing import NamedTuple
 
 import grain
@@ -22,7 +21,7 @@ class Batch(NamedTuple):
 
   data: PreferenceBatch  # numpy arrays, in the order of the global batch
   ids: np.ndarray  # [rows] int64, indices into the dataset; -1 for a padding row
-  metrics: Mapping[str, float] = types.MappingProxyType({})  # recorded with the update; the same on every process
+  metrics: Mapping[str, float] = {}  # recorded with the update; the same on every process
 
 
 @dataclasses.dataclass(frozen=True)

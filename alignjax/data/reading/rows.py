@@ -1,7 +1,6 @@
 """What a row of a dataset becomes, and the errors for rows that cannot be read."""
 
 from collections.abc import Mapping
-import types
 from typing import Any, NamedTuple
 
 Message = dict[str, Any]  # {'role': ..., 'content': ...}, and any of MESSAGE_FIELDS
@@ -53,7 +52,7 @@ class Example(NamedTuple):
   behaviour_token_logp: tuple[tuple[float, ...], ...] | None = None  # nats per token of each response
   path: str = '<memory>'
   line: int = 0  # line or row, counted from 1
-  fields: Mapping[str, Any] = types.MappingProxyType({})  # columns of the row that the reader was told to keep
+  fields: Mapping[str, Any] = {}  # columns of the row that the reader was told to keep
 
   @property
   def origin(self) -> str:
