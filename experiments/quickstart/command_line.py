@@ -43,9 +43,15 @@ class OnlineSettings(Shared):
   workdir: str = fields.field('runs/quickstart_online', 'Output folder.')
   optimizer: str = fields.field('adamw(5e-4)', 'Expression of the optimizer.')
   max_new_tokens: int = fields.field(24, 'Longest response, in tokens.')
+  held_out_prompts: int = fields.field(48, 'Number of prompts on which the model is evaluated.')
+  group: int = fields.field(24, 'Number of prompts that are answered together in an evaluation.')
+  # In bfloat16, sampling would round the merged kernels, by as much as an adapter changes them.
+  compute_dtype: str = fields.field(
+    'float32', 'float32, bfloat16, or auto: the faster of the two on this machine. Adapters need float32.'
+  )
   adapter: str = fields.field(
     'lora(rank=16, alpha=32)', 'Expression of the adapter to train. Empty: train the whole model.'
   )
   pairing: str = fields.field('all', 'Responses of a row, as for `alignjax train`.')
-  rounds: int = fields.field(20, 'Number of rounds: responses are drawn, scored and trained on once.')
-  prompts_per_round: int = fields.field(16, 'Number of prompts per round.')
+  rounds: int = fields.field(16, 'Number of rounds: responses are drawn, scored and trained on once.')
+  prompts_per_round: int = fields.field(12, 'Number of prompts per round.')

@@ -206,6 +206,7 @@ REFUSED = [
   ({'samples': 2, 'pairing': 'two'}, 'pmle() + kl_penalty()', r'for pairs --samples=2 --pairing=two --ties=keep'),
   ({'samples': 1, 'pairing': 'two'}, 'dpo', r"config\.pairing = 'two' .* draw --samples=2 or more, not 1"),
   ({'samples': 2, 'pairing': 'all'}, 'dpo', r'dpo\(.*reads which response is preferred'),
+  ({'samples': 4, 'pairing': 'all'}, 'dpo', r'reads which response .* give --pairing=best_worst'),
   ({'samples': 3, 'pairing': 'all'}, 'rebel', r'rebel compares two responses: the data has N = 3'),
   ({'reward': ''}, 'dpo', r'config\.reward is missing'),
   ({'reward': 'vadr()'}, 'dpo', r'did you mean vader\(\)'),
@@ -242,6 +243,14 @@ def test_one_sample_without_a_baseline_is_a_warning(folder, caplog):
   with caplog.at_level(logging.WARNING):
     on_policy.check(configure(folder, objective='rlhf()', pairing='all', inner_epochs=4, minibatch=0), objective)
   assert 'there are 4 updates on each round' in caplog.text
+  assert 'sampling merges the adapter' not in caplog.text
+
+
+def test_an_adapter_that_sampling_rounds_is_a_warning(folder, caplog):
+  config = configure(folder, compute_dtype='bfloat16')
+  with caplog.at_level(logging.WARNING):
+    on_policy.check(config, objectives.parse('dpo()'))
+  assert "config.compute_dtype = 'bfloat16' with config.adapter: sampling merges the adapter" in caplog.text
 
 
 def test_distillation_needs_no_reward(folder):
