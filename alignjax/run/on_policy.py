@@ -137,13 +137,6 @@ def check(config: settings.Config, objective: objectives.Objective) -> None:
       f'{objective.name} trains a reward model, which draws no responses: give --data in place of --prompts'
     )
   _check_rows(config, objective)
-  if config.adapter and config.compute_dtype != 'float32':
-    logging.warning(
-      'config.compute_dtype = %r with config.adapter: sampling merges the adapter into kernels of this type, and the '
-      'rounding is as large as the changes, so the responses are not samples of the policy that is trained '
-      '(rollout/sampler_gap_mean grows). Use float32, or train the whole model',
-      config.compute_dtype,
-    )
   if objective.on_policy:
     _check_on_policy(config, objective)
 

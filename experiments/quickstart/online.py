@@ -48,6 +48,10 @@ def run(settings: command_line.OnlineSettings, reward: str) -> dict[str, Any]:
     ValueError: an objective or setting is invalid.
   """
   objective = objectives.parse(settings.objective)
+  if settings.adapter and settings.compute_dtype != 'float32':
+    raise ValueError(
+      f'--compute_dtype={settings.compute_dtype}: adapters need float32; give --adapter= to train the whole model'
+    )
   figures.drawing()
   train_prompts, held_out = prompts.split(settings.train_prompts, settings.held_out_prompts)
   console, clock = rich_console.Console(), costs.Clock()

@@ -243,14 +243,6 @@ def test_one_sample_without_a_baseline_is_a_warning(folder, caplog):
   with caplog.at_level(logging.WARNING):
     on_policy.check(configure(folder, objective='rlhf()', pairing='all', inner_epochs=4, minibatch=0), objective)
   assert 'there are 4 updates on each round' in caplog.text
-  assert 'sampling merges the adapter' not in caplog.text
-
-
-def test_an_adapter_that_sampling_rounds_is_a_warning(folder, caplog):
-  config = configure(folder, compute_dtype='bfloat16')
-  with caplog.at_level(logging.WARNING):
-    on_policy.check(config, objectives.parse('dpo()'))
-  assert "config.compute_dtype = 'bfloat16' with config.adapter: sampling merges the adapter" in caplog.text
 
 
 def test_distillation_needs_no_reward(folder):

@@ -114,3 +114,8 @@ def test_objective_of_pairs_without_pairing_ends_with_what_to_do(settings, tmp_p
   arguments = ['--objective=dpo()', f'--model={settings.model}', f'--workdir={tmp_path}', '--compute_dtype=float32']
   assert program.execute(online.PROGRAM, ['quickstart online', *arguments]) == 1
   assert '--pairing=best_worst' in capsys.readouterr().err
+
+
+def test_an_adapter_in_bfloat16_is_refused(settings):
+  with pytest.raises(ValueError, match='--compute_dtype=auto: adapters need float32'):
+    online.run(dataclasses.replace(settings, compute_dtype='auto'), REWARD)
