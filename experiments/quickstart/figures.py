@@ -140,7 +140,7 @@ def kl_of_rounds(records: Sequence[Mapping[str, float]]) -> Panel:
     rounds = _column(records, 'rollout/round')
     axes.plot(rounds, _column(records, 'rollout/kl'), color=BEFORE, label='log-ratio of the tokens drawn (k1)')
     axes.plot(rounds, _column(records, 'rollout/kl_exact'), color=AFTER, marker='.', label='KL of each token, summed')
-    axes.legend(loc='upper left')
+    axes.legend(loc='lower right')
 
   return draw
 
