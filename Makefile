@@ -38,8 +38,8 @@ $(READY): requirements.lock setup.py
 	@$(VENV)/bin/uv pip install --quiet --python $(PYTHON_IN_VENV) --no-deps --editable .
 	@touch $@
 
-quickstart: $(READY) ## align SmolLM2-135M on this machine: OBJECTIVE='simpo(beta=2.0, gamma=0.5)' make quickstart
-	@$(PYTHON_IN_VENV) -m experiments.quickstart $${OBJECTIVE:+"--objective=$$OBJECTIVE"} $(ARGS)
+quickstart: $(READY) ## align SmolLM2-135M on this machine; QUICKSTART=online does it on-policy
+	@$(PYTHON_IN_VENV) -m experiments.quickstart$${QUICKSTART:+.$$QUICKSTART} $${OBJECTIVE:+"--objective=$$OBJECTIVE"} $(ARGS)
 
 # Bytecode is kept, but out of the source tree: without it, each program that a test starts compiles all of JAX's sources.
 test: export PYTHONPYCACHEPREFIX := $(CURDIR)/$(VENV)/pycache

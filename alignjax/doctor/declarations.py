@@ -9,8 +9,20 @@ COUPLED_PROMPTS = 4  # smallest batch for an objective whose rows depend on one 
 
 # Findings about labels, which do not matter to an objective that reads no label.
 LABEL_FINDINGS = frozenset(
-  {'bad_label', 'no_signal', 'one_class', 'rare_class', 'scores_contradict', 'swapped_labels', 'tied_scores'}
+  {
+    'bad_label',
+    'no_signal',
+    'one_class',
+    'rare_class',
+    'scores_contradict',
+    'swapped_labels',
+    'tied_scores',
+    'undesirable_only',
+  }
 )
+# Findings about the balance of desirable and undesirable responses, which does not matter to an objective that treats
+# each response alone, such as sft().
+CLASS_FINDINGS = frozenset({'one_class', 'rare_class'})
 
 
 def examine_coupling(objective: objectives.Objective, responses: int) -> list[findings.Finding]:
@@ -71,5 +83,9 @@ def examine_samples(objective: objectives.Objective, *, on_policy: bool) -> list
 
 
 def relevant(found: Iterable[findings.Finding], objective: objectives.Objective) -> list[findings.Finding]:
-  """Drops findings about labels if the objective reads no label."""
-  return [finding for finding in found if 'label' in objective.reads or finding.name not in LABEL_FINDINGS]
+  """Drops findings about labels that do not matter to the objective."""
+  readers = [leaf for leaf in objective.leaves if 'label' in leaf.reads]
+  dropped = CLASS_FINDINGS if readers else LABEL_FINDINGS
+  if any(leaf.couples_rows for leaf in readers):
+    dropped = frozenset()
+  return [finding for finding in found if finding.name not in dropped]

@@ -193,7 +193,10 @@ def _class_balance(data: dataset.TokenDataset) -> Iterator[findings.Finding]:
   if certain:
     share = np.count_nonzero(data.label > 0.5) / certain
     seen = f'{share:.1%} of {certain:,} responses are desirable'
-    if share in (0.0, 1.0):
+    if share == 0.0:
+      advice = 'Training needs desirable responses: check the label'
+      yield findings.Finding('undesirable_only', findings.ERROR, seen, advice)
+    elif share == 1.0:
       advice = 'Preferences need both desirable and undesirable responses'
       yield findings.Finding('one_class', findings.ERROR, seen, advice)
     elif not RARE_CLASS <= share <= 1 - RARE_CLASS:

@@ -144,12 +144,12 @@ def check(config: settings.Config, objective: objectives.Objective) -> None:
 def _check_rows(config: settings.Config, objective: objectives.Objective) -> None:
   """Raises if an objective cannot be trained on rows of this form."""
   pairing = rollout_rows.PAIRINGS[config.pairing]
-  objectives.check_batch(objective, _FIELDS, pairing.responses(config.samples))
   if 'label' in objective.reads and config.pairing == 'all' and config.samples > 1:
     raise ValueError(
       f"{objective.name} reads which response is preferred, but config.pairing = 'all' keeps the responses in the "
       'order in which they were drawn: give --pairing=best_worst, two or all_pairs, or best for one response'
     )
+  objectives.check_batch(objective, _FIELDS, pairing.responses(config.samples))
   distributions = stats.missing_reference(objective.needs, (stats.reference_logp.name,))
   if distributions and (config.refresh or config.ratio_reference == 'round'):
     raise ValueError(

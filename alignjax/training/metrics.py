@@ -37,6 +37,8 @@ _SHOWN = (
   ('loss', 'loss', '{:.4f}'),
   ('reward_accuracy', 'accuracy', '{:.3f}'),
   ('reward_margin', 'margin', '{:+.4f}'),
+  ('rollout/reward', 'reward', '{:.3f}'),
+  ('rollout/kl', 'KL', '{:.3f}'),
   ('gradient_norm', 'grad norm', '{:.3g}'),
   ('time/tokens_per_second', 'tok/s', '{:,.0f}'),
 )

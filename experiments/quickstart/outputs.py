@@ -1,32 +1,95 @@
-"""The results of the quickstart: a table on the terminal, summary.json, figure.png and samples.md."""
+"""The results of a quickstart: a table on the terminal, summary.json and samples.md."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+import dataclasses
+import importlib.metadata
 import json
-import pathlib
+import platform
 from typing import Any
 
+import jax
 import numpy as np
 from rich import box
 from rich import console as rich_console
 from rich import table as rich_table
 
-from alignjax.evaluation import frontier
-from experiments.quickstart import responses
+from alignjax.evaluation import evaluator
+from alignjax.run import costs
+from alignjax.sampling import strategies
+from alignjax.types import Params
+from experiments.quickstart import responses, shared
 
-STYLE = {
-  'axes.spines.top': False,
-  'axes.spines.right': False,
-  'axes.grid': True,
-  'grid.alpha': 0.25,
-  'axes.titlesize': 11,
-  'font.size': 9,
-  'legend.frameon': False,
-}
-BEFORE, AFTER = 'tab:gray', 'tab:blue'
-SMOOTHED = 8  # steps
+SHOWN = 16  # prompts in samples.md
+VERSIONED = ('flax', 'grain', 'jax', 'jaxlib', 'numpy', 'optax', 'tokenizers', 'vaderSentiment')
 
 
-def print_summary(console: rich_console.Console, summary: Mapping[str, Any]) -> None:
+def compare(before: responses.Drawn, after: responses.Drawn, kl: Mapping[str, evaluator.Estimate]) -> dict[str, Any]:
+  """The results on held-out prompts.
+
+  Args:
+    before: the reference's responses.
+    after: the aligned model's responses to the same prompts.
+    kl: estimates of the KL between the two models, by name.
+  """
+  rise = evaluator.gain(after.rewards, before.rewards)
+  estimates = {
+    'gold_reward_before': evaluator.clustered_mean(before.rewards),
+    'gold_reward_after': evaluator.clustered_mean(after.rewards),
+    'gain': rise,
+    'win_rate': evaluator.win_rate(after.rewards, before.rewards),
+    **kl,
+  }
+  return {
+    **{name: dataclasses.asdict(estimate) for name, estimate in estimates.items()},
+    'gain_in_standard_errors': rise.mean / rise.error if rise.error else float('nan'),
+    'response_tokens_before': float(before.batch.response_length.mean()),
+    'response_tokens_after': float(after.batch.response_length.mean()),
+  }
+
+
+def report(
+  setup: shared.Setup, objective: str, results: Mapping[str, Any], clock: costs.Clock, console: rich_console.Console
+) -> dict[str, Any]:
+  """Writes summary.json and prints it.
+
+  Args:
+    setup: what the stages share.
+    objective: the name of the objective.
+    results: the reproducible part of the summary: equal in all runs with the same settings.
+    clock: has counted the time.
+    console: where to print.
+
+  Returns:
+    The contents of summary.json.
+  """
+  summary = {
+    'objective': objective,
+    'results': results,
+    'costs': {'seconds': clock.seconds(), 'peak_memory_gib': costs.peak_memory_gib()},
+    'settings': dataclasses.asdict(setup.settings) | {'compute_dtype': setup.config.compute_dtype},
+    'versions': {'python': platform.python_version()} | {name: importlib.metadata.version(name) for name in VERSIONED},
+  }
+  text = json.dumps(_finite(summary), indent=2, allow_nan=False)
+  (setup.workdir / 'summary.json').write_text(text + '\n', encoding='utf-8')
+  _print(console, summary)
+  console.print(
+    f'{setup.workdir}: summary.json, figure.png, samples.md and the aligned model, model/',
+    highlight=False,
+    soft_wrap=True,
+  )
+  return summary
+
+
+def _finite(value: Any) -> Any:
+  """The value, with null for numbers that are not finite, such as the error over a single prompt."""
+  if isinstance(value, Mapping):
+    return {key: _finite(entry) for key, entry in value.items()}
+  if isinstance(value, list | tuple):
+    return [_finite(entry) for entry in value]
+  return value if not isinstance(value, float) or np.isfinite(value) else None
+
+
+def _print(console: rich_console.Console, summary: Mapping[str, Any]) -> None:
   """Prints the results, which are reproducible, and the costs, which are not."""
   results = summary['results']
   table = rich_table.Table(title=f'{summary["objective"]}, on held-out prompts', box=box.SIMPLE, title_justify='left')
@@ -39,13 +102,13 @@ def print_summary(console: rich_console.Console, summary: Mapping[str, Any]) -> 
   table.add_row('gain in standard errors', '', f'{results["gain_in_standard_errors"]:.1f}')
   table.add_row('win rate against the reference', '', _estimate(results['win_rate']))
   table.add_row('KL to the reference, nats', '', _estimate(results['kl']))
-  if results['reward_accuracy'] is not None:  # some objectives define no reward
+  if results.get('reward_accuracy') is not None:  # only of pairs, and some objectives define no reward
     table.add_row('reward accuracy, held-out pairs', '', f'{results["reward_accuracy"]:.3f}')
   table.add_row('response tokens', *(f'{results[f"response_tokens_{when}"]:.1f}' for when in ('before', 'after')))
   console.print(table)
-  costs = summary['costs']
-  stages = ', '.join(f'{stage} {seconds:.0f}' for stage, seconds in costs['seconds'].items() if stage != 'total')
-  total, memory = costs['seconds']['total'], costs['peak_memory_gib']
+  spent = summary['costs']
+  stages = ', '.join(f'{stage} {seconds:.0f}' for stage, seconds in spent['seconds'].items() if stage != 'total')
+  total, memory = spent['seconds']['total'], spent['peak_memory_gib']
   console.print(f'{total:.0f} s ({stages}), peak memory {memory:.1f} GiB', highlight=False, soft_wrap=True)
 
 
@@ -53,120 +116,25 @@ def _estimate(entry: Mapping[str, float]) -> str:
   return f'{entry["mean"]:.3f} ± {entry["error"]:.3f}'
 
 
-def write_summary(path: pathlib.Path, summary: Mapping[str, Any]) -> None:
-  """Writes the summary as JSON. Numbers that are not finite, such as the error over a single prompt, become null."""
-  path.write_text(json.dumps(_finite(summary), indent=2, allow_nan=False) + '\n', encoding='utf-8')
+def title(objective: str, before: responses.Drawn, after: responses.Drawn) -> str:
+  """The title of the figure and of the samples."""
+  return f'{objective}: gold reward {before.rewards.mean():.2f} → {after.rewards.mean():.2f}'
 
 
-def _finite(value: Any) -> Any:
-  if isinstance(value, Mapping):
-    return {key: _finite(entry) for key, entry in value.items()}
-  if isinstance(value, list | tuple):
-    return [_finite(entry) for entry in value]
-  return value if not isinstance(value, float) or np.isfinite(value) else None
-
-
-def write_samples(path: pathlib.Path, title: str, before: responses.Drawn, after: responses.Drawn) -> None:
-  """Writes a Markdown table of the first response to each prompt, before and after, with its gold reward."""
+def write_samples(setup: shared.Setup, heading: str, held_out: list[str], params: Params) -> None:
+  """Writes samples.md: greedy answers to held-out prompts before and after training, with their gold rewards."""
+  shown = held_out[:SHOWN]
+  responder = setup.responder(len(shown), 1, strategies.greedy())
+  sides = [responder.draw(side, shown, jax.random.key(0)) for side in (setup.reference, params)]
   lines = [
-    f'# {title}',
+    f'# {heading}',
     '',
     'Greedy answers to held-out prompts, cut off at the length limit, with their gold reward.',
     '',
+    '| prompt | before | after |',
+    '| --- | --- | --- |',
   ]
-  lines += ['| prompt | before | after |', '| --- | --- | --- |']
-  for row, prompt in enumerate(before.prompts):
-    cells = [prompt, *(f'{side.texts[row][0]} **({side.rewards[row, 0]:+.2f})**' for side in (before, after))]
+  for row, prompt in enumerate(shown):
+    cells = [prompt, *(f'{side.texts[row][0]} **({side.rewards[row, 0]:+.2f})**' for side in sides)]
     lines.append('| ' + ' | '.join(' '.join(cell.replace('|', '\\|').split()) for cell in cells) + ' |')
-  path.write_text('\n'.join(lines) + '\n', encoding='utf-8')
-
-
-def drawing() -> tuple[Any, Any]:
-  """The modules matplotlib and matplotlib.figure.
-
-  Raises:
-    ValueError: matplotlib is not installed.
-  """
-  try:
-    import matplotlib
-    from matplotlib import figure
-  except ImportError as error:
-    raise ValueError("the figure needs matplotlib: pip install 'alignjax[demo]'") from error
-  return matplotlib, figure
-
-
-def draw_figure(
-  path: pathlib.Path,
-  title: str,
-  records: Sequence[Mapping[str, float]],
-  points: Sequence[frontier.Point],
-  before: np.ndarray,
-  after: np.ndarray,
-) -> None:
-  """Draws the four panels of the run.
-
-  Args:
-    path: the PNG file.
-    title: the title of the figure.
-    records: the metrics in order of their steps.
-    points: the evaluations during training.
-    before: gold rewards of the reference's held-out samples, [B, N].
-    after: gold rewards of the aligned model's held-out samples, [B, N].
-  """
-  matplotlib, figures = drawing()
-  with matplotlib.rc_context(STYLE):
-    figure = figures.Figure(figsize=(10, 7), layout='constrained')
-    figure.suptitle(title)
-    (loss, sides), (tradeoff, histogram) = figure.subplots(2, 2)
-    steps = [record for record in records if 'loss' in record]  # the others hold only evaluations
-    _draw_loss(loss, steps)
-    _draw_sides(sides, steps)
-    tradeoff.set_title('Gold reward against distance from the reference (number: step)')
-    frontier.draw(tradeoff, points)
-    _draw_histogram(histogram, before, after)
-    figure.savefig(path, dpi=120)
-  figure.clear()
-
-
-def _draw_loss(axes: Any, records: Sequence[Mapping[str, float]]) -> None:
-  axes.set_title('Training: loss and reward accuracy')
-  axes.set_xlabel('step')
-  axes.set_ylabel('loss')
-  lines = [_curve(axes, records, 'loss', AFTER, 'loss')]
-  if 'reward_accuracy' in records[0]:
-    right = axes.twinx()
-    right.spines['right'].set_visible(True)
-    right.grid(False)
-    right.set_ylim(0, 1.02)
-    right.set_ylabel('reward accuracy')
-    lines.append(_curve(right, records, 'reward_accuracy', 'tab:orange', 'reward accuracy'))
-  axes.legend(handles=lines, loc='lower left')
-
-
-def _draw_sides(axes: Any, records: Sequence[Mapping[str, float]]) -> None:
-  """Implicit rewards of both responses; log-probabilities if the objective defines no reward."""
-  name, what = ('reward', 'implicit reward') if 'reward_chosen' in records[0] else ('logp', 'log-probability, nats')
-  axes.set_title(f'Training: {what} of the responses')
-  axes.set_xlabel('step')
-  axes.set_ylabel(what)
-  for side, color in (('chosen', 'tab:green'), ('rejected', 'tab:red')):
-    _curve(axes, records, f'{name}_{side}', color, side)
-  axes.legend(loc='lower left')
-
-
-def _curve(axes: Any, records: Sequence[Mapping[str, float]], name: str, color: str, label: str) -> Any:
-  """Draws a metric in a pale line and its running mean in a strong one; returns the latter."""
-  steps, values = ([record[key] for record in records] for key in ('step', name))
-  smooth = [np.mean(values[max(0, i + 1 - SMOOTHED) : i + 1]) for i in range(len(values))]
-  axes.plot(steps, values, color=color, alpha=0.25)
-  return axes.plot(steps, smooth, color=color, label=f'{label} (mean of {SMOOTHED} steps)')[0]
-
-
-def _draw_histogram(axes: Any, before: np.ndarray, after: np.ndarray) -> None:
-  axes.set_title('Gold reward of held-out samples')
-  bins = np.linspace(-1.0, 1.0, 21)
-  axes.hist(np.ravel(before), bins, alpha=0.6, color=BEFORE, label=f'before, mean {np.mean(before):.2f}')
-  axes.hist(np.ravel(after), bins, alpha=0.6, color=AFTER, label=f'after, mean {np.mean(after):.2f}')
-  axes.set_xlabel('VADER compound score')
-  axes.set_ylabel('samples')
-  axes.legend(loc='upper left')
+  (setup.workdir / 'samples.md').write_text('\n'.join(lines) + '\n', encoding='utf-8')

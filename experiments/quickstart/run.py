@@ -15,13 +15,10 @@ before, during and after training. The folder --workdir receives
   model/         the aligned model, in Hugging Face layout
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 import dataclasses
-import importlib.metadata
-import pathlib
-import platform
 import sys
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,43 +26,17 @@ from rich import console as rich_console
 
 from alignjax import exit_codes, objectives, rewards, stats
 from alignjax.commands import program
-from alignjax.data.batches import batching, shapes
+from alignjax.data.batches import batching
 from alignjax.data.reading import drops, sources
-from alignjax.data.tokens import dataset, encoding, tokenization
+from alignjax.data.tokens import dataset, encoding
 from alignjax.evaluation import evaluator
-from alignjax.models import base as models
-from alignjax.models import checkpoint_io, transformer
+from alignjax.models import checkpoint_io
 from alignjax.optim import bases, recipes, schedules
-from alignjax.parallel import mesh as parallel_mesh
-from alignjax.parallel import rules
-from alignjax.run import costs, smollm2, xla_flags
-from alignjax.sampling import strategies
+from alignjax.run import costs
 from alignjax.training import hooking, loop, metrics, placement, references, source, state, step
 from alignjax.training.policy import Policy
 from alignjax.types import Params
-from experiments.quickstart import command_line, evaluations, outputs, prompts, responses
-
-SHOWN = 16  # prompts in samples.md
-VERSIONED = ('flax', 'grain', 'jax', 'jaxlib', 'numpy', 'optax', 'tokenizers', 'vaderSentiment')
-
-
-class Setup(NamedTuple):
-  """Everything that the stages share."""
-
-  settings: command_line.Settings
-  reward: rewards.Score
-  workdir: pathlib.Path
-  folder: pathlib.Path  # the model before training
-  config: transformer.TransformerConfig
-  model: models.LanguageModel
-  mesh: jax.sharding.Mesh
-  tokenizer: tokenization.Tokenizer
-  reference: Params
-  shape: shapes.Bucket  # tokens of a prompt and of a response
-
-  def responder(self, group: int, samples: int, *strategy: strategies.Strategy) -> responses.Responder:
-    sizes = responses.Sizes(group, samples, *self.shape)
-    return responses.Responder(self.model, self.mesh, self.tokenizer, self.reward, sizes, *strategy)
+from experiments.quickstart import command_line, evaluations, figures, outputs, prompts, responses, shared
 
 
 def run(settings: command_line.Settings, reward: rewards.Score) -> dict[str, Any]:
@@ -85,11 +56,11 @@ def run(settings: command_line.Settings, reward: rewards.Score) -> dict[str, Any
   recipe = recipes.parse_optimizer(settings.optimizer)
   if recipe.needs_delta or recipe.averages:
     raise ValueError(f'--optimizer={settings.optimizer}: merging and averaging need `alignjax train`')
-  outputs.drawing()
+  figures.drawing()
   train_prompts, held_out = prompts.split(settings.train_prompts, settings.held_out_prompts)
   console, clock = rich_console.Console(), costs.Clock()
   with clock('load'):
-    setup = _set_up(settings, reward, train_prompts + held_out)
+    setup = shared.set_up(settings, reward, train_prompts + held_out)
     responder = setup.responder(settings.group, settings.samples)
   console.print(
     f'objective  {objective.name}\nmodel      {setup.folder}, computed in {setup.config.compute_dtype}', soft_wrap=True
@@ -110,59 +81,11 @@ def run(settings: command_line.Settings, reward: rewards.Score) -> dict[str, Any
     checkpoint_io.save(setup.workdir / 'model', setup.config, params, assets_from=setup.folder)
     results = _results(setup, drawn, evaluated)
     _show(setup, objective, params, evaluated)
-  summary = {
-    'objective': objective.name,
-    'results': results,
-    'costs': {'seconds': clock.seconds(), 'peak_memory_gib': costs.peak_memory_gib()},
-    'settings': dataclasses.asdict(settings) | {'compute_dtype': setup.config.compute_dtype},
-    'versions': {'python': platform.python_version()} | {name: importlib.metadata.version(name) for name in VERSIONED},
-  }
-  outputs.write_summary(setup.workdir / 'summary.json', summary)
-  outputs.print_summary(console, summary)
-  console.print(
-    f'{setup.workdir}: summary.json, figure.png, samples.md and the aligned model, model/',
-    highlight=False,
-    soft_wrap=True,
-  )
-  return summary
-
-
-def _set_up(settings: command_line.Settings, reward: rewards.Reward, texts: Sequence[str]) -> Setup:
-  dtype = _compute_dtype(settings.compute_dtype)
-  workdir = pathlib.Path(settings.workdir)
-  workdir.mkdir(parents=True, exist_ok=True)
-  folder = pathlib.Path(settings.model) if settings.model else smollm2.convert(workdir / 'base')
-  config = checkpoint_io.load_config(folder, compute_dtype=dtype)
-  mesh = parallel_mesh.make_mesh()
-  model = transformer.build(config, rules.activation_constraint(mesh))
-  shapes = jax.eval_shape(model.init, jax.random.key(0))
-  tokenizer = tokenization.Tokenizer.load(folder)
-  return Setup(
-    settings=settings,
-    reward=reward,
-    workdir=workdir,
-    folder=folder,
-    config=config,
-    model=model,
-    mesh=mesh,
-    tokenizer=tokenizer,
-    reference=checkpoint_io.load_params(folder, config, rules.param_shardings(mesh, shapes)),
-    shape=(responses.longest_prompt(tokenizer, texts), settings.max_new_tokens),
-  )
-
-
-def _compute_dtype(wanted: str) -> str:
-  """Resolves 'auto' and sets XLA flags, so it must run before any computation."""
-  if wanted == 'float32':
-    return wanted
-  fast = xla_flags.enable_fast_bfloat16()
-  if wanted != 'auto':
-    return wanted
-  return 'bfloat16' if fast or jax.default_backend() != 'cpu' else 'float32'
+  return outputs.report(setup, objective.name, results, clock, console)
 
 
 def _make_pairs(
-  setup: Setup, console: rich_console.Console, name: str, drawn: responses.Drawn, per_prompt: int
+  setup: shared.Setup, console: rich_console.Console, name: str, drawn: responses.Drawn, per_prompt: int
 ) -> dataset.TokenDataset:
   """Writes pairs to a file and reads them back like any other preference data."""
   path = setup.workdir / f'{name}.jsonl'
@@ -178,7 +101,7 @@ def _make_pairs(
 
 
 def _train(
-  setup: Setup,
+  setup: shared.Setup,
   objective: objectives.Objective,
   recipe: bases.Recipe,
   data: Mapping[str, dataset.TokenDataset],
@@ -224,40 +147,34 @@ def _train(
   return result.state.params
 
 
-def _results(setup: Setup, drawn: responses.Drawn, evaluated: evaluations.Evaluations) -> dict[str, Any]:
+def _results(setup: shared.Setup, drawn: responses.Drawn, evaluated: evaluations.Evaluations) -> dict[str, Any]:
   """The reproducible part of the summary: equal in all runs with the same settings."""
-  before, after = evaluated.before, evaluated.after
   records = metrics.read_jsonl(setup.workdir / 'metrics.jsonl')
-  rise = evaluator.gain(after.rewards, before.rewards)
-  estimates = {
-    'gold_reward_of_training_samples': evaluator.clustered_mean(drawn.rewards),
-    'gold_reward_before': evaluator.clustered_mean(before.rewards),
-    'gold_reward_after': evaluator.clustered_mean(after.rewards),
-    'gain': rise,
-    'win_rate': evaluator.win_rate(after.rewards, before.rewards),
-    **evaluated.kl,
-  }
   return {
-    **{name: dataclasses.asdict(estimate) for name, estimate in estimates.items()},
-    'gain_in_standard_errors': rise.mean / rise.error,
+    'gold_reward_of_training_samples': dataclasses.asdict(evaluator.clustered_mean(drawn.rewards)),
+    **outputs.compare(evaluated.before, evaluated.after, evaluated.kl),
     'reward_accuracy': records[-1].get('eval/reward_accuracy'),
-    'response_tokens_before': float(before.batch.response_length.mean()),
-    'response_tokens_after': float(after.batch.response_length.mean()),
     'steps': records[-1]['step'],
     'frontier': [dataclasses.asdict(point) for point in evaluated.points],
   }
 
 
-def _show(setup: Setup, objective: objectives.Objective, params: Params, evaluated: evaluations.Evaluations) -> None:
+def _show(
+  setup: shared.Setup, objective: objectives.Objective, params: Params, evaluated: evaluations.Evaluations
+) -> None:
   """Draws the figure, and writes greedy answers before and after training side by side."""
   before, after = evaluated.before, evaluated.after
-  title = f'{objective.name}: gold reward {before.rewards.mean():.2f} → {after.rewards.mean():.2f}'
-  records = metrics.read_jsonl(setup.workdir / 'metrics.jsonl')
-  outputs.draw_figure(setup.workdir / 'figure.png', title, records, evaluated.points, before.rewards, after.rewards)
-  shown = before.prompts[:SHOWN]
-  responder = setup.responder(len(shown), 1, strategies.greedy())
-  sides = [responder.draw(side, shown, jax.random.key(0)) for side in (setup.reference, params)]
-  outputs.write_samples(setup.workdir / 'samples.md', title, *sides)
+  title = outputs.title(objective.name, before, after)
+  # Other records hold only evaluations.
+  steps = [record for record in metrics.read_jsonl(setup.workdir / 'metrics.jsonl') if 'loss' in record]
+  panels = [
+    figures.loss(steps),
+    figures.sides(steps),
+    figures.tradeoff(evaluated.points),
+    figures.histogram(before.rewards, after.rewards),
+  ]
+  figures.save(setup.workdir / 'figure.png', title, panels)
+  outputs.write_samples(setup, title, before.prompts, params)
 
 
 PROGRAM = program.Program(

@@ -164,6 +164,15 @@ def test_findings_about_labels_matter_only_if_labels_are_read():
   assert declarations.relevant(found, unlabelled) == found[1:]
 
 
+def test_the_balance_of_classes_matters_only_if_they_are_compared():
+  names = ('one_class', 'rare_class', 'undesirable_only', 'no_signal')
+  found = [findings.Finding(name, findings.ERROR, '', '') for name in names]
+  assert declarations.relevant(found, objectives.kto()) == found
+  assert declarations.relevant(found, objectives.kto() + 0.1 * objectives.sft()) == found
+  assert declarations.relevant(found, objectives.sft()) == found[2:]
+  assert declarations.relevant(found, objectives.rlhf()) == []
+
+
 def rows(lengths):
   return dataset.pack([dataset.TokenExample([1] * prompt, [[1] * size, [2] * size]) for prompt, size in lengths])
 

@@ -106,9 +106,9 @@ def test_labels_and_weights(tokenizer, sound, name, change):
 
 def test_classes_of_unpaired_responses(tokenizer, sound):
   rows = sound_examples.unpaired(sound)
-  for label in (0.0, 1.0):
+  for label, name in ((0.0, 'undesirable_only'), (1.0, 'one_class')):
     one = [row._replace(label=label) for row in rows]
-    assert sound_examples.faults_of(one, tokenizer) == {'one_class': ERROR}
+    assert sound_examples.faults_of(one, tokenizer) == {name: ERROR}
     findings = sound_examples.examine([*one[:-10], *[row._replace(label=1 - label) for row in one[-10:]]], tokenizer)
     assert sound_examples.faults(findings) == {'rare_class': WARNING}
     assert (

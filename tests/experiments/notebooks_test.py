@@ -20,7 +20,8 @@ from tests.oracles import token_level
 matplotlib = pytest.importorskip('matplotlib', reason='the notebooks draw with matplotlib, of the extra `demo`')
 
 FOLDER = pathlib.Path(__file__).parents[2] / 'experiments' / 'notebooks'
-FIGURES = {'compose_objectives': 2, 'nested_risk': 9, 'own_objective': 1}
+FIGURES = {'compose_objectives': 2, 'nested_risk': 9, 'on_policy': 2, 'own_objective': 1}
+LONG = {'nested_risk', 'on_policy'}
 
 
 @pytest.fixture(name='tiny', scope='module')
@@ -90,6 +91,11 @@ def run_own(tiny):
   return execute('own_objective', tiny)
 
 
+@pytest.fixture(name='on', scope='module')
+def run_on_policy(tiny):
+  return execute('on_policy', tiny)
+
+
 @pytest.mark.parametrize('name', FIGURES)
 def test_a_notebook_says_which_kernel_it_wants_and_has_text_around_its_code(name):
   notebook = jupytext.read(FOLDER / f'{name}.md')
@@ -109,7 +115,7 @@ def bottom(figure):
 
 # toy/nested_risk_test.py checks what the long notebook draws.
 @pytest.mark.parametrize(
-  'name', [pytest.param(name, marks=pytest.mark.slow if name == 'nested_risk' else ()) for name in FIGURES]
+  'name', [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in FIGURES]
 )
 def test_every_figure_has_labels(name, request):
   _, figures = request.getfixturevalue(name.split('_')[0])
@@ -125,6 +131,7 @@ def test_every_figure_has_labels(name, request):
   [
     'own',
     pytest.param('nested', marks=pytest.mark.slow),
+    pytest.param('on', marks=pytest.mark.slow),
     pytest.param('real_compose', marks=pytest.mark.slow),
     pytest.param('real_nested', marks=pytest.mark.slow),
   ],
@@ -282,6 +289,23 @@ def test_an_objective_of_ones_own_is_trained_with_thirty_lines_of_code(own):
   assert history[-1]['loss'] < history[0]['loss']
   assert history[-1]['stay_close/loss'] == pytest.approx(0.5 * history[-1]['kl'])
   assert np.all(notebook.tuned.params['embed']['embedding'] != notebook.smollm2.params['embed']['embedding'])
+
+
+@pytest.mark.slow
+def test_every_stage_of_the_road_improves_on_the_one_before(on):
+  notebook, _ = on
+  least = 3 * np.log(len(notebook.ADJECTIVES)) / 4  # nats per token: three adjectives at random, and the end
+  assert notebook.sft_history[0]['loss'] > 3.0
+  assert np.mean([row['loss'] for row in notebook.sft_history[-10:]]) == pytest.approx(least, abs=0.1)
+  assert np.mean([row['reward_accuracy'] for row in notebook.proxy_history[-10:]]) > 0.8
+  assert abs(notebook.exact[0]) < 1e-6
+  assert notebook.exact[-1] > 0.5
+  np.testing.assert_allclose(np.mean(notebook.kl), np.mean(notebook.exact), rtol=0.1)
+  reference, *checkpoints = notebook.models
+  assert len(checkpoints) == 8
+  for name in ('reward', 'proxy'):
+    assert checkpoints[-1][name]['mean'] > reference[name]['mean'] + 0.3
+  assert checkpoints[-1]['entropy']['mean'] < reference['entropy']['mean']
 
 
 @pytest.mark.parametrize('name', FIGURES)

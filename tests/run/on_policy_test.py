@@ -206,6 +206,7 @@ REFUSED = [
   ({'samples': 2, 'pairing': 'two'}, 'pmle() + kl_penalty()', r'for pairs --samples=2 --pairing=two --ties=keep'),
   ({'samples': 1, 'pairing': 'two'}, 'dpo', r"config\.pairing = 'two' .* draw --samples=2 or more, not 1"),
   ({'samples': 2, 'pairing': 'all'}, 'dpo', r'dpo\(.*reads which response is preferred'),
+  ({'samples': 4, 'pairing': 'all'}, 'dpo', r'reads which response .* give --pairing=best_worst'),
   ({'samples': 3, 'pairing': 'all'}, 'rebel', r'rebel compares two responses: the data has N = 3'),
   ({'reward': ''}, 'dpo', r'config\.reward is missing'),
   ({'reward': 'vadr()'}, 'dpo', r'did you mean vader\(\)'),
