@@ -21,7 +21,7 @@ matplotlib = pytest.importorskip('matplotlib', reason='the notebooks draw with m
 
 FOLDER = pathlib.Path(__file__).parents[2] / 'experiments' / 'notebooks'
 FIGURES = {'compose_objectives': 2, 'nested_risk': 9, 'on_policy': 2, 'own_objective': 1}
-LONG = {'nested_risk', 'on_policy'}
+LONG = {'compose_objectives', 'nested_risk', 'on_policy'}
 
 
 @pytest.fixture(name='tiny', scope='module')
@@ -144,6 +144,7 @@ def test_tick_labels_do_not_overlap(fixture, request):
       assert not any(left.overlaps(right) for left, right in itertools.pairwise(boxes))
 
 
+@pytest.mark.slow
 def test_all_tokens_of_a_response_get_the_same_gradient_in_logp(compose):
   notebook, _ = compose
   assert set(notebook.in_logp) == set(notebook.chosen)
@@ -155,6 +156,7 @@ def test_all_tokens_of_a_response_get_the_same_gradient_in_logp(compose):
       assert not values[size:].any()
 
 
+@pytest.mark.slow
 def test_strengths_are_what_the_text_says(compose):
   notebook, _ = compose
   strength = {label: gradient[:, 0] for label, gradient in notebook.in_logp.items()}
@@ -180,12 +182,14 @@ def test_the_text_about_weight_and_drift_is_true_of_smollm2(real_compose):
   assert notebook.through_drift['Ra-DPO'][1, least] > 3 * notebook.through_drift['TDPO'][1, least]
 
 
+@pytest.mark.slow
 def test_a_sum_of_objectives_has_the_sum_of_the_losses(compose):
   notebook, _ = compose
   np.testing.assert_allclose(notebook.term.loss, notebook.expected, rtol=1e-6)
   assert {'dpo/loss', 'simpo/loss', 'sft/loss'} <= set(notebook.term.metrics)
 
 
+@pytest.mark.slow
 def test_only_token_level_objectives_feel_the_drift(compose):
   notebook, _ = compose
   size = notebook.SIZES[1]

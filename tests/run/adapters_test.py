@@ -160,6 +160,7 @@ def start(tmp_path):
   return run, factors, lora.merge(base, factors, made)
 
 
+@pytest.mark.slow  # models/peft_test.py merges adapters as they are loaded
 def test_a_run_starts_from_a_model_with_its_adapter_merged(start, tmp_path, capsys):
   run, _, merged = start
   workdir, config = run('merged')

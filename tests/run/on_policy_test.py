@@ -139,6 +139,7 @@ def test_a_reward_that_fails_saves_the_run_which_resumes(folder, whole, tmp_path
   assert lasting(tmp_path / 'run') == whole
 
 
+@pytest.mark.slow  # training/rollouts_test.py has missing, damaged and foreign rounds
 def test_a_missing_round_stops_a_run_that_is_within_it(folder, tmp_path):
   config = configure(folder, workdir=str(tmp_path / 'run'), steps=3)
   training.train(config)
