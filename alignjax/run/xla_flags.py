@@ -3,8 +3,8 @@
 Without these flags XLA emulates bfloat16 products on a CPU, and float32 is faster. They are experimental, so a child
 process tries them first: XLA aborts the process if it does not know the flags or cannot use them.
 
-With these flags, jaxlib 0.12.0.1 computes w + c * (a @ b) wrongly in one program, in float32 too. So programs that merge
-adapters into kernels must not use them.
+With these flags, jaxlib 0.12.0.1 computes w + c * (a @ b) wrongly in one program, in float32 too. So programs that
+merge adapters into kernels must not use them.
 """
 
 import os
