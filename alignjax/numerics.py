@@ -87,6 +87,37 @@ def permuted(index: Array, words: Array, bits: int = 32) -> Array:
 
 
 @jax.custom_vjp
+def product(x: Array, kernel: Array) -> Array:
+  """`x @ kernel` in the dtype of `x`; the gradient in the kernel is summed in float32, over all leading axes at once.
+
+  Autodiff would write that gradient as a product with a transposed operand in the compute dtype. It rounds the sum, and
+  XLA for CPU emulates it in bfloat16.
+
+  Args:
+    x: [..., D] in the compute dtype.
+    kernel: [D, F], of any dtype.
+
+  Returns:
+    The product, [..., F].
+  """
+  return x @ kernel.astype(x.dtype)
+
+
+def _product_forward(x, kernel):
+  return x @ kernel.astype(x.dtype), (x, kernel)
+
+
+def _product_backward(residuals, cotangent):
+  x, kernel = residuals
+  d_x = jnp.einsum('...f,df->...d', cotangent, kernel.astype(x.dtype))
+  d_kernel = jnp.einsum('...d,...f->df', x, cotangent, preferred_element_type=jnp.float32)
+  return d_x, d_kernel.astype(kernel.dtype)
+
+
+product.defvjp(_product_forward, _product_backward)
+
+
+@jax.custom_vjp
 def project(hidden: Array, kernel: Array) -> Array:
   """`hidden @ kernel` in the dtype of `hidden`, accumulated and returned in float32.
 

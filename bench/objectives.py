@@ -135,7 +135,7 @@ def main(_):
     names = [f'{name}({"dpo()" if name.endswith("_weighted") else ""})' for name in sorted(objectives.OBJECTIVES)]
   names = list(dict.fromkeys([_BASE.value, *names]))  # the base itself measures the noise
   if _COMPUTE_DTYPE.value == 'bfloat16':
-    xla_flags.enable_fast_bfloat16()
+    xla_flags.enable_bfloat16()
   for vocabulary in _VOCABULARIES.value:
     compare(vocabulary, names)
 

@@ -77,3 +77,16 @@ def test_weighted_sums_add_like_one_large_batch_and_skip_weight_zero():
   parts = WeightedSum.of(values[:1], weight[:1]) + WeightedSum.of(values[1:], weight[1:])
   np.testing.assert_allclose(parts.mean(), (1 + 6 + 2) / 4.5, rtol=1e-6)
   assert WeightedSum.of(values, jnp.zeros(4)).mean() == 0.0
+
+
+def test_the_gradient_of_a_product_in_bfloat16_is_summed_in_float32():
+  rng = np.random.default_rng(0)
+  x, cotangent = (jnp.asarray(rng.standard_normal((3, 200, size)), jnp.bfloat16) for size in (4, 5))
+  kernel = jnp.asarray(rng.standard_normal((4, 5)), jnp.float32)
+  value, pull_back = jax.vjp(numerics.product, x, kernel)
+  d_x, d_kernel = pull_back(cotangent)
+  assert (value.dtype, d_x.dtype, d_kernel.dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)
+  np.testing.assert_array_equal(value, x @ kernel.astype(jnp.bfloat16))
+  rounded = [np.asarray(each, np.float64) for each in (x, cotangent, kernel.astype(jnp.bfloat16))]
+  np.testing.assert_allclose(d_kernel, np.einsum('btd,btf->df', *rounded[:2]), rtol=1e-5, atol=1e-4)
+  np.testing.assert_allclose(np.asarray(d_x, np.float64), rounded[1] @ rounded[2].T, rtol=1e-2, atol=1e-2)

@@ -13,6 +13,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from alignjax import numerics
 from alignjax.types import Array
 
 Angles = tuple[Array, Array]  # cosine and sine, see `rotary_angles`
@@ -31,7 +32,10 @@ class Linear(nnx.Module):
     self.bias = nnx.Param(jnp.zeros((outputs,), jnp.float32)) if bias else None
 
   def __call__(self, x: Array) -> Array:
-    y = x @ self.kernel.get_value().astype(x.dtype)
+    kernel = self.kernel.get_value()
+    # In float32 autodiff does the same; adapted and quantised kernels have products of their own.
+    own = x.dtype == jnp.float32 or not isinstance(kernel, jax.Array)
+    y = x @ kernel.astype(x.dtype) if own else numerics.product(x, kernel)
     if self.bias is None:
       return y
     return y + jnp.expand_dims(self.bias[...].astype(x.dtype), tuple(range(y.ndim - 1)))

@@ -45,7 +45,7 @@ class OnlineSettings(Shared):
   max_new_tokens: int = fields.field(24, 'Longest response, in tokens.')
   held_out_prompts: int = fields.field(48, 'Number of prompts on which the model is evaluated.')
   group: int = fields.field(24, 'Number of prompts that are answered together in an evaluation.')
-  # With the flags of `xla_flags`, which make bfloat16 fast, kernels with merged adapters are wrong.
+  # Sampling merges the adapter into kernels of this type, so bfloat16 would round what the adapter adds.
   compute_dtype: str = fields.field(
     'float32', 'float32, bfloat16, or auto: the faster of the two on this machine. Adapters need float32.'
   )

@@ -80,7 +80,7 @@ def _compute_dtype(wanted: str) -> str:
   """Resolves 'auto' and sets XLA flags, so it must run before any computation."""
   if wanted == 'float32':
     return wanted
-  fast = xla_flags.enable_fast_bfloat16()
+  fast = xla_flags.enable_bfloat16()
   if wanted != 'auto':
     return wanted
-  return 'bfloat16' if fast or jax.default_backend() != 'cpu' else 'float32'
+  return 'bfloat16' if fast else 'float32'

@@ -309,8 +309,8 @@ def test_remat_keeps_less_for_the_backward_pass(scan_layers):
   params, batch = _params(), token_batches.batch(5, P, N, R)
   kept = []
   for remat in ('none', 'dots', 'full'):
-    hidden = _model(remat=remat, scan_layers=scan_layers).hidden
-    backward = jax.eval_shape(lambda p, hidden=hidden: jax.vjp(lambda p: hidden(p, *_fields(batch)), p)[1], params)
+    model = _model(remat=remat, scan_layers=scan_layers)
+    backward = jax.eval_shape(lambda p, model=model: jax.vjp(lambda p: model.hidden(p, *_fields(batch)), p)[1], params)
     kept.append(sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(backward)))
   assert kept[0] > 1.3 * kept[1] > 1.3 * 1.3 * kept[2]
 
@@ -318,9 +318,9 @@ def test_remat_keeps_less_for_the_backward_pass(scan_layers):
 def test_remat_keeps_of_experts_only_the_logits_of_the_router():
   batch, kept = token_batches.batch(5, P, N, R), {}
   for experts in (2, 64):
-    hidden = _model(experts=experts, experts_per_token=2).hidden
-    params = jax.eval_shape(_model(experts=experts, experts_per_token=2).init, jax.random.key(0))
-    backward = jax.eval_shape(lambda p, hidden=hidden: jax.vjp(lambda p: hidden(p, *_fields(batch)), p)[1], params)
+    model = _model(experts=experts, experts_per_token=2, remat='dots')
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    backward = jax.eval_shape(lambda p, model=model: jax.vjp(lambda p: model.hidden(p, *_fields(batch)), p)[1], params)
     weights, kept_now = (sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree)) for tree in (params, backward))
     kept[experts] = kept_now - weights
   logits = CONFIG.layers * len(batch.prompt) * (P + N * R) * 4

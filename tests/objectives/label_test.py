@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from alignjax import objectives, stats
+from alignjax.objectives import examples
 from tests import fixtures
 from tests.oracles import cases
 
@@ -23,13 +24,15 @@ EACH = [pytest.param(case, marks=() if case in FIRST else pytest.mark.slow) for 
 
 
 def evaluate(objective, batch, policy, reference):
-  return objective.apply(stats.from_logits(objective.needs, policy, reference, batch), batch)
+  return objective.apply(examples.table(objective.needs, policy, reference, batch), batch)
 
 
 @pytest.mark.parametrize('case', EACH, ids=lambda case: case.expression)
 def test_swapping_responses_and_label_changes_neither_loss_nor_metrics(case):
   objective = objectives.parse(case.expression)
   batch = fixtures.preference_batch(seed=6)
+  behaviour = fixtures.logits(3, batch)[..., 0]
+  batch = dataclasses.replace(batch, cached={stats.BEHAVIOUR_TOKEN_LOGP: behaviour})
   # Rewards of both responses differ, so that a metric of the wrong response is seen.
   policy, reference = fixtures.logits(1, batch), fixtures.logits(2, batch)
   swapped = dataclasses.replace(
@@ -38,6 +41,7 @@ def test_swapping_responses_and_label_changes_neither_loss_nor_metrics(case):
     response_length=batch.response_length[:, ::-1],
     score=batch.score[:, ::-1],
     behaviour_logp=batch.behaviour_logp[:, ::-1],
+    cached={stats.BEHAVIOUR_TOKEN_LOGP: behaviour[:, ::-1]},
     label=1.0 - batch.label,
   )
   one = evaluate(objective, batch, policy, reference)

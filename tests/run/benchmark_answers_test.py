@@ -26,7 +26,7 @@ class Parrot:
       drawn_from = options.strategy(jnp.array([0.0, 1.0])).tolist()
       said = ' '.join(message['content'] for message in prompt)
       assert [message['role'] for message in prompt] == ['user', 'assistant', 'user'][: len(prompt)]
-      yield text.Response(prompt, f'{said} {drawn_from[1] - drawn_from[0]:.2f}', 0.0, 3, True)
+      yield text.Response(prompt, f'{said} {drawn_from[1] - drawn_from[0]:.2f}', 0.0, 0.0, 3, True)
 
 
 def test_mt_bench_has_two_turns_and_the_temperature_of_the_category(tmp_path):

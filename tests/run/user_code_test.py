@@ -26,7 +26,7 @@ def clipped_sgd(learning_rate, largest=1.0):
 
 @rewards.factory
 def brevity():
-  return lambda prompts, responses: np.array([-len(response) for response in responses], np.float64)
+  return lambda samples: np.array([-len(sample.response) for sample in samples], np.float64)
 
 
 @strategies.factory
@@ -69,7 +69,8 @@ def test_every_kind_of_factory_goes_through_the_same_door(write):
   user_code.load([write(EVERYTHING)])
   recipe = recipes.parse_optimizer('chain(clipped_sgd(0.1, largest=2.0), weight_decay(0.1))')
   assert recipe.learning_rate == 0.1
-  assert rewards.parse('brevity()')(['a', 'b'], ['xyz', '']).tolist() == [-3, 0]
+  samples = [rewards.Sample('a', text, len(text), finished=True) for text in ('xyz', '')]
+  assert rewards.parse('brevity()')(samples).tolist() == [-3, 0]
   assert strategies.parse('chain(cool(), top_k(3))')
   assert merge_folders.parse_method('halfway()').name == 'halfway()'
 
@@ -138,13 +139,13 @@ def test_what_cannot_be_found_is_refused(write, imports, message):
 
 
 def test_a_file_that_has_not_changed_is_imported_once_and_one_that_has_replaces_its_names(write):
-  text = 'from alignjax import rewards\n@rewards.factory\ndef mine():\n  return {}\n'
+  text = 'from alignjax import rewards\n@rewards.factory\ndef mine():\n  return lambda samples: [{}] * len(samples)\n'
   user_code.load([write(text.format(1))])
   first = rewards.REWARDS['mine']
   user_code.load(['mine.py'])
   assert rewards.REWARDS['mine'] is first
   user_code.load([write(text.format(2))])
-  assert rewards.REWARDS['mine']() == 2
+  assert rewards.REWARDS['mine']()([rewards.Sample('a', 'b', 1, finished=True)]).tolist() == [2.0]
 
 
 def test_a_module_of_a_package_here_is_imported_by_name(write):
