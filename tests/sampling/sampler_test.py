@@ -90,6 +90,7 @@ def test_log_probs_are_those_of_the_training_forward(strategy):
     np.testing.assert_allclose(logp, jnp.where(valid, expected, 0.0), atol=1e-4)
 
 
+@pytest.mark.slow  # the log-probabilities are compared above, and strategies_test.py has greedy
 def test_greedy_takes_the_most_probable_token_of_the_training_forward():
   model, params = _decoder()
   drawn = _sample(model, params, BATCH.prompt, BATCH.prompt_length, strategy=strategies.greedy())
