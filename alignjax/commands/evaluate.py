@@ -5,9 +5,9 @@
   alignjax evaluate --models=runs/a/checkpoints --reference=sft --prompts=test.jsonl --reward='vader()' --out=runs/curve
 
 Every model draws responses to the prompts, and so does the reference. If the rows of --prompts have responses, as in
-the form `supervised`, models are compared with these, too. Standard errors are clustered by prompt. A folder
-named `checkpoints` means all checkpoints of its run, to which the laws of over-optimisation are fitted; with
---proxy, for the reward that was trained on, too.
+the form `supervised`, models are also compared with these. Standard errors are clustered by prompt. A folder named
+`checkpoints` means all checkpoints of its run, to which the laws of over-optimisation are fitted. With --proxy, they
+are also fitted to the reward that was trained on.
 
 Writes evaluation.json, evaluation.md and evaluation.png into --out, and what has been drawn and measured into parts/.
 The same command continues where it was stopped. Give a reward or a model more, and only what is missing is computed.

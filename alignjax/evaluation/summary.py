@@ -96,7 +96,7 @@ def best_of_reference(reference: Measured) -> list[dict[str, Any]]:
 
 
 def over_optimisation_of(checkpoints: Sequence[Measured], reference: Measured) -> list[dict[str, Any]]:
-  """The fits of both laws to the checkpoints of one run, for the reward and the proxy.
+  """Fits both laws to the checkpoints of one run, once with the reward and once with the proxy.
 
   Empty if fewer than two checkpoints have a positive estimate of the KL.
   """

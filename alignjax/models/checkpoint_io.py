@@ -258,7 +258,7 @@ def save(
       leaves are loaded when they are written, and then freed.
     assets_from: a Hugging Face folder to copy the tokenizer, chat template and generation settings from.
     dtype: the dtype of the stored weights: 'float32', 'bfloat16' or 'float16'.
-    about: the run and the step of the parameters, for the manifest, and the model card.
+    about: the run and the step of the parameters, stored in the manifest, and the model card.
 
   Raises:
     ValueError: the parameters do not match the configuration, a value is not finite in `dtype`, or a folder is invalid.

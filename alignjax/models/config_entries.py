@@ -50,7 +50,7 @@ def read(setting: Setting, entries: Mapping[str, Any], fields: Mapping[str, Any]
   Args:
     setting: the setting.
     entries: the entries of config.json, flattened.
-    fields: the fields read so far, for defaults.
+    fields: the fields read so far, from which defaults may follow.
 
   Raises:
     ValueError: an entry is missing, malformed or contradicts another one; the message names it.

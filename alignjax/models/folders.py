@@ -65,7 +65,7 @@ def replacing(
   Args:
     folder: the folder to write. It gets a manifest.
     files: names of the files that an existing `folder` may hold, besides its manifest.
-    about: the source of the files, for the manifest, and the model card.
+    about: the source of the files, stored in the manifest, and the model card.
 
   Raises:
     ValueError: `folder` is a file, or holds other files, which would be lost.

@@ -22,7 +22,7 @@ def resolve(location: str | os.PathLike[str], flag: str) -> str:
 
   Args:
     location: the path of a folder, or the name of a repository with an optional revision.
-    flag: the setting that has this value, for errors.
+    flag: the setting that has this value; errors name it.
 
   Raises:
     ValueError: there is no such folder, and the repository is unknown, closed, or neither cached nor reachable.

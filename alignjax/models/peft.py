@@ -61,7 +61,7 @@ def save(
     settings: which kernels are adapted, and how.
     adapters: the factors, with any sharding.
     base: the folder of the base model, recorded as `base_model_name_or_path`.
-    about: the run and the step of the factors, for the manifest, and the model card.
+    about: the run and the step of the factors, stored in the manifest, and the model card.
 
   Raises:
     ValueError: a value is not finite, or the folder holds other files.

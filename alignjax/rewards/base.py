@@ -73,7 +73,7 @@ class Reward:
     Args:
       samples: n samples.
       seconds: longest time of one part; 0 for no limit.
-      first: the number of the first sample, for error messages.
+      first: the number of the first sample; error messages count from it.
       tick: called about once per second while a part is computed, in this thread.
 
     Raises:

@@ -47,7 +47,7 @@ def subjects(location: str, flag: str) -> list[Subject]:
 
   Args:
     location: what the setting names.
-    flag: the setting, for errors.
+    flag: the setting; errors name it.
 
   Raises:
     ValueError: there is no such model, or checkpoints are to be read by several processes.

@@ -34,7 +34,7 @@ def resolve_data(source: sources.Source, flag: str) -> tuple[sources.Source, ...
 
   Args:
     source: `[form:]location[part]`. If the location is a path or has a scheme, the expression is returned unchanged.
-    flag: the setting that has this value, for errors.
+    flag: the setting that has this value; errors name it.
 
   Raises:
     ValueError: the dataset is unknown, closed, or neither cached nor reachable; or it is not clear which of its files

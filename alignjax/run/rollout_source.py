@@ -109,7 +109,7 @@ def with_first_round(
   batches: rollouts.RolloutSource,
   state: training_state.TrainState,
 ) -> preparation.Prepared:
-  """Draws the first round, and returns the run as one that trains on it as a dataset, for the doctor."""
+  """Draws the first round, and returns the run with this round as its dataset. The doctor examines it."""
   first = batches.peek(state)
   shaping = dataclasses.replace(batches.shaping, ties='keep')  # the doctor looks for a signal in all pairs
   data = rollout_datasets.pack([batches.current(state)], shaping, batches.rollouts.folder)

@@ -20,7 +20,7 @@ def pack(
   Args:
     rounds: the rounds.
     shaping: forms rows of them.
-    folder: their folder, for the origins of examples.
+    folder: the folder of the rounds, part of the origin of each example.
 
   Raises:
     RolloutError: no row is left.

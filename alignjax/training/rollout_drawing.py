@@ -39,7 +39,7 @@ class Question(NamedTuple):
   prompt: reading.Prompt
   tokens: Sequence[int]
   weight: float = 1.0
-  fields: Mapping[str, Any] = {}  # other columns of its row, for rewards
+  fields: Mapping[str, Any] = {}  # other columns of its row, which rewards read
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,7 +32,7 @@ class Kept:
     refresh: rounds after which the policy becomes the reference, at least 2.
 
   Attributes:
-    fingerprint: of the parameters; '' before the first refresh.
+    fingerprint: the fingerprint of the parameters; '' before the first refresh.
   """
 
   def __init__(self, refresh: int):

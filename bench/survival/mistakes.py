@@ -144,7 +144,7 @@ class Outcome(NamedTuple):
 
 
 def arguments(command: str) -> list[str]:
-  """The arguments of a command in mistake_cases.py. Its flags replace those that TRAIN stands for."""
+  """The arguments of a command in mistake_cases.py. Its flags override those of TRAIN."""
   first, *rest = shlex.split(command)
   if first != mistake_cases.TRAIN:
     return [first, *rest]
