@@ -76,7 +76,8 @@ def render(config: Mapping[str, Any], workdir: pathlib.Path, folder: str, step: 
 
 def _settings(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
   for name in _SHOWN:
-    values = config[name] if isinstance(config[name], list | tuple) else [config[name]]
+    value = config.get(name, '')  # a run of an earlier version may lack a setting
+    values = value if isinstance(value, list | tuple) else [value]
     shown = [_short(each) if name in settings.PATHS else str(each) for each in values if each != '']
     if shown:
       yield name, ', '.join(f'`{each}`' for each in shown)

@@ -38,7 +38,7 @@ SMALL = 2048  # entries: norms and metrics have fewer, every kernel has more on 
 
 
 def compiled(mesh, *, prompts=32, size=128):
-  """Compiles the training step, with a live reference and Adam, for a mesh of TPUs, which this machine does not need to have.
+  """Compiles the training step, with a live reference and Adam, for a mesh of TPUs, without any TPU.
 
   Returns the compiled text, and the number of entries of all large kernels.
   """

@@ -46,6 +46,12 @@ def test_a_model_of_the_hub_is_named_as_the_base(tmp_path):
   assert front['library_name'] == 'peft'
 
 
+def test_a_run_of_an_earlier_version_may_lack_settings(tmp_path):
+  config = config_of(model='base', objective='ipo()')
+  del config['adapter_from']
+  assert '| objective | `ipo()` |' in model_card.render(config, tmp_path, 'model', 2)
+
+
 def test_without_metrics_there_are_no_results(tmp_path):
   card = model_card.render(config_of(model='base', data=('pairs.jsonl',)), tmp_path, 'model', 2)
   assert 'Metrics' not in card
