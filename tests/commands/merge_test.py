@@ -133,14 +133,14 @@ def test_one_meaning_in_two_spellings_and_a_stored_tied_head_merge(models):
 
 
 def test_folders_in_several_files_are_read_and_written(models):
-  whole = load(run(models, 'ties()', base='base'))
+  whole = load(run(models))
   tensors = load(models / 'first')
   names = sorted(tensors)
   (models / 'first' / folders.WEIGHTS).unlink()
   folders.write_weights(models / 'first', [(name, tensors[name]) for name in reversed(names)], shard_bytes=3000)
   assert (models / 'first' / folders.INDEX).exists()
   (models / 'merged').rename(models / 'whole')
-  merged = run(models, 'ties()', base='base', shard_bytes=1500)
+  merged = run(models, shard_bytes=1500)
   index = folders.read_json(merged / folders.INDEX)
   assert len(set(index['weight_map'].values())) > 3
   assert index['metadata']['total_size'] == sum(value.nbytes for value in whole.values())

@@ -69,9 +69,9 @@ def test_a_policy_that_is_its_own_reference_has_the_loss_of_the_objective_there(
 def test_the_drift_is_the_mean_of_absolute_log_ratios_over_tokens(params, batch):
   batch = dataclasses.replace(batch, weight=jnp.asarray([1.0, 0.0, 2.0, 1.0]))
   found = measured(params[0], state.Frozen(references.Live(params[1])), batch)
-  logps = []
+  logps, hidden_states = [], jax.jit(lambda tree: forward.hidden_states(MODEL, tree, batch))
   for tree in params:
-    hidden = forward.hidden_states(MODEL, tree, batch)
+    hidden = hidden_states(tree)
     logits = np.asarray(hidden.states, np.float64) @ np.asarray(hidden.head.kernel, np.float64)
     logits -= np.log(np.exp(logits).sum(-1, keepdims=True))
     logps.append(np.take_along_axis(logits, np.asarray(batch.response)[..., None], -1)[..., 0])
@@ -89,10 +89,9 @@ def test_an_objective_without_reference_is_measured_without_one(params, batch):
 
 def test_a_cache_of_other_states_is_seen_for_an_objective_over_the_vocabulary(params, batch):
   objective = objectives.ra_dpo(risk=risk.cvar(0.9), beta=0.1)
-  found = {}
+  found, states = {}, jax.jit(lambda tree: forward.hidden_states(MODEL, tree, batch).states)
   for seed, tree in enumerate(params):
-    hidden = forward.hidden_states(MODEL, tree, batch)
-    cached = dataclasses.replace(batch, cached={references.STATES: hidden.states})
+    cached = dataclasses.replace(batch, cached={references.STATES: states(tree)})
     measurement = measured(params[0], state.Frozen(references.CachedStates(MODEL.head(params[0]))), cached, objective)
     found[seed] = named(start.examine(measurement, **SAME))
   assert found == {0: {}, 1: {'reference_differs': findings.ERROR}}
@@ -123,9 +122,14 @@ def test_the_first_batch_is_judged(changes, options, expected):
 
 def test_sampling_that_computes_something_else_is_seen(params, batch):
   key = jax.random.key(0)
-  broken = MODEL._replace(decode=lambda *args: (lambda cache, hidden: (cache, 1.1 * hidden))(*MODEL.decode(*args)))
-  for model, expected in ((MODEL, {}), (broken, {'sampling_gap': 'error'})):
-    subject = consistency.Subject(Policy(model), params[0], state.Frozen(), batch)
+
+  def decode(params, cache, token):
+    cache, hidden = MODEL.decode(params, cache, token)
+    return cache, params['wrong'] * hidden
+
+  model = MODEL._replace(decode=decode)
+  for wrong, expected in ((1.0, {}), (1.1, {'sampling_gap': 'error'})):
+    subject = consistency.Subject(Policy(model), params[0] | {'wrong': np.float32(wrong)}, state.Frozen(), batch)
     assert named(consistency.examine_sampling(subject, key, compute_dtype='float32')) == expected
 
 

@@ -96,6 +96,7 @@ class Position:
     self.position = position
 
 
+@pytest.mark.slow  # recovery_test.py skips a checkpoint whose memory is not finite
 def test_a_checkpoint_whose_memory_is_not_finite_is_skipped(finished, caplog):
   config, result = finished
   source, workdir = pathlib.Path(config.workdir), pathlib.Path(config.workdir + '_spoiled')

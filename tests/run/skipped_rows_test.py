@@ -80,6 +80,7 @@ def test_one_bad_row_is_skipped_named_repaired_and_accepted(config, capsys, capl
   assert 'this run is finished' in capsys.readouterr().out
 
 
+@pytest.mark.slow  # skipping_test.py stops at a limit, and exit_codes_test.py has the code
 def test_the_limit_of_1_stops_at_the_first_bad_batch(config, capsys, tmp_path):
   data = tmp_path / 'train.jsonl'
   write(data, VALUES)
