@@ -81,7 +81,7 @@ def test_the_variables_of_slurm_make_one_run_which_keeps_its_folder(tiny_run, tm
   assert not (tmp_path / 'run' / owner.FILE).exists()
 
 
-# agreement_test.py compares the statements, clusters_test.py reads the variables, and train_test.py joins two processes.
+# agreement_test.py compares the statements, clusters_test.py reads the variables, train_test.py joins two processes.
 @pytest.mark.slow
 def test_processes_that_were_started_differently_name_every_difference(tiny_run, tmp_path):
   """As pods of an indexed Job, with work directories of their own."""

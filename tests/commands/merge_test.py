@@ -17,7 +17,7 @@ from alignjax.run import folder_tensors, merge_folders
 from tests import assets
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
-SIZES = {'vocab_size': 259, 'width': 8, 'heads': 2, 'kv_heads': 1, 'mlp_width': 12, 'layers': 2}
+SIZES = {'vocab_size': 259, 'width': 8, 'heads': 2, 'kv_heads': 1, 'mlp_width': 8, 'layers': 2}  # blocks of few shapes
 QUERY = 'model.layers.1.self_attn.q_proj.weight'
 EMBEDDING = 'model.embed_tokens.weight'
 

@@ -16,7 +16,7 @@ from tests.commands import train_test
 
 folder = train_test.folder  # a fixture
 
-MERGING = 'chain(sgd(1e-4), online_dare(reserve=0.5, alpha=0.01, every=3), moving_average(0.5))'
+MERGING = 'chain(adamw(1e-4), online_dare(reserve=0.5, alpha=0.01, every=3), weight_decay(0.1), moving_average(0.5))'
 
 
 @pytest.fixture(scope='module')

@@ -32,10 +32,13 @@ def test_layer_norm_is_that_of_the_equation():
 @pytest.mark.parametrize('normalised', [True, False])
 def test_experts_are_those_of_the_equation(normalised):
   """Value and gradient in float64, token by token and expert by expert."""
-  module = layers.Experts((4, 6, 5), 2, 'silu', jax.random.key(0), normalised=normalised)
-  structure, state = nnx.split(module)
-  params = nnx.to_pure_dict(state)
-  x = np.random.default_rng(0).normal(size=(3, 2, 6)).astype(np.float32)
+  build = functools.partial(layers.Experts, (4, 6, 5), 2, 'silu', normalised=normalised)
+  structure, state = nnx.split(nnx.eval_shape(build, jax.random.key(0)))
+  rng = np.random.default_rng(0)
+  params = {
+    name: (0.4 * rng.standard_normal(leaf.shape)).astype(np.float32) for name, leaf in nnx.to_pure_dict(state).items()
+  }
+  x = rng.normal(size=(3, 2, 6)).astype(np.float32)
   router, gate, up, down = (np.asarray(params[name], np.float64) for name in ('router', 'gate', 'up', 'down'))
 
   def expert(e, token):

@@ -245,13 +245,13 @@ def test_more_padding_changes_nothing():
 
 @pytest.mark.parametrize('window', [None, pytest.param(3, marks=pytest.mark.slow)])  # attention_test.py has windows
 def test_an_entry_depends_on_exactly_the_tokens_before_it(window):
-  """All tokens differ, so the rows of the embedding's gradient say which tokens an entry has seen.
+  """All tokens of a row differ, so the rows of the embedding's gradient say which tokens an entry has seen.
 
   A window widens with each layer, so one layer is used.
   """
   changes = {} if window is None else {'sliding_window': window, 'layers': 1}
-  params, batch = _params(layers=1) if changes else _params(), token_batches.distinct(2, 4, samples=2, response=3)
-  for row, sample, entry in [(0, 0, 0), (0, 1, 2), (1, 0, 1)]:
+  params, batch = _params(layers=1) if changes else _params(), token_batches.distinct(4, P, N, R)
+  for row, sample, entry in [(0, 0, 0), (0, 1, 2), (1, 0, 1), (3, 1, 4)]:
     cotangent = np.zeros((*batch.response.shape, CONFIG.width), np.float32)
     cotangent[row, sample, entry] = 1 + np.arange(CONFIG.width)
     _, gradient = _compute(params, batch, cotangent, **changes)

@@ -71,6 +71,7 @@ def test_a_run_leaves_its_adapter_and_the_merged_model(finished):
   assert (workdir / 'model' / 'tokenizer.json').exists()
 
 
+@pytest.mark.slow  # on_policy_test.py resumes a run of an adapter
 def test_it_resumes_bit_identically(finished, capsys):
   config, _ = finished
   source, workdir = pathlib.Path(config.workdir), pathlib.Path(config.workdir + '_again')
@@ -82,6 +83,10 @@ def test_it_resumes_bit_identically(finished, capsys):
   assert _records(workdir) == _records(source)[2:]
   for folder, file in (('model', 'model.safetensors'), ('adapter', peft.WEIGHTS)):
     assert (workdir / folder / file).read_bytes() == (source / folder / file).read_bytes()
+
+
+def test_another_adapter_in_the_same_folder_is_refused(finished):
+  config, _ = finished
   with pytest.raises(ValueError, match=r'adapter: was "lora\(rank=2.* is now .lora\(rank=4'):
     training.train(dataclasses.replace(config, adapter='lora(rank=4)'))
 

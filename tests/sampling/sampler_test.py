@@ -145,9 +145,9 @@ def test_a_row_does_not_depend_on_the_rows_beside_it():
 
 def test_more_samples_or_more_tokens_continue_the_same_draws():
   prompt, length, params = BATCH.prompt % 3, BATCH.prompt_length, _table_params()
-  drawn = _sample(TABLE, params, prompt, length)
-  more = _sample(TABLE, params, prompt, length, samples=4, max_new_tokens=9)
-  np.testing.assert_array_equal(np.asarray(more.response)[:, :2, :5], drawn.response)
+  samples = _sample(TABLE, params, prompt, length, samples=50)  # as above
+  tokens = _sample(TABLE, params, prompt, length, samples=4, max_new_tokens=9)
+  np.testing.assert_array_equal(np.asarray(tokens.response)[:, :, :5], np.asarray(samples.response)[:, :4])
 
 
 def test_rows_samples_tokens_and_keys_draw_independently():

@@ -32,8 +32,8 @@ def coupled_cases():
 
 
 CASES = coupled_cases()
-# Quick: one that sorts, one with a single response. memory_test.py has one with statistics and one that draws.
-VARIED = ('aot', 'kto')
+# Quick: one that sorts. memory_test.py has one with statistics and one that draws.
+VARIED = ('aot',)
 EVERY = pytest.mark.parametrize(
   'name', [pytest.param(name, marks=() if name in VARIED else pytest.mark.slow) for name in sorted(CASES)]
 )

@@ -54,7 +54,7 @@ def unfused(objective, policy, reference, batch):
     ('dpo', 4),  # two positions
     pytest.param('dpo', 28, marks=pytest.mark.slow),
     pytest.param('dpo', 10_000, marks=pytest.mark.slow),
-    ('ra_dpo', 28),  # two prompts
+    pytest.param('ra_dpo', 28, marks=pytest.mark.slow),  # two prompts; nested_value_test.py has a measure in the step
     ('simpo', 10_000),  # all
   ],
 )
