@@ -122,14 +122,9 @@ def test_the_first_batch_is_judged(changes, options, expected):
 
 def test_sampling_that_computes_something_else_is_seen(params, batch):
   key = jax.random.key(0)
-
-  def decode(params, cache, token):
-    cache, hidden = MODEL.decode(params, cache, token)
-    return cache, params['wrong'] * hidden
-
-  model = MODEL._replace(decode=decode)
-  for wrong, expected in ((1.0, {}), (1.1, {'sampling_gap': 'error'})):
-    subject = consistency.Subject(Policy(model), params[0] | {'wrong': np.float32(wrong)}, state.Frozen(), batch)
+  broken = MODEL._replace(decode=lambda *args: (lambda cache, hidden: (cache, 1.1 * hidden))(*MODEL.decode(*args)))
+  for model, expected in ((MODEL, {}), (broken, {'sampling_gap': 'error'})):
+    subject = consistency.Subject(Policy(model), params[0], state.Frozen(), batch)
     assert named(consistency.examine_sampling(subject, key, compute_dtype='float32')) == expected
 
 
