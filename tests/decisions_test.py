@@ -98,6 +98,7 @@ ALONE = {
   'run/merge_folders.py:merge_adapter',
   'run/smollm2.py:convert',
   'run/smollm2.py:folder',
+  'run/sweeping.py:Record.__init__',
   'run/xla_flags.py:_cpu_features',
   'data/builders/__init__.py:build',
   'data/builders/base.py:PreferenceBuilder._find',

@@ -7,7 +7,7 @@ from typing import Any
 
 import ml_collections
 
-from alignjax.run import fields, settings
+from alignjax.run import fields, grids, settings
 
 Variant = Callable[..., dict[str, Any]]
 """Returns settings of `alignjax train` by name; its parameters can be set on the command line."""
@@ -25,7 +25,7 @@ def config_dict(argument: str, variants: Mapping[str, Variant], **common: Any) -
   Raises:
     ValueError: the variant or a key is unknown, or a value is invalid. The message lists what is known.
   """
-  name, *assignments = _split(argument)
+  name, *assignments = grids.split(argument, ',')
   if name not in variants:
     raise ValueError(f'unknown variant {name!r}: must be one of {", ".join(variants)}')
   parameters = inspect.signature(variants[name]).parameters
@@ -40,23 +40,6 @@ def config_dict(argument: str, variants: Mapping[str, Variant], **common: Any) -
       raise ValueError(f'{key!r} is neither a parameter of {name!r}, which {listed}, nor a setting of alignjax train')
     (own if key in parameters else overrides)[key] = _value(value)
   return settings.config_dict(**{**common, **variants[name](**own), **fields.nested(overrides)})
-
-
-def _split(argument: str) -> list[str]:
-  """The parts between commas that are outside of brackets and quotes: `risk=cvar(0.9, tail="upper")` is one part."""
-  parts, depth, quote = [''], 0, ''
-  for character in argument:
-    if character == ',' and not depth and not quote:
-      parts.append('')
-      continue
-    if quote:
-      quote = '' if character == quote else quote
-    elif character in '"\'':
-      quote = character
-    else:
-      depth += (character in '([{') - (character in ')]}')
-    parts[-1] += character
-  return [part.strip() for part in parts]
 
 
 def _value(text: str) -> Any:
