@@ -120,7 +120,7 @@ def test_a_real_sweep_continues_and_has_the_runs_of_single_commands(tmp_path):
   folder, line = runs.write_folder(tmp_path), []
   line = [
     *('sweep', '--grid=beta=0.1,0.5;seed=0,1', f'--out={tmp_path}/out', '--objective=dpo(beta={beta})'),
-    *(f'--model={folder}/model', f'--data={folder}/train.jsonl', '--steps=2', '--batch_size=8', '--buckets=16x24'),
+    *(f'--model={folder}/model', f'--data={folder}/train.jsonl', '--steps=2', '--batch_size=8'),
     *('--doctor=off', '--warmup=0', '--jobs=2'),
   ]
   assert program.execute(sweep.PROGRAM, line) == 0
