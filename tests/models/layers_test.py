@@ -10,7 +10,6 @@ import pytest
 
 from alignjax.models import layers
 
-
 rotary_angles = jax.jit(layers.rotary_angles, static_argnames=('head_width', 'theta', 'scaling'))
 
 
