@@ -73,7 +73,6 @@ def test_a_run_leaves_its_adapter_and_the_merged_model(finished):
   assert (workdir / 'model' / 'tokenizer.json').exists()
 
 
-@pytest.mark.slow  # on_policy_test.py resumes a run of an adapter
 def test_it_resumes_bit_identically(finished, capsys):
   config, _ = finished
   source, workdir = pathlib.Path(config.workdir), pathlib.Path(config.workdir + '_again')
