@@ -78,7 +78,7 @@ class TextSampler:
   def __init__(
     self, model: models.LanguageModel, tokenizer: tokenization.Tokenizer, mesh: jax.sharding.Mesh, options: Options
   ):
-    self._tokenizer, self._options = tokenizer, options
+    self._tokenizer, self._options, self._vocab_size = tokenizer, options, model.config.vocab_size
     self._rows = -(-options.batch_size // mesh.size) * mesh.size
     end_ids = tuple(sorted(tokenizer.end_ids))
     decoding = sampler.Decoding(options.samples, options.max_new_tokens, options.strategy, end_ids)
@@ -119,6 +119,8 @@ class TextSampler:
   def _pad(self, batch: Sequence[tuple[int, rows.Prompt]]) -> sampler.Prompts:
     """Token ids [rows, P], with positions in the sequence of prompts as row ids [rows]."""
     encoded = [self._tokenizer.encode_prompt(prompt, self._options.max_prompt) for _, prompt in batch]
+    for ids in encoded:
+      self._tokenizer.check_ids(ids, self._vocab_size, 'a prompt')
     longest = max(map(len, encoded))
     size = self._options.prompt_size or -(-longest // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
     if longest > size:

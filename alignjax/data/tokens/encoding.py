@@ -259,8 +259,4 @@ def check_vocabulary(data: dataset.TokenDataset, tokenizer: tokenization.Tokeniz
     position = int(tokens.argmax())
     if tokens[position] >= vocab_size:
       example = (int(np.searchsorted(offsets, position, side='right')) - 1) // stride
-      text = tokenizer.decode([tokens[position]], skip_special_tokens=False)
-      raise ValueError(
-        f'{data.origin(example)}: the {name} has token id {tokens[position]} ({text!r}), but the model has '
-        f'{vocab_size} embeddings; use the tokenizer that belongs to the model'
-      )
+      tokenizer.check_ids([int(tokens[position])], vocab_size, f'{data.origin(example)}: the {name}')

@@ -149,6 +149,22 @@ class Tokenizer:
       else:
         yield error
 
+  def check_ids(self, ids: Sequence[int], vocab_size: int, what: str) -> None:
+    """Raises ValueError if the model, whose embedding has `vocab_size` rows, cannot read one of the token ids.
+
+    Args:
+      ids: the token ids.
+      vocab_size: rows of the model's embedding.
+      what: what the ids belong to, for the message.
+    """
+    largest = max(ids, default=0)
+    if largest >= vocab_size:
+      text = self.decode([largest], skip_special_tokens=False)
+      raise ValueError(
+        f'{what} has token id {largest} ({text!r}), but the model has {vocab_size} embeddings; use the tokenizer that '
+        'belongs to the model'
+      )
+
   def truncate_prompt(self, ids: list[int], max_length: int) -> list[int]:
     """Keeps the last `max_length` tokens, because the end of a prompt matters most. A leading BOS stays in front."""
     if len(ids) <= max_length:
