@@ -140,7 +140,9 @@ def test_a_token_that_the_model_has_no_embedding_for_is_refused(tmp_path):
   tokenizer = tokenizers.Tokenizer.from_file(str(folder / 'tokenizer.json'))
   tokenizer.add_special_tokens(['<|think|>'])
   tokenizer.save(str(folder / 'tokenizer.json'))
-  with pytest.raises(ValueError, match=r"a prompt has token id 384 \('<\|think\|>'\), but the model has 384 embeddings"):
+  with pytest.raises(
+    ValueError, match=r"a prompt has token id 384 \('<\|think\|>'\), but the model has 384 embeddings"
+  ):
     next(text.sample(folder, ['Hello <|think|>']))
 
 

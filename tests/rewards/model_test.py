@@ -168,7 +168,7 @@ def test_a_token_that_the_model_has_no_embedding_for_is_refused(folder, tmp_path
   tokenizer.add_special_tokens(['<|think|>'])
   tokenizer.save(str(tmp_path / 'model' / 'tokenizer.json'))
   scorer = rewards.RewardModel.load(tmp_path / 'model', normalise=False)
-  with pytest.raises(ValueError, match='sample 1 has token id 384 .*, but the model has 384 embeddings'):
+  with pytest.raises(ValueError, match=r'sample 1 has token id 384 .*, but the model has 384 embeddings'):
     scorer([SAMPLES[0], sample('Hello <|think|>', 'there')])
 
 
