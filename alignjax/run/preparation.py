@@ -24,6 +24,7 @@ from alignjax.run import (
   on_policy,
   replay,
   settings,
+  template_arguments,
   token_cache,
   trackers,
   uploads,
@@ -99,6 +100,7 @@ def prepare(
   objective = fields.naming('config.objective', objectives.parse, config.objective)
   on_policy.check(config, objective)
   recipe = _recipe(config, config.base_model)
+  arguments = fields.naming('config.template_arguments', template_arguments.parse, config.template_arguments)
   mesh = parallel_mesh.make_mesh(
     config.mesh.data,
     config.mesh.fsdp,
@@ -125,6 +127,7 @@ def prepare(
   read = on_policy.reference_needs(config, objective) if config.prompts else objective
   reference = inputs.Reference(config, policy, read, mesh, shardings, announce)
   tokenizer = tokenization.Tokenizer.load(config.model, functools.partial(first_start.date, config.workdir))
+  tokenizer = fields.naming('config.template_arguments', tokenizer.with_template_arguments, arguments)
   cache = token_cache.configured(config.token_cache, config.workdir)
   # The model reads all tokens of a response that it scores, and all but the last of one that it predicts.
   positions = model_config.max_positions - model_config.scored

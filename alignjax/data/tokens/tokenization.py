@@ -6,13 +6,13 @@ position at which the prompt alone and all joint texts still agree: the merged t
 the model is conditioned on in training is a prefix of what it sees when sampling.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import datetime
 import functools
 import os
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tokenizers
 
@@ -108,6 +108,18 @@ class Tokenizer:
       origin=str(folder / 'tokenizer.json'),
       other_templates=others,
     )
+
+  def with_template_arguments(self, arguments: Mapping[str, Any]) -> 'Tokenizer':
+    """This tokenizer with variables of the chat template for all conversations that lack their own.
+
+    Raises:
+      ValueError: there is no chat template, or it does not read one of the variables.
+    """
+    if not arguments:
+      return self
+    if self.template is None:
+      raise ValueError(f'{self.origin}: the model has no chat template{self.other_templates}, so it takes no arguments')
+    return dataclasses.replace(self, template=self.template.with_arguments(arguments))
 
   def encode_prompt(self, prompt: rows.Prompt, max_length: int | None = None) -> list[int]:
     """The tokens of a prompt, up to where the response starts. Long prompts are cut by `truncate_prompt`."""
