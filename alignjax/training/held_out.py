@@ -58,7 +58,7 @@ class Evaluator:
       pool = self._sums(self._pool, params, frozen, stopped)
       if not pool:
         return {}
-      frozen = dataclasses.replace(frozen, pool=jax.device_put(pool, self._replicated))
+      frozen = dataclasses.replace(frozen, pool=pool)
     total = self._sums(self._step, params, frozen, stopped)
     if not total:
       return {}
