@@ -176,7 +176,7 @@ MODELS = {
   'merge --models=model --method=slerp(t=0.5) --out=merged': r'slerp.*models|models.*slerp|two',
   'merge --models=model,model --method=ties(density=2) --base=model --out=merged': r'density',
   'merge --models=model,model --method=tees() --out=merged': r"--method: unknown name 'tees'; did you mean ties",
-  'merge --models=model,model --method=ties(density=0.5) --out=merged': r'merges differences from a base model: .*--base',
+  'merge --models=model,model --method=ties(density=0.5) --out=merged': r'differences from a base model: .*--base',
   'merge --models=model,model --method=linear() --weights=a,b --out=merged': r'weights|a,b|number',
   'merge --models=model,model --method=linear()': r'--out is missing',
   'merge --models=model,model --method=linear() --out=model': r'model.*(exists|not empty|another)',
