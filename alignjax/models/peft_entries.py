@@ -42,6 +42,14 @@ _CHANGES_BASE = (
 )
 
 
+def check_kind(entries: Mapping[str, Any]) -> None:
+  """Raises ValueError if the adapter is of another kind, whose tensors have other names."""
+  if (kind := entries.get('peft_type')) != FIXED['peft_type']:
+    raise ValueError(
+      f'peft_type={kind!r} (only {FIXED["peft_type"]!r}): merge the adapter into its base with PEFT, merge_and_unload()'
+    )
+
+
 def ranks(entries: Mapping[str, Any], settings: lora.LoRA, modules: Mapping[str, Sequence[str]]) -> dict[str, int]:
   """The rank of each module, after checking that the adapter computes what PEFT would compute.
 

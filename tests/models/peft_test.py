@@ -174,6 +174,24 @@ def test_tensors_that_do_not_fit_are_refused_by_name(copy, change, message):
     peft.load(copy, CONFIG)
 
 
+def test_an_adapter_of_another_kind_is_refused_for_its_kind_and_not_for_its_tensors(copy):
+  safetensors_numpy.save_file({'base_model.model.model.layers.0.mlp.down_proj.ia3_l': np.ones(3)}, copy / peft.WEIGHTS)
+  (copy / peft.CONFIG).write_text(json.dumps(json.loads((copy / peft.CONFIG).read_text()) | {'peft_type': 'IA3'}))
+  with pytest.raises(ValueError, match=r"adapter_config\.json: peft_type='IA3' \(only 'LORA'\): merge the adapter"):
+    peft.load(copy, CONFIG)
+
+
+def test_an_adapter_of_some_layers_is_refused_for_the_layers_that_it_leaves_out(copy):
+  kept = {name: value for name, value in _factors().items() if 'layers.1.self_attn.q_proj' in name}
+  safetensors_numpy.save_file(kept, copy / peft.WEIGHTS)
+  targets = {'target_modules': ['layers.1.self_attn.q_proj']}
+  (copy / peft.CONFIG).write_text(json.dumps(json.loads((copy / peft.CONFIG).read_text()) | targets))
+  with pytest.raises(
+    ValueError, match=r'leaves out model\.layers\.0\.self_attn\.q_proj, but a module must be adapted in'
+  ):
+    peft.load(copy, CONFIG)
+
+
 def test_a_folder_that_holds_something_else_is_not_replaced(tmp_path):
   (tmp_path / 'notes.txt').write_text('mine')
   settings, adapters = peft.load(ADAPTER, CONFIG)
