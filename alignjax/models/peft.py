@@ -135,7 +135,7 @@ def load(folder: str | os.PathLike[str], config: transformer.TransformerConfig) 
       raise ValueError(f'no tensor adapts a kernel of the model; the tensors are {folders.listed(stored)}')
   with folders.naming(folder / CONFIG):
     targets = '+'.join('/'.join(path[1:]) for path in adapted)
-    settings = lora.LoRA(entries.get('r'), entries.get('lora_alpha'), targets)
+    settings = peft_entries.settings(entries, targets)
     modules = {_module_name(tensor): _modules(tensor, config) for tensor in adapted.values()}
     if config.scored and entries.get('modules_to_save'):  # PEFT also lists names that the model does not have
       _check_saved_modules(entries['modules_to_save'])
