@@ -235,7 +235,7 @@ def test_more_padding_changes_nothing():
   assert _relative_difference(wide_gradient, gradient) < 1e-6
 
 
-@pytest.mark.parametrize('window', [None, 3])
+@pytest.mark.parametrize('window', [pytest.param(None, marks=pytest.mark.slow), 3])
 def test_an_entry_depends_on_exactly_the_tokens_before_it(window):
   """All tokens differ, so the rows of the embedding's gradient say which tokens an entry has seen.
 
@@ -346,7 +346,9 @@ def test_every_part_computes_in_the_compute_dtype(changes):
   assert jax.eval_shape(model.hidden, params, *_fields(batch)).dtype == state.dtype == jnp.bfloat16
 
 
-@pytest.mark.parametrize(('compute_dtype', 'tolerance'), [('float32', 1e-5), ('bfloat16', 0.1)])
+@pytest.mark.parametrize(
+  ('compute_dtype', 'tolerance'), [('float32', 1e-5), pytest.param('bfloat16', 0.1, marks=pytest.mark.slow)]
+)
 def test_decode_mirrors_hidden_entry_by_entry(compute_dtype, tolerance):
   params, batch = _params(), token_batches.batch(8, P, N, R)
   model = _model(compute_dtype=compute_dtype)
