@@ -106,7 +106,7 @@ def chosen(runs: Sequence[history.Run]) -> list[str]:
   counts: dict[str, int] = {}
   for each in runs:
     for name, curve in each.curves.items():
-      if not name.startswith('time/') and len(curve.steps) > 1:
+      if not name.startswith('time/') and name != 'train/learning_rate' and len(curve.steps) > 1:
         counts[name] = counts.get(name, 0) + 1
   rank = {name: i for i, name in enumerate(FIRST)}
   order = sorted(counts, key=lambda name: (name not in rank, -counts[name], rank.get(name, 0), name))

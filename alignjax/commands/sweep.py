@@ -153,6 +153,7 @@ def draw(path: pathlib.Path, table: dict[str, dict[str, tuple[float, float]]]) -
       panel.errorbar(means, np.arange(len(groups)), xerr=np.nan_to_num(errors), fmt='o', capsize=3)
       panel.set_yticks(np.arange(len(groups)), groups)
       panel.set_ylim(len(groups) - 0.5, -0.5)
+      panel.locator_params(axis='x', nbins=4)
     for panel in axes.flat[len(table) :]:
       panel.set_visible(False)
     picture.savefig(path, dpi=120)
