@@ -72,7 +72,9 @@ def rounds(config: settings.Config) -> rollout_drawing.Rounds:
 def shaping(config: rollout_settings.RolloutSettings, objective: objectives.Objective) -> rollout_rows.Shaping:
   """How scored responses become rows for an objective."""
   fields = objective.reads | {stat.name for stat in objective.needs}
-  return rollout_rows.Shaping(config.pairing, config.ties, config.kl_in_score, config.ratio_reference, fields)
+  return rollout_rows.Shaping(
+    config.pairing, config.ties, config.kl_in_score, config.ratio_reference, config.unfinished, fields
+  )
 
 
 def objective_of(config: settings.Config, objective: objectives.Objective) -> objectives.Objective:
@@ -174,6 +176,12 @@ def _check_on_policy(config: settings.Config, objective: objectives.Objective) -
     raise ValueError(
       f'{at_fault} needs all responses that were drawn, but config.pairing = {config.pairing!r} selects some: give '
       '--pairing=all, or for pairs --samples=2 --pairing=two --ties=keep'
+    )
+  if config.unfinished == 'drop':
+    logging.warning(
+      "config.unfinished = 'drop': %s is trained on the responses that end, which are not samples of the policy. To "
+      'teach it to end its responses, keep all, and subtract missing_end() from the reward',
+      at_fault,
     )
   if config.samples == 1:
     logging.warning(

@@ -1,6 +1,6 @@
 """The table of statistics, through which an objective sees the models."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 
 import jax
@@ -46,6 +46,12 @@ class StatTable:
         'add it to the objective’s `needs`'
       )
     return self.values[stat.name]
+
+  def map_tokens(self, change: Callable[[Array], Array]) -> 'StatTable':
+    """The table with each token and path statistic changed, [B, N, R] -> [B, N, R]."""
+    of_tokens = {name: value for name, value in self.values.items() if value.ndim > self.length.ndim}
+    changed = {name: change(value) for name, value in of_tokens.items()}
+    return dataclasses.replace(self, values={**self.values, **changed})
 
   @property
   def mask(self) -> Array:

@@ -13,7 +13,17 @@ from alignjax.data.batches import batching
 from alignjax.models import tabular
 from alignjax.parallel import mesh
 from alignjax.sampling import sampler, strategies
-from alignjax.training import policy, references, rollout_drawing, rollout_rows, rollouts, rows, state, step
+from alignjax.training import (
+  policy,
+  references,
+  rollout_drawing,
+  rollout_keeping,
+  rollout_rows,
+  rollouts,
+  rows,
+  state,
+  step,
+)
 
 # Token 0 ends a sentence, and no sentence has more than two tokens.
 SENTENCES = ((0,), (1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2))
@@ -84,6 +94,7 @@ class Setting(NamedTuple):
   ties: str = 'drop'
   kl_in_score: float = 0.0
   ratio_reference: str = 'initial'
+  unfinished: str = 'keep'
   temperature: float = 1.0
   reward: rewards.Reward = REWARD
   learning_rate: float = 0.1
@@ -99,11 +110,15 @@ def drawer(setting: Setting, folder, device_mesh=MESH) -> rollout_drawing.Rollou
   )
 
 
-def source_of(setting: Setting, made: rollout_drawing.Rollouts) -> rollouts.RolloutSource:
+def source_of(
+  setting: Setting, made: rollout_drawing.Rollouts, keeping: rollout_keeping.Keeping | None = None
+) -> rollouts.RolloutSource:
   objective = objectives.parse(setting.objective)
   fields = objective.reads | {stat.name for stat in objective.needs}
-  shaping = rollout_rows.Shaping(setting.pairing, setting.ties, setting.kl_in_score, setting.ratio_reference, fields)
-  source = rollouts.RolloutSource(made, shaping, batching.Share())
+  shaping = rollout_rows.Shaping(
+    setting.pairing, setting.ties, setting.kl_in_score, setting.ratio_reference, setting.unfinished, fields
+  )
+  source = rollouts.RolloutSource(made, shaping, batching.Share(), keeping)
   source.frozen = FROZEN
   return source
 

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import pathlib
 import shutil
 
 import jax
@@ -17,6 +18,7 @@ from alignjax.training import (
   rollout_datasets,
   rollout_drawing,
   rollout_files,
+  rollout_keeping,
   rollout_metrics,
   rollout_rows,
   source,
@@ -184,13 +186,13 @@ def batch_of(drawn):
   return PreferenceBatch(drawn.prompt, drawn.prompt_length, drawn.response, drawn.response_length, ones, ones)
 
 
-def shaped(score, **options):
-  """Rows of responses that are numbered from 0."""
+def numbered(score):
+  """A round of responses that are numbered from 0."""
   score = np.asarray(score, np.float64)
   prompts, count = score.shape
   numbers = np.tile(np.arange(count, dtype=np.int32), (prompts, 1))
   zeros = np.zeros((*score.shape, 1), np.float32)
-  drawn = round_of(
+  return round_of(
     ids=np.arange(prompts),
     prompt=np.ones((prompts, 1), np.int32),
     response=numbers[..., None],
@@ -199,7 +201,13 @@ def shaped(score, **options):
     score=score,
     reference_logp=zeros,
   )
-  rows = rollout_rows.Shaping(**options).rows(drawn)
+
+
+def shaped(score, finished=True, **options):
+  """What rows have of such a round: responses, weights, labels and scores."""
+  drawn = numbered(score)
+  finished = np.broadcast_to(finished, drawn.finished.shape)
+  rows = rollout_rows.Shaping(**options).rows(dataclasses.replace(drawn, finished=finished))
   return rows.response[..., 0].tolist(), rows.weight.tolist(), rows.label.tolist(), rows.score.tolist()
 
 
@@ -215,6 +223,44 @@ def test_pairings_choose_and_order_responses():
   response, weight, _, _ = shaped(score, pairing='all_pairs')
   assert response == [[1, 0], [2, 0], [1, 2], [0, 1], [0, 2], [1, 2]]
   assert weight == [1, 1, 1, 0, 1, 1]
+
+
+def test_rows_of_responses_that_were_cut_off_are_left_out():
+  """The other responses take their places if there are enough. Otherwise the row has weight 0."""
+  score = [[1.0, 3.0, 2.0], [5.0, 5.5, 4.0], [1.0, 2.0, 3.0]]
+  finished = [[True, False, True], [True, True, True], [False, True, False]]
+
+  def left(pairing, **options):
+    return shaped(score, finished, pairing=pairing, unfinished='drop', **options)[:2]
+
+  assert left('all') == ([[0, 1, 2]] * 3, [0, 1, 0])
+  assert left('best') == ([[2], [1], [1]], [1, 1, 1])
+  assert left('best_worst') == ([[2, 0], [1, 2], [1, 1]], [1, 1, 0])
+  assert left('best_worst', ties='keep')[1] == [1, 1, 0]
+  assert left('two') == ([[2, 0], [1, 0], [1, 0]], [1, 1, 0])
+  assert left('all_pairs')[1] == [0, 1, 0, 1, 1, 1, 0, 0, 0]
+  for pairing in rollout_rows.PAIRINGS:
+    assert shaped(score, finished, pairing=pairing) == shaped(score, pairing=pairing)
+
+
+def test_a_row_of_weight_0_changes_neither_the_loss_nor_what_divides_it():
+  """A batch with a row that is left out is the batch without it."""
+  drawn = numbered([[1.0, 3.0], [2.0, 0.5], [0.0, 1.0]])
+  drawn = dataclasses.replace(
+    drawn, prompt=np.array([[1], [2], [1]]), finished=np.array([[True, True], [True, False], [True] * 2])
+  )
+  fields = 'reference_logp', 'score'
+  rows = rollout_rows.Shaping('two', unfinished='drop', fields=fields).rows(drawn)
+  assert rows.weight.tolist() == [1, 0, 1]
+  kept = rollout_rows.minibatch(rows, np.array([0, 2]), 1, np.arange(2))
+  evaluate = jax.jit(step.build_eval_step(world.POLICY, objectives.dpo(beta=0.1)))
+  whole, without = (evaluate(world.params_of(4), world.FROZEN, batch) for batch in (rows, kept))
+  assert float(whole['loss'].mean()) == pytest.approx(float(without['loss'].mean()), rel=1e-6)
+  assert float(whole['loss'].weight) == float(without['loss'].weight) == 2.0
+  packed = rollout_datasets.pack(
+    [drawn], rollout_rows.Shaping('two', unfinished='drop', fields=fields), pathlib.Path('r')
+  )
+  assert (len(packed), packed.report.dropped['unfinished'].count) == (2, 1)
 
 
 def test_weights_of_prompts_are_those_of_their_rows(drawn):
@@ -426,6 +472,45 @@ def test_rollouts_of_another_run_or_a_later_step_are_refused(within):
     rollout_files.RolloutError, match=r'not the rollouts of the checkpoint of step 6.*drawn at step 0'
   ):
     run.go(12)
+
+
+@pytest.mark.parametrize('newest', [1, 2])
+def test_old_rounds_are_deleted_but_none_that_a_checkpoint_needs(newest, uninterrupted, tmp_path):
+  """Rounds of 4 updates. A checkpoint of step 6 is within round 1, one of step 8 between two rounds."""
+  made, checkpoints = uninterrupted[0], tmp_path / 'checkpoints'
+  made.folder = tmp_path / 'rollouts'
+  keeping = rollout_keeping.Keeping(newest, 4, checkpoints)
+  now, batches = world.start(RESUMED), world.source_of(RESUMED, made, keeping)
+
+  def left():
+    found = [file.stem for file in made.folder.glob('*.jsonl')]
+    assert sorted(found) == [file.stem for file in rollout_files.numbered(made.folder).values()]
+    return list(rollout_files.numbered(made.folder))
+
+  def take(updates):
+    for _ in range(updates):
+      batches.next(now)
+
+  take(5)
+  assert left() == [0, 1][-newest:]
+  take(1)
+  batches.get_state()  # step 6: its checkpoint is being written
+  take(3)
+  assert left() == [1, 2]
+  for done in (6, 8):
+    (checkpoints / str(done)).mkdir(parents=True)
+  take(8)
+  assert left() == [1, 2, 3, 4]
+  batches.get_state()  # step 17
+  take(2)
+  batches.get_state()  # step 19
+  (checkpoints / '6').rmdir()
+  take(2)
+  assert left() == [4, 5]
+  (checkpoints / '17').mkdir()
+  take(4)
+  assert left() == [4, 5, 6]
+  rollout_files.read_all(made.folder)
 
 
 def test_a_folder_of_rounds_is_complete_or_refused(within):
