@@ -18,7 +18,7 @@ Stat = token.TokenStat | path.PathStat | response.ResponseStat
 class StatTable:
   """Statistics of a batch, with the lengths of the responses, and the state of the training step.
 
-  Token and path statistics are [B, N, R] float32 and 0 at padding, response statistics [B, N] float32.
+  Statistics of tokens are [B, N, R] float32 and 0 at padding, those of responses [B, N] float32.
   """
 
   values: Mapping[str, Array]  # name of the statistic to its values
