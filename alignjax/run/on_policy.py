@@ -162,9 +162,14 @@ def _check_rows(config: settings.Config, objective: objectives.Objective) -> Non
     raise ValueError('config.eval_data cannot be evaluated with --refresh, because the reference changes: remove it')
 
 
+def _on_policy_parts(objective: objectives.Objective) -> str:
+  """The names of the parts that need samples of the policy."""
+  return ' and '.join(dict.fromkeys(leaf.label for leaf in objective.leaves if leaf.on_policy))
+
+
 def _check_on_policy(config: settings.Config, objective: objectives.Objective) -> None:
   """Raises if the responses of a row are not independent samples of the policy."""
-  at_fault = ' and '.join(dict.fromkeys(leaf.label for leaf in objective.leaves if leaf.on_policy))
+  at_fault = _on_policy_parts(objective)
   if (config.temperature, config.top_k, config.top_p) != (1.0, 0, 1.0):
     raise ValueError(
       f'{at_fault} needs samples of the policy itself, but config.temperature = {config.temperature}, config.top_k = '
@@ -177,6 +182,14 @@ def _check_on_policy(config: settings.Config, objective: objectives.Objective) -
       f'{at_fault} needs all responses that were drawn, but config.pairing = {config.pairing!r} selects some: give '
       '--pairing=all, or for pairs --samples=2 --pairing=two --ties=keep'
     )
+
+
+def warn(config: settings.Config, objective: objectives.Objective) -> None:
+  """Logs what makes the samples of an on-policy objective worse than they could be."""
+  objective = objective_of(config, objective)
+  if not config.prompts or not objective.on_policy:
+    return
+  at_fault = _on_policy_parts(objective)
   if config.unfinished == 'drop':
     logging.warning(
       "config.unfinished = 'drop': %s is trained on the responses that end, which are not samples of the policy. To "

@@ -97,6 +97,7 @@ def prepare(
   user_code.load(config.imports)
   objective = fields.naming('config.objective', objectives.parse, config.objective)
   on_policy.check(config, objective)
+  on_policy.warn(config, objective)
   recipe = _recipe(config, config.base_model)
   mesh = parallel_mesh.make_mesh(
     config.mesh.data,

@@ -238,11 +238,11 @@ def test_settings_that_do_not_fit_are_refused(folder, tmp_path, values, objectiv
 def test_one_sample_without_a_baseline_is_a_warning(folder, caplog):
   objective = objectives.parse('rlhf()')
   with caplog.at_level(logging.WARNING):
-    on_policy.check(configure(folder, objective='rlhf()', samples=1, pairing='all', minibatch=0), objective)
+    on_policy.warn(configure(folder, objective='rlhf()', samples=1, pairing='all', minibatch=0), objective)
   assert 'no baseline' in caplog.text
   caplog.clear()
   with caplog.at_level(logging.WARNING):
-    on_policy.check(configure(folder, objective='rlhf()', pairing='all', inner_epochs=4, minibatch=0), objective)
+    on_policy.warn(configure(folder, objective='rlhf()', pairing='all', inner_epochs=4, minibatch=0), objective)
   assert 'there are 4 updates on each round' in caplog.text
 
 
@@ -282,10 +282,10 @@ def test_a_changed_reward_model_is_refused_by_name(folder):
 def test_dropping_what_does_not_end_is_a_warning_for_samples_of_the_policy(folder, caplog):
   values = {'unfinished': 'drop', 'minibatch': 0}
   with caplog.at_level(logging.WARNING):
-    on_policy.check(configure(folder, objective='dpo()', **values), objectives.dpo())
+    on_policy.warn(configure(folder, objective='dpo()', **values), objectives.dpo())
   assert not caplog.text
   with caplog.at_level(logging.WARNING):
-    on_policy.check(configure(folder, objective='rlhf()', pairing='all', **values), objectives.rlhf())
+    on_policy.warn(configure(folder, objective='rlhf()', pairing='all', **values), objectives.rlhf())
   assert "config.unfinished = 'drop': rlhf is trained on the responses that end" in caplog.text
 
 
