@@ -17,6 +17,7 @@ from alignjax.training import (
   policy,
   references,
   rollout_drawing,
+  rollout_files,
   rollout_keeping,
   rollout_rows,
   rollouts,
@@ -147,6 +148,25 @@ def train(setting: Setting, folder, updates: int):
   for _ in range(updates):
     now, _ = update(now, state.Frozen(), source.next(now).data)
   return now.params, source
+
+
+def round_of(*, logp, **arrays):
+  """A round that was not really drawn."""
+  prompts, zeros = len(arrays['ids']), np.zeros(arrays['score'].shape, np.float32)
+  return rollout_files.Round(
+    number=0,
+    step=0,
+    settings={},
+    weight=np.ones(prompts, np.float32),
+    prompt_length=np.ones(prompts, np.int32),
+    finished=zeros == 0,
+    sampler_logp=logp,
+    strategy_logp=logp,
+    policy_logp=logp,
+    entropy=zeros,
+    parts={},
+    **arrays,
+  )
 
 
 class Killed(Exception):
