@@ -111,7 +111,8 @@ def _plan(settings: Settings) -> evaluating.Plan:
   given_judges = {'judge': settings.judge, 'second_judge': settings.second_judge}
   chosen = {name: getattr(settings, name) for name in ('greedy', 'temperature', 'top_k', 'top_p', 'strategy')}
   made_of = {
-    name: getattr(settings, name) for name in ('samples', 'max_prompt', 'max_new_tokens', 'seed', 'compute_dtype')
+    name: getattr(settings, name)
+    for name in ('samples', 'max_prompt', 'max_new_tokens', 'template_arguments', 'seed', 'compute_dtype')
   }
   return evaluating.Plan(
     prompts=prompt_settings.read(settings)[0],

@@ -78,7 +78,7 @@ class JudgeModel:
     if missing:
       raise ValueError(f'judge: the template lacks {{{min(missing)}}}; it needs {{prompt}}, {{a}} and {{b}}')
     self._params, self._tokenizer, self._mesh, self._template = params, tokenizer, mesh, template
-    self._positions = model.config.max_positions
+    self._positions, self._vocab_size = model.config.max_positions, model.config.vocab_size
     self.fingerprint = fingerprint
     shards = parallel_mesh.batch_shards(mesh)
     self._rows = -(-batch_size // shards) * shards
@@ -149,6 +149,7 @@ class JudgeModel:
       answers = [ids[:-1] for ids in result.responses]  # without the end token
       if not all(answers) or answers[0] == answers[1]:
         raise ValueError('the tokens of the answers A and B are not told apart by this tokenizer: use another model')
+      self._tokenizer.check_ids([*result.prompt, *answers[0], *answers[1]], self._vocab_size, f'pair {number}')
       size = len(result.prompt) + max(map(len, answers))
       if size > self._positions:
         raise ValueError(

@@ -78,12 +78,18 @@ def without(params, *path):
   [
     (merging.linear(), [], None, None, r'linear\(normalize=True\): there is no model to merge'),
     (merging.linear(), MODELS, BASE, None, r'linear\(.*\) takes no base model; list it among the models'),
-    (merging.ties(), MODELS, None, None, r'ties\(.*\) needs a base model'),
+    (merging.ties(), MODELS, None, None, r'ties\(.*\) merges differences from a base model: .*--base'),
     (merging.slerp(), MODELS[:1], None, None, r'slerp\(t=0.5\) merges 2 models, got 1'),
     (merging.slerp(), MODELS * 2, None, None, r'slerp\(t=0.5\) merges 2 models, got 4'),
     (merging.slerp(), MODELS, None, 0.5, r'slerp\(t=0.5\) takes no weights'),
     (merging.model_stock(), MODELS[:1], BASE, None, r'model_stock\(\) merges at least 2 models, got 1'),
-    (merging.linear(), [BASE, without(BASE, 'layers', 'norm')], None, None, 'model 1 has no parameter layers/norm'),
+    (
+      merging.linear(),
+      [BASE, without(BASE, 'layers', 'attention')],
+      None,
+      None,
+      'model 1 has no parameter layers/attention',
+    ),
     (merging.linear(), [without(BASE, 'embed'), BASE], None, None, 'model 1 has an additional parameter embed'),
     (merging.ties(), [BASE], without(BASE, 'scale'), None, 'base has no parameter scale'),
     (
