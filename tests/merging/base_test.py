@@ -97,7 +97,7 @@ def without(params, *path):
       [BASE, {**BASE, 'scale': np.ones(3)}],
       None,
       None,
-      r'model 1: scale has shape \(3,\), but the first model has \(40,\)',
+      r'model 1: scale has shape \(3,\), but the first model has \(16,\)',
     ),
     (merging.linear(), [{'w': np.ones(2, np.int32)}], None, None, 'parameter w: only floating types are merged'),
     (merging.linear(), [{'w': np.ones((0, 2), np.float32)}], None, None, 'tensor w: 0 x 2 entries cannot be merged'),
