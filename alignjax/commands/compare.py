@@ -1,7 +1,7 @@
 """Compares runs: the settings in which they differ, their metrics, and their curves.
 
-  alignjax compare --runs=runs/dpo,runs/simpo
-  alignjax compare --runs=runs/dpo,runs/simpo --out=runs/compare --metrics=eval/loss,train/reward_accuracy
+  alignjax compare runs/dpo runs/simpo
+  alignjax compare runs/dpo runs/simpo --out=runs/compare --metrics=eval/loss,train/reward_accuracy
 
 Values of eval/... are those of the last evaluation, other values are means over the last tenth of the updates. Losses
 of different objectives have different units, so compare accuracies, rewards and KL instead. Runs may be unfinished.
@@ -42,7 +42,9 @@ FIRST = (
 class Settings:
   """Comparison."""
 
-  runs: tuple[str, ...] = fields.field((), 'Work directories of the runs.', required=True, path=paths.RUN)
+  runs: tuple[str, ...] = fields.field(
+    (), 'Work directories of the runs, also given without --runs.', required=True, path=paths.RUN, positional=True
+  )
   metrics: tuple[str, ...] = fields.field(
     (), 'Metrics to draw, such as eval/loss; empty: up to six that most runs have.'
   )

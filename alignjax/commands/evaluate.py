@@ -5,14 +5,14 @@
   alignjax evaluate --models=runs/a/checkpoints --reference=sft --prompts=test.jsonl --reward='vader()' --out=runs/curve
 
 Every model draws responses to the prompts, and so does the reference. If the rows of --prompts have responses, as in
-the form `supervised`, models are also compared with these. Standard errors are clustered by prompt. A folder named
-`checkpoints` means all checkpoints of its run, to which the laws of over-optimisation are fitted. With --proxy, they
-are also fitted to the reward that was trained on.
+the form `supervised`, models are also compared with these. With --judge, a judge compares the responses too, in both
+orders. Standard errors are clustered by prompt. A folder named `checkpoints` means all checkpoints of its run, to which
+the laws of over-optimisation are fitted. With --proxy, they are also fitted to the reward that was trained on.
 
 Writes evaluation.json, evaluation.md and evaluation.png into --out, and what has been drawn and measured into parts/.
 The same command continues where it was stopped. Give a reward or a model more, and only what is missing is computed.
 
-Exit codes: 0 done, 1 an error in flags, models, prompts or rewards.
+Exit codes: 0 done, 1 an error in flags, models, prompts, rewards or judges.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from alignjax import files, paths, rewards
+from alignjax import files, judges, paths, rewards
 from alignjax.commands import data_lengths, program
 from alignjax.evaluation import evaluator, frontier, over_optimisation, summary
 from alignjax.run import evaluating, fields, process_flags, prompt_settings, sampling_settings, user_code
@@ -38,6 +38,11 @@ COLUMNS = {  # of the table, by the name of the value
   'win_rate': 'win rate',
   'win_rate_data': 'win rate against the data',
   'length_controlled': 'win rate at equal lengths',
+  'win_rate_judge': 'win rate by the judge',
+  'win_rate_data_judge': 'win rate by the judge against the data',
+  'position_bias_judge': 'position bias, nats',
+  'win_rate_second_judge': 'win rate by the second judge',
+  'agreement': 'agreement of the judges',
   'kl': 'KL, nats',
   'entropy': 'entropy, nats per token',
   'tokens': 'tokens',
@@ -61,6 +66,10 @@ class Settings(sampling_settings.SamplingSettings, prompt_settings.PromptSetting
     '', 'Reference model: a folder in Hugging Face format, or a name on the Hub.', required=True, path=paths.READ
   )
   proxy: str = fields.field('', 'Reward that the models were trained on, if it is another one; empty: none.')
+  judge: str = fields.field(
+    '', 'Judge of responses against those of the reference, such as judge("models/qwen"); empty: none.'
+  )
+  second_judge: str = fields.field('', 'Another judge, whose agreement with the first is reported; empty: none.')
   out: str = fields.field('', 'Folder for the results.', required=True, path=paths.DISK)
   samples: int = fields.field(4, 'Number of responses to each prompt.', at_least=1)
   processes: process_flags.Processes = dataclasses.field(default_factory=process_flags.Processes, metadata={'flag': ''})
@@ -73,7 +82,7 @@ def run(settings: Settings) -> None:
   """Measures the models, and writes the results.
 
   Raises:
-    ValueError: the settings, a model, the prompts or a reward cannot be used.
+    ValueError: the settings, a model, the prompts, a reward or a judge cannot be used.
   """
   data_lengths.require_matplotlib()
   plan = _plan(settings)
@@ -96,7 +105,10 @@ def run(settings: Settings) -> None:
 
 
 def _plan(settings: Settings) -> evaluating.Plan:
+  if settings.second_judge and not settings.judge:
+    raise ValueError(f'--second_judge={settings.second_judge}: give --judge too')
   given = {'reward': settings.reward, 'proxy': settings.proxy}
+  given_judges = {'judge': settings.judge, 'second_judge': settings.second_judge}
   chosen = {name: getattr(settings, name) for name in ('greedy', 'temperature', 'top_k', 'top_p', 'strategy')}
   made_of = {
     name: getattr(settings, name)
@@ -107,6 +119,7 @@ def _plan(settings: Settings) -> evaluating.Plan:
     options=sampling_settings.options(settings),
     own_distribution=chosen == OWN,
     rewards={name: fields.naming(f'--{name}', rewards.parse, text) for name, text in given.items() if text},
+    judges={name: fields.naming(f'--{name}', judges.parse, text) for name, text in given_judges.items() if text},
     compute_dtype=settings.compute_dtype,
     made_of=made_of | chosen | {'imports': user_code.fingerprints(settings.imports)},
   )

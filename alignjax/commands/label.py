@@ -23,10 +23,9 @@ import jax
 from alignjax import paths, rewards
 from alignjax.commands import program
 from alignjax.data.reading import rows
-from alignjax.models import checkpoint_io, peft
+from alignjax.models import checkpoint_io, fingerprints, peft
 from alignjax.run import (
   fields,
-  inputs,
   labelling,
   locations,
   process_flags,
@@ -91,7 +90,7 @@ def run(settings: Settings) -> None:
   if settings.adapter:
     loading = loading._replace(convert=peft.merging(settings.adapter, checkpoint_io.load_config(settings.model)))
   store = labelling.Store(
-    out.with_name(f'{out.name.removesuffix(".jsonl")}.samples.jsonl'), _identity(settings, prompts)
+    out.with_name(f'{out.name.removesuffix(".jsonl")}.samples.jsonl'), _identity(settings, prompts, reward)
   )
   start = time.monotonic()
   labelling.label(text.load(settings.model, settings.compute_dtype, loading), options, prompts, reward, store)
@@ -121,14 +120,15 @@ def _out(settings: Settings) -> pathlib.Path:
   return out
 
 
-def _identity(settings: Settings, prompts: list[rows.Example]) -> dict[str, Any]:
+def _identity(settings: Settings, prompts: list[rows.Example], reward: rewards.Reward) -> dict[str, Any]:
   """What the responses and their scores depend on."""
   names = ['samples', 'max_prompt', 'max_new_tokens', 'template_arguments', 'seed', 'compute_dtype', 'reward']
   content = json.dumps([[each.prompt, dict(each.fields)] for each in prompts], sort_keys=True, default=str)
   return {name: getattr(settings, name) for name in names} | {
     'strategy': [settings.greedy, settings.temperature, settings.top_k, settings.top_p, settings.strategy],
-    'model': [inputs.fingerprint(folder) for folder in (settings.model, settings.adapter) if folder],
+    'model': [fingerprints.of(folder) for folder in (settings.model, settings.adapter) if folder],
     'prompts': hashlib.sha256(content.encode('utf-8', 'backslashreplace')).hexdigest(),
+    'reward_models': dict(reward.fingerprints),
     'imports': user_code.fingerprints(settings.imports) if settings.imports else {},
   }
 

@@ -24,6 +24,8 @@ class Measured:
     kl: estimates of KL(model || reference) per response in nats, 'kl' by KLs of tokens and 'kl_of_draws' by log-ratios
       of the tokens drawn, [B, N]; empty if not measured.
     entropy: mean entropy over the tokens of each response in nats, [B, N]; None if not measured.
+    judged: what judges say of each response against one of the reference or of the data, by name, [B, N]: wins (1, 1/2
+      or 0), position biases and agreements.
     run: the run of which the model is a checkpoint; empty if it is none.
     step: the step of the checkpoint.
   """
@@ -35,6 +37,7 @@ class Measured:
   parts: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
   kl: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
   entropy: np.ndarray | None = None
+  judged: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
   run: str = ''
   step: int = 0
 
@@ -68,6 +71,7 @@ def summarise(model: Measured, reference: Measured, given: np.ndarray | None = N
     }
   if given is not None:
     found['win_rate_data'] = evaluator.win_rate(ours, given)
+  found |= {name: mean(values) for name, values in model.judged.items()}
   found |= {'tokens': mean(model.tokens), 'finished': mean(model.finished)}
   found |= {name: mean(values) for name, values in model.kl.items()}
   if model.entropy is not None:

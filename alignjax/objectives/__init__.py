@@ -31,7 +31,7 @@ from alignjax.objectives.reward_modelling import all_pairs, bradley_terry, plack
 from alignjax.objectives.schedules import Schedule, schedule
 from alignjax.objectives.token_level import ra_dpo, ra_dpo_released, tdpo
 from alignjax.objectives.unpaired import bco, kto
-from alignjax.objectives.weighting import importance_weighted, wpo_weighted
+from alignjax.objectives.weighting import importance_weighted, tis, wpo_weighted
 
 
 def parse(text: str) -> Objective:
@@ -129,6 +129,7 @@ __all__ = [
   'spo',
   'sppo',
   'tdpo',
+  'tis',
   'truncated_quadratic_po',
   'wpo_weighted',
 ]

@@ -33,7 +33,7 @@ def batch(
   """
   rng = np.random.default_rng(seed)
   pair = (prompts, responses)
-  of_responses = sorted(stat.name for stat in needs if isinstance(stat, stats.ResponseStat))
+  from_states = sorted((stat.name, stat.per_token) for stat in needs if isinstance(stat, stats.ResponseStat))
   return PreferenceBatch(
     prompt=_array(rng.integers(0, VOCAB, (prompts, prompt_size)), np.int32),
     prompt_length=_array(rng.integers(1, prompt_size + 1, prompts), np.int32),
@@ -45,7 +45,10 @@ def batch(
     behaviour_logp=_array(-3.0 * rng.exponential(size=pair), np.float32),
     cached={
       stats.BEHAVIOUR_TOKEN_LOGP: _array(-rng.exponential(size=(*pair, response_size)), np.float32),
-      **{name: _array(rng.normal(size=pair), np.float32) for name in of_responses},
+      **{
+        name: _array(rng.normal(size=(*pair, response_size) if per_token else pair), np.float32)
+        for name, per_token in from_states
+      },
     },
   )
 
@@ -61,15 +64,18 @@ def table(
 ) -> stats.StatTable:
   """The table of `stats.from_logits`, in which response statistics, too, depend on the logits of the policy.
 
-  Each is the mean log-probability of the tokens of the response.
+  Each is the log-probability of a token, or the mean over the tokens of a response.
   """
   needs = frozenset(needs)
-  names = [stat.name for stat in needs if isinstance(stat, stats.ResponseStat)]
-  if not names:
+  from_states = [stat for stat in needs if isinstance(stat, stats.ResponseStat)]
+  if not from_states:
     return stats.from_logits(needs, policy, reference, like)
-  cached = {**like.cached, **dict.fromkeys(names, jnp.zeros(like.response.shape[:2]))}
+  cached = {**like.cached, **{stat.name: jnp.zeros(like.response.shape[:2]) for stat in from_states}}
   found = stats.from_logits(needs | {stats.logp}, policy, reference, dataclasses.replace(like, cached=cached))
-  values = {**found.values, **dict.fromkeys(names, found.mean(stats.logp))}
+  values = {
+    **found.values,
+    **{stat.name: found[stats.logp] if stat.per_token else found.mean(stats.logp) for stat in from_states},
+  }
   kept = {stat.name: values[stat.name] for stat in needs}
   return dataclasses.replace(found, values=kept)
 

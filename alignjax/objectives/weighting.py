@@ -1,6 +1,7 @@
-"""Objectives that weight the pairs of another objective by how probable the current policy finds them.
+"""Objectives that weight the pairs or the tokens of another objective by how probable the current policy finds them.
 
-Both take any objective, with any number N of responses per prompt, and multiply its loss by a detached weight.
+All take any objective, with any number N of responses per prompt, and multiply its loss or its gradient by a detached
+weight.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,7 +10,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from alignjax import stats
+from alignjax import numerics, stats
 from alignjax.objectives import base, namespaces, pooling
 from alignjax.types import Array, PreferenceBatch, Term, WeightedSum
 
@@ -159,6 +160,72 @@ def wpo_weighted(objective: base.Objective, cap: float | None = 1.0) -> base.Obj
 
   declared = base.Objective(frozenset({stats.logp, stats.log_collision}), objective.apply)
   return _weighted(name, objective, declared, weigh)
+
+
+@base.factory
+def tis(objective: base.Objective, cap: float = 2.0) -> base.Objective:
+  """Truncated importance sampling: any objective, with each token weighted by how much likelier it is than when drawn.
+
+  loss = objective(a),   a_t = sg[log pi(y_t)] + w_t (log pi(y_t) - sg[log pi(y_t)])
+  w_t = sg[min(exp(log pi(y_t) - log mu(y_t)), cap)]
+
+  mu is the distribution that the tokens were drawn from, and a_t takes the place of log pi(y_t): the value of the
+  objective stays, and its gradient through each token is multiplied by w_t, for all statistics of a token alike.
+  For a policy gradient, a sum over tokens of a detached advantage times log pi(y_t), this is the gradient of the sum in
+  which each term is multiplied by w_t.
+
+  Use it when:
+    responses are drawn in bfloat16 or with quantised weights, so that the sampler's probabilities are not those of
+    training. With the same types every w_t is 1 on the first update on a round. `clipped_policy_gradient` has ratios to
+    mu already.
+
+  Args:
+    objective: any objective, such as `rlhf()`.
+    cap: largest weight, >= 1.
+
+  Returns:
+    An objective in the unit of `objective`, with its value.
+
+  Raises:
+    ValueError: if objective is not an objective, or cap is below 1.
+
+  Defaults:
+    cap as in verl and Tunix.
+
+  References:
+    Yao et al. 2025, Your Efficient RL Framework Secretly Brings You Off-Policy RL Training,
+    https://fengyao.notion.site/off-policy-rl (the weight of a token).
+  """
+  name = 'tis'
+  _require_objective(name, objective)
+  base.require(cap >= 1, name, 'cap must be at least 1', cap)
+  names = namespaces.Namespaces((name, 'inner'))
+  declared = base.Objective(
+    frozenset({stats.logp}), objective.apply, reads=frozenset({stats.BEHAVIOUR_TOKEN_LOGP, 'response_length'})
+  )
+  both = declared + objective  # unites what the two declare
+
+  def apply(table: stats.StatTable, batch: PreferenceBatch) -> Term:
+    behaviour = stats.behaviour_token_logp(batch)
+    if behaviour is None:
+      raise ValueError(
+        f'{name} reads batch.cached[{stats.BEHAVIOUR_TOKEN_LOGP!r}], the log-probability of each token under the '
+        'policy that drew it, and this batch has none'
+      )
+    ratio = jnp.exp(jnp.minimum(jax.lax.stop_gradient(table[stats.logp]) - behaviour, _LARGEST_LOG_WEIGHT))
+    weight = jnp.minimum(ratio, cap)
+    weighted = table.map_tokens(lambda values: numerics.scale_gradient(values, weight))
+    loss, metrics = objective.apply(weighted, batch)
+    own = {
+      'token_weight': jnp.mean(numerics.masked_mean(weight, table.mask), axis=1),
+      'token_weight_capped': jnp.mean(numerics.masked_mean((ratio > cap).astype(jnp.float32), table.mask), axis=1),
+    }
+    return Term(loss, names.join((own, metrics)))
+
+  def summary(means: Mapping[str, Array]) -> Mapping[str, Array]:
+    return objective.summary(names.view(1, means))
+
+  return dataclasses.replace(both, apply=apply, summary=summary)
 
 
 Weigh = Callable[[stats.StatTable, PreferenceBatch], tuple[Array, dict[str, Array]]]

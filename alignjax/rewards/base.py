@@ -5,8 +5,6 @@ import dataclasses
 import functools
 import math
 import re
-import threading
-import time
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +12,7 @@ import numpy as np
 from alignjax import expressions, registry
 from alignjax.data.reading import rows
 from alignjax.objectives import namespaces
+from alignjax.rewards import watching
 
 _SHOWN = 80  # characters of a response in a message
 
@@ -83,7 +82,7 @@ class Reward:
     parts, total = {}, np.zeros(len(samples))
     for part in self.parts:
       if part.name not in parts:
-        found = _computed(part, samples, _Watch(seconds, tick), first)
+        found = _computed(part, samples, watching.Watch(seconds, tick), first)
         parts[part.name] = _checked(part, found, samples, first)
       total += part.coefficient * parts[part.name]
     return Scores(total, parts)
@@ -92,6 +91,17 @@ class Reward:
   def collective(self) -> bool:
     """Whether all processes of a run must compute a part together, as for a reward model that is sharded over them."""
     return any(getattr(part.score, 'collective', False) for part in self.parts)
+
+  @property
+  def fingerprints(self) -> dict[str, str]:
+    """Identifies the contents of the models that parts read, by the names of the parts."""
+    found = {part.name: getattr(part.score, 'fingerprint', '') for part in self.parts}
+    return {name: fingerprint for name, fingerprint in found.items() if fingerprint}
+
+  @property
+  def fingerprint(self) -> str:
+    """Identifies the contents of all models that the reward reads; empty if it reads none."""
+    return ' '.join(self.fingerprints.values())
 
   @property
   def labels(self) -> dict[str, str]:
@@ -143,18 +153,11 @@ class Reward:
     return (1.0 / divisor) * self
 
 
-class _Watch(NamedTuple):
-  """How a computation is watched."""
-
-  seconds: float  # its time limit; 0 for none
-  tick: Callable[[], None] | None  # called about once per second
-
-
-def _computed(part: Part, samples: Sequence[Sample], watch: _Watch, first: int) -> Any:
+def _computed(part: Part, samples: Sequence[Sample], watch: watching.Watch, first: int) -> Any:
   """What a part returns."""
   try:
-    return _watched(lambda: part.score(samples), watch)
-  except _TookTooLong as error:
+    return watching.watched(lambda: part.score(samples), watch)
+  except watching.TookTooLong as error:
     raise RewardError(
       f'reward {part.name}: scoring {_span(samples, first)} took longer than {watch.seconds:g} seconds. Speed it up, '
       'or raise the time limit'
@@ -191,38 +194,6 @@ def _checked(part: Part, found: Any, samples: Sequence[Sample], first: int) -> n
 
 def _span(samples: Sequence[Sample], first: int) -> str:
   return f'samples {first} to {first + len(samples) - 1}'
-
-
-def _watched[T](compute: Callable[[], T], watch: _Watch) -> T:
-  """Computes a value. A computation that exceeds its time limit keeps its thread."""
-  if not watch.seconds and watch.tick is None:
-    return compute()
-  outcome: list[Any] = []
-
-  def run() -> None:
-    try:
-      outcome.append((compute(), None))
-    except BaseException as error:
-      outcome.append((None, error))
-
-  thread = threading.Thread(target=run, daemon=True, name='reward')
-  thread.start()
-  deadline = time.monotonic() + (watch.seconds or math.inf)
-  while not outcome:
-    left = deadline - time.monotonic()
-    if left <= 0:
-      raise _TookTooLong
-    thread.join(min(1.0, left))
-    if watch.tick is not None:
-      watch.tick()
-  value, error = outcome[0]
-  if error is not None:
-    raise error
-  return value
-
-
-class _TookTooLong(Exception):
-  """The time limit is exceeded. No subclass of TimeoutError, which a reward itself may raise."""
 
 
 REWARDS: dict[str, Callable[..., Reward]] = {}

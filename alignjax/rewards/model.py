@@ -11,7 +11,7 @@ import numpy as np
 from alignjax import stats
 from alignjax.data.tokens import tokenization
 from alignjax.models import base as models
-from alignjax.models import checkpoint_io, naming, reward_scale, transformer
+from alignjax.models import checkpoint_io, fingerprints, naming, reward_scale, transformer
 from alignjax.parallel import mesh as parallel_mesh
 from alignjax.parallel import rules
 from alignjax.rewards import base
@@ -45,6 +45,7 @@ class RewardModel:
     tokenizer: its own tokenizer, which need not be that of the policy.
     mesh: the mesh shared by all processes; they must score the same samples together.
     scale: rewards are normalised with it; None leaves them unchanged.
+    fingerprint: identifies the contents of its folder; empty if it comes from none.
     batch_size: samples that are scored at once; rounded up to a multiple of the devices that share a batch.
   """
 
@@ -58,9 +59,11 @@ class RewardModel:
     mesh: jax.sharding.Mesh,
     *,
     scale: reward_scale.RewardScale | None = None,
+    fingerprint: str = '',
     batch_size: int = 8,
   ):
     self._params, self._tokenizer, self._mesh, self._scale = params, tokenizer, mesh, scale
+    self.fingerprint = fingerprint
     self._positions, self._vocab_size = model.config.max_positions, model.config.vocab_size
     shards = parallel_mesh.batch_shards(mesh)
     self._rows = -(-batch_size // shards) * shards
@@ -98,7 +101,8 @@ class RewardModel:
     shardings = rules.param_shardings(mesh, jax.eval_shape(model.init, jax.random.key(0)))
     params = checkpoint_io.load_params(folder, config, shardings, checkpoint_io.Loading(dtype=None))
     tokenizer = tokenization.Tokenizer.load(folder)
-    return cls(model, params, tokenizer, mesh, scale=scale, batch_size=batch_size)
+    contents = ' '.join(map(str, [fingerprints.of(folder), *(scale[:2] if scale else ())]))
+    return cls(model, params, tokenizer, mesh, scale=scale, fingerprint=contents, batch_size=batch_size)
 
   def __call__(self, samples: Sequence[base.Sample]) -> np.ndarray:
     """The reward of each sample, [n] float64.

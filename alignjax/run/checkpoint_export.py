@@ -9,13 +9,12 @@ import jax
 import numpy as np
 
 from alignjax import objectives, paths
-from alignjax.models import checkpoint_io, transformer
+from alignjax.models import checkpoint_io, fingerprints, transformer
 from alignjax.optim import recipes, schedules
 from alignjax.parallel import mesh as parallel_mesh
 from alignjax.run import (
   adapters,
   exports,
-  inputs,
   loaded,
   locations,
   model_card,
@@ -102,7 +101,7 @@ def _export(read: saved.Saved, config: settings.Config, to: pathlib.Path, record
 
 def _check_model(config: settings.Config, read: saved.Saved) -> str:
   """Checks that the model that the run started from is unchanged, and returns its fingerprint."""
-  fingerprint = inputs.fingerprint(config.model)
+  fingerprint = fingerprints.of(config.model)
   if fingerprint != read.content['identity']['model_fingerprint']:
     raise ValueError(
       f'{config.model}: has changed since the run was started. Restore it, or name an unchanged copy with --model=...'

@@ -16,14 +16,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from alignjax import numerics, rewards, stats
+from alignjax import judges, numerics, rewards, stats
 from alignjax.data.reading import rows
 from alignjax.data.tokens import tokenization
 from alignjax.evaluation import evaluator, summary
-from alignjax.models import base, checkpoint_io, transformer
+from alignjax.judges import base as judging
+from alignjax.models import base, checkpoint_io, fingerprints, transformer
 from alignjax.parallel import mesh as parallel_mesh
 from alignjax.parallel import rules
-from alignjax.run import checkpoint_export, inputs, locations, parts
+from alignjax.run import checkpoint_export, locations, parts
 from alignjax.sampling import text
 from alignjax.training import processes, step_folders
 from alignjax.types import Params, PreferenceBatch
@@ -59,7 +60,7 @@ def subjects(location: str, flag: str) -> list[Subject]:
 def subject(location: str, flag: str) -> Subject:
   """The model in a folder or on the Hub. Args, Raises: see `subjects`."""
   folder = locations.resolve(location, flag)
-  identity = processes.from_first(lambda alive: inputs.fingerprint(folder, alive=alive))
+  identity = processes.from_first(lambda alive: fingerprints.of(folder, alive=alive))
   return Subject(location, identity, lambda: contextlib.nullcontext(folder))
 
 
@@ -96,6 +97,7 @@ class Plan:
     options: how responses are drawn.
     own_distribution: whether this draws from the model's own distribution, so that the KL can be estimated.
     rewards: the rewards by name, 'reward' and perhaps 'proxy'.
+    judges: the judges by name, perhaps 'judge' and 'second_judge'.
     compute_dtype: dtype of activations.
     made_of: further settings that the results depend on, in JSON types.
   """
@@ -104,6 +106,7 @@ class Plan:
   options: text.Options
   own_distribution: bool
   rewards: Mapping[str, rewards.Reward]
+  judges: Mapping[str, judges.Judge]
   compute_dtype: str
   made_of: Mapping[str, Any]
 
@@ -164,21 +167,19 @@ class Evaluation:
     Raises:
       ValueError: the model or a prompt cannot be used.
       RewardError: a reward fails.
+      JudgeError: a judge fails.
     """
-    plan = self._plan
-    drawn_of = {'model': subject.identity, 'prompts': plan.prompts_hash, **plan.made_of}
+    plan, drawn_of = self._plan, self._drawn_of(subject)
     with contextlib.ExitStack() as stack:
       own = functools.cache(lambda: self._load(subject, stack))
       load = self._loaded_reference if subject == self._reference else own
-      drawn = self._part(subject, 'responses', drawn_of, lambda: self._draw(load()))
+      drawn = self._drawn(subject, load)
       of = drawn_of | {'reference': self._reference.identity}
       measured = (
         self._part(subject, 'kl', of, lambda: self._diverge(load(), drawn['ids'])) if plan.own_distribution else {}
       )
     scores = {
-      name: self._part(
-        subject, name, drawn_of | {'expression': reward.name}, functools.partial(self._score, reward, drawn)
-      )
+      name: self._part(subject, name, drawn_of | _of_reward(reward), functools.partial(self._score, reward, drawn))
       for name, reward in plan.rewards.items()
     }
     return summary.Measured(
@@ -189,6 +190,7 @@ class Evaluation:
       parts={name: np.array(values) for score in scores.values() for name, values in score['parts'].items()},
       kl={name: np.array(values) for name, values in measured.items() if name != 'entropy'},
       entropy=np.array(measured['entropy']) if measured else None,
+      judged=self._judged(subject, drawn),
       run=subject.run,
       step=subject.step,
     )
@@ -201,19 +203,66 @@ class Evaluation:
     """
     if not all(example.responses for example in self._plan.prompts):
       return None
-    made_of = {'prompts': self._plan.prompts_hash, 'model': self._reference.identity, **self._plan.made_of}
+    made_of = self._drawn_of(self._reference)
     reward = self._plan.rewards['reward']
 
-    def score() -> dict[str, Any]:
-      with self._reference.open() as folder:
-        tokenizer = self._tokenizer(folder)
-      texts = [rows.text_of(example.responses[0]) for example in self._plan.prompts]
-      ids = [list(tokenizer.encode(each.prompt, each.responses[:1]).responses[0]) for each in self._plan.prompts]
-      return self._score(
-        reward, {'text': [[each] for each in texts], 'ids': [[each] for each in ids], 'finished': [[True]] * len(ids)}
-      )
+    score = functools.partial(self._score, reward, self._of_data())
+    return np.array(self._parts.get('data.reward', made_of | _of_reward(reward), score)['total'])
 
-    return np.array(self._parts.get('data.reward', made_of | {'expression': reward.name}, score)['total'])
+  def _of_data(self) -> dict[str, Any]:
+    """The first response of each row, like drawn ones."""
+    with self._reference.open() as folder:
+      tokenizer = self._tokenizer(folder)
+    texts = [[rows.text_of(example.responses[0])] for example in self._plan.prompts]
+    ids = [[list(tokenizer.encode(each.prompt, each.responses[:1]).responses[0])] for each in self._plan.prompts]
+    return {'text': texts, 'ids': ids, 'finished': [[True]] * len(ids)}
+
+  def _judged(self, subject: Subject, drawn: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """What judges say of the responses against those of the reference, and of the data if all rows have some.
+
+    Returns:
+      Values [B, N] by their names in the summary.
+    """
+    if not self._plan.judges or subject == self._reference:
+      return {}
+    found: dict[str, np.ndarray] = {}
+    others = {'': self._drawn(self._reference, self._loaded_reference)}
+    if all(example.responses for example in self._plan.prompts):
+      others['_data'] = self._of_data()
+    of = self._drawn_of(subject) | {'reference': self._reference.identity}
+    for suffix, other in others.items():
+      wins = {}
+      for name, judge in self._plan.judges.items():
+        made_of = of | {'expression': judge.name, 'models': judge.fingerprint}
+        compare = functools.partial(self._compare, judge, drawn, other)
+        verdicts = self._part(subject, f'{name}{suffix}', made_of, compare)
+        wins[name] = np.array(verdicts['wins'])
+        found[f'win_rate{suffix}_{name}'] = wins[name]
+        found[f'position_bias{suffix}_{name}'] = np.array(verdicts['position_bias'])
+      if len(wins) == 2:
+        found[f'agreement{suffix}'] = judging.agreement(*wins.values())
+    return found
+
+  def _compare(self, judge: judges.Judge, drawn: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Judges the n-th response to each prompt against the n-th other one, or against the only one."""
+    shape = (len(self._plan.prompts), len(drawn['ids'][0]))
+    ours, theirs = (
+      [sample for row in self._samples(each) for sample in (row * shape[1])[: shape[1]]] for each in (drawn, other)
+    )
+
+    def compare(alive: Callable[[], None] | None) -> str:
+      verdicts = judge.verdicts(list(zip(ours, theirs, strict=True)), tick=alive)
+      values = {'wins': verdicts.wins, 'position_bias': verdicts.position_bias}
+      return json.dumps({name: value.reshape(shape).tolist() for name, value in values.items()})
+
+    return json.loads(processes.on_all(lambda: compare(None)) if judge.collective else processes.from_first(compare))
+
+  def _drawn_of(self, subject: Subject) -> dict[str, Any]:
+    """What the responses of a model depend on."""
+    return {'model': subject.identity, 'prompts': self._plan.prompts_hash, **self._plan.made_of}
+
+  def _drawn(self, subject: Subject, load: Callable[[], _Loaded]) -> dict[str, Any]:
+    return self._part(subject, 'responses', self._drawn_of(subject), lambda: self._draw(load()))
 
   def _part(self, subject: Subject, name: str, made_of: Mapping[str, Any], make: Callable[[], Any]) -> Any:
     def announced() -> Any:
@@ -261,11 +310,7 @@ class Evaluation:
     return found
 
   def _score(self, reward: rewards.Reward, drawn: Mapping[str, Any]) -> dict[str, Any]:
-    samples = [
-      rewards.Sample(example.prompt, response, len(ids), finished, example.fields)
-      for example, *row in zip(self._plan.prompts, drawn['text'], drawn['ids'], drawn['finished'], strict=True)
-      for response, ids, finished in zip(*row, strict=True)
-    ]
+    samples = [sample for row in self._samples(drawn) for sample in row]
     shape = (len(self._plan.prompts), -1)
 
     def score(alive: Callable[[], None] | None) -> str:
@@ -274,6 +319,16 @@ class Evaluation:
       return json.dumps({'total': scores.total.reshape(shape).tolist(), 'parts': labelled})
 
     return json.loads(processes.on_all(lambda: score(None)) if reward.collective else processes.from_first(score))
+
+  def _samples(self, drawn: Mapping[str, Any]) -> list[list[rewards.Sample]]:
+    """The responses to each prompt."""
+    return [
+      [
+        rewards.Sample(example.prompt, response, len(ids), finished, example.fields)
+        for response, ids, finished in zip(*row, strict=True)
+      ]
+      for example, *row in zip(self._plan.prompts, drawn['text'], drawn['ids'], drawn['finished'], strict=True)
+    ]
 
   def _diverge(self, loaded: _Loaded, responses: Sequence[Sequence[Sequence[int]]]) -> dict[str, Any]:
     """Estimates of the KL, and the entropy, of each response; empty if the reference is another kind of model."""
@@ -320,6 +375,11 @@ class Evaluation:
         ),
         count,
       )
+
+
+def _of_reward(reward: rewards.Reward) -> dict[str, Any]:
+  """What scores depend on besides the responses."""
+  return {'expression': reward.name, 'models': reward.fingerprints}
 
 
 def _padded(sequences: Sequence[Sequence[int]], size: int) -> tuple[np.ndarray, np.ndarray]:

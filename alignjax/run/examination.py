@@ -22,7 +22,7 @@ from alignjax.doctor import (
   start,
   tokenizers,
 )
-from alignjax.models import checkpoint_io, transformer
+from alignjax.models import checkpoint_io, fingerprints, transformer
 from alignjax.optim import recipes, schedules
 from alignjax.parallel import rules
 from alignjax.run import agreement, inputs, locations, preparation, rollout_source, settings
@@ -182,7 +182,7 @@ def _examine_start(
   folder = prepared.reference.folder
   return start.examine(
     {name: value.item() for name, value in jax.device_get(values).items()},
-    same_model=inputs.fingerprint(folder) == inputs.fingerprint(config.model),
+    same_model=fingerprints.of(folder) == fingerprints.of(config.model),
     compute_dtype=config.compute_dtype,
     vocab_size=prepared.policy.model.config.vocab_size,
     reference=config.reference_cache or folder,

@@ -2,16 +2,15 @@
 
 from collections.abc import Callable, Sequence
 import functools
-import hashlib
 import pathlib
 from typing import Any, NamedTuple
 
 import jax
 
-from alignjax import files, objectives, stats
+from alignjax import objectives, stats
 from alignjax.data.batches import batching, reference_cache
 from alignjax.data.tokens import artefact, dataset, encoding, tokenization
-from alignjax.models import checkpoint_io, manifest, peft
+from alignjax.models import checkpoint_io, fingerprints
 from alignjax.parallel import mesh as parallel_mesh
 from alignjax.run import adapters, settings, token_cache
 from alignjax.training import caching, processes, references, rows
@@ -160,9 +159,9 @@ class Reference:
     if not self._config.reference_cache:
       return list(splits)
     root, columns = pathlib.Path(self._config.reference_cache), self._columns()
-    weights = processes.from_first(lambda alive: fingerprint(self.folder, whole=True, alive=alive))
+    weights = processes.from_first(lambda alive: fingerprints.of(self.folder, whole=True, alive=alive))
     if self._merges:
-      weights += processes.from_first(lambda alive: fingerprint(self._config.adapter_from, whole=True, alive=alive))
+      weights += processes.from_first(lambda alive: fingerprints.of(self._config.adapter_from, whole=True, alive=alive))
     how = {'compute_dtype': self._config.compute_dtype}
     if self._base:
       how['quantization'] = self._config.base_quantization
@@ -199,33 +198,3 @@ class Reference:
     """A reference keeps the dtype of its file."""
     score = adapters.drawing_score(self._model.config, self._config.seed)
     return checkpoint_io.Loading(dtype=None, together=processes.on_all, score=score)
-
-
-_SMALL = ('config.json', 'tokenizer.json', 'tokenizer_config.json', peft.CONFIG)
-
-
-def fingerprint(folder: str, whole: bool = False, alive: Callable[[], None] = lambda: None) -> str:
-  """Hashes a model or an adapter: its small files in full, and its weights.
-
-  Args:
-    folder: the folder of the model or adapter.
-    whole: hash all weights; otherwise only file sizes and 32 samples of 64 KiB per file, which is fast enough for
-      every start of a run.
-    alive: called between files.
-  """
-  digest = hashlib.sha256()
-  small = [pathlib.Path(folder) / name for name in _SMALL]
-  for file in [files.check_regular(file) for file in small if file.exists()]:
-    digest.update(f'{file.name}:{file.stat().st_size}:'.encode() + file.read_bytes())
-  for file in sorted(pathlib.Path(folder).glob('*.safetensors')):
-    alive()
-    size = files.check_regular(file).stat().st_size
-    digest.update(f'{file.name}:{size}:'.encode())
-    if whole:
-      digest.update(bytes.fromhex(manifest.sha256(file)))
-      continue
-    with file.open('rb') as stream:
-      for sample in range(32):
-        stream.seek(size * sample // 32)
-        digest.update(stream.read(2**16))
-  return digest.hexdigest()

@@ -58,7 +58,8 @@ class Forming(NamedTuple):
     pairing = rollout_rows.PAIRINGS[self.pairing]
     if len(answers) < pairing.fewest:
       return
-    index, tied = pairing.choose(np.array([[each.score for each in answers]], np.float64))
+    score = np.array([[each.score for each in answers]], np.float64)
+    index, tied = pairing.choose(score, np.ones_like(score, bool))
     for chosen, equal in zip(index[0], tied[0], strict=True):
       row = self._row(prompt, [answers[i] for i in chosen], bool(equal))
       if row is not None:

@@ -72,7 +72,9 @@ def rounds(config: settings.Config) -> rollout_drawing.Rounds:
 def shaping(config: rollout_settings.RolloutSettings, objective: objectives.Objective) -> rollout_rows.Shaping:
   """How scored responses become rows for an objective."""
   fields = objective.reads | {stat.name for stat in objective.needs}
-  return rollout_rows.Shaping(config.pairing, config.ties, config.kl_in_score, config.ratio_reference, fields)
+  return rollout_rows.Shaping(
+    config.pairing, config.ties, config.kl_in_score, config.ratio_reference, config.unfinished, fields
+  )
 
 
 def objective_of(config: settings.Config, objective: objectives.Objective) -> objectives.Objective:
@@ -160,9 +162,14 @@ def _check_rows(config: settings.Config, objective: objectives.Objective) -> Non
     raise ValueError('config.eval_data cannot be evaluated with --refresh, because the reference changes: remove it')
 
 
+def _on_policy_parts(objective: objectives.Objective) -> str:
+  """The names of the parts that need samples of the policy."""
+  return ' and '.join(dict.fromkeys(leaf.label for leaf in objective.leaves if leaf.on_policy))
+
+
 def _check_on_policy(config: settings.Config, objective: objectives.Objective) -> None:
   """Raises if the responses of a row are not independent samples of the policy."""
-  at_fault = ' and '.join(dict.fromkeys(leaf.label for leaf in objective.leaves if leaf.on_policy))
+  at_fault = _on_policy_parts(objective)
   if (config.temperature, config.top_k, config.top_p) != (1.0, 0, 1.0):
     raise ValueError(
       f'{at_fault} needs samples of the policy itself, but config.temperature = {config.temperature}, config.top_k = '
@@ -174,6 +181,20 @@ def _check_on_policy(config: settings.Config, objective: objectives.Objective) -
     raise ValueError(
       f'{at_fault} needs all responses that were drawn, but config.pairing = {config.pairing!r} selects some: give '
       '--pairing=all, or for pairs --samples=2 --pairing=two --ties=keep'
+    )
+
+
+def warn(config: settings.Config, objective: objectives.Objective) -> None:
+  """Logs what makes the samples of an on-policy objective worse than they could be."""
+  objective = objective_of(config, objective)
+  if not config.prompts or not objective.on_policy:
+    return
+  at_fault = _on_policy_parts(objective)
+  if config.unfinished == 'drop':
+    logging.warning(
+      "config.unfinished = 'drop': %s is trained on the responses that end, which are not samples of the policy. To "
+      'teach it to end its responses, keep all, and subtract missing_end() from the reward',
+      at_fault,
     )
   if config.samples == 1:
     logging.warning(

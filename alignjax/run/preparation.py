@@ -99,6 +99,7 @@ def prepare(
   user_code.load(config.imports)
   objective = fields.naming('config.objective', objectives.parse, config.objective)
   on_policy.check(config, objective)
+  on_policy.warn(config, objective)
   recipe = _recipe(config, config.base_model)
   arguments = fields.naming('config.template_arguments', template_arguments.parse, config.template_arguments)
   mesh = parallel_mesh.make_mesh(

@@ -5,6 +5,7 @@ A flag of a list can be repeated. Any other flag can be given once, or more than
 
 from collections.abc import Callable, Sequence
 import difflib
+import itertools
 from typing import Any
 
 from absl import flags
@@ -112,10 +113,10 @@ def given(kind: type, values: flags.FlagValues, prefix: str = '') -> dict[str, A
 
 
 def parse(kind: type, argv: Sequence[str], values: flags.FlagValues) -> None:
-  """Parses a command line into the defined flags; one argument without dashes goes to the positional field.
+  """Parses a command line into the defined flags. Arguments without dashes go to the positional field.
 
   Raises:
-    ValueError: there is another argument without dashes.
+    ValueError: there are too many arguments without dashes: one goes to a text, and all go to a list.
     flags.Error: a flag is unknown, or has an invalid value.
   """
   try:
@@ -124,11 +125,19 @@ def parse(kind: type, argv: Sequence[str], values: flags.FlagValues) -> None:
     if str(error).startswith(_MISSING):
       raise ValueError(f'{str(error).removeprefix(_MISSING)} needs a value') from error
     raise
-  positional = [leaf.flag for leaf in fields.leaves(kind) if leaf.field.metadata.get('positional')]
-  if rest and positional:
-    values([argv[0], f'--{positional[0]}={rest.pop(0)}'])
+  for leaf in fields.leaves(kind):
+    if leaf.field.metadata.get('positional'):
+      taken = list(itertools.takewhile(_is_value, rest)) if leaf.field.type == fields.Strings else rest[:1]
+      values([argv[0], *(f'--{leaf.flag}={argument}' for argument in taken)])
+      rest = rest[len(taken) :]
   if rest:
     raise ValueError(f'unexpected argument {rest[0]!r}: {_instead(rest[0])}')
+
+
+def _is_value(argument: str) -> bool:
+  """Whether an argument without -- is meant as a value and not as a flag."""
+  flag = argument.partition('=')[0].isidentifier() and '=' in argument
+  return not flag and not argument.startswith(('-', *_DASHES))
 
 
 def _instead(argument: str) -> str:

@@ -11,12 +11,12 @@ import jax
 
 from alignjax import files
 from alignjax.data.batches import order
+from alignjax.models import fingerprints
 from alignjax.optim import schedules
 from alignjax.run import (
   adapters,
   fields,
   first_start,
-  inputs,
   on_policy,
   preparation,
   rollout_settings,
@@ -34,6 +34,8 @@ def identity(config: settings.Config, prepared: preparation.Prepared) -> dict[st
     same = {name: value for name, value in same.items() if name not in _OF_ROLLOUTS}
   else:
     same['prompts_fingerprint'] = prepared.prompts.fingerprint
+    if read := on_policy.reward(config).fingerprints:
+      same['reward_models'] = read
   same['buckets'] = prepared.training.batches.plan.buckets  # includes buckets chosen from the data
   same['data_fingerprint'] = prepared.training.data.fingerprint
   template = prepared.tokenizer.template
@@ -46,7 +48,7 @@ def identity(config: settings.Config, prepared: preparation.Prepared) -> dict[st
     folders['adapter_from'] = config.adapter_from
   if prepared.recipe.needs_delta:
     folders['base_model'] = config.base_model
-  same |= {f'{name}_fingerprint': inputs.fingerprint(folder) for name, folder in folders.items()}
+  same |= {f'{name}_fingerprint': fingerprints.of(folder) for name, folder in folders.items()}
   if config.imports:
     same['imports'] = user_code.fingerprints(config.imports)
   return same
@@ -93,6 +95,13 @@ def explain(error: checkpoint.MismatchError, now: Mapping[str, Any], config: set
       return ValueError(
         f'{", ".join(edited)} changed since this run was started, and the training depends on it: restore it, or '
         'choose another workdir'
+      )
+    saved, models = error.identity.get('reward_models', {}), now.get('reward_models', {})
+    changed = [name for name in models if saved.get(name, models[name]) != models[name]]
+    if changed:
+      return ValueError(
+        f'{", ".join(changed)}: the model or its reward.json changed since this run was started, so scores would '
+        'change too: restore the folder, or choose another workdir'
       )
     names = error.identity.keys() | now.keys()
     differ = {name for name in names if error.identity.get(name) != _as_json(now.get(name))}

@@ -96,6 +96,19 @@ class RolloutSettings:
     on_resume='identity',
     choices=('drop', 'keep'),
   )
+  unfinished: str = fields.field(
+    'keep',
+    'Responses that were cut off: treat them like others, or leave out rows that have one. Pairs and the best response '
+    'are then chosen among the others.',
+    on_resume='identity',
+    choices=('keep', 'drop'),
+  )
+  keep_rounds: int = fields.field(
+    0,
+    'Newest rounds whose files stay in the work directory, with those that a checkpoint needs; 0: all.',
+    on_resume='free',
+    at_least=0,
+  )
   refresh: int = fields.field(
     0,
     'Rounds after which the policy becomes the reference, such as 1 for iterative DPO; 0: never. With 2 or more, the '

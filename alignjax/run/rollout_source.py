@@ -11,7 +11,16 @@ from alignjax.data.reading import rows
 from alignjax.parallel import mesh as parallel_mesh
 from alignjax.run import inputs, on_policy, preparation, settings
 from alignjax.sampling import sampler
-from alignjax.training import joint, rollout_datasets, rollout_drawing, rollout_rows, rollouts, skipping, source
+from alignjax.training import (
+  joint,
+  rollout_datasets,
+  rollout_drawing,
+  rollout_keeping,
+  rollout_rows,
+  rollouts,
+  skipping,
+  source,
+)
 from alignjax.training import rows as training_rows
 from alignjax.training import state as training_state
 from alignjax.training import step as training_step
@@ -98,9 +107,15 @@ def build(
     },
   )
   share = batching.Share(*parallel_mesh.batch_shards_of(prepared.mesh))
-  return rollouts.RolloutSource(
-    made, on_policy.shaping(config, on_policy.objective_of(config, prepared.objective)), share
-  )
+  shaping = on_policy.shaping(config, on_policy.objective_of(config, prepared.objective))
+  return rollouts.RolloutSource(made, shaping, share, _keeping(config, folder))
+
+
+def _keeping(config: settings.Config, folder: pathlib.Path) -> rollout_keeping.Keeping | None:
+  """Which of the rounds in the folder stay; None for all."""
+  if not config.keep_rounds:
+    return None
+  return rollout_keeping.Keeping(config.keep_rounds, on_policy.rounds(config).updates, folder.parent / 'checkpoints')
 
 
 def with_first_round(

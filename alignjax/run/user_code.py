@@ -1,7 +1,7 @@
 """Imports users' own files and modules before expressions are read.
 
-A file registers its functions with `@objectives.factory`, `@optim.factory`, `@rewards.factory`, `@strategies.factory`
-or `@merging.factory`. Expressions can then use them by name.
+A file registers its functions with `@objectives.factory`, `@optim.factory`, `@rewards.factory`, `@judges.factory`,
+`@strategies.factory` or `@merging.factory`. Expressions can then use them by name.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ class UserCode:
 
   imports: tuple[str, ...] = fields.field(
     (),
-    'Python file or module with your own objectives, optimizers, rewards or strategies, such as mine.py or '
+    'Python file or module with your own objectives, optimizers, rewards, judges or strategies, such as mine.py or '
     'package.module; can be repeated; empty: none.',
     flag='import',
     path=paths.READ,

@@ -20,7 +20,7 @@ from alignjax.stats.path import (
   nested_horizon,
   nested_risk,
 )
-from alignjax.stats.response import ResponseStat, final_states, last_state, reward
+from alignjax.stats.response import ResponseStat, final_states, last_state, reward, value
 from alignjax.stats.table import Stat, StatTable
 from alignjax.stats.token import (
   TokenStat,
@@ -66,4 +66,5 @@ __all__ = [
   'reward',
   'risk_ratio',
   'statistics',
+  'value',
 ]

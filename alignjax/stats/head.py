@@ -75,7 +75,7 @@ def statistics(
       positions of all B * N responses are taken together, at least one.
 
   Returns:
-    The table: token statistics [B, N, R], response statistics [B, N].
+    The table: token statistics [B, N, R], response statistics [B, N], or [B, N, R] if they are per token.
 
   Raises:
     ValueError: a statistic reads the reference, is not cached, and `reference` is None.
@@ -111,7 +111,7 @@ def statistics(
 
 
 def _of_responses(stat: response.ResponseStat, policy: HiddenStates, batch: PreferenceBatch) -> Array:
-  """[B, N]: a response statistic."""
+  """[B, N] or [B, N, R]: a response statistic."""
   if stat.final and policy.final is None:
     raise ValueError(
       f'the response statistic {stat.name!r} reads the state after each response: give it as HiddenStates.final'
@@ -149,7 +149,7 @@ def from_logits(
     name = work.responses[0].name
     raise ValueError(
       f'the response statistic {name!r} reads hidden states, and here are only logits: '
-      f'put its values, [B, N], into batch.cached[{name!r}], or use `stats.statistics`'
+      f'put its values into batch.cached[{name!r}], or use `stats.statistics`'
     )
   missing = missing_reference(needs, batch.cached)
   if reference_logits is None and missing:

@@ -1,4 +1,4 @@
-"""Response statistics: one number per response from the policy's hidden states, such as a value or a reward.
+"""Response statistics: numbers from the policy's hidden states, per response as a reward, or per token as a value.
 
 The table holds them with the token statistics: an objective names them in its `needs` and reads `table[stat]`.
 """
@@ -14,46 +14,60 @@ from alignjax.types import Array, Head, PreferenceBatch
 
 @dataclasses.dataclass(frozen=True)
 class ResponseStat:
-  """A named function of (hidden states, head, batch) -> [B, N]. Gradients flow into the policy.
+  """A named function of (hidden states, head, batch) -> [B, N] or [B, N, R]. Gradients flow into the policy.
 
-  Two statistics with the same name are the same statistic. If a batch has `cached[name]`, [B, N], these values are used
-  and the function is not called. Nothing is masked: the function selects the states that it reads, as in `last_state`.
+  Two statistics with the same name are the same statistic. If a batch has `cached[name]`, these values are used and the
+  function is not called. States are not masked: the function selects those that it reads, as in `last_state`.
 
   Attributes:
     name: its name in the table.
     function: the function. Its states are [B, N, R, D], entry t predicts response token t.
     final: whether its states are [B, N, D] instead: the state after the last token of each response.
+    per_token: whether it returns one number per token, [B, N, R], instead of one per response.
+    score: whether it reads the score head.
   """
 
   name: str
   function: Callable[[Array, Head, PreferenceBatch], Array] = dataclasses.field(compare=False, repr=False)
   final: bool = False
+  per_token: bool = False
+  score: bool = False
   policy: ClassVar[bool] = True  # it reads the policy's hidden states
   reference: ClassVar[bool] = False  # it does not read those of the reference
 
   def __call__(self, states: Array, head: Head, batch: PreferenceBatch) -> Array:
     values = self.function(states, head, batch)
-    if values.shape != states.shape[:2]:
+    each, axes = ('token', 3) if self.per_token else ('response', 2)
+    shape = batch.response.shape[:axes]
+    if values.shape != shape:
       raise ValueError(
-        f'the response statistic {self.name!r} must return one value for each response, shape {states.shape[:2]}, '
-        f'got {values.shape}'
+        f'the response statistic {self.name!r} must return one value for each {each}, shape {shape}, got {values.shape}'
       )
     return values
 
 
-def _reward(final: Array, head: Head, batch: PreferenceBatch) -> Array:
-  """[B, N]: <score, h>, with products and sum in float32 for any compute dtype."""
-  del batch
-  if head.score is None:
-    raise ValueError(
-      'the statistic `reward` needs a model with a score head: load or build the model with output="score" or '
-      'output="both"'
-    )
-  return jnp.sum(final.astype(jnp.float32) * head.score.astype(jnp.float32).reshape(1, 1, -1), axis=-1)
+def _score(name: str) -> Callable[[Array, Head, PreferenceBatch], Array]:
+  """<score, h> of states [..., D], with products and sum in float32 for any compute dtype."""
+
+  def score(states: Array, head: Head, batch: PreferenceBatch) -> Array:
+    del batch
+    if head.score is None:
+      raise ValueError(
+        f'the statistic `{name}` needs a model with a score head: load or build the model with output="score" or '
+        'output="both"'
+      )
+    kernel = jnp.expand_dims(head.score.astype(jnp.float32)[:, 0], range(states.ndim - 1))
+    return jnp.sum(states.astype(jnp.float32) * kernel, axis=-1)
+
+  return score
 
 
-reward = ResponseStat('reward', _reward, final=True)
+reward = ResponseStat('reward', _score('reward'), final=True, score=True)
 """[B, N]: r(x, y) = <score, h>, with h the final hidden state after the last token of the response, its end token."""
+
+
+value = ResponseStat('value', _score('value'), per_token=True, score=True)
+"""[B, N, R]: V(s_t) = <score, h_t>, with h_t the final hidden state that predicts response token t: a critic."""
 
 
 def final_states(states: Array, batch: PreferenceBatch) -> Array:

@@ -1,6 +1,6 @@
 """The table of statistics, through which an objective sees the models."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 
 import jax
@@ -18,7 +18,7 @@ Stat = token.TokenStat | path.PathStat | response.ResponseStat
 class StatTable:
   """Statistics of a batch, with the lengths of the responses, and the state of the training step.
 
-  Token and path statistics are [B, N, R] float32 and 0 at padding, response statistics [B, N] float32.
+  Statistics of tokens are [B, N, R] float32 and 0 at padding, those of responses [B, N] float32.
   """
 
   values: Mapping[str, Array]  # name of the statistic to its values
@@ -47,6 +47,12 @@ class StatTable:
         'add it to the objective’s `needs`'
       )
     return self.values[stat.name]
+
+  def map_tokens(self, change: Callable[[Array], Array]) -> 'StatTable':
+    """The table with each token and path statistic changed, [B, N, R] -> [B, N, R]."""
+    of_tokens = {name: value for name, value in self.values.items() if value.ndim > self.length.ndim}
+    changed = {name: change(value) for name, value in of_tokens.items()}
+    return dataclasses.replace(self, values={**self.values, **changed})
 
   @property
   def mask(self) -> Array:

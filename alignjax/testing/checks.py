@@ -145,7 +145,7 @@ def check_responses(setting: Setting) -> None:
   for responses in (1, 2, 3):
     batch = examples.batch(4, prompts=2, responses=responses, needs=objective.needs)
     shapes = {
-      stat.name: batch.response.shape[:2] if isinstance(stat, stats.ResponseStat) else batch.response.shape
+      stat.name: batch.response.shape[: 2 if isinstance(stat, stats.ResponseStat) and not stat.per_token else 3]
       for stat in objective.needs
     }
     values = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}

@@ -1,6 +1,6 @@
 """Records the statistics and fields that an objective reads, and finds the fields that the loss depends on."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -20,6 +20,11 @@ class RecordingTable:
   def __getitem__(self, stat: stats.Stat) -> Array:
     self.read.add(stat)
     return self._table[stat]
+
+  def map_tokens(self, change: Callable[[Array], Array]) -> 'RecordingTable':
+    changed = RecordingTable(self._table.map_tokens(change))
+    changed.read = self.read
+    return changed
 
   length = property(lambda self: self._table.length)
   memory = property(lambda self: self._table.memory)

@@ -50,10 +50,10 @@ def assert_states(hidden: stats.HiddenStates, batch: PreferenceBatch) -> None:
 def output(needs: Iterable[stats.Stat]) -> str:
   """What a model must compute for these statistics, as `TransformerConfig.output`: 'logits', 'score' or 'both'."""
   needs = set(needs)
-  if not stats.reads_final(needs):
+  scored = {stat for stat in needs if isinstance(stat, stats.ResponseStat) and (stat.final or stat.score)}
+  if not scored:
     return 'logits'
-  others = [stat for stat in needs if not (isinstance(stat, stats.ResponseStat) and stat.final)]
-  return 'both' if others else 'score'
+  return 'both' if needs - scored else 'score'
 
 
 def hidden_states(

@@ -15,7 +15,7 @@ def pack(
 ) -> dataset.TokenDataset:
   """The rows of some rounds as a dataset, with scores and the log-probabilities of the policy that drew them.
 
-  Pairs that the shaping drops are left out and counted.
+  Rows that the shaping drops are left out and counted.
 
   Args:
     rounds: the rounds.
@@ -29,8 +29,8 @@ def pack(
   examples = list(_examples(rounds, shaping, folder, report))
   if not examples:
     raise rollout_files.RolloutError(
-      f'{folder}: all responses to a prompt have equal scores, so no pair with a preference is left; use '
-      'another reward, draw more responses, or give --pairing=all with an objective that reads scores'
+      f'{folder}: no row is left: {report}. All responses to a prompt have equal scores, or were cut off: use another '
+      'reward, draw more or longer responses, or give --pairing=all with an objective that reads scores'
     )
   return dataset.pack(examples, report)
 
@@ -44,9 +44,13 @@ def _examples(
   shaping = dataclasses.replace(shaping, fields=('behaviour_logp', stats.BEHAVIOUR_TOKEN_LOGP))
   for drawn in rounds:
     rows = shaping.rows(drawn)
+    cut = shaping.cut(drawn).reshape(-1)
     path = str(rollout_files.path(folder, drawn.number))
     for row, weight in enumerate(rows.weight):
       report.read += 1
+      if cut[row]:
+        report.drop('unfinished', f'{path}:{row + 1}', 'a response was cut off')
+        continue
       if not weight:
         report.drop('tied_scores', f'{path}:{row + 1}', 'the responses have equal scores')
         continue

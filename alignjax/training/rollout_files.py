@@ -67,6 +67,12 @@ def path(folder: pathlib.Path, number: int) -> pathlib.Path:
   return folder / f'round_{number:06d}.npz'
 
 
+def numbered(folder: pathlib.Path) -> dict[int, pathlib.Path]:
+  """The files of all rounds in a folder by number, in order."""
+  names = ((_NAME.fullmatch(file.name), file) for file in folder.glob('round_*.npz'))
+  return dict(sorted((int(name[1]), file) for name, file in names if name))
+
+
 def write(folder: pathlib.Path, drawn: Round, samples: Sequence[rewards.Sample]) -> str:
   """Writes a round in place of an older one with its number.
 
@@ -139,10 +145,10 @@ def read_all(folder: pathlib.Path) -> list[Round]:
   Raises:
     RolloutError: there are none, one is missing between others, or one is damaged.
   """
-  found = sorted(file for file in folder.glob('round_*.npz') if _NAME.fullmatch(file.name))
+  found = numbered(folder)
   if not found:
     raise RolloutError(f'{folder}: there are no rollouts; give the folder `rollouts` in the workdir of a run')
-  rounds = [read(file) for file in found]
+  rounds = [read(file) for file in found.values()]
   numbers = [each.number for each in rounds]
   if missing := sorted(set(range(numbers[0], numbers[-1])) - set(numbers)):
     raise RolloutError(f'{path(folder, missing[0])}: this round is missing, but there are later ones')

@@ -13,6 +13,7 @@ def of_round(drawn: rollout_files.Round, shaping: rollout_rows.Shaping, labels: 
 
   rollout/reward           the mean reward; rollout/reward_error its standard error; rollout/reward/<label> a part of it
   rollout/kl               mean of log pi(y|x) - log pi_ref(y|x), nats per response; also kl_k3, kl_exact
+  rollout/cut_rows         share of rows that are left out because a response was cut off
   rollout/entropy          sum over tokens of the entropy of their distribution, nats per response
   rollout/sampler_gap_...  difference between a token's log-probability in sampling and in training, nats
 
@@ -33,6 +34,7 @@ def of_round(drawn: rollout_files.Round, shaping: rollout_rows.Shaping, labels: 
     'rollout/entropy': float(drawn.entropy.mean(dtype=np.float64)),
     'rollout/no_signal': float((np.ptp(drawn.score, axis=1) == 0).mean()),
     'rollout/ties': float(shaping.tied(drawn).mean()),
+    'rollout/cut_rows': float(shaping.cut(drawn).mean()),
     **{
       f'rollout/sampler_gap_{name}': value for name, value in gaps(drawn.policy_logp, drawn.sampler_logp, mask).items()
     },

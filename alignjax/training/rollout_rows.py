@@ -18,33 +18,43 @@ class Chosen(NamedTuple):
   tied: np.ndarray  # [P, K] bool: the scores do not order the responses of the row, although they should
 
 
+def _first(usable: np.ndarray, count: int) -> np.ndarray:
+  """[P, count]: the first usable responses; others follow if there are too few."""
+  return np.sort(np.argsort(~usable, axis=1, kind='stable')[:, :count], axis=1)
+
+
 class Pairing(NamedTuple):
   """A way to form rows from the N scored responses to a prompt."""
 
   fewest: int  # N must be at least this
   rows: Callable[[int], int]  # from N to K, the rows of a prompt
   responses: Callable[[int], int]  # from N to M, the responses of a row
-  choose: Callable[[np.ndarray], Chosen]  # from the scores [P, N]
+  choose: Callable[[np.ndarray, np.ndarray], Chosen]  # from scores [P, N], and which responses to prefer, [P, N] bool
 
 
-def _all(score: np.ndarray) -> Chosen:
+def _all(score: np.ndarray, usable: np.ndarray) -> Chosen:
+  del usable
   index = np.broadcast_to(np.arange(score.shape[1]), score.shape)[:, None]
   return Chosen(index, np.zeros((len(score), 1), bool))
 
 
-def _best(score: np.ndarray) -> Chosen:
-  return Chosen(np.argmax(score, axis=1)[:, None, None], np.zeros((len(score), 1), bool))
+def _best(score: np.ndarray, usable: np.ndarray) -> Chosen:
+  best = np.argmax(np.where(usable, score, -np.inf), axis=1)
+  return Chosen(best[:, None, None], np.zeros((len(score), 1), bool))
 
 
-def _best_worst(score: np.ndarray) -> Chosen:
-  return _ordered(score, np.stack([np.argmax(score, axis=1), np.argmin(score, axis=1)], axis=1)[:, None])
+def _best_worst(score: np.ndarray, usable: np.ndarray) -> Chosen:
+  best = np.argmax(np.where(usable, score, -np.inf), axis=1)
+  worst = np.argmin(np.where(usable, score, np.inf), axis=1)
+  return _ordered(score, np.stack([best, worst], axis=1)[:, None])
 
 
-def _two(score: np.ndarray) -> Chosen:
-  return _ordered(score, np.broadcast_to(np.array([[0, 1]]), (len(score), 1, 2)))
+def _two(score: np.ndarray, usable: np.ndarray) -> Chosen:
+  return _ordered(score, _first(usable, 2)[:, None])
 
 
-def _all_pairs(score: np.ndarray) -> Chosen:
+def _all_pairs(score: np.ndarray, usable: np.ndarray) -> Chosen:
+  del usable
   pairs = np.stack(np.triu_indices(score.shape[1], 1), axis=1)
   return _ordered(score, np.broadcast_to(pairs, (len(score), *pairs.shape)))
 
@@ -70,6 +80,8 @@ class Shaping:
 
   Args:
     pairing: a name in `PAIRINGS`.
+    unfinished: 'drop' forms rows of finished responses if there are enough, and gives the others weight 0, so that they
+      count neither in sums nor in what these are divided by; 'keep' treats all responses alike.
     ties: 'drop' gives a pair of equal scores weight 0, 'keep' gives it the label 1/2.
     kl_in_score: c in score - c (log pi(y|x) - log pi_ref(y|x)), with the policy that drew y; units of score per nat.
     ratio_reference: what objectives get as log pi_ref: 'initial', the reference, or 'round', the policy that drew y.
@@ -80,6 +92,7 @@ class Shaping:
   ties: str = 'drop'
   kl_in_score: float = 0.0
   ratio_reference: str = 'initial'
+  unfinished: str = 'keep'
   fields: Collection[str] = ()
 
   def score(self, drawn: rollout_files.Round) -> np.ndarray:
@@ -94,7 +107,7 @@ class Shaping:
   def rows(self, drawn: rollout_files.Round) -> PreferenceBatch:
     """All rows of a round, [P * K, M, R], those of a prompt together, as numpy arrays."""
     score = self.score(drawn)
-    index, tied = PAIRINGS[self.pairing].choose(score)
+    index, tied = self._chosen(drawn, score)
     prompts, rows, responses = index.shape
 
     def pick(values: np.ndarray) -> np.ndarray:
@@ -110,14 +123,14 @@ class Shaping:
     if stats.BEHAVIOUR_TOKEN_LOGP in self.fields:
       cached[stats.BEHAVIOUR_TOKEN_LOGP] = pick(drawn.strategy_logp)
     behaviour = pick(drawn.strategy_logp.sum(axis=2, dtype=np.float64)).astype(np.float32)
-    tied = tied.reshape(-1)
+    left_out = (tied & (self.ties == 'drop') | self.cut(drawn)).reshape(-1)
     return PreferenceBatch(
       prompt=np.repeat(drawn.prompt, rows, axis=0),
       prompt_length=np.repeat(drawn.prompt_length, rows),
       response=pick(drawn.response),
       response_length=pick(drawn.response_length),
-      label=np.where(tied, 0.5, 1.0).astype(np.float32),
-      weight=np.where(tied & (self.ties == 'drop'), 0.0, np.repeat(drawn.weight, rows)).astype(np.float32),
+      label=np.where(tied.reshape(-1), 0.5, 1.0).astype(np.float32),
+      weight=np.where(left_out, 0.0, np.repeat(drawn.weight, rows)).astype(np.float32),
       score=pick(score).astype(np.float32),
       behaviour_logp=behaviour if 'behaviour_logp' in self.fields else None,
       cached=cached,
@@ -125,7 +138,22 @@ class Shaping:
 
   def tied(self, drawn: rollout_files.Round) -> np.ndarray:
     """[P, K] bool: see `Chosen`."""
-    return PAIRINGS[self.pairing].choose(self.score(drawn)).tied
+    return self._chosen(drawn, self.score(drawn)).tied
+
+  def cut(self, drawn: rollout_files.Round) -> np.ndarray:
+    """[P, K] bool: the row is left out, because its responses or too many of its prompt were cut off."""
+    usable = self._usable(drawn)
+    index = self._chosen(drawn, self.score(drawn)).index
+    whole = np.take_along_axis(usable[:, None], index, axis=2).all(axis=2)
+    enough = usable.sum(axis=1) >= PAIRINGS[self.pairing].fewest
+    return ~(whole & enough[:, None])
+
+  def _usable(self, drawn: rollout_files.Round) -> np.ndarray:
+    """[P, N] bool: the responses that rows may have."""
+    return drawn.finished if self.unfinished == 'drop' else np.ones_like(drawn.finished)
+
+  def _chosen(self, drawn: rollout_files.Round, score: np.ndarray) -> Chosen:
+    return PAIRINGS[self.pairing].choose(score, self._usable(drawn))
 
 
 def minibatch(rows: PreferenceBatch, prompts: np.ndarray, of_prompt: int, places: np.ndarray) -> PreferenceBatch:

@@ -12,7 +12,14 @@ from typing import Any
 import numpy as np
 
 from alignjax.data.batches import batching
-from alignjax.training import rollout_drawing, rollout_files, rollout_metrics, rollout_references, rollout_rows
+from alignjax.training import (
+  rollout_drawing,
+  rollout_files,
+  rollout_keeping,
+  rollout_metrics,
+  rollout_references,
+  rollout_rows,
+)
 from alignjax.training import state as training_state
 from alignjax.types import PreferenceBatch
 
@@ -26,10 +33,17 @@ class RolloutSource:
     rollouts: draws the rounds.
     shaping: forms rows from scored responses.
     share: the batch shards that this process holds.
+    keeping: which rounds stay on disk; None for all.
   """
 
-  def __init__(self, rollouts: rollout_drawing.Rollouts, shaping: rollout_rows.Shaping, share: batching.Share):
-    self.rollouts, self.shaping, self._share = rollouts, shaping, share
+  def __init__(
+    self,
+    rollouts: rollout_drawing.Rollouts,
+    shaping: rollout_rows.Shaping,
+    share: batching.Share,
+    keeping: rollout_keeping.Keeping | None = None,
+  ):
+    self.rollouts, self.shaping, self._share, self._keeping = rollouts, shaping, share, keeping
     self.on_policy = rollouts.rounds.updates == 1
     self.frozen = training_state.Frozen()
     self._taken = 0
@@ -85,7 +99,10 @@ class RolloutSource:
     self._began = now
     earlier = None if self._kept is None else self._kept.of(self.rollouts.folder, state.params, number)
     frozen = self.frozen if earlier is None else dataclasses.replace(self.frozen, reference=earlier)
-    return self.rollouts.draw(state, frozen, number)
+    drawn = self.rollouts.draw(state, frozen, number)
+    if self._keeping is not None:
+      self._keeping.delete(self.rollouts.folder, number)
+    return drawn
 
   def _read(self, number: int) -> rollout_files.Round:
     """Reads the round that a restored run is within."""
@@ -106,7 +123,9 @@ class RolloutSource:
     return drawn
 
   def get_state(self) -> Any:
-    inner = self._taken % self.rollouts.rounds.updates
+    number, inner = divmod(self._taken, self.rollouts.rounds.updates)
+    if inner and self._keeping is not None:
+      self._keeping.saving(number)
     kept = self._kept.fingerprint if self._kept else ''
     return {'taken': self._taken, 'round': self._sha256 if inner else '', 'reference': kept}
 

@@ -36,6 +36,22 @@ def test_runs_differ_in_settings_by_name_whatever_their_folders(runs):
   }
 
 
+def test_runs_are_given_without_a_flag(runs, tmp_path, capsys):
+  """Before and after flags, as `--runs` does."""
+  printed = []
+  for arguments in ([f'--runs={runs[0]},{runs[1]}'], [*runs], [runs[0], '--metrics=train/loss', runs[1]]):
+    assert execute(*map(str, arguments)) == exit_codes.DONE
+    printed.append(capsys.readouterr().out)
+  assert printed[0] == printed[1] == printed[2]
+  for argument, message in (
+    ('out=x', "unexpected argument 'out=x': type --out=x"),
+    ('–out=x', "unexpected argument '–out=x': it starts with '–'; type --out=x"),
+    ('nowhere', 'nowhere'),
+  ):
+    assert execute(str(runs[0]), argument) == exit_codes.REFUSED
+    assert message in capsys.readouterr().err
+
+
 def test_evaluations_count_by_their_last_value_and_training_by_its_last_tenth(runs):
   dpo, ipo = map(history.read, runs)
   assert dpo.last('train/loss') == pytest.approx(sum(1 / step for step in range(37, 41)) / 4)

@@ -17,8 +17,8 @@ from alignjax.commands import doctor as command
 from alignjax.commands import program
 from alignjax.data.tokens import tokenization
 from alignjax.doctor import findings, memory
-from alignjax.models import checkpoint_io
-from alignjax.run import command_line, examination, inputs, preparation, settings, training
+from alignjax.models import checkpoint_io, fingerprints
+from alignjax.run import command_line, examination, preparation, settings, training
 from alignjax.training import placement
 from tests import assets, runs
 from tests.data import tokenizer_families
@@ -299,11 +299,11 @@ def test_training_stops_before_its_first_update_unless_told_otherwise(sound, tmp
 
 
 def test_a_hash_of_weights_sees_one_bit_if_it_is_to_see_all(sound, tmp_path):
-  before = inputs.fingerprint(str(sound / 'model'), whole=True)
+  before = fingerprints.of(str(sound / 'model'), whole=True)
   write_model(tmp_path / 'model')
-  assert inputs.fingerprint(str(tmp_path / 'model'), whole=True) == before
+  assert fingerprints.of(str(tmp_path / 'model'), whole=True) == before
   path = tmp_path / 'model' / 'model.safetensors'
   content = bytearray(path.read_bytes())
   content[-1] ^= 1
   path.write_bytes(bytes(content))
-  assert inputs.fingerprint(str(tmp_path / 'model'), whole=True) != before
+  assert fingerprints.of(str(tmp_path / 'model'), whole=True) != before

@@ -148,9 +148,31 @@ def test_models_are_compared_with_responses_in_the_data(folder, evaluated, tmp_p
   rows = [{'prompt': prompt, 'completion': '!'} for prompt in PROMPTS]
   (tmp_path / 'rows.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
   flags = (f'--prompts=supervised:{tmp_path}/rows.jsonl', '--reward_fields=')
-  assert run(folder, tmp_path / 'out', *flags, reward='length(target=2, scale=0.1)') == 0
+  reward = 'length(target=2, scale=0.1)'
+  assert run(folder, tmp_path / 'out', *flags, f'--judge=as_judge({reward})', reward=reward) == 0
   values = result(tmp_path / 'out')['models'][f'{folder}/tuned']
   assert values['win_rate_data']['mean'] == pytest.approx(0.5 * values['reward']['mean'])
+  assert values['win_rate_data_judge'] == values['win_rate_data']
+
+
+def test_judges_compare_the_responses_in_pairs(folder, evaluated, tmp_path, capsys):
+  """The n-th response of a model with the n-th of the reference."""
+  out = shutil.copytree(evaluated, tmp_path / 'out')
+  judges = f'--judge=as_judge({REWARD})', f'--second_judge=as_judge({PROXY})'
+  assert run(folder, out, f'--proxy={PROXY}', *judges) == 0
+  assert announced(capsys.readouterr().out) == ['tuned: judge', 'tuned: second_judge']
+
+  def scores(kind):
+    parts = (next((out / 'parts').glob(f'*_{name}.{kind}-*.json')) for name in ('tuned', 'sft'))
+    return (np.array(json.loads(part.read_text())['content']['total']) for part in parts)
+
+  wins = [0.5 + 0.5 * np.sign(np.subtract(*scores(kind))) for kind in ('reward', 'proxy')]
+  values = result(out)['models'][f'{folder}/tuned']
+  assert values['win_rate_judge']['mean'] == pytest.approx(wins[0].mean())
+  assert values['win_rate_second_judge']['mean'] == pytest.approx(wins[1].mean())
+  assert values['agreement']['mean'] == pytest.approx(np.mean(wins[0] * wins[1] + (1 - wins[0]) * (1 - wins[1])))
+  assert values['position_bias_judge'] == {'mean': 0.0, 'error': 0.0}
+  assert 'win rate by the judge' in (out / 'evaluation.md').read_text()
 
 
 @pytest.mark.slow  # draws again; the strategies are those of `sample`
@@ -170,6 +192,8 @@ def test_there_is_no_kl_with_another_strategy(folder, tmp_path):
     (['--reward=length()'], 'length'),
     (['--reward=vador()'], 'vador'),
     (['--proxy=length()'], 'length'),
+    (['--judge=length(3, 2)'], 'this is a reward, not a judge'),
+    (['--second_judge=as_judge(matches("a"))'], 'give --judge too'),
     (['--strategy=hot()'], 'hot'),
     (['--prompts=missing.jsonl'], 'missing.jsonl'),
     (['--samples=0'], '--samples = 0: must be at least 1'),

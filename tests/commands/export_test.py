@@ -14,11 +14,11 @@ import pytest
 
 from alignjax import exit_codes
 from alignjax.commands import export, program
-from alignjax.models import checkpoint_io, folders, transformer
+from alignjax.models import checkpoint_io, fingerprints, folders, transformer
 from alignjax.optim import recipes, schedules
 from alignjax.parallel import mesh as parallel_mesh
 from alignjax.parallel import rules
-from alignjax.run import adapters, exports, inputs, loaded, model_card, settings
+from alignjax.run import adapters, exports, loaded, model_card, settings
 from alignjax.training import checkpoint, owner, placement, saved
 from alignjax.training.policy import Policy
 from tests.models import model_folders
@@ -54,7 +54,7 @@ def finish(config: settings.Config) -> None:
   first, params = (jax.device_put(values, shardings) for values in drawn)
   state = placement.create_state(mesh, first, tx, key, {'mean': 0.0})  # its average differs from its parameters
   state = dataclasses.replace(state, step=jnp.int32(7), params=params)
-  identity = {'model_fingerprint': inputs.fingerprint(config.model)}
+  identity = {'model_fingerprint': fingerprints.of(config.model)}
   workdir = pathlib.Path(config.workdir)
   with checkpoint.Checkpoints(
     workdir / 'checkpoints', config=dataclasses.asdict(config), identity=identity
@@ -171,8 +171,8 @@ def test_what_cannot_be_exported_is_refused(runs, tmp_path, capsys):
 @pytest.mark.slow  # loaded_test.py names the tensors that have changed
 def test_a_base_that_has_changed_unseen_is_refused_by_tensor(runs, tmp_path, monkeypatch, capsys):
   config = runs('adapter')
-  fingerprint = inputs.fingerprint(config.model)
-  monkeypatch.setattr(inputs, 'fingerprint', lambda folder: fingerprint)  # it reads samples of a file
+  fingerprint = fingerprints.of(config.model)
+  monkeypatch.setattr(fingerprints, 'of', lambda folder: fingerprint)  # it reads samples of a file
   changed = pathlib.Path(shutil.copytree(config.model, tmp_path / 'changed'))
   model_folders.flip_bit(changed / folders.WEIGHTS)
   arguments = (f'--workdir={config.workdir}', f'--to={tmp_path / "out"}', f'--model={changed}')

@@ -9,6 +9,8 @@ import pytest
 from alignjax import objectives, stats
 from alignjax.types import Term
 
+WRAPPERS = ('importance_weighted', 'wpo_weighted', 'tis')  # of another objective
+
 
 @pytest.mark.parametrize(
   ('expression', 'reads', 'responses'),
@@ -25,6 +27,7 @@ from alignjax.types import Term
     ('sampo()', {'label', 'prompt', 'prompt_length', 'response', 'response_length'}, 2),
     ('2 * (odpo() - sft()) / 3', {'label', 'score'}, 2),
     ('wpo_weighted(odpo())', {'label', 'score'}, 2),
+    ('tis(sft())', {'label', 'response_length', 'behaviour_token_logp'}, None),
     ('importance_weighted(sft())', {'label', 'response_length', 'behaviour_logp', 'behaviour_token_logp'}, None),
   ],
 )
@@ -39,7 +42,7 @@ def test_a_sum_of_objectives_for_different_numbers_of_responses_is_refused_by_na
     objectives.dpo() + objectives.sft() + single
 
 
-@pytest.mark.parametrize('name', ['importance_weighted', 'wpo_weighted'])
+@pytest.mark.parametrize('name', WRAPPERS)
 def test_a_wrapper_keeps_all_that_the_objective_inside_declares(name):
   inside = objectives.bco(momentum=0.5)
   wrapped = objectives.OBJECTIVES[name](inside)
@@ -67,10 +70,11 @@ def test_a_marker_survives_sums_multiples_and_wrappers(expression, field):
     '0.5 * (pmle() + 2 * {})',
     'importance_weighted({})',
     'wpo_weighted(pmle() + {})',
+    'tis({})',
   ):
     assert getattr(objectives.parse(form.format(expression)), field) is True
   for name, build in objectives.OBJECTIVES.items():
-    built = build(objectives.dpo()) if name.endswith('_weighted') else build()
+    built = build(objectives.dpo()) if name in WRAPPERS else build()
     assert built.on_policy is (name in ('rlhf', 'reverse_kl', 'kl_penalty'))
     assert built.ordered is False
 

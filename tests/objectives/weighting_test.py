@@ -345,3 +345,36 @@ def test_wpo_weights_a_response_that_the_policy_would_draw_by_one():
 def test_what_cannot_be_is_named(build, message):
   with pytest.raises(ValueError, match=message):
     build()
+
+
+def token_weighted(cap=2.0):
+  """`tis(sft())` on the batch, and the log-probabilities of its tokens."""
+  logp = stats.from_logits({stats.logp}, POLICY, None, BATCH)[stats.logp]
+  return objectives.tis(objectives.sft(), cap=cap), np.asarray(logp)
+
+
+@pytest.mark.parametrize('drift', [-1.0, 0.0, 0.5, 3.0])
+def test_the_gradient_through_each_token_is_weighted_by_its_own_ratio(drift):
+  """One token is `drift` nats likelier than when it was drawn, and all others as likely."""
+  objective, logp = token_weighted()
+  moved = np.zeros_like(logp)
+  moved[0, 0, 0] = drift
+  batch = dataclasses.replace(BATCH, cached={stats.BEHAVIOUR_TOKEN_LOGP: jnp.asarray(logp - moved)})
+  found = gradient(objective, batch=batch)
+  plain = gradient(objectives.sft())
+  expected = np.array(plain)
+  expected[0, 0, 0] *= min(math.exp(drift), 2.0)
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-8)
+  np.testing.assert_array_equal(term(objective, batch=batch).loss, term(objectives.sft()).loss)
+  metrics = term(objective, batch=batch).metrics
+  lengths = np.asarray(BATCH.response_length, np.float64)
+  assert metrics['token_weight_capped'][0] == pytest.approx((drift == 3.0) / lengths[0, 0] / 2)
+  assert metrics['token_weight'][0] == pytest.approx(1 + (min(math.exp(drift), 2.0) - 1) / lengths[0, 0] / 2, rel=1e-5)
+
+
+def test_a_batch_without_the_sampler_is_refused():
+  objective, _ = token_weighted()
+  with pytest.raises(ValueError, match='behaviour_token_logp'):
+    term(objective, batch=dataclasses.replace(BATCH, cached={}))
+  with pytest.raises(ValueError, match=r'tis: cap must be at least 1, got 0.5'):
+    objectives.tis(objectives.sft(), cap=0.5)

@@ -1,8 +1,10 @@
 """Oracles of `alignjax.objectives.weighting`."""
 
+import dataclasses
+
 import numpy as np
 
-from tests.oracles import pairwise, reference_free
+from tests.oracles import on_policy, pairwise, reference_free
 from tests.oracles.data import Case
 
 
@@ -21,6 +23,18 @@ def wpo_weight(f, cap):
   return np.minimum(weight, np.inf if cap is None else cap)
 
 
+def tis(oracle, cap):
+  """An oracle with the log-probability of each token moved by its weight times what the token has moved."""
+
+  def weighted(live, frozen):
+    weight = np.minimum(np.exp(frozen.logp - frozen.behaviour_token_logp), cap)
+    moved = dataclasses.replace(live)
+    vars(moved)['logp'] = np.where(live.mask, frozen.logp + weight * (live.logp - frozen.logp), 0.0)
+    return oracle(moved, frozen)
+
+  return weighted
+
+
 CASES = (
   Case('importance_weighted(dpo())', lambda d, f: importance_weight(f, 0.25) * pairwise.dpo(d, 0.1)),
   Case('importance_weighted(ipo(tau=0.3), clip=1.0)', lambda d, f: importance_weight(f, 1.0) * pairwise.ipo(d, 0.3)),
@@ -37,6 +51,8 @@ CASES = (
     lambda d, f: importance_weight(f, 0.25, per_length=True) * reference_free.simpo(d, 2.0, 0.5),
   ),
   Case('importance_weighted(sft())', lambda d, f: importance_weight(f, 0.25) * reference_free.sft(d), responses=3),
+  Case('tis(rlhf(beta=0.4))', tis(lambda d, f: on_policy.reverse_kl(d, f, 0.0, 0.4), 2.0), responses=3),
+  Case('tis(dpo(beta=0.3), cap=1.5)', tis(lambda d, f: pairwise.dpo(d, 0.3), 1.5), at_reference=float(np.log(2))),
   Case('wpo_weighted(dpo(beta=0.3))', lambda d, f: wpo_weight(f, 1.0) * pairwise.dpo(d, 0.3)),
   Case('wpo_weighted(sft(), cap=None)', lambda d, f: wpo_weight(f, None) * reference_free.sft(d), responses=1),
 )

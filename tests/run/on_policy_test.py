@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from alignjax import objectives, rewards
-from alignjax.run import examination, on_policy, preparation, settings, training
-from alignjax.training import metrics, rollout_files, source
+from alignjax.run import examination, on_policy, preparation, record, settings, training
+from alignjax.training import checkpoint, metrics, rollout_files, source
 from tests import assets, runs
 
 
@@ -118,7 +118,7 @@ def test_a_run_that_is_killed_resumes_bit_for_bit(folder, whole, tmp_path, monke
     if place == 'while scoring':
       patch.setattr(f'{__name__}.calls', [])
       patch.setattr(f'{__name__}.fatal', 2)
-      patch.setattr(rewards.base, '_watched', lambda compute, watch: compute())
+      patch.setattr(rewards.base.watching, 'watched', lambda compute, watch: compute())
     else:
       patch.setattr(metrics.JsonlWriter, 'write', fail)
     with pytest.raises(Killed):
@@ -239,11 +239,11 @@ def test_settings_that_do_not_fit_are_refused(folder, tmp_path, values, objectiv
 def test_one_sample_without_a_baseline_is_a_warning(folder, caplog):
   objective = objectives.parse('rlhf()')
   with caplog.at_level(logging.WARNING):
-    on_policy.check(configure(folder, objective='rlhf()', samples=1, pairing='all', minibatch=0), objective)
+    on_policy.warn(configure(folder, objective='rlhf()', samples=1, pairing='all', minibatch=0), objective)
   assert 'no baseline' in caplog.text
   caplog.clear()
   with caplog.at_level(logging.WARNING):
-    on_policy.check(configure(folder, objective='rlhf()', pairing='all', inner_epochs=4, minibatch=0), objective)
+    on_policy.warn(configure(folder, objective='rlhf()', pairing='all', inner_epochs=4, minibatch=0), objective)
   assert 'there are 4 updates on each round' in caplog.text
 
 
@@ -254,6 +254,40 @@ def test_distillation_needs_no_reward(folder):
   np.testing.assert_array_equal(on_policy.reward(config)([rewards.Sample('a', 'b', 1, True)] * 2), 0.0)
   with pytest.raises(ValueError, match=r'config\.reward is missing'):
     on_policy.check(dataclasses.replace(config, pairing='best'), objective)
+
+
+def test_a_changed_reward_model_is_refused_by_name(folder):
+  class Model:
+    fingerprint = 'weights, scale'
+
+    def __call__(self, samples):
+      return [0.0] * len(samples)
+
+  @rewards.factory
+  def versioned():
+    return Model()
+
+  try:
+    config = configure(folder, reward='0.5 * versioned() - missing_end()')
+    identity = record.identity(config, preparation.prepare(config, print))
+    assert identity['reward_models'] == {'versioned()': 'weights, scale'}
+    before = identity | {'reward_models': {'versioned()': 'other weights, scale'}}
+    error = checkpoint.MismatchError('', {}, before)
+    message = r'^versioned\(\): the model or its reward\.json changed since this run was started'
+    with pytest.raises(ValueError, match=message):
+      raise record.explain(error, identity, config)
+  finally:
+    del rewards.REWARDS['versioned']
+
+
+def test_dropping_what_does_not_end_is_a_warning_for_samples_of_the_policy(folder, caplog):
+  values = {'unfinished': 'drop', 'minibatch': 0}
+  with caplog.at_level(logging.WARNING):
+    on_policy.warn(configure(folder, objective='dpo()', **values), objectives.dpo())
+  assert not caplog.text
+  with caplog.at_level(logging.WARNING):
+    on_policy.warn(configure(folder, objective='rlhf()', pairing='all', **values), objectives.rlhf())
+  assert "config.unfinished = 'drop': rlhf is trained on the responses that end" in caplog.text
 
 
 @pytest.mark.slow  # training/joint_test.py compares the gradients and the positions
@@ -279,8 +313,8 @@ def test_data_and_rollouts_are_trained_together(folder, whole, tmp_path):
   assert [record['step'] for record in records] == [1, 2, 3, 4]
   assert records[0]['rollouts/loss'] == pytest.approx(0.0, abs=1e-5)
   assert records[0]['loss'] > 0.1
-  for record in records:
-    assert record['rollouts/kl'] == pytest.approx(record['rollout/kl'], abs=1e-4)
+  for each in records:
+    assert each['rollouts/kl'] == pytest.approx(each['rollout/kl'], abs=1e-4)
 
 
 def test_a_reward_is_built_once(folder):

@@ -5,17 +5,24 @@ import sys
 
 import pytest
 
-from alignjax import expressions, merging, objectives, rewards
+from alignjax import expressions, judges, merging, objectives, rewards
 from alignjax.optim import bases, recipes
 from alignjax.run import merge_folders, user_code
 from alignjax.sampling import strategies
 
-REGISTRIES = (merging.METHODS, objectives.OBJECTIVES, bases.BASES, rewards.REWARDS, strategies.STRATEGIES)
+REGISTRIES = (
+  merging.METHODS,
+  objectives.OBJECTIVES,
+  bases.BASES,
+  rewards.REWARDS,
+  judges.JUDGES,
+  strategies.STRATEGIES,
+)
 EVERYTHING = """
 import numpy as np
 import optax
 
-from alignjax import merging, optim, rewards
+from alignjax import judges, merging, optim, rewards
 from alignjax.sampling import strategies
 
 
@@ -27,6 +34,11 @@ def clipped_sgd(learning_rate, largest=1.0):
 @rewards.factory
 def brevity():
   return lambda samples: np.array([-len(sample.response) for sample in samples], np.float64)
+
+
+@judges.factory
+def shorter():
+  return lambda pairs: [len(a) < len(b) for prompt, a, b in pairs]
 
 
 @strategies.factory
@@ -71,6 +83,7 @@ def test_every_kind_of_factory_goes_through_the_same_door(write):
   assert recipe.learning_rate == 0.1
   samples = [rewards.Sample('a', text, len(text), finished=True) for text in ('xyz', '')]
   assert rewards.parse('brevity()')(samples).tolist() == [-3, 0]
+  assert judges.parse('shorter()').verdicts([samples, samples[::-1]]).wins.tolist() == [0, 1]
   assert strategies.parse('chain(cool(), top_k(3))')
   assert merge_folders.parse_method('halfway()').name == 'halfway()'
 

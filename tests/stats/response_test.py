@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alignjax import objectives, stats
+from alignjax import numerics, objectives, stats, testing
+from alignjax.testing import checks
+from alignjax.training import forward
 from alignjax.types import Head, Term
 from tests import fixtures
 
@@ -84,3 +86,30 @@ def test_an_objective_reads_it_and_permuting_rows_permutes_it():
   rows = jax.tree.map(lambda x: x[order], (table(STATES), BATCH))
   np.testing.assert_array_equal(objective.apply(*rows).loss, loss[order])
   assert not objectives.couples(objective)
+
+
+SCORED = dataclasses.replace(HEAD, score=PROBE[:, None])
+
+
+def test_a_value_is_the_score_of_the_state_before_each_token():
+  hidden = stats.HiddenStates(STATES, SCORED)
+  found = stats.statistics({stats.value}, hidden, None, BATCH, chunk=36)
+  expected = np.asarray(STATES, np.float64) @ np.asarray(PROBE, np.float64)
+  np.testing.assert_allclose(found[stats.value], np.where(found.mask, expected, 0.0), atol=1e-5)
+  both = stats.statistics({stats.value, stats.logp, REWARD}, hidden, None, BATCH, chunk=36)
+  np.testing.assert_array_equal(both[stats.value], found[stats.value])
+  with pytest.raises(ValueError, match='`value` needs a model with a score head'):
+    stats.statistics({stats.value}, stats.HiddenStates(STATES, HEAD), None, BATCH, chunk=36)
+
+
+def test_an_objective_reads_values():
+  """The squared error of a critic against the score of the whole response."""
+
+  def apply(table, batch):
+    error = jnp.square(table[stats.value] - jnp.asarray(batch.score)[..., None])
+    return Term(jnp.mean(numerics.masked_mean(error, table.mask), axis=1), {})
+
+  critic = objectives.Objective(frozenset({stats.value}), apply, reads=frozenset({'score'}), name='critic()')
+  assert forward.output(critic.needs) == 'score'
+  assert forward.output((critic + objectives.sft()).needs) == 'both'
+  checks.check_responses(testing.Setting.of(critic, 2))

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from alignjax import objectives, stats
-from alignjax.models import lora, transformer
+from alignjax.models import base, lora, transformer
 from alignjax.parallel import mesh as parallel_mesh
 from alignjax.parallel import rules
 from alignjax.training import forward
@@ -196,18 +196,56 @@ def counted(count, seed, soft, vocab=6, tokens=6):
   return batch, np.mean((margin > 0) == wins)
 
 
-@pytest.mark.slow  # tests/run/reward_model_test.py trains one for a few steps
+def bag_of_tokens(vocab):
+  """A model whose states are the counts of the response tokens so far, so that its reward is linear in them."""
+
+  def hidden(params, prompt, prompt_length, response, response_length):
+    del params, prompt, prompt_length, response_length
+    seen = jnp.cumsum(jax.nn.one_hot(response, vocab), axis=2)
+    return jnp.pad(seen, ((0, 0), (0, 0), (1, 0), (0, 0)))[:, :, :-1]  # before each token
+
+  return base.LanguageModel(
+    config=None,
+    init=lambda key: {'score': {'kernel': jnp.zeros((vocab, 1))}},
+    hidden=hidden,
+    head=lambda params: Head(None, score=params['score']['kernel']),
+    prefill=None,
+    decode=None,
+  )
+
+
+def accuracy_after(model, params, tx, updates, train, held_out):
+  """The accuracy of a reward model on other pairs, after all updates on the same batch."""
+  objective, policy = objectives.bradley_terry(), Policy(model)
+  step = training_step.build_train_step(policy, objective, tx, chunk=4096)
+  evaluate = training_step.build_eval_step(policy, objective, chunk=4096)
+
+  @jax.jit
+  def run(train, held_out):
+    state = training_state.TrainState.create(params, tx, jax.random.key(0))
+    state = jax.lax.fori_loop(0, updates, lambda i, state: step(state, training_state.Frozen(), train)[0], state)
+    return evaluate(state.params, training_state.Frozen(), held_out)['reward_accuracy'].mean()
+
+  return [float(run(*pairs)) for pairs in zip(train, held_out, strict=True)]
+
+
 def test_bradley_terry_learns_a_linear_reward_of_token_counts():
-  """The accuracy on other pairs, with drawn labels, is nearly that of the true reward, 0.69."""
-  train, _ = counted(300, seed=1, soft=True)
-  held_out, bayes = counted(2000, seed=2, soft=False)
-  objective = objectives.bradley_terry()
+  """From 300 drawn labels. On other pairs it is nearly as accurate as the true reward, whose accuracy is 0.69."""
+  model = bag_of_tokens(6)
+  train = [counted(300, seed=seed, soft=False)[0] for seed in (1, 2, 3)]
+  held_out, bayes = zip(*(counted(20000, seed=seed, soft=False) for seed in (101, 102, 103)), strict=True)
+  found = accuracy_after(model, model.init(None), optax.adam(0.1), 100, train, held_out)
+  lost = np.array(bayes) - found
+  print(f'R3: accuracy {np.round(found, 3)}, true reward {np.round(bayes, 3)}, lost at most {lost.max():.4f}')
+  assert lost.max() <= 0.02
+  assert min(bayes) > 0.68
+
+
+@pytest.mark.slow  # the one above has the same objective, and compiles faster
+def test_a_transformer_learns_a_linear_reward_of_token_counts():
+  """From probabilities as labels: 300 drawn labels are too few for its parameters."""
   model = transformer.build(dataclasses.replace(CONFIG, output='score', vocab_size=6))
   params, tx = jax.device_put(token_batches.params(model)), optax.adamw(1e-2, weight_decay=0.1)
-  step = jax.jit(training_step.build_train_step(Policy(model), objective, tx, chunk=4096))
-  state = training_state.TrainState.create(params, tx, jax.random.key(0))
-  for _ in range(100):
-    state, _ = step(state, training_state.Frozen(), train)
-  evaluate = jax.jit(training_step.build_eval_step(Policy(model), objective, chunk=4096))
-  accuracy = float(evaluate(state.params, training_state.Frozen(), held_out)['reward_accuracy'].mean())
-  assert accuracy >= bayes - 0.02
+  held_out, bayes = counted(2000, seed=2, soft=False)
+  (found,) = accuracy_after(model, params, tx, 100, [counted(300, seed=1, soft=True)[0]], [held_out])
+  assert found >= bayes - 0.02

@@ -13,7 +13,18 @@ from alignjax.data.batches import batching
 from alignjax.models import tabular
 from alignjax.parallel import mesh
 from alignjax.sampling import sampler, strategies
-from alignjax.training import policy, references, rollout_drawing, rollout_rows, rollouts, rows, state, step
+from alignjax.training import (
+  policy,
+  references,
+  rollout_drawing,
+  rollout_files,
+  rollout_keeping,
+  rollout_rows,
+  rollouts,
+  rows,
+  state,
+  step,
+)
 
 # Token 0 ends a sentence, and no sentence has more than two tokens.
 SENTENCES = ((0,), (1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2))
@@ -85,6 +96,7 @@ class Setting(NamedTuple):
   ties: str = 'drop'
   kl_in_score: float = 0.0
   ratio_reference: str = 'initial'
+  unfinished: str = 'keep'
   temperature: float = 1.0
   reward: rewards.Reward = REWARD
   learning_rate: float = 0.1
@@ -100,11 +112,15 @@ def drawer(setting: Setting, folder, device_mesh=MESH) -> rollout_drawing.Rollou
   )
 
 
-def source_of(setting: Setting, made: rollout_drawing.Rollouts) -> rollouts.RolloutSource:
+def source_of(
+  setting: Setting, made: rollout_drawing.Rollouts, keeping: rollout_keeping.Keeping | None = None
+) -> rollouts.RolloutSource:
   objective = objectives.parse(setting.objective)
   fields = objective.reads | {stat.name for stat in objective.needs}
-  shaping = rollout_rows.Shaping(setting.pairing, setting.ties, setting.kl_in_score, setting.ratio_reference, fields)
-  source = rollouts.RolloutSource(made, shaping, batching.Share())
+  shaping = rollout_rows.Shaping(
+    setting.pairing, setting.ties, setting.kl_in_score, setting.ratio_reference, setting.unfinished, fields
+  )
+  source = rollouts.RolloutSource(made, shaping, batching.Share(), keeping)
   source.frozen = FROZEN
   return source
 
@@ -133,6 +149,25 @@ def train(setting: Setting, folder, updates: int):
   for _ in range(updates):
     now, _ = update(now, state.Frozen(), source.next(now).data)
   return now.params, source
+
+
+def round_of(*, logp, **arrays):
+  """A round that was not really drawn."""
+  prompts, zeros = len(arrays['ids']), np.zeros(arrays['score'].shape, np.float32)
+  return rollout_files.Round(
+    number=0,
+    step=0,
+    settings={},
+    weight=np.ones(prompts, np.float32),
+    prompt_length=np.ones(prompts, np.int32),
+    finished=zeros == 0,
+    sampler_logp=logp,
+    strategy_logp=logp,
+    policy_logp=logp,
+    entropy=zeros,
+    parts={},
+    **arrays,
+  )
 
 
 class Killed(Exception):

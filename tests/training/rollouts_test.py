@@ -17,6 +17,7 @@ from alignjax.training import (
   rollout_datasets,
   rollout_drawing,
   rollout_files,
+  rollout_keeping,
   rollout_metrics,
   rollout_rows,
   source,
@@ -104,7 +105,7 @@ def test_value_and_gradient_of_a_round_are_unbiased(samples, beta, gamma, tmp_pa
   values = jax.device_get(made.measure(params, world.FROZEN, jax.tree.map(jnp.asarray, batch)))
   score = world.SCORE[rows[0][:, None], rows[1]]
   logp = values['logp']
-  drawn_round = round_of(
+  drawn_round = world.round_of(
     ids=rows[0],
     prompt=prompt,
     response=batch.response,
@@ -131,25 +132,6 @@ def test_value_and_gradient_of_a_round_are_unbiased(samples, beta, gamma, tmp_pa
   found, expected = (jax.jit(jax.value_and_grad(function))(params) for function in (estimate, exact))
   np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
   np.testing.assert_allclose(found[1]['logits'], expected[1]['logits'], atol=2e-6)
-
-
-def round_of(*, logp, **arrays):
-  """A round that was not really drawn."""
-  prompts, zeros = len(arrays['ids']), np.zeros(arrays['score'].shape, np.float32)
-  return rollout_files.Round(
-    number=0,
-    step=0,
-    settings={},
-    weight=np.ones(prompts, np.float32),
-    prompt_length=np.ones(prompts, np.int32),
-    finished=zeros == 0,
-    sampler_logp=logp,
-    strategy_logp=logp,
-    policy_logp=logp,
-    entropy=zeros,
-    parts={},
-    **arrays,
-  )
 
 
 def states_of(params, batch):
@@ -189,39 +171,6 @@ def test_behaviour_is_that_of_the_strategy(tmp_path):
 def batch_of(drawn):
   ones = np.ones(len(drawn.ids), np.float32)
   return PreferenceBatch(drawn.prompt, drawn.prompt_length, drawn.response, drawn.response_length, ones, ones)
-
-
-def shaped(score, **options):
-  """Rows of responses that are numbered from 0."""
-  score = np.asarray(score, np.float64)
-  prompts, count = score.shape
-  numbers = np.tile(np.arange(count, dtype=np.int32), (prompts, 1))
-  zeros = np.zeros((*score.shape, 1), np.float32)
-  drawn = round_of(
-    ids=np.arange(prompts),
-    prompt=np.ones((prompts, 1), np.int32),
-    response=numbers[..., None],
-    response_length=np.ones_like(numbers),
-    logp=zeros,
-    score=score,
-    reference_logp=zeros,
-  )
-  rows = rollout_rows.Shaping(**options).rows(drawn)
-  return rows.response[..., 0].tolist(), rows.weight.tolist(), rows.label.tolist(), rows.score.tolist()
-
-
-def test_pairings_choose_and_order_responses():
-  score = [[1.0, 3.0, 2.0], [5.0, 5.0, 4.0]]
-  assert shaped(score) == ([[0, 1, 2], [0, 1, 2]], [1, 1], [1, 1], score)
-  assert shaped(score, pairing='best')[0] == [[1], [0]]
-  assert shaped(score, pairing='best_worst')[0] == [[1, 0], [0, 2]]
-  response, weight, label, scores = shaped(score, pairing='two')
-  assert (response, weight, label) == ([[1, 0], [0, 1]], [1, 0], [1, 0.5])
-  assert scores == [[3, 1], [5, 5]]
-  assert shaped(score, pairing='two', ties='keep')[1:3] == ([1, 1], [1, 0.5])
-  response, weight, _, _ = shaped(score, pairing='all_pairs')
-  assert response == [[1, 0], [2, 0], [1, 2], [0, 1], [0, 2], [1, 2]]
-  assert weight == [1, 1, 1, 0, 1, 1]
 
 
 def test_weights_of_prompts_are_those_of_their_rows(drawn):
@@ -433,6 +382,45 @@ def test_rollouts_of_another_run_or_a_later_step_are_refused(within):
     rollout_files.RolloutError, match=r'not the rollouts of the checkpoint of step 6.*drawn at step 0'
   ):
     run.go(12)
+
+
+@pytest.mark.parametrize('newest', [1, 2])
+def test_old_rounds_are_deleted_but_none_that_a_checkpoint_needs(newest, uninterrupted, tmp_path):
+  """Rounds of 4 updates. A checkpoint of step 6 is within round 1, one of step 8 between two rounds."""
+  made, checkpoints = uninterrupted[0], tmp_path / 'checkpoints'
+  made.folder = tmp_path / 'rollouts'
+  keeping = rollout_keeping.Keeping(newest, 4, checkpoints)
+  now, batches = world.start(RESUMED), world.source_of(RESUMED, made, keeping)
+
+  def left():
+    found = [file.stem for file in made.folder.glob('*.jsonl')]
+    assert sorted(found) == [file.stem for file in rollout_files.numbered(made.folder).values()]
+    return list(rollout_files.numbered(made.folder))
+
+  def take(updates):
+    for _ in range(updates):
+      batches.next(now)
+
+  take(5)
+  assert left() == [0, 1][-newest:]
+  take(1)
+  batches.get_state()  # step 6: its checkpoint is being written
+  take(3)
+  assert left() == [1, 2]
+  for done in (6, 8):
+    (checkpoints / str(done)).mkdir(parents=True)
+  take(8)
+  assert left() == [1, 2, 3, 4]
+  batches.get_state()  # step 17
+  take(2)
+  batches.get_state()  # step 19
+  (checkpoints / '6').rmdir()
+  take(2)
+  assert left() == [4, 5]
+  (checkpoints / '17').mkdir()
+  take(4)
+  assert left() == [4, 5, 6]
+  rollout_files.read_all(made.folder)
 
 
 def test_a_folder_of_rounds_is_complete_or_refused(within):
