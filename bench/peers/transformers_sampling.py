@@ -2,8 +2,8 @@
 
   python transformers_sampling.py MODEL DTYPE NEW_TOKENS PROMPTS
 
-PROMPTS is a JSON list of lists of token ids. It draws once for each line of standard input. The log-probabilities of what
-was drawn come from a forward pass that is not timed.
+PROMPTS is a JSON list of lists of token ids. It draws once for each line of standard input. The log-probabilities of
+the drawn tokens come from a forward pass that is not timed.
 """
 
 import json
