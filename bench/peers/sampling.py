@@ -2,7 +2,7 @@
 
   python -m bench.peers.sampling --model=models/smollm2 --python=/path/to/environment/bin/python
 
-Both sides draw 128 tokens after each of 8 prompts of 64 tokens, from all tokens at temperature 1 and without end tokens,
+Both sides draw 128 tokens after each of 8 prompts of 64 tokens, from all tokens at temperature 1, without end tokens,
 so they draw the same number of tokens. Each side and dtype is a process of its own, and all of them live at once. In
 each round every process draws once, in random order. A ratio is taken within a round, and reported as the median over
 rounds with its range. The log-probability per token, averaged over everything drawn, must agree between the sides,
