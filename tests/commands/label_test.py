@@ -38,6 +38,13 @@ def test_rows_of_a_pairing(forming, expected):
   assert list(forming.formed('Why?', ANSWERS)) == [{'prompt': 'Why?'} | row for row in expected]
 
 
+def test_an_empty_response_is_in_no_row():
+  answers = [answer(' \n', 0.0), answer('', 9.0), *ANSWERS]
+  forming = labelling.Forming('best_worst')
+  assert list(forming.formed('Why?', answers)) == list(forming.formed('Why?', ANSWERS))
+  assert not list(labelling.Forming('all').formed('Why?', answers))
+
+
 def test_tied_pairs_are_dropped_or_kept_with_an_even_label():
   rows = list(labelling.Forming('all_pairs').formed('Why?', ANSWERS))
   assert len(rows) == 5  # of 6 pairs, a and d are tied
