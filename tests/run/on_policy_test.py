@@ -127,6 +127,7 @@ def test_a_run_that_is_killed_resumes_bit_for_bit(folder, whole, tmp_path, monke
   assert lasting(tmp_path / 'run') == whole
 
 
+@pytest.mark.slow  # rollouts_test.py has the failure, loop_failures_test.py the save, and the test above resumes
 def test_a_reward_that_fails_saves_the_run_which_resumes(folder, whole, tmp_path, monkeypatch):
   config = configure(folder, workdir=str(tmp_path / 'run'), save_every=0)
   with monkeypatch.context() as patch:
@@ -208,7 +209,7 @@ REFUSED = [
   ({'samples': 1, 'pairing': 'two'}, 'dpo', r"config\.pairing = 'two' .* draw --samples=2 or more, not 1"),
   ({'samples': 2, 'pairing': 'all'}, 'dpo', r'dpo\(.*reads which response is preferred'),
   ({'samples': 4, 'pairing': 'all'}, 'dpo', r'reads which response .* give --pairing=best_worst'),
-  ({'samples': 3, 'pairing': 'all'}, 'rebel', r'rebel compares two responses: the data has N = 3'),
+  ({'samples': 3, 'pairing': 'all'}, 'rebel', r'rebel compares two responses to a prompt, but the data has 3'),
   ({'reward': ''}, 'dpo', r'config\.reward is missing'),
   ({'reward': 'vadr()'}, 'dpo', r'did you mean vader\(\)'),
   ({'data': ('pairs.jsonl',)}, 'dpo', r'config\.data and config\.prompts are both set'),
