@@ -141,7 +141,7 @@ def test_an_interrupted_run_continues_and_writes_the_same_files(model, prompts, 
 def test_training_reads_the_rows_and_all_responses_are_kept(model, prompts, letters, tmp_path, capsys):
   out = tmp_path / 'pairs.jsonl'
   assert execute(model, prompts, out) == exit_codes.DONE
-  assert f'read it with --data={out} --max_response=6 --long_responses=cut. ' in capsys.readouterr().out
+  assert f'read it with --data={out} --max_response=4 --long_responses=cut. ' in capsys.readouterr().out
   examples = list(sources.read_examples(str(out), drops.DropReport()))
   assert all(each.score[0] > each.score[1] for each in examples)
   lines = [json.loads(line) for line in (tmp_path / 'pairs.samples.jsonl').read_text().splitlines()]
