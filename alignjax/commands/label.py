@@ -102,7 +102,10 @@ def run(settings: Settings) -> None:
       f'{counts.score:.4g}, {counts.rows} rows, {time.monotonic() - start:.1f} s'
     )
     form = '' if forming.form == 'preference' else f'{forming.form}:'
-    print(f'wrote {settings.out}; read it with --data={form}{settings.out}. All responses are in {store.path}')
+    # Training appends an end token to a response that is short enough, so a response that was cut off must not be.
+    cut = settings.unfinished == 'keep' and not settings.behaviour_logp and counts.finished < 1
+    limits = f' --max_response={settings.max_new_tokens} --long_responses=cut' if cut else ''
+    print(f'wrote {settings.out}; read it with --data={form}{settings.out}{limits}. All responses are in {store.path}')
 
 
 def _out(settings: Settings) -> pathlib.Path:

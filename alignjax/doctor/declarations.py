@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from alignjax import objectives
+from alignjax import objectives, stats
 from alignjax.doctor import findings
 
 COUPLED_PROMPTS = 4  # smallest batch for an objective whose rows depend on one another
@@ -83,9 +83,11 @@ def examine_samples(objective: objectives.Objective, *, on_policy: bool) -> list
 
 
 def relevant(found: Iterable[findings.Finding], objective: objectives.Objective) -> list[findings.Finding]:
-  """Drops findings about labels that do not matter to the objective."""
+  """Drops findings about labels and ends that do not matter to the objective."""
   readers = [leaf for leaf in objective.leaves if 'label' in leaf.reads]
   dropped = CLASS_FINDINGS if readers else LABEL_FINDINGS
   if any(leaf.couples_rows for leaf in readers):
     dropped = frozenset()
+  if all(stats.reads_final([stat]) for stat in objective.needs):  # a reward model writes no responses
+    dropped |= {'untrained_end'}
   return [finding for finding in found if finding.name not in dropped]

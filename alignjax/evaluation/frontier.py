@@ -38,7 +38,7 @@ def undominated(points: Sequence[Point]) -> list[Point]:
 
 
 def draw(axes: Any, points: Sequence[Point], label: str | None = None) -> None:
-  """Plots reward against sqrt(KL) for one run, in training order, with error bars and the step of each point.
+  """Plots reward against sqrt(KL) for one run, in training order, with error bars and, of several points, their steps.
 
   Args:
     axes: the matplotlib axes to draw on.
@@ -56,7 +56,8 @@ def draw(axes: Any, points: Sequence[Point], label: str | None = None) -> None:
     capsize=3,
     label=label,
   )
-  for point, x in zip(points, middle, strict=True):
+  checkpoints = zip(points, middle, strict=True) if len(points) > 1 else ()  # a single point is a whole model
+  for point, x in checkpoints:
     axes.annotate(str(point.step), (x, point.reward.mean), textcoords='offset points', xytext=(6, -12), fontsize=8)
   axes.set_xlabel('√KL(policy ‖ reference), √nats')
   axes.set_ylabel('gold reward')

@@ -17,7 +17,7 @@ from alignjax.parallel import rules
 from alignjax.rewards import base
 from alignjax.types import Array, Params, PreferenceBatch
 
-MULTIPLE = 64  # prompts and responses are padded to a multiple of this number of tokens, to limit compilations
+MULTIPLE = 32  # prompts and responses are padded to a multiple of this number of tokens, to limit compilations
 
 
 class _Encoded(NamedTuple):
@@ -168,15 +168,16 @@ def calibrate(folder: str | os.PathLike[str], samples: Sequence[base.Sample], so
 
 
 @base.factory
-def reward_model(folder: str, normalise: bool = True) -> base.Score:
+def reward_model(folder: str, normalise: bool = True, compute_dtype: str = 'float32') -> base.Score:
   """A trained reward model: r(x, y), normalised with the mean and standard deviation in its folder.
 
   Args:
     folder: a sequence classifier with one label: a folder, such as `model` in the work directory of a run with
       `bradley_terry()`, or a name on the Hub.
     normalise: whether to subtract the mean and divide by the standard deviation in reward.json.
+    compute_dtype: type of activations, 'float32' or 'bfloat16'. The score is computed in float32.
 
   Raises:
-    ValueError: the folder cannot be used, or has no reward.json to normalise with.
+    ValueError: the folder cannot be used, or has no reward.json to normalise with; or the type is another one.
   """
-  return RewardModel.load(folder, normalise=normalise)
+  return RewardModel.load(folder, normalise=normalise, compute_dtype=compute_dtype)

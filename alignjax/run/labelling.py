@@ -53,6 +53,10 @@ class Forming(NamedTuple):
 
   def formed(self, prompt: rows.Prompt, answers: Sequence[Answer]) -> Iterator[dict[str, Any]]:
     """Yields the rows of a prompt."""
+    filled = [each for each in answers if each.response.strip()]  # training refuses empty responses
+    if self.form == 'scored' and len(filled) < len(answers):
+      return  # all rows have the same number of responses
+    answers = filled
     if self.unfinished == 'drop' or self.behaviour_logp:
       answers = [each for each in answers if each.finished]
     pairing = rollout_rows.PAIRINGS[self.pairing]

@@ -237,6 +237,8 @@ class _Run:
 
   def advance(self) -> None:
     """Dispatches one step, then reads the metrics of the one before it."""
+    if self.batches.on_policy:  # the next batch waits for the last step anyway
+      self.flush()
     try:
       batch = self.batches.next(self.state)
     except StopIteration:

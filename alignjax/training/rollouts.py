@@ -9,6 +9,7 @@ import dataclasses
 import time
 from typing import Any
 
+import jax
 import numpy as np
 
 from alignjax.data.batches import batching
@@ -92,6 +93,7 @@ class RolloutSource:
 
   def _drawn(self, state: training_state.TrainState, number: int) -> rollout_files.Round:
     """Draws a round, and measures how the time since the last one was spent."""
+    jax.block_until_ready(state.params)  # so that the last update counts as training, not as sampling
     now = time.monotonic()
     if self._began is not None:
       shares = {stage: seconds / (now - self._began) for stage, seconds in self.rollouts.seconds.items()}

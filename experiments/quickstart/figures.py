@@ -160,7 +160,7 @@ def entropy_of_rounds(records: Sequence[Mapping[str, float]]) -> Panel:
     right.set_ylim(0, 1.02)
     right.set_ylabel('share of finished responses')
     lines += right.plot(rounds, _column(records, 'rollout/finished'), color='tab:orange', label='finished')
-    axes.legend(handles=lines, loc='lower left')
+    axes.legend(handles=lines, loc='upper right')
 
   return draw
 

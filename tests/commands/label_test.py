@@ -38,6 +38,13 @@ def test_rows_of_a_pairing(forming, expected):
   assert list(forming.formed('Why?', ANSWERS)) == [{'prompt': 'Why?'} | row for row in expected]
 
 
+def test_an_empty_response_is_in_no_row():
+  answers = [answer(' \n', 0.0), answer('', 9.0), *ANSWERS]
+  forming = labelling.Forming('best_worst')
+  assert list(forming.formed('Why?', answers)) == list(forming.formed('Why?', ANSWERS))
+  assert not list(labelling.Forming('all').formed('Why?', answers))
+
+
 def test_tied_pairs_are_dropped_or_kept_with_an_even_label():
   rows = list(labelling.Forming('all_pairs').formed('Why?', ANSWERS))
   assert len(rows) == 5  # of 6 pairs, a and d are tied
@@ -134,7 +141,7 @@ def test_an_interrupted_run_continues_and_writes_the_same_files(model, prompts, 
 def test_training_reads_the_rows_and_all_responses_are_kept(model, prompts, letters, tmp_path, capsys):
   out = tmp_path / 'pairs.jsonl'
   assert execute(model, prompts, out) == exit_codes.DONE
-  assert f'read it with --data={out}' in capsys.readouterr().out
+  assert f'read it with --data={out} --max_response=4 --long_responses=cut. ' in capsys.readouterr().out
   examples = list(sources.read_examples(str(out), drops.DropReport()))
   assert all(each.score[0] > each.score[1] for each in examples)
   lines = [json.loads(line) for line in (tmp_path / 'pairs.samples.jsonl').read_text().splitlines()]

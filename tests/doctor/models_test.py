@@ -163,6 +163,13 @@ def test_findings_about_labels_matter_only_if_labels_are_read():
   assert declarations.relevant(found, unlabelled) == found[1:]
 
 
+def test_responses_without_an_end_matter_only_to_a_model_that_writes():
+  found = [findings.Finding('untrained_end', findings.ERROR, '', '')]
+  assert declarations.relevant(found, objectives.bradley_terry()) == []
+  assert declarations.relevant(found, objectives.bradley_terry() + 0.1 * objectives.sft()) == found
+  assert declarations.relevant(found, objectives.dpo()) == found
+
+
 def test_the_balance_of_classes_matters_only_if_they_are_compared():
   names = ('one_class', 'rare_class', 'undesirable_only', 'no_signal')
   found = [findings.Finding(name, findings.ERROR, '', '') for name in names]

@@ -42,3 +42,5 @@ def test_draw_places_points_by_root_of_kl_in_training_order():
   assert list(line.get_xdata()) == [0.0, 2.0, 3.0]
   assert list(line.get_ydata()) == [0.2, 0.6, 0.8]
   assert [text.get_text() for text in axes.texts] == ['0', '10', '20']
+  frontier.draw(axes, [_point(0, 1.0, 0.5)], label='a model without steps')
+  assert len(axes.texts) == 3

@@ -133,10 +133,12 @@ def test_as_an_expression_it_is_normalised_with_the_scale_in_its_folder(folder, 
   assert (scale.mean, scale.std, scale.source) == (scores.mean(), scores.std(), 'samples')
   checkpoint_io.load_config(folder, output='score')  # the manifest does not cover it
   found = rewards.parse(f'2.0 * reward_model("{folder}") - missing_end(1.0)').scores(SAMPLES)
-  part = found.parts[f"reward_model(folder='{folder}', normalise=True)"]
+  part = found.parts[f"reward_model(folder='{folder}', normalise=True, compute_dtype='float32')"]
   np.testing.assert_allclose(part, (scores - scores.mean()) / scores.std(), rtol=1e-6)
   np.testing.assert_allclose(found.total, 2 * part - [not each.finished for each in SAMPLES])
   assert rewards.parse(f'reward_model("{folder}")').collective
+  with pytest.raises(ValueError, match="compute_dtype='float16'"):
+    rewards.parse(f'reward_model("{folder}", compute_dtype="float16")')
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,19 @@ def run(batches: source.Source, steps: int, state=None, saving=None) -> tuple[by
   return np.asarray(result.state.params['embed']['embedding']).tobytes(), recorder.records
 
 
+def test_the_metrics_of_an_update_are_written_before_the_policy_draws_the_next_batch():
+  recorder, written = Recorder(), []
+
+  class Watching(FromPolicy):
+    def next(self, state):
+      written.append(len(recorder.records))
+      return super().next(state)
+
+  training = loop.Training(step, state_lib.Frozen(), MESH, 3)
+  loop.train(make_state(), Watching(), training, log=loop.Logging([recorder]))
+  assert written == [0, 1, 2]
+
+
 @pytest.mark.parametrize('make', [FromPolicy, make_mixed])
 def test_a_source_that_looks_at_the_policy_resumes_bit_for_bit(tmp_path, make):
   whole, expected = run(make(), 7)
