@@ -137,13 +137,13 @@ def test_the_cost_of_bfloat16_is_a_note_and_a_large_one_a_warning(params, batch)
 
 
 def test_an_undeclared_coupling_is_an_error_that_names_the_part_at_fault():
-  hidden = dataclasses.replace(objectives.kto(), couples_rows=False)
+  hidden = dataclasses.replace(objectives.aot(), couples_rows=False)
   (finding,) = declarations.examine_coupling(objectives.dpo() + 0.5 * hidden, 2)
   assert (finding.name, finding.severity) == ('undeclared_coupling', findings.ERROR)
   assert hidden.name in finding.seen
   assert objectives.dpo().name not in finding.seen
   assert f'Objective(..., couples_rows=True) in {hidden.name}' in finding.advice
-  assert declarations.examine_coupling(objectives.kto(), 2) == []
+  assert declarations.examine_coupling(objectives.aot(), 2) == []
   assert declarations.examine_coupling(objectives.dpo(), 2) == []
 
 
