@@ -145,14 +145,14 @@ class _Source:
 
   def __getitem__(self, step: int) -> Batch:
     bucket, ids = self._plan[step]
-    batch = _assemble(self._data, bucket, ids[self._rows])
+    batch = assemble(self._data, bucket, ids[self._rows])
     if self._cache is None:
       return batch
     cached = {**batch.data.cached, **_cached(self._cache, batch.data.response.shape, batch.ids)}
     return batch._replace(data=dataclasses.replace(batch.data, cached=cached))
 
 
-def _assemble(data: dataset.TokenDataset, bucket: shapes.Bucket, ids: np.ndarray) -> Batch:
+def assemble(data: dataset.TokenDataset, bucket: shapes.Bucket, ids: np.ndarray) -> Batch:
   """Right-pads rows to the shape of a bucket.
 
   A padding row has weight 0, and one token in its prompt and in each response. So an objective that divides by a length
