@@ -1,12 +1,13 @@
 """Plans packed rows: which prompts are in which row of which step. It does not depend on the number of processes.
 
 Every step has `batch_size` prompts, except one per epoch that has the rest, and the same number of rows. An epoch is
-divided into windows of several steps, which all get prompts of the same lengths. The steps of a window are planned
-together: the longest prompts first, each goes to the row that is the least full. So all rows are about equally full,
-and nearly all steps have one shape.
+divided into windows of several steps, which all get prompts of the same lengths. The steps of a window, and then the
+rows of a step, are filled together: the longest prompts first, each goes to the one that is the least full. So all rows
+are about equally full, and nearly all steps have one shape.
 
 A plan is a pure function of (lengths, batch size, unit, seed, epoch). So a position in it, one integer that is the same
-on every process, is the complete state of an iterator.
+on every process, is the complete state of an iterator. Which prompts a step has does not depend on `unit` either, so a
+run may resume on another mesh.
 """
 
 from collections.abc import Sequence
@@ -41,8 +42,9 @@ class Size(NamedTuple):
     return all(own >= other for own, other in zip(self, needed, strict=True))
 
   def times(self, factor: float) -> 'Size':
-    """A multiple of the size, rounded up: positions to whole blocks."""
-    positions, targets, pairs = (int(np.ceil(factor * part)) for part in self)
+    """A multiple of the size, rounded up: positions to whole blocks, whose pairs grow with the square."""
+    positions, targets = (int(np.ceil(factor * part)) for part in self[:2])
+    pairs = int(np.ceil(factor**2 * self.pairs))
     return Size(_round_up(positions, BLOCK), _round_up(targets, 8), _round_up(pairs, 4))
 
   def fitting(self, needed: 'Size') -> 'Size':
@@ -143,6 +145,24 @@ class Plan:
     """Positions of an epoch, padding included, if all steps have the usual size."""
     return self.steps_per_epoch * self.rows * self.size.positions
 
+  @property
+  def share(self) -> float:
+    """The share of the positions that hold a token."""
+    return self.useful / self.positions
+
+  @property
+  def identity(self) -> object:
+    """What decides which prompts a step has, besides data, seed and batch size, in JSON types."""
+    return {'packed': self.window}
+
+  @property
+  def description(self) -> str:
+    """The rows and the size of an epoch, for people."""
+    return (
+      f'packed into {self.rows} rows of {self.size.positions} positions, {self.share:.1%} of which hold a token, '
+      f'{self.steps_per_epoch} per epoch'
+    )
+
   def __getitem__(self, step: int) -> Step:
     """A global batch. Steps are counted across epochs."""
     epoch, step = divmod(step, self.steps_per_epoch)
@@ -157,12 +177,19 @@ class Plan:
       members = self._ordered(epoch)[window * size : (window + 1) * size]
       full, rest = divmod(len(members), self.batch_size)
       quotas = [self.batch_size] * full + [rest] * bool(rest)
-      ids = deal(self._costs[members], quotas, self.rows, self.prompts)
-      ids = np.where(ids < 0, order.PADDING_ID, members[ids])
+      steps = [members[own] for own in deal(self._costs[members], quotas)]
       if self.shuffle:
-        ids = ids[order.permutation(len(ids), self.seed, epoch, 1, window)]
-      self._drawn = (epoch, window), ids
+        steps = [steps[place] for place in order.permutation(len(steps), self.seed, epoch, 1, window)]
+      self._drawn = (epoch, window), np.stack([self._rows_of(ids) for ids in steps])
     return self._drawn[1]
+
+  def _rows_of(self, ids: np.ndarray) -> np.ndarray:
+    """[S, G]: the rows of a step with these examples."""
+    rows = np.full((self.rows, self.prompts), order.PADDING_ID, np.int64)
+    quotas = [self.prompts] * self.rows
+    for row, own in zip(rows, deal(self._costs[ids], quotas), strict=True):
+      row[: len(own)] = ids[own]
+    return rows
 
   @functools.cached_property
   def _costs(self) -> np.ndarray:
@@ -222,59 +249,52 @@ def stratify(ids: np.ndarray, size: int, ties: np.ndarray) -> np.ndarray:
   return ids[np.concatenate([np.take_along_axis(others, places, axis=1).T.ravel(), last])]
 
 
-def deal(costs: np.ndarray, quotas: Sequence[int], rows: int, prompts: int) -> np.ndarray:
-  """Deals examples to the rows of several steps, so that the fullest row is about as full as all others.
+def deal(costs: np.ndarray, quotas: Sequence[int]) -> list[np.ndarray]:
+  """Deals examples to several bins, so that the fullest bin is hardly fuller than the others.
 
-  The examples come in the order of their largest cost, and each goes to the row whose largest load it makes the least.
+  The examples come in the order of their largest cost, and each goes to the bin whose largest load it makes the least.
+  Then examples change places as long as that makes the fullest bin less full, and it is far from the mean.
 
   Args:
-    costs: [n, d] int64, what an example adds to each load of its row.
-    quotas: the examples of each step; their sum is n.
-    rows: S, rows of a step.
-    prompts: G, examples of a row at most; S * G is no less than the quotas.
+    costs: [n, d] int64, what an example adds to each load of its bin.
+    quotas: the examples that each bin holds at most; their sum is no less than n.
 
   Returns:
-    [steps, S, G] int64, indices into `costs`, those of a row in front; then -1.
+    For each bin, its examples, as indices into `costs`.
   """
-  left, step_of = np.array(quotas), np.repeat(np.arange(len(quotas)), rows)
-  loads, counts = np.zeros((len(step_of), costs.shape[1]), np.int64), np.zeros(len(step_of), np.int64)
-  dealt = np.full((len(step_of), prompts), -1, np.int64)
+  loads, left = np.zeros((len(quotas), costs.shape[1]), np.int64), np.array(quotas)
+  bins: list[list[int]] = [[] for _ in quotas]
   closed = np.iinfo(np.int64).max
-  for example in np.argsort(-costs.max(axis=1), kind='stable'):
-    fullest = (loads + costs[example]).max(axis=1)
-    row = int(np.where((left[step_of] > 0) & (counts < prompts), fullest, closed).argmin())
-    loads[row] += costs[example]
-    dealt[row, counts[row]] = example
-    counts[row] += 1
-    left[step_of[row]] -= 1
-  exchange(dealt, costs)
-  return dealt.reshape(len(quotas), rows, prompts)
+  for example in np.argsort(-costs.max(axis=1), kind='stable').tolist():
+    chosen = int(np.where(left > 0, (loads + costs[example]).max(axis=1), closed).argmin())
+    loads[chosen] += costs[example]
+    left[chosen] -= 1
+    bins[chosen].append(example)
+  _exchange(bins, loads, costs)
+  return [np.array(own, np.int64) for own in bins]
 
 
-def exchange(dealt: np.ndarray, costs: np.ndarray) -> None:
-  """Swaps examples between rows, in place, as long as that makes the fullest row less full and it is far from the mean.
-
-  Args:
-    dealt: [rows, G] int64, indices into `costs`, or -1.
-    costs: [n, d] int64.
-  """
-  costs = np.concatenate([costs, np.zeros_like(costs[:1])])  # of index -1
-  loads = costs[dealt].sum(axis=1)
+def _exchange(bins: list[list[int]], loads: np.ndarray, costs: np.ndarray) -> None:
+  """Swaps examples of the fullest bin for others, in place."""
   near = int(loads.sum(axis=0).max()) // len(loads) * 129 // 128
+  bin_of, place_of = np.zeros(len(costs), np.int64), np.zeros(len(costs), np.int64)
+  for number, own in enumerate(bins):
+    bin_of[own], place_of[own] = number, np.arange(len(own))
   for _ in range(len(costs)):
-    row = int(loads.max(axis=1).argmax())
-    if loads[row].max() <= near:
+    fullest = int(loads.max(axis=1).argmax())
+    if (limit := loads[fullest].max()) <= near:
       break
-    change = costs[dealt[row]][:, None, None] - costs[dealt][None]  # [G of the row, rows, G, d]
-    change[dealt[row] < 0] = 0
-    change[:, dealt < 0] = 0
-    fullest = np.maximum(loads[row] - change, loads[:, None] + change).max(axis=-1)
-    own, other, place = np.unravel_index(int(fullest.argmin()), fullest.shape)
-    if fullest[own, other, place] >= loads[row].max():
+    change = costs[bins[fullest]][:, None] - costs[None]  # [of the fullest bin, n, d]
+    after = np.maximum(loads[fullest] - change, loads[bin_of] + change).max(axis=-1)
+    own, other = np.unravel_index(int(after.argmin()), after.shape)
+    if after[own, other] >= limit:
       break
-    loads[row] -= change[own, other, place]
-    loads[other] += change[own, other, place]
-    dealt[row, own], dealt[other, place] = dealt[other, place], dealt[row, own]
+    given, another = bins[fullest][own], bin_of[other]
+    loads[fullest] -= change[own, other]
+    loads[another] += change[own, other]
+    bins[fullest][own], bins[another][place_of[other]] = int(other), given
+    bin_of[given], bin_of[other] = another, fullest
+    place_of[given], place_of[other] = place_of[other], own
 
 
 def block_pairs(prompt: np.ndarray, branch: np.ndarray) -> np.ndarray:
