@@ -74,7 +74,8 @@ class PackedRows:
   segment: Array  # [S, T] int32, the place of the prompt in its row; -1 for padding
   branch: Array  # [S, T] int32, 0 for the prompt, n + 1 for response n
   position: Array  # [S, T] int32, counted from the first token of the prompt
-  # [S, E, 2] int32: the blocks of BLOCK positions (of queries, of keys) of which some may see each other; -1 for padding
+  # [S, E, 2] int32: the blocks of BLOCK positions, of queries and of keys, of which some may see each other, ordered by
+  # the first; -1 for padding.
   pairs: Array
   predicting: Array  # [S, M] int32, the positions that predict response tokens: response after response
   target: Array  # [S, M] int32, the tokens that they predict

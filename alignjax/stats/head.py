@@ -115,7 +115,7 @@ def _of_packed(
       chex.assert_shape(hidden.states, (*rows.target.shape, None), custom_message='states must be [S, M, D]')
   work = _Work.of(needs, examples)
   size = rows.target.shape[1]
-  where = jnp.asarray(rows.first)[..., None] + jnp.arange(batch.response.shape[-1])
+  where = jnp.asarray(rows.first)[..., None] + jnp.arange(batch.response.shape[-1])[None, None, None]
   where = jnp.minimum(where, size - 1).reshape(len(rows.target), -1)  # [S, G * N * R]
 
   def apart(x: Array) -> Array:

@@ -133,7 +133,7 @@ def table(
 def in_parts(
   function: Callable[[PreferenceBatch], stats.StatTable], batch: PreferenceBatch, layout: rows.Layout
 ) -> stats.StatTable:
-  """The table of a batch from `function`, one microbatch at a time, as `rows.map_parts`. A packed batch is split by row."""
+  """The table of a batch from `function`, one microbatch at a time; a packed batch is split by row."""
   if not isinstance(batch, PackedBatch):
     return rows.map_parts(function, batch, layout)
   prompts = batch.weight.shape[1]

@@ -12,6 +12,7 @@ from alignjax.types import BLOCK
 from tests.data.batches import batching_test
 
 DATA = batching_test.make_data(50, score=True)
+ROWS = packed.Rows()
 
 
 def lengths(count, seed=0):
@@ -24,7 +25,7 @@ def lengths(count, seed=0):
   return packing.Lengths(tokens(122, 0.7, count), tokens(31, 0.9, count, 2))
 
 
-def make(data=DATA, rows=packed.Rows(), share=None, **options):
+def make(data=DATA, rows=ROWS, share=None, **options):
   spec = batching.BatchSpec(**{'batch_size': 8, 'epochs': 1, 'seed': 3} | options)
   return packed.make_batches(data, spec, rows, share)
 
