@@ -5,13 +5,13 @@
 
 Tokens are random; only lengths matter. Each round runs one step of every bucket and one packed step, in random order.
 An epoch takes the time of its steps, and its useful tokens are the same in both, so the ratio of a round is that of two
-epochs. Ratios are medians over rounds, with ranges. `positions` are those that the trunk computes, over those that hold
+epochs. Ratios are medians over rounds, with ranges; those of processor time hardly depend on what else the machine
+does. `positions` are those that the trunk computes, over those that hold
 a token; `head` those that reach the head, over the response tokens.
 """
 
 import dataclasses
 import random
-import statistics
 import time
 
 from absl import app, flags
@@ -103,12 +103,12 @@ class Step:
     step = training_step.build_train_step(Policy(model), objective, tx, mesh=self.mesh)
     self.program = jax.jit(step, donate_argnums=0, out_shardings=rules.replicated(self.mesh))
 
-  def seconds(self, batch: batching.Batch) -> float:
-    """Runs a step; returns its time."""
+  def seconds(self, batch: batching.Batch) -> np.ndarray:
+    """Runs a step; returns its time, and its processor time."""
     data = placement.to_global(self.mesh, batch.data)
-    start = time.perf_counter()
+    start = np.array([time.perf_counter(), time.process_time()])
     self.state, _ = jax.block_until_ready(self.program(self.state, self.frozen, data))
-    return time.perf_counter() - start
+    return np.array([time.perf_counter(), time.process_time()]) - start
 
 
 def shape_of(batch: batching.Batch) -> tuple[int, ...]:
@@ -116,8 +116,8 @@ def shape_of(batch: batching.Batch) -> tuple[int, ...]:
   return data.rows.tokens.shape if hasattr(data, 'rows') else (data.prompt.shape[1], *data.response.shape[1:])
 
 
-def measure(epochs: dict[str, batching.Batches]) -> dict[str, list[float]]:
-  """The seconds of an epoch by contender, one for each round."""
+def measure(epochs: dict[str, batching.Batches]) -> dict[str, np.ndarray]:
+  """The seconds of an epoch by contender, [rounds, 2]: time, and processor time."""
   examples: dict[str, dict[tuple[int, ...], batching.Batch]] = {name: {} for name in epochs}
   counts: dict[str, dict[tuple[int, ...], int]] = {name: {} for name in epochs}
   for name, batches in epochs.items():
@@ -133,8 +133,8 @@ def measure(epochs: dict[str, batching.Batches]) -> dict[str, list[float]]:
     took = {turn: step.seconds(examples[turn[0]][turn[1]]) for turn in shuffle.sample(turns, len(turns))}
     for name in epochs:
       seconds[name].append(sum(count * took[name, shape] for shape, count in counts[name].items()))
-    print({f'{name} {shape}': round(value, 2) for (name, shape), value in took.items()}, flush=True)
-  return {name: values[1:] for name, values in seconds.items()}  # the first round compiles
+    print({f'{name} {shape}': value.round(2).tolist() for (name, shape), value in took.items()}, flush=True)
+  return {name: np.array(values[1:]) for name, values in seconds.items()}  # the first round compiles
 
 
 def main(_):
@@ -154,16 +154,15 @@ def main(_):
     'packed': rows.plan.rows * sum(size.targets for size in steps),
   }
   seconds = measure({'buckets': buckets, 'packed': rows})
-  ratios = [one / other for one, other in zip(seconds['buckets'], seconds['packed'], strict=True)]
+  ratios = (seconds['buckets'] / seconds['packed']).T
+  against = [f'{np.median(own):.2f} ({own.min():.2f} to {own.max():.2f})' for own in ratios]
   print(f'{len(data)} prompts, batches of {_BATCH.value}, {_OBJECTIVE.value}, {_DTYPE.value}')
-  print('| | positions | head | useful tokens per second | against buckets | range |')
+  print('| | positions | head | useful tokens per second | against buckets | the same of processor time |')
   print('|---|---|---|---|---|---|')
   for name, own in seconds.items():
-    against = (
-      f'{statistics.median(ratios):.2f} | {min(ratios):.2f} to {max(ratios):.2f}' if name == 'packed' else '1 | '
-    )
-    rate = useful / statistics.median(own)
-    print(f'| {name} | {positions[name] / useful:.3f} | {heads[name] / targets:.3f} | {rate:.0f} | {against} |')
+    shown = ' | '.join(against if name == 'packed' else ['1', '1'])
+    rate = useful / np.median(own[:, 0])
+    print(f'| {name} | {positions[name] / useful:.3f} | {heads[name] / targets:.3f} | {rate:.0f} | {shown} |')
 
 
 if __name__ == '__main__':
