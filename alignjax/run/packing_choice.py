@@ -10,8 +10,12 @@ from alignjax.run import settings
 WORTH = 0.9  # packed rows must compute at most this share of the positions that buckets compute
 
 
-def check(config: settings.Config) -> None:
+def check(config: settings.Config, objective: objectives.Objective) -> None:
   """Checks that the settings of a run allow packed rows if it asks for them.
+
+  Args:
+    config: the settings.
+    objective: the loss.
 
   Raises:
     ValueError: they do not.
@@ -23,7 +27,7 @@ def check(config: settings.Config) -> None:
       f'config.buckets = {list(config.buckets)} are batch shapes, but with packing="on" batches are packed rows: '
       'leave out one of the two'
     )
-  if config.packing == 'on' and (reason := _obstacle(config)):
+  if config.packing == 'on' and (reason := _obstacle(config, objective)):
     raise ValueError(f'config.packing = "on" does not support {reason}: use --packing=off')
 
 
@@ -35,7 +39,11 @@ def rows(config: settings.Config, objective: objectives.Objective, shards: int) 
     objective: the loss.
     shards: batch shards.
   """
-  if config.packing == 'off' or config.buckets or _obstacle(config):
+  if config.packing == 'off' or config.buckets or _obstacle(config, objective):
+    return None
+  if config.packing == 'auto' and any(
+    isinstance(stat, stats.PathStat) and _is_costly(stat) for stat in objective.needs
+  ):
     return None
   return packed.Rows(shards * config.microbatches, stats.reads_final(objective.needs))
 
@@ -72,10 +80,17 @@ def choose(
   return rows if packs else None
 
 
-def _obstacle(config: settings.Config) -> str:
+def _is_costly(stat: stats.PathStat) -> bool:
+  """Whether a statistic runs backwards over distributions, for which the head takes the responses of a row apart."""
+  return not stat.recursion.tokens
+
+
+def _obstacle(config: settings.Config, objective: objectives.Objective) -> str:
   """What packed rows do not support; '' for nothing."""
   if config.prompts:
     return 'responses that the policy draws (config.prompts)'
   if config.attention != 'xla':
     return f'config.attention = {config.attention!r}'
+  if objective.ordered:
+    return f'{objective.name}, which depends on the order of the prompts in a batch'
   return ''

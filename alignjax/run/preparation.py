@@ -73,7 +73,7 @@ def check_settings(config: settings.Config) -> None:
   uploads.check(config.push_to_hub, config.workdir)
   user_code.load(config.imports)
   objective = fields.naming('config.objective', objectives.parse, config.objective)
-  packing_choice.check(config)
+  packing_choice.check(config, objective)
   if _recipe(config, config.base_model).needs_delta and stats.reads_final(objective.needs):
     raise ValueError(
       f'config.optimizer = {config.optimizer!r} merges with model - base_model, and the score head of {objective.name} '

@@ -13,6 +13,7 @@ from alignjax.run import packing_choice, settings, training
 from tests import packed_batches, runs
 
 SPEC = batching.BatchSpec(8, epochs=1)
+OBJECTIVE = objectives.dpo()
 
 
 @pytest.mark.parametrize(
@@ -25,10 +26,17 @@ SPEC = batching.BatchSpec(8, epochs=1)
 )
 def test_what_packing_does_not_support_is_refused_or_avoided(changes, message):
   with pytest.raises(ValueError, match=message):
-    packing_choice.check(settings.Config(packing='on', **changes))
+    packing_choice.check(settings.Config(packing='on', **changes), OBJECTIVE)
   avoided = settings.Config(packing='auto', **changes)
-  packing_choice.check(avoided)
-  assert packing_choice.rows(avoided, objectives.dpo(), 1) is None
+  packing_choice.check(avoided, OBJECTIVE)
+  assert packing_choice.rows(avoided, OBJECTIVE, 1) is None
+
+
+def test_objectives_that_depend_on_the_order_of_a_batch_are_refused():
+  ordered = dataclasses.replace(OBJECTIVE, couples_rows=True, ordered=True)
+  with pytest.raises(ValueError, match='depends on the order of the prompts in a batch: use --packing=off'):
+    packing_choice.check(settings.Config(packing='on'), ordered)
+  assert packing_choice.rows(settings.Config(packing='auto'), ordered, 1) is None
 
 
 def test_rows_are_multiples_of_microbatches_and_shards_and_hold_what_rewards_read():
