@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from alignjax.models import attention, packed_attention, transformer
+from alignjax.parallel import mesh as parallel_mesh
+from alignjax.parallel import rules
 from tests import packed_batches
 from tests.models import token_batches, transformer_test
 
@@ -143,3 +145,25 @@ def test_attention_and_its_gradient_are_those_of_a_mask_over_all_positions(windo
   found = compute(inputs, d_out.astype(np.float32), rows)
   for x, expected in zip(found, (out, d_query, d_key, d_value), strict=True):
     assert_close(np.asarray(x).reshape(expected.shape), expected)
+
+
+@pytest.mark.slow
+def test_eight_devices_compute_what_one_does():
+  mesh = parallel_mesh.make_mesh(2, 2, 2)
+  batch, plain = packed_batches.both(DATA, unit=4)
+  given = cotangents(batch, plain)
+  _, states, _, gradient = compiled()(batch, plain, given)
+  model = transformer.build(CONFIG, rules.activation_constraint(mesh))
+  params = token_batches.params(model)
+  params = jax.device_put(params, rules.param_shardings(mesh, params))
+  rows, own = jax.device_put((batch.rows, given[0]), rules.batch_sharding(mesh))
+
+  @jax.jit
+  def compute(params, rows, cotangent):
+    found, pull = jax.vjp(lambda params: model.packed(params, rows, rows.predicting), params)
+    return found, *pull(cotangent)
+
+  found, own_gradient = compute(params, rows, own)
+  valid = packed_batches.valid(batch)
+  assert_close(packed_batches.apart(found, batch)[valid], np.asarray(states)[valid])
+  assert_close(jax.device_get(own_gradient), gradient)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import grain
 import numpy as np
 
-from alignjax.data.batches import order, reference_cache, shapes
+from alignjax.data.batches import order, packing, reference_cache, shapes
 from alignjax.data.tokens import dataset
 from alignjax.types import PreferenceBatch
 
@@ -74,7 +74,7 @@ class Batches:
   """A stream of batches: `iter(batches)` is a grain iterator, with `get_state` and `set_state`."""
 
   dataset: grain.IterDataset
-  plan: order.Plan
+  plan: order.Plan | packing.Plan
   steps: int | None  # in total; None if the stream is infinite
   source: Sequence[Batch]  # any batch, by step
 
@@ -153,7 +153,7 @@ class _Source:
 
 
 def assemble(data: dataset.TokenDataset, bucket: shapes.Bucket, ids: np.ndarray) -> Batch:
-  """Right-pads rows to the shape of a bucket.
+  """Right-pads examples to the shape of a bucket.
 
   A padding row has weight 0, and one token in its prompt and in each response. So an objective that divides by a length
   stays finite, and so does its gradient.
