@@ -103,7 +103,9 @@ def test_neighbours_and_padding_change_no_bit_of_a_prompt():
     assert not np.array_equal(before[~read], after[~read])
 
 
-@pytest.mark.parametrize(('window', 'cap', 'groups'), [(None, None, 1), (7, 3.0, 2)])
+@pytest.mark.parametrize(
+  ('window', 'cap', 'groups'), [pytest.param(None, None, 1, marks=pytest.mark.slow), (7, 3.0, 2)]
+)
 def test_attention_and_its_gradient_are_those_of_a_mask_over_all_positions(window, cap, groups):
   rng, rows = np.random.default_rng(1), PACKED.rows
   count, length = rows.tokens.shape

@@ -73,16 +73,15 @@ def compare(chosen, responses, microbatches):
   @jax.jit
   def compute(batch, plain):
     return [
-      (gradient_of(each, batch, layout), gradient_of(each, plain, rows.Layout(CHUNK))) for each in chosen.values()
+      (gradient_of(each, batch, layout), gradient_of(each, plain, rows.Layout(10_000))) for each in chosen.values()
     ]
 
   for name, (found, expected) in zip(chosen, compute(batch, plain), strict=True):
     assert_same(found, expected, name)
 
 
-def test_a_sum_of_objectives_and_a_coupled_one_see_what_they_see_in_a_batch():
-  names = 'dpo(beta=0.1) + 0.1 * bradley_terry()', 'alpha_dpo(beta=0.3)'
-  compare({name: objectives.parse(name) for name in names}, 2, microbatches=2)
+def test_an_objective_and_a_coupled_one_see_what_they_see_in_a_batch():
+  compare({name: objectives.parse(name) for name in ('dpo(beta=0.1)', 'alpha_dpo(beta=0.3)')}, 2, microbatches=2)
 
 
 @pytest.mark.slow
