@@ -276,7 +276,7 @@ def deal(costs: np.ndarray, quotas: Sequence[int]) -> list[np.ndarray]:
 
 def _exchange(bins: list[list[int]], loads: np.ndarray, costs: np.ndarray) -> None:
   """Swaps examples of the fullest bin for others, in place."""
-  near = int(loads.sum(axis=0).max()) // len(loads) * 129 // 128
+  near = int(loads.sum(axis=0).max()) // len(loads) * 257 // 256
   bin_of, place_of = np.zeros(len(costs), np.int64), np.zeros(len(costs), np.int64)
   for number, own in enumerate(bins):
     bin_of[own], place_of[own] = number, np.arange(len(own))

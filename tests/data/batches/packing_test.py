@@ -66,7 +66,7 @@ def test_a_step_has_the_same_prompts_on_every_mesh():
 
 @pytest.mark.parametrize(('batch_size', 'least'), [(8, 0.9), (64, 0.95)])
 def test_rows_are_full(batch_size, least):
-  plan = packing.Plan(lengths(1152), batch_size)
+  plan = packing.Plan(lengths(2304), batch_size)
   steps = [plan[step].size for step in range(plan.steps_per_epoch, 2 * plan.steps_per_epoch)]
   assert plan.useful / sum(plan.rows * size.positions for size in steps) >= least
   assert len(set(steps)) <= 2  # each is a compilation
