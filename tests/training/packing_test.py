@@ -195,3 +195,35 @@ def test_a_model_that_cannot_read_packed_rows_and_rows_without_final_states_are_
   short, _ = packed_batches.both(data_of(2))
   with pytest.raises(ValueError, match=r'Rows\(final=True\)'):
     forward.hidden_states(MODEL, PARAMS, short, objective.needs)
+
+
+@pytest.mark.slow
+def test_all_statistics_and_their_gradients_are_those_of_a_batch():
+  """So every objective sees the same table; tests/contract_test.py shows that padding rows and their order don't matter."""
+  needs = frozenset().union(*(objectives.parse(case.expression).needs for case in cases.CASES))
+  batch, plain = both()
+  valid = jnp.asarray(packed_batches.valid(batch))
+
+  def table_of(params, batch):
+    hidden = forward.hidden_states(MODEL, params, batch, needs)
+    reference = forward.hidden_states(MODEL, REFERENCE, batch)
+    table = forward.table(needs, hidden, reference, batch, rows.Layout(10_000))
+    kept = {2: valid[:, :, 0], 3: valid}
+    return {name: jnp.where(kept[value.ndim], value, 0.0) for name, value in table.values.items()}
+
+  @jax.jit
+  def compute(params, batch, plain):
+    expected, pull = jax.vjp(lambda params: table_of(params, plain), params)
+    found, pull_packed = jax.vjp(lambda params: table_of(params, batch), params)
+    cotangents = {
+      name: jax.random.normal(jax.random.key(i), value.shape) for i, (name, value) in enumerate(expected.items())
+    }
+    return found, expected, pull_packed(cotangents), pull(cotangents)
+
+  found, expected, gradient, expected_gradient = compute(PARAMS, batch, plain)
+  assert {stat.name for stat in needs} == expected.keys()
+  for name, value in expected.items():
+    scale = np.abs(value).max()
+    np.testing.assert_allclose(found[name] / scale, value / scale, rtol=0, atol=2e-6, err_msg=name)
+  for one, other in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected_gradient), strict=True):
+    np.testing.assert_allclose(one / np.abs(other).max(), other / np.abs(other).max(), rtol=0, atol=1e-5)
