@@ -154,7 +154,7 @@ def test_eight_devices_compute_what_one_does():
   mesh = parallel_mesh.make_mesh(2, 2, 2)
   batch, plain = packed_batches.both(DATA, unit=4)
   given = cotangents(batch, plain)
-  _, states, _, gradient = compiled()(batch, plain, given)
+  _, states, _, (gradient,) = compiled()(batch, plain, given)
   model = transformer.build(CONFIG, rules.activation_constraint(mesh))
   params = token_batches.params(model)
   params = jax.device_put(params, rules.param_shardings(mesh, params))
