@@ -98,7 +98,8 @@ ALONE = {
   'run/merge_folders.py:merge_adapter',
   'run/smollm2.py:convert',
   'run/smollm2.py:folder',
-  'run/xla_flags.py:_cpu_features',
+  'run/sweeping.py:Record.__init__',
+  'run/xla_flags.py:cpu_features',
   'data/builders/__init__.py:build',
   'data/builders/base.py:PreferenceBuilder._find',
   'data/tokens/artefact.py:obtain',  # by process 0 for all, or by a process for itself

@@ -72,7 +72,7 @@ def run(settings: Settings) -> None:
   folder.mkdir(parents=True, exist_ok=True)
   files.replace(folder / 'compare.md', text.encode())
   files.replace(folder / 'compare.json', (json.dumps(_summary(runs, names), indent=2) + '\n').encode())
-  draw(folder / 'compare.png', runs, settings.metrics or _chosen(runs))
+  draw(folder / 'compare.png', runs, settings.metrics or chosen(runs))
   print(text)
   print(f'wrote {folder}/compare.md, compare.json and compare.png')
 
@@ -83,8 +83,8 @@ def markdown(runs: Sequence[history.Run], names: Iterable[str]) -> str:
   settings = [[name, *map(_shown, values)] for name, values in history.differences(runs).items()]
   values = [['updates', *(str(each.steps) for each in runs)]]
   values += [[name, *(_number(each.last(name)) for each in runs)] for name in names]
-  different = _table(head, settings) if settings else 'none'
-  return '\n\n'.join(['## Settings that differ', different, '## Metrics', _table(head, values)]) + '\n'
+  different = table(head, settings) if settings else 'none'
+  return '\n\n'.join(['## Settings that differ', different, '## Metrics', table(head, values)]) + '\n'
 
 
 def _summary(runs: Sequence[history.Run], names: Sequence[str]) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def _summary(runs: Sequence[history.Run], names: Sequence[str]) -> dict[str, Any
   }
 
 
-def _chosen(runs: Sequence[history.Run]) -> list[str]:
+def chosen(runs: Sequence[history.Run]) -> list[str]:
   """The metrics to draw: those that most runs have, the most telling first."""
   counts: dict[str, int] = {}
   for each in runs:
@@ -158,7 +158,7 @@ def _number(value: float) -> str:
   return f'{value:.5g}' if math.isfinite(value) else '-'
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
   lines = [head, ['---'] * len(head), *rows]
   return '\n'.join('| ' + ' | '.join(cell.replace('|', '\\|') or ' ' for cell in line) + ' |' for line in lines)
 

@@ -33,7 +33,7 @@ from alignjax.data import builders
 from alignjax.data.reading import catalogue, drops, json_rows, rows, sources
 from alignjax.data.tokens import artefact, encoding, tokenization
 from alignjax.models import checkpoint_io
-from alignjax.run import fields, locations, user_code
+from alignjax.run import fields, locations, template_arguments, user_code
 
 PROGRESS_ROWS = 1000  # number of rows between updates of the progress line
 
@@ -66,6 +66,7 @@ class TokenSettings(Settings):
   model: str = fields.field(
     '', 'Model: a folder in Hugging Face format, or a name on the Hub.', required=True, path=paths.READ
   )
+  template_arguments: tuple[str, ...] = fields.field((), template_arguments.TEXT)
   max_prompt: int = fields.field(512, 'Largest prompt in tokens; longer ones lose their first tokens.', at_least=2)
   max_response: int = fields.field(512, 'Largest response in tokens; for longer ones see --long_responses.', at_least=2)
   long_responses: str = fields.field(
@@ -76,6 +77,12 @@ class TokenSettings(Settings):
 
   def __post_init__(self):
     fields.check(self)
+
+  def tokenizer(self) -> tokenization.Tokenizer:
+    """The tokenizer of the model, with the arguments of its chat template."""
+    arguments = fields.naming('--template_arguments', template_arguments.parse, self.template_arguments)
+    loaded = tokenization.Tokenizer.load(self.model)
+    return fields.naming('--template_arguments', loaded.with_template_arguments, arguments)
 
   def limits(self) -> encoding.Limits:
     """The limits of training with this model."""
@@ -151,7 +158,7 @@ def inspect(settings: InspectSettings) -> None:
   """
   if settings.out:
     data_lengths.require_matplotlib()  # fail before the long part
-  tokenizer, report = tokenization.Tokenizer.load(settings.model), drops.DropReport()
+  tokenizer, report = settings.tokenizer(), drops.DropReport()
   read = _read(settings, report, 'tokenising')
   tokenized = encoding.tokenize(read, tokenizer, settings.limits(), report, on_error=settings.on_error)
   index = data_tokens.of_row(tokenized, settings.row)
@@ -173,11 +180,11 @@ def tokenize(settings: TokenizeSettings) -> None:
 
   alignjax data tokenize --model=models/smollm2 --data=pairs.jsonl --token_cache=tokens --workers=8
 
-  Training finds it with the same --data, --model, --max_prompt, --max_response, --long_responses,
-  --on_error, --ignore_fields, --unknown_columns and --token_cache. Files may be at other places, as long as their
-  contents are the same.
+  Training finds it with the same --data, --model, --max_prompt, --max_response, --long_responses, --on_error,
+  --ignore_fields, --unknown_columns, --template_arguments and --token_cache. Files may be at other places, as long as
+  their contents are the same.
   """
-  tokenizer = tokenization.Tokenizer.load(settings.model)
+  tokenizer = settings.tokenizer()
   if tokenizer.template is not None and tokenizer.template.date is not None:
     raise ValueError(
       f'{settings.model}: the chat template prints the date. Training prints the date of its first start, so it '

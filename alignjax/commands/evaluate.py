@@ -99,7 +99,8 @@ def _plan(settings: Settings) -> evaluating.Plan:
   given = {'reward': settings.reward, 'proxy': settings.proxy}
   chosen = {name: getattr(settings, name) for name in ('greedy', 'temperature', 'top_k', 'top_p', 'strategy')}
   made_of = {
-    name: getattr(settings, name) for name in ('samples', 'max_prompt', 'max_new_tokens', 'seed', 'compute_dtype')
+    name: getattr(settings, name)
+    for name in ('samples', 'max_prompt', 'max_new_tokens', 'template_arguments', 'seed', 'compute_dtype')
   }
   return evaluating.Plan(
     prompts=prompt_settings.read(settings)[0],

@@ -123,7 +123,7 @@ def _out(settings: Settings) -> pathlib.Path:
 
 def _identity(settings: Settings, prompts: list[rows.Example]) -> dict[str, Any]:
   """What the responses and their scores depend on."""
-  names = ['samples', 'max_prompt', 'max_new_tokens', 'seed', 'compute_dtype', 'reward']
+  names = ['samples', 'max_prompt', 'max_new_tokens', 'template_arguments', 'seed', 'compute_dtype', 'reward']
   content = json.dumps([[each.prompt, dict(each.fields)] for each in prompts], sort_keys=True, default=str)
   return {name: getattr(settings, name) for name in names} | {
     'strategy': [settings.greedy, settings.temperature, settings.top_k, settings.top_p, settings.strategy],

@@ -107,7 +107,11 @@ class Method:
     if models < self.fewest or (self.most is not None and models > self.most):
       raise ValueError(f'{self.name} merges {wanted} models, got {models}')
     if has_base != self.needs_base:
-      problem = 'needs a base model' if self.needs_base else 'takes no base model; list it among the models instead'
+      problem = (
+        'merges differences from a base model: give the model before fine-tuning (--base)'
+        if self.needs_base
+        else 'takes no base model; list it among the models instead'
+      )
       raise ValueError(f'{self.name} {problem}')
     if weights is not None and not self.takes_weights:
       raise ValueError(f'{self.name} takes no weights')

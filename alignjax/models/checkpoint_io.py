@@ -64,9 +64,11 @@ def load_config(folder: str | os.PathLike[str], **overrides: Any) -> transformer
   with folders.naming(path):
     family = families.by_type(entries.get('model_type'))
     parsed = family.parse(entries)
-    config = transformer.TransformerConfig(**(parsed | {'output': 'logits'} | overrides))
+    config = transformer.TransformerConfig(**(parsed | {'output': 'logits'}))
+  config = dataclasses.replace(config, **overrides)  # an invalid override is no fault of the file
+  with folders.naming(path):
     classifiers.check_use(config.model_type, stored='output' in parsed, wanted=config.scored)
-    return config
+  return config
 
 
 class Loading(NamedTuple):

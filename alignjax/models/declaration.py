@@ -131,6 +131,7 @@ class Family:
     ignored_tensors: name suffixes of stored tensors that are not parameters.
     optional_prefix: a prefix of all tensor names that some checkpoints omit.
     rotary_places: entries that describe the scaling of rotary frequencies; the first is written.
+    also_written: further entries that are written, for tools that do not read the others.
     rotary_types: the types of scaling that the family supports, by their names in config.json.
     rotary_keys: further entries with parameters of the scaling, by field; they have no effect without it.
     rewrite: maps the contents of config.json to equivalent ones in which the other attributes find what they name.
@@ -149,6 +150,7 @@ class Family:
   fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   optional_prefix: str = ''
   rotary_places: tuple[str, ...] = ('rope_scaling', 'rope_parameters')  # the names in transformers 4 and 5
+  also_written: Callable[[transformer.TransformerConfig], Mapping[str, Any]] = lambda config: {}
   rotary_types: Mapping[str, str] = dataclasses.field(default_factory=rotary_entries.GENERAL.copy)
   rotary_keys: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
   rewrite: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda entries: entries
@@ -266,6 +268,7 @@ class Family:
       entries[self.rotary_places[0]] = rotary_entries.rendered(config)
     for field, keys in self.rotary_keys.items():
       entries |= {key: getattr(config.rope_scaling, field) for key in keys if hasattr(config.rope_scaling, field)}
+    entries |= self.also_written(config)
     if config.scored and self.classifier:
       entries |= {ARCHITECTURES: [self.classifier], **classifiers.ENTRIES}
     return entries

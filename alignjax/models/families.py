@@ -7,7 +7,16 @@ from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
-from alignjax.models import config_entries, declaration, gemma_families, gpt_families, inert, llama_family, transformer
+from alignjax.models import (
+  config_entries,
+  declaration,
+  gemma_families,
+  gpt_families,
+  inert,
+  llama_family,
+  rotary_entries,
+  transformer,
+)
 
 LLAMA = llama_family.LLAMA
 _FULL_ATTENTION = {'layer_types': ('full_attention',)}
@@ -126,6 +135,14 @@ OLMO2 = dataclasses.replace(
   ),
 )
 
+
+def _by_layer_type(config: transformer.TransformerConfig) -> Mapping[str, Any]:
+  """The rotary entries as transformers 5 writes them: without them it takes a default theta for layers with windows."""
+  theta = {'rope_theta': config.rope_theta}
+  full = rotary_entries.rendered(config) or {'rope_type': 'default'}
+  return {'rope_parameters': {'full_attention': full | theta, 'sliding_attention': {'rope_type': 'default'} | theta}}
+
+
 OLMO3 = dataclasses.replace(
   OLMO2,
   model_type='olmo3',
@@ -149,6 +166,7 @@ OLMO3 = dataclasses.replace(
   cycles={'layer_types': ('sliding_attention',) * 3 + ('full_attention',)},
   fields=OLMO2.fields | {'full_attention_every': 4},
   rotary_places=('rope_scaling', 'rope_parameters.full_attention'),
+  also_written=_by_layer_type,
 )
 
 GRANITE = dataclasses.replace(

@@ -115,6 +115,8 @@ def load(folder: str | os.PathLike[str], config: transformer.TransformerConfig) 
   manifest.check_settings(folder)
   manifest.check_weights(folder)
   entries = folders.read_json(folder / CONFIG)
+  with folders.naming(folder / CONFIG):
+    peft_entries.check_kind(entries)
   shapes = jax.eval_shape(transformer.build(config).init, jax.random.key(0))
   family = families.of(config)
   with folders.naming(folder / WEIGHTS):
@@ -126,12 +128,14 @@ def load(folder: str | os.PathLike[str], config: transformer.TransformerConfig) 
       )
     stored = safetensors_numpy.load_file(folder / WEIGHTS)
     tensors = {path: family.tensor('/'.join((*path, 'kernel'))) for path in lora.kernels(shapes)}
-    adapted = {path: tensor for path, tensor in tensors.items() if _names(tensor, config, 'lora_a')[0] in stored}
+    adapted = {
+      path: tensor for path, tensor in tensors.items() if not stored.keys().isdisjoint(_names(tensor, config, 'lora_a'))
+    }
     if not adapted:
       raise ValueError(f'no tensor adapts a kernel of the model; the tensors are {folders.listed(stored)}')
   with folders.naming(folder / CONFIG):
     targets = '+'.join('/'.join(path[1:]) for path in adapted)
-    settings = lora.LoRA(entries.get('r'), entries.get('lora_alpha'), targets)
+    settings = peft_entries.settings(entries, targets)
     modules = {_module_name(tensor): _modules(tensor, config) for tensor in adapted.values()}
     if config.scored and entries.get('modules_to_save'):  # PEFT also lists names that the model does not have
       _check_saved_modules(entries['modules_to_save'])

@@ -1,11 +1,12 @@
 """The entries of PEFT's adapter_config.json: each is honoured, without effect on a loaded adapter, or refused by name.
 
-honoured         r, lora_alpha, rank_pattern, alpha_pattern, target_modules, exclude_modules
+honoured         r, lora_alpha, use_rslora, rank_pattern, alpha_pattern, target_modules, exclude_modules
 without effect   `_ANY` with any value, `_VALUES` with the listed values
 refused          everything else, unless it is off: null, false, {} or []
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
 import math
 import re
 from typing import Any
@@ -34,12 +35,23 @@ _ANY = frozenset(
     'task_type',
   }
 )
-_VALUES = {'init_lora_weights': (True, False, None, 'gaussian', 'Gaussian', 'eva', 'orthogonal', 'mica')}
+_VALUES = {
+  'init_lora_weights': (True, False, None, 'gaussian', 'Gaussian', 'eva', 'orthogonal', 'mica'),
+  'use_rslora': (True, False, None),  # honoured by `settings`
+}
 _OFF = (None, False, {}, [])
 _CHANGES_BASE = (
   'it changes the weights of the base model: convert the adapter with save_pretrained(..., '
   'path_initial_model_for_weight_conversion=...) of PEFT'
 )
+
+
+def check_kind(entries: Mapping[str, Any]) -> None:
+  """Raises ValueError if the adapter is of another kind, whose tensors have other names."""
+  if (kind := entries.get('peft_type')) != FIXED['peft_type']:
+    raise ValueError(
+      f'peft_type={kind!r} (only {FIXED["peft_type"]!r}): merge the adapter into its base with PEFT, merge_and_unload()'
+    )
 
 
 def ranks(entries: Mapping[str, Any], settings: lora.LoRA, modules: Mapping[str, Sequence[str]]) -> dict[str, int]:
@@ -74,19 +86,37 @@ def ranks(entries: Mapping[str, Any], settings: lora.LoRA, modules: Mapping[str,
   for module in modules:
     rank, alpha = values['r'][module], values['lora_alpha'][module]
     known = rank is not None and alpha is not None
-    if known and not _scaled(rank, alpha, settings):
+    if known and not _scaled(entries, rank, alpha, settings):
       refused.append(
-        f'{module}: rank {rank!r} and alpha {alpha!r} (only alpha / rank = {settings.scale:g} for all modules)'
+        f'{module}: rank {rank!r} and alpha {alpha!r} (only a scale of {settings.scale:g} for all modules)'
       )
   if refused:
     raise ValueError(f'unsupported entries: {", ".join(refused)}')
   return values['r']
 
 
-def _scaled(rank: Any, alpha: Any, settings: lora.LoRA) -> bool:
+def settings(entries: Mapping[str, Any], targets: str) -> lora.LoRA:
+  """The settings of the adapter. rsLoRA divides by the root of the rank, which is a larger alpha.
+
+  Args:
+    entries: the contents of adapter_config.json.
+    targets: the adapted modules, as `LoRA.targets`.
+
+  Raises:
+    ValueError: the rank or alpha is invalid.
+  """
+  plain = lora.LoRA(entries.get('r'), entries.get('lora_alpha'), targets)
+  if entries.get('use_rslora') is not True:
+    return plain
+  return dataclasses.replace(plain, alpha=plain.alpha * math.sqrt(plain.rank))
+
+
+def _scaled(entries: Mapping[str, Any], rank: Any, alpha: Any, settings: lora.LoRA) -> bool:
   """Whether a module has the scale of the adapter."""
-  numbers = type(rank) is int and rank > 0 and isinstance(alpha, int | float)
-  return numbers and math.isclose(alpha, rank * settings.scale, rel_tol=1e-6)
+  if not (type(rank) is int and rank > 0 and isinstance(alpha, int | float)):
+    return False
+  divisor = math.sqrt(rank) if entries.get('use_rslora') is True else rank
+  return math.isclose(alpha, divisor * settings.scale, rel_tol=1e-6)
 
 
 def _supported(key: str, value: Any) -> bool:

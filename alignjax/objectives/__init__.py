@@ -16,7 +16,7 @@ from alignjax.objectives.batchwise import aot, aot_unpaired, dr_dpo
 from alignjax.objectives.calibrated import apo_down, apo_zero, bco_pair, c2_dpo, cal_dpo, nca, sppo
 from alignjax.objectives.clipped import clipped_policy_gradient
 from alignjax.objectives.coupling import couples
-from alignjax.objectives.declarations import check_batch
+from alignjax.objectives.declarations import ResponsesError, check_batch
 from alignjax.objectives.distillation import distil
 from alignjax.objectives.distribution import pmle, preference_distillation, rebel
 from alignjax.objectives.divergences import alpha_divergence_dpo, chi_po, forward_kl_dpo, jensen_shannon_dpo
@@ -54,6 +54,7 @@ __all__ = [
   'Memory',
   'Objective',
   'Part',
+  'ResponsesError',
   'Schedule',
   'all_pairs',
   'alpha_divergence_dpo',

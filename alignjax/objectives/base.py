@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from alignjax import registry, stats
-from alignjax.objectives import declarations, namespaces, schedules
+from alignjax.objectives import declarations, namespaces, pooling, schedules
 from alignjax.types import Array, PreferenceBatch, Term
 
 LABEL = frozenset({'label'})
@@ -80,6 +80,8 @@ class Objective:
     ordered: whether it also depends on the order of the prompts; requires couples_rows.
     on_policy: whether the responses must be the current policy's own samples, which no loss can check by itself.
     name: an expression that builds the objective again.
+    pool: sums over prompts that the losses read, if this is how prompts are coupled; requires couples_rows. Other
+      couplings, such as a sort, are evaluated batch by batch.
     memory: what is kept from batch to batch; requires couples_rows, so that a batch is seen as a whole, once.
     summary: maps the means of the metrics to further metrics.
     parts: the summands of a sum or a multiple, with their coefficients; empty for a single objective. They follow from
@@ -96,6 +98,7 @@ class Objective:
   on_policy: bool = False
   name: str = 'objective'
   memory: Memory = NO_MEMORY
+  pool: pooling.Pool = pooling.NO_POOL
   summary: Summary = no_summary
   parts: tuple[Part, ...] = ()
 
@@ -104,6 +107,8 @@ class Objective:
   def __post_init__(self):
     if self.memory.initial and not self.couples_rows:
       raise ValueError(f'{self.name}: an objective that remembers batches must declare couples_rows=True')
+    if self.pool.names and not self.couples_rows:
+      raise ValueError(f'{self.name}: an objective that pools prompts must declare couples_rows=True')
     if self.ordered and not self.couples_rows:
       raise ValueError(f'{self.name}: an objective that depends on the order of prompts must declare couples_rows=True')
     if not self.optional <= self.reads:
@@ -285,6 +290,7 @@ class _Sum:
       'on_policy': any(term.on_policy for term in terms),
       'name': _sum_name(self.parts),
       'memory': functools.reduce(operator.add, (term.memory for term in terms)),
+      'pool': functools.reduce(operator.add, (term.pool for term in terms)),
       'summary': self.summary,
       'parts': self.parts,
     }

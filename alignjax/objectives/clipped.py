@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 
 from alignjax import numerics, stats
-from alignjax.objectives import base
-from alignjax.types import Array, PreferenceBatch, Term
+from alignjax.objectives import base, pooling
+from alignjax.types import Array, PreferenceBatch, Term, WeightedSum
 
 _LARGEST_LOG_RATIO = 60.0  # e^60 is beyond any practical ratio, and still finite in float32 times an advantage
 _NAME = 'clipped_policy_gradient'
+_TOKENS = 'clipped_policy_gradient/tokens'  # tokens of a prompt's responses
 
 
 def _leave_one_out(score: Array) -> Array:
@@ -45,25 +46,24 @@ ADVANTAGES: Mapping[str, Callable[[Array], Array]] = {
 LEVELS: Mapping[str, Callable[[Array, Array], Array]] = {'token': _by_token, 'sequence': _by_sequence}
 
 
-def _sequence_mean(values: Array, mask: Array, weight: Array, length: float) -> Array:
-  del weight, length
+def _sequence_mean(values: Array, mask: Array, pooled: pooling.Sums, length: float) -> Array:
+  del pooled, length
   return jnp.mean(numerics.masked_mean(values, mask), axis=1)
 
 
-def _token_mean(values: Array, mask: Array, weight: Array, length: float) -> Array:
-  """Divides by the tokens of the whole batch, so that the weighted mean over prompts is the mean over tokens."""
+def _token_mean(values: Array, mask: Array, pooled: pooling.Sums, length: float) -> Array:
+  """Divides by the tokens of all prompts, so that the weighted mean over prompts is the mean over tokens."""
   del length
-  tokens = jnp.sum(mask, axis=(1, 2), dtype=jnp.float32)
-  total = jnp.sum(weight * tokens)
-  return jnp.sum(numerics.masked_sum(values, mask), axis=1) * jnp.sum(weight) / jnp.maximum(total, 1.0)
+  tokens = pooled[_TOKENS]
+  return jnp.sum(numerics.masked_sum(values, mask), axis=1) * tokens.weight / jnp.maximum(tokens.total, 1.0)
 
 
-def _token_sum(values: Array, mask: Array, weight: Array, length: float) -> Array:
-  del weight
+def _token_sum(values: Array, mask: Array, pooled: pooling.Sums, length: float) -> Array:
+  del pooled
   return jnp.mean(numerics.masked_sum(values, mask), axis=1) / length
 
 
-AGGREGATES: Mapping[str, Callable[[Array, Array, Array, float], Array]] = {
+AGGREGATES: Mapping[str, Callable[[Array, Array, pooling.Sums, float], Array]] = {
   'sequence_mean': _sequence_mean,
   'token_mean': _token_mean,
   'token_sum': _token_sum,
@@ -144,6 +144,12 @@ def clipped_policy_gradient(
   base.require(length > 0, _NAME, 'length must be positive', length)
   batchwise = aggregate == 'token_mean'
 
+  def sums(table: stats.StatTable, batch: PreferenceBatch) -> pooling.Sums:
+    tokens = jnp.sum(table.mask, axis=(1, 2), dtype=jnp.float32)
+    return {_TOKENS: WeightedSum.of(tokens, jnp.asarray(batch.weight))}
+
+  pool = pooling.Pool(frozenset({_TOKENS}), sums) if batchwise else pooling.NO_POOL
+
   def apply(table: stats.StatTable, batch: PreferenceBatch) -> Term:
     score, behaviour = base.require_score(_NAME, batch), stats.behaviour_token_logp(batch)
     if behaviour is None:
@@ -157,7 +163,7 @@ def clipped_policy_gradient(
     bounded = ratio if cap is None else jnp.minimum(ratio, cap)
     inside = jnp.clip(ratio, 1.0 - low, 1.0 + high)
     gain = jnp.minimum(bounded * advantages, inside * advantages)
-    loss = -AGGREGATES[aggregate](gain, mask, jnp.asarray(batch.weight), length)
+    loss = -AGGREGATES[aggregate](gain, mask, pool.read(table, batch), length)
     fixed = jax.lax.stop_gradient(ratio)
     metrics = {
       'score': jnp.mean(score, axis=1),
@@ -168,4 +174,4 @@ def clipped_policy_gradient(
     return Term(loss, metrics)
 
   reads = base.SCORE | {stats.BEHAVIOUR_TOKEN_LOGP, 'response_length'} | ({'weight'} if batchwise else set())
-  return base.Objective(frozenset({stats.logp}), apply, reads=reads, couples_rows=batchwise)
+  return base.Objective(frozenset({stats.logp}), apply, reads=reads, couples_rows=batchwise, pool=pool)

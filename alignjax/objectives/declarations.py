@@ -10,7 +10,7 @@ _MEANING = {
   'behaviour_logp': 'log-probabilities of the responses under the policy that wrote them',
   'behaviour_token_logp': 'log-probabilities of the tokens of the responses under the policy that wrote them',
 }
-_COUNT = {1: 'takes one response to a prompt', 2: 'compares two responses'}
+_COUNT = {1: 'takes one response to a prompt', 2: 'compares two responses to a prompt'}
 _MOST = 4096  # responses to a prompt; a larger N is not expected
 
 
@@ -54,6 +54,14 @@ def common_responses(terms: Sequence[Any]) -> int | frozenset[int] | None:
   return next(iter(common)) if common is not None and len(common) == 1 else common
 
 
+class ResponsesError(ValueError):
+  """An objective is not defined for the number of responses of a dataset. `accepted` are the numbers that it takes."""
+
+  def __init__(self, message: str, accepted: frozenset[int]):
+    super().__init__(message)
+    self.accepted = accepted
+
+
 def check_batch(objective: Any, fields: Collection[str], responses: int) -> None:
   """Checks from its declarations that an objective can be trained on a dataset.
 
@@ -63,8 +71,8 @@ def check_batch(objective: Any, fields: Collection[str], responses: int) -> None
     responses: N, the number of responses to a prompt.
 
   Raises:
-    ValueError: the objective is not defined for N responses, or a required field is missing. The message names the
-      part of the objective at fault.
+    ResponsesError: the objective is not defined for N responses.
+    ValueError: a required field is missing. Both messages name the part of the objective at fault.
   """
   for leaf in objective.leaves:
     numbers = accepted(leaf.responses)
@@ -74,7 +82,8 @@ def check_batch(objective: Any, fields: Collection[str], responses: int) -> None
         if len(numbers) == 1 and min(numbers) in _COUNT
         else (f'needs {describe_responses(numbers)} responses to a prompt')
       )
-      raise ValueError(f'{leaf.label} {needed}: the data has N = {responses}')
+      found = 'has one' if responses == 1 else f'has {responses}'
+      raise ResponsesError(f'{leaf.label} {needed}, but the data {found}', numbers)
     for field in sorted(leaf.reads - leaf.optional - OF_EVERY_BATCH - set(fields)):
       meaning = f', {_MEANING[field]},' if field in _MEANING else ''
       raise ValueError(f'{leaf.label} reads `{field}`{meaning} but the data has none')

@@ -5,8 +5,8 @@ desirable with probability `batch.label` and response 1 with 1 - `batch.label`. 
 its responses, each in expectation over its label.
 
 Notation: r(y) = beta rho(y), where rho(y) = log pi(y|x) - log pi_ref(y|x) is summed over the tokens of y, in nats. Both
-objectives compare r with a detached statistic of the batch, to which rows contribute by `batch.weight`. So they couple
-rows.
+objectives compare r with a detached statistic of the batch, or of a whole evaluation, to which rows contribute by
+`batch.weight`. So they couple rows.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from alignjax import stats
-from alignjax.objectives import base, preference
+from alignjax.objectives import base, pooling, preference
 from alignjax.types import Array, PreferenceBatch, Term, WeightedSum
 
 ONE_OR_TWO = frozenset({1, 2})
@@ -63,12 +63,12 @@ def kto(beta: float = 0.1, desirable_weight: float = 1.0, undesirable_weight: fl
   """Kahneman-Tversky optimisation: a saturating value of gains and losses against a reference point.
 
   loss = desirable_weight (1 - sigmoid(r(y) - z)) if y is desirable, else undesirable_weight (1 - sigmoid(z - r(y)))
-  z = sg[max(0, mean_batch[r])]
+  z = sg[max(0, mean[r])]
 
   The paper's z is beta KL(pi || pi_ref), estimated from prompts paired with responses to other prompts, which takes
-  extra forward passes. Here z is the mean reward of the batch's own responses, the fallback of several released
-  trainers. It is biased, because desirable responses gain reward and undesirable ones lose it. For pairs, trainers
-  often use the mean of the opposite half for each response instead.
+  extra forward passes. Here the mean is over the batch's own responses, the fallback of several released trainers, and
+  in an evaluation over all of its responses. It is biased, because desirable responses gain reward and undesirable ones
+  lose it. For pairs, trainers often use the mean of the opposite half for each response instead.
 
   Use it when:
     your data are single responses with a thumbs up or down, possibly unbalanced or noisy, instead of pairs.
@@ -97,11 +97,18 @@ def kto(beta: float = 0.1, desirable_weight: float = 1.0, undesirable_weight: fl
   base.require(desirable_weight > 0, 'kto', 'desirable_weight must be positive', desirable_weight)
   base.require(undesirable_weight > 0, 'kto', 'undesirable_weight must be positive', undesirable_weight)
 
+  name = f'kto(beta={beta!r})/reward'
+
+  def sums(table: stats.StatTable, batch: PreferenceBatch) -> pooling.Sums:
+    reward = jax.lax.stop_gradient(beta * table.log_ratio())
+    return {name: WeightedSum.of(reward, jnp.broadcast_to(_row_weight(batch), reward.shape))}
+
+  pool = pooling.Pool(frozenset({name}), sums)
+
   def apply(table: stats.StatTable, batch: PreferenceBatch) -> Term:
     desirable = _desirable('kto', table, batch)
     reward = beta * table.log_ratio()
-    mean = WeightedSum.of(reward, jnp.broadcast_to(_row_weight(batch), reward.shape)).mean()
-    point = jax.lax.stop_gradient(jax.nn.relu(mean))
+    point = jax.nn.relu(pool.read(table, batch)[name].mean())
     term = _term(
       reward,
       desirable,
@@ -116,6 +123,7 @@ def kto(beta: float = 0.1, desirable_weight: float = 1.0, undesirable_weight: fl
     reads=base.LABEL_AND_WEIGHT,
     responses=ONE_OR_TWO,
     couples_rows=True,
+    pool=pool,
     summary=_by_kind,
   )
 
@@ -131,10 +139,10 @@ def bco(beta: float = 0.1, momentum: float = 0.0) -> base.Objective:
   importance weights, which correct for desirable and undesirable responses coming from different prompts; they are left
   out here.
 
-  The means are taken over the batch, or, with a momentum, over all batches so far: sums in which the batch k steps ago
-  is scaled by momentum^k, divided by the sums of weights scaled in the same way. They need no correction for starting
-  at zero. Running means are kept in the training state; evaluation only reads them. Before the first batch, and in a
-  notebook, the current batch is used alone.
+  The means are taken over the batch, and in an evaluation over all of its batches. With a momentum they are taken over
+  all training batches so far: sums in which the batch k steps ago is scaled by momentum^k, divided by the sums of
+  weights scaled in the same way. They need no correction for starting at zero. Running means are kept in the training
+  state; evaluation only reads them. Before the first batch, and in a notebook, they are not used.
 
   Use it when:
     your data are thumbs up or down, as for `kto`, and you want a loss with the logistic shape of DPO.
@@ -161,25 +169,29 @@ def bco(beta: float = 0.1, momentum: float = 0.0) -> base.Objective:
   kinds = ('desirable', 'undesirable')
   # The sums are of log-ratios, not rewards, so that objectives which differ only in beta share them.
   names = {kind: tuple(f'bco(momentum={momentum!r})/{kind}_{part}' for part in ('total', 'weight')) for kind in kinds}
+  pooled = {kind: f'bco/{kind}' for kind in kinds}
 
-  def batch_sums(table: stats.StatTable, batch: PreferenceBatch) -> dict[str, Array]:
+  def sums_of(table: stats.StatTable, batch: PreferenceBatch) -> pooling.Sums:
     log_ratio = jax.lax.stop_gradient(table.log_ratio())
     desirable = _desirable('bco', table, batch)
-    sums = {}
-    for kind, share in zip(kinds, (desirable, 1.0 - desirable), strict=True):
-      found = WeightedSum.of(log_ratio, _row_weight(batch) * share)
-      sums |= dict(zip(names[kind], (found.total, found.weight), strict=True))
-    return sums
+    shares = zip(kinds, (desirable, 1.0 - desirable), strict=True)
+    return {pooled[kind]: WeightedSum.of(log_ratio, _row_weight(batch) * share) for kind, share in shares}
+
+  pool = pooling.Pool(frozenset(pooled.values()), sums_of)
+
+  def flat(sums: pooling.Sums) -> dict[str, Array]:
+    found = {kind: (sums[pooled[kind]].total, sums[pooled[kind]].weight) for kind in kinds}
+    return {name: value for kind in kinds for name, value in zip(names[kind], found[kind], strict=True)}
 
   def stored(table: stats.StatTable) -> dict[str, Array]:
     return {name: jnp.asarray(table.memory.get(name, 0.0), jnp.float32) for pair in names.values() for name in pair}
 
   def update(table: stats.StatTable, batch: PreferenceBatch) -> Mapping[str, Array]:
-    now = batch_sums(table, batch)
+    now = flat(sums_of(table, batch))
     return {name: momentum * value + now[name] for name, value in stored(table).items()}
 
   def shift(table: stats.StatTable, batch: PreferenceBatch) -> Array:
-    past, now = stored(table), batch_sums(table, batch)
+    past, now = stored(table), flat(pool.read(table, batch))
     seen = sum(past[weight] for _, weight in names.values()) > 0
     sums = {name: jnp.where(seen, past[name], value) for name, value in now.items()}
     found = [WeightedSum(sums[total], sums[weight]) for total, weight in names.values()]
@@ -207,5 +219,6 @@ def bco(beta: float = 0.1, momentum: float = 0.0) -> base.Objective:
     responses=ONE_OR_TWO,
     couples_rows=True,
     memory=memory,
+    pool=pool,
     summary=_by_kind,
   )

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from alignjax import stats
-from alignjax.objectives import base, namespaces
+from alignjax.objectives import base, namespaces, pooling
 from alignjax.types import Array, PreferenceBatch, Term, WeightedSum
 
 # Without a clip a weight is at most e^60: beyond any practical value, and still finite in float32 times a loss.
@@ -63,18 +63,28 @@ def importance_weighted(
   _require_objective(name, objective)
   base.require(clip is None or clip > 0, name, 'clip must be positive, or None for unclipped weights', clip)
 
-  def weigh(table: stats.StatTable, batch: PreferenceBatch) -> tuple[Array, dict[str, Array]]:
+  def log_weight_of(table: stats.StatTable, batch: PreferenceBatch) -> tuple[Array, float]:
+    """[B] the log of the weights, and its cap."""
     behaviour_logp, log_ratio = stats.behaviour_logp(batch), table.log_ratio()
     if behaviour_logp is not None:
       log_ratio = table.sum(stats.logp) - behaviour_logp
     if per_length:
       log_ratio = log_ratio / jnp.maximum(table.length, 1)
-    log_weight = jax.lax.stop_gradient(jnp.sum(log_ratio, axis=-1))
     cap = _LARGEST_LOG_WEIGHT if clip is None else log_ratio.shape[-1] * clip
+    return jax.lax.stop_gradient(jnp.sum(log_ratio, axis=-1)), cap
+
+  key = f'importance_weighted(clip={clip!r}, per_length={per_length!r})/weight'
+
+  def sums(table: stats.StatTable, batch: PreferenceBatch) -> pooling.Sums:
+    return {key: WeightedSum.of(jnp.exp(jnp.minimum(*log_weight_of(table, batch))), jnp.asarray(batch.weight))}
+
+  pool = pooling.Pool(frozenset({key}), sums) if self_normalised else pooling.NO_POOL
+
+  def weigh(table: stats.StatTable, batch: PreferenceBatch) -> tuple[Array, dict[str, Array]]:
+    log_weight, cap = log_weight_of(table, batch)
     weight = jnp.exp(jnp.minimum(log_weight, cap))
     if self_normalised:
-      mean = WeightedSum.of(weight, jnp.asarray(batch.weight)).mean()
-      weight = weight / jnp.maximum(mean, jnp.finfo(jnp.float32).tiny)
+      weight = weight / jnp.maximum(pool.read(table, batch)[key].mean(), jnp.finfo(jnp.float32).tiny)
     own = {
       'importance/weight': weight,
       'importance/weight_squared': jnp.square(weight),
@@ -92,6 +102,7 @@ def importance_weighted(
     reads=reads,
     optional=behaviour,
     couples_rows=self_normalised,
+    pool=pool,
     summary=_spread,
   )
   return _weighted(name, objective, declared, weigh)

@@ -67,6 +67,15 @@ def batch_shards(mesh: jax.sharding.Mesh) -> int:
   return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
+def describe_division(mesh: jax.sharding.Mesh, microbatches: int) -> str:
+  """Why a number of rows must be a multiple of shards times microbatches, for messages."""
+  shards = batch_shards(mesh)
+  axes = ' x '.join(f'mesh.{axis}={mesh.shape[axis]}' for axis in BATCH_AXES)
+  into = f'into {microbatches} microbatches' if microbatches > 1 else ''
+  over = f'over {shards} shards ({axes})' if shards > 1 else ''
+  return f'the batch is divided {" and each of them ".join(filter(None, (into, over)))}'
+
+
 def batch_shards_of(mesh: jax.sharding.Mesh, process: int | None = None) -> tuple[tuple[int, ...], int]:
   """The batch shards that the devices of a process hold, in ascending order, and the number of all shards.
 

@@ -61,7 +61,7 @@ class RewardModel:
     batch_size: int = 8,
   ):
     self._params, self._tokenizer, self._mesh, self._scale = params, tokenizer, mesh, scale
-    self._positions = model.config.max_positions
+    self._positions, self._vocab_size = model.config.max_positions, model.config.vocab_size
     shards = parallel_mesh.batch_shards(mesh)
     self._rows = -(-batch_size // shards) * shards
 
@@ -123,6 +123,7 @@ class RewardModel:
     for number, (sample, result) in enumerate(zip(samples, results, strict=True)):
       if isinstance(result, tokenization.EncodingError):
         raise ValueError(f'sample {number} cannot be encoded for the reward model: {result}') from result
+      self._tokenizer.check_ids([*result.prompt, *result.responses[0]], self._vocab_size, f'sample {number}')
       response = result.responses[0] if sample.finished else result.responses[0][:-1]  # encoding adds the end token
       room = self._positions - len(response)
       if room < 2:

@@ -206,7 +206,7 @@ class Evaluation:
 
     def score() -> dict[str, Any]:
       with self._reference.open() as folder:
-        tokenizer = tokenization.Tokenizer.load(folder)
+        tokenizer = self._tokenizer(folder)
       texts = [rows.text_of(example.responses[0]) for example in self._plan.prompts]
       ids = [list(tokenizer.encode(each.prompt, each.responses[:1]).responses[0]) for each in self._plan.prompts]
       return self._score(
@@ -222,6 +222,10 @@ class Evaluation:
 
     return self._parts.get(f'{subject.name}.{name}', made_of, announced)
 
+  def _tokenizer(self, folder: str) -> tokenization.Tokenizer:
+    arguments = self._plan.options.template_arguments
+    return tokenization.Tokenizer.load(folder).with_template_arguments(arguments)
+
   def _load(self, subject: Subject, stack: contextlib.ExitStack) -> _Loaded:
     folder = stack.enter_context(subject.open())
     config = checkpoint_io.load_config(folder, compute_dtype=self._plan.compute_dtype)
@@ -229,7 +233,7 @@ class Evaluation:
     shardings = rules.param_shardings(self._mesh, jax.eval_shape(model.init, jax.random.key(0)))
     loading = checkpoint_io.Loading(together=processes.on_all)
     params = checkpoint_io.load_params(folder, config, shardings, loading)
-    tokenizer = tokenization.Tokenizer.load(folder)
+    tokenizer = self._tokenizer(folder)
     prompts = [tokenizer.encode_prompt(each.prompt, self._plan.options.max_prompt) for each in self._plan.prompts]
     return _Loaded(tokenizer, model, params, prompts)
 

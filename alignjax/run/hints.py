@@ -49,6 +49,7 @@ _DEVICES = 'parameters are sharded over all devices: see --mesh.fsdp, --mesh.dat
 _SEED = 'use --seed=0'
 _ATTENTION = 'use --attention=cudnn on an NVIDIA GPU'
 _TEMPLATE = 'the chat template of the model is used: it is chat_template.jinja in the folder of --model'
+_TEMPLATE_ARGUMENTS = 'use --template_arguments=enable_thinking=false'
 _WORKERS = 'tokens are cached, and made ahead by: alignjax data tokenize --workers=8'
 _CACHE = 'use --reference_cache=caches/reference, a folder'
 _SAMPLES = 'use --samples=3, the responses to each prompt'
@@ -74,6 +75,7 @@ _OTHERS: dict[str, tuple[str, ...]] = {
   'per_device_eval_batch_size eval_batch_size': ('evaluation uses the batches of training: --batch_size=32',),
   'gradient_accumulation_steps grad_accum gradient_accumulation accumulate_grad_batches': (_ACCUMULATE,),
   'chat_template template': (_TEMPLATE,),
+  'chat_template_kwargs template_kwargs enable_thinking': (_TEMPLATE_ARGUMENTS,),
   'dataset datasets dataset_name dataset_path dataset_dir train_file train_data train_dataset training_data data_path '
   'data_files file input': (_DATA, 'use --prompts=questions.jsonl'),
   'dataset_num_proc preprocessing_num_workers num_workers dataloader_num_workers dataset_processes': (_WORKERS,),

@@ -28,6 +28,7 @@ _SHOWN = (
   'batch_size',
   'max_prompt',
   'max_response',
+  'template_arguments',
   'compute_dtype',
   'seed',
 )

@@ -194,15 +194,15 @@ def check_size(config: settings.Config, mesh: Any) -> None:
   shards = parallel_mesh.batch_shards(mesh)
   size = rounds(config)
   of_prompt = rollout_rows.PAIRINGS[config.pairing].rows(config.samples)
-  for name, count, least in (
-    ('minibatch', size.minibatch * of_prompt, shards * config.microbatches),
-    ('sampling_batch', size.group, shards),
+  for name, count, parts in (
+    ('minibatch', size.minibatch * of_prompt, config.microbatches),
+    ('sampling_batch', size.group, 1),
   ):
+    least = shards * parts
     if count % least:
       raise ValueError(
-        f'config.{name}: {count} rows must be a multiple of {least}, because they are divided over {shards} shards '
-        f'(mesh.data x mesh.fsdp) and {config.microbatches} microbatches; change config.{name} or '
-        'config.prompts_per_round'
+        f'config.{name}: {count} rows must be a multiple of {least}, because '
+        f'{parallel_mesh.describe_division(mesh, parts)}; change config.{name} or config.prompts_per_round'
       )
 
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from alignjax import objectives, stats
+from alignjax.data.reading import sources
 from alignjax.data.tokens import tokenization
 from alignjax.models import checkpoint_io, transformer
 from alignjax.optim import bases, recipes
@@ -24,6 +25,7 @@ from alignjax.run import (
   packing_choice,
   replay,
   settings,
+  template_arguments,
   token_cache,
   trackers,
   uploads,
@@ -100,6 +102,7 @@ def prepare(
   objective = fields.naming('config.objective', objectives.parse, config.objective)
   on_policy.check(config, objective)
   recipe = _recipe(config, config.base_model)
+  arguments = fields.naming('config.template_arguments', template_arguments.parse, config.template_arguments)
   mesh = parallel_mesh.make_mesh(
     config.mesh.data,
     config.mesh.fsdp,
@@ -126,6 +129,7 @@ def prepare(
   read = on_policy.reference_needs(config, objective) if config.prompts else objective
   reference = inputs.Reference(config, policy, read, mesh, shardings, announce)
   tokenizer = tokenization.Tokenizer.load(config.model, functools.partial(first_start.date, config.workdir))
+  tokenizer = fields.naming('config.template_arguments', tokenizer.with_template_arguments, arguments)
   cache = token_cache.configured(config.token_cache, config.workdir)
   # The model reads all tokens of a response that it scores, and all but the last of one that it predicts.
   positions = model_config.max_positions - model_config.scored
@@ -171,7 +175,13 @@ def _read(
     split = replay.read(paths, config, reading, objective, training=training)
   else:
     split = inputs.read_split(paths, config, reading, training=training)
-  objectives.check_batch(objective, split.data.fields, split.data.responses)
+  try:
+    objectives.check_batch(objective, split.data.fields, split.data.responses)
+  except objectives.ResponsesError as error:
+    named = ', '.join(sources.forms_with(error.accepted))
+    raise ValueError(
+      f'{", ".join(paths)}: {error}: choose another objective, or data in one of the forms {named}'
+    ) from None
   return split
 
 
@@ -225,14 +235,10 @@ def load_frozen(config: settings.ModelSettings, prepared: Prepared, base: Params
 
 
 def _check_batch_size(config: settings.InputSettings, mesh: jax.sharding.Mesh) -> None:
-  shards = parallel_mesh.batch_shards(mesh)
-  least = shards * config.microbatches
+  least = parallel_mesh.batch_shards(mesh) * config.microbatches
   if config.batch_size % least:
-    axes = ' x '.join(f'mesh.{axis}={mesh.shape[axis]}' for axis in parallel_mesh.BATCH_AXES)
-    raise ValueError(
-      f'config.batch_size = {config.batch_size}: must be a multiple of {least}, because the batch is divided into '
-      f'{config.microbatches} microbatches and each of them over {shards} shards ({axes})'
-    )
+    why = parallel_mesh.describe_division(mesh, config.microbatches)
+    raise ValueError(f'config.batch_size = {config.batch_size}: must be a multiple of {least}, because {why}')
 
 
 def _recipe(config: settings.OptimizerSettings, base_model: str) -> bases.Recipe:

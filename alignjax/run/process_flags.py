@@ -11,9 +11,9 @@ from typing import Any, NoReturn
 
 import jax
 
-from alignjax import exit_codes
+from alignjax import exit_codes, paths
 from alignjax.parallel import clusters, distributed
-from alignjax.run import fields
+from alignjax.run import compiled, fields
 
 _OTHERS_LEAVE = 1.0  # seconds; the end of the coordinator takes the other processes with it
 
@@ -38,6 +38,12 @@ class Processes:
   local_devices: int = fields.field(
     0, 'Virtual CPU devices in this process; 0: use the real devices.', at_least=0, at_most=1024
   )
+  compilation_cache: str = fields.field(
+    '',
+    "Folder that keeps compiled programs for later starts, up to 4 GiB; empty: alignjax/compiled in the user's cache "
+    'folder; off: compile at every start.',
+    path=paths.DISK,
+  )
 
   def __post_init__(self):
     fields.check(self)
@@ -48,6 +54,7 @@ class Processes:
     Raises:
       ValueError: the flags or the environment are contradictory or incomplete.
     """
+    compiled.keep(self.compilation_cache)
     timeouts = distributed.Timeouts(self.join_timeout, self.heartbeat)
     distributed.use_virtual_devices(self.local_devices)
     distributed.initialize(self.find_cluster(), timeouts, give_up=_give_up)

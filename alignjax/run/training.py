@@ -29,7 +29,7 @@ from alignjax.run import (
   trackers,
   uploads,
 )
-from alignjax.training import checkpoint, loop, metrics, mirror, owner, placement, processes, watchdog
+from alignjax.training import checkpoint, held_out, loop, metrics, mirror, owner, placement, processes, watchdog
 from alignjax.training import state as training_state
 from alignjax.training import step as training_step
 
@@ -203,8 +203,12 @@ def _writers(
     yield writers, copy.flush
 
 
-def _evaluation(prepared: preparation.Prepared, chunk: int, every: int) -> loop.Evaluation | None:
+def _evaluation(prepared: preparation.Prepared, chunk: int, every: int) -> held_out.Evaluation | None:
   if prepared.held_out is None:
     return None
-  step = training_step.build_eval_step(prepared.policy, prepared.objective, chunk=chunk, mesh=prepared.mesh)
-  return loop.Evaluation(step, prepared.held_out.batches, every, prepared.objective.summary)
+  objective = prepared.objective
+  step, pool = (
+    build(prepared.policy, objective, chunk=chunk, mesh=prepared.mesh)
+    for build in (training_step.build_eval_step, training_step.build_pool_step)
+  )
+  return held_out.Evaluation(step, prepared.held_out.batches, every, objective.summary, pool=pool)

@@ -20,10 +20,10 @@ def enable_bfloat16() -> bool:
     Whether bfloat16 is faster than float32: on accelerators, and on CPUs with instructions for its products.
   """
   os.environ['XLA_FLAGS'] = ' '.join([*os.environ.get('XLA_FLAGS', '').split(), FLAG])
-  return bool(INSTRUCTIONS & _cpu_features()) or jax.default_backend() != 'cpu'
+  return bool(INSTRUCTIONS & cpu_features()) or jax.default_backend() != 'cpu'
 
 
-def _cpu_features(cpuinfo: pathlib.Path = pathlib.Path('/proc/cpuinfo')) -> set[str]:
+def cpu_features(cpuinfo: pathlib.Path = pathlib.Path('/proc/cpuinfo')) -> set[str]:
   """The features that every core reports; empty if the system does not list them."""
   if not cpuinfo.exists():
     return set()

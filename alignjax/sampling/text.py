@@ -1,11 +1,11 @@
 """Samples text responses to prompts from a model in a Hugging Face folder."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import itertools
 import json
 import os
-from typing import NamedTuple, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from absl import logging
 import jax
@@ -54,6 +54,7 @@ class Options:
     seed: seed of all draws.
     strategy: decoding strategy; the default draws from the model's own distribution.
     prompt_size: number of tokens that prompts are padded to; None pads each batch to a multiple of 64.
+    template_arguments: variables of the chat template for all conversations that lack their own.
   """
 
   samples: int = 1
@@ -63,6 +64,7 @@ class Options:
   seed: int = 0
   strategy: strategies.Strategy = dataclasses.field(default_factory=strategies.chain)
   prompt_size: int | None = None
+  template_arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class TextSampler:
@@ -78,7 +80,8 @@ class TextSampler:
   def __init__(
     self, model: models.LanguageModel, tokenizer: tokenization.Tokenizer, mesh: jax.sharding.Mesh, options: Options
   ):
-    self._tokenizer, self._options = tokenizer, options
+    self._tokenizer = tokenizer.with_template_arguments(options.template_arguments)
+    self._options, self._vocab_size = options, model.config.vocab_size
     self._rows = -(-options.batch_size // mesh.size) * mesh.size
     end_ids = tuple(sorted(tokenizer.end_ids))
     decoding = sampler.Decoding(options.samples, options.max_new_tokens, options.strategy, end_ids)
@@ -119,6 +122,8 @@ class TextSampler:
   def _pad(self, batch: Sequence[tuple[int, rows.Prompt]]) -> sampler.Prompts:
     """Token ids [rows, P], with positions in the sequence of prompts as row ids [rows]."""
     encoded = [self._tokenizer.encode_prompt(prompt, self._options.max_prompt) for _, prompt in batch]
+    for ids in encoded:
+      self._tokenizer.check_ids(ids, self._vocab_size, 'a prompt')
     longest = max(map(len, encoded))
     size = self._options.prompt_size or -(-longest // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
     if longest > size:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from alignjax import numerics
 from alignjax.stats import path, response, token
-from alignjax.types import Array
+from alignjax.types import Array, WeightedSum
 
 Stat = token.TokenStat | path.PathStat | response.ResponseStat
 
@@ -25,6 +25,7 @@ class StatTable:
   length: Array  # [B, N] int32
   memory: Mapping[str, Array] = dataclasses.field(default_factory=dict)  # state of an objective, from batches so far
   step: Array | None = None  # [] int32, updates done so far; None in a notebook, where schedules are at their start
+  pool: Mapping[str, WeightedSum] = dataclasses.field(default_factory=dict)  # in an evaluation: sums over all of it
   before: Mapping[str, Array] | None = None  # in training, the memory without this batch; None if it is only read
 
   @classmethod

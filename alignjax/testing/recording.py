@@ -23,6 +23,7 @@ class RecordingTable:
 
   length = property(lambda self: self._table.length)
   memory = property(lambda self: self._table.memory)
+  pool = property(lambda self: self._table.pool)
   before = property(lambda self: self._table.before)
   step = property(lambda self: self._table.step)
   mask = property(lambda self: self._table.mask)

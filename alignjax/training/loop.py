@@ -1,6 +1,6 @@
 """The training loop: batches in, metrics and checkpoints out."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import time
 from typing import NamedTuple
@@ -14,6 +14,7 @@ from alignjax.parallel import rules
 from alignjax.training import (
   checkpoint,
   checksums,
+  held_out,
   hooking,
   instrumentation,
   metrics,
@@ -27,9 +28,8 @@ from alignjax.training import (
   watchdog,
 )
 from alignjax.training.state import Frozen, TrainState
-from alignjax.types import Array, Params, PreferenceBatch, WeightedSum
+from alignjax.types import Array, PreferenceBatch
 
-EvalStep = Callable[[Params, Frozen, PreferenceBatch], dict[str, WeightedSum]]
 Origin = Callable[[int], str]
 
 
@@ -91,25 +91,6 @@ class Logging:
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluation:
-  """Held-out examples, and how to evaluate them.
-
-  Args:
-    step: the result of `build_eval_step`, not jitted.
-    batches: this process's rows; iterated once per evaluation, with the same number of batches in every process.
-    every: updates between evaluations; 0 evaluates before and after training only.
-    summary: maps the means of the metrics to further metrics: the objective's `summary`.
-    owed: evaluate before the first step, because SIGTERM has cut the evaluation of the restored step short.
-  """
-
-  step: EvalStep
-  batches: Iterable[batching.Batch]
-  every: int = 0
-  summary: Callable[[Mapping[str, Array]], Mapping[str, Array]] = lambda means: {}
-  owed: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
 class Saving:
   """Where and how often to save.
 
@@ -142,7 +123,7 @@ def train(
   training: Training,
   *,
   log: Logging = Logging(),
-  evaluation: Evaluation | None = None,
+  evaluation: held_out.Evaluation | None = None,
   saving: Saving | None = None,
   hooks: Sequence[hooking.Hook] = (),
 ) -> Result:
@@ -188,7 +169,7 @@ class _Run:
     batches: source.Source,
     training: Training,
     log: Logging,
-    evaluation: Evaluation | None,
+    evaluation: held_out.Evaluation | None,
     saving: Saving | None,
     hooks: Sequence[hooking.Hook],
   ):
@@ -208,7 +189,7 @@ class _Run:
       out_shardings=(shardings, replicated),
     )
     if evaluation is not None:
-      self.eval_program = programs.Programs('evaluation', evaluation.step, log.announce, out_shardings=replicated)
+      self.evaluator = held_out.Evaluator(evaluation, training.mesh, log.announce)
     guarded = skipping.guarded(training.step)
     # Without a new state there is nothing to donate, and the compiler removes the optimizer.
     self.metrics_program = programs.Programs(
@@ -340,19 +321,11 @@ class _Run:
 
   def evaluate(self) -> dict[str, float]:
     """Means over the held-out examples, under names that start with `eval/`; empty if SIGTERM cuts it short."""
-    total: dict[str, WeightedSum] = {}
     frozen = dataclasses.replace(self.training.frozen, memory=self.state.memory, step=self.state.updates)
     with watchdog.during('evaluation'):
-      for batch in self.evaluation.batches:
-        if self.notice.noticed():
-          return {}
-        sums = self.eval_program(self.state.params, frozen, placement.to_global(self.training.mesh, batch.data))
-        total = {name: total[name] + value if total else value for name, value in sums.items()}
-        watchdog.progress()
-      means = {name: value.mean() for name, value in total.items()}
-      means = jax.device_get({**means, **self.evaluation.summary(means)})
+      means = self.evaluator(self.state.params, frozen, self.notice.noticed)
     self.clock = time.monotonic()  # the next step's time leaves out evaluation
-    return {f'eval/{name}': value.item() for name, value in sorted(means.items())}
+    return {f'eval/{name}': value for name, value in sorted(means.items())}
 
   def saved(self) -> bool:
     return self.saving is not None and self.done in self.saving.checkpoints.steps()

@@ -12,7 +12,7 @@ from alignjax import stats
 from alignjax.parallel import rules
 from alignjax.training import references
 from alignjax.training.policy import Policy
-from alignjax.types import Array, Params, PreferenceBatch
+from alignjax.types import Array, Params, PreferenceBatch, WeightedSum
 
 
 class Skips(NamedTuple):
@@ -65,6 +65,9 @@ class Frozen:
   base: Params | None = None  # the parameters that the policy's adapters adapt
   memory: Mapping[str, Array] = dataclasses.field(default_factory=dict)  # the objective's, from `TrainState.memory`
   step: Array | None = None  # updates done so far, `TrainState.updates`
+  pool: Mapping[str, WeightedSum] = dataclasses.field(
+    default_factory=dict
+  )  # in an evaluation: sums of `Objective.pool`
 
   def reference_states(
     self, policy: Policy, needs: Iterable[stats.TokenStat], batch: PreferenceBatch

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from alignjax import objectives, optim
+from alignjax import objectives, optim, stats
 from alignjax.training import forward, gradients, rows
 from alignjax.training.policy import Policy
 from alignjax.training.state import Frozen, TrainState
@@ -81,29 +81,67 @@ def build_update(tx: optax.GradientTransformation) -> Update:
   return update
 
 
+EvalStep = Callable[[Params, Frozen, PreferenceBatch], dict[str, WeightedSum]]
+
+
 def build_eval_step(
   policy: Policy,
   objective: objectives.Objective,
   *,
   chunk: int = 1024,
   mesh: jax.sharding.Mesh | None = None,
-) -> Callable[[Params, Frozen, PreferenceBatch], dict[str, WeightedSum]]:
+) -> EvalStep:
   """Builds the evaluation of one batch: loss and metrics as weighted sums that add over batches before the division.
 
   Args, Raises: as for `build_train_step`.
 
   Returns:
-    A pure function (trained parameters, frozen, batch) -> weighted sums by name.
+    A pure function (trained parameters, frozen, batch) -> weighted sums by name. If the objective has a pool, the
+    losses are those of the whole evaluation if `frozen.pool` holds its sums, and otherwise those of the batch.
   """
-  layout = rows.Layout(chunk, mesh=mesh)
+  tabulate = _tabulation(policy, objective, rows.Layout(chunk, mesh=mesh))
 
   def evaluate(params: Params, frozen: Frozen, batch: PreferenceBatch) -> dict[str, WeightedSum]:
+    return dict(forward.weighted_sums(objective, tabulate(params, frozen, batch), batch))
+
+  return evaluate
+
+
+def build_pool_step(
+  policy: Policy,
+  objective: objectives.Objective,
+  *,
+  chunk: int = 1024,
+  mesh: jax.sharding.Mesh | None = None,
+) -> EvalStep | None:
+  """Builds the sums of `objective.pool` over one batch, to be added over all batches before they are evaluated.
+
+  Args, Raises: as for `build_train_step`.
+
+  Returns:
+    A pure function (trained parameters, frozen, batch) -> the sums; None if the objective has no pool.
+  """
+  if not objective.pool.names:
+    return None
+  tabulate = _tabulation(policy, objective, rows.Layout(chunk, mesh=mesh))
+
+  def pool(params: Params, frozen: Frozen, batch: PreferenceBatch) -> dict[str, WeightedSum]:
+    return dict(objective.pool.sums(tabulate(params, frozen, batch), batch))
+
+  return pool
+
+
+def _tabulation(
+  policy: Policy, objective: objectives.Objective, layout: rows.Layout
+) -> Callable[[Params, Frozen, PreferenceBatch], stats.StatTable]:
+  """Builds the forward pass of an evaluation."""
+
+  def tabulate(params: Params, frozen: Frozen, batch: PreferenceBatch) -> stats.StatTable:
     forward.assert_batch(batch)
     model = policy.bind(frozen.base)
     reference = frozen.reference_states(policy, objective.needs, batch)
     hidden = forward.hidden_states(model, params, batch, objective.needs)
     table = forward.table(objective.needs, hidden, reference, batch, layout)
-    table = dataclasses.replace(table, memory=frozen.memory, step=frozen.step)
-    return dict(forward.weighted_sums(objective, table, batch))
+    return dataclasses.replace(table, memory=frozen.memory, step=frozen.step, pool=frozen.pool)
 
-  return evaluate
+  return tabulate

@@ -1,6 +1,6 @@
 """Makes typical mistakes on the command line: each must be one error that names what is wrong, and no traceback.
 
-  python -m bench.survival.mistakes --count=456
+  python -m bench.survival.mistakes --count=461
 
 The commands and what their errors must name are in mistake_cases.py. They run in this process. Every command is printed
 with its exit code and its message, so that a person can judge whether the message helps.

@@ -15,14 +15,13 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from absl import app, flags
+from absl import app
 
 from alignjax import objectives, risk, stats
 from alignjax.objectives import declarations, preference
-from docs.pages import docstrings, requirements, texts
+from docs.pages import docstrings, requirements, texts, writing
 
 PAGE = pathlib.Path(__file__).parents[1] / 'objectives.md'
-_CHECK = flags.DEFINE_bool('check', False, 'Write nothing; fail if docs/objectives.md is out of date.')
 _LOG_RATIO = {stats.logp, stats.reference_logp}
 
 
@@ -184,13 +183,7 @@ def page() -> str:
 
 
 def main(argv: Sequence[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments: {" ".join(argv[1:])}')
-  text = page()
-  if not _CHECK.value:
-    PAGE.write_text(text, encoding='utf-8')
-  elif not PAGE.exists() or PAGE.read_text(encoding='utf-8') != text:
-    sys.exit('docs/objectives.md is out of date: run python -m docs.pages.objectives_page')
+  writing.write(argv, PAGE, page, 'objectives_page')
 
 
 if __name__ == '__main__':

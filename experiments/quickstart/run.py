@@ -33,7 +33,7 @@ from alignjax.evaluation import evaluator
 from alignjax.models import checkpoint_io
 from alignjax.optim import bases, recipes, schedules
 from alignjax.run import costs
-from alignjax.training import hooking, loop, metrics, placement, references, source, state, step
+from alignjax.training import held_out, hooking, loop, metrics, placement, references, source, state, step
 from alignjax.training.policy import Policy
 from alignjax.types import Params
 from experiments.quickstart import command_line, evaluations, figures, outputs, prompts, responses, shared
@@ -132,10 +132,11 @@ def _train(
       source.GrainSource(iter(train)),
       loop.Training(update, frozen, mesh, steps, schedule),
       log=loop.Logging(writers, origin=data['train'].origin),
-      evaluation=loop.Evaluation(
+      evaluation=held_out.Evaluation(
         step.build_eval_step(Policy(setup.model), objective, chunk=responses.CHUNK, mesh=mesh),
         batches('held_out', 1),
         summary=objective.summary,
+        pool=step.build_pool_step(Policy(setup.model), objective, chunk=responses.CHUNK, mesh=mesh),
       ),
       hooks=[hooking.at({*range(every, steps, every), steps}, evaluated)],
     )

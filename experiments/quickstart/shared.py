@@ -13,7 +13,7 @@ from alignjax.models import base as models
 from alignjax.models import checkpoint_io, transformer
 from alignjax.parallel import mesh as parallel_mesh
 from alignjax.parallel import rules
-from alignjax.run import smollm2, xla_flags
+from alignjax.run import compiled, smollm2, xla_flags
 from alignjax.sampling import strategies
 from alignjax.types import Params
 from experiments.quickstart import command_line, responses
@@ -52,6 +52,7 @@ def set_up(settings: command_line.Shared, reward: rewards.Score, texts: Sequence
     reward: the gold reward.
     texts: all prompts, which decide to how many tokens prompts are padded.
   """
+  compiled.keep()
   dtype = _compute_dtype(settings.compute_dtype)
   workdir = pathlib.Path(settings.workdir)
   workdir.mkdir(parents=True, exist_ok=True)

@@ -217,7 +217,7 @@ def replaced(name, value):
   [
     (lambda m: (m / 'merged').mkdir(), {}, r'--out=.*merged: the folder exists; choose another one'),
     (lambda m: None, {'dtype': 'int8'}, '--dtype=int8: must be one of float32, float16, bfloat16'),
-    (lambda m: None, {'text': 'ties()'}, r'ties\(.*\) needs a base model'),
+    (lambda m: None, {'text': 'ties()'}, r'ties\(.*\) merges differences from a base model: .*--base'),
     (lambda m: None, {'base': 'base'}, r'linear\(.*\) takes no base model'),
     (lambda m: None, {'weights': '1,2,3'}, r'weights: 3 values for 2 models'),
     (lambda m: None, {'weights': '*.mpl.*=1; *=2'}, r"weights: no tensor is left for the pattern '\*.mpl.\*'"),

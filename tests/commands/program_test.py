@@ -10,7 +10,7 @@ from alignjax import exit_codes
 from alignjax.commands import main, program
 from alignjax.run import fields, user_code
 
-LIST = ('train', 'doctor', 'export', 'sample', 'evaluate', 'label', 'data', 'download', 'compare', 'merge')
+LIST = ('train', 'doctor', 'export', 'sample', 'evaluate', 'label', 'data', 'download', 'compare', 'sweep', 'merge')
 
 
 @dataclasses.dataclass(frozen=True)

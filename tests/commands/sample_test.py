@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tokenizers
 
 from alignjax.commands import program, sample
 from alignjax.data.reading import rows
@@ -131,6 +132,18 @@ def test_flags_become_strategies(flag_values, kept):
 def test_flags_that_contradict_or_cannot_be(flag_values, message):
   with pytest.raises(ValueError, match=message):
     sampling_settings.build_strategy(sample.Settings(**flag_values))
+
+
+def test_a_token_that_the_model_has_no_embedding_for_is_refused(tmp_path):
+  """JAX would read another row of the embedding without a word."""
+  folder = assets.write_tiny_model(tmp_path / 'model', layers=1)
+  tokenizer = tokenizers.Tokenizer.from_file(str(folder / 'tokenizer.json'))
+  tokenizer.add_special_tokens(['<|think|>'])
+  tokenizer.save(str(folder / 'tokenizer.json'))
+  with pytest.raises(
+    ValueError, match=r"a prompt has token id 384 \('<\|think\|>'\), but the model has 384 embeddings"
+  ):
+    next(text.sample(folder, ['Hello <|think|>']))
 
 
 def test_prompts_are_read_from_a_file(tmp_path):

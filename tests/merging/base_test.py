@@ -78,7 +78,7 @@ def without(params, *path):
   [
     (merging.linear(), [], None, None, r'linear\(normalize=True\): there is no model to merge'),
     (merging.linear(), MODELS, BASE, None, r'linear\(.*\) takes no base model; list it among the models'),
-    (merging.ties(), MODELS, None, None, r'ties\(.*\) needs a base model'),
+    (merging.ties(), MODELS, None, None, r'ties\(.*\) merges differences from a base model: .*--base'),
     (merging.slerp(), MODELS[:1], None, None, r'slerp\(t=0.5\) merges 2 models, got 1'),
     (merging.slerp(), MODELS * 2, None, None, r'slerp\(t=0.5\) merges 2 models, got 4'),
     (merging.slerp(), MODELS, None, 0.5, r'slerp\(t=0.5\) takes no weights'),

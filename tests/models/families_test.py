@@ -274,6 +274,18 @@ def test_written_entries_say_what_other_tools_need():
   assert written['head_dim'] == 64
 
 
+def test_the_theta_of_layers_with_windows_is_written_where_transformers_5_looks_for_it():
+  scaling = layers.YarnScaling(4.0, 32, fast_turns=4.0, attention_factor=1.3)
+  config = transformer.TransformerConfig(**(entries.FIELDS | entries.OLMO3_FIELDS | {'rope_theta': 5e4}))
+  for each in (config, dataclasses.replace(config, rope_scaling=scaling)):
+    each = dataclasses.replace(each, local_rope_theta=each.rope_theta)
+    family = families.of(each)
+    written = json.loads(json.dumps(family.render(each)))
+    assert written['rope_parameters']['sliding_attention'] == {'rope_type': 'default', 'rope_theta': each.rope_theta}
+    assert written['rope_parameters']['full_attention']['rope_theta'] == each.rope_theta
+    assert transformer.TransformerConfig(**family.parse(written)) == each
+
+
 def test_the_family_of_a_configuration_does_not_depend_on_how_it_is_computed():
   config = transformer.TransformerConfig(**entries.FIELDS, compute_dtype='bfloat16', remat='none', scan_layers=False)
   assert families.of(config) is families.LLAMA

@@ -101,20 +101,21 @@ def test_what_is_written_is_what_peft_had_written(tmp_path):
   ('entries', 'message'),
   [
     ({'use_dora': True}, 'use_dora=True'),
-    ({'rank_pattern': {'q_proj': 8}}, r'self_attn.q_proj: rank 8 and alpha 5 \(only alpha / rank = 1.66667'),
+    ({'rank_pattern': {'q_proj': 8}}, r'self_attn.q_proj: rank 8 and alpha 5 \(only a scale of 1.66667'),
     ({'alpha_pattern': {'.*q_proj': 5}}, r"alpha_pattern={'\.\*q_proj': 5}"),
     ({'bias': 'all'}, "bias='all'"),
     ({'init_lora_weights': 'pissa_niter_4'}, "init_lora_weights='pissa_niter_4' .it changes the weights of the base"),
     ({'init_lora_weights': 'olora'}, "init_lora_weights='olora'"),
     ({'layers_to_transform': 0}, 'layers_to_transform=0'),
     ({'layers_to_transform': [0]}, r'layers_to_transform=\[0\]'),
-    ({'use_rslora': True}, 'use_rslora=True'),
+    ({'use_rslora': 'yes'}, "use_rslora='yes'"),
+    ({'use_rslora': True, 'rank_pattern': {'q_proj': 8}, 'alpha_pattern': {'q_proj': 5 * 8 / 3}}, 'only a scale of'),
     ({'alora_invocation_tokens': [3]}, r'alora_invocation_tokens=\[3\]'),
     ({'modules_to_save': ['lm_head']}, 'modules_to_save='),
     ({'some_new_entry': 0}, 'some_new_entry=0'),
     ({'alpha_pattern': {FIRST: 50}}, 'alpha_pattern=.*only one value for all layers of self_attn.q_proj'),
     ({'rank_pattern': {FIRST: 8}}, 'rank_pattern=.*only one value for all layers of self_attn.q_proj'),
-    ({'alpha_pattern': {'q_proj': 50}}, r'self_attn.q_proj: rank 3 and alpha 50 \(only alpha / rank'),
+    ({'alpha_pattern': {'q_proj': 50}}, r'self_attn.q_proj: rank 3 and alpha 50 \(only a scale of'),
     ({'rank_pattern': {'q_proj': '3'}}, "self_attn.q_proj: rank '3'"),
     ({'target_modules': ['q_proj']}, r"target_modules=\['q_proj'\] \(it leaves out model.layers.0.self_attn.o_proj"),
     ({'target_modules': None}, 'target_modules=None'),
@@ -171,6 +172,32 @@ def test_tensors_that_do_not_fit_are_refused_by_name(copy, change, message):
   change(tensors)
   safetensors_numpy.save_file(tensors, copy / peft.WEIGHTS)
   with pytest.raises(ValueError, match=message):
+    peft.load(copy, CONFIG)
+
+
+def test_rslora_divides_by_the_root_of_the_rank(copy):
+  plain, factors = peft.load(ADAPTER, CONFIG)
+  (copy / peft.CONFIG).write_text(json.dumps(json.loads((copy / peft.CONFIG).read_text()) | {'use_rslora': True}))
+  settings, same = peft.load(copy, CONFIG)
+  assert settings.scale == pytest.approx(plain.alpha / np.sqrt(plain.rank))
+  jax.tree.map(np.testing.assert_array_equal, factors, same)
+
+
+def test_an_adapter_of_another_kind_is_refused_for_its_kind_and_not_for_its_tensors(copy):
+  safetensors_numpy.save_file({'base_model.model.model.layers.0.mlp.down_proj.ia3_l': np.ones(3)}, copy / peft.WEIGHTS)
+  (copy / peft.CONFIG).write_text(json.dumps(json.loads((copy / peft.CONFIG).read_text()) | {'peft_type': 'IA3'}))
+  with pytest.raises(ValueError, match=r"adapter_config\.json: peft_type='IA3' \(only 'LORA'\): merge the adapter"):
+    peft.load(copy, CONFIG)
+
+
+def test_an_adapter_of_some_layers_is_refused_for_the_layers_that_it_leaves_out(copy):
+  kept = {name: value for name, value in _factors().items() if 'layers.1.self_attn.q_proj' in name}
+  safetensors_numpy.save_file(kept, copy / peft.WEIGHTS)
+  targets = {'target_modules': ['layers.1.self_attn.q_proj']}
+  (copy / peft.CONFIG).write_text(json.dumps(json.loads((copy / peft.CONFIG).read_text()) | targets))
+  with pytest.raises(
+    ValueError, match=r'leaves out model\.layers\.0\.self_attn\.q_proj, but a module must be adapted in'
+  ):
     peft.load(copy, CONFIG)
 
 

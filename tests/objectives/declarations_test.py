@@ -90,9 +90,9 @@ def test_a_field_is_optional_only_if_every_part_does_without_it():
 @pytest.mark.parametrize(
   ('expression', 'fields', 'responses', 'message'),
   [
-    ('dpo()', (), 3, 'dpo compares two responses: the data has N = 3'),
-    ('sft() + 2 * dpo()', (), 1, 'dpo compares two responses: the data has N = 1'),
-    ('kto()', (), 3, 'kto needs N = 1 or 2 responses to a prompt: the data has N = 3'),
+    ('dpo()', (), 3, 'dpo compares two responses to a prompt, but the data has 3'),
+    ('sft() + 2 * dpo()', (), 1, 'dpo compares two responses to a prompt, but the data has one'),
+    ('kto()', (), 3, 'kto needs N = 1 or 2 responses to a prompt, but the data has 3'),
     ('dpo() + odpo()', (), 2, 'odpo reads `score`, a reward for each response, but the data has none'),
     ('wpo_weighted(mmpo())', ('behaviour_logp',), 2, 'wpo_weighted reads `score`'),
   ],

@@ -289,7 +289,9 @@ def test_too_few_responses_are_refused_when_traced_and_from_the_declaration(expr
       jax.eval_shape(lambda count=count: losses(objective, POLICY, np.zeros((1, count), int)).loss)
   jax.eval_shape(lambda: losses(objective, POLICY, np.zeros((1, fewest), int)).loss)
   objectives.check_batch(objective, ('score',), fewest)
-  with pytest.raises(ValueError, match=f'{objective.label} needs N >= {fewest} responses to a prompt: the data has N'):
+  with pytest.raises(
+    ValueError, match=f'{objective.label} needs N >= {fewest} responses to a prompt, but the data has'
+  ):
     objectives.check_batch(objective, ('score',), fewest - 1)
 
 

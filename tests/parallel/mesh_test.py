@@ -64,3 +64,16 @@ def test_activations_are_pinned_by_logical_axis(axes, shape, shard):
   constrain = rules.activation_constraint(mesh_lib.make_mesh(2, 2, 2))
   placed = jax.jit(lambda x: constrain(x, axes))(jnp.zeros(shape))
   assert placed.sharding.shard_shape(shape) == shard
+
+
+@pytest.mark.parametrize(
+  ('shape', 'microbatches', 'expected'),
+  [
+    ((2, 4, 1), 3, 'into 3 microbatches and each of them over 8 shards (mesh.data=2 x mesh.fsdp=4)'),
+    ((1, 8, 1), 1, 'over 8 shards (mesh.data=1 x mesh.fsdp=8)'),
+    ((1, 1, 8), 2, 'into 2 microbatches'),
+  ],
+)
+def test_what_divides_a_batch_is_named_without_what_does_not(shape, microbatches, expected):
+  found = mesh_lib.describe_division(mesh_lib.make_mesh(*shape), microbatches)
+  assert found == f'the batch is divided {expected}'

@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
+import tokenizers
 
 from alignjax import rewards, stats
 from alignjax.data.batches import batching
@@ -158,6 +160,16 @@ def test_long_prompts_lose_their_first_tokens_and_long_responses_are_refused(sco
   assert one == pytest.approx(other, abs=1e-6)
   with pytest.raises(ValueError, match=r'sample 1: the response has \d+ tokens, and the reward model reads 96 tokens'):
     scorer([SAMPLES[0], sample('A', f' {words} {words}')])
+
+
+def test_a_token_that_the_model_has_no_embedding_for_is_refused(folder, tmp_path):
+  tokenizer = tokenizers.Tokenizer.from_file(str(folder / 'tokenizer.json'))
+  shutil.copytree(folder, tmp_path / 'model', ignore=shutil.ignore_patterns('alignjax_export.json'))
+  tokenizer.add_special_tokens(['<|think|>'])
+  tokenizer.save(str(tmp_path / 'model' / 'tokenizer.json'))
+  scorer = rewards.RewardModel.load(tmp_path / 'model', normalise=False)
+  with pytest.raises(ValueError, match=r'sample 1 has token id 384 .*, but the model has 384 embeddings'):
+    scorer([SAMPLES[0], sample('Hello <|think|>', 'there')])
 
 
 def test_a_language_model_is_not_a_reward_model(folder):

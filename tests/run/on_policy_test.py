@@ -208,7 +208,7 @@ REFUSED = [
   ({'samples': 1, 'pairing': 'two'}, 'dpo', r"config\.pairing = 'two' .* draw --samples=2 or more, not 1"),
   ({'samples': 2, 'pairing': 'all'}, 'dpo', r'dpo\(.*reads which response is preferred'),
   ({'samples': 4, 'pairing': 'all'}, 'dpo', r'reads which response .* give --pairing=best_worst'),
-  ({'samples': 3, 'pairing': 'all'}, 'rebel', r'rebel compares two responses: the data has N = 3'),
+  ({'samples': 3, 'pairing': 'all'}, 'rebel', r'rebel compares two responses to a prompt, but the data has 3'),
   ({'reward': ''}, 'dpo', r'config\.reward is missing'),
   ({'reward': 'vadr()'}, 'dpo', r'did you mean vader\(\)'),
   ({'data': ('pairs.jsonl',)}, 'dpo', r'config\.data and config\.prompts are both set'),

@@ -45,6 +45,22 @@ def test_data_that_the_objective_cannot_use_is_refused_before_weights_are_read(f
     preparation.prepare(configure(folder, objective='dpo() + odpo()'), doctor_test.SILENT)
 
 
+def test_data_with_another_number_of_responses_is_refused_with_the_forms_that_fit(folder, tmp_path):
+  row = {'prompt': 'A film', 'completion': ' is good', 'label': True}
+  data = [f'unpaired:{path}' for path in doctor_test.write_rows(tmp_path / 'x.jsonl', [row])]
+  message = (
+    r'x\.jsonl: dpo compares two responses to a prompt, but the data has one: choose another objective, or data in one '
+    'of the forms preference, ranked, scored, scored_pair, alpaca, hh, '
+  )
+  with pytest.raises(ValueError, match=message):
+    preparation.prepare(configure(folder, data=tuple(data)), doctor_test.SILENT)
+
+
+def test_a_setting_that_the_model_cannot_have_is_not_blamed_on_its_file(folder):
+  with pytest.raises(ValueError, match=r"^attention='cudnn' needs compute_dtype='bfloat16', not 'float32'$"):
+    preparation.prepare(configure(folder, attention='cudnn'), doctor_test.SILENT)
+
+
 @pytest.mark.parametrize(
   ('base', 'cache'), [('none', False), pytest.param('int8', False, marks=pytest.mark.slow), ('int8', True)]
 )

@@ -27,7 +27,7 @@ TURNS = [
   {'role': 'assistant', 'content': 'No.'},
 ]
 ROWS = {
-  'conversation': [{'messages': TURNS[:count]} for count in (2, 4, 6)],
+  'conversation': [{'messages': TURNS}],  # an example for each of its three answers
   'supervised': [{'prompt': 'A film', 'completion': ' is good'}, {'prompt': 'A story of', 'completion': ' people'}],
   'text': [{'text': 'A warm and bright story'}, {'text': 'People never say so'}],
   'chosen': [{'prompt': 'A film', 'chosen': ' is good', 'rejected': ' is bad'}],
@@ -52,7 +52,8 @@ def configure(folder, form, **overrides):
 @pytest.mark.parametrize('form', sorted(ROWS))
 def test_every_form_gives_one_response_and_needs_no_reference(folder, form):
   prepared = preparation.prepare(configure(folder, form), doctor_test.SILENT)
-  assert (prepared.training.data.responses, len(prepared.training.data)) == (1, len(ROWS[form]))
+  count = 3 if form == 'conversation' else len(ROWS[form])
+  assert (prepared.training.data.responses, len(prepared.training.data)) == (1, count)
   assert not prepared.reference.needed
   assert isinstance(prepared.reference.load(), references.NotLoaded)
 
@@ -92,8 +93,8 @@ def test_weighting_by_tokens_is_the_mean_over_all_tokens_of_the_batch(folder):
   assert float(losses(folder)[0].mean()) == pytest.approx(by_prompt, rel=1e-5)
 
 
-def test_the_rows_of_a_conversation_are_all_tokens_of_its_assistant(folder):
-  """One row for each turn, and tokens as weights: the loss of the whole conversation, read once."""
+def test_the_examples_of_a_conversation_are_all_tokens_of_its_assistant(folder):
+  """One example for each turn, and tokens as weights: the loss of the whole conversation, read once."""
   loss, *_ = losses(folder, weighting='tokens')
   tokenizer = tokenization.Tokenizer.load(folder / 'model')
   turns = [tokenizer.encode(TURNS[:count], [TURNS[count]['content']]) for count in (1, 3, 5)]

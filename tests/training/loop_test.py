@@ -15,7 +15,7 @@ import pytest
 from alignjax.data.batches import batching, order
 from alignjax.parallel import mesh as mesh_lib
 from alignjax.parallel import rules
-from alignjax.training import checkpoint, hooking, loop, metrics, owner, placement, source
+from alignjax.training import checkpoint, held_out, hooking, loop, metrics, owner, placement, source
 from alignjax.training import state as state_lib
 from alignjax.types import PreferenceBatch, WeightedSum
 
@@ -140,7 +140,7 @@ def run_plainly():
 @pytest.fixture(name='evaluated', scope='module')
 def run_with_evaluation():
   """The same run, evaluated."""
-  return run(9, evaluation=loop.Evaluation(eval_step, HELD_OUT, every=4))
+  return run(9, evaluation=held_out.Evaluation(eval_step, HELD_OUT, every=4))
 
 
 def test_every_step_is_recorded_once_with_what_the_loop_knows(plain):
@@ -299,7 +299,7 @@ def test_sigterm_saves_and_the_resumed_run_is_bit_identical(tmp_path, evaluated)
         9,
         state=None if restored is None else restored.state,
         batches=batches,
-        evaluation=loop.Evaluation(eval_step, HELD_OUT, every=4),
+        evaluation=held_out.Evaluation(eval_step, HELD_OUT, every=4),
         saving=loop.Saving(checkpoints, 3),
         recorder=recorders[-1],
       )

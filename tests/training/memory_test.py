@@ -13,7 +13,7 @@ from alignjax import objectives, stats
 from alignjax.data.batches import batching
 from alignjax.parallel import mesh as mesh_lib
 from alignjax.parallel import rules
-from alignjax.training import checkpoint, loop, placement, references, source
+from alignjax.training import checkpoint, held_out, loop, placement, references, source
 from alignjax.training import state as state_lib
 from alignjax.training import step as step_lib
 from alignjax.training.policy import Policy
@@ -152,7 +152,9 @@ class Recorder:
 
 def run(params, programs, steps, *, evaluated=False, state=None, batches=None, checkpoints=None):
   recorder = Recorder()
-  evaluation = loop.Evaluation(programs[1], [batching.Batch(jax.device_get(make_batch(99)), np.arange(ROWS))], every=1)
+  evaluation = held_out.Evaluation(
+    programs[1], [batching.Batch(jax.device_get(make_batch(99)), np.arange(ROWS))], every=1
+  )
   reference = jax.device_put(params[1], rules.param_shardings(MESH, params[1]))
   frozen = state_lib.Frozen(references.Live(reference))
   result = loop.train(

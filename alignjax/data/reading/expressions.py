@@ -1,8 +1,9 @@
-r"""Takes data expressions apart: `[form:]location[part]`, where a form may rename columns.
+r"""Takes data expressions apart: `[form:]location[part]`, where a form may rename columns and have options.
 
   hh:train.jsonl.gz                                 the form hh
   preference[prompt=question]:orca.jsonl            the column `question` is what the form calls `prompt`
   preference[prompt=input.messages]:rows.jsonl      a column within an object
+  conversation[turns=last]:chat.jsonl               an option of the form
   pairs.jsonl[:1000]    pairs.jsonl[1000:]          rows, counted from 0 as in Python
   pairs.jsonl[split:5%]    pairs.jsonl[rest:5%]     a held-out part of 5 %, and the rest
 
@@ -14,7 +15,7 @@ import hashlib
 import json
 import os
 import re
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from alignjax.data.reading import rows, values
 
@@ -42,25 +43,33 @@ class Part(NamedTuple):
     return (int.from_bytes(digest[:8]) < self.share * 2**64) == self.held_out
 
 
+class Form(Protocol):
+  """What an expression can say about a form: the names of its columns, and its options with their values."""
+
+  columns: tuple[str, ...]
+  options: Mapping[str, Collection[str]]
+
+
 class Expression(NamedTuple):
-  """The parts of `[form[columns]:]location[part]`."""
+  """The parts of `[form[columns, options]:]location[part]`."""
 
   form: str
   location: str
   columns: tuple[tuple[str, str], ...] = ()  # (column of the form, path in the row)
   part: Part = Part()
+  options: tuple[tuple[str, str], ...] = ()  # (option of the form, value)
 
 
-def parse(source: str | os.PathLike, forms: Mapping[str, Collection[str]], default: str) -> Expression:
+def parse(source: str | os.PathLike, forms: Mapping[str, Form], default: str) -> Expression:
   """Takes an expression apart. A prefix that is not the name of a form belongs to the location.
 
   Args:
     source: the expression; a `pathlib.Path` is a location alone.
-    forms: the columns of each form, by name.
+    forms: the forms, by name.
     default: the form of expressions that name none.
 
   Raises:
-    ValueError: a column map or a part is malformed.
+    ValueError: a column map, an option or a part is malformed.
   """
   if not isinstance(source, str):
     return Expression(default, os.fspath(source))
@@ -69,22 +78,28 @@ def parse(source: str | os.PathLike, forms: Mapping[str, Collection[str]], defau
     location, part = _location(source)
     return Expression(default, location, part=part)
   location, part = _location(found['location'])
-  columns = _columns(source, found['columns'], forms[found['form']]) if found['columns'] is not None else ()
-  return Expression(found['form'], location, columns, part)
+  columns, options = _entries(source, found['columns'], forms[found['form']])
+  return Expression(found['form'], location, columns, part, options)
 
 
-def _columns(source: str, text: str, known: Collection[str]) -> tuple[tuple[str, str], ...]:
-  columns = []
-  for entry in text.split(','):
+def _entries(source: str, text: str | None, form: Form) -> tuple[tuple[tuple[str, str], ...], ...]:
+  """The column map and the options of a form: column=name or option=value, separated by commas."""
+  columns, options = [], []
+  known = (*form.columns, *form.options)
+  for entry in () if text is None else text.split(','):
     column, equals, path = (piece.strip() for piece in entry.partition('='))
     if not (column and equals and path):
       raise ValueError(f'{source}: {entry!r} must be column=name, such as preference[prompt=question]:rows.jsonl')
     if column not in known:
-      raise ValueError(f'{source}: {column!r} is not a column of this form; its columns are {", ".join(known)}')
-    columns.append((column, path))
-  if len({column for column, _ in columns}) < len(columns):
-    raise ValueError(f'{source}: a column is mapped twice; give each column of the form one name')
-  return tuple(columns)
+      raise ValueError(f'{source}: {column!r} is not a column of this form; it has {", ".join(known)}')
+    values_of = form.options.get(column)
+    if values_of is not None and path not in values_of:
+      raise ValueError(f'{source}: {column}={path}: must be one of {", ".join(values_of)}')
+    (columns if values_of is None else options).append((column, path))
+  for entries in (columns, options):
+    if len({name for name, _ in entries}) < len(entries):
+      raise ValueError(f'{source}: a column is mapped twice; give each column of the form one name')
+  return tuple(columns), tuple(options)
 
 
 def _location(text: str) -> tuple[str, Part]:

@@ -34,9 +34,10 @@ def fingerprint(source: sources.Source, tick: storage.Tick = storage.silent) -> 
     source: an expression `[form:]location` without an obstacle.
     tick: called often while the file is read.
   """
-  form, location, columns, part = sources.parse_expression(source)
+  form, location, columns, part, options = sources.parse_expression(source)
   ending = next(ending for ending in readers.ENDINGS if location.endswith(ending))
   how = {'columns': [list(each) for each in columns], 'part': list(part)}
+  how |= {'options': dict(options)} if options else {}
   return {'form': form, 'ending': ending, 'sha256': storage.sha256(location, tick)} | how
 
 

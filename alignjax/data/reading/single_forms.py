@@ -4,7 +4,7 @@ Every form accepts a `weight`. All but `text` accept `system`, `tools`, `documen
 those with a `prompt` accept `user` in its place, as in `generic_forms`.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from alignjax.data.reading import generic_forms, messages, public_forms, ranking, rows, values
@@ -20,13 +20,41 @@ ALPACA_UNUSED = ('text',)  # the same row, put into a template
 
 
 def conversation(fields: Mapping[str, Any], ignored: Collection[str]) -> rows.Example:
-  """A conversation: `messages` or `conversations`. Its last message, an assistant's, is trained; what comes before it
-  is given."""
+  """A conversation: `messages` or `conversations`, which ends with a message of the assistant.
+
+  Each message of the assistant that answers a user or a tool becomes an example; what comes before it is its prompt.
+  The option `turns=last` takes the last message alone.
+  """
   if 'messages' in fields and 'conversations' in fields:
     raise rows.Refused('two_fields', "field 'messages': the row has 'conversations' too; ignore one of the two")
   name = 'conversations' if 'conversations' in fields else 'messages'
   values.require(fields, (name,))
   return _last_turn(messages.turns(fields[name], name, ignored), name, fields)
+
+
+def every_turn(example: rows.Example) -> Iterator[rows.Example | rows.Dropped]:
+  """The examples of a conversation, one for each message of the assistant, in their order.
+
+  Args:
+    example: the whole conversation, with its last message as the response.
+  """
+  asked = rows.messages_of(example.prompt)
+  for i, message in enumerate(asked):
+    if message['role'] != 'assistant':
+      continue
+    if i == 0 or asked[i - 1]['role'] not in ('user', 'tool'):
+      yield rows.Dropped('no_question', f"field 'messages[{i}]': follows no message of a user or a tool")
+      continue
+    try:
+      response = messages.as_response(message, f'messages[{i}]')
+    except rows.Refused as problem:
+      yield rows.Dropped(problem.reason, problem.message)
+      continue
+    prompt = asked[:i]
+    if isinstance(example.prompt, rows.Dialogue):
+      prompt = example.prompt._replace(messages=prompt)
+    yield example._replace(prompt=prompt, responses=(response,))
+  yield example
 
 
 def supervised(fields: Mapping[str, Any], ignored: Collection[str]) -> rows.Example:

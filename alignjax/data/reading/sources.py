@@ -13,7 +13,7 @@ If a path itself starts with the name of a form and a colon, write ./hh:x.jsonl 
 To add a form, write its function and add a line to FORMS.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 import difflib
 import functools
 import os
@@ -29,64 +29,75 @@ from alignjax.data.reading import (
   readers,
   rows,
   single_forms,
+  uniform,
   values,
 )
 
 Source = str | os.PathLike
+HINTS = 10  # malformed rows of a source for which a form is proposed
+UNUSED_NAMED = 32  # unused columns that a report names
+Expand = Callable[[rows.Example], Iterator[rows.Example | rows.Dropped]]
 
 
 class Form(NamedTuple):
-  """How a row becomes an `Example`."""
+  """How a row becomes an `Example`.
 
-  # Called with the fields of a row and the names to ignore in messages and nested objects. Raises Refused or Dropped.
-  # Its docstring documents the columns.
+  Attributes:
+    parse: called with the fields of a row and the names to ignore in messages and nested objects. Raises Refused or
+      Dropped. Its docstring documents the columns.
+    columns: the names of the columns.
+    responses: responses to a prompt; None: as many as the row has.
+    unused: columns of the published dataset that are not read.
+    options: what an expression can set besides columns: for each value, the default first, what makes several examples
+      of one, or None.
+  """
+
   parse: Callable[[Mapping[str, Any], Collection[str]], rows.Example]
   columns: tuple[str, ...]
-  unused: tuple[str, ...] = ()  # columns of the published dataset that are not read
+  responses: int | None = None
+  unused: tuple[str, ...] = ()
+  options: Mapping[str, Mapping[str, Expand | None]] = {}
 
 
 DEFAULT = 'preference'
 FORMS: dict[str, Form] = {
-  'preference': Form(generic_forms.preference, generic_forms.PREFERENCE),
-  'unpaired': Form(generic_forms.unpaired, generic_forms.UNPAIRED),
-  'ranked': Form(generic_forms.ranked, generic_forms.RANKED),
-  'scored': Form(generic_forms.scored, generic_forms.SCORED),
-  'scored_pair': Form(generic_forms.scored_pair, generic_forms.SCORED),
-  'prompts': Form(generic_forms.prompts, generic_forms.PROMPTS, generic_forms.PROMPTS_UNUSED),
-  'conversation': Form(single_forms.conversation, single_forms.CONVERSATION, single_forms.CONVERSATION_UNUSED),
-  'supervised': Form(single_forms.supervised, single_forms.SUPERVISED),
-  'text': Form(single_forms.text, single_forms.TEXT),
-  'chosen': Form(single_forms.chosen, single_forms.CHOSEN, single_forms.CHOSEN_UNUSED),
-  'alpaca': Form(single_forms.alpaca, single_forms.ALPACA, single_forms.ALPACA_UNUSED),
-  'hh': Form(public_forms.hh, public_forms.HH),
-  'hh_text': Form(public_forms.hh_text, public_forms.HH),
-  'ultrafeedback': Form(public_forms.ultrafeedback, public_forms.ULTRAFEEDBACK, public_forms.ULTRAFEEDBACK_UNUSED),
-  'ultrafeedback_pair': Form(
-    public_forms.ultrafeedback_pair, public_forms.ULTRAFEEDBACK, public_forms.ULTRAFEEDBACK_UNUSED
+  'preference': Form(generic_forms.preference, generic_forms.PREFERENCE, 2),
+  'unpaired': Form(generic_forms.unpaired, generic_forms.UNPAIRED, 1),
+  'ranked': Form(generic_forms.ranked, generic_forms.RANKED, None),
+  'scored': Form(generic_forms.scored, generic_forms.SCORED, None),
+  'scored_pair': Form(generic_forms.scored_pair, generic_forms.SCORED, 2),
+  'prompts': Form(generic_forms.prompts, generic_forms.PROMPTS, 0, generic_forms.PROMPTS_UNUSED),
+  'conversation': Form(
+    single_forms.conversation,
+    single_forms.CONVERSATION,
+    1,
+    single_forms.CONVERSATION_UNUSED,
+    {'turns': {'all': single_forms.every_turn, 'last': None}},
   ),
-  'binarised': Form(public_forms.binarised, public_forms.BINARISED, public_forms.BINARISED_UNUSED),
-  'tldr': Form(public_forms.tldr, public_forms.TLDR, public_forms.TLDR_UNUSED),
-  'nectar': Form(hub_forms.nectar, hub_forms.NECTAR, hub_forms.NECTAR_UNUSED),
-  'nectar_pair': Form(hub_forms.nectar_pair, hub_forms.NECTAR, hub_forms.NECTAR_UNUSED),
-  'helpsteer': Form(hub_forms.helpsteer, hub_forms.HELPSTEER, hub_forms.HELPSTEER_UNUSED),
-  'shp': Form(hub_forms.shp, hub_forms.SHP, hub_forms.SHP_UNUSED),
-  'pku': Form(hub_forms.pku, hub_forms.PKU, hub_forms.PKU_UNUSED),
+  'supervised': Form(single_forms.supervised, single_forms.SUPERVISED, 1),
+  'text': Form(single_forms.text, single_forms.TEXT, 1),
+  'chosen': Form(single_forms.chosen, single_forms.CHOSEN, 1, single_forms.CHOSEN_UNUSED),
+  'alpaca': Form(single_forms.alpaca, single_forms.ALPACA, None, single_forms.ALPACA_UNUSED),
+  'hh': Form(public_forms.hh, public_forms.HH, 2),
+  'hh_text': Form(public_forms.hh_text, public_forms.HH, 2),
+  'ultrafeedback': Form(
+    public_forms.ultrafeedback, public_forms.ULTRAFEEDBACK, None, public_forms.ULTRAFEEDBACK_UNUSED
+  ),
+  'ultrafeedback_pair': Form(
+    public_forms.ultrafeedback_pair, public_forms.ULTRAFEEDBACK, 2, public_forms.ULTRAFEEDBACK_UNUSED
+  ),
+  'binarised': Form(public_forms.binarised, public_forms.BINARISED, 2, public_forms.BINARISED_UNUSED),
+  'tldr': Form(public_forms.tldr, public_forms.TLDR, 2, public_forms.TLDR_UNUSED),
+  'nectar': Form(hub_forms.nectar, hub_forms.NECTAR, None, hub_forms.NECTAR_UNUSED),
+  'nectar_pair': Form(hub_forms.nectar_pair, hub_forms.NECTAR, 2, hub_forms.NECTAR_UNUSED),
+  'helpsteer': Form(hub_forms.helpsteer, hub_forms.HELPSTEER, 2, hub_forms.HELPSTEER_UNUSED),
+  'shp': Form(hub_forms.shp, hub_forms.SHP, 2, hub_forms.SHP_UNUSED),
+  'pku': Form(hub_forms.pku, hub_forms.PKU, 2, hub_forms.PKU_UNUSED),
 }
 # What a message proposes for rows that cannot be read, if it reads them.
 SUGGESTED = (
-  'hh',
-  'nectar',
-  'helpsteer',
-  'shp',
-  'pku',
-  'tldr',
-  'ultrafeedback_pair',
-  'binarised',
-  'alpaca',
-  'scored',
-  'ranked',
-  'unpaired',
-  'preference',
+  *('hh', 'nectar', 'helpsteer', 'shp', 'pku', 'tldr', 'ultrafeedback_pair', 'binarised', 'alpaca'),
+  *('scored', 'ranked', 'unpaired', 'preference'),
   'preference[user=question]',
   'preference[user=instruction]',
   'preference[user=input]',
@@ -100,8 +111,6 @@ SUGGESTED = (
   'supervised[user=question,completion=answer]',
   'text',
 )
-HINTS = 10  # malformed rows of a source for which a form is proposed
-UNUSED_NAMED = 32  # unused columns that a report names
 # Columns that change what a model should see: a run must not leave them out unasked.
 MEANINGFUL = frozenset(
   {
@@ -119,7 +128,13 @@ def parse_expression(source: Source, default: str = DEFAULT) -> expressions.Expr
   Raises:
     ValueError: a column map or a part is malformed.
   """
-  return expressions.parse(source, {name: form.columns for name, form in FORMS.items()}, default)
+  return expressions.parse(source, FORMS, default)
+
+
+def forms_with(numbers: Collection[int]) -> list[str]:
+  """The forms whose rows can have one of these numbers of responses."""
+  several = max(numbers, default=0) > 1  # rows without a fixed number have two or more, as a rule
+  return [name for name, form in FORMS.items() if (several if form.responses is None else form.responses in numbers)]
 
 
 def read_examples(
@@ -153,11 +168,11 @@ def read_examples(
   rows.check_policy(on_error)
   if unknown_columns not in UNKNOWN_COLUMNS:
     raise ValueError(f'unknown_columns={unknown_columns!r}: must be one of {", ".join(UNKNOWN_COLUMNS)}')
-  ignored, uniform, kept = frozenset(ignore_fields), _Uniform(), tuple(kept)
+  ignored, alike, kept = frozenset(ignore_fields), uniform.Uniform(), tuple(kept)
   for source in [sources] if isinstance(sources, Source) else sources:
     expression = parse_expression(source, default)
     _check_exists(expression.location)
-    parser = _Parser(expression, ignored, uniform, report if unknown_columns == 'note' else None, kept)
+    parser = _Parser(expression, ignored, alike, report if unknown_columns == 'note' else None, kept)
     opened = functools.partial(readers.open_rows, expression.location)
     yield from _read(expression.location, opened, parser, report, on_error, expression.part)
     parser.columns.check(expression.location)
@@ -180,7 +195,7 @@ def parse_examples(
   def opened() -> Iterator[tuple[int, dict[str, Any]]]:
     return ((number, values.without_nulls(dict(row))) for number, row in enumerate(fields, start=1))
 
-  parser = _Parser(expressions.Expression(form, '<memory>'), frozenset(), _Uniform(), None)
+  parser = _Parser(expressions.Expression(form, '<memory>'), frozenset(), uniform.Uniform(), None)
   yield from _read('<memory>', opened, parser, report, 'raise')
 
 
@@ -195,13 +210,13 @@ def read_rows[Row](
   rows.check_policy(on_error)
   for path in [paths] if isinstance(paths, Source) else paths:
     opened = functools.partial(readers.open_rows, os.fspath(path))
-    yield from _read(os.fspath(path), opened, parse, report, on_error)
+    yield from _read(os.fspath(path), opened, lambda *args: [parse(*args)], report, on_error)
 
 
 def _read[Row](
   location: str,
   opened: Callable[[], Iterable[tuple[int, dict[str, Any] | rows.Refused]]],
-  parse: Callable[[dict[str, Any], str, int], Row],
+  parse: Callable[[dict[str, Any], str, int], Sequence[Row | rows.Dropped]],
   report: drops.DropReport,
   on_error: str,
   part: expressions.Part = expressions.Part(),  # noqa: B008, it is immutable
@@ -218,7 +233,7 @@ def _read[Row](
     try:
       if isinstance(fields, rows.Refused):
         raise fields
-      row = parse(fields, location, number)
+      found = parse(fields, location, number)
     except rows.Dropped as problem:
       report.drop(problem.reason, f'{location}:{number}', problem.message)
     except rows.Refused as problem:
@@ -226,12 +241,22 @@ def _read[Row](
         raise rows.DataError(f'{location}:{number}', problem.reason, problem.message) from None
       report.drop(problem.reason, f'{location}:{number}', problem.message)
     else:
-      if not part.share or part.takes(row.prompt):
-        yield row
-      else:  # it is in the other part
+      if part.share and not part.takes(_prompt(found)):  # it is in the other part
         report.read -= 1
+        continue
+      report.read += len(found) - 1
+      for row in found:
+        if isinstance(row, rows.Dropped):
+          report.drop(row.reason, f'{location}:{number}', row.message)
+        else:
+          yield row
   if empty:
     raise rows.DataError(f'{location}:1', 'empty_file', 'the file is empty; it must have at least one row')
+
+
+def _prompt(found: Sequence[Any]) -> rows.Prompt:
+  """The prompt by which a row belongs to one part of a split: that of its first example."""
+  return next((example.prompt for example in found if not isinstance(example, rows.Dropped)), '')
 
 
 def _check_exists(location: str) -> None:
@@ -247,18 +272,18 @@ def _check_exists(location: str) -> None:
   close = difflib.get_close_matches(scheme, FORMS, n=1)
   hint = f'; did you mean {close[0]}?' if close else ''
   raise ValueError(
-    f'{location}: no such file, and {values.quote(scheme)} is neither a form ({", ".join(FORMS)}) nor a scheme to '
-    f'read from ({", ".join(readers.SCHEMES)}){hint}'
+    f'{location}: no such file, and {values.quote(scheme)} is neither a form ({", ".join(FORMS)}) nor a scheme '
+    f'to read from ({", ".join(readers.SCHEMES)}){hint}'
   )
 
 
 class _Parser:
-  """Turns the fields of a row into an Example.
+  """Turns the fields of a row into examples, usually one.
 
   Args:
     expression: the form and its column map.
     ignored: names and paths of fields to ignore.
-    uniform: what earlier rows had.
+    alike: what earlier rows had.
     report: counts unknown columns; None refuses them.
     kept: names of columns to keep as `Example.fields`.
   """
@@ -267,14 +292,17 @@ class _Parser:
     self,
     expression: expressions.Expression,
     ignored: frozenset[str],
-    uniform: '_Uniform',
+    alike: uniform.Uniform,
     report: drops.DropReport | None,
     kept: Collection[str] = (),
   ):
     self.columns = expressions.ColumnMap(expression.columns)
     self._name, self._form = expression.form, FORMS[expression.form]
+    given, options = dict(expression.options), self._form.options
+    chosen = [each[given.get(name, next(iter(each)))] for name, each in options.items()]
+    self._expand = next(filter(None, chosen), None)
     self._ignored = ignored
-    self._uniform = uniform
+    self._alike = alike
     self._report = report
     self._kept = kept
     self._left_out = ignored.union(self._form.unused, kept)
@@ -282,7 +310,7 @@ class _Parser:
     self._nested = ignored.difference(self._form.columns)  # a column of the form is no field of a message
     self._hints = HINTS
 
-  def __call__(self, fields: dict[str, Any], location: str, number: int) -> rows.Example:
+  def __call__(self, fields: dict[str, Any], location: str, number: int) -> list[rows.Example | rows.Dropped]:
     row = self.columns(fields)
     unknown = ()
     if not row.keys() <= self._used:
@@ -291,7 +319,7 @@ class _Parser:
       if unknown and not self._notes(unknown):
         self._refuse(row, unknown)
       example = self._form.parse(row if row.keys() <= self._used else _with(row, self._used), self._nested)
-      self._uniform.check(example, row)
+      self._alike.check(example, row)
     except rows.Dropped:
       raise
     except rows.Refused as problem:
@@ -302,7 +330,8 @@ class _Parser:
       self._note(unknown, f'{location}:{number}')
     if self._kept:
       example = example._replace(fields={name: fields[name] for name in self._kept if name in fields})
-    return example._replace(path=location, line=number)
+    example = example._replace(path=location, line=number)
+    return [example] if self._expand is None else list(self._expand(example))
 
   def _notes(self, unknown: Collection[str]) -> bool:
     """Whether unknown columns are noted rather than refused."""
@@ -363,38 +392,3 @@ def _with(row: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
   kept = values.Sparse({name: value for name, value in row.items() if name in names})
   kept.nulls = getattr(row, 'nulls', frozenset())
   return kept
-
-
-class _Uniform:
-  """Checks what must be the same in all rows of a dataset: the number of responses, and which columns they have."""
-
-  def __init__(self):
-    self._first: dict[str, Any] = {}
-    self._column: dict[str, str] = {}  # what the file calls a column
-
-  def check(self, example: rows.Example, row: Mapping[str, Any]) -> None:
-    """Raises Refused if an example differs from the first one."""
-    count = len(example.responses)
-    if self._first.setdefault('responses', count) != count:
-      raise rows.Refused(
-        'mixed_responses',
-        f"field 'responses': this row has {count}, earlier rows have {self._first['responses']}; every row of a "
-        'dataset needs the same number of responses',
-      )
-    kinds = {name: 'missing' if getattr(example, name) is None else 'present' for name in rows.PER_RESPONSE}
-    if example.behaviour_token_logp is not None:
-      kinds['behaviour_logp'] = 'given per token'
-    for name, kind in kinds.items():
-      column = next((each for each in (name, *SCORES) if each in row), name) if name == 'score' else name
-      if kind == 'missing':
-        column = self._column.get(name, name)
-      self._column.setdefault(name, column)
-      if self._first.setdefault(name, kind) != kind:
-        raise rows.Refused(
-          f'mixed_{name}',
-          f"field '{column}': {kind} in this row but {self._first[name]} in earlier rows; give it to every row, or "
-          f'leave it out of all (ignore_fields={column})',
-        )
-
-
-SCORES = ('margin', 'scores', 'score_chosen', 'completions', 'answers', 'score_A')  # columns that become scores

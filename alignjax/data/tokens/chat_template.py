@@ -1,6 +1,7 @@
 """Chat templates: Jinja text that comes with a model, rendered in a sandbox that cannot run Python code."""
 
 from collections.abc import Callable, Mapping, Sequence
+import copy
 import datetime
 from typing import Any
 
@@ -32,6 +33,7 @@ class ChatTemplate:
   Attributes:
     date: what `clock` returned; None if the template does not print the date.
     with_tools: the template that replaces this one when there are tools; None if it is this one.
+    arguments: variables of all renderings, unless a conversation has its own; see `with_arguments`.
 
   Raises:
     TemplateError: the source is not valid Jinja.
@@ -57,6 +59,30 @@ class ChatTemplate:
       raise TemplateError(f'{origin}: the chat template is not valid Jinja: {_reason(error)}') from None
     self.date = clock() if prints_date else None
     self.with_tools: ChatTemplate | None = None
+    self.arguments: dict[str, Any] = {}
+
+  def with_arguments(self, arguments: Mapping[str, Any]) -> 'ChatTemplate':
+    """This template with variables for all renderings.
+
+    Args:
+      arguments: their values, JSON types by name.
+
+    Raises:
+      TemplateError: the template does not read one of them.
+    """
+    parts = [part for part in (self, self.with_tools) if part is not None]
+    known = frozenset().union(*(part._environment.variables for part in parts))
+    if unread := sorted(arguments.keys() - known):
+      others = sorted(known - {'messages', 'add_generation_prompt', *self._special_tokens, *self._environment.globals})
+      raise TemplateError(
+        f'{self._origin}: the chat template reads no variable {unread[0]!r}; it reads {", ".join(others) or "none"}'
+      )
+    changed = copy.copy(self)
+    changed.arguments = dict(arguments)
+    if self.with_tools is not None:
+      changed.with_tools = copy.copy(self.with_tools)
+      changed.with_tools.arguments = changed.arguments
+    return changed
 
   def render(
     self, messages: Sequence[rows.Message], variables: Mapping[str, Any] | None = None, *, add_generation_prompt: bool
@@ -71,7 +97,7 @@ class ChatTemplate:
     Raises:
       TemplateError: the template rejects the messages, fails on them, or takes too much time or memory.
     """
-    if self.with_tools is not None and variables and variables.get('tools'):
+    if self.with_tools is not None and {**self.arguments, **(variables or {})}.get('tools'):
       return self.with_tools.render(messages, variables, add_generation_prompt=add_generation_prompt)
     try:
       return self._rendered(messages, variables or {}, add_generation_prompt)
@@ -91,13 +117,14 @@ class ChatTemplate:
       'add_generation_prompt': add_generation_prompt,
       'tools': None,
       'documents': None,
+      **self.arguments,
       **variables,
     }
     try:
       try:
         return self._environment.render(self._template, values, template_budget.Budget(len(messages)))
       except template_budget.LimitError:
-        size = _size([*messages, variables])
+        size = _size([*messages, self.arguments, variables])
         if size < LARGE:
           raise
         return self._environment.render(self._template, values, template_budget.Budget(len(messages), size))

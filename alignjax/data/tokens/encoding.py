@@ -1,7 +1,7 @@
 """Tokenises examples and applies the length limits. What no longer fits, or has nothing to teach, is dropped."""
 
 import collections
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 import concurrent.futures
 import dataclasses
 import datetime
@@ -136,8 +136,9 @@ def tokenize_parts(
     for chunk in chunks:
       yield _tokenize_part(tokenizer, limits, on_error, chunk)
     return
-  date = None if tokenizer.template is None else tokenizer.template.date
-  arguments = str(pathlib.Path(tokenizer.origin).parent), date, limits, on_error
+  template = tokenizer.template
+  of_template = (None, {}) if template is None else (template.date, template.arguments)
+  arguments = str(pathlib.Path(tokenizer.origin).parent), *of_template, limits, on_error
   spawn = multiprocessing.get_context('spawn')
   with concurrent.futures.ProcessPoolExecutor(workers, spawn, _start_worker, arguments) as pool:
     pending: collections.deque[concurrent.futures.Future[Part]] = collections.deque()
@@ -172,11 +173,18 @@ def _tokenize_part(
 _worker: tuple[Any, ...] = ()  # the first arguments of `_tokenize` in a worker
 
 
-def _start_worker(folder: str, date: datetime.datetime | None, limits: Limits, on_error: str) -> None:
+def _start_worker(
+  folder: str,
+  date: datetime.datetime | None,
+  template_arguments: Mapping[str, Any],
+  limits: Limits,
+  on_error: str,
+) -> None:
   global _worker
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the workers
   os.environ['TOKENIZERS_PARALLELISM'] = 'false'  # the workers are the parallelism
-  _worker = tokenization.Tokenizer.load(folder, lambda: date), limits, on_error
+  tokenizer = tokenization.Tokenizer.load(folder, lambda: date).with_template_arguments(template_arguments)
+  _worker = tokenizer, limits, on_error
 
 
 def _work(chunk: Iterable[rows.Example]) -> Part:
@@ -259,8 +267,4 @@ def check_vocabulary(data: dataset.TokenDataset, tokenizer: tokenization.Tokeniz
     position = int(tokens.argmax())
     if tokens[position] >= vocab_size:
       example = (int(np.searchsorted(offsets, position, side='right')) - 1) // stride
-      text = tokenizer.decode([tokens[position]], skip_special_tokens=False)
-      raise ValueError(
-        f'{data.origin(example)}: the {name} has token id {tokens[position]} ({text!r}), but the model has '
-        f'{vocab_size} embeddings; use the tokenizer that belongs to the model'
-      )
+      tokenizer.check_ids([int(tokens[position])], vocab_size, f'{data.origin(example)}: the {name}')

@@ -203,7 +203,7 @@ def _compare(text: str, whole: str, responses: Sequence[rows.Response], number: 
     yield (
       'template_adds_text',
       f'the chat template puts {added[:SHOWN]!r} before the response, which is trained; to make it part of the prompt, '
-      'set a variable of the template (chat_template_kwargs), if it has one',
+      'set a variable of the template (template_arguments), if it has one',
     )
 
 

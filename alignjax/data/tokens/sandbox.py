@@ -18,7 +18,7 @@ import types
 from typing import Any
 
 import jinja2
-from jinja2 import ext, filters, nodes, parser, runtime, sandbox, utils
+from jinja2 import ext, filters, meta, nodes, parser, runtime, sandbox, utils
 
 from alignjax.data.tokens import template_budget, template_code
 
@@ -62,7 +62,11 @@ class _Namespace(utils.Namespace):
 
 
 class Environment(sandbox.ImmutableSandboxedEnvironment):
-  """Compiles templates such that their renderings pay from `budget`."""
+  """Compiles templates such that their renderings pay from `budget`.
+
+  Attributes:
+    variables: what the last template that was compiled reads.
+  """
 
   code_generator_class = template_code.Generator
   # The operators whose result can be larger than both operands. Jinja does not compute these when it compiles.
@@ -75,7 +79,7 @@ class Environment(sandbox.ImmutableSandboxedEnvironment):
       extensions=[_Generation, 'jinja2.ext.loopcontrols'],
       optimized=False,
     )
-    self.budget = template_budget.Budget()
+    self.budget, self.variables = template_budget.Budget(), frozenset()
     del self.globals['lipsum']
     self.globals['namespace'] = _Namespace
     for name in _REMOVED_FILTERS:
@@ -93,7 +97,9 @@ class Environment(sandbox.ImmutableSandboxedEnvironment):
     if len(source) > MAX_SOURCE:
       raise template_budget.LimitError(f'it has {len(source):,} characters; at most {MAX_SOURCE:,} are allowed')
     self.budget = template_budget.Budget()
-    tree = template_code.Instrument().visit(self.parse(source))
+    tree = self.parse(source)
+    self.variables = frozenset(meta.find_undeclared_variables(tree))
+    tree = template_code.Instrument().visit(tree)
     tree.set_environment(self)
     return jinja2.Template.from_code(self, self.compile(tree), self.make_globals(None))
 

@@ -6,13 +6,13 @@ position at which the prompt alone and all joint texts still agree: the merged t
 the model is conditioned on in training is a prefix of what it sees when sampling.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import datetime
 import functools
 import os
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tokenizers
 
@@ -109,6 +109,18 @@ class Tokenizer:
       other_templates=others,
     )
 
+  def with_template_arguments(self, arguments: Mapping[str, Any]) -> 'Tokenizer':
+    """This tokenizer with variables of the chat template for all conversations that lack their own.
+
+    Raises:
+      ValueError: there is no chat template, or it does not read one of the variables.
+    """
+    if not arguments:
+      return self
+    if self.template is None:
+      raise ValueError(f'{self.origin}: the model has no chat template{self.other_templates}, so it takes no arguments')
+    return dataclasses.replace(self, template=self.template.with_arguments(arguments))
+
   def encode_prompt(self, prompt: rows.Prompt, max_length: int | None = None) -> list[int]:
     """The tokens of a prompt, up to where the response starts. Long prompts are cut by `truncate_prompt`."""
     (ids,) = self._encode_rendered([self._rendered(prompt, None)])[0]
@@ -148,6 +160,22 @@ class Tokenizer:
         yield ids if isinstance(ids, EncodingError) else self._split(ids[0], ids[1:], group)
       else:
         yield error
+
+  def check_ids(self, ids: Sequence[int], vocab_size: int, what: str) -> None:
+    """Raises ValueError if the model, whose embedding has `vocab_size` rows, cannot read one of the token ids.
+
+    Args:
+      ids: the token ids.
+      vocab_size: rows of the model's embedding.
+      what: what the ids belong to, for the message.
+    """
+    largest = max(ids, default=0)
+    if largest >= vocab_size:
+      text = self.decode([largest], skip_special_tokens=False)
+      raise ValueError(
+        f'{what} has token id {largest} ({text!r}), but the model has {vocab_size} embeddings; use the tokenizer that '
+        'belongs to the model'
+      )
 
   def truncate_prompt(self, ids: list[int], max_length: int) -> list[int]:
     """Keeps the last `max_length` tokens, because the end of a prompt matters most. A leading BOS stays in front."""

@@ -50,10 +50,13 @@ def test_a_column_map_reads_what_is_within_a_column_and_replaces_what_has_the_na
 @pytest.mark.parametrize(
   ('source', 'message'),
   [
-    ('preference[promt=question]:x.jsonl', "'promt' is not a column of this form; its columns are prompt, chosen"),
+    ('preference[promt=question]:x.jsonl', "'promt' is not a column of this form; it has prompt, chosen"),
     ('preference[prompt]:x.jsonl', "'prompt' must be column=name"),
     ('preference[]:x.jsonl', 'must be column=name'),
     ('preference[prompt=a,prompt=b]:x.jsonl', 'a column is mapped twice'),
+    ('conversation[turns=first]:x.jsonl', 'turns=first: must be one of all, last'),
+    ('conversation[turns=all,turns=last]:x.jsonl', 'mapped twice'),
+    ('hh[turns=last]:x.jsonl', "'turns' is not a column of this form"),
     ('x.jsonl[split:2]', 'the share of a split must be between 0 and 1'),
     ('x.jsonl[split:1.2.3]', 'the share of a split must be between 0 and 1'),
     ('x.jsonl[rest:0]', 'the share of a split must be between 0 and 1'),
@@ -102,3 +105,45 @@ def test_splits_of_the_hub_and_of_prepared_data_slice_themselves():
     assert sources.parse_expression(location).location == location
   found = sources.parse_expression('hh:hf:owner/name:train[split:0.1]')
   assert found == expressions.Expression('hh', 'hf:owner/name:train', part=expressions.Part(share=0.1, held_out=True))
+
+
+def spoken(*turns):
+  """Messages: 'u1' is one of the user, 'a1' one of the assistant."""
+  roles = {'s': 'system', 'u': 'user', 'a': 'assistant', 't': 'tool'}
+  return [{'role': roles[turn[0]], 'content': turn[1:]} for turn in turns]
+
+
+def test_every_turn_of_a_conversation_is_an_example(tmp_path):
+  turns = spoken('s0', 'u1', 'a2', 'u3', 'a4', 't5', 'a6')
+  path = write(tmp_path, {'messages': turns, 'weight': 2, 'chat_template_kwargs': {'x': 1}}, {'messages': turns[1:3]})
+  examples, report = read(f'conversation:{path}')
+  assert [example.responses for example in examples] == [('2',), ('4',), ('6',), ('2',)]
+  assert [rows.messages_of(example.prompt) for example in examples[:3]] == [turns[:2], turns[:4], turns[:6]]
+  assert all(rows.variables_of(example.prompt) == {'x': 1} for example in examples[:3])
+  assert [(example.weight, example.line) for example in examples] == [(2, 1), (2, 1), (2, 1), (1, 2)]
+  assert (report.read, report.kept) == (4, 4)
+  last, report = read(f'conversation[turns=last]:{path}')
+  assert last == examples[2:]
+  assert report.read == 2
+  renamed = write(tmp_path, {'talk': turns}, name='renamed.jsonl')
+  (example,), _ = read(f'conversation[messages=talk,turns=last]:{renamed}')
+  assert example.responses == ('6',)
+
+
+def test_turns_that_answer_nobody_are_dropped_and_counted(tmp_path):
+  turns = spoken('a0', 'u1', 'a2', 'a3', 'u4', 'a ', 'u6', 'a7')
+  examples, report = read(f'conversation:{write(tmp_path, {"messages": turns})}')
+  assert [example.responses for example in examples] == [('2',), ('7',)]
+  assert {reason: tally.count for reason, tally in report.dropped.items()} == {'no_question': 2, 'empty_response': 1}
+  dropped = report.dropped['no_question'].examples[1]
+  assert dropped.endswith(":1: field 'messages[3]': follows no message of a user or a tool")
+  assert (report.read, report.kept) == (5, 2)
+
+
+def test_the_turns_of_a_conversation_are_in_the_same_part(tmp_path):
+  path = write(tmp_path, *({'messages': spoken(f'u{i}', 'ax', 'uagain', 'ay')} for i in range(60)))
+  held_out, _ = read(f'conversation:{path}[split:30%]')
+  rest, _ = read(f'conversation:{path}[rest:30%]')
+  assert len(held_out) + len(rest) == 120
+  assert len(held_out) > 0
+  assert not {example.line for example in held_out} & {example.line for example in rest}

@@ -18,3 +18,9 @@ def test_a_form_documents_its_columns(name):
     assert f'`{column}`' in text + inspect.getmodule(form.parse).__doc__
   assert not set(form.columns) & set(form.unused)
   assert sources.DEFAULT in sources.FORMS
+
+
+def test_forms_are_found_by_the_number_of_responses():
+  assert sources.forms_with({1}) == ['unpaired', 'conversation', 'supervised', 'text', 'chosen']
+  assert set(sources.forms_with({2})) >= {'preference', 'ranked', 'scored', 'hh', 'alpaca'}
+  assert not set(sources.forms_with({2})) & {'unpaired', 'prompts'}

@@ -1,6 +1,6 @@
 """Rows of every form in every kind of file, most of them damaged: each is accepted, or refused by place and field.
 
-  ALIGNJAX_FUZZ_ROWS=10000 python -m pytest tests/data/fuzz_test.py -s
+  ALIGNJAX_FUZZ_ROWS=10000 python -m pytest tests/data/reading/fuzz_test.py -s
 
 reads more rows than the suite does, and shows what became of them.
 """

@@ -161,7 +161,17 @@ def test_the_number_of_workers_changes_nothing(tmp_path, folder, tokenizer, monk
   assert caught.value.origin == f'{bad}:4'
 
 
-@pytest.mark.slow  # the test above uses threads as workers
+def test_workers_have_the_arguments_of_the_chat_template(tmp_path, folder, monkeypatch):
+  monkeypatch.setattr(concurrent.futures, 'ProcessPoolExecutor', Threads)
+  monkeypatch.setattr(encoding.signal, 'signal', lambda *args: None)
+  monkeypatch.setenv('TOKENIZERS_PARALLELISM', 'false')
+  model = variants.byte_level(tmp_path / 'model', template='{{ style }}' + variants.TURNS + variants.GENERATION)
+  tokenizer = tokenization.Tokenizer.load(model).with_template_arguments({'style': 'terse'})
+  request = request_of(folder, tokenizer)
+  assert_same(obtain(tmp_path, request, artefact.Making(lambda text: None, workers=2)), in_memory(request))
+
+
+@pytest.mark.slow  # the tests above use threads as workers
 def test_workers_that_are_processes(tmp_path, folder, tokenizer):
   request = request_of(folder, tokenizer, 'plain.jsonl', 'more.jsonl')
   assert_same(obtain(tmp_path, request, artefact.Making(print, workers=2)), in_memory(request))
@@ -215,6 +225,7 @@ PARTS = {'columns': 'preference[chosen=rejected]:{}', 'rows': '{}[:99]', 'split'
     'ending',
     'order',
     'template',
+    'arguments',
     'date',
     'code',
   ],
@@ -245,6 +256,11 @@ def test_whatever_determines_the_tokens_is_in_the_name(tmp_path, folder, tokeniz
   elif change == 'template':
     template = variants.TURNS + variants.GENERATION + ' '
     options['tokenizer'] = tokenization.Tokenizer.load(variants.byte_level(tmp_path / 'model', template=template))
+  elif change == 'arguments':
+    template = '{{ style }}' + variants.TURNS
+    plain = tokenization.Tokenizer.load(variants.byte_level(tmp_path / 'model', template=template))
+    request = request_of(folder, plain, 'plain.jsonl', 'more.jsonl')
+    options['tokenizer'] = plain.with_template_arguments({'style': 'x'})
   elif change == 'date':
     template = "{{ strftime_now('%Y') }}" + variants.TURNS
     model = variants.byte_level(tmp_path / 'model', template=template)

@@ -154,3 +154,31 @@ def test_variables_are_available_by_name():
   template = chat_template.ChatTemplate('{{ tools | tojson }} {{ thinking }} {{ documents is none }}', {})
   text = template.render(MESSAGES, {'tools': [1], 'thinking': False}, add_generation_prompt=False)
   assert text == '[1] False True'
+
+
+ARGUED = '{{ thinking }} {{ style | default("plain") }} {{ messages | length }}'
+
+
+def test_arguments_hold_for_every_rendering_and_a_conversation_can_have_its_own():
+  template = chat_template.ChatTemplate(ARGUED, {'bos_token': '<s>'})
+  argued = template.with_arguments({'thinking': False, 'style': 'terse'})
+  assert argued.render(MESSAGES, add_generation_prompt=False) == f'False terse {len(MESSAGES)}'
+  own = argued.render(MESSAGES, {'style': 'long'}, add_generation_prompt=False)
+  assert own == f'False long {len(MESSAGES)}'
+  assert template.render(MESSAGES, add_generation_prompt=False).split() == ['plain', str(len(MESSAGES))]
+
+
+def test_arguments_reach_the_template_for_tools_and_may_be_read_by_it_alone():
+  template = chat_template.ChatTemplate('plain', {})
+  template.with_tools = chat_template.ChatTemplate('{{ tools[0] }} {{ thinking }}', {})
+  argued = template.with_arguments({'thinking': 3})
+  assert argued.render(MESSAGES, {'tools': ['x']}, add_generation_prompt=False) == 'x 3'
+  assert argued.with_arguments({'tools': ['y'], 'thinking': 1}).render(MESSAGES, add_generation_prompt=False) == 'y 1'
+
+
+def test_an_argument_that_the_template_does_not_read_is_refused():
+  template = chat_template.ChatTemplate(ARGUED, {'bos_token': '<s>'})
+  with pytest.raises(
+    chat_template.TemplateError, match=r"reads no variable 'enable_thinking'; it reads style, thinking$"
+  ):
+    template.with_arguments({'enable_thinking': False, 'style': 'x'})
