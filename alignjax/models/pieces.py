@@ -112,7 +112,8 @@ def _from_shards(array: Array, start: tuple[int, ...], sizes: tuple[int, ...]) -
     first = tuple(map(max, start, origin))
     counts = tuple(min(at + size, end) - begin for at, size, end, begin in zip(start, sizes, ends, first, strict=True))
     if all(count > 0 for count in counts):
-      held = _slice(shard.data, tuple(map(operator.sub, first, origin)), counts)
+      part = counts != shard.data.shape  # a whole shard needs no program
+      held = _slice(shard.data, tuple(map(operator.sub, first, origin)), counts) if part else shard.data
       whole[_part(tuple(map(operator.sub, first, start)), counts)] = held
   return whole
 

@@ -50,7 +50,7 @@ def finish(processes: list[subprocess.Popen]) -> list[int]:
       process.wait()
 
 
-@pytest.mark.slow  # clusters_test.py reads the variables, and the test below joins two processes
+@pytest.mark.slow  # clusters_test.py reads the variables, and train_test.py joins two processes
 def test_the_variables_of_slurm_make_one_run_which_keeps_its_folder(tiny_run, tmp_path, capsys):
   job = free_port(range(61440, 65535)) - 61440  # JAX derives the port from the id of the job
   config = runs.make_config(tiny_run, tmp_path / 'run', steps=2, eval_data=(), save_every=0)
@@ -81,6 +81,8 @@ def test_the_variables_of_slurm_make_one_run_which_keeps_its_folder(tiny_run, tm
   assert not (tmp_path / 'run' / owner.FILE).exists()
 
 
+# agreement_test.py compares the statements, clusters_test.py reads the variables, train_test.py joins two processes.
+@pytest.mark.slow
 def test_processes_that_were_started_differently_name_every_difference(tiny_run, tmp_path):
   """As pods of an indexed Job, with work directories of their own."""
   address = f'localhost:{free_port(range(45000, 46000))}'

@@ -112,7 +112,7 @@ def test_another_configuration_in_the_same_folder_is_refused(finished):
   assert attempt(other) == exit_codes.REFUSED
 
 
-@pytest.mark.slow  # skipped_rows_test.py stops a run at its first bad batch
+@pytest.mark.slow  # skipping_test.py stops a run at a limit, and the last test has the code
 def test_a_loss_that_is_not_finite_has_a_code_of_its_own(tiny_run, tmp_path, monkeypatch, capsys):
   build = training_step.build_train_step
 

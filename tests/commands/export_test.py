@@ -168,6 +168,7 @@ def test_what_cannot_be_exported_is_refused(runs, tmp_path, capsys):
   refused('its metadata cannot be read: its digest does not match', here)
 
 
+@pytest.mark.slow  # loaded_test.py names the tensors that have changed
 def test_a_base_that_has_changed_unseen_is_refused_by_tensor(runs, tmp_path, monkeypatch, capsys):
   config = runs('adapter')
   fingerprint = inputs.fingerprint(config.model)

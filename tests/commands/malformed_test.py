@@ -10,7 +10,7 @@ from alignjax.commands import main, program
 from alignjax.training import checkpoint
 from tests.commands import malformed
 
-CASES = int(os.environ.get('ALIGNJAX_FUZZ_CASES', '130'))
+CASES = int(os.environ.get('ALIGNJAX_FUZZ_CASES', '100'))
 
 
 def reach_the_run(*args, **options):

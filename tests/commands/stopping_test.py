@@ -133,8 +133,8 @@ def test_sigterm_before_the_first_step_leaves_nothing_unfinished_behind(phase, t
 
 @pytest.mark.parametrize('times', [pytest.param(1, marks=pytest.mark.slow), 2])  # twice is the harder case
 @pytest.mark.parametrize(
-  'phase',  # the others ask for the signal in the same way as one of these
-  [name if name in ('step', 'last save') else pytest.param(name, marks=pytest.mark.slow) for name in FROM_THE_LOOP_ON],
+  'phase',  # the others ask for the signal in the same way
+  [name if name == 'step' else pytest.param(name, marks=pytest.mark.slow) for name in FROM_THE_LOOP_ON],
 )
 def test_sigterm_during_training_saves_and_the_same_command_goes_on(
   phase, times, tiny_run, whole, tmp_path, monkeypatch

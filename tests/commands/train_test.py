@@ -157,6 +157,8 @@ def assert_same(config: settings.Config, whole: settings.Config) -> None:
   assert found == expected
 
 
+# The test of two processes stops real ones; object_store_test.py kills a run in this process.
+@pytest.mark.slow
 def test_killed_it_resumes_bit_identically(folder, whole, environment, tmp_path, capsys):
   config = make_config(folder, 'killed')
   kill(config, environment, tmp_path / 'log')
@@ -165,8 +167,7 @@ def test_killed_it_resumes_bit_identically(folder, whole, environment, tmp_path,
   assert_same(config, whole)
 
 
-# Killing is tested above, stopping below with two processes and in loop_test.py.
-@pytest.mark.slow
+@pytest.mark.slow  # stopping is tested below with two processes, and in loop_test.py
 def test_killed_and_told_to_stop_it_resumes_bit_identically(folder, whole, environment, tmp_path, capsys):
   config = make_config(folder, 'interrupted')
   workdir = pathlib.Path(config.workdir)

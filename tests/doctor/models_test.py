@@ -69,9 +69,9 @@ def test_a_policy_that_is_its_own_reference_has_the_loss_of_the_objective_there(
 def test_the_drift_is_the_mean_of_absolute_log_ratios_over_tokens(params, batch):
   batch = dataclasses.replace(batch, weight=jnp.asarray([1.0, 0.0, 2.0, 1.0]))
   found = measured(params[0], state.Frozen(references.Live(params[1])), batch)
-  logps = []
+  logps, hidden_states = [], jax.jit(lambda tree: forward.hidden_states(MODEL, tree, batch))
   for tree in params:
-    hidden = forward.hidden_states(MODEL, tree, batch)
+    hidden = hidden_states(tree)
     logits = np.asarray(hidden.states, np.float64) @ np.asarray(hidden.head.kernel, np.float64)
     logits -= np.log(np.exp(logits).sum(-1, keepdims=True))
     logps.append(np.take_along_axis(logits, np.asarray(batch.response)[..., None], -1)[..., 0])
@@ -89,10 +89,9 @@ def test_an_objective_without_reference_is_measured_without_one(params, batch):
 
 def test_a_cache_of_other_states_is_seen_for_an_objective_over_the_vocabulary(params, batch):
   objective = objectives.ra_dpo(risk=risk.cvar(0.9), beta=0.1)
-  found = {}
+  found, states = {}, jax.jit(lambda tree: forward.hidden_states(MODEL, tree, batch).states)
   for seed, tree in enumerate(params):
-    hidden = forward.hidden_states(MODEL, tree, batch)
-    cached = dataclasses.replace(batch, cached={references.STATES: hidden.states})
+    cached = dataclasses.replace(batch, cached={references.STATES: states(tree)})
     measurement = measured(params[0], state.Frozen(references.CachedStates(MODEL.head(params[0]))), cached, objective)
     found[seed] = named(start.examine(measurement, **SAME))
   assert found == {0: {}, 1: {'reference_differs': findings.ERROR}}

@@ -83,7 +83,13 @@ def without(params, *path):
     (merging.slerp(), MODELS * 2, None, None, r'slerp\(t=0.5\) merges 2 models, got 4'),
     (merging.slerp(), MODELS, None, 0.5, r'slerp\(t=0.5\) takes no weights'),
     (merging.model_stock(), MODELS[:1], BASE, None, r'model_stock\(\) merges at least 2 models, got 1'),
-    (merging.linear(), [BASE, without(BASE, 'layers', 'norm')], None, None, 'model 1 has no parameter layers/norm'),
+    (
+      merging.linear(),
+      [BASE, without(BASE, 'layers', 'attention')],
+      None,
+      None,
+      'model 1 has no parameter layers/attention',
+    ),
     (merging.linear(), [without(BASE, 'embed'), BASE], None, None, 'model 1 has an additional parameter embed'),
     (merging.ties(), [BASE], without(BASE, 'scale'), None, 'base has no parameter scale'),
     (
@@ -91,7 +97,7 @@ def without(params, *path):
       [BASE, {**BASE, 'scale': np.ones(3)}],
       None,
       None,
-      r'model 1: scale has shape \(3,\), but the first model has \(40,\)',
+      r'model 1: scale has shape \(3,\), but the first model has \(16,\)',
     ),
     (merging.linear(), [{'w': np.ones(2, np.int32)}], None, None, 'parameter w: only floating types are merged'),
     (merging.linear(), [{'w': np.ones((0, 2), np.float32)}], None, None, 'tensor w: 0 x 2 entries cannot be merged'),

@@ -47,19 +47,22 @@ def test_linear(normalize):
   compare(merging.linear(normalize), expected, base=None)
 
 
-@pytest.mark.parametrize('t', [0.0, 0.3, 1.0])
+@pytest.mark.parametrize('t', [0.3, *(pytest.param(end, marks=pytest.mark.slow) for end in (0.0, 1.0))])
 def test_slerp(t):
   compare(merging.slerp(t), lambda models, base: oracle.slerp(t, *models), None, MODELS[:2], None)
   far = [MODELS[0], worlds.tree(9)]
   compare(merging.slerp(t), lambda models, base: oracle.slerp(t, *models), None, far, None)
 
 
-@pytest.mark.parametrize(('normalize', 'scale'), [(False, 1.0), (True, 0.7), (False, -0.4)])
+@pytest.mark.parametrize(
+  ('normalize', 'scale'),
+  [(True, 0.7), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in ((False, 1.0), (False, -0.4)))],
+)
 def test_task_arithmetic(normalize, scale):
   compare(merging.task_arithmetic(normalize, scale), mixed(lambda d, i: d, 'linear', normalize, scale))
 
 
-@pytest.mark.parametrize(('normalize', 'scale'), [(True, 1.0), (False, 0.7)])
+@pytest.mark.parametrize(('normalize', 'scale'), [pytest.param(True, 1.0, marks=pytest.mark.slow), (False, 0.7)])
 @pytest.mark.parametrize(
   'density', [0.1, pytest.param(0.5, marks=pytest.mark.slow), pytest.param(1.0, marks=pytest.mark.slow)]
 )
@@ -73,7 +76,7 @@ def test_densities_belong_to_models_in_order():
   compare(merging.ties(densities), mixed(lambda d, i: oracle.trim(d, densities[i]), 'ties', True, 1.0))
 
 
-@pytest.mark.parametrize('consensus', ['linear', 'ties'])
+@pytest.mark.parametrize('consensus', ['linear', pytest.param('ties', marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
   ('density', 'gamma'),
   [(0.6, 0.1), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in ((0.95, 0.2), (0.3, 0.0), (1.0, 0.1)))],
@@ -100,7 +103,7 @@ def masks(name):
   return kept
 
 
-QUICK = {('inverse', 'linear'), ('l1', 'ties')}  # each consensus
+QUICK = {('l1', 'ties')}  # sparsify_test has the other rescalings of one task vector
 
 
 @pytest.mark.parametrize(
@@ -149,7 +152,7 @@ def test_della(rescale):
     np.testing.assert_allclose(merged[name], wanted, rtol=2e-5, atol=2e-6, err_msg=name)
 
 
-@pytest.mark.parametrize('count', [2, 3])
+@pytest.mark.parametrize('count', [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_model_stock(count):
   alike = worlds.tree(20, 0.3)
   models = [jax.tree.map(np.add, model, alike) for model in MODELS[:count]]

@@ -58,8 +58,9 @@ ALIKE = {
   'qwen3': 'qwen3_yarn',
   'qwen3_moe': 'mixtral',
 }
-# The others decode with the parts of one of these; their logits and states are always compared.
-DECODED = {'gemma3', 'gpt2', 'gpt_neox', 'llama_31', 'mixtral', 'phi3_longrope', 'smollm3'}
+# What depends on the cache: windows, positions, layers without rotation, a factor chosen by the length. The other parts
+# decode as they read whole responses, whose logits and states are always compared.
+DECODED = {'gemma3', 'gpt2', 'phi3_longrope', 'smollm3'}
 
 
 def families(decoded=FAMILIES):

@@ -10,6 +10,8 @@ import pytest
 
 from alignjax.models import layers
 
+rotary_angles = jax.jit(layers.rotary_angles, static_argnames=('head_width', 'theta', 'scaling'))
+
 
 def test_zero_centred_norms_start_out_neutral():
   centred = layers.RMSNorm(4, 1e-6, offset=1.0)
@@ -32,10 +34,13 @@ def test_layer_norm_is_that_of_the_equation():
 @pytest.mark.parametrize('normalised', [True, False])
 def test_experts_are_those_of_the_equation(normalised):
   """Value and gradient in float64, token by token and expert by expert."""
-  module = layers.Experts((4, 6, 5), 2, 'silu', jax.random.key(0), normalised=normalised)
-  structure, state = nnx.split(module)
-  params = nnx.to_pure_dict(state)
-  x = np.random.default_rng(0).normal(size=(3, 2, 6)).astype(np.float32)
+  build = functools.partial(layers.Experts, (4, 6, 5), 2, 'silu', normalised=normalised)
+  structure, state = nnx.split(nnx.eval_shape(build, jax.random.key(0)))
+  rng = np.random.default_rng(0)
+  params = {
+    name: (0.4 * rng.standard_normal(leaf.shape)).astype(np.float32) for name, leaf in nnx.to_pure_dict(state).items()
+  }
+  x = rng.normal(size=(3, 2, 6)).astype(np.float32)
   router, gate, up, down = (np.asarray(params[name], np.float64) for name in ('router', 'gate', 'up', 'down'))
 
   def expert(e, token):
@@ -67,7 +72,7 @@ def test_experts_are_those_of_the_equation(normalised):
 
 def test_a_part_of_each_head_is_turned():
   x = np.random.default_rng(0).normal(size=(3, 2, 6)).astype(np.float32)
-  angles = layers.rotary_angles(jnp.arange(3), 4, 100.0)
+  angles = rotary_angles(jnp.arange(3), 4, 100.0)
   turned = layers.rotate(jnp.asarray(x), *angles)
   np.testing.assert_array_equal(turned[..., 4:], x[..., 4:])
   np.testing.assert_array_equal(turned[..., :4], layers.rotate(jnp.asarray(x[..., :4]), *angles))
@@ -76,15 +81,15 @@ def test_a_part_of_each_head_is_turned():
 
 def test_rotary_angles_tell_far_positions_apart():
   """bfloat16 would take position 257 for 256."""
-  cosine, sine = layers.rotary_angles(jnp.asarray([[256, 257]]), head_width=6, theta=100.0)
+  cosine, sine = rotary_angles(jnp.asarray([[256, 257]]), head_width=6, theta=100.0)
   angles = np.array([256.0, 257.0])[:, None] * 100.0 ** (-np.arange(3) / 3)
   np.testing.assert_allclose(cosine[0], np.cos(angles), atol=1e-4)
   np.testing.assert_allclose(sine[0], np.sin(angles), atol=1e-4)
 
 
 def test_linear_scaling_stretches_positions():
-  plain = layers.rotary_angles(jnp.asarray([[3]]), head_width=6, theta=100.0)
-  stretched = layers.rotary_angles(jnp.asarray([[12]]), 6, 100.0, layers.LinearScaling(4.0))
+  plain = rotary_angles(jnp.asarray([[3]]), head_width=6, theta=100.0)
+  stretched = rotary_angles(jnp.asarray([[12]]), 6, 100.0, layers.LinearScaling(4.0))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), plain, stretched)
 
 
@@ -111,7 +116,7 @@ def test_yarn_keeps_short_waves_stretches_long_ones_and_scales_cosine_and_sine(t
   kept = 1 - np.clip((index - low) / (high - low), 0, 1)
   expected = kept * frequency + (1 - kept) * frequency / factor
   scaling = layers.YarnScaling(factor, original, truncate=truncate)
-  cosine, sine = layers.rotary_angles(jnp.asarray(7), 2 * count, theta, scaling)
+  cosine, sine = rotary_angles(jnp.asarray(7), 2 * count, theta, scaling)
   amplitude = 0.1 * np.log(factor) + 1
   np.testing.assert_allclose(cosine, amplitude * np.cos(7 * expected), rtol=1e-5)
   np.testing.assert_allclose(sine, amplitude * np.sin(7 * expected), rtol=1e-5)
@@ -129,7 +134,7 @@ def test_the_amplitude_of_yarn_is_given_or_follows_from_the_factor():
 @pytest.mark.parametrize(('length', 'factors'), [(64, (1.0, 1.5, 2.0)), (65, (3.0, 5.0, 7.0))])
 def test_longrope_divides_each_frequency_by_the_factor_of_the_length(length, factors):
   scaling = layers.LongRopeScaling((1.0, 1.5, 2.0), (3.0, 5.0, 7.0), original_positions=64, extension=8.0)
-  cosine, sine = layers.rotary_angles(jnp.asarray(11), 6, 50.0, scaling.at(length))
+  cosine, sine = rotary_angles(jnp.asarray(11), 6, 50.0, scaling.at(length))
   angle = 11 * 50.0 ** (-np.arange(3) / 3) / np.asarray(factors)
   amplitude = np.sqrt(1 + np.log(8) / np.log(64))
   np.testing.assert_allclose(cosine, amplitude * np.cos(angle), rtol=1e-6, atol=1e-6)

@@ -30,6 +30,15 @@ def adapters(base):
   return jax.tree.map(lambda leaf: 0.3 * rng.standard_normal(leaf.shape).astype(np.float32), like)
 
 
+@pytest.fixture(scope='module')
+def first(base):
+  """Adapters as a run begins with them."""
+  return jax.jit(lambda key: lora.init(key, base, LORA))(jax.random.key(0))
+
+
+merge = jax.jit(lora.merge, static_argnums=2)
+
+
 def test_the_product_is_that_of_the_dense_kernel():
   rng = np.random.default_rng(0)
   x, kernel, a, b, bias = (rng.standard_normal(shape) for shape in ((5, 4, 8), (8, 6), (8, 2), (2, 6), (6,)))
@@ -44,9 +53,8 @@ def test_the_product_is_that_of_the_dense_kernel():
   np.testing.assert_allclose(np.asarray(low, np.float64), expected, atol=0.03 * np.abs(expected).max())
 
 
-def test_at_first_exactly_one_factor_is_zero(base):
-  adapters = lora.init(jax.random.key(0), base, LORA)
-  modules = [part for block in adapters['layers'].values() for part in block.values()]
+def test_at_first_exactly_one_factor_is_zero(first):
+  modules = [part for block in jax.device_get(first)['layers'].values() for part in block.values()]
   assert len(modules) == 7
   for factors in modules:
     assert factors.keys() == set(lora.FACTORS)
@@ -58,24 +66,24 @@ def test_at_first_exactly_one_factor_is_zero(base):
     assert np.abs(a[0] - a[1]).max() > 0.1 * bound  # each layer has its own
 
 
-def test_at_first_the_policy_is_its_base_exactly(base):
+def test_at_first_the_policy_is_its_base_exactly(base, first):
   policy = lora.bind(MODEL, base, LORA)
   batch = _fields(token_batches.batch(0, 6, 2, 5))
-  found = jax.jit(policy.hidden)(lora.init(jax.random.key(0), base, LORA), *batch)
+  found = jax.jit(policy.hidden)(first, *batch)
   np.testing.assert_array_equal(found, jax.jit(MODEL.hidden)(base, *batch))
 
 
 def test_the_merged_model_and_decoding_compute_what_the_adapted_one_does(base, adapters):
   quantised = quantization.quantize(base, 'nf4')
   batch = token_batches.batch(1, 6, 2, 5)
-  policy, merged = lora.bind(MODEL, quantised, LORA), lora.merge(quantised, adapters, LORA)
+  policy, merged = lora.bind(MODEL, quantised, LORA), merge(quantised, adapters, LORA)
   assert jax.tree.structure(merged) == jax.tree.structure(base)
   valid = token_batches.valid(batch)
   found = np.asarray(jax.jit(policy.hidden)(adapters, *_fields(batch)))
   hidden = jax.jit(MODEL.hidden)
   np.testing.assert_allclose(found[valid], np.asarray(hidden(merged, *_fields(batch)))[valid], atol=1e-5)
   # The base is far from the adapted model, so the equality means something, and merging left it alone.
-  assert np.abs(found - hidden(lora.merge(quantised, {}, LORA), *_fields(batch)))[valid].max() > 0.5
+  assert np.abs(found - hidden(merge(quantised, {}, LORA), *_fields(batch)))[valid].max() > 0.5
 
   @jax.jit
   def decoded(adapters):

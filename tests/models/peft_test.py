@@ -33,7 +33,7 @@ def copy(tmp_path):
   [
     'llama_tied',
     pytest.param('phi3', marks=pytest.mark.slow),
-    'gpt_neox',
+    pytest.param('gpt_neox', marks=pytest.mark.slow),
     pytest.param('gpt2', marks=pytest.mark.slow),
   ],
 )

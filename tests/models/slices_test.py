@@ -119,7 +119,7 @@ def test_leaves_keep_the_dtype_of_the_file(dtype, tmp_path):
   ('family', 'dtype', 'compute_dtype'),
   [
     ('gemma3', ml_dtypes.bfloat16, 'float32'),
-    ('gpt2', np.float16, 'bfloat16'),
+    pytest.param('gpt2', np.float16, 'bfloat16', marks=pytest.mark.slow),
     pytest.param('gemma3', ml_dtypes.bfloat16, 'bfloat16', marks=pytest.mark.slow),
     pytest.param('gpt2', np.float16, 'float32', marks=pytest.mark.slow),
   ],

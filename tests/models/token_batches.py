@@ -64,14 +64,14 @@ def valid(batch):
 
 
 def distinct(prompts, prompt, samples, response):
-  """No token occurs twice; the prompts of odd rows are one token shorter."""
-  ids = np.random.default_rng(0).permutation(CONFIG.vocab_size).astype(np.int32)
-  split = prompts * prompt
+  """No token occurs twice in a row; the prompts of odd rows are one token shorter."""
+  rng, size = np.random.default_rng(0), prompt + samples * response
+  ids = np.stack([rng.permutation(CONFIG.vocab_size)[:size] for _ in range(prompts)]).astype(np.int32)
   return dataclasses.replace(
     batch(0, prompt, samples, response, prompts),
-    prompt=ids[:split].reshape(prompts, prompt),
+    prompt=ids[:, :prompt],
     prompt_length=(prompt - np.arange(prompts) % 2).astype(np.int32),
-    response=ids[split : split + prompts * samples * response].reshape(prompts, samples, response),
+    response=ids[:, prompt:].reshape(prompts, samples, response),
     response_length=np.full((prompts, samples), response, np.int32),
   )
 

@@ -19,8 +19,11 @@ def described(case):
   return ', '.join(f'{name}={value}' for name, value in case['arguments'].items())
 
 
-def cases(name):
-  return pytest.mark.parametrize('case', GOLDEN[name]['cases'], ids=described)
+def cases(name, quick=None):
+  """The first `quick` cases, and with --slow the others."""
+  every = GOLDEN[name]['cases']
+  marked = [pytest.param(case, marks=pytest.mark.slow) for case in every[quick:]] if quick else []
+  return pytest.mark.parametrize('case', [*every[:quick], *marked], ids=[described(case) for case in every])
 
 
 def batch_of(length, target=None, behaviour_logp=None):
@@ -72,7 +75,7 @@ def test_alpha_dpo_over_four_steps(case):
     assert_close(found[:, 1], -np.asarray(expected['slope']))
 
 
-@cases('alpha_dpo_released')
+@cases('alpha_dpo_released', quick=1)
 def test_alpha_dpo_in_one_step_of_four_groups(case):
   """The four steps above are microbatches of one optimizer step, as in a published run."""
   steps = GOLDEN['alpha_dpo_released']['steps']
@@ -113,7 +116,7 @@ def test_importance_weights_are_clipped_in_some_rows_and_not_in_others():
       assert 0 < clipped.sum() < len(clipped)
 
 
-@cases('ra_dpo_released')
+@cases('ra_dpo_released', quick=4)  # all forms at one level
 def test_risk_aware_dpo(case):
   data, arguments = GOLDEN['ra_dpo_released'], dict(case['arguments'])
   objective = objectives.ra_dpo_released(split_vocabulary=arguments.pop('split'), **arguments)

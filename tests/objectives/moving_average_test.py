@@ -131,11 +131,11 @@ def test_parts_of_a_sum_share_the_statistic_that_they_share():
 
 
 SHARDED = [
-  objectives.alpha_dpo(beta=1.5, gamma=0.4, alpha=0.3),
   objectives.alpha_dpo_released(statistics_rows=4),
   *(
     pytest.param(objective, marks=pytest.mark.slow)
     for objective in (
+      objectives.alpha_dpo(beta=1.5, gamma=0.4, alpha=0.3),
       objectives.alpha_dpo(normaliser='ema'),
       objectives.alpha_dpo_released(),
       objectives.beta_dpo(beta=0.3),

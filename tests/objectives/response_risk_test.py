@@ -95,11 +95,16 @@ def weights(objective, score):
 @pytest.mark.parametrize(
   ('objective', 'samples', 'measure', 'gamma', 'beta'),
   [
-    (objectives.rlhf(0.4, HALF), 4, cvar(0.5), 0.0, 0.4),
-    (objectives.rlhf(0.0, risk.cvar(0.7, tail='lower')), 3, cvar(0.7), 0.0, 0.0),
     (objectives.reverse_kl(0.3, 0.2, risk.cvar(0.6, tail='lower')), 4, cvar(0.6), 0.3, 0.2),
-    (objectives.reverse_kl(0.3, 0.0, risk.entropic(-1.5)), 2, entropic(-1.5), 0.3, 0.0),
     (objectives.rlhf(0.2, risk.entropic(-0.5)), 4, entropic(-0.5), 0.0, 0.2),
+    *(
+      pytest.param(*case, marks=pytest.mark.slow)
+      for case in (
+        (objectives.rlhf(0.4, HALF), 4, cvar(0.5), 0.0, 0.4),
+        (objectives.rlhf(0.0, risk.cvar(0.7, tail='lower')), 3, cvar(0.7), 0.0, 0.0),
+        (objectives.reverse_kl(0.3, 0.0, risk.entropic(-1.5)), 2, entropic(-1.5), 0.3, 0.0),
+      )
+    ),
   ],
   ids=named,
 )
@@ -120,7 +125,11 @@ def test_value_and_gradient_are_exact_for_the_measure_of_n_samples(objective, sa
 
 @pytest.mark.parametrize(
   ('measure', 'oracle'),
-  [(risk.cvar(0.3, tail='lower'), cvar(0.3)), (HALF, cvar(0.5)), (risk.entropic(-1.0), entropic(-1.0))],
+  [
+    (risk.cvar(0.3, tail='lower'), cvar(0.3)),
+    pytest.param(HALF, cvar(0.5), marks=pytest.mark.slow),
+    (risk.entropic(-1.0), entropic(-1.0)),
+  ],
   ids=named,
 )
 def test_many_samples_give_the_gradient_of_the_measure_over_the_policy(measure, oracle):
@@ -194,7 +203,9 @@ def test_a_neutral_measure_is_the_objective_without_one_bit_for_bit(neutral):
 @pytest.mark.parametrize(
   ('measure', 'dual'),
   [
-    (HALF, lambda s: oracles.upper_cvar_weights(-s, np.full(len(s), 1 / len(s)), 0.5)),
+    pytest.param(
+      HALF, lambda s: oracles.upper_cvar_weights(-s, np.full(len(s), 1 / len(s)), 0.5), marks=pytest.mark.slow
+    ),
     (risk.entropic(-2.0), lambda s: softmax(-2.0 * s)),
   ],
   ids=named,
@@ -226,7 +237,7 @@ def test_a_return_inside_the_measure_has_the_wrong_gradient(measure, dual):
   np.testing.assert_allclose(inside(risk.expectation()), whole, atol=2e-6)
 
 
-@pytest.mark.parametrize('measure', [HALF, risk.entropic(-1.0)], ids=named)
+@pytest.mark.parametrize('measure', [HALF, pytest.param(risk.entropic(-1.0), marks=pytest.mark.slow)], ids=named)
 def test_a_constant_added_to_the_scores_shifts_the_value_and_leaves_the_gradient(measure):
   rows, _ = tuples(4)
   objective, score = objectives.rlhf(0.2, measure), SCORE[rows[7:8]]

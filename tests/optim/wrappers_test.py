@@ -20,7 +20,7 @@ MERGES = {
   'ties': optim.online_ties(0.1, ALPHA),
   'every': optim.online_ties(0.1, ALPHA, every=4),
 }
-SLOW = dict.fromkeys(('fixed', 'every'), pytest.mark.slow)
+SLOW = dict.fromkeys(('dare', 'fixed', 'every'), pytest.mark.slow)
 
 
 @pytest.mark.parametrize('name', [pytest.param(name, marks=SLOW.get(name, ())) for name in MERGES])

@@ -20,6 +20,8 @@ from tests import assets, runs
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 ADAPTER = "lora(rank=2, alpha=3, targets='query+mlp')"
 
+merge = jax.jit(lora.merge, static_argnums=2)
+
 
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
@@ -65,7 +67,7 @@ def test_a_run_leaves_its_adapter_and_the_merged_model(finished):
   assert (adapter.rank, adapter.alpha) == (2, 3)
   jax.tree.map(np.testing.assert_array_equal, stored, jax.device_get(result.state.params))
   base = quantization.quantize(checkpoint_io.load_params(config.model, model_config), 'int8')
-  expected = lora.merge(base, stored, adapter)
+  expected = merge(base, stored, adapter)
   found = checkpoint_io.load_params(workdir / 'model', model_config)
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), found, expected)
   assert (workdir / 'model' / 'tokenizer.json').exists()
@@ -82,6 +84,10 @@ def test_it_resumes_bit_identically(finished, capsys):
   assert _records(workdir) == _records(source)[2:]
   for folder, file in (('model', 'model.safetensors'), ('adapter', peft.WEIGHTS)):
     assert (workdir / folder / file).read_bytes() == (source / folder / file).read_bytes()
+
+
+def test_another_adapter_in_the_same_folder_is_refused(finished):
+  config, _ = finished
   with pytest.raises(ValueError, match=r'adapter: was "lora\(rank=2.* is now .lora\(rank=4'):
     training.train(dataclasses.replace(config, adapter='lora(rank=4)'))
 
@@ -96,6 +102,7 @@ class Position:
     self.position = position
 
 
+@pytest.mark.slow  # recovery_test.py skips a checkpoint whose memory is not finite
 def test_a_checkpoint_whose_memory_is_not_finite_is_skipped(finished, caplog):
   config, result = finished
   source, workdir = pathlib.Path(config.workdir), pathlib.Path(config.workdir + '_spoiled')
@@ -148,8 +155,8 @@ def start(tmp_path):
   model = folder / 'model'
   config = checkpoint_io.load_config(model)
   base, made = checkpoint_io.load_params(model, config), lora.LoRA(rank=2, alpha=3.0, targets='query+mlp')
-  zero = lora.init(jax.random.key(0), base, made)
-  factors = jax.tree.map(lambda leaf: 0.1 * jax.random.normal(jax.random.key(leaf.size), leaf.shape), zero)
+  rng, like = np.random.default_rng(0), jax.eval_shape(lambda key: lora.init(key, base, made), jax.random.key(0))
+  factors = jax.tree.map(lambda leaf: 0.1 * rng.standard_normal(leaf.shape).astype(np.float32), like)
   peft.save(tmp_path / 'sft', config, made, factors, model)
   frozen = {'optimizer': 'sgd(1e-30)', 'steps': 1, 'eval_data': (), 'adapter_from': str(tmp_path / 'sft')}
 
@@ -157,7 +164,7 @@ def start(tmp_path):
     training.train(runs.make_config(folder, tmp_path / name, **frozen | overrides))
     return tmp_path / name, config
 
-  return run, factors, lora.merge(base, factors, made)
+  return run, factors, merge(base, factors, made)
 
 
 @pytest.mark.slow  # models/peft_test.py merges adapters as they are loaded

@@ -68,7 +68,7 @@ def test_one_batch_holds_the_first_examples_without_waste(examples):
 
 def test_fit_starts_from_the_loss_that_the_table_gives_and_keeps_the_model(loaded, examples):
   before = jax.tree.map(np.array, loaded.params)
-  objective = alignjax.objectives.dpo() + 0.1 * alignjax.objectives.sft()
+  objective = alignjax.objectives.dpo()
   batch = alignjax.one_batch(examples)
   expected = objective.apply(alignjax.table(loaded, objective, batch), batch)
   tuned, history = alignjax.fit(loaded, objective, examples, steps=3, optimizer='adamw(1e-2)', batch_size=3)

@@ -62,7 +62,8 @@ def test_a_setting_that_the_model_cannot_have_is_not_blamed_on_its_file(folder):
 
 
 @pytest.mark.parametrize(
-  ('base', 'cache'), [('none', False), pytest.param('int8', False, marks=pytest.mark.slow), ('int8', True)]
+  ('base', 'cache'),
+  [*(pytest.param(base, False, marks=pytest.mark.slow) for base in ('none', 'int8')), ('int8', True)],
 )
 def test_the_base_of_an_adapter_is_its_reference_however_it_is_kept(folder, tmp_path, base, cache):
   """A cache of a quantised base is computed from the quantised base: else the rewards would not start at 0."""

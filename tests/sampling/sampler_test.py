@@ -76,18 +76,24 @@ def test_responses_to_one_prompt_follow_the_enumerated_distribution():
 
 @pytest.mark.parametrize(
   'strategy',
-  [strategies.chain(), strategies.chain(strategies.temperature(0.7), strategies.top_k(9))],
-  ids=['model', 'sharper'],
+  [
+    pytest.param(strategies.chain(), id='model', marks=pytest.mark.slow),  # below, too, they are compared
+    pytest.param(strategies.chain(strategies.temperature(0.7), strategies.top_k(9)), id='sharper'),
+  ],
 )
 def test_log_probs_are_those_of_the_training_forward(strategy):
   model, params = _decoder()
   drawn = _sample(model, params, BATCH.prompt, BATCH.prompt_length, strategy=strategy, end_ids=(2, 7, 12, 17, 22))
   valid = numerics.length_mask(drawn.response_length, 5)
   assert 0.5 < np.mean(valid) < 1, 'some responses must end early'
-  logits = jax.jit(_training_logits, static_argnums=0)(model, params, drawn)
-  for distribution, logp in [(logits, drawn.logp), (strategy(logits), drawn.strategy_logp)]:
-    expected = numerics.select(jax.nn.log_softmax(distribution), drawn.response)
-    np.testing.assert_allclose(logp, jnp.where(valid, expected, 0.0), atol=1e-4)
+
+  @jax.jit
+  def expected(params, drawn):
+    logits = _training_logits(model, params, drawn)
+    return [numerics.select(jax.nn.log_softmax(x), drawn.response) for x in (logits, strategy(logits))]
+
+  for logp, wanted in zip((drawn.logp, drawn.strategy_logp), expected(params, drawn), strict=True):
+    np.testing.assert_allclose(logp, np.where(valid, wanted, 0.0), atol=1e-4)
 
 
 @pytest.mark.slow  # the log-probabilities are compared above, and strategies_test.py has greedy
@@ -130,8 +136,8 @@ def test_any_of_several_end_tokens_ends_a_response_and_without_one_none_ends():
 
 def test_a_row_does_not_depend_on_the_rows_beside_it():
   model, params = _decoder()
-  whole = _sample(model, params, BATCH.prompt, BATCH.prompt_length)
-  rows = np.array([5, 0, 3])
+  whole = _sample(model, params, BATCH.prompt, BATCH.prompt_length, row_ids=np.arange(8))
+  rows = np.array([5, 0, 3, 3, 6, 0, 0, 5])  # of the same shape, which compiles no other program
   part = _sample(model, params, BATCH.prompt[rows], BATCH.prompt_length[rows], row_ids=rows)
   np.testing.assert_array_equal(part.response, np.asarray(whole.response)[rows])
   np.testing.assert_allclose(part.logp, np.asarray(whole.logp)[rows], atol=1e-5)
@@ -139,9 +145,9 @@ def test_a_row_does_not_depend_on_the_rows_beside_it():
 
 def test_more_samples_or_more_tokens_continue_the_same_draws():
   prompt, length, params = BATCH.prompt % 3, BATCH.prompt_length, _table_params()
-  drawn = _sample(TABLE, params, prompt, length)
-  more = _sample(TABLE, params, prompt, length, samples=4, max_new_tokens=9)
-  np.testing.assert_array_equal(np.asarray(more.response)[:, :2, :5], drawn.response)
+  samples = _sample(TABLE, params, prompt, length, samples=50)  # as above
+  tokens = _sample(TABLE, params, prompt, length, samples=4, max_new_tokens=9)
+  np.testing.assert_array_equal(np.asarray(tokens.response)[:, :, :5], np.asarray(samples.response)[:, :4])
 
 
 def test_rows_samples_tokens_and_keys_draw_independently():
@@ -179,7 +185,9 @@ def test_eight_devices_draw_what_one_does():
   mesh = mesh_lib.make_mesh(data=4, fsdp=1, tensor=2)
   sharded_params = jax.device_put(params, rules.param_shardings(mesh, params))
   fields = jax.device_put((BATCH.prompt, BATCH.prompt_length), rules.batch_sharding(mesh))
-  drawn, expected = _sample(model, sharded_params, *fields), _sample(model, params, BATCH.prompt, BATCH.prompt_length)
+  rows = {'row_ids': np.arange(8)}
+  drawn = _sample(model, sharded_params, *fields, **rows)
+  expected = _sample(model, params, BATCH.prompt, BATCH.prompt_length, **rows)
   np.testing.assert_array_equal(drawn.response, expected.response)
   np.testing.assert_allclose(drawn.logp, expected.logp, atol=1e-5)
 

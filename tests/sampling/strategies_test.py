@@ -125,18 +125,19 @@ def test_draw_follows_a_distribution_over_several_blocks():
 
 def test_draw_never_takes_an_excluded_token():
   """At both ends of the uniform numbers, and where whole blocks are excluded."""
+  draw = jax.jit(strategies.draw)
   for kept in ([299], [0], [130, 255], [5, 128]):
     logits = np.full((3, 300), -np.inf, np.float32)
     logits[:, kept] = [[1.0] * len(kept), [-40.0] * len(kept), np.linspace(0.0, 80.0, len(kept))]
     for end in (0.0, 0.5, 1 - 2.0**-24):
-      token, logp = strategies.draw(logits, np.full((3, 2), end, np.float32))
+      token, logp = draw(logits, np.full((3, 2), end, np.float32))
       assert set(np.asarray(token)) <= set(kept)
       assert np.all(np.isfinite(logp))
 
 
 def test_draw_gives_each_of_four_equal_tokens_a_half_open_quarter():
   uniform = np.array([[0, 0], [0, 0.25 - 2**-24], [0, 0.25], [0, 0.5], [0, 0.75], [0, 1 - 2**-24]], np.float32)
-  token, _ = strategies.draw(np.zeros((6, 4), np.float32), uniform)
+  token, _ = jax.jit(strategies.draw)(np.zeros((6, 4), np.float32), uniform)
   np.testing.assert_array_equal(token, [0, 0, 1, 2, 3, 3])
 
 

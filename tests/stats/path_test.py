@@ -25,7 +25,11 @@ MEASURES = {
   'worst case': (risk.worst_case(), oracles.worst_case),
   'semideviation': (risk.mean_semideviation(0.5), lambda d, p: oracles.mean_semideviation(d, p, 0.5)),
 }
-EVERY = pytest.mark.parametrize(('measure', 'oracle'), MEASURES.values(), ids=MEASURES)
+QUICK = ('mean', 'cvar(0.6)', 'entropic(5)')  # risk/measures_test and risk/nested_test have the other measures
+EVERY = pytest.mark.parametrize(
+  ('measure', 'oracle'),
+  [pytest.param(*pair, id=name, marks=() if name in QUICK else pytest.mark.slow) for name, pair in MEASURES.items()],
+)
 AVERSE = [name for name in MEASURES if name != 'entropic(-0.7)']  # at least the mean
 BATCH = dataclasses.replace(  # with an empty response
   fixtures.preference_batch(seed=1, prompts=4),
@@ -60,15 +64,13 @@ AVERSION = (
 )
 
 
-@pytest.fixture(scope='module')
-def values():
-  """(measure, discount, off_path) to V_t and the horizon from t on, [B, N, R] each, all from one program."""
-  keys = [(measure, *shares) for measure, _ in MEASURES.values() for shares in CASES]
-  keys += [(measure, 1.0, 0.9) for measures in AVERSION for measure in measures]
-  built = {key: (stats.nested_risk(*key), stats.nested_horizon(*key)) for key in keys}
+@functools.cache
+def values(measure):
+  """(discount, off_path) to V_t and the horizon from t on, [B, N, R] each, all from one program."""
+  built = {shares: (stats.nested_risk(measure, *shares), stats.nested_horizon(measure, *shares)) for shares in CASES}
   needs = frozenset(itertools.chain(*built.values()))
   found = jax.jit(lambda *inputs: stats.from_logits(needs, *inputs))(POLICY, REFERENCE, BATCH)
-  return {key: tuple(np.asarray(found[stat]) for stat in pair) for key, pair in built.items()}
+  return {shares: tuple(np.asarray(found[stat]) for stat in pair) for shares, pair in built.items()}
 
 
 def by_oracle(oracle, discount, off_path):
@@ -93,26 +95,26 @@ def report(name, error, bound):
 
 
 @EVERY
-def test_every_token_has_the_value_of_the_recursion(values, measure, oracle):
+def test_every_token_has_the_value_of_the_recursion(measure, oracle):
   for discount, off_path in CASES:
-    found, _ = values[measure, discount, off_path]
+    found, _ = values(measure)[discount, off_path]
     report(f'{measure}, {discount}, {off_path}', relative_error(found, by_oracle(oracle, discount, off_path)), 2e-6)
 
 
 @EVERY
-def test_if_all_continuations_are_alike_it_is_the_discounted_sum_of_one_step_risks(values, measure, oracle):
+def test_if_all_continuations_are_alike_it_is_the_discounted_sum_of_one_step_risks(measure, oracle):
   one_step = np.where(MASK, oracles.along_last_axis(oracle, DRIFT, np.exp(LOGP)), 0.0)
   for discount in (1.0, 0.9, 0.0):
-    value, horizon = values[measure, discount, 1.0]
+    value, horizon = values(measure)[discount, 1.0]
     weights = discount ** np.arange(7)
     report(f'{measure}, {discount}', relative_error(value[..., 0], (weights * one_step).sum(-1)), 1e-6)
     np.testing.assert_allclose(horizon[..., 0], (weights * MASK).sum(-1), rtol=1e-6)
 
 
 @EVERY
-def test_without_risk_off_the_path_it_is_the_markov_value_of_the_spine(values, measure, oracle):
+def test_without_risk_off_the_path_it_is_the_markov_value_of_the_spine(measure, oracle):
   del oracle
-  value, _ = values[measure, 0.9, 0.0]
+  value, _ = values(measure)[0.9, 0.0]
   markov_value = jax.jit(risk.markov_value, static_argnums=(3, 4))
   worst = 0.0
   for index in [(0, 0), (1, 1)]:  # 7 tokens each
@@ -143,9 +145,7 @@ def test_the_mean_has_a_closed_form_in_value_and_gradient():
   report('gradient', relative_error(found[1], expected[1]), 1e-6)
 
 
-@pytest.mark.parametrize(
-  'kappa', [5.0, -0.7, pytest.param(0.1, marks=pytest.mark.slow), pytest.param(40.0, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize('kappa', [5.0, *(pytest.param(kappa, marks=pytest.mark.slow) for kappa in (-0.7, 0.1, 40.0))])
 def test_the_entropic_value_from_scalars_is_that_of_the_scan_over_the_vocabulary(kappa):
   measure = risk.entropic(kappa)
   plain = risk.RiskMeasure(measure.name, measure.function)  # without `raise_one`
@@ -167,7 +167,7 @@ def test_the_entropic_value_from_scalars_is_that_of_the_scan_over_the_vocabulary
 @pytest.mark.parametrize(
   ('measure', 'oracle'),
   [
-    pytest.param(*pair, id=name, marks=() if name in ('mean', 'cvar(0.6)', 'entropic(5)') else pytest.mark.slow)
+    pytest.param(*pair, id=name, marks=() if name == 'cvar(0.6)' else pytest.mark.slow)
     for name, pair in MEASURES.items()
   ],
 )
@@ -214,23 +214,33 @@ def test_the_gradient_is_that_of_central_differences_in_float64(name):
   report(name, relative_error(found, expected), 1e-6)
 
 
-def test_the_value_grows_with_both_shares_and_with_aversion(values):
+def averse(quick):
+  """The names of the measures that are at least the mean; those that are not in `quick` run with --slow."""
+  return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in AVERSE]
+
+
+@pytest.mark.parametrize('name', averse(QUICK))
+def test_the_value_grows_with_both_shares(name):
   def firsts(keys):
-    return np.stack([values[key][0][..., 0] for key in keys])
+    return np.stack([values(MEASURES[name][0])[key][0][..., 0] for key in keys])
 
-  for measure in (MEASURES[name][0] for name in AVERSE):
-    assert np.all(np.diff(firsts([(measure, 1.0, share) for share in (0.0, 0.5, 0.9, 1.0)]), axis=0) >= -2e-5)
-    assert np.all(np.diff(firsts([(measure, share, 0.9) for share in (0.0, 0.9, 1.0)]), axis=0) >= -2e-5)
-    (value,) = firsts([(measure, 0.9, 0.9)])
-    assert np.all(value[LENGTH > 0] > 0)
-    assert value[0, 1] == 0.0  # the empty response
-  for measures in AVERSION:
-    grown = np.diff(firsts([(measure, 1.0, 0.9) for measure in measures]), axis=0)
-    assert np.all(grown >= -2e-5)
-    assert np.all(grown[:, LENGTH > 0] > 0)
+  assert np.all(np.diff(firsts([(1.0, share) for share in (0.0, 0.5, 0.9, 1.0)]), axis=0) >= -2e-5)
+  assert np.all(np.diff(firsts([(share, 0.9) for share in (0.0, 0.9, 1.0)]), axis=0) >= -2e-5)
+  (value,) = firsts([(0.9, 0.9)])
+  assert np.all(value[LENGTH > 0] > 0)
+  assert value[0, 1] == 0.0  # the empty response
 
 
-@pytest.mark.parametrize('name', AVERSE)
+@pytest.mark.parametrize('measures', AVERSION, ids=['cvar', 'entropic'])
+def test_the_value_grows_with_aversion(measures):
+  built = [stats.nested_risk(measure, 1.0, 0.9) for measure in measures]
+  found = jax.jit(lambda *inputs: stats.from_logits(frozenset(built), *inputs))(POLICY, REFERENCE, BATCH)
+  grown = np.diff(np.stack([found[stat][..., 0] for stat in built]), axis=0)
+  assert np.all(grown >= -2e-5)
+  assert np.all(grown[:, LENGTH > 0] > 0)
+
+
+@pytest.mark.parametrize('name', averse(QUICK[1:]))
 def test_at_the_reference_value_and_gradient_are_zero(name):
   measure, _ = MEASURES[name]
 
@@ -274,7 +284,7 @@ def test_without_risk_off_the_path_no_response_exceeds_the_nested_value_over_all
   assert mean == pytest.approx(true, rel=1e-12) if name == 'mean' else mean < 0.9 * true
 
 
-@pytest.mark.parametrize('measure', [risk.cvar(0.6), risk.entropic(2.0)])
+@pytest.mark.parametrize('measure', [risk.cvar(0.6), pytest.param(risk.entropic(2.0), marks=pytest.mark.slow)])
 def test_padding_counts_for_nothing_whatever_it_contains_and_however_long_it_is(measure):
   noise = 60.0 * jnp.cos(jnp.arange(POLICY.size).reshape(POLICY.shape))
   junk = jnp.where(MASK[..., None], POLICY, noise)

@@ -27,17 +27,17 @@ TX = optax.adamw(1e-3)
 
 def make_state(mesh: jax.sharding.Mesh | None = None, seed: int = 0) -> state_lib.TrainState:
   """A state of several dtypes. `kernel` is split over fsdp, and of random bits, so that it does not compress."""
-  key = jax.random.key(seed)
-  bits = jax.random.bits(jax.random.fold_in(key, 0), (64, 128), jnp.uint32)
+  rng = np.random.default_rng(seed)
   params = {
-    'kernel': jax.lax.bitcast_convert_type(bits, jnp.float32),
-    'scale': jax.random.normal(jax.random.fold_in(key, 1), (128,)).astype(jnp.bfloat16),
+    'kernel': rng.integers(2**32, size=(64, 128), dtype=np.uint32).view(np.float32),
+    'scale': rng.standard_normal(128).astype(jnp.bfloat16),
   }
-  state = state_lib.TrainState.create(params, TX, jax.random.fold_in(key, 2))
+  state = state_lib.TrainState.create(params, TX, jax.random.key(seed))
   mesh = mesh_lib.make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
 
   def place(leaf: jax.Array) -> jax.Array:
     split = leaf.ndim == 2
+    leaf = leaf if checksums.is_key(leaf) else np.asarray(leaf)  # no program moves it
     return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec('fsdp') if split else PartitionSpec()))
 
   return jax.tree.map(place, state)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from alignjax.parallel import rules
-from alignjax.training import checkpoint, loop, metrics
+from alignjax.training import checkpoint, loop, metrics, source
 from alignjax.training import state as state_lib
 from tests import disks
 from tests.training import loop_test
@@ -60,6 +60,27 @@ def test_metrics_that_cannot_be_written_end_the_run_after_a_save(tmp_path):
     batches = loop_test.make_source()
     restored = checkpoints.restore(loop_test.make_state(), batches)
     assert restored.step == 4
+    result, _ = loop_test.run(9, state=restored.state, batches=batches)
+  assert loop_test.params_of(result.state) == loop_test.params_of(loop_test.run(9)[0].state)
+
+
+def test_batches_that_cannot_be_produced_end_the_run_after_a_save(tmp_path, monkeypatch):
+  batches, taken = loop_test.make_source(), []
+  following = batches.next
+
+  def fail(state):
+    if len(taken) == 3:
+      raise source.SourceError('no answer')
+    taken.append(0)
+    return following(state)
+
+  monkeypatch.setattr(batches, 'next', fail)
+  with loop_test.open_checkpoints(tmp_path / 'c') as checkpoints:
+    with pytest.raises(source.SourceError, match=r'^no answer\. Step 3 is saved: remove'):
+      loop_test.run(9, batches=batches, saving=loop.Saving(checkpoints))
+    batches = loop_test.make_source()
+    restored = checkpoints.restore(loop_test.make_state(), batches)
+    assert restored.step == 3
     result, _ = loop_test.run(9, state=restored.state, batches=batches)
   assert loop_test.params_of(result.state) == loop_test.params_of(loop_test.run(9)[0].state)
 

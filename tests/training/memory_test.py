@@ -18,7 +18,7 @@ from alignjax.training import state as state_lib
 from alignjax.training import step as step_lib
 from alignjax.training.policy import Policy
 from tests import fixtures
-from tests.training import bigram
+from tests.training import bigram, step_test
 
 MODEL = bigram.MODEL
 # Statistics per token and per response, also of groups of rows, and a random choice of pairs, fresh at every step.
@@ -27,10 +27,9 @@ OBJECTIVE = (
   + 0.5 * objectives.beta_dpo(beta=0.2, ratio=0.5)
   + 0.5 * objectives.alpha_dpo_released(beta=1.0, alpha=0.02, statistics_rows=4)
 )
-IN_A_LOOP = objectives.alpha_dpo(beta=1.0, normaliser='ema') + 0.5 * objectives.beta_dpo(beta=0.2, ratio=0.5)
 TX = optax.sgd(0.5)
-MESH = mesh_lib.make_mesh(1, 2, 1, devices=jax.devices()[:2])
-ROWS = 16
+MESH = mesh_lib.make_mesh(2, 2, 2)
+ROWS, STEPS = 16, 3
 
 
 def make_batch(index):
@@ -81,7 +80,18 @@ def plain_steps(params, reference, count):
 
 @pytest.fixture(scope='module')
 def expected(params):
-  return plain_steps(*params, count=3)
+  return plain_steps(*params, count=STEPS)
+
+
+def check(state, expected):
+  """A state after three steps against the parameters and the memory of plain steps."""
+  wanted, memory = expected
+  assert set(state.memory) == set(OBJECTIVE.memory.initial)
+  for name, value in memory.items():
+    np.testing.assert_allclose(state.memory[name], value, rtol=2e-5, atol=1e-6, err_msg=name)
+    assert value == batches_of(name, STEPS) if name.endswith('count') else value != 0
+  for found, value in zip(jax.tree.leaves(state.params), jax.tree.leaves(wanted), strict=True):
+    np.testing.assert_allclose(found, value, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +101,7 @@ def expected(params):
     pytest.param(2, None, marks=pytest.mark.slow),
     pytest.param(4, None, marks=pytest.mark.slow),
     pytest.param(1, (8, 1, 1), marks=pytest.mark.slow),
-    (2, (2, 2, 2)),
+    pytest.param(2, (2, 2, 2), marks=pytest.mark.slow),  # those of the run in a loop below
   ],
 )
 def test_it_is_that_of_whole_batches_for_any_number_of_microbatches_and_any_mesh(params, expected, microbatches, shape):
@@ -102,16 +112,10 @@ def test_it_is_that_of_whole_batches_for_any_number_of_microbatches_and_any_mesh
   frozen = state_lib.Frozen(references.Live(params[1]))
   if mesh is not None:
     state = jax.device_put(state, state_lib.shardings(mesh, state))
-  for index in range(3):
+  for index in range(STEPS):
     batch = make_batch(index)
-    state, _ = step(state, frozen, batch if mesh is None else jax.device_put(batch, rules.batch_sharding(mesh)))
-  wanted, memory = expected
-  assert set(state.memory) == set(OBJECTIVE.memory.initial)
-  for name, value in memory.items():
-    np.testing.assert_allclose(state.memory[name], value, rtol=2e-5, atol=1e-6, err_msg=name)
-    assert value == batches_of(name, 3) if name.endswith('count') else value != 0
-  for found, value in zip(jax.tree.leaves(state.params), jax.tree.leaves(wanted), strict=True):
-    np.testing.assert_allclose(found, value, rtol=1e-4, atol=1e-5)
+    state, _ = step(state, frozen, batch if mesh is None else step_test.placed(batch, rules.batch_sharding(mesh)))
+  check(state, expected)
 
 
 # Around the loop
@@ -128,13 +132,17 @@ def make_source():
 
 @pytest.fixture(scope='module')
 def programs():
-  step = step_lib.build_train_step(Policy(MODEL), IN_A_LOOP, TX, chunk=64, microbatches=2, mesh=MESH)
-  return step, step_lib.build_eval_step(Policy(MODEL), IN_A_LOOP, chunk=64, mesh=MESH)
+  step = step_lib.build_train_step(Policy(MODEL), OBJECTIVE, TX, chunk=64, microbatches=2, mesh=MESH)
+  return step, step_lib.build_eval_step(Policy(MODEL), OBJECTIVE, chunk=64, mesh=MESH)
 
 
 def make_state(params):
   placed = jax.device_put(copies(params[0]), rules.param_shardings(MESH, params[0]))
-  return placement.create_state(MESH, placed, TX, jax.random.key(0), IN_A_LOOP.memory.initial)
+  return placement.create_state(MESH, placed, TX, jax.random.key(0), OBJECTIVE.memory.initial)
+
+
+def frozen_of(params):
+  return state_lib.Frozen(references.Live(jax.device_put(params[1], rules.param_shardings(MESH, params[1]))))
 
 
 class Recorder:
@@ -155,12 +163,10 @@ def run(params, programs, steps, *, evaluated=False, state=None, batches=None, c
   evaluation = held_out.Evaluation(
     programs[1], [batching.Batch(jax.device_get(make_batch(99)), np.arange(ROWS))], every=1
   )
-  reference = jax.device_put(params[1], rules.param_shardings(MESH, params[1]))
-  frozen = state_lib.Frozen(references.Live(reference))
   result = loop.train(
     make_state(params) if state is None else state,
     make_source() if batches is None else batches,
-    loop.Training(programs[0], frozen, MESH, steps, lambda count: 0.5),
+    loop.Training(programs[0], frozen_of(params), MESH, steps, lambda count: 0.5),
     log=loop.Logging([recorder]),
     evaluation=evaluation if evaluated else None,
     saving=None if checkpoints is None else loop.Saving(checkpoints),
@@ -170,8 +176,8 @@ def run(params, programs, steps, *, evaluated=False, state=None, batches=None, c
 
 @pytest.fixture(scope='module')
 def whole(params, programs):
-  """A run of five steps with evaluation after each."""
-  return run(params, programs, 5, evaluated=True)
+  """A run with evaluation after each step."""
+  return run(params, programs, STEPS, evaluated=True)
 
 
 def bits(state):
@@ -179,6 +185,10 @@ def bits(state):
     jax.tree_util.keystr(path): np.asarray(leaf).tobytes()
     for path, leaf in jax.tree_util.tree_leaves_with_path((state.params, dict(state.memory)))
   }
+
+
+def test_a_run_in_microbatches_on_a_mesh_remembers_what_whole_batches_give(whole, expected):
+  check(whole[0], expected)
 
 
 @pytest.mark.slow
@@ -189,12 +199,12 @@ def test_a_resumed_run_remembers_what_the_uninterrupted_one_does(tmp_path, param
     saved = bits(stopped)
   batches = make_source()
   with checkpoint.Checkpoints(**folder) as checkpoints:
-    abstract = placement.abstract_state(MESH, params[0], TX, jax.random.key(0), IN_A_LOOP.memory.initial)
+    abstract = placement.abstract_state(MESH, params[0], TX, jax.random.key(0), OBJECTIVE.memory.initial)
     restored = checkpoints.restore(abstract, batches)
     assert restored.step == 2
     assert bits(restored.state) == saved
     assert all(float(v) == batches_of(name, 2) for name, v in restored.state.memory.items() if name.endswith('count'))
-    resumed, second = run(params, programs, 5, evaluated=True, state=restored.state, batches=batches)
+    resumed, second = run(params, programs, STEPS, evaluated=True, state=restored.state, batches=batches)
   assert bits(resumed) == bits(whole[0])
   assert first + second == whole[1]
 
@@ -211,7 +221,7 @@ def test_a_checkpoint_of_another_memory_is_not_restored(tmp_path, params):
 
 @pytest.mark.slow  # with a program of its own; the test below compares both programs
 def test_evaluation_does_not_change_it(params, programs, whole):
-  plain, records = run(params, programs, 5)
+  plain, records = run(params, programs, STEPS)
   assert bits(plain) == bits(whole[0])
   trained = [
     (step, {name: value for name, value in values.items() if not name.startswith('eval/')})
@@ -223,8 +233,8 @@ def test_evaluation_does_not_change_it(params, programs, whole):
 
 def test_evaluation_reads_what_training_remembers(params, programs, whole):
   state, records = whole
-  frozen = state_lib.Frozen(references.Live(params[1]), memory=state.memory)
-  evaluate = jax.jit(programs[1])
+  frozen = dataclasses.replace(frozen_of(params), memory=state.memory, step=state.updates)  # as in the loop
+  evaluate = jax.jit(programs[1], out_shardings=rules.replicated(MESH))  # the program of the loop
   batch = placement.to_global(MESH, jax.device_get(make_batch(99)))
   held_out = evaluate(state.params, frozen, batch)
   assert float(held_out['loss'].mean()) == pytest.approx(records[-1][1]['eval/loss'], rel=1e-5)

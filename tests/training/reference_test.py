@@ -64,13 +64,12 @@ def watch(monkeypatch) -> list[int]:
   return written
 
 
+# step_test.py has both columns in the step, doctor_test.py compares a cache with the live reference, and
+# preparation_test.py reads the cache of an adapter's base.
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('objective', 'column'),
-  [
-    # step_test.py has cached log-probabilities in the step, and the files of their cache are damaged below.
-    pytest.param('dpo(beta=0.1)', 'reference_logp', marks=pytest.mark.slow),
-    ('tdpo(beta=0.1)', 'reference_states'),
-  ],
+  [('dpo(beta=0.1)', 'reference_logp'), ('tdpo(beta=0.1)', 'reference_states')],
 )
 def test_a_cache_gives_the_losses_of_a_live_reference(folder, objective, column, capsys, monkeypatch):
   name = objective.split('(')[0]

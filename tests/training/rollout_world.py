@@ -49,6 +49,7 @@ def params_of(seed: int):
 INITIAL = params_of(0)
 
 
+@jax.jit
 def log_probabilities(params) -> jax.Array:
   """[2, 7]: of each sentence after each prompt."""
   logp = jax.nn.log_softmax(params['logits'])

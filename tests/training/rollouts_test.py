@@ -61,8 +61,8 @@ METHODS = {
 }
 
 
-# Quick: one with all responses, one that draws pairs with a penalty, one with rounds. The others are special cases.
-SLOW = dict.fromkeys(('rlhf', 'preference_distillation'), pytest.mark.slow)
+# Quick: one that draws pairs with a penalty, one with rounds. With all responses, value and gradient are exact below.
+SLOW = dict.fromkeys(('reverse_kl', 'rlhf', 'preference_distillation'), pytest.mark.slow)
 
 
 @pytest.mark.parametrize('name', [pytest.param(name, marks=SLOW.get(name, ())) for name in METHODS])
@@ -81,7 +81,14 @@ def drawn(tmp_path_factory):
   return made.draw(world.start(setting), world.FROZEN, 0), made
 
 
-@pytest.mark.parametrize(('samples', 'beta', 'gamma'), [(1, 0.5, 0.0), (2, 0.3, 0.2), (3, 0.3, 0.2)])
+@pytest.mark.parametrize(
+  ('samples', 'beta', 'gamma'),
+  [
+    pytest.param(1, 0.5, 0.0, marks=pytest.mark.slow),
+    (2, 0.3, 0.2),
+    pytest.param(3, 0.3, 0.2, marks=pytest.mark.slow),
+  ],
+)
 def test_value_and_gradient_of_a_round_are_unbiased(samples, beta, gamma, tmp_path, drawn):
   """All tuples of responses are enumerated, and weighted with the sampler's own probabilities."""
   objective = objectives.parse(f'reverse_kl(gamma={gamma}, beta={beta})')

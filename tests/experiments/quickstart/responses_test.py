@@ -88,6 +88,7 @@ def test_what_is_drawn_does_not_depend_on_the_grouping(model, responder):
   np.testing.assert_array_equal(np.floor(one.rewards), [[len(prompt)] * 4 for prompt in asked])
 
 
+@pytest.mark.slow  # run_test.py has both, and rollouts_test.py compares such estimates with the enumerated KL
 def test_kl_is_zero_at_the_reference_and_positive_away_from_it(model, responder):
   asked = prompts.split(5, 1)[0]
   drawn = responder.draw(model[1], asked, jax.random.key(0), rounds=2)

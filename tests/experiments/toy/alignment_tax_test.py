@@ -123,7 +123,7 @@ def test_answers_are_judged_by_all_of_their_bytes_and_by_no_padding():
     prefill=None,
     decode=None,
   )
-  loss, right = world.answered(model, None, batch)
+  loss, right = jax.jit(lambda: world.answered(model, None, batch))()
   assert right.tolist() == [True, True, False]
   least = np.log1p((world.VOCABULARY - 1) * np.exp(-10.0))
   np.testing.assert_allclose(loss, [least, least, 10.0 + least], rtol=1e-3)

@@ -6,6 +6,7 @@ import functools
 import itertools
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -92,17 +93,21 @@ def test_responses_have_the_probabilities_of_the_tabular_language_model():
   logits[TREE.rows()] = policy
   response = np.array(list(itertools.product(range(TREE.vocabulary), repeat=TREE.depth)))[None]
   length = np.full(response.shape[:2], TREE.depth)
-  hidden = model.hidden({}, jnp.zeros((1, 0), jnp.int32), jnp.zeros(1, jnp.int32), response, length)
   batch = PreferenceBatch(
-    prompt=jnp.zeros((1, 0), jnp.int32),
-    prompt_length=jnp.zeros(1, jnp.int32),
-    response=jnp.asarray(response),
-    response_length=jnp.asarray(length),
-    label=jnp.ones(1),
-    weight=jnp.ones(1),
+    prompt=np.zeros((1, 0), np.int32),
+    prompt_length=np.zeros(1, np.int32),
+    response=response,
+    response_length=length,
+    label=np.ones(1, np.float32),
+    weight=np.ones(1, np.float32),
   )
-  table = stats.from_logits({stats.logp}, hidden @ logits, None, batch)
-  np.testing.assert_allclose(np.exp(table.sum(stats.logp)[0]), enumerated(TREE, policy), rtol=1e-5)
+
+  @jax.jit
+  def compute(batch):
+    hidden = model.hidden({}, batch.prompt, batch.prompt_length, batch.response, batch.response_length)
+    return stats.from_logits({stats.logp}, hidden @ logits, None, batch).sum(stats.logp)[0]
+
+  np.testing.assert_allclose(np.exp(compute(batch)), enumerated(TREE, policy), rtol=1e-5)
 
 
 def test_the_measures_of_a_policy_equal_their_enumeration():
@@ -133,8 +138,8 @@ def test_step_risks_at_level_1_are_the_forward_kl_and_grow_as_the_tail_shrinks()
 
   def drift(level):
     setting = dataclasses.replace(SETTING, tree=TREE, drift_level=level)
-    method = functools.partial(study.METHODS[checks.STEPS], setting, 1.0, *arrays)
-    return float(method(jnp.float32(0.0)) - method(jnp.float32(1.0)))
+    method = jax.jit(functools.partial(study.METHODS[checks.STEPS], setting, 1.0))
+    return float(method(*arrays, np.float32(0.0)) - method(*arrays, np.float32(1.0)))
 
   np.testing.assert_allclose(drift(1.0), np.sum(before * np.log(before / probs)), rtol=1e-5)
   assert drift(0.97) > drift(1.0) * 1.01
