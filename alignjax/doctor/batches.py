@@ -1,6 +1,6 @@
 """Examines the batch shapes of a run: how many are compiled, and how much of a batch is padding."""
 
-from alignjax.data.batches import order, shapes
+from alignjax.data.batches import order, packing, shapes
 from alignjax.data.tokens import dataset
 from alignjax.doctor import findings
 
@@ -8,13 +8,15 @@ FEW_SHAPES = 8  # each shape is compiled
 WASTE = 1.5  # tokens of an epoch with the given shapes, relative to the shapes that would be chosen
 
 
-def examine(plan: order.Plan, data: dataset.TokenDataset) -> list[findings.Finding]:
+def examine(plan: order.Plan | packing.Plan, data: dataset.TokenDataset) -> list[findings.Finding]:
   """Examines how many shapes are compiled, and how much padding they cause.
 
   Args:
     plan: the batches of an epoch.
     data: the training examples.
   """
+  if isinstance(plan, packing.Plan):
+    return _examine_packing(plan)
   found = []
   if len(plan.buckets) > FEW_SHAPES:
     seen = f'there are {len(plan.buckets)} batch shapes, and each is compiled once for training, once for evaluation'
@@ -31,3 +33,11 @@ def examine(plan: order.Plan, data: dataset.TokenDataset) -> list[findings.Findi
     advice = f'Lower config.batch_size, which is {plan.batch_size}'
     found.append(findings.Finding('empty_rows', findings.WARNING, seen, advice))
   return found
+
+
+def _examine_packing(plan: packing.Plan) -> list[findings.Finding]:
+  if plan.share > 1 / WASTE:
+    return []
+  seen = f'{plan.share:.0%} of the positions of packed rows hold a token'
+  advice = 'Use more prompts in a batch, fewer microbatches, or --packing=auto'
+  return [findings.Finding('sparse_rows', findings.WARNING, seen, advice)]

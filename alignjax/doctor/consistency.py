@@ -39,7 +39,7 @@ def examine_sampling(subject: Subject, key: Array, *, compute_dtype: str) -> lis
   policy, *arrays = subject
 
   def gap(params: Params, frozen: Frozen, batch: PreferenceBatch, key: Array) -> Array:
-    model = policy.bind(frozen.base)
+    model, batch = policy.bind(frozen.base), batch.examples
     prompts = sampler.Prompts(batch.prompt, batch.prompt_length)
     drawn = sampler.sample(model, params, prompts, key, sampler.Decoding(samples=1, max_new_tokens=SAMPLED))
     again = dataclasses.replace(batch, response=drawn.response, response_length=drawn.response_length, cached={})
@@ -77,7 +77,7 @@ def examine_precision(subject: Subject, exact: Policy, *, chunk: int) -> list[fi
       return stats.statistics({stats.logp}, hidden, None, batch, chunk=chunk)
 
     table = table_of(subject.policy)
-    mask = table.mask & (batch.weight > 0)[:, None, None]
+    mask = table.mask & (batch.examples.weight > 0)[:, None, None]
     return start.token_mean(jnp.abs(table[stats.logp] - table_of(exact)[stats.logp]), mask)
 
   batch = dataclasses.replace(subject.batch, cached={})

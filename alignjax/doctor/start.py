@@ -58,7 +58,7 @@ def build_measurement(
     loss, table = evaluate(frozen.reference_states(policy, needs, batch), batch)
     if not predicts:
       return {'loss': loss}
-    mask = table.mask & (batch.weight > 0)[:, None, None]
+    mask = table.mask & (batch.examples.weight > 0)[:, None, None]
     result = {'loss': loss, 'logp': token_mean(table[stats.logp][:, 0], mask[:, 0])}
     if compares:
       drift = jnp.abs(table[stats.logp] - table[stats.reference_logp])

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from alignjax.types import Array, Head, Params
+from alignjax.types import Array, Head, PackedRows, Params
 
 Constrain = Callable[[Array, tuple[str | None, ...]], Array]
 """(array, a logical axis name or None for each dimension) -> the array with its sharding constrained."""
@@ -23,6 +23,8 @@ class LanguageModel(NamedTuple):
   decode(params, cache, token [B, N]) -> (cache, hidden [B, N, D])
       Feeds one token to each sample. The first token to feed is the last prompt token, so step t of `decode` returns
       entry t of `hidden`.
+  packed(params, rows, read [S, W]) -> [S, W, D]
+      The hidden states of packed rows at the positions `read`; None if the model cannot read packed rows.
   constrained(constrain) -> LanguageModel
       The same model with its activations sharded by `constrain`, as in `transformer.build`; None if it shards none.
   """
@@ -33,4 +35,5 @@ class LanguageModel(NamedTuple):
   head: Callable[[Params], Head]
   prefill: Callable[..., Any]
   decode: Callable[[Params, Any, Array], tuple[Any, Array]]
+  packed: Callable[[Params, PackedRows, Array], Array] | None = None
   constrained: Callable[[Constrain], 'LanguageModel'] | None = None

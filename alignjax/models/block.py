@@ -1,10 +1,12 @@
-"""One layer of the decoder: over prompts, over prompts with their responses, and over one token of each response."""
+"""One layer of the decoder: over prompts, over prompts with their responses, over packed rows, and over one token of
+each response.
+"""
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from alignjax.models import attention, configuration, layers
+from alignjax.models import attention, configuration, layers, packed_attention
 from alignjax.types import Array
 
 
@@ -98,6 +100,23 @@ class Block(nnx.Module):
     if not last:
       of_prompt = self.attention.over_prompt(query[:, :prompt], key[:, :prompt], value[:, :prompt], window)
       attended = jnp.concatenate([of_prompt, attended], axis=1)
+    return self.finish(x, attended)
+
+  def packed(
+    self,
+    x: Array,
+    rotary: layers.Angles | None,
+    pairs: packed_attention.Pairs,
+    window: attention.Window,
+    read: Array | None = None,
+  ) -> Array:
+    """Runs the layer over packed rows, [S, T, D]. The last layer returns only the positions `read`, [S, W]."""
+    normed = _normed(self.attention_norm, x)
+    query = self.attention.queries(normed, rotary)
+    key, value = self.attention.keys_values(normed, rotary)
+    attended = packed_attention.attend(query, key, value, pairs, self.attention.scores, window)
+    if read is not None:
+      x, attended = (jnp.take_along_axis(y, read[..., None], axis=1) for y in (x, attended))
     return self.finish(x, attended)
 
   def step(

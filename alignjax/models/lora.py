@@ -173,6 +173,7 @@ def bind(model: base.LanguageModel, base_params: Params, lora: LoRA) -> base.Lan
     config=model.config,
     init=lambda key: init(key, base_params, lora),
     hidden=attached(model.hidden),
+    packed=model.packed and attached(model.packed),
     head=attached(model.head),
     prefill=merged(model.prefill),
     decode=merged(model.decode),

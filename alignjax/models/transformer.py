@@ -29,8 +29,8 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from alignjax.models import attention, base, block, configuration, layers
-from alignjax.types import Array, Head, Params
+from alignjax.models import attention, base, block, configuration, layers, packed_attention
+from alignjax.types import Array, Head, PackedRows, Params
 
 TransformerConfig = configuration.TransformerConfig
 Constrain = base.Constrain
@@ -161,6 +161,29 @@ class Decoder(nnx.Module):
         last = i == self.config.layers - 1
         x = remat(lambda layer, x, kind=kind, last=last: apply(layer, x, kind, last))(layer, x)
     return self.final_norm(x).reshape(*response.shape, -1)
+
+  def packed(self, rows: PackedRows, read: Array) -> Array:
+    """See `base.LanguageModel.packed`."""
+    final = int(rows.final is not None)
+    self._check_positions(rows.longest, final)
+    rotary = self._rotary(rows.position, rows.longest + final)
+    pairs = packed_attention.Pairs.of(rows)
+    x = self._embed(rows.tokens, rows.position)
+
+    def apply(layer: block.Block, x: Array, kind: Kind, read: Array | None) -> Array:
+      return self.constrain(layer.packed(x, rotary.of(kind), pairs, kind.window, read), ('batch', None, None))
+
+    remat = _REMAT[self.config.remat]
+    if self.config.scan_layers:
+      body = remat(lambda layer, x, kind: apply(layer, x, self._kind(kind), None), prevent_cse=False)
+      x, _ = jax.lax.scan(lambda x, scanned: (body(scanned[0], x, scanned[1]), None), x, (self.layers, self._kinds()))
+      x = jnp.take_along_axis(x, read[..., None], axis=1)
+    else:
+      unstacked = unstack(self.layers, self.config.layers)
+      reads = [None] * (self.config.layers - 1) + [read]
+      for layer, kind, read in zip(unstacked, Kind.all(self.config), reads, strict=True):
+        x = remat(lambda layer, x, kind=kind, read=read: apply(layer, x, kind, read))(layer, x)
+    return self.final_norm(x)
 
   def prefill(self, prompt: Array, prompt_length: Array, samples: int, max_new_tokens: int) -> Cache:
     """See `base.LanguageModel.prefill`."""
@@ -302,6 +325,7 @@ def build(config: TransformerConfig, constrain: Constrain = lambda x, _: x) -> b
     config=config,
     init=lambda key: nnx.to_pure_dict(nnx.split(create(key))[1]),
     hidden=lambda params, *args: bind(params).hidden(*args),
+    packed=lambda params, *args: bind(params).packed(*args),
     head=lambda params: bind(params).head(),
     prefill=lambda params, *args, **options: bind(params).prefill(*args, **options),
     decode=lambda params, *args: bind(params).decode(*args),

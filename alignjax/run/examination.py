@@ -10,6 +10,7 @@ import tempfile
 import jax
 import optax
 
+from alignjax.data.batches import order
 from alignjax.doctor import (
   batches,
   consistency,
@@ -209,6 +210,7 @@ def _compile_step(
     microbatches=config.microbatches,
     mesh=prepared.mesh,
   )
-  largest = memory.abstract_batch(batch, prepared.training.batches.plan.buckets[-1])
+  plan = prepared.training.batches.plan
+  largest = memory.abstract_batch(batch, plan.buckets[-1]) if isinstance(plan, order.Plan) else batch
   places = jax.tree.map(lambda leaf: leaf.sharding, state), rules.replicated(prepared.mesh)
   return jax.jit(step, donate_argnums=0, out_shardings=places).lower(state, frozen, largest).compile()

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import jax
 
 from alignjax import objectives, stats
-from alignjax.data.batches import batching, reference_cache
+from alignjax.data.batches import batching, packed, reference_cache
 from alignjax.data.tokens import artefact, dataset, encoding, tokenization
 from alignjax.models import checkpoint_io, fingerprints
 from alignjax.parallel import mesh as parallel_mesh
-from alignjax.run import adapters, settings, token_cache
+from alignjax.run import adapters, packing_choice, settings, token_cache
 from alignjax.training import caching, processes, references, rows
 from alignjax.training.policy import Policy
 from alignjax.types import Params
@@ -26,6 +26,7 @@ class Split(NamedTuple):
   data: dataset.TokenDataset
   batches: batching.Batches
   training: bool  # True: shuffled and repeated forever; False: each example once, in order
+  rows: packed.Rows | None = None  # of packed batches; None: the batches are not packed
 
 
 class Reading(NamedTuple):
@@ -37,6 +38,7 @@ class Reading(NamedTuple):
   announce: Announce
   cache: token_cache.Cache = token_cache.NONE
   max_positions: int | None = None  # of the model
+  rows: packed.Rows | None = None  # what packed rows must be; None: no batch is packed
 
 
 def read_split(paths: Sequence[str], config: settings.DataSettings, reading: Reading, *, training: bool) -> Split:
@@ -64,9 +66,10 @@ def read_split(paths: Sequence[str], config: settings.DataSettings, reading: Rea
 
 
 def planned(data: dataset.TokenDataset, config: settings.DataSettings, reading: Reading, *, training: bool) -> Split:
-  """Plans the batches of a dataset."""
+  """Plans the batches of a dataset, in buckets or in packed rows."""
   spec = _spec(config, training, reading.max_positions)
-  return Split(data, _batches(data, spec, reading.mesh, None), training)
+  rows = packing_choice.choose(data, spec, reading.rows, config.packing, reading.announce)
+  return Split(data, _batches(data, spec, reading.mesh, rows), training, rows)
 
 
 def _spec(config: settings.DataSettings, training: bool, max_positions: int | None) -> batching.BatchSpec:
@@ -84,9 +87,13 @@ def _batches(
   data: dataset.TokenDataset,
   spec: batching.BatchSpec,
   mesh: jax.sharding.Mesh,
-  cache: reference_cache.ReferenceCache | None,
+  rows: packed.Rows | None,
+  cache: reference_cache.ReferenceCache | None = None,
 ) -> batching.Batches:
-  return batching.make_batches(data, spec, batching.Share(*parallel_mesh.batch_shards_of(mesh)), cache)
+  share = batching.Share(*parallel_mesh.batch_shards_of(mesh))
+  if rows is None:
+    return batching.make_batches(data, spec, share, cache)
+  return packed.make_batches(data, spec, rows, share, cache)
 
 
 class Reference:
@@ -171,7 +178,7 @@ class Reference:
       once = _batches(split.data, self._spec(False), self._mesh, None)
       location = reference_cache.Location(root, identity, split.data)
       cache = caching.complete(location, once, load, self._announce)
-      batches = _batches(split.data, self._spec(split.training), self._mesh, cache)
+      batches = _batches(split.data, self._spec(split.training), self._mesh, split.rows, cache)
       result.append(split._replace(batches=batches))
     return result
 

@@ -22,6 +22,7 @@ from alignjax.run import (
   inputs,
   loaded,
   on_policy,
+  packing_choice,
   replay,
   settings,
   template_arguments,
@@ -74,6 +75,7 @@ def check_settings(config: settings.Config) -> None:
   uploads.check(config.push_to_hub, config.workdir)
   user_code.load(config.imports)
   objective = fields.naming('config.objective', objectives.parse, config.objective)
+  packing_choice.check(config, objective)
   if _recipe(config, config.base_model).needs_delta and stats.reads_final(objective.needs):
     raise ValueError(
       f'config.optimizer = {config.optimizer!r} merges with model - base_model, and the score head of {objective.name} '
@@ -132,7 +134,8 @@ def prepare(
   cache = token_cache.configured(config.token_cache, config.workdir)
   # The model reads all tokens of a response that it scores, and all but the last of one that it predicts.
   positions = model_config.max_positions - model_config.scored
-  reading = inputs.Reading(tokenizer, model_config.vocab_size, mesh, announce, cache, positions)
+  rows = packing_choice.rows(config, objective, parallel_mesh.batch_shards(mesh))
+  reading = inputs.Reading(tokenizer, model_config.vocab_size, mesh, announce, cache, positions, rows)
   prompts = on_policy.read(config, reading) if config.prompts else None
   training, held_out = (
     _read(paths, config, reading, objective, training) if paths else None

@@ -10,7 +10,7 @@ from absl import logging
 import jax
 
 from alignjax import files
-from alignjax.data.batches import order
+from alignjax.data.batches import order, packing
 from alignjax.models import fingerprints
 from alignjax.optim import schedules
 from alignjax.run import (
@@ -36,7 +36,7 @@ def identity(config: settings.Config, prepared: preparation.Prepared) -> dict[st
     same['prompts_fingerprint'] = prepared.prompts.fingerprint
     if read := on_policy.reward(config).fingerprints:
       same['reward_models'] = read
-  same['buckets'] = prepared.training.batches.plan.buckets  # includes buckets chosen from the data
+  same['buckets'] = prepared.training.batches.plan.identity  # includes buckets chosen from the data
   same['data_fingerprint'] = prepared.training.data.fingerprint
   template = prepared.tokenizer.template
   if template is not None and template.date is not None:
@@ -169,11 +169,8 @@ def summary(config: settings.Config, prepared: preparation.Prepared, steps: int)
   )
 
 
-def _batches(config: settings.Config, plan: order.Plan) -> list[str]:
-  return [
-    f'batches    {config.batch_size} prompts in {config.microbatches} microbatches, shapes {list(plan.buckets)}, '
-    f'{plan.steps_per_epoch} per epoch, {plan.padding_rows} padding rows'
-  ]
+def _batches(config: settings.Config, plan: order.Plan | packing.Plan) -> list[str]:
+  return [f'batches    {config.batch_size} prompts in {config.microbatches} microbatches, {plan.description}']
 
 
 def _rollouts(config: settings.Config, prepared: preparation.Prepared) -> list[str]:

@@ -130,6 +130,13 @@ class DataSettings:
   buckets: tuple[tuple[int, int], ...] = _field(
     (), IDENTITY, 'Batch shapes (prompt, response) in tokens; empty: chosen from the data.'
   )
+  packing: str = _field(
+    'off',
+    FREE,  # it changes which prompts a batch has, and the identity of a run holds what decides that
+    'Batches of packed rows, each of which holds several whole prompts with their responses, instead of `buckets`: '
+    'never, always, or whichever computes fewer positions.',
+    choices=('off', 'on', 'auto'),
+  )
   seed: int = _field(
     0,
     IDENTITY,

@@ -14,11 +14,14 @@ import jax.numpy as jnp
 
 from alignjax import numerics
 from alignjax.stats import path, response, table, token
-from alignjax.types import Array, Head, PreferenceBatch
+from alignjax.types import Array, Head, PackedBatch, PreferenceBatch
 
 
 class HiddenStates(NamedTuple):
-  """The output of a model for a batch, before the projection to the vocabulary."""
+  """The output of a model for a batch, before the projection to the vocabulary.
+
+  For a packed batch, `states` are [S, M, D], those that predict `PackedRows.target`, and `final` is [S, G, N, D].
+  """
 
   states: Array  # [B, N, R, D], entry t predicts response token t; other leading dimensions are allowed without a batch
   head: Head
@@ -75,20 +78,88 @@ def statistics(
       positions of all B * N responses are taken together, at least one.
 
   Returns:
-    The table: token statistics [B, N, R], response statistics [B, N], or [B, N, R] if they are per token.
+    The table: token statistics [B, N, R], response statistics [B, N], or [B, N, R] if they are per token. For a packed
+    batch, B is S * G.
 
   Raises:
     ValueError: a statistic reads the reference, is not cached, and `reference` is None.
     AssertionError: the hidden states do not have the shape [B, N, R, D].
   """
+  if isinstance(batch, PackedBatch):
+    return _of_packed(needs, policy, reference, batch, chunk)
   for hidden in (policy, reference):
     if hidden is not None:
       chex.assert_shape(hidden.states, (*batch.response.shape, None), custom_message='states must be [B, N, R, D]')
   work = _Work.of(needs, batch)
+  target = jnp.asarray(batch.response)
+  values = _of_tokens(
+    work, policy, reference, (target, numerics.length_mask(batch.response_length, target.shape[2])), chunk
+  )
+  of_responses = {stat.name: _of_responses(stat, policy, batch) for stat in work.responses}
+  return work.tabulate({**values, **of_responses}, batch)
+
+
+def _of_packed(
+  needs: Iterable[table.Stat],
+  policy: HiddenStates,
+  reference: HiddenStates | None,
+  batch: PackedBatch,
+  chunk: int,
+) -> table.StatTable:
+  """`statistics` of a packed batch: each token of a row once, and then one gather of numbers.
+
+  Statistics that read the states of whole responses, or run a recursion over the vocabulary, take them apart first.
+  """
+  rows, examples = batch.rows, batch.examples
+  for hidden in (policy, reference):
+    if hidden is not None:
+      chex.assert_shape(hidden.states, (*rows.target.shape, None), custom_message='states must be [S, M, D]')
+  work = _Work.of(needs, examples)
+  size = rows.target.shape[1]
+  where = jnp.asarray(rows.first)[..., None] + jnp.arange(batch.response.shape[-1])[None, None, None]
+  where = jnp.minimum(where, size - 1).reshape(len(rows.target), -1)  # [S, G * N * R]
+
+  def apart(x: Array) -> Array:
+    """[S * G, N, R, ...]: the values of each response token, from [S, M, ...]."""
+    x = jnp.take_along_axis(x, jnp.expand_dims(where, range(2, x.ndim)), axis=1)
+    return x.reshape(*examples.response.shape, *x.shape[2:])
+
+  def separated(hidden: HiddenStates | None) -> HiddenStates | None:
+    """As of a batch that is not packed."""
+    if hidden is None:
+      return None
+    final = hidden.final
+    final = None if final is None else final.reshape(*examples.response_length.shape, -1)
+    return HiddenStates(apart(hidden.states), hidden.head, final)
+
+  if work.recursions:
+    return statistics(needs, separated(policy), separated(reference), examples, chunk=chunk)
+
+  def in_one(hidden: HiddenStates | None) -> HiddenStates | None:
+    """All responses of a row as if they were one."""
+    return None if hidden is None else hidden._replace(states=hidden.states[:, None])
+
+  target = jnp.asarray(rows.target)[:, None]
+  values = _of_tokens(work, in_one(policy), in_one(reference), (target, jnp.ones(target.shape, bool)), chunk)
+  values = {name: apart(value[:, 0]) for name, value in values.items()}
+  of_responses = {stat.name: _of_responses(stat, separated(policy), examples) for stat in work.responses}
+  return work.tabulate({**values, **of_responses}, examples)
+
+
+def _of_tokens(
+  work: '_Work',
+  policy: HiddenStates,
+  reference: HiddenStates | None,
+  tokens: tuple[Array, Array],
+  chunk: int,
+) -> Mapping[str, Array]:
+  """The token statistics, and those of recursions over the vocabulary, [B, N, R]; `tokens` are ids and mask."""
   if reference is None and (missing := sorted(stat.name for stat in (*work.tokens, *work.paths) if stat.reference)):
     raise ValueError(
       f'the statistics {missing} read the reference model: give its parameters, or cache these statistics in the batch'
     )
+  if not (work.tokens or work.recursions):
+    return {}
   if reference is not None:
     reference = jax.lax.stop_gradient(reference) if work.reads('reference') else None
 
@@ -102,12 +173,9 @@ def statistics(
     policy.states if work.reads('policy') else None,
     reference.states if reference is not None else None,
   )
-  target = jnp.asarray(batch.response)
-  mask = numerics.length_mask(batch.response_length, target.shape[2])
+  target, mask = tokens
   positions = max(1, chunk // (target.shape[0] * target.shape[1]))
-  values = _over_positions(compute, (states, target, mask), work, positions) if work.tokens or work.recursions else {}
-  of_responses = {stat.name: _of_responses(stat, policy, batch) for stat in work.responses}
-  return work.tabulate({**values, **of_responses}, batch)
+  return _over_positions(compute, (states, target, mask), work, positions)
 
 
 def _of_responses(stat: response.ResponseStat, policy: HiddenStates, batch: PreferenceBatch) -> Array:

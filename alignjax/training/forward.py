@@ -1,6 +1,6 @@
 """The forward pass: from a batch to hidden states, to the table of statistics, to the sums of an objective."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import chex
 import jax
@@ -10,13 +10,14 @@ from alignjax import objectives, stats
 from alignjax.models import base as models
 from alignjax.objectives import preference
 from alignjax.training import rows
-from alignjax.types import Array, Params, PreferenceBatch, WeightedSum
+from alignjax.types import Array, PackedBatch, Params, PreferenceBatch, WeightedSum
 
 Sums = Mapping[str, WeightedSum]
 
 
 def assert_batch(batch: PreferenceBatch) -> None:
   """Asserts that the fields of a batch have the shapes that `PreferenceBatch` documents."""
+  batch = batch.examples
   chex.assert_rank(batch.response, 3, custom_message='batch.response must be [B, N, R]')
   prompts, responses, size = batch.response.shape
   shapes = {
@@ -38,12 +39,15 @@ def assert_batch(batch: PreferenceBatch) -> None:
 
 def assert_states(hidden: stats.HiddenStates, batch: PreferenceBatch) -> None:
   """Asserts that hidden states [B, N, R, D] and a head [D, V] belong to a batch."""
-  chex.assert_shape(hidden.states, (*batch.response.shape, None), custom_message='states must be [B, N, R, D]')
+  packed = isinstance(batch, PackedBatch)
+  shape = batch.rows.target.shape if packed else batch.response.shape
+  message = 'states must be [S, M, D]' if packed else 'states must be [B, N, R, D]'
+  chex.assert_shape(hidden.states, (*shape, None), custom_message=message)
   width = hidden.states.shape[-1]
   if hidden.head.kernel is not None:
     chex.assert_shape(hidden.head.kernel, (width, None), custom_message='head.kernel must be [D, V]')
   if hidden.final is not None:
-    shape = (*batch.response.shape[:2], width)
+    shape = (*batch.response_length.shape, width)
     chex.assert_shape(hidden.final, shape, custom_message='the states after each response must be [B, N, D]')
 
 
@@ -71,6 +75,8 @@ def hidden_states(
   Returns:
     The final hidden states, [B, N, R, D], the model's head, and the states after each response if they are needed.
   """
+  if isinstance(batch, PackedBatch):
+    return _packed_states(model, params, batch, stats.reads_final(needs, batch.cached))
   inputs = params, batch.prompt, batch.prompt_length
   if not stats.reads_final(needs, batch.cached):
     states = model.hidden(*inputs, batch.response, batch.response_length)
@@ -78,6 +84,24 @@ def hidden_states(
   padded = jnp.pad(jnp.asarray(batch.response), ((0, 0), (0, 0), (0, 1)))
   states = model.hidden(*inputs, padded, batch.response_length + 1)
   return stats.HiddenStates(states[:, :, :-1], model.head(params), stats.final_states(states, batch))
+
+
+def _packed_states(model: models.LanguageModel, params: Params, batch: PackedBatch, final: bool) -> stats.HiddenStates:
+  """`hidden_states` of a packed batch: only positions that a statistic may read leave the trunk."""
+  rows, head = batch.rows, model.head(params)
+  if model.packed is None:
+    raise ValueError('this model cannot read packed rows: use packing="off"')
+  if not final:
+    return stats.HiddenStates(model.packed(params, rows, rows.predicting), head)
+  if rows.final is None:
+    raise ValueError(
+      'a statistic reads the state after each response, and these packed rows leave out the last token of a response: '
+      'plan them with Rows(final=True)'
+    )
+  count, size = rows.target.shape
+  read = jnp.concatenate([rows.predicting, rows.final.reshape(count, -1)], axis=1)
+  states = model.packed(params, rows, read)
+  return stats.HiddenStates(states[:, :size], head, states[:, size:].reshape(*rows.final.shape, -1))
 
 
 def table(
@@ -106,8 +130,24 @@ def table(
   return stats.statistics(needs, policy, reference, batch, chunk=layout.chunk * layout.shards)
 
 
+def in_parts(
+  function: Callable[[PreferenceBatch], stats.StatTable], batch: PreferenceBatch, layout: rows.Layout
+) -> stats.StatTable:
+  """The table of a batch from `function`, one microbatch at a time; a packed batch is split by row."""
+  if not isinstance(batch, PackedBatch):
+    return rows.map_parts(function, batch, layout)
+  prompts = batch.weight.shape[1]
+
+  def by_row(part: PackedBatch) -> stats.StatTable:
+    return jax.tree.map(lambda x: x.reshape(-1, prompts, *x.shape[1:]), function(part))
+
+  table = rows.map_parts(by_row, batch, layout)
+  return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), table)
+
+
 def weighted_sums(objective: objectives.Objective, table: stats.StatTable, batch: PreferenceBatch) -> Sums:
   """The loss and the metrics of a batch, each as a weighted sum over prompts."""
+  batch = batch.examples
   loss, metrics = objective.apply(table, batch)
   metrics = {**_response_metrics(table, jnp.asarray(batch.label)), **metrics, 'loss': loss}
   weight = jnp.asarray(batch.weight)

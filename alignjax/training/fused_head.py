@@ -16,6 +16,7 @@ logits would need memory for the whole batch.
 """
 
 from collections.abc import Callable
+import math
 from typing import Any
 
 import jax
@@ -125,7 +126,7 @@ def _with_heads(
 
 
 def _over_prompts(function: Function, zeros: Any, inputs: Any, layout: rows.Layout) -> tuple[Any, Any]:
-  """Applies `function` to a few prompts at a time; sums its first result and concatenates its second.
+  """Applies `function` to a few prompts, or packed rows, at a time; sums its first result and concatenates its second.
 
   Args:
     function: maps rows of the inputs to (a result that is summed, a result with one row per prompt).
@@ -133,8 +134,8 @@ def _over_prompts(function: Function, zeros: Any, inputs: Any, layout: rows.Layo
     inputs: arrays [B, ...]; the first are the hidden states of the policy.
     layout: the split of rows over devices, and the number of tokens whose logits exist at once on each.
   """
-  prompts, responses, length = inputs[0].states.shape[:3]
-  group = _prompts_at_once(layout.chunk, prompts // layout.shards, responses * length)
+  prompts, *tokens = inputs[0].states.shape[:-1]
+  group = _prompts_at_once(layout.chunk, prompts // layout.shards, math.prod(tokens))
 
   def shard(inputs: Any) -> tuple[Any, Any]:
     def body(total: Any, part: Any) -> tuple[Any, Any]:

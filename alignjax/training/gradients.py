@@ -91,8 +91,9 @@ def coupled(
       hidden = forward.hidden_states(model, params, part, objective.needs)
       return forward.table(objective.needs, hidden, reference, part, layout)
 
-    table = dataclasses.replace(rows.map_parts(one, batch, layout), memory=frozen.memory, step=frozen.step)
-    memory = jax.lax.stop_gradient(dict(objective.memory.update(table, batch)))
+    table = forward.in_parts(one, batch, layout)
+    table = dataclasses.replace(table, memory=frozen.memory, step=frozen.step)
+    memory = jax.lax.stop_gradient(dict(objective.memory.update(table, batch.examples)))
     sums = forward.weighted_sums(objective, dataclasses.replace(table, memory=memory, before=frozen.memory), batch)
     return sums['loss'].total, (sums, memory)
 

@@ -25,9 +25,10 @@ def instrumented(step: skipping.Step, schedule: schedules.Schedule | None) -> Ca
   guarded = skipping.guarded(step)
 
   def run(state: TrainState, frozen: Frozen, batch: PreferenceBatch) -> Any:
-    lengths = batch.prompt_length + jnp.sum(batch.response_length, axis=1)
+    examples = batch.examples
+    lengths = examples.prompt_length + jnp.sum(examples.response_length, axis=1)
     own = {
-      'tokens': jnp.sum(jnp.where(batch.weight > 0, lengths, 0)),
+      'tokens': jnp.sum(jnp.where(examples.weight > 0, lengths, 0)),
       'batch_hash': sum(checksums.checksum(leaf) for leaf in jax.tree.leaves(batch)),
     }
     if schedule is not None:

@@ -8,6 +8,7 @@ import jax
 
 from alignjax import refusals
 from alignjax.training import watchdog
+from alignjax.types import PackedBatch, PreferenceBatch
 
 Announce = Callable[[str], None]
 
@@ -19,7 +20,7 @@ class Programs:
     name: what the function computes.
     function: its last argument is a batch.
     announce: called with a line for each compilation.
-    describe: the shape of a batch for that line; None for that of the responses.
+    describe: the shape of a batch for that line; None for that of the responses, or of packed rows.
     **jit_options: passed to `jax.jit`.
   """
 
@@ -33,7 +34,7 @@ class Programs:
     **jit_options: Any,
   ):
     self._name = name
-    self._describe = describe or (lambda batch: f'responses {" x ".join(map(str, batch.response.shape))}')
+    self._describe = describe or _shape
     self._announce = announce
     self._function = jax.jit(function, **jit_options)
     self._compiled: dict[tuple[Any, ...], jax.stages.Compiled] = {}
@@ -55,6 +56,12 @@ class Programs:
     compiled = lowered.compile()
     self._announce(f'{self._name}, {self._describe(args[-1])}: {_describe(compiled, time.monotonic() - start)}')
     return compiled
+
+
+def _shape(batch: PreferenceBatch) -> str:
+  packed = isinstance(batch, PackedBatch)
+  name, shape = ('packed rows', batch.rows.tokens.shape) if packed else ('responses', batch.response.shape)
+  return f'{name} {" x ".join(map(str, shape))}'
 
 
 def _describe(compiled: jax.stages.Compiled, seconds: float) -> str:

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alignjax.data.batches import batching, order
+from alignjax.data.batches import batching, order, packed
 from alignjax.parallel import mesh as parallel_mesh
 from alignjax.training import placement, watchdog
 from alignjax.training.state import Frozen, Skips, TrainState
-from alignjax.types import Array, PreferenceBatch
+from alignjax.types import Array, PackedBatch, PreferenceBatch
 
 Step = Callable[[TrainState, Frozen, PreferenceBatch], tuple[TrainState, dict[str, Array]]]
 _SCALARS = ('loss', 'gradient_norm', 'prompts')
@@ -129,14 +129,15 @@ class Search(NamedTuple):
 
     def evaluate(part: np.ndarray) -> Alone:
       watchdog.progress()
-      rows = batching.only(batch, np.isin(places, part)).data
+      keep = packed.only if isinstance(batch.data, PackedBatch) else batching.only
+      rows = keep(batch, np.isin(places, part)).data
       return self.evaluate(placement.to_global(self.mesh, rows))
 
     found = rows_at_fault(size, evaluate)
     if not found:
       return 'No row is at fault on its own: only some of them together are, or the parameters of that step were'
     local = [
-      f'{self.origin(int(batch.ids[row]))} ({_describe(batch.data, row, found[place])})'
+      f'{self.origin(int(batch.ids[row]))} ({_describe(batch.data.examples, row, found[place])})'
       for row, place in enumerate(places)
       if place in found
     ]

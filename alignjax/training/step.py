@@ -126,7 +126,7 @@ def build_pool_step(
   tabulate = _tabulation(policy, objective, rows.Layout(chunk, mesh=mesh))
 
   def pool(params: Params, frozen: Frozen, batch: PreferenceBatch) -> dict[str, WeightedSum]:
-    return dict(objective.pool.sums(tabulate(params, frozen, batch), batch))
+    return dict(objective.pool.sums(tabulate(params, frozen, batch), batch.examples))
 
   return pool
 

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from alignjax.models import base
-from alignjax.types import Array, Head, Params
+from alignjax.types import Array, Head, PackedRows, Params
 
 VOCAB, WIDTH = 24, 8
 
@@ -26,6 +26,12 @@ def _hidden(params: Params, prompt: Array, prompt_length: Array, response: Array
   return jnp.tanh(params['embed']['embedding'][before] @ params['up']['kernel'])
 
 
+def _packed(params: Params, rows: PackedRows, read: Array) -> Array:
+  """The same of packed rows."""
+  before = jnp.take_along_axis(jnp.asarray(rows.tokens), jnp.asarray(read), axis=1)
+  return jnp.tanh(params['embed']['embedding'][before] @ params['up']['kernel'])
+
+
 # Embeddings are tied: their gradient comes from the head and through the states.
 MODEL = base.LanguageModel(
   config=None,
@@ -34,4 +40,5 @@ MODEL = base.LanguageModel(
   head=lambda params: Head(params['embed']['embedding'].T),
   prefill=None,
   decode=None,
+  packed=_packed,
 )

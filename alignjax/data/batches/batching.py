@@ -8,7 +8,7 @@ from typing import NamedTuple
 import grain
 import numpy as np
 
-from alignjax.data.batches import order, reference_cache, shapes
+from alignjax.data.batches import order, packing, reference_cache, shapes
 from alignjax.data.tokens import dataset
 from alignjax.types import PreferenceBatch
 
@@ -74,7 +74,7 @@ class Batches:
   """A stream of batches: `iter(batches)` is a grain iterator, with `get_state` and `set_state`."""
 
   dataset: grain.IterDataset
-  plan: order.Plan
+  plan: order.Plan | packing.Plan
   steps: int | None  # in total; None if the stream is infinite
   source: Sequence[Batch]  # any batch, by step
 
@@ -145,15 +145,15 @@ class _Source:
 
   def __getitem__(self, step: int) -> Batch:
     bucket, ids = self._plan[step]
-    batch = _assemble(self._data, bucket, ids[self._rows])
+    batch = assemble(self._data, bucket, ids[self._rows])
     if self._cache is None:
       return batch
     cached = {**batch.data.cached, **_cached(self._cache, batch.data.response.shape, batch.ids)}
     return batch._replace(data=dataclasses.replace(batch.data, cached=cached))
 
 
-def _assemble(data: dataset.TokenDataset, bucket: shapes.Bucket, ids: np.ndarray) -> Batch:
-  """Right-pads rows to the shape of a bucket.
+def assemble(data: dataset.TokenDataset, bucket: shapes.Bucket, ids: np.ndarray) -> Batch:
+  """Right-pads examples to the shape of a bucket.
 
   A padding row has weight 0, and one token in its prompt and in each response. So an objective that divides by a length
   stays finite, and so does its gradient.

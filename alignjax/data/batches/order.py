@@ -39,6 +39,16 @@ class Plan:
     """Rows of weight 0 in each epoch."""
     return self.steps_per_epoch * self.batch_size - len(self.bucket_of)
 
+  @property
+  def identity(self) -> object:
+    """What decides which prompts a batch has, besides data, seed and batch size, in JSON types."""
+    return self.buckets
+
+  @property
+  def description(self) -> str:
+    """The shapes and the size of an epoch, for people."""
+    return f'shapes {list(self.buckets)}, {self.steps_per_epoch} per epoch, {self.padding_rows} padding rows'
+
   def __getitem__(self, step: int) -> tuple[shapes.Bucket, np.ndarray]:
     """The shape and the ids [B] of a global batch. Steps are counted across epochs."""
     epoch, step = divmod(step, self.steps_per_epoch)
