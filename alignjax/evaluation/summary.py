@@ -24,8 +24,8 @@ class Measured:
     kl: estimates of KL(model || reference) per response in nats, 'kl' by KLs of tokens and 'kl_of_draws' by log-ratios
       of the tokens drawn, [B, N]; empty if not measured.
     entropy: mean entropy over the tokens of each response in nats, [B, N]; None if not measured.
-    judged: what judges say of each response against one of the reference or of the data, by name, [B, N]: wins (1, 1/2
-      or 0), position biases and agreements.
+    judged: the verdicts of judges on each response against one of the reference or of the data, by name, [B, N]: wins
+      (1, 1/2 or 0), position biases and agreements.
     run: the run of which the model is a checkpoint; empty if it is none.
     step: the step of the checkpoint.
   """

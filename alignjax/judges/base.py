@@ -30,7 +30,7 @@ class JudgeError(ValueError):
 
 
 class Verdicts(NamedTuple):
-  """What a judge says of n pairs."""
+  """The verdicts of a judge on n pairs."""
 
   log_odds: np.ndarray  # [n] float64, nats: log P(first is better) - log P(second is better), the mean of both orders
   position_bias: np.ndarray  # [n] float64, nats: half the difference of the two orders; above 0, it prefers the first

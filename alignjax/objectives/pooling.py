@@ -17,7 +17,8 @@ class Pool:
   batches, so that its loss does not depend on the batch size; `table.pool` then holds them.
 
   Attributes:
-    names: the names, which say all that a sum depends on, such as hyper-parameters: objectives of a sum share them.
+    names: the names. They contain everything that a sum depends on, such as hyper-parameters, because the parts of a
+      combined objective share them.
     sums: computes them for a batch.
   """
 

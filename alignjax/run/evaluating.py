@@ -218,7 +218,7 @@ class Evaluation:
     return {'text': texts, 'ids': ids, 'finished': [[True]] * len(ids)}
 
   def _judged(self, subject: Subject, drawn: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """What judges say of the responses against those of the reference, and of the data if all rows have some.
+    """The verdicts of judges on the responses against those of the reference, and of the data if all rows have some.
 
     Returns:
       Values [B, N] by their names in the summary.

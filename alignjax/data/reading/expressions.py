@@ -44,7 +44,7 @@ class Part(NamedTuple):
 
 
 class Form(Protocol):
-  """What an expression can say about a form: the names of its columns, and its options with their values."""
+  """What an expression can set for a form: the names of its columns, and its options with their values."""
 
   columns: tuple[str, ...]
   options: Mapping[str, Collection[str]]
