@@ -63,7 +63,7 @@ AGREED = {'training/step_folders.py:steps', 'training/step_folders.py:_numbered'
 # Files that the user names and the run does not change. If processes differ, that is an error before the first step.
 INPUTS = {
   'run/evaluating.py:subjects',
-  'run/inputs.py:fingerprint',
+  'models/fingerprints.py:of',
   'run/locations.py:_is_local',
   'models/naming.py:resolve',
   'run/locations.py:resolve_data',
@@ -78,7 +78,7 @@ INPUTS = {
   'models/peft.py:load',
   'models/classifiers.py:_padding_of_tokenizer',
   'models/reward_scale.py:read',
-  'training/rollout_files.py:read_all',
+  'training/rollout_files.py:numbered',  # rounds of data; those of the run itself are deleted by process 0
   'data/reading/catalogue.py:_find',
   'data/reading/catalogue.py:_prepared',
   'data/reading/fingerprints.py:obstacle',

@@ -20,7 +20,7 @@ from alignjax.doctor import findings, memory
 from alignjax.models import checkpoint_io, fingerprints
 from alignjax.run import command_line, examination, preparation, settings, training
 from alignjax.training import placement
-from tests import assets, runs
+from tests import assets, quick, runs
 from tests.data import tokenizer_families
 
 SILENT = [].append  # an `announce` that nobody reads
@@ -236,7 +236,10 @@ OF_MODELS = (
 )
 
 
-@pytest.mark.parametrize(('broken', 'severity'), OF_MODELS, ids=lambda value: getattr(value, '__name__', value))
+QUICK = ('dtype_gap', 'reference_differs', 'worse_than_uniform')  # doctor/models_test.py has the others
+
+
+@pytest.mark.parametrize(('broken', 'severity'), quick.named({case[0].__name__: case for case in OF_MODELS}, QUICK))
 def test_a_fault_of_the_models_is_named_and_nothing_else_is(sound, tmp_path, broken, severity):
   config = configure(sound, **broken(sound, tmp_path))
   assert named(examination.examine(*start_of(config))) == {broken.__name__: severity}

@@ -335,6 +335,7 @@ def test_remat_keeps_of_experts_only_the_logits_of_the_router():
   assert kept[64] - kept[2] <= (64 - 2) * logits
 
 
+@pytest.mark.slow  # test_every_part_computes_in_the_compute_dtype has the types
 def test_bfloat16_is_close_to_float32():
   params, batch = _params(), token_batches.batch(6, P, N, R)
   states, gradient = _compute(params, batch)

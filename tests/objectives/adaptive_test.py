@@ -10,7 +10,7 @@ import pytest
 
 from alignjax import objectives, stats
 from alignjax.objectives import moving_average
-from tests import drift, fixtures
+from tests import drift, fixtures, quick
 
 AVERAGE = moving_average.MarginAverage(0.9, length_normalised=True)
 PAPER = objectives.alpha_dpo(beta=1.5, gamma=0.4, alpha=0.3)
@@ -21,7 +21,7 @@ def target(objective, table, batch):
 
 
 @pytest.mark.parametrize('build', [objectives.alpha_dpo, objectives.alpha_dpo_released])
-@pytest.mark.parametrize('hard', [True, False])
+@pytest.mark.parametrize('hard', quick.first(1, [False, True]))
 def test_with_alpha_zero_it_is_simpo_in_loss_and_gradient(build, hard):
   batch = drift.batch_of(hard=hard)
   margin = {'gamma': 0.6} if build is objectives.alpha_dpo else {'gamma_beta_ratio': 0.3}
@@ -49,6 +49,7 @@ def test_targets_have_mean_gamma_and_deviation_alpha_over_the_batch():
   assert found.std(ddof=1) == pytest.approx(0.3, rel=1e-5)
 
 
+@pytest.mark.slow  # moving_average_test.py has weights of 0 and 2
 def test_a_weight_counts_rows():
   """A row of weight 2 is the same row twice, and a soft label the pair in both orders."""
   batch = drift.batch_of(prompts=5, weight=jnp.asarray([1.0, 2.0, 1.0, 0.0, 2.0]))

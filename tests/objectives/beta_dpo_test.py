@@ -19,6 +19,7 @@ def kept(objective, table, batch):
   return np.asarray(objective.apply(table, batch).metrics['kept']) > 0
 
 
+@pytest.mark.slow  # oracle_test.py compares the loss with its equation
 def test_with_alpha_zero_and_every_pair_kept_it_is_dpo():
   batch = drift.batch_of(hard=False)
   table = drift.table_of(batch)
@@ -48,6 +49,7 @@ def test_the_share_is_rounded_down_to_whole_pairs(ratio, rows, expected):
   assert not np.any(found[weight == 0])
 
 
+@pytest.mark.slow  # oracle_test.py compares the loss of all pairs
 def test_kept_pairs_have_the_loss_of_the_oracle_and_others_none():
   batch = fixtures.preference_batch(seed=5, prompts=12)
   policy, reference = fixtures.logits(1, batch), fixtures.logits(2, batch)

@@ -75,6 +75,7 @@ def test_alpha_dpo_over_four_steps(case):
     assert_close(found[:, 1], -np.asarray(expected['slope']))
 
 
+@pytest.mark.slow  # the same steps one after another are tested above
 @cases('alpha_dpo_released', quick=1)
 def test_alpha_dpo_in_one_step_of_four_groups(case):
   """The four steps above are microbatches of one optimizer step, as in a published run."""
@@ -116,7 +117,7 @@ def test_importance_weights_are_clipped_in_some_rows_and_not_in_others():
       assert 0 < clipped.sum() < len(clipped)
 
 
-@cases('ra_dpo_released', quick=4)  # all forms at one level
+@cases('ra_dpo_released', quick=3)  # both variants, and without the split
 def test_risk_aware_dpo(case):
   data, arguments = GOLDEN['ra_dpo_released'], dict(case['arguments'])
   objective = objectives.ra_dpo_released(split_vocabulary=arguments.pop('split'), **arguments)

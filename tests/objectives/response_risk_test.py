@@ -237,6 +237,7 @@ def test_a_return_inside_the_measure_has_the_wrong_gradient(measure, dual):
   np.testing.assert_allclose(inside(risk.expectation()), whole, atol=2e-6)
 
 
+@pytest.mark.slow  # on_policy_test.py adds one without a measure
 @pytest.mark.parametrize('measure', [HALF, pytest.param(risk.entropic(-1.0), marks=pytest.mark.slow)], ids=named)
 def test_a_constant_added_to_the_scores_shifts_the_value_and_leaves_the_gradient(measure):
   rows, _ = tuples(4)

@@ -35,6 +35,7 @@ def test_resume_is_bit_exact(name):
   runs.assert_equal(resumed, end)
 
 
+@pytest.mark.slow  # test_any_base_optimizer_will_do composes in the same way
 @pytest.mark.parametrize(
   'merge', [pytest.param(optim.online_dare(1.0, ALPHA), marks=pytest.mark.slow), MERGES['ties']], ids=['dare', 'ties']
 )
@@ -65,6 +66,7 @@ def test_apply_if_finite_skips_the_merge_of_a_step_it_rejects():
     runs.assert_equal(state.inner_state, plain)
 
 
+@pytest.mark.slow  # online_merging_test.py counts the merges of multi steps
 def test_multi_steps_counts_merges_of_ties():
   tx = optax.MultiSteps(optax.chain(ADAM, optim.online_ties(0.5, ALPHA, every=2)), 3).gradient_transformation()
   gradients, params, tau = (runs.only('final_norm', x) for x in (runs.STREAM, runs.PARAMS, runs.TAU))
@@ -89,6 +91,7 @@ def test_inject_hyperparams_traces_alpha_and_reserve(build):
     optax.inject_hyperparams(build)(0.5, ALPHA).init(runs.PARAMS)
 
 
+@pytest.mark.slow  # top_fraction_test.py changes the share
 def test_a_traced_reserve_that_changes_finds_the_threshold_of_tau_anew():
   build = optax.inject_hyperparams(optim.online_ties, static_args=('every',))
   update, tau = (runs.only('layers', x) for x in (runs.STREAM[0], runs.TAU))

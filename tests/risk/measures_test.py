@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from alignjax import risk
+from tests import quick
 from tests.oracles import risk as oracles
 
 MEASURES = {
@@ -23,6 +24,8 @@ MEASURES = {
   'mean_semideviation(0.6)': (risk.mean_semideviation(0.6), lambda d, p: oracles.mean_semideviation(d, p, 0.6)),
 }
 EVERY = pytest.mark.parametrize(('measure', 'oracle'), MEASURES.values(), ids=MEASURES)
+EXTREME = ('cvar(0.01)', 'cvar(0.97)', 'entropic(1e-4)', 'entropic(5.0)')
+EACH_KIND = pytest.mark.parametrize(('measure', 'oracle'), quick.named(MEASURES, MEASURES.keys() - set(EXTREME)))
 UPPER = ['cvar(0.01)', 'cvar(0.5)', 'cvar(0.97)', 'entropic(0.5)', 'worst_case()', 'mean_semideviation(0.6)']
 SMALL = np.log([0.5, 0.3, 0.2]), np.array([0.0, 1.0, 2.0])
 
@@ -52,7 +55,7 @@ def test_value_equals_the_oracle(measure, oracle, seed):
   np.testing.assert_allclose(measure(d, logp), oracle(d, np.exp(logp)), rtol=3e-6, atol=1e-6)
 
 
-@EVERY
+@EACH_KIND
 def test_gradient_in_the_values_equals_central_differences(measure, oracle):
   d, logp = random_case(5)
   gradient = jax.grad(measure)(jnp.asarray(d, jnp.float32), logp)
@@ -208,7 +211,7 @@ def test_the_entropic_measure_rises_with_its_aversion_from_the_mean_to_the_maxim
   np.testing.assert_allclose(jax.grad(risk.entropic(0.3))(jnp.asarray(d, jnp.float32), logp).sum(), 1.0, rtol=1e-6)
 
 
-@EVERY
+@EACH_KIND
 def test_an_entry_of_probability_zero_adds_nothing_whatever_its_value(measure, oracle):
   d, logp = random_case(9)
   expected = oracle(d, np.exp(logp))
@@ -249,7 +252,7 @@ def test_finite_for_any_magnitude(measure, oracle, magnitude):
   assert np.all(np.isfinite(gradient))
 
 
-@pytest.mark.parametrize('level', [0.01, 0.5, 0.95, 0.99, 1.0])
+@pytest.mark.parametrize('level', quick.first(2, [0.01, 0.95, 0.5, 0.99, 1.0]))
 def test_cvar_is_accurate_in_float32_over_a_large_vocabulary(level):
   logp, logq = language(2, 152_000)
   expected = oracles.cvar(logp - logq, np.exp(logp), level)
@@ -260,7 +263,7 @@ def test_cvar_is_accurate_in_float32_over_a_large_vocabulary(level):
   assert np.abs(gradient + weights).sum() < 2e-5
 
 
-@pytest.mark.parametrize('kappa', [1e-4, 1e-2, 0.5, 5.0, 50.0])
+@pytest.mark.parametrize('kappa', quick.first(2, [1e-4, 5.0, 1e-2, 0.5, 50.0]))
 def test_the_entropic_measure_is_accurate_in_float32_over_a_large_vocabulary(kappa):
   logp, logq = language(3, 152_000)
   expected = oracles.entropic(logp - logq, np.exp(logp), kappa)

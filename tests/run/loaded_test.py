@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
 
-from alignjax.models import checkpoint_io, folders
+from alignjax.models import checkpoint_io, fingerprints, folders
 from alignjax.optim import recipes, schedules
-from alignjax.run import inputs, loaded, preparation, record, settings, training
+from alignjax.run import loaded, preparation, record, settings, training
 from alignjax.training import checkpoint, metrics, placement, references, source
 from tests import runs
 from tests.models import model_folders
@@ -96,7 +96,7 @@ def tamper(path: pathlib.Path) -> None:
 )
 def test_weights_that_change_unseen_are_refused_by_tensor(part, folder, tmp_path, monkeypatch):
   """The quick fingerprint, which reads samples of a file, does not see the change."""
-  monkeypatch.setattr(inputs, 'fingerprint', lambda folder, whole=False: 'the same')
+  monkeypatch.setattr(fingerprints, 'of', lambda folder, whole=False: 'the same')
   changing = tmp_path / 'changing'
   changing.mkdir()
   for file in (folder / 'other').iterdir():

@@ -50,6 +50,7 @@ def skipped(config: settings.Config) -> list[int]:
   return [record['skipped'] for record in metrics.read_jsonl(pathlib.Path(config.workdir) / 'metrics.jsonl')]
 
 
+@pytest.mark.slow  # training/skipping_test.py finds the row, exit_codes_test.py and metrics name it
 def test_one_bad_row_is_skipped_named_repaired_and_accepted(config, capsys, caplog):
   """The tests of one run, in order, because each goes on from the one before."""
   file = pathlib.Path(config.data[0])

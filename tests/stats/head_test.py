@@ -10,7 +10,7 @@ import pytest
 
 from alignjax import stats
 from alignjax.types import Head
-from tests import fixtures
+from tests import fixtures, quick
 from tests.oracles import data as oracles
 
 ALL = (stats.logp, stats.reference_logp, stats.entropy, stats.forward_kl, stats.reverse_kl, stats.log_collision)
@@ -78,7 +78,7 @@ def from_full_logits(request):
 
 
 @pytest.mark.parametrize(  # 1, 2, 3 and all 7 positions of 12 responses
-  'chunk', [1, pytest.param(24, marks=pytest.mark.slow), 36, pytest.param(84, marks=pytest.mark.slow), 1200]
+  'chunk', quick.first(2, [36, 1200, 1, 24, 84])
 )
 def test_chunks_of_any_size_equal_full_logits_in_value_and_gradient(from_full_logits, chunk):
   batch, policy, reference, (expected, expected_gradient) = from_full_logits

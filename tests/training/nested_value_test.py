@@ -25,7 +25,7 @@ OBJECTIVES = {'rowwise': NESTED, 'coupled': NESTED + step_test.coupled()}
   ('kind', 'shape', 'microbatches', 'chunk'),
   [
     pytest.param('rowwise', (4, 2, 1), 2, 7, marks=pytest.mark.slow),
-    ('rowwise', None, 4, 4),
+    pytest.param('rowwise', None, 4, 4, marks=pytest.mark.slow),
     pytest.param('coupled', None, 4, 4, marks=pytest.mark.slow),
     pytest.param('rowwise', (2, 2, 2), 1, 28, marks=pytest.mark.slow),
     pytest.param('coupled', (4, 2, 1), 2, 7, marks=pytest.mark.slow),

@@ -22,7 +22,7 @@ from alignjax.training import state as state_lib
 from alignjax.training import step as step_lib
 from alignjax.training.policy import Policy
 from alignjax.types import Term
-from tests import fixtures
+from tests import fixtures, quick
 from tests.models import token_batches
 from tests.training import loop_test
 
@@ -133,12 +133,16 @@ FAULTS = [
 ]
 
 
-SLOW = {adapted: pytest.mark.slow}  # the guard sees a tree of arrays, whether it is of parameters or of adapters
+# Each field once, a loss and a gradient alone, with and without memory. The guard sees a tree of arrays, whether it is
+# of parameters or of adapters.
+QUICK = [FAULTS[i] for i in (0, 3, 5, 9, 13)]
 
 
 @pytest.mark.parametrize(
   ('build', 'field', 'row', 'value'),
-  [pytest.param(*fault, id=f'{fault[0].__name__}-{fault[1:]}', marks=SLOW.get(fault[0], ())) for fault in FAULTS],
+  quick.named(
+    {f'{fault[0].__name__}-{fault[1:]}': fault for fault in FAULTS}, [f'{x[0].__name__}-{x[1:]}' for x in QUICK]
+  ),
 )
 def test_a_batch_with_one_bad_row_is_as_if_it_had_not_been_there(started, build, field, row, value):
   program = started(build)
