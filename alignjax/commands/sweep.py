@@ -8,10 +8,9 @@ All other flags are those of `alignjax train`. A name of the grid replaces {name
 `alignjax train`; else a parameter of the variant in --config=file.py:variant. Runs that differ in `seed` alone are
 repetitions: the table shows their mean and its standard error.
 
-The folder gets the work directory of each run, its output as <name>.log, sweep.json, sweep.md and sweep.png. A run that
-fails is reported and the others go on. The same command again continues runs that were interrupted, repeats those that
-failed, and skips those that are finished. --print prints the commands instead, one per line, for an array of a
-scheduler.
+The folder gets the work directory of each run, its output as <name>.log, sweep.json, sweep.md and sweep.png. If a run
+fails, the error is reported and the other runs continue. Rerunning the command resumes interrupted runs, retries failed
+runs and skips finished ones. With --print, the commands are only printed, one per line, for example for a Slurm array.
 
 Exit codes: 0 done, 1 an error in flags or a run that failed.
 """

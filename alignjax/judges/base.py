@@ -52,7 +52,7 @@ class Judge:
 
   Args:
     name: an expression that builds it.
-    compare: from pairs to verdicts; it need not check them.
+    compare: function that maps pairs to verdicts.
     collective: whether all processes of a run must compute it together, as for a model that is sharded over them.
     fingerprint: identifies the contents of the models that it reads; empty if it reads none.
   """

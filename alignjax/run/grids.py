@@ -56,8 +56,8 @@ def parse(text: str) -> dict[str, list[str]]:
 def points(grid: dict[str, list[str]], arguments: Sequence[str]) -> list[Point]:
   """All combinations, in order, the last name changing fastest.
 
-  A name is replaced where `{name}` stands in the arguments; else it is a setting of `alignjax train`, and becomes a
-  flag; else a parameter of the variant in --config=file.py:variant.
+  If the arguments contain `{name}`, the value replaces it. Otherwise a setting of `alignjax train` becomes a flag, and
+  any other name becomes a parameter of the variant in --config=file.py:variant.
 
   Raises:
     ValueError: a name is none of these.

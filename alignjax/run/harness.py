@@ -91,10 +91,10 @@ class HarnessModel(interface.LM):
 
 
 def generation(arguments: dict[str, Any], seed: int) -> harness.Generation:
-  """How a request wants its text to be generated.
+  """Converts the generation arguments of a request.
 
   Args:
-    arguments: of the task: `until`, a limit of tokens, `do_sample`, `temperature`, `top_k` and `top_p`.
+    arguments: the arguments set by the task: `until`, a token limit, `do_sample`, `temperature`, `top_k` and `top_p`.
     seed: seed of the draws.
   """
   until = arguments.get('until') or ()

@@ -1,4 +1,4 @@
-"""Throughput of sampling compared with `generate` of transformers, for the same model.
+"""Compares sampling throughput with `generate` in transformers on the same model.
 
   python -m bench.peers.sampling --model=models/smollm2 --python=/path/to/environment/bin/python
 

@@ -18,8 +18,8 @@ and gamma 0.1. RLHF and RKL: the same budget, KL 0.05, entropy 0.01. Temperature
 Three seeds.
 
 Differences. RLHF and RKL use the leave-one-out policy gradient (RLOO), where the paper uses PPO with a critic; they
-draw at temperature 1, because the gradient is that of the distribution that is sampled. Whether the paper's KL of REBEL
-and PD stands in the loss or in the reward is not stated; here it is in the reward, as in the code base that it extends.
+draw at temperature 1, because the gradient is that of the distribution that is sampled. The paper does not state
+whether REBEL and PD add the KL to the loss or the reward. Here it is part of the reward, as in the REBEL code base.
 A batch of 512 episodes is 256 prompts with two responses each, for RLHF and RKL 128 prompts with four.
 
 Published (v2, 2.8B, mean of 3 seeds; win rate against the human summary by GPT-4 | reward | KL to the SFT model):

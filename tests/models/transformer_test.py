@@ -245,7 +245,7 @@ def test_more_padding_changes_nothing():
 
 @pytest.mark.parametrize('window', [None, pytest.param(3, marks=pytest.mark.slow)])  # attention_test.py has windows
 def test_an_entry_depends_on_exactly_the_tokens_before_it(window):
-  """All tokens of a row differ, so the rows of the embedding's gradient say which tokens an entry has seen.
+  """Tokens are unique within a row, so nonzero rows of the embedding gradient identify the tokens an entry depends on.
 
   A window widens with each layer, so one layer is used.
   """

@@ -38,7 +38,7 @@ SMALL = 2048  # entries: norms and metrics have fewer, every kernel has more on 
 
 
 def compiled(mesh, *, prompts=32, size=128):
-  """Compiles the training step, with a live reference and Adam, for a mesh of TPUs, without any TPU.
+  """Compiles the training step, with a live reference and Adam, for a TPU mesh. No TPU is needed.
 
   Returns the compiled text, and the number of entries of all large kernels.
   """

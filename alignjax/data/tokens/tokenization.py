@@ -167,7 +167,7 @@ class Tokenizer:
     Args:
       ids: the token ids.
       vocab_size: rows of the model's embedding.
-      what: what the ids belong to, for the message.
+      what: name of the text with these ids, used in the error message.
     """
     largest = max(ids, default=0)
     if largest >= vocab_size:
