@@ -5,6 +5,8 @@ import pathlib
 import shutil
 import sys
 
+from docutils import nodes
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 OUT = ROOT / 'build' / 'docs'
 sys.path.insert(0, str(ROOT))
@@ -24,6 +26,8 @@ extensions = [
   'sphinx_copybutton',
 ]
 html_title = 'alignjax'
+html_show_copyright = False
+smartquotes = False  # --flags keep both of their dashes
 
 # Markdown as on GitHub: anchors of headings, formulas between dollars.
 myst_enable_extensions = ['dollarmath']
@@ -51,7 +55,7 @@ copybutton_exclude = '.linenos, .gp, .go'
 
 # MathJax and its fonts are copied into the site.
 mathjax_path = 'mathjax/tex-chtml.js'
-mathjax3_config = {'tex': {'inlineMath': [['\\(', '\\)']]}, 'chtml': {'displayAlign': 'left', 'displayIndent': '1.5em'}}
+mathjax3_config = {'tex': {'inlineMath': [['\\(', '\\)']]}, 'chtml': {'displayAlign': 'left'}}
 
 autodoc_member_order = 'bysource'
 autodoc_typehints_format = 'short'
@@ -82,7 +86,16 @@ def copy_mathjax(app, error) -> None:
   shutil.copytree(source / fonts, target / fonts, dirs_exist_ok=True)
 
 
+def mend_dashes(app, doctree) -> None:
+  """Sphinx separates a parameter from its description by `--`, and expects `smartquotes` to make a dash of it."""
+  for text in list(doctree.findall(nodes.Text)):
+    if text.astext() == ' -- ':
+      text.parent.replace(text, nodes.Text(' – '))
+
+
 def setup(app) -> None:
+  app.connect('doctree-read', mend_dashes)
   app.connect('autodoc-process-docstring', api.process_docstring, priority=400)  # before napoleon
+  app.connect('autodoc-process-signature', api.process_signature)
   app.connect('autodoc-skip-member', api.skip_member)
   app.connect('build-finished', copy_mathjax)

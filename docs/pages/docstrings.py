@@ -9,7 +9,7 @@ from typing import Any
 from docs.pages import tex
 
 _HEADINGS = ('Use it when', 'Args', 'Returns', 'Raises', 'Defaults', 'References')
-_REFERENCE = re.compile(r'(?P<who>.+? \d{4}), (?P<title>.+?),? (?P<url>https://[^\s,]*[^\s,.])(?P<rest>.*)')
+_REFERENCE = re.compile(r'(?P<who>.+? \d{4}), (?P<title>.+?),? (?P<url>https://[^\s,]*[^\s,.;])(?P<rest>.*)')
 _EQUATION = re.compile(r'\S.{0,40}? = |[a-z]+ [a-z0-9]+: ')
 _ALONE = re.compile(r'(?:loss|value) = |[a-z]+ [a-z0-9]+: ')  # displayed on a line of its own
 _LONGEST_LINE = 80  # characters of plain notation that are set side by side
@@ -162,5 +162,8 @@ def _described(statement: str) -> str:
 
 
 def cited(reference: str) -> str:
+  """A reference in Markdown: the title links to the paper, and any other address to itself."""
   match = _REFERENCE.fullmatch(reference)
-  return '[{1}]({2}), {0}{3}'.format(*map(escaped, match.groups())) if match else escaped(reference)
+  if match and 'https://' not in match['title'] + match['rest']:
+    return '[{1}]({2}), {0}{3}'.format(*map(escaped, match.groups()))
+  return re.sub(r'https://[^\s,]*[^\s,.;]', r'<\g<0>>', escaped(reference))

@@ -51,7 +51,7 @@ def section(name: str) -> str:
   blocks = (
     f'## `{name}`',
     *about,
-    *([f'Columns of the published data that are skipped: {skipped}.'] if skipped else []),
+    *([f'Columns that may be there and are not read: {skipped}.'] if skipped else []),
     *(_option(key, values) for key, values in form.options.items()),
     f'A row, in a file `{name}.jsonl`:',
     f'```json\n{_json(row)}\n```',

@@ -40,9 +40,12 @@ def _text(text: str) -> str:
 
 
 def is_formula(text: str) -> bool:
-  """Whether a paragraph of a docstring consists of equations, or of indented lines, which keep their layout."""
-  statements = [statement for line in text.splitlines() for statement in re.split(r'\s{2,}', line.strip())]
-  return text.startswith(('  ', '@')) or all(map(_EQUATION.match, statements))
+  """Whether a paragraph of a docstring consists of equations, or of lines that keep their layout.
+
+  One line counts if it begins with an equation, several if all of them do.
+  """
+  first = [re.split(r'\s{2,}', line.strip())[0] for line in text.splitlines()]
+  return text.startswith(('  ', '@')) or all(map(_EQUATION.match, first))
 
 
 def prose(documented: Any) -> list[str]:

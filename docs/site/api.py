@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
 import functools
 import importlib
 import inspect
@@ -104,7 +105,8 @@ def _entry(module: ModuleType, name: str) -> str:
   value = getattr(module, name)
   path = f'{module.__name__}.{name}'
   if inspect.isclass(value):
-    return f'.. autoclass:: {path}\n   :members:'
+    fields = ', '.join(field.name for field in dataclasses.fields(value)) if dataclasses.is_dataclass(value) else ''
+    return f'.. autoclass:: {path}\n   :members:' + (f'\n   :exclude-members: {fields}' if fields else '')
   if inspect.isroutine(value) or hasattr(value, '__wrapped__'):
     return f'.. autofunction:: {path}'
   lines = [f'   {line}'.rstrip() for line in rst(_documentation(module, name).splitlines())]
@@ -148,8 +150,32 @@ def stage(folder: pathlib.Path) -> None:
 
 def process_docstring(app: Any, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
   """Sphinx's event `autodoc-process-docstring`: makes reStructuredText of a docstring in plain notation."""
+  del app, name, options
+  # Napoleon takes the first line of an attribute for its type if it has a colon; an empty comment protects it.
+  before = ['..', ''] if what in ('attribute', 'data', 'property') else []
+  sections = {line.strip() for line in lines}
+  fields = _fields(value) if what == 'class' and not sections & {'Args:', 'Attributes:'} else []
+  lines[:] = [*before, *rst([*lines, '', *fields])]
+
+
+def _fields(value: type) -> list[str]:
+  """A section with the fields of a class that have a comment, at the end of the line or above it."""
+  try:
+    source = inspect.getsource(value)
+  except (OSError, TypeError):
+    return []
+  found = re.findall(r'(?m)^((?:  # .+\n)*)  (\w+): [^#\n]+?(?:  # (.+))?$', source)
+  described = {name: ' '.join(filter(None, (above.replace('  # ', ''), beside))) for above, name, beside in found}
+  entries = [f'  {name}: {" ".join(text.split())}' for name, text in described.items() if text]
+  return ['Attributes:', *entries] if entries else []
+
+
+def process_signature(
+  app: Any, what: str, name: str, value: Any, options: Any, signature: str | None, result: str | None
+) -> tuple[str | None, str | None]:
+  """Sphinx's event `autodoc-process-signature`: writes `...` for defaults that are functions."""
   del app, what, name, value, options
-  lines[:] = rst(lines)
+  return signature and re.sub(r'<(?:factory|function (?:<lambda>|[\w.<>]+?))>', '...', signature), result
 
 
 def skip_member(app: Any, what: str, name: str, value: Any, skip: bool, options: Any) -> bool | None:

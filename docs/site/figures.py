@@ -16,7 +16,7 @@ from docs.site import staging, sweeps
 
 INK = {'light': '#24292f', 'dark': '#d0d7de'}  # text and axes
 LIMITS = {'loss': (-20.0, 40.0), 'pull': (-3.0, 5.0)}  # shown of a relative loss, and of its gradient
-COLORS = ('#3b82f6', '#f97316', '#10b981', '#ef4444', '#a855f7', '#14b8a6', '#eab308', '#ec4899')
+COLORS = ('#3b82f6', '#f97316', '#10b981', '#ef4444', '#a855f7', '#9a6a3c', '#eab308', '#ec4899')
 RELATIVE = (
   'To compare shapes, each loss is shifted to 0 at margin 0 and divided by its slope there, at default arguments. '
   'Solid lines pull the chosen response up, dashed lines push the rejected one down.'

@@ -99,7 +99,8 @@ def _directive(comment: re.Match[str], depth: str) -> str:
   if kind == 'toctree':
     return f'```{{toctree}}\n:hidden:\n:glob:\n\n{name}\n```'
   images = (f'```{{image}} {depth}/figures/{name}-{mode}.svg\n:class: only-{mode}\n```' for mode in ('light', 'dark'))
-  return '\n\n'.join((*images, f'```{{include}} {depth}/figures/{name}.txt\n```'))
+  both = '\n\n'.join(images)
+  return f'````{{container}} wide\n{both}\n````\n\n```{{include}} {depth}/figures/{name}.txt\n```'
 
 
 def stage(folder: pathlib.Path, root: pathlib.Path = ROOT) -> None:

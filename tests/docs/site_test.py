@@ -6,6 +6,7 @@ import pathlib
 import re
 import subprocess
 import sys
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -65,8 +66,8 @@ def test_code_stays_as_it_is_and_comments_become_directives(root):
   code, *found = staging.staged('docs/objectives/b.md', text, PAGES, root).split('\n\n')
   assert code == text.split('\n\n')[0]
   assert found[:3] == [
-    '```{image} ../figures/f-light.svg\n:class: only-light\n```',
-    '```{image} ../figures/f-dark.svg\n:class: only-dark\n```',
+    '````{container} wide\n```{image} ../figures/f-light.svg\n:class: only-light\n```',
+    '```{image} ../figures/f-dark.svg\n:class: only-dark\n```\n````',
     '```{include} ../figures/f.txt\n```',
   ]
   assert found[3:] == ['```{toctree}\n:hidden:\n:glob:', 'objectives/*\n```\n']
@@ -79,7 +80,7 @@ def test_every_link_of_the_documentation_leads_to_a_file(tmp_path):
 
 def test_every_page_is_in_the_contents_once():
   listed = re.findall(
-    r'^([a-z_/*]+)$', ''.join(re.findall(r'```\{toctree\}\n(.*?)```', INDEX, re.DOTALL)), re.MULTILINE
+    r'^(?:.+<)?([a-z_/*]+)>?$', ''.join(re.findall(r'```\{toctree\}\n(.*?)```', INDEX, re.DOTALL)), re.MULTILINE
   )
   assert len(listed) == len(set(listed))
   pages = {str(pathlib.PurePath(page).with_suffix('')) for page in staging.places().values()} - {'index'}
@@ -141,6 +142,27 @@ def test_docstrings_become_restructured_text():
     *('Args:', '  beta: of ``a``,', r'    b\*c.', ''),
     *('References:', '  - A 2031, title, https://example.org.', '  - B 2032, other.', ''),
   ]
+
+
+class Fields(NamedTuple):
+  """A tuple."""
+
+  plain: int
+  beside: int = 1  # [B], nats
+  # A line above,
+  # and another one.
+  above: tuple[int, ...] = ()  # and beside
+
+
+def test_the_comments_of_fields_are_documented_and_properties_keep_their_text():
+  lines = ['A tuple.']
+  api.process_docstring(None, 'class', 'Fields', Fields, None, lines)
+  assert lines[2:5] == ['Attributes:', '  beside: [B], nats', '  above: A line above, and another one. and beside']
+  lines = ['The whole: all of it.']
+  api.process_docstring(None, 'property', 'x', Fields.plain, None, lines)
+  assert lines[:3] == ['..', '', 'The whole: all of it.']
+  signature = '(update=<function <lambda>>, x=1, f=<function no_summary>)'
+  assert api.process_signature(None, '', '', None, None, signature, None)[0] == '(update=..., x=1, f=...)'
 
 
 def test_every_public_name_is_in_the_api_or_on_a_page_of_its_own():
