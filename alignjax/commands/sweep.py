@@ -27,7 +27,7 @@ import numpy as np
 
 from alignjax import exit_codes, files, paths
 from alignjax.commands import compare, data_lengths, program
-from alignjax.run import command_line, fields, grids, hints, history, program_flags, sweeping
+from alignjax.run import about, command_line, fields, grids, hints, history, program_flags, sweeping
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Sweep:
     (), 'Metrics of the table and the figure, such as eval/loss; empty: up to six that most runs have.'
   )
   print: bool = fields.field(False, 'Print the commands of the runs instead of running them.')
+  arguments: tuple[str, ...] = ()  # of `alignjax train`, as given
   points: tuple[grids.Point, ...] = ()  # the runs
 
   def __post_init__(self):
@@ -65,7 +66,7 @@ def parse_flags(kind: type[Sweep], argv: Sequence[str], values: flags.FlagValues
   points = tuple(grids.points(grids.parse(sweep.grid), others))
   for point in points:
     _check(point, sweep.out)
-  return dataclasses.replace(sweep, points=points)
+  return dataclasses.replace(sweep, arguments=tuple(others), points=points)
 
 
 def _check(point: grids.Point, folder: str) -> None:
@@ -90,11 +91,17 @@ def run(sweep: Sweep) -> int:
     return exit_codes.DONE
   data_lengths.require_matplotlib()
   folder.mkdir(parents=True, exist_ok=True)
+  about.write(folder, command=_command(sweep))
   failed = sweeping.run(points, folder, sweep.jobs, lambda line: print(line, flush=True))
   finished = [point for point in points if point.name not in failed]
   if finished:
     report(folder, finished, sweep.metrics)
   return exit_codes.REFUSED if failed else exit_codes.DONE
+
+
+def _command(sweep: Sweep) -> str:
+  own = about.command('sweep', Sweep, {leaf.name: getattr(sweep, leaf.name) for leaf in fields.leaves(Sweep)})
+  return ' '.join([own, shlex.join(sweep.arguments)]).rstrip()
 
 
 def report(folder: pathlib.Path, points: Sequence[grids.Point], metrics: Sequence[str]) -> None:
