@@ -117,9 +117,9 @@ def report(folder: pathlib.Path, points: Sequence[grids.Point], metrics: Sequenc
   known = sorted({name for each in runs for name in each.curves})
   if unknown := [name for name in metrics if name not in known]:
     raise ValueError(f'--metrics: no run has {unknown[0]}; they have {", ".join(known)}')
-  names = list(metrics) or compare.chosen(runs)
+  names = list(metrics) or history.chosen(runs, compare.PANELS)
   table = {
-    name: {group: estimate([each.last(name) for each in members]) for group, members in groups.items()}
+    name: {group: history.over_seeds([each.last(name) for each in members]) for group, members in groups.items()}
     for name in names
   }
   rows = [
@@ -129,12 +129,6 @@ def report(folder: pathlib.Path, points: Sequence[grids.Point], metrics: Sequenc
   files.replace(folder / 'sweep.md', text.encode())
   draw(folder / 'sweep.png', table)
   print(f'\n{text}\nwrote {folder}/sweep.md and sweep.png')
-
-
-def estimate(values: Sequence[float]) -> tuple[float, float]:
-  """The mean, and its standard error; NaN for the error of a single value."""
-  error = np.std(values, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-  return float(np.mean(values)), float(error)
 
 
 def _shown(mean: float, error: float) -> str:
