@@ -101,7 +101,7 @@ def run(sweep: Sweep) -> int:
 
 def _command(sweep: Sweep) -> str:
   own = about.command('sweep', Sweep, {leaf.name: getattr(sweep, leaf.name) for leaf in fields.leaves(Sweep)})
-  return ' '.join([own, shlex.join(sweep.arguments)]).rstrip()
+  return ' '.join([own, *map(about.quoted, sweep.arguments)])
 
 
 def report(folder: pathlib.Path, points: Sequence[grids.Point], metrics: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from alignjax.run import history
 
 MOST_PANELS = 6  # of the metrics of a sweep
 LONGEST = 13  # characters of a name that is written at the end of a line; longer names get a number
-WIDE = (560, 330)
+WIDE = (470, 290)
 
 
 class Line(NamedTuple):
@@ -92,14 +92,17 @@ _ROLLOUTS = (
 _UNSEEN = {'train/prompts', 'train/tokens', 'train/skipped', 'rollout/round', 'rollout/reward_error'}
 
 
-def styles(groups: Sequence[Sequence[facts.Run]]) -> dict[str, Style]:
-  """The style of each run, by its folder; runs of one group, which differ in their seeds, share one."""
+def styles(groups: Sequence[tuple[str, Sequence[facts.Run]]]) -> dict[str, Style]:
+  """The style of each run, by its folder. Runs of one group, which differ in their seeds, share one.
+
+  Args:
+    groups: names with runs.
+  """
   found = {}
-  several = sum(map(len, groups)) > 1
-  for i, group in enumerate(groups):
-    for k, run in enumerate(group):
-      label = run.label if len(run.label) <= LONGEST else str(i + 1)
-      found[run.folder] = Style(i, i // svg.COLORS, label if several and not k else '')
+  for i, (name, members) in enumerate(groups):
+    label = name if len(name) <= LONGEST else str(i + 1)
+    for k, run in enumerate(members):
+      found[run.folder] = Style(i, i // svg.COLORS, '' if k or len(groups) == 1 else label)
   return found
 
 
@@ -156,7 +159,7 @@ def _series(run: facts.Run, panel: Panel, style: Style, several: bool) -> Iterat
   for line in there:
     curve, raw, error = run.curves[line.metric], None, None
     x, y = curve.steps, curve.values
-    if line.metric.startswith('train/') and (smooth := history.smoothed(y)) is not y:
+    if line.metric.startswith('train/') and (smooth := _smoothed(y, panel.log)) is not y:
       raw, y = y, smooth
     if panel in _ROLLOUTS:
       x = _at(run.curves['rollout/round'], curve.steps)
@@ -175,6 +178,12 @@ def _series(run: facts.Run, panel: Panel, style: Style, several: bool) -> Iterat
       error,
       markers=line.metric.startswith('eval/') and len(x) <= 40,
     )
+
+
+def _smoothed(values: np.ndarray, log: bool) -> np.ndarray:
+  """Moving averages; of a metric with rare large values, of its logarithm."""
+  smooth = history.smoothed(values)
+  return np.exp(history.smoothed(np.log(values))) if log and smooth is not values and np.all(values > 0) else smooth
 
 
 def _at(curve: history.Curve, steps: np.ndarray) -> np.ndarray:
@@ -203,7 +212,7 @@ def _bars(title: str, rows: Sequence[tuple[str, Mapping[str, float]]]) -> markup
   parts, said = [], []
   for i, (name, stages) in enumerate(rows):
     left, top = 4.0, 10 + i * row
-    parts.append(svg.text(4, top + 10, name if len(rows) > 1 else '', 'start', 'name'))
+    parts.append(svg.text(4, top + 10, name if len(rows) > 1 else '', 'start', 'of-axis'))
     keys = []
     for k, (stage, share) in enumerate(sorted(stages.items(), key=lambda item: -item[1])):
       size = max(share, 0.0) * (width - 8)

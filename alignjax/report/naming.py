@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import math
+import re
 
 from alignjax.evaluation import evaluator
 
@@ -65,3 +66,8 @@ def duration(seconds: float) -> str:
   if minutes < 60:
     return f'{int(seconds) // 60} min {int(seconds) % 60} s'
   return f'{minutes // 60} h {minutes % 60} min'
+
+
+def words(command: str) -> list[str]:
+  """The words of a command line as typed: a space in quotes ends no word."""
+  return re.findall(r"(?:[^\s']|'[^']*')+", command)

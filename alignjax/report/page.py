@@ -91,18 +91,19 @@ def render(report: facts.Report) -> str:
     trim_blocks=True,
     lstrip_blocks=True,
   )
-  environment.globals |= {'number': naming.number, 'size': naming.size}
+  environment.globals |= {'number': naming.number, 'size': naming.size, 'words': naming.words}
   style = (FOLDER / 'page.css').read_text(encoding='utf-8')
   return environment.get_template('page.html').render(style=style, report=report, **_parts(report))
 
 
 def _parts(report: facts.Report) -> dict[str, Any]:
-  runs = report.all_runs
-  groups = [(run,) for run in report.runs] + [group for sweep in report.sweeps for group in sweep.groups.values()]
+  runs, samples = report.all_runs, list(_samples(report))
+  groups = [(run.label, (run,)) for run in report.runs]
+  groups += [group for sweep in report.sweeps for group in sweep.groups.items()]
   styles = figures.styles(groups)
   return {
     'overview': _overview(runs),
-    'legend': _legend(report, styles),
+    'legend': _legend(groups, styles),
     'commands': list(_commands(report)),
     'settings': list(_settings(runs)),
     'everything': [(run.label, _everything(run)) for run in runs[:MOST_COLUMNS] if run.config],
@@ -119,7 +120,8 @@ def _parts(report: facts.Report) -> dict[str, Any]:
       (each, Table(('', *each.names), each.settings), Table(('', *each.names), each.metrics))
       for each in report.comparisons
     ],
-    'samples': list(_samples(report)),
+    'samples': samples,
+    'scored': any(each.score is not None for found in samples for row in found.rows for each in sum(row.cells, ())),
     'examined': [run.label for run in runs if run.about.doctor is not None],
     'doctor': _doctor(runs),
     'costs': _costs(runs),
@@ -147,16 +149,14 @@ def _state(run: facts.Run) -> str:
   return f'{run.steps}, finished' if run.finished else f'{run.steps} of {run.planned or "unknown"}'
 
 
-def _legend(report: facts.Report, styles: Mapping[str, figures.Style]) -> list[Key]:
+def _legend(groups: Sequence[tuple[str, Sequence[facts.Run]]], styles: Mapping[str, figures.Style]) -> list[Key]:
   """The names of the colours, if there are several."""
-  names = [(run.folder, run.label) for run in report.runs]
-  names += [(members[0].folder, group) for sweep in report.sweeps for group, members in sweep.groups.items()]
-  if len(names) < 2:
+  if len(groups) < 2:
     return []
   found = []
-  for folder, name in names:
-    style = styles[folder]
-    number = '' if style.label in ('', name) else style.label
+  for name, members in groups:
+    style = styles[members[0].folder]
+    number = '' if style.label == name else style.label
     found.append(Key(f'c{style.color % svg.COLORS} d{style.dash % 3}', number, name))
   return found
 
@@ -233,7 +233,7 @@ def _started(runs: Sequence[facts.Run]) -> Table | None:
     }
     for run in runs
   ]
-  names = list(dict.fromkeys(name for column in columns for name in column))
+  names = [name for name in dict.fromkeys(name for column in columns for name in column) if name != 'objective']
   same = all(column == columns[0] for column in columns)
   shown = columns[:1] if same else columns[:MOST_COLUMNS]
   head = ('', 'all runs' if len(runs) > 1 else 'value') if same else ('', *(run.label for run in runs[:MOST_COLUMNS]))

@@ -16,6 +16,7 @@ COLORS = 7  # in the style sheet, c0 .. c6
 MOST_POINTS = 400  # of a line; of more, the lowest and the highest in each interval
 CHARACTER = 6.1  # width of a character of a label, on average
 GAP = 12.5  # between the base lines of labels
+NEAR = 12  # a line that ends so close to the right of the axes has its label there
 Markup = markupsafe.Markup
 
 
@@ -81,6 +82,7 @@ class Axes:
   high: tuple[float, float]
   box: tuple[float, float, float, float]  # left, top, right, bottom
   log: bool
+  step: float = 1.0  # between the ticks of the vertical axis
 
   def x(self, value: float) -> float:
     left, _, right, _ = self.box
@@ -125,15 +127,17 @@ def _axes(chart: Chart) -> Axes:
     if each.error is not None:
       values_y += [each.y - np.nan_to_num(each.error), each.y + np.nan_to_num(each.error)]
   (x_low, x_high), (y_low, y_high) = (_range(np.concatenate(each)) for each in (values_x, values_y))
+  if 0 < x_low < 0.05 * x_high:
+    x_low = 0.0
+  step = _step(y_high - y_low)
   if chart.log:
     y_low, y_high = 10 ** math.floor(math.log10(y_low)), 10 ** math.ceil(math.log10(y_high))
   else:
-    step = _step(y_high - y_low)
     y_low, y_high = math.floor(y_low / step + 1e-9) * step, math.ceil(y_high / step - 1e-9) * step
   width, height = chart.size
   longest = max((len(each.label) for each in chart.series), default=0)
   right = width - 10 - (CHARACTER * longest + 8 if longest else 4)
-  return Axes((x_low, y_low), (x_high, y_high), (46, 22, right, height - 34), chart.log)
+  return Axes((x_low, y_low), (x_high, y_high), (46, 22, right, height - 34), chart.log, step)
 
 
 def _range(values: np.ndarray) -> tuple[float, float]:
@@ -147,20 +151,20 @@ def _range(values: np.ndarray) -> tuple[float, float]:
 def _step(span: float) -> float:
   """A round distance between about four ticks."""
   power = 10 ** math.floor(math.log10(span / 4))
-  return next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= span / 4.5)
+  return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= span / 4.5)
 
 
-def _ticks(low: float, high: float) -> list[float]:
-  step = _step(high - low)
+def _ticks(low: float, high: float, step: float) -> list[float]:
   first, last = math.ceil(low / step - 1e-6), math.floor(high / step + 1e-6)
   return [step * i for i in range(first, last + 1)]
 
 
 def _tick(value: float) -> str:
-  if value and (abs(value) < 1e-3 or abs(value) >= 1e6):
-    digits, _, power = f'{value:.1e}'.partition('e')
-    return naming.minus(f'{digits.removesuffix(".0")}e{int(power)}')
-  return naming.minus(f'{round(value / 1000, 3):g}k' if abs(value) >= 10_000 else f'{round(value, 9):g}')
+  shown = f'{round(value / 1000, 3):g}k' if abs(value) >= 10_000 else f'{round(value, 9):g}'
+  if len(shown) > 6 or abs(value) >= 1e6 or (value and abs(value) < 1e-4):
+    digits, power = f'{value:.2e}'.split('e')
+    shown = f'{float(digits):g}e{int(power)}'
+  return naming.minus(shown)
 
 
 def _grid(chart: Chart, axes: Axes) -> Iterator[Markup]:
@@ -169,18 +173,19 @@ def _grid(chart: Chart, axes: Axes) -> Iterator[Markup]:
   if axes.log:
     ticks = [10.0**i for i in range(round(math.log10(low)), round(math.log10(high)) + 1)]
   else:
-    ticks = _ticks(low, high)
+    ticks = _ticks(low, high, axes.step)
   for value in ticks:
     y = axes.y(value)
     yield Markup('<line class="grid" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>').format(left, right, y, y)
     yield text(left - 6, y + 4, _tick(value), 'end')
-  for value in _ticks(axes.low[0], axes.high[0]):
-    if value == round(value) or axes.high[0] - axes.low[0] < 4:  # updates and rounds are whole numbers
+  ends = axes.low[0], axes.high[0]
+  for value in _ticks(*ends, _step(ends[1] - ends[0])):
+    if value == round(value) or ends[1] - ends[0] < 4:  # updates and rounds are whole numbers
       yield text(axes.x(value), bottom + 15, _tick(value), 'middle')
   yield Markup('<line class="axis" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(left, right, bottom, bottom)
-  yield text(right, bottom + 30, chart.x, 'end', 'name')
+  yield text(right, bottom + 30, chart.x, 'end', 'of-axis')
   if chart.y:
-    yield text(4, top - 10, chart.y + (', logarithmic' if chart.log else ''), 'start', 'name')
+    yield text(4, top - 10, chart.y + (', logarithmic' if chart.log else ''), 'start', 'of-axis')
 
 
 def text(x: float, y: float, content: str, anchor: str, kind: str = 'tick') -> Markup:
@@ -226,8 +231,6 @@ def _points(series: Series, axes: Axes, style: str) -> Iterator[Markup]:
     yield Markup('<circle class="point {}" cx="{:.1f}" cy="{:.1f}" r="2.8"><title>{}</title></circle>').format(
       style, *place, said
     )
-    if note:
-      yield text(place[0] + 5, place[1] + 13, note, 'start')
 
 
 def _path(points: Sequence[tuple[float, float]], axes: Axes) -> str:
@@ -245,22 +248,67 @@ def _thinned(x: np.ndarray, y: np.ndarray) -> list[tuple[float, float]]:
 
 
 def _labels(chart: Chart, axes: Axes) -> Iterator[Markup]:
-  """The names of the lines at their ends, moved apart where they would overlap."""
-  named = [(axes.y(float(each.y[-1])), each) for each in chart.series if each.label]
-  named.sort(key=lambda place: place[0])
-  _, top, right, bottom = axes.box
+  """The names of the lines, beside the axes if they end there, else beside their last points; and the notes."""
+  named = [(axes.x(float(each.x[-1])), axes.y(float(each.y[-1])), each) for each in chart.series if each.label]
+  right = axes.box[2]
+  yield from _beside_axes([place for place in named if place[0] > right - NEAR], axes)
+  taken = [(x - 3, x + 3, y + 4) for x, y in _marked(chart, axes)]
+  wanted = [(x, y, each.label, 'label') for x, y, each in named if x <= right - NEAR]
+  for each in chart.series:
+    places = zip(each.x, each.y, each.notes, strict=False)
+    wanted += [(axes.x(float(x)), axes.y(float(y)), note, 'tick') for x, y, note in places]
+  for x, y, words, kind in wanted:
+    if place := _free(x, y, CHARACTER * len(words), axes, taken):
+      yield text(*place, words, 'start', kind)
+    elif kind == 'label':
+      yield text(x + 6, y - 7, words, 'start', kind)
+
+
+def _marked(chart: Chart, axes: Axes) -> Iterator[tuple[float, float]]:
+  for each in chart.series:
+    if each.markers:
+      yield from ((axes.x(float(x)), axes.y(float(y))) for x, y in zip(each.x, each.y, strict=True))
+
+
+def _free(
+  x: float, y: float, width: float, axes: Axes, taken: list[tuple[float, float, float]]
+) -> tuple[float, float] | None:
+  """Where a text beside a point overlaps no other one, which is then taken; None if there is no such place.
+
+  Args:
+    x: the place of the point.
+    y: the place of the point.
+    width: of the text.
+    axes: the axes.
+    taken: the left and right ends and the base lines of other texts.
+  """
+  options = [(x + 6, y - 6), (x - 6 - width, y - 6), (x + 6, y + 14), (x - 6 - width, y + 14), (x + 6, y - 19)]
+  for left, base in options:
+    apart = all(left > end or left + width < start or abs(base - other) >= GAP for start, end, other in taken)
+    if left > axes.box[0] - 4 and apart:
+      taken.append((left, left + width, base))
+      return left, base
+  return None
+
+
+_Named = tuple[float, float, Series]  # the place of its last point
+
+
+def _beside_axes(named: Sequence[_Named], axes: Axes) -> Iterator[Markup]:
+  """Names in a column on the right, moved apart where they would overlap."""
+  named = sorted(named, key=lambda place: place[1])
+  _, top, right, limit = axes.box
   places: list[float] = []
-  for y, _ in named:
+  for _, y, _ in named:
     places.append(max(y, places[-1] + GAP) if places else max(y, top))
-  limit = bottom
   for i in reversed(range(len(places))):
     places[i] = min(places[i], limit)
     limit = places[i] - GAP
-  for place, (y, each) in zip(places, named, strict=True):
-    x = axes.x(float(each.x[-1]))
-    style = f'c{each.color % COLORS}'
-    yield Markup('<path class="lead {}" d="M{:.1f} {:.1f}L{:.1f} {:.1f}"/>').format(style, x + 3, y, right + 4, place)
-    yield text(right + 7, place + 4, each.label, 'start', f'label {style}')
+  for place, (x, y, each) in zip(places, named, strict=True):
+    yield Markup('<path class="lead c{}" d="M{:.1f} {:.1f}L{:.1f} {:.1f}"/>').format(
+      each.color % COLORS, x + 3, y, right + 5, place
+    )
+    yield text(right + 8, place + 4, each.label, 'start', 'label')
 
 
 def _description(chart: Chart) -> str:
@@ -283,7 +331,8 @@ def horizontal(values: Sequence[float], box: tuple[float, float, float, float]) 
 def vertical_grid(axes: Axes) -> Iterator[Markup]:
   """The ticks of the horizontal axis."""
   _, top, _, bottom = axes.box
-  for value in _ticks(axes.low[0], axes.high[0]):
+  ends = axes.low[0], axes.high[0]
+  for value in _ticks(*ends, _step(ends[1] - ends[0])):
     x = axes.x(value)
     yield Markup('<line class="grid" x1="{:.1f}" x2="{:.1f}" y1="{}" y2="{}"/>').format(x, x, top, bottom)
     yield text(x, bottom + 14, _tick(value), 'middle')

@@ -28,8 +28,16 @@ def command(program: str, kind: type, values: Mapping[str, Any]) -> str:
   defaults = fields.flat(kind())
   given = {name: _tuples(value) for name, value in values.items()}
   changed = [leaf for leaf in fields.leaves(kind) if given.get(leaf.name, defaults[leaf.name]) != defaults[leaf.name]]
-  arguments = [f'--{leaf.flag}={help_text.show(given[leaf.name]) if given[leaf.name] else ""}' for leaf in changed]
-  return shlex.join(['alignjax', *program.split(), *arguments])
+  arguments = [
+    f'--{leaf.flag}={help_text.show(given[leaf.name]) if given[leaf.name] not in ((), "") else ""}' for leaf in changed
+  ]
+  return ' '.join(['alignjax', program, *map(quoted, arguments)])
+
+
+def quoted(argument: str) -> str:
+  """An argument as typed in a shell: `--optimizer='sgd(0.1)'`."""
+  name, equals, value = argument.partition('=')
+  return f'{name}={shlex.quote(value)}' if equals and shlex.quote(name) == name else shlex.quote(argument)
 
 
 def _tuples(value: Any) -> Any:
