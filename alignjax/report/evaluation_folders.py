@@ -92,7 +92,7 @@ def _estimate(value: Any) -> evaluator.Estimate | None:
 
 def _best(entries: Any) -> list[tuple[int, float, evaluator.Estimate]]:
   found = []
-  for entry in entries if isinstance(entries, list) else ():
+  for entry in filter(_is_object, entries if isinstance(entries, list) else ()):
     reward, kl = _estimate(entry.get('reward')), _estimate(entry.get('kl'))
     if reward is not None and kl is not None:
       found.append((_whole(entry.get('n')), kl.mean, reward))
@@ -102,10 +102,14 @@ def _best(entries: Any) -> list[tuple[int, float, evaluator.Estimate]]:
 def _laws(runs: Any) -> list[tuple[str, ...]]:
   found = []
   for run, fits in runs.items() if isinstance(runs, dict) else ():
-    for fit in fits:
+    for fit in filter(_is_object, fits if isinstance(fits, list) else ()):
       numbers = [_estimate(fit.get(name)) for name in ('a', 'b', 'rms')]
       found.append((run, str(fit.get('of')), str(fit.get('law')), *map(naming.estimate, numbers)))
   return found
+
+
+def _is_object(value: Any) -> bool:
+  return isinstance(value, dict)
 
 
 def _whole(value: Any) -> int:

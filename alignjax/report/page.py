@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
+import functools
 import pathlib
 from typing import Any, NamedTuple
 
@@ -84,6 +85,12 @@ class Key(NamedTuple):
 
 def render(report: facts.Report) -> str:
   """The page of a report."""
+  style = (FOLDER / 'page.css').read_text(encoding='utf-8')
+  return _template().render(style=style, report=report, **_parts(report))
+
+
+@functools.cache
+def _template() -> jinja2.Template:
   environment = jinja2.Environment(
     loader=jinja2.FileSystemLoader(FOLDER),
     autoescape=True,
@@ -92,8 +99,7 @@ def render(report: facts.Report) -> str:
     lstrip_blocks=True,
   )
   environment.globals |= {'number': naming.number, 'size': naming.size, 'words': naming.words}
-  style = (FOLDER / 'page.css').read_text(encoding='utf-8')
-  return environment.get_template('page.html').render(style=style, report=report, **_parts(report))
+  return environment.get_template('page.html')
 
 
 def _parts(report: facts.Report) -> dict[str, Any]:

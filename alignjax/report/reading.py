@@ -30,12 +30,12 @@ def read(folders: Sequence[str]) -> facts.Report:
   runs = [folder for folder in given if folder not in sweeps and run_folders.is_run(folder)]
   comparisons = []
   for folder in compared:
-    found = run_folders.content(folder / COMPARISON, notes)
-    there = [pathlib.Path(name) for name in found.get('updates', {}) if run_folders.is_run(pathlib.Path(name))]
+    found = _compared(folder, notes)
+    there = [pathlib.Path(name) for name in found.names if run_folders.is_run(pathlib.Path(name))]
     runs += [each for each in there if each.resolve() not in {run.resolve() for run in runs}]
-    if gone := [name for name in found.get('updates', {}) if pathlib.Path(name) not in there]:
+    if gone := [name for name in found.names if pathlib.Path(name) not in there]:
       notes.append(f'{folder}: compares {", ".join(gone)}, not found from here, so their curves are missing.')
-      comparisons.append(_comparison(folder, found))
+      comparisons.append(found)
   members = {folder: dict(_members(folder)) for folder in sweeps}
   within = [path for found in members.values() for path in found.values()]
   evaluated += _evaluations([*runs, *within], {folder.resolve() for folder in evaluated})
@@ -123,14 +123,24 @@ def _reason(folder: pathlib.Path, name: str) -> str:
   return sweeping.reason(folder, name) if sweeping.log(folder, name).is_file() else 'its log is missing'
 
 
-def _comparison(folder: pathlib.Path, found: dict[str, Any]) -> facts.Comparison:
-  names = tuple(found.get('updates', {}))
-  settings = [
-    (name, *(run_folders.shown(values.get(each)) for each in names)) for name, values in found['settings'].items()
-  ]
-  metrics = dict.fromkeys(name for values in found['metrics'].values() for name in values)
-  rows = [(name, *(_value(found['metrics'][each].get(name)) for each in names)) for name in metrics]
-  return facts.Comparison(str(folder), names, tuple(settings), tuple(rows))
+def _compared(folder: pathlib.Path, notes: list[str]) -> facts.Comparison:
+  found = run_folders.content(folder / COMPARISON, notes)
+  parts = [found.get(name) for name in ('updates', 'settings', 'metrics')]
+  whole = all(isinstance(part, dict) for part in parts)
+  if not whole or not all(isinstance(values, dict) for part in parts[1:] for values in part.values()):
+    notes.append(f'{folder / COMPARISON}: is damaged. `alignjax compare` writes it again.')
+    return facts.Comparison(str(folder), (), (), ())
+  updates, settings, metrics = parts
+  names = tuple(updates)
+  measured = dict.fromkeys(name for values in metrics.values() for name in values)
+  return facts.Comparison(
+    folder=str(folder),
+    names=names,
+    settings=tuple(
+      (name, *(run_folders.shown(values.get(each)) for each in names)) for name, values in settings.items()
+    ),
+    metrics=tuple((name, *(_value(metrics.get(each, {}).get(name)) for each in names)) for name in measured),
+  )
 
 
 def _value(value: Any) -> str:

@@ -142,7 +142,7 @@ def _axes(chart: Chart) -> Axes:
 
 def _range(values: np.ndarray) -> tuple[float, float]:
   low, high = float(values.min()), float(values.max())
-  if low == high:
+  if high - low <= 1e-9 * max(abs(low), abs(high)):
     around = abs(low) * 0.1 or 1.0
     return low - around, high + around
   return low, high
