@@ -61,13 +61,16 @@ def test_long_lines_are_thinned_and_keep_their_extremes():
   assert [x for x, _ in kept] == sorted(x for x, _ in kept)
 
 
-def test_labels_of_lines_that_end_together_do_not_overlap():
-  series = [svg.Series(np.arange(5.0), np.full(5, 1 + 1e-3 * i), f'run {i}', i) for i in range(6)]
-  text = str(svg.draw(chart(*series), 'c'))
+@pytest.mark.parametrize('level', [0.0, 0.5, 1.0])
+def test_labels_of_lines_that_end_together_do_not_overlap(level):
+  series = [svg.Series(np.arange(5.0), np.full(5, level + 1e-3 * i), f'run {i}', i) for i in range(6)]
+  drawn = chart(*series, svg.Series(np.arange(2.0), np.array([0.0, 1.0])))
+  text = str(svg.draw(drawn, 'c'))
   places = sorted(float(y) for y in re.findall(r'<text class="label" x="[^"]*" y="([^"]*)"', text))
   assert len(places) == 6
   assert min(np.diff(places)) >= svg.GAP - 0.11
-  assert places[-1] < svg.Chart('', '', '', ()).size[1]
+  assert places[0] > 0
+  assert places[-1] < drawn.size[1]
 
 
 def test_labels_beside_points_do_not_overlap():
