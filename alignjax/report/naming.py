@@ -70,4 +70,4 @@ def duration(seconds: float) -> str:
 
 def words(command: str) -> list[str]:
   """The words of a command line as typed: a space in quotes ends no word."""
-  return re.findall(r"(?:[^\s']|'[^']*')+", command)
+  return re.findall(r"""(?:[^\s'"]|'[^']*'|"[^"]*")+""", command)

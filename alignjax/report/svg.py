@@ -258,7 +258,7 @@ def _labels(chart: Chart, axes: Axes) -> Iterator[Markup]:
     places = zip(each.x, each.y, each.notes, strict=False)
     wanted += [(axes.x(float(x)), axes.y(float(y)), note, 'tick') for x, y, note in places]
   for x, y, words, kind in wanted:
-    if place := _free(x, y, CHARACTER * len(words), axes, taken):
+    if place := _free((x, y), CHARACTER * len(words), kind, axes, taken):
       yield text(*place, words, 'start', kind)
     elif kind == 'label':
       yield text(x + 6, y - 7, words, 'start', kind)
@@ -271,19 +271,20 @@ def _marked(chart: Chart, axes: Axes) -> Iterator[tuple[float, float]]:
 
 
 def _free(
-  x: float, y: float, width: float, axes: Axes, taken: list[tuple[float, float, float]]
+  point: tuple[float, float], width: float, kind: str, axes: Axes, taken: list[tuple[float, float, float]]
 ) -> tuple[float, float] | None:
   """Where a text beside a point overlaps no other one, which is then taken; None if there is no such place.
 
   Args:
-    x: the place of the point.
-    y: the place of the point.
+    point: the place of the point.
     width: of the text.
+    kind: its class: labels are rather above a point, notes below.
     axes: the axes.
     taken: the left and right ends and the base lines of other texts.
   """
-  options = [(x + 6, y - 6), (x - 6 - width, y - 6), (x + 6, y + 14), (x - 6 - width, y + 14), (x + 6, y - 19)]
-  for left, base in options:
+  x, y = point
+  above, below = ([(x + 6, y + away), (x - 6 - width, y + away)] for away in (-6, 14))
+  for left, base in [*above, *below, (x + 6, y - 19)] if kind == 'label' else [*below, *above]:
     apart = all(left > end or left + width < start or abs(base - other) >= GAP for start, end, other in taken)
     if left > axes.box[0] - 4 and apart:
       taken.append((left, left + width, base))

@@ -37,7 +37,10 @@ def command(program: str, kind: type, values: Mapping[str, Any]) -> str:
 def quoted(argument: str) -> str:
   """An argument as typed in a shell: `--optimizer='sgd(0.1)'`."""
   name, equals, value = argument.partition('=')
-  return f'{name}={shlex.quote(value)}' if equals and shlex.quote(name) == name else shlex.quote(argument)
+  if not equals or shlex.quote(name) != name:
+    return shlex.quote(argument)
+  plain = "'" in value and not set(value) & set('"$`\\!')  # easier to read in double quotes
+  return f'{name}="{value}"' if plain else f'{name}={shlex.quote(value)}'
 
 
 def _tuples(value: Any) -> Any:
@@ -46,7 +49,8 @@ def _tuples(value: Any) -> Any:
 
 def devices() -> str:
   """The devices of this run."""
-  return f'{jax.device_count()} x {jax.devices()[0].device_kind}, {jax.process_count()} processes'
+  count = jax.process_count()
+  return f'{jax.device_count()} x {jax.devices()[0].device_kind}' + (f', {count} processes' if count > 1 else '')
 
 
 def write(folder: pathlib.Path, **entries: Any) -> None:

@@ -3,6 +3,7 @@
 import html
 from html import parser
 import json
+import pathlib
 import re
 import shlex
 
@@ -15,6 +16,7 @@ from alignjax.report import facts, page, reading
 from alignjax.run import about, command_line, fields, settings
 from tests.report import folders
 
+ROOT = pathlib.Path(__file__).parents[2]
 VOID = {'meta', 'link', 'br'}
 LOADING = {'src', 'srcset', 'data', 'poster', 'action', 'formaction', 'background', 'xlink:href', 'ping', 'style'}
 
@@ -187,7 +189,8 @@ def test_a_comparison_shows_its_runs_or_without_them_its_tables(world, tmp_path)
   assert 'train/loss 0.25 –' in words(text)
 
 
-def test_the_command_of_a_run_parses_into_its_settings(tmp_path):
+@pytest.mark.parametrize('reward', ['', "matches('[a e]') - 0.1", """python("m:f('$x')")""", r"matches('\\d\`')"])
+def test_the_command_of_a_run_parses_into_its_settings(tmp_path, reward):
   config = folders.config(
     objective='ra_dpo(risk=cvar(0.97), beta=0.1) + 0.1 * sft()',
     buckets=((16, 24), (32, 48)),
@@ -196,6 +199,7 @@ def test_the_command_of_a_run_parses_into_its_settings(tmp_path):
     scan_layers=False,
     warmup=0.0,
     schedule='cosine(to=0.1)',
+    reward=reward,
     workdir=str(tmp_path),
   )
   line = about.command('train', settings.Config, json.loads(json.dumps(fields.flat(config))))
@@ -261,3 +265,9 @@ def test_what_is_no_result_is_refused(world, tmp_path, capsys, given, message):
   assert program.execute(report.PROGRAM, ['report', *arguments, f'--out={tmp_path}/x.html']) == 1
   assert message in capsys.readouterr().err
   assert not (tmp_path / 'x.html').exists()
+
+
+def test_the_package_contains_the_files_of_the_page():
+  (data,) = re.findall(r"package_data=\{'alignjax': \[(.*?)\]\}", (ROOT / 'setup.py').read_text())
+  others = [path for path in (ROOT / 'alignjax').rglob('*') if path.is_file() and path.suffix not in ('.py', '.pyc')]
+  assert {f"'{path.relative_to(ROOT / 'alignjax')}'" for path in others} == set(data.split(', '))

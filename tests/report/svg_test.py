@@ -125,8 +125,9 @@ def test_names_are_as_short_as_they_can_be(names, short):
 
 
 def test_words_of_a_command_keep_their_quotes():
-  line = "alignjax train --objective='dpo(beta=0.1) + sft()' --seed=1"
-  assert naming.words(line) == ['alignjax', 'train', "--objective='dpo(beta=0.1) + sft()'", '--seed=1']
+  line = """alignjax train --objective='dpo(beta=0.1) + sft()' --reward="matches('a b')" --seed=1"""
+  parts = ['alignjax', 'train', "--objective='dpo(beta=0.1) + sft()'", '''--reward="matches('a b')"''', '--seed=1']
+  assert naming.words(line) == parts
 
 
 @pytest.mark.parametrize(('count', 'text'), [(9, '9 B'), (2048, '2.0 KiB'), (3 * 2**30, '3.0 GiB')])
