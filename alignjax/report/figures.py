@@ -13,6 +13,8 @@ from alignjax.report import facts, naming, svg
 from alignjax.run import history
 
 MOST_PANELS = 6  # of the metrics of a sweep
+MOST_MARKS = 50  # of the skipped batches of a run
+MOST_LABELS = 8  # at the ends of lines; of more runs, only the legend has the names
 LONGEST = 13  # characters of a name that is written at the end of a line; longer names get a number
 WIDE = (470, 290)
 
@@ -102,7 +104,7 @@ def styles(groups: Sequence[tuple[str, Sequence[facts.Run]]]) -> dict[str, Style
   for i, (name, members) in enumerate(groups):
     label = name if len(name) <= LONGEST else str(i + 1)
     for k, run in enumerate(members):
-      found[run.folder] = Style(i, i // svg.COLORS, '' if k or len(groups) == 1 else label)
+      found[run.folder] = Style(i, i // svg.COLORS, '' if k or not 1 < len(groups) <= MOST_LABELS else label)
   return found
 
 
@@ -140,17 +142,17 @@ def _figures(
       lowest = min(float(each.y.min() if each.raw is None else each.raw.min()) for each in series)
       highest = max(float(each.y.max()) for each in series)
       of_training = x == 'updates' and any(line.metric.startswith('train/') for line in panel.lines)
-      marks = sorted({step for run in runs for step in run.skipped}) if of_training else ()
-      chart = svg.Chart(
-        panel.title,
-        x,
-        panel.unit,
-        series,
-        marks,
-        'batch skipped: its loss or gradient was not finite',
-        log=panel.log and 0 < 30 * lowest < highest,
-      )
+      marks = _marks(runs, styles) if of_training else ()
+      chart = svg.Chart(panel.title, x, panel.unit, series, marks, log=panel.log and 0 < 30 * lowest < highest)
       yield Figure(panel.title, svg.draw(chart, f'{name}-{number}'))
+
+
+def _marks(runs: Sequence[facts.Run], styles: Mapping[str, Style]) -> list[svg.Mark]:
+  return [
+    svg.Mark(step, f'{run.label}: the batch of update {step} was skipped', styles[run.folder].color)
+    for run in runs
+    for step in run.skipped[:MOST_MARKS]
+  ]
 
 
 def _series(run: facts.Run, panel: Panel, style: Style, several: bool) -> Iterator[svg.Series]:

@@ -16,6 +16,7 @@ from alignjax.run import fields, history, settings
 FOLDER = pathlib.Path(__file__).parent
 MOST_METRICS = 5  # of the overview
 MOST_COLUMNS = 4  # runs that are columns of the table of settings; more are its rows
+MOST_NAMES = 4  # of runs that share an objective or a finding
 MOST_PANELS = 24  # of the remaining metrics
 COLUMNS = {  # of the table of an evaluation, by the name of the value
   'reward': 'reward',
@@ -112,7 +113,7 @@ def _parts(report: facts.Report) -> dict[str, Any]:
     'legend': _legend(groups, styles),
     'commands': list(_commands(report)),
     'settings': list(_settings(runs)),
-    'everything': [(run.label, _everything(run)) for run in runs[:MOST_COLUMNS] if run.config],
+    'everything': [(run.label, _everything(run)) for run in _examples(report) if run.config],
     'objectives': _objectives(runs),
     'started': _started(runs),
     'training': figures.training(runs, styles),
@@ -206,6 +207,11 @@ def _default(value: Any) -> str:
   return run_folders.shown(list(value) if isinstance(value, tuple) else value)
 
 
+def _examples(report: facts.Report) -> list[facts.Run]:
+  """The first runs, and the first one of each sweep."""
+  return [*report.runs[:MOST_COLUMNS], *(sweep.runs[0] for sweep in report.sweeps if sweep.runs)]
+
+
 def _everything(run: facts.Run) -> Table:
   return Table(('', 'value'), [(name, run_folders.shown(value)) for name, value in run.config.items()])
 
@@ -222,8 +228,14 @@ def _objectives(runs: Sequence[facts.Run]) -> list[Objective]:
     described, unknown = descriptions.of(expression)
     new = [each for each in described if each.name not in seen]
     seen |= {each.name for each in new}
-    found.append(Objective(expression, ', '.join(names) if len(members) > 1 else '', new, ', '.join(unknown)))
+    found.append(Objective(expression, _listed(names) if len(members) > 1 else '', new, ', '.join(unknown)))
   return found
+
+
+def _listed(names: Sequence[str]) -> str:
+  """The first names, and how many there are more."""
+  more = len(names) - MOST_NAMES
+  return ', '.join(names[:MOST_NAMES]) + (f' and {more} more' if more > 0 else '')
 
 
 def _started(runs: Sequence[facts.Run]) -> Table | None:
@@ -289,7 +301,7 @@ def _doctor(runs: Sequence[facts.Run]) -> list[Found]:
       members.setdefault(finding, []).append(run.label)
   examined = sum(run.about.doctor is not None for run in runs)
   return [
-    Found(each, '' if len(members[each]) == examined else ', '.join(members[each]))
+    Found(each, '' if len(members[each]) == examined else _listed(members[each]))
     for each in findings.worst_first(members)
   ]
 

@@ -6,6 +6,7 @@ A chart has a title and a description for readers who do not see it. Points have
 from collections.abc import Iterator, Sequence
 import dataclasses
 import math
+from typing import NamedTuple
 
 import markupsafe
 import numpy as np
@@ -49,6 +50,14 @@ class Series:
   notes: Sequence[str] = ()
 
 
+class Mark(NamedTuple):
+  """A place on the horizontal axis that is marked with a cross."""
+
+  x: float
+  text: str
+  color: int
+
+
 @dataclasses.dataclass(frozen=True)
 class Chart:
   """Series over common axes.
@@ -58,8 +67,7 @@ class Chart:
     x: the name of the horizontal axis.
     y: the name or unit of the vertical axis.
     series: the lines.
-    marks: places on the horizontal axis that are marked with a cross.
-    marked: what the marks mean.
+    marks: marked places.
     log: whether the vertical axis is logarithmic; needs positive values.
     size: width and height.
   """
@@ -68,8 +76,7 @@ class Chart:
   x: str
   y: str
   series: Sequence[Series]
-  marks: Sequence[float] = ()
-  marked: str = ''
+  marks: Sequence[Mark] = ()
   log: bool = False
   size: tuple[int, int] = (420, 236)
 
@@ -120,7 +127,7 @@ def picture(name: str, title: str, text: str, size: tuple[int, int], parts: Sequ
 
 
 def _axes(chart: Chart) -> Axes:
-  values_x, values_y = [np.asarray(chart.marks, float)], []
+  values_x, values_y = [np.array([mark.x for mark in chart.marks])], []
   for each in chart.series:
     values_x += [each.x, *(() if each.spread is None else each.spread)]
     values_y += [each.y, *(() if each.raw is None else [each.raw])]
@@ -194,13 +201,13 @@ def text(x: float, y: float, content: str, anchor: str, kind: str = 'tick') -> M
 
 
 def _marks(chart: Chart, axes: Axes) -> Iterator[Markup]:
-  bottom = axes.box[3]
-  for place in chart.marks:
-    x = axes.x(place)
+  _, top, _, bottom = axes.box
+  for mark in chart.marks:
+    x = axes.x(mark.x)
     yield Markup(
-      '<g class="mark"><title>{}, update {:g}</title><line class="of-mark" x1="{:.1f}" x2="{:.1f}" y1="{}" y2="{}"/>'
+      '<g class="mark c{}"><title>{}</title><line x1="{:.1f}" x2="{:.1f}" y1="{}" y2="{}"/>'
       '<path d="M{:.1f} {:.1f}l7 7m0 -7l-7 7"/></g>'
-    ).format(chart.marked, place, x, x, axes.box[1], bottom, x - 3.5, bottom - 3.5)
+    ).format(mark.color % COLORS, mark.text, x, x, top, bottom, x - 3.5, bottom - 3.5)
 
 
 def _series(series: Series, axes: Axes) -> Iterator[Markup]:
@@ -318,7 +325,7 @@ def _description(chart: Chart) -> str:
   for each in chart.series:
     ends = naming.number(float(each.y[0])), naming.number(float(each.y[-1]))
     said.append(f'{each.label or chart.title}: {ends[0]}' + (f' to {ends[1]}' if len(each.y) > 1 else ''))
-  marks = f' {len(chart.marks)} x {chart.marked}.' if chart.marks else ''
+  marks = f' {"; ".join(mark.text for mark in chart.marks)}.' if chart.marks else ''
   return f'{chart.y or "Value"} over {chart.x}. {"; ".join(said)}.{marks}'
 
 

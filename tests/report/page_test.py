@@ -114,7 +114,7 @@ def test_a_run_shows_its_settings_objective_doctor_costs_and_files(world):
   assert '15.0 s 500 ms 3000 200 1.50 GiB' in shown  # 30 updates of half a second
   assert 'model/ the aligned model in Hugging Face format 2.0 KiB' in shown
   assert '2 batches were skipped' in shown
-  assert text.count('class="mark"') == 2 * len(re.findall('id="curve-\\d+"', text))
+  assert text.count('class="mark c0"') == 2 * len(re.findall('id="curve-\\d+"', text))
 
 
 def test_several_runs_share_panels_and_their_differences_come_first(world):
