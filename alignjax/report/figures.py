@@ -139,11 +139,12 @@ def _figures(
   for number, panel in enumerate(panels):
     series = [each for run in runs for each in _series(run, panel, styles[run.folder], len(runs) > 1)]
     if series:
-      lowest = min(float(each.y.min() if each.raw is None else each.raw.min()) for each in series)
-      highest = max(float(each.y.max()) for each in series)
+      values = np.concatenate([each.y if each.raw is None else each.raw for each in series])
       of_training = x == 'updates' and any(line.metric.startswith('train/') for line in panel.lines)
       marks = _marks(runs, styles) if of_training else ()
-      chart = svg.Chart(panel.title, x, panel.unit, series, marks, log=panel.log and 0 < 30 * lowest < highest)
+      chart = svg.Chart(
+        panel.title, x, panel.unit, series, marks, log=panel.log and 0 < 30 * values.min() < values.max()
+      )
       yield Figure(panel.title, svg.draw(chart, f'{name}-{number}'))
 
 

@@ -66,7 +66,7 @@ def read(folder: pathlib.Path, label: str, notes: list[str]) -> facts.Run:
 
 def _state(run: facts.Run) -> Iterator[str]:
   if run.steps and run.planned > run.steps:
-    yield f'{run.folder}: has done {run.steps} of {run.planned} updates; the last record is of {run.last}.'
+    yield f'{run.folder}: has done {run.steps} of {run.planned} updates; the last record was written at {run.last}.'
   if run.skipped:
     shown = ', '.join(map(str, run.skipped[:8])) + (' and more' if len(run.skipped) > 8 else '')
     yield (
