@@ -26,7 +26,7 @@ def read(folder: pathlib.Path, notes: list[str]) -> facts.Evaluation:
   if not (folder / RESULT).is_file():
     count = sum(path.suffix == '.json' for path in (folder / 'parts').iterdir())
     notes.append(
-      f'{folder}: has no {RESULT}, so the evaluation is unfinished; {count} parts are measured. The same command '
+      f'{folder}: has no {RESULT}, so the evaluation is unfinished; measured parts: {count}. The same command '
       'continues it.'
     )
     return facts.Evaluation(str(folder))

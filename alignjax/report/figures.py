@@ -212,29 +212,29 @@ def _shares(runs: Sequence[facts.Run]) -> Iterator[Figure]:
 
 def _bars(title: str, rows: Sequence[tuple[str, Mapping[str, float]]]) -> markupsafe.Markup:
   width, row = 420, 84
-  parts, said = [], []
+  parts, captions = [], []
   for i, (name, stages) in enumerate(rows):
     left, top = 4.0, 10 + i * row
     parts.append(svg.text(4, top + 10, name if len(rows) > 1 else '', 'start', 'of-axis'))
     keys = []
     for k, (stage, share) in enumerate(sorted(stages.items(), key=lambda item: -item[1])):
       size = max(share, 0.0) * (width - 8)
-      told = f'{stage} {share:.0%}'
+      caption = f'{stage} {share:.0%}'
       parts.append(
         markupsafe.Markup(
           '<rect class="bar c{}" x="{:.1f}" y="{}" width="{:.1f}" height="18"><title>{}</title></rect>'
-        ).format(k % svg.COLORS, left, top + 16, max(size - 1, 0), told)
+        ).format(k % svg.COLORS, left, top + 16, max(size - 1, 0), caption)
       )
       left += size
-      keys.append((k, told))
-    for place, (k, told) in enumerate(keys):
+      keys.append((k, caption))
+    for place, (k, caption) in enumerate(keys):
       x, y = 4 + place % 4 * 104, top + 50 + place // 4 * 16
       parts.append(
         markupsafe.Markup('<rect class="bar c{}" x="{}" y="{}" width="9" height="9"/>').format(k % svg.COLORS, x, y - 9)
       )
-      parts.append(svg.text(x + 13, y, told, 'start', 'label'))
-    said.append(f'{name}: {", ".join(told for _, told in keys)}')
-  return svg.picture('stages', title, '; '.join(said), (width, 10 + row * len(rows)), parts)
+      parts.append(svg.text(x + 13, y, caption, 'start', 'label'))
+    captions.append(f'{name}: {", ".join(caption for _, caption in keys)}')
+  return svg.picture('stages', title, '; '.join(captions), (width, 10 + row * len(rows)), parts)
 
 
 def reward_against_kl(evaluation: facts.Evaluation, number: int) -> Figure | None:
@@ -308,7 +308,7 @@ def _dots(name: str, metric: str, groups: Mapping[str, Sequence[float]]) -> mark
   for i, (group, values) in enumerate(groups.items()):
     mean, error = estimates[group]
     y = box[1] + row * i + 24
-    told = f'{group}: {naming.estimate(evaluator.Estimate(mean, error))}'
+    caption = f'{group}: {naming.estimate(evaluator.Estimate(mean, error))}'
     parts.append(svg.text(box[0], y - 11, group, 'start', 'label'))
     parts.append(markupsafe.Markup('<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(box[0], box[2], y, y))
     parts += [
@@ -323,8 +323,8 @@ def _dots(name: str, metric: str, groups: Mapping[str, Sequence[float]]) -> mark
       )
     parts.append(
       markupsafe.Markup('<circle class="point c{}" cx="{:.1f}" cy="{}" r="3.6"><title>{}</title></circle>').format(
-        i % svg.COLORS, axes.x(mean), y, told
+        i % svg.COLORS, axes.x(mean), y, caption
       )
     )
-  said = '; '.join(f'{group}: {naming.estimate(evaluator.Estimate(*each))}' for group, each in estimates.items())
-  return svg.picture(name, metric, said, (width, int(box[3]) + 24), parts)
+  captions = '; '.join(f'{group}: {naming.estimate(evaluator.Estimate(*each))}' for group, each in estimates.items())
+  return svg.picture(name, metric, captions, (width, int(box[3]) + 24), parts)

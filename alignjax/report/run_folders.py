@@ -53,7 +53,7 @@ def read(folder: pathlib.Path, label: str, notes: list[str]) -> facts.Run:
     about=known,
     command=about.command('train', settings.Config, config) if config else '',
     steps=max((record['step'] for record in records), default=0),
-    planned=known.steps or _whole(config.get('steps')),
+    planned=_whole(config.get('steps')) or known.steps,  # a resumed run may do more than it planned
     skipped=_skipped(records),
     last=_modified(folder / METRICS) if records else '',
     rollouts=sample_files.of_rollouts(folder / 'rollouts', label),
@@ -69,10 +69,7 @@ def _state(run: facts.Run) -> Iterator[str]:
     yield f'{run.folder}: has done {run.steps} of {run.planned} updates; the last record was written at {run.last}.'
   if run.skipped:
     shown = ', '.join(map(str, run.skipped[:8])) + (' and more' if len(run.skipped) > 8 else '')
-    yield (
-      f'{run.folder}: {len(run.skipped)} batches were skipped, because their loss or gradient was not finite '
-      f'(updates {shown}).'
-    )
+    yield f'{run.folder}: batches skipped because their loss or gradient was not finite: {len(run.skipped)} ({shown}).'
 
 
 def _records(folder: pathlib.Path, notes: list[str]) -> list[dict[str, float | int]]:

@@ -234,9 +234,9 @@ def _points(series: Series, axes: Axes, style: str) -> Iterator[Markup]:
       ends = axes.x(series.spread[0][i]), axes.x(series.spread[1][i])
       yield Markup('<path class="whisker {}" d="M{:.1f} {:.1f}H{:.1f}"/>').format(style, ends[0], place[1], ends[1])
     note = series.notes[i] if series.notes else ''
-    said = ', '.join(filter(None, (series.label, note, f'{_tick(float(x))}: {naming.number(float(y))}')))
+    captions = ', '.join(filter(None, (series.label, note, f'{_tick(float(x))}: {naming.number(float(y))}')))
     yield Markup('<circle class="point {}" cx="{:.1f}" cy="{:.1f}" r="2.8"><title>{}</title></circle>').format(
-      style, *place, said
+      style, *place, captions
     )
 
 
@@ -321,12 +321,12 @@ def _beside_axes(named: Sequence[_Named], axes: Axes) -> Iterator[Markup]:
 
 def _description(chart: Chart) -> str:
   """The ends of each line, in words."""
-  said = []
+  captions = []
   for each in chart.series:
     ends = naming.number(float(each.y[0])), naming.number(float(each.y[-1]))
-    said.append(f'{each.label or chart.title}: {ends[0]}' + (f' to {ends[1]}' if len(each.y) > 1 else ''))
+    captions.append(f'{each.label or chart.title}: {ends[0]}' + (f' to {ends[1]}' if len(each.y) > 1 else ''))
   marks = f' {"; ".join(mark.text for mark in chart.marks)}.' if chart.marks else ''
-  return f'{chart.y or "Value"} over {chart.x}. {"; ".join(said)}.{marks}'
+  return f'{chart.y or "Value"} over {chart.x}. {"; ".join(captions)}.{marks}'
 
 
 def horizontal(values: Sequence[float], box: tuple[float, float, float, float]) -> Axes:

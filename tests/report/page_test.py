@@ -113,7 +113,7 @@ def test_a_run_shows_its_settings_objective_doctor_costs_and_files(world):
   assert 'tiny, 7 parameters' in shown
   assert '15.0 s 500 ms 3000 200 1.50 GiB' in shown  # 30 updates of half a second
   assert 'model/ the aligned model in Hugging Face format 2.0 KiB' in shown
-  assert '2 batches were skipped' in shown
+  assert 'batches skipped because their loss or gradient was not finite: 2 (7, 8).' in shown
   assert text.count('class="mark c0"') == 2 * len(re.findall('id="curve-\\d+"', text))
 
 
@@ -217,7 +217,7 @@ def test_what_is_missing_is_a_note(tmp_path):
   assert 'Not examined' in words(text)
   (tmp_path / 'unfinished' / 'parts').mkdir(parents=True)
   text, found = made(tmp_path / 'unfinished')
-  assert any('the evaluation is unfinished; 0 parts are measured' in note for note in found.notes)
+  assert any('the evaluation is unfinished; measured parts: 0' in note for note in found.notes)
   assert 'Nothing to show yet' in words(text)
 
 
