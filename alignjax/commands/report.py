@@ -19,6 +19,8 @@ from alignjax.commands import program
 from alignjax.report import page, reading
 from alignjax.run import fields
 
+MOST_NOTES = 8  # that are printed
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -47,8 +49,10 @@ def run(settings: Settings) -> None:
   out = pathlib.Path(settings.out)
   out.parent.mkdir(parents=True, exist_ok=True)
   files.replace(out, page.render(found).encode('utf-8', 'backslashreplace'))
-  for note in found.notes:
+  for note in found.notes[:MOST_NOTES]:
     print(note)
+  if more := found.notes[MOST_NOTES:]:
+    print(f'{len(more)} more notes in the page')
   print(f'wrote {out}')
 
 

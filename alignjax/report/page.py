@@ -242,7 +242,7 @@ def _started(runs: Sequence[facts.Run]) -> Table | None:
   """What runs printed when they started, and versions; one column if it is the same for all."""
   columns = [
     {
-      **dict(run.about.summary),
+      **{name: value for name, value in run.about.summary if name != 'objective'},
       **(
         {'versions': ', '.join(f'{name} {version}' for name, version in run.about.versions.items())}
         if run.about.versions
@@ -251,7 +251,7 @@ def _started(runs: Sequence[facts.Run]) -> Table | None:
     }
     for run in runs
   ]
-  names = [name for name in dict.fromkeys(name for column in columns for name in column) if name != 'objective']
+  names = list(dict.fromkeys(name for column in columns for name in column))
   same = all(column == columns[0] for column in columns)
   shown = columns[:1] if same else columns[:MOST_COLUMNS]
   head = ('', 'all runs' if len(runs) > 1 else 'value') if same else ('', *(run.label for run in runs[:MOST_COLUMNS]))

@@ -271,3 +271,10 @@ def test_the_package_contains_the_files_of_the_page():
   (data,) = re.findall(r"package_data=\{'alignjax': \[(.*?)\]\}", (ROOT / 'setup.py').read_text())
   others = [path for path in (ROOT / 'alignjax').rglob('*') if path.is_file() and path.suffix not in ('.py', '.pyc')]
   assert {f"'{path.relative_to(ROOT / 'alignjax')}'" for path in others} == set(data.split(', '))
+
+
+def test_what_all_runs_of_a_sweep_started_with_is_shown_once(world):
+  _, found = made(world / 'sweep')
+  table = page._started(found.all_runs)
+  assert table.head == ('', 'all runs')
+  assert [row[0] for row in table.rows] == ['model', 'versions']
