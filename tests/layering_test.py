@@ -36,6 +36,7 @@ LEVEL = {
   'evaluation': 4,
   'training': 5,
   'doctor': 6,
+  'report': 6,
   'run': 6,
   'testing': 6,
   'commands': 7,
