@@ -26,7 +26,7 @@ setuptools.setup(
   },
   python_requires='>=3.12',
   packages=setuptools.find_packages(include=['alignjax', 'alignjax.*']),
-  package_data={'alignjax': ['py.typed']},
+  package_data={'alignjax': ['py.typed', 'report/page.css', 'report/page.html']},
   entry_points={
     'console_scripts': ['alignjax = alignjax.__main__:main'],
     'lm_eval.models': ['alignjax = alignjax.run.harness:HarnessModel'],

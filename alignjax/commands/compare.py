@@ -23,19 +23,6 @@ from alignjax.commands import data_lengths, program
 from alignjax.run import fields, history
 
 PANELS = 6  # largest number of panels unless --metrics chooses them
-# The metrics that are drawn first, if runs have them.
-FIRST = (
-  'eval/reward_accuracy',
-  'train/reward_accuracy',
-  'train/rollout/reward',
-  'rollout/reward',
-  'rollout/kl',
-  'eval/loss',
-  'train/loss',
-  'eval/reward_margin',
-  'train/gradient_norm',
-  'train/length',
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +61,7 @@ def run(settings: Settings) -> None:
   folder.mkdir(parents=True, exist_ok=True)
   files.replace(folder / 'compare.md', text.encode())
   files.replace(folder / 'compare.json', (json.dumps(_summary(runs, names), indent=2) + '\n').encode())
-  draw(folder / 'compare.png', runs, settings.metrics or chosen(runs))
+  draw(folder / 'compare.png', runs, settings.metrics or history.chosen(runs, PANELS))
   print(text)
   print(f'wrote {folder}/compare.md, compare.json and compare.png')
 
@@ -103,18 +90,6 @@ def _summary(runs: Sequence[history.Run], names: Sequence[str]) -> dict[str, Any
   }
 
 
-def chosen(runs: Sequence[history.Run]) -> list[str]:
-  """The metrics to draw: those that most runs have, the most telling first."""
-  counts: dict[str, int] = {}
-  for each in runs:
-    for name, curve in each.curves.items():
-      if not name.startswith('time/') and name != 'train/learning_rate' and len(curve.steps) > 1:
-        counts[name] = counts.get(name, 0) + 1
-  rank = {name: i for i, name in enumerate(FIRST)}
-  order = sorted(counts, key=lambda name: (name not in rank, -counts[name], rank.get(name, 0), name))
-  return order[:PANELS]
-
-
 def draw(path: pathlib.Path, runs: Sequence[history.Run], names: Sequence[str]) -> None:
   """Draws one panel for each metric, with a curve for each run: thin as recorded, thick as a moving average."""
   matplotlib, figure = data_lengths.require_matplotlib()
@@ -129,7 +104,7 @@ def draw(path: pathlib.Path, runs: Sequence[history.Run], names: Sequence[str]) 
       for i, each in enumerate(runs):
         if name in each.curves:
           curve = each.curves[name]
-          smooth = _smoothed(curve.values)
+          smooth = history.smoothed(curve.values)
           if len(smooth) < len(curve.values) or not np.array_equal(smooth, curve.values):
             panel.plot(curve.steps, curve.values, color=f'C{i}', linewidth=0.5, alpha=0.3)
           panel.plot(curve.steps, smooth, color=f'C{i}', linewidth=1.5, label=each.name)
@@ -139,15 +114,6 @@ def draw(path: pathlib.Path, runs: Sequence[history.Run], names: Sequence[str]) 
     picture.legend(handles=list(lines.values()), loc='outside upper left', ncols=min(4, len(runs)), frameon=False)
     picture.savefig(path, dpi=120)
   picture.clear()
-
-
-def _smoothed(values: np.ndarray) -> np.ndarray:
-  """The mean over a window of a fiftieth of the curve around each point."""
-  reach = len(values) // 100
-  total = np.concatenate([[0.0], np.cumsum(values)])
-  places = np.arange(len(values))
-  low, high = np.maximum(places - reach, 0), np.minimum(places + reach + 1, len(values))
-  return values if reach == 0 else (total[high] - total[low]) / (high - low)
 
 
 def _shown(value: Any) -> str:

@@ -9,7 +9,8 @@ the form `supervised`, models are also compared with these. With --judge, a judg
 orders. Standard errors are clustered by prompt. A folder named `checkpoints` means all checkpoints of its run, to which
 the laws of over-optimisation are fitted. With --proxy, they are also fitted to the reward that was trained on.
 
-Writes evaluation.json, evaluation.md and evaluation.png into --out, and what has been drawn and measured into parts/.
+Writes evaluation.json, evaluation.md, evaluation.png and samples.jsonl into --out, and what has been drawn and measured
+into parts/. samples.jsonl has the first response of each model to each prompt.
 The same command continues where it was stopped. Give a reward or a model more, and only what is missing is computed.
 
 Exit codes: 0 done, 1 an error in flags, models, prompts, rewards or judges.
@@ -28,8 +29,9 @@ import numpy as np
 
 from alignjax import files, judges, paths, rewards
 from alignjax.commands import data_lengths, program
+from alignjax.data.reading import json_rows, rows
 from alignjax.evaluation import evaluator, frontier, over_optimisation, summary
-from alignjax.run import evaluating, fields, process_flags, prompt_settings, sampling_settings, user_code
+from alignjax.run import about, evaluating, fields, process_flags, prompt_settings, sampling_settings, user_code
 
 OWN = {'greedy': False, 'temperature': 1.0, 'top_k': 0, 'top_p': 1.0, 'strategy': ''}  # the model's own distribution
 COLUMNS = {  # of the table, by the name of the value
@@ -101,6 +103,9 @@ def run(settings: Settings) -> None:
     evaluation.close()
   if jax.process_index() == 0:
     _write(folder, of_reference, measured, given)
+    _write_samples(folder / 'samples.jsonl', plan.prompts, [of_reference, *measured])
+    command = about.command('evaluate', Settings, fields.flat(settings))
+    about.write(folder, command=command, devices=about.devices())
     print((folder / 'evaluation.md').read_text(encoding='utf-8'))
 
 
@@ -147,6 +152,18 @@ def _write(
   files.replace(folder / 'evaluation.json', (json.dumps(_plain(content), indent=2) + '\n').encode())
   files.replace(folder / 'evaluation.md', markdown(summaries, best, fits).encode())
   draw(folder / 'evaluation.png', [reference, *models], summaries, best)
+
+
+def _write_samples(path: pathlib.Path, prompts: Sequence[rows.Example], models: Sequence[summary.Measured]) -> None:
+  """Writes one line for each prompt: the first response of each model, and its reward."""
+  lines = []
+  for b, example in enumerate(prompts):
+    responses = {
+      each.name: {'response': each.texts[b][0], 'reward': float(each.rewards['reward'][b, 0])} for each in models
+    }
+    row = json_rows.of_prompt(example.prompt) | {'responses': responses}
+    lines.append(json.dumps(row, ensure_ascii=False) + '\n')
+  files.replace(path, ''.join(lines).encode('utf-8', 'backslashreplace'))
 
 
 def _fit(found: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ SUMMARIES = {
   'download': 'fetch a model: smollm2, or one of the Hugging Face Hub',
   'compare': 'compare runs: settings, metrics and curves',
   'sweep': 'train a grid of settings and seeds, and compare the runs',
+  'report': 'write one HTML page of runs, evaluations and sweeps',
   'merge': 'merge models in Hugging Face folders, or an adapter into its base',
 }
 OTHERS = {
@@ -25,6 +26,7 @@ OTHERS = {
   **{name: f'data {name}' for name in ('validate', 'inspect', 'tokenize', 'convert', 'build')},
   **dict.fromkeys(('pull', 'fetch', 'get'), 'download'),
   **dict.fromkeys(('diff', 'plot'), 'compare'),
+  **dict.fromkeys(('html', 'dashboard', 'show', 'view'), 'report'),
   **dict.fromkeys(('grid', 'search', 'tune', 'multirun'), 'sweep'),
 }
 PROGRAM = program.Group('alignjax', __doc__, SUMMARIES, program.lazy, OTHERS)

@@ -27,7 +27,7 @@ import numpy as np
 
 from alignjax import exit_codes, files, paths
 from alignjax.commands import compare, data_lengths, program
-from alignjax.run import command_line, fields, grids, hints, history, program_flags, sweeping
+from alignjax.run import about, command_line, fields, grids, hints, history, program_flags, sweeping
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Sweep:
     (), 'Metrics of the table and the figure, such as eval/loss; empty: up to six that most runs have.'
   )
   print: bool = fields.field(False, 'Print the commands of the runs instead of running them.')
+  arguments: tuple[str, ...] = ()  # of `alignjax train`, as given
   points: tuple[grids.Point, ...] = ()  # the runs
 
   def __post_init__(self):
@@ -65,7 +66,7 @@ def parse_flags(kind: type[Sweep], argv: Sequence[str], values: flags.FlagValues
   points = tuple(grids.points(grids.parse(sweep.grid), others))
   for point in points:
     _check(point, sweep.out)
-  return dataclasses.replace(sweep, points=points)
+  return dataclasses.replace(sweep, arguments=tuple(others), points=points)
 
 
 def _check(point: grids.Point, folder: str) -> None:
@@ -90,11 +91,17 @@ def run(sweep: Sweep) -> int:
     return exit_codes.DONE
   data_lengths.require_matplotlib()
   folder.mkdir(parents=True, exist_ok=True)
+  about.write(folder, command=_command(sweep))
   failed = sweeping.run(points, folder, sweep.jobs, lambda line: print(line, flush=True))
   finished = [point for point in points if point.name not in failed]
   if finished:
     report(folder, finished, sweep.metrics)
   return exit_codes.REFUSED if failed else exit_codes.DONE
+
+
+def _command(sweep: Sweep) -> str:
+  own = about.command('sweep', Sweep, {leaf.name: getattr(sweep, leaf.name) for leaf in fields.leaves(Sweep)})
+  return ' '.join([own, *map(about.quoted, sweep.arguments)])
 
 
 def report(folder: pathlib.Path, points: Sequence[grids.Point], metrics: Sequence[str]) -> None:
@@ -110,9 +117,9 @@ def report(folder: pathlib.Path, points: Sequence[grids.Point], metrics: Sequenc
   known = sorted({name for each in runs for name in each.curves})
   if unknown := [name for name in metrics if name not in known]:
     raise ValueError(f'--metrics: no run has {unknown[0]}; they have {", ".join(known)}')
-  names = list(metrics) or compare.chosen(runs)
+  names = list(metrics) or history.chosen(runs, compare.PANELS)
   table = {
-    name: {group: estimate([each.last(name) for each in members]) for group, members in groups.items()}
+    name: {group: history.over_seeds([each.last(name) for each in members]) for group, members in groups.items()}
     for name in names
   }
   rows = [
@@ -122,12 +129,6 @@ def report(folder: pathlib.Path, points: Sequence[grids.Point], metrics: Sequenc
   files.replace(folder / 'sweep.md', text.encode())
   draw(folder / 'sweep.png', table)
   print(f'\n{text}\nwrote {folder}/sweep.md and sweep.png')
-
-
-def estimate(values: Sequence[float]) -> tuple[float, float]:
-  """The mean, and its standard error; NaN for the error of a single value."""
-  error = np.std(values, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-  return float(np.mean(values)), float(error)
 
 
 def _shown(mean: float, error: float) -> str:

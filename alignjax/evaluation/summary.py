@@ -28,6 +28,7 @@ class Measured:
       (1, 1/2 or 0), position biases and agreements.
     run: the run of which the model is a checkpoint; empty if it is none.
     step: the step of the checkpoint.
+    texts: the responses as text, [B][N]; empty if not kept.
   """
 
   name: str
@@ -40,6 +41,7 @@ class Measured:
   judged: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
   run: str = ''
   step: int = 0
+  texts: Sequence[Sequence[str]] = ()
 
   @property
   def tokens(self) -> np.ndarray:

@@ -1,9 +1,7 @@
-"""Measures the cost of a run: seconds per stage, and memory."""
+"""Measures the cost of a run: seconds per stage."""
 
 from collections.abc import Iterator
 import contextlib
-import resource
-import sys
 import time
 
 
@@ -27,9 +25,3 @@ class Clock:
   def seconds(self) -> dict[str, float]:
     """Seconds per stage, and in total since the clock was created."""
     return self._seconds | {'total': time.monotonic() - self._start}
-
-
-def peak_memory_gib() -> float:
-  """Peak memory of this process, in GiB."""
-  size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-  return size / (2**30 if sys.platform == 'darwin' else 2**20)  # macOS counts bytes, Linux kibibytes

@@ -193,6 +193,7 @@ class Evaluation:
       judged=self._judged(subject, drawn),
       run=subject.run,
       step=subject.step,
+      texts=drawn['text'],
     )
 
   def given(self) -> np.ndarray | None:

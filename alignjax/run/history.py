@@ -1,7 +1,8 @@
 """What a run has recorded: its configuration and its metrics, for comparing runs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import json
+import math
 import os
 import pathlib
 from typing import Any, NamedTuple
@@ -9,9 +10,23 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from alignjax import paths
+from alignjax.run import fields
 from alignjax.training import metrics
 
 SHARE = 0.1  # of the steps, the last ones, over which training metrics are averaged
+# The metrics that are shown first, if runs have them.
+FIRST = (
+  'eval/reward_accuracy',
+  'train/reward_accuracy',
+  'train/rollout/reward',
+  'rollout/reward',
+  'rollout/kl',
+  'eval/loss',
+  'train/loss',
+  'eval/reward_margin',
+  'train/gradient_norm',
+  'train/length',
+)
 
 
 class Curve(NamedTuple):
@@ -30,8 +45,8 @@ class Run(NamedTuple):
 
   @property
   def steps(self) -> int:
-    """The last update of the record."""
-    return max(int(curve.steps[-1]) for curve in self.curves.values())
+    """The last update of the record; 0 if there is none."""
+    return max((int(curve.steps[-1]) for curve in self.curves.values()), default=0)
 
   def last(self, name: str) -> float:
     """The last value of a metric; for training metrics, the mean over the last tenth of the updates. NaN if absent."""
@@ -59,17 +74,48 @@ def read(folder: str | os.PathLike[str]) -> Run:
     ) from error
   except json.JSONDecodeError as error:
     raise ValueError(f'{folder / "config.json"}: is not JSON: {error}') from error
+  found = curves(records)
+  if not found:
+    raise ValueError(f'{folder}: nothing is recorded in metrics.jsonl yet')
+  return Run(name, fields.flat_dict(config), found)
+
+
+def curves(records: Iterable[Mapping[str, float]]) -> dict[str, Curve]:
+  """The finite values of each metric in the records of a run, by the names of dashboards."""
   found: dict[str, list[tuple[int, float]]] = {}
   for record in records:
     for key, value in metrics.grouped({key: each for key, each in record.items() if key != 'step'}).items():
       found.setdefault(key, []).append((record['step'], value))
-  if not found:
-    raise ValueError(f'{folder}: nothing is recorded in metrics.jsonl yet')
-  curves = {
+  return {
     name: Curve(np.array([step for step, _ in points]), np.array([value for _, value in points], np.float64))
     for name, points in sorted(found.items())
   }
-  return Run(name, _flat(config), curves)
+
+
+def chosen(runs: Sequence[Run], most: int) -> list[str]:
+  """Up to `most` metrics that most runs have, the most telling first."""
+  counts: dict[str, int] = {}
+  for each in runs:
+    for name, curve in each.curves.items():
+      if not name.startswith('time/') and name != 'train/learning_rate' and len(curve.steps) > 1:
+        counts[name] = counts.get(name, 0) + 1
+  rank = {name: i for i, name in enumerate(FIRST)}
+  return sorted(counts, key=lambda name: (name not in rank, -counts[name], rank.get(name, 0), name))[:most]
+
+
+def smoothed(values: np.ndarray) -> np.ndarray:
+  """The mean over a window of a fiftieth of the curve around each point."""
+  reach = len(values) // 100
+  total = np.concatenate([[0.0], np.cumsum(values)])
+  places = np.arange(len(values))
+  low, high = np.maximum(places - reach, 0), np.minimum(places + reach + 1, len(values))
+  return values if reach == 0 else (total[high] - total[low]) / (high - low)
+
+
+def over_seeds(values: Sequence[float]) -> tuple[float, float]:
+  """The mean, and its standard error; NaN for the error of a single value."""
+  error = np.std(values, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+  return float(np.mean(values)), float(error)
 
 
 def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
@@ -77,10 +123,3 @@ def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
   names = dict.fromkeys(name for run in runs for name in run.config if name != 'workdir')
   found = {name: [run.config.get(name) for run in runs] for name in names}
   return {name: values for name, values in found.items() if any(value != values[0] for value in values)}
-
-
-def _flat(values: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  flat = {}
-  for name, value in values.items():
-    flat |= _flat(value, f'{prefix}{name}.') if isinstance(value, dict) else {f'{prefix}{name}': value}
-  return flat

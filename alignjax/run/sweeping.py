@@ -74,7 +74,7 @@ def run(points: Sequence[grids.Point], folder: pathlib.Path, jobs: int, announce
         record.add(point, process.returncode)
         left = f'{len(waiting) + len(running)} left'
         if process.returncode:
-          announce(f'failed {point.name}, exit code {process.returncode}: {_reason(folder, point)} ({left})')
+          announce(f'failed {point.name}, exit code {process.returncode}: {reason(folder, point.name)} ({left})')
         else:
           announce(f'done {point.name} ({left})')
       time.sleep(POLL if running else 0)
@@ -82,7 +82,7 @@ def run(points: Sequence[grids.Point], folder: pathlib.Path, jobs: int, announce
 
 
 def _start(point: grids.Point, folder: pathlib.Path) -> subprocess.Popen:
-  with log(folder, point).open('ab') as stream:
+  with log(folder, point.name).open('ab') as stream:
     environment = os.environ | {'PYTHONUNBUFFERED': '1'}
     argv = [sys.executable, '-m', 'alignjax', *command(point, folder)]
     # A session of its own: Ctrl-C at the terminal reaches this process alone, which passes it on once.
@@ -104,13 +104,13 @@ def _stopped(running: dict[subprocess.Popen, grids.Point]) -> Iterator[None]:
     raise
 
 
-def log(folder: pathlib.Path, point: grids.Point) -> pathlib.Path:
+def log(folder: pathlib.Path, name: str) -> pathlib.Path:
   """The file with the output of a run."""
-  return folder / f'{point.name}.log'
+  return folder / f'{name}.log'
 
 
-def _reason(folder: pathlib.Path, point: grids.Point) -> str:
+def reason(folder: pathlib.Path, name: str) -> str:
   """The last error that a run has printed, or its last line."""
-  lines = log(folder, point).read_text(errors='replace').splitlines()
+  lines = log(folder, name).read_text(errors='replace').splitlines()
   errors = [line for line in lines if line.startswith('error: ')]
   return (errors or [line for line in lines if line.strip()] or [''])[-1]

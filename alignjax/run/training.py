@@ -12,6 +12,7 @@ import jax
 from alignjax import paths, refusals, stopping, storage
 from alignjax.optim import recipes, schedules
 from alignjax.run import (
+  about,
   agreement,
   examination,
   exports,
@@ -110,13 +111,17 @@ def _train(config: settings.Config, given: settings.Config, checks: refusals.Che
     if restored is not None:
       prepared.weights.check(restored.loaded, restored.config)
     checkpoints.loaded = prepared.weights.sums()
-    announce(record.summary(given, prepared, steps))
+    announce(summary := record.summary(given, prepared, steps))
     if prepared.prompts is not None:
       (batch_source.drawn if prepared.joint else batch_source).frozen = frozen
+    found = None
     if restored is None and config.doctor != 'off':
       examined = rollout_source.first_round(config, prepared, batch_source, state)
       found = examination.examine(config, examined, state, frozen)
       examination.report(found, stop=config.doctor == 'stop', notes=False, announce=announce)
+    if restored is None and jax.process_index() == 0:
+      doctor = None if found is None else [each._asdict() for each in found]
+      about.write(workdir, summary=summary, doctor=doctor, steps=steps, devices=about.devices())
     record.write_config(workdir, given)
     step = rollout_source.build_step(config, prepared, tx)
 

@@ -1,6 +1,8 @@
-"""The training step as the loop runs it: guarded, and with the loop's own metrics."""
+"""The training step as the loop runs it: guarded, and with the loop's own metrics. Peak memory."""
 
 from collections.abc import Callable
+import resource
+import sys
 from typing import Any
 
 import jax
@@ -37,3 +39,12 @@ def instrumented(step: skipping.Step, schedule: schedules.Schedule | None) -> Ca
     return state, ({**values, **own}, verdict)
 
   return run
+
+
+def peak_memory_gib() -> float:
+  """Peak memory of the first device in GiB, as its backend reports it; on a CPU, of this process."""
+  peak = (jax.local_devices()[0].memory_stats() or {}).get('peak_bytes_in_use')
+  if peak:
+    return peak / 2**30
+  size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return size / (2**30 if sys.platform == 'darwin' else 2**20)  # macOS counts bytes, Linux kibibytes

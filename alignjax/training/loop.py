@@ -279,7 +279,11 @@ class _Run:
     verdict = jax.device_get(pending.verdict)
     if verdict.in_a_row:
       self.skip(skipping.Skipped(pending.step, verdict, values, pending.batch))
-    times = {'time/seconds': seconds, 'time/tokens_per_second': values['tokens'] / seconds}
+    times = {
+      'time/seconds': seconds,
+      'time/tokens_per_second': values['tokens'] / seconds,
+      'time/peak_memory_gib': instrumentation.peak_memory_gib(),
+    }
     self.write(pending.step, {**values, **pending.batch.metrics, **times, **extra()})
 
   def skip(self, skipped: skipping.Skipped) -> None:

@@ -1,7 +1,7 @@
 """Writers of metrics: console, JSONL and TensorBoard, from process 0 only.
 
-A record is a step and a flat mapping of names to numbers. Names under `time/` (seconds, tokens per second) differ from
-run to run; everything else is identical when a run is repeated or resumed on the same mesh.
+A record is a step and a flat mapping of names to numbers. Names under `time/` (seconds, tokens per second, memory)
+differ from run to run; everything else is identical when a run is repeated or resumed on the same mesh.
 """
 
 import collections

@@ -16,6 +16,7 @@ from rich import table as rich_table
 from alignjax.evaluation import evaluator
 from alignjax.run import costs
 from alignjax.sampling import strategies
+from alignjax.training import instrumentation
 from alignjax.types import Params
 from experiments.quickstart import responses, shared
 
@@ -65,7 +66,7 @@ def report(
   summary = {
     'objective': objective,
     'results': results,
-    'costs': {'seconds': clock.seconds(), 'peak_memory_gib': costs.peak_memory_gib()},
+    'costs': {'seconds': clock.seconds(), 'peak_memory_gib': instrumentation.peak_memory_gib()},
     'settings': dataclasses.asdict(setup.settings) | {'compute_dtype': setup.config.compute_dtype},
     'versions': {'python': platform.python_version()} | {name: importlib.metadata.version(name) for name in VERSIONED},
   }

@@ -29,7 +29,7 @@ Seeds change the order of fine-tuning, pairs, labels, the order of alignment, an
 standard errors over seeds. Writes figure.png, table.md and summary.json (every evaluation) to --workdir.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 import dataclasses
 import functools
@@ -51,15 +51,12 @@ from alignjax.commands import program
 from alignjax.models import base as models
 from alignjax.models import transformer
 from alignjax.run import costs, fields
-from alignjax.training import forward, policy, state, step
+from alignjax.training import state
 from alignjax.types import Array, Params, PreferenceBatch
 from experiments.toy import alignment_tax_report as report
 from experiments.toy import alignment_tax_world as world
+from experiments.toy import descent
 
-Knobs = Mapping[str, float]  # hyperparameters of an optimizer, by name
-Build = Callable[[Knobs], optax.GradientTransformation]
-
-CHUNK = 8192  # number of bytes whose logits are in memory at once
 FIRST_SEED = 101  # the grids and the target were chosen with other, smaller seeds
 BETA, EVALUATIONS = 0.1, 4  # beta of DPO unless the contender sets its own; evaluations per run
 SKILL_ROWS, WRITING_ROWS = 0.5, 0.25  # fractions of the fine-tuning batch; the rest is base text
@@ -118,26 +115,6 @@ TINY = Setting(
 )
 
 
-class Descent:
-  """Training with one objective and one kind of optimizer; all values of the knobs share one compiled program."""
-
-  def __init__(self, model: models.LanguageModel, objective: objectives.Objective, build: Build):
-    def start(params: Params, knobs: Knobs) -> state.TrainState:
-      return state.TrainState.create(params, build(knobs), jax.random.key(0))
-
-    def advance(
-      now: state.TrainState, frozen: state.Frozen, data: PreferenceBatch, order: Array, knobs: Knobs
-    ) -> state.TrainState:
-      update = step.build_train_step(policy.Policy(model), objective, build(knobs), chunk=CHUNK)
-
-      def body(now: state.TrainState, rows: Array) -> tuple[state.TrainState, None]:
-        return update(now, frozen, jax.tree.map(lambda x: x[rows], data))[0], None
-
-      return jax.lax.scan(body, now, order)[0]
-
-    self.start, self.advance = jax.jit(start), jax.jit(advance)
-
-
 class Subject(NamedTuple):
   """Everything that depends on one seed."""
 
@@ -155,9 +132,9 @@ class Family(NamedTuple):
 
   contender: str
   objective: objectives.Objective
-  build: Build
-  grid: Sequence[Knobs]
-  fixed: Knobs  # further hyperparameters to show in the setting
+  build: descent.Build
+  grid: Sequence[descent.Knobs]
+  fixed: descent.Knobs  # further hyperparameters to show in the setting
   averages: Sequence[float] = ()  # rates of the moving averages in the optimizer's chain
   drifts: Sequence[float] = ()  # fractions of tau to add afterwards, in proportion to the updates done
 
@@ -169,19 +146,19 @@ def families(setting: Setting) -> list[Family]:
   children = [{'rate': rate / p**0.5, 'reserve': p} for p, rate in itertools.product(setting.children, rates)]
   merges = list(itertools.product(setting.reserves, setting.drifts, rates))
 
-  def adam(knobs: Knobs) -> optax.GradientTransformation:
+  def adam(knobs: descent.Knobs) -> optax.GradientTransformation:
     return optax.adam(knobs['rate'])
 
-  def with_averages(knobs: Knobs) -> optax.GradientTransformation:
+  def with_averages(knobs: descent.Knobs) -> optax.GradientTransformation:
     return optax.chain(adam(knobs), *map(optim.moving_average, setting.averages))
 
-  def child(knobs: Knobs) -> optax.GradientTransformation:
+  def child(knobs: descent.Knobs) -> optax.GradientTransformation:
     return optax.chain(optim.child_tuning(knobs['reserve'], knobs['seed']), adam(knobs))
 
-  def ties(knobs: Knobs) -> optax.GradientTransformation:
+  def ties(knobs: descent.Knobs) -> optax.GradientTransformation:
     return optax.chain(adam(knobs), optim.online_ties(knobs['reserve'], knobs['drift'] / setting.updates))
 
-  def dare(knobs: Knobs) -> optax.GradientTransformation:
+  def dare(knobs: descent.Knobs) -> optax.GradientTransformation:
     alpha = knobs['drift'] / (setting.updates * knobs['reserve'])
     return optax.chain(adam(knobs), optim.online_dare(knobs['reserve'], alpha, seed=knobs['seed']))
 
@@ -199,13 +176,13 @@ def _written(**knobs: float) -> str:
 
 
 def align(
-  family: Family, descent: Descent, judge: world.Judge, subject: Subject, knobs: Knobs
+  family: Family, training: descent.Descent, judge: world.Judge, subject: Subject, knobs: descent.Knobs
 ) -> tuple[list[report.Outcome], Params]:
   """Runs one alignment; returns the outcomes at its evaluations and the final parameters."""
   outcomes, traced = [], {**knobs, 'seed': subject.seed}
-  now, frozen = descent.start(subject.tuned, traced), state.Frozen(delta=subject.delta)
+  now, frozen = training.start(subject.tuned, traced), state.Frozen(delta=subject.delta)
   for count, order in enumerate(subject.order, start=1):
-    now = descent.advance(now, frozen, subject.pairs, order, traced)
+    now, _ = training.advance(now, frozen, subject.pairs, order, traced)
     yields = [(family.contender, _written(**knobs, **family.fixed), now.params)]
     for place, rate in enumerate(family.averages, start=1):
       yields.append(('EMA', _written(**knobs, c=rate), optim.averaged(now.opt_state[place], now.params)))
@@ -250,9 +227,9 @@ def pretrain(model: models.LanguageModel, setting: Setting, texts: Sequence[str]
   rng = np.random.default_rng(0)
   data = jax.tree.map(jnp.asarray, world.windows(texts, 1, setting.window - 1, setting.window // 2))
   order = rng.integers(len(data.prompt), size=(setting.pretraining, setting.batch))
-  descent = Descent(model, objectives.sft(), lambda knobs: _schedule(4e-3, setting.pretraining))
-  start = descent.start(model.init(jax.random.key(0)), {})
-  return descent.advance(start, state.Frozen(), data, order, {}).params
+  training = descent.Descent(model, objectives.sft(), lambda knobs: _schedule(4e-3, setting.pretraining))
+  start = training.start(model.init(jax.random.key(0)), {})
+  return training.advance(start, state.Frozen(), data, order, {})[0].params
 
 
 class Tuner:
@@ -262,8 +239,8 @@ class Tuner:
     self._setting, self._judge = setting, judge
     self._writing = world.encoded(world.writing_items(texts))
     self._plain = world.windows(texts, world.PROMPT, world.RESPONSE, setting.window)
-    self._descent = Descent(model, objectives.sft(), lambda knobs: _schedule(1.5e-3, setting.tuning))
-    self._logp = jax.jit(functools.partial(_logp, model))
+    self._descent = descent.Descent(model, objectives.sft(), lambda knobs: _schedule(1.5e-3, setting.tuning))
+    self._model = model
 
   def __call__(self, base: Params, seed: int) -> Subject:
     setting, rng = self._setting, np.random.default_rng(seed)
@@ -275,7 +252,7 @@ class Tuner:
     for count, low, high in zip([*counts, setting.batch - sum(counts)], ends[:-1], ends[1:], strict=True):
       columns.append(rng.integers(low, high, size=(setting.tuning, count)))
     now = self._descent.start(base, {})
-    now = self._descent.advance(now, state.Frozen(), data, np.concatenate(columns, axis=1), {})
+    now, _ = self._descent.advance(now, state.Frozen(), data, np.concatenate(columns, axis=1), {})
     size = setting.updates * setting.pairs
     return Subject(
       seed=seed,
@@ -293,12 +270,7 @@ class Tuner:
     prompts = jax.tree.map(lambda x: x[drawn], self._writing)
     response = self._judge.draw(tuned, prompts, key)
     pairs = jax.tree.map(jnp.asarray, world.labelled_pairs(prompts, response, self._setting.sharpness, rng))
-    return dataclasses.replace(pairs, cached={stats.reference_logp.name: self._logp(tuned, pairs)})
-
-
-def _logp(model: models.LanguageModel, params: Params, batch: PreferenceBatch) -> Array:
-  states = forward.hidden_states(model, params, batch)
-  return stats.statistics({stats.logp}, states, None, batch, chunk=1).values[stats.logp.name]
+    return dataclasses.replace(pairs, cached={stats.reference_logp.name: descent.logp(self._model, tuned, pairs)})
 
 
 def contend(
@@ -317,8 +289,8 @@ def contend(
       return itertools.chain([function(*jobs[0])], pool.map(function, *zip(*jobs[1:], strict=True)))
 
     for family in families(setting):
-      descent, finals = Descent(model, family.objective, family.build), []
-      jobs = [(family, descent, judge, subject, knobs) for knobs in family.grid for subject in subjects]
+      training, finals = descent.Descent(model, family.objective, family.build), []
+      jobs = [(family, training, judge, subject, knobs) for knobs in family.grid for subject in subjects]
       for (*_, subject, knobs), (found, params) in zip(jobs, every(align, jobs), strict=True):
         outcomes[subject.seed] += found
         finals.append((setting, judge, subject, params, _written(**knobs)))

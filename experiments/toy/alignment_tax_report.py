@@ -13,6 +13,7 @@ from rich import console as rich_console
 from rich import table as rich_table
 
 from experiments.toy import alignment_tax_world as world
+from experiments.toy import descent
 
 LOSSES = {'skill_loss': 'skill loss', 'base_loss': 'base loss'}
 PLAIN, SHIFTED = 'Adam', 'Adam + tau'
@@ -80,13 +81,6 @@ def across_seeds(outcomes: Sequence[Sequence[Outcome]]) -> list[Point]:
     measures = {name: np.array([outcome.measures[name] for outcome in same]) for name in same[0].measures}
     points.append(Point(*same[0][:3], measures))
   return points
-
-
-def estimate(values: np.ndarray) -> tuple[float, float]:
-  """Mean over seeds and its standard error, nan for a single seed."""
-  values = np.asarray(values, np.float64)
-  error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
-  return float(values.mean()), float(error)
 
 
 def choose(points: Sequence[Point], contender: str, target: float) -> tuple[Point, bool]:
@@ -174,7 +168,7 @@ def conclusion(comparisons: Mapping[str, Comparison]) -> str:
 
 
 def _difference(excess: np.ndarray) -> str:
-  mean, error = estimate(excess)
+  mean, error = descent.estimate(excess)
   ratio = abs(mean) / error if error > 0 else np.nan
   verdict = 'within two standard errors of no difference' if not ratio > 2 else f'{ratio:.1f} standard errors'
   return f'{"higher" if mean > 0 else "lower"} by {abs(mean):.3f} ± {error:.3f} nats per byte ({verdict})'
@@ -197,7 +191,7 @@ def rows(comparisons: Mapping[str, Comparison], stages: Sequence[Point]) -> list
 
 
 def _text(values: np.ndarray, sign: str = '') -> str:
-  mean, error = estimate(values)
+  mean, error = descent.estimate(values)
   return f'{mean:{sign}.3f} ± {error:.3f}'
 
 
@@ -294,8 +288,8 @@ def _draw_plane(
       [point.mean('reward') for point in own],
       marker, color=color, markersize=3, alpha=0.25, linewidth=0,
     )  # fmt: skip
-    x, x_error = np.array([estimate(point.measures[loss] - before.measures[loss]) for point in along]).T
-    y, y_error = np.array([estimate(point.measures['reward']) for point in along]).T
+    x, x_error = np.array([descent.estimate(point.measures[loss] - before.measures[loss]) for point in along]).T
+    y, y_error = np.array([descent.estimate(point.measures['reward']) for point in along]).T
     axes.errorbar(
       x, y, xerr=x_error, yerr=y_error, color=color, linestyle=line, linewidth=2 if contender == PLAIN else 1,
       elinewidth=0.7, marker=marker, markersize=4, label=contender,
@@ -313,7 +307,7 @@ def _draw_differences(axes: matplotlib_axes.Axes, comparisons: Mapping[str, Comp
   for offset, (loss, label), face in zip((0.13, -0.13), LOSSES.items(), ('full', 'none'), strict=True):
     for place, name in enumerate(names):
       color, marker, _ = STYLES[name]
-      mean, error = estimate(comparisons[name].excess[loss])
+      mean, error = descent.estimate(comparisons[name].excess[loss])
       axes.errorbar(mean, -place + offset, xerr=error, color=color, marker=marker, fillstyle=face, capsize=2)
     axes.plot([], [], 'o', color='0.4', fillstyle=face, label=label)
   axes.axvline(0.0, color=STYLES[PLAIN][0], linewidth=0.8)

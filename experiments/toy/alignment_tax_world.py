@@ -23,6 +23,7 @@ from alignjax.models import base as models
 from alignjax.sampling import sampler
 from alignjax.training import forward
 from alignjax.types import Array, Params, PreferenceBatch
+from experiments.toy import descent
 
 Measures = Mapping[str, float]
 """Measurements of one model: `reward`, `skill_loss` (nats per byte of held-out answers) and `exact_match` (fraction of
@@ -78,7 +79,7 @@ def windows(texts: Sequence[str], prompt: int, response: int, stride: int) -> Pr
   stream = np.frombuffer('\n'.join(texts).encode('ascii'), np.uint8).astype(np.int32)
   rows = np.lib.stride_tricks.sliding_window_view(stream, prompt + response)[::stride]
   lengths = np.full(len(rows), prompt), np.full((len(rows), 1), response)
-  return batch_of(rows[:, :prompt], lengths[0], rows[:, None, prompt:], lengths[1])
+  return descent.batch_of(rows[:, :prompt], lengths[0], rows[:, None, prompt:], lengths[1])
 
 
 def skill_items(count: int, rng: np.random.Generator, apart_from: Collection[str] = ()) -> Mapping[str, str]:
@@ -109,7 +110,7 @@ def encoded(items: Mapping[str, str], longest: int = RESPONSE) -> PreferenceBatc
   """Encodes questions with one answer each, of at most `longest` bytes."""
   prompt, prompt_length = _padded(list(items), PROMPT)
   response, response_length = _padded(list(items.values()), longest)
-  return batch_of(prompt, prompt_length, response[:, None], response_length[:, None])
+  return descent.batch_of(prompt, prompt_length, response[:, None], response_length[:, None])
 
 
 def _padded(texts: Sequence[str], size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -117,14 +118,6 @@ def _padded(texts: Sequence[str], size: int) -> tuple[np.ndarray, np.ndarray]:
   for row, text in zip(rows, texts, strict=True):
     row[: len(text)] = np.frombuffer(text.encode('ascii'), np.uint8)
   return rows, np.array([len(text) for text in texts])
-
-
-def batch_of(
-  prompt: np.ndarray, prompt_length: np.ndarray, response: np.ndarray, response_length: np.ndarray
-) -> PreferenceBatch:
-  """Builds a batch with weight 1 in which the first response is preferred."""
-  ones = np.ones(len(prompt), np.float32)
-  return PreferenceBatch(prompt, prompt_length.astype(np.int32), response, response_length.astype(np.int32), ones, ones)
 
 
 def vowel_share(response: np.ndarray) -> np.ndarray:
@@ -150,7 +143,7 @@ def labelled_pairs(
   reward = vowel_share(pair)
   agrees = rng.random(len(reward)) < 1.0 / (1.0 + np.exp(-sharpness * (reward[:, 0] - reward[:, 1])))
   pair = np.where(agrees[:, None, None], pair, pair[:, ::-1])
-  return batch_of(prompts.prompt, prompts.prompt_length, pair, np.full(reward.shape, pair.shape[-1]))
+  return descent.batch_of(prompts.prompt, prompts.prompt_length, pair, np.full(reward.shape, pair.shape[-1]))
 
 
 class Judge:

@@ -118,6 +118,13 @@ def test_files_are_written(folder, evaluated):
   assert f'| {folder}/tuned | ' in table
   assert '## Best of n samples of the reference' in table
   assert (evaluated / 'evaluation.png').read_bytes().startswith(b'\x89PNG')
+  shown = [json.loads(line) for line in (evaluated / 'samples.jsonl').read_text().splitlines()]
+  assert [row['prompt'] for row in shown] == PROMPTS
+  (part,) = (path for path in (evaluated / 'parts').iterdir() if 'tuned.responses' in path.name)
+  drawn = [row['responses'][f'{folder}/tuned']['response'] for row in shown]
+  assert drawn == [responses[0] for responses in json.loads(part.read_text())['content']['text']]
+  command = json.loads((evaluated / 'about.json').read_text())['command']
+  assert command.startswith(f'alignjax evaluate --prompts={folder}/prompts.jsonl ')
   assert len(list((evaluated / 'parts').iterdir())) == 8  # responses, kl, reward and proxy of two models
 
 

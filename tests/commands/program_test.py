@@ -10,7 +10,20 @@ from alignjax import exit_codes
 from alignjax.commands import main, program
 from alignjax.run import fields, user_code
 
-LIST = ('train', 'doctor', 'export', 'sample', 'evaluate', 'label', 'data', 'download', 'compare', 'sweep', 'merge')
+LIST = (
+  'train',
+  'doctor',
+  'export',
+  'sample',
+  'evaluate',
+  'label',
+  'data',
+  'download',
+  'compare',
+  'sweep',
+  'report',
+  'merge',
+)
 
 
 @dataclasses.dataclass(frozen=True)

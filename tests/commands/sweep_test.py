@@ -7,7 +7,7 @@ import shlex
 import pytest
 
 from alignjax.commands import program, sweep
-from alignjax.run import grids, sweeping
+from alignjax.run import grids, history, sweeping
 from tests import runs
 
 
@@ -108,7 +108,7 @@ def test_the_table_has_means_and_standard_errors_over_seeds(tmp_path, capsys):
   assert '| beta=0.2 | 3 | 4 ± 0.6 |' in text
   assert text in capsys.readouterr().out
   assert (tmp_path / 'sweep.png').read_bytes().startswith(b'\x89PNG')
-  mean, error = sweep.estimate([2.0])
+  mean, error = history.over_seeds([2.0])
   assert mean == 2.0
   assert math.isnan(error)
   with pytest.raises(ValueError, match='no run has eval/loss; they have'):

@@ -3,6 +3,7 @@
 import numpy as np
 
 from alignjax.run import costs
+from alignjax.training import instrumentation
 
 
 def test_stages_within_stages_are_counted_once(monkeypatch):
@@ -28,4 +29,4 @@ def test_stages_within_stages_are_counted_once(monkeypatch):
 def test_peak_memory_is_in_gibibytes():
   held = np.ones(2**25)  # 1/4 GiB
   assert held.sum() > 0
-  assert 0.25 < costs.peak_memory_gib() < 64
+  assert 0.25 < instrumentation.peak_memory_gib() < 64

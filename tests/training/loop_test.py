@@ -151,6 +151,7 @@ def test_every_step_is_recorded_once_with_what_the_loop_knows(plain):
     assert values['learning_rate'] == 0.5 ** (s - 1)
     assert values['tokens'] == (ROWS - 1) * (3 + 2 + 2)  # a padding row has no tokens
     assert values['time/tokens_per_second'] == pytest.approx(values['tokens'] / values['time/seconds'])
+    assert values['time/peak_memory_gib'] > 0
   hashes = [values['batch_hash'] for _, values in plain.records]
   assert len(set(hashes)) == 9
   assert all(isinstance(h, int) for h in hashes)

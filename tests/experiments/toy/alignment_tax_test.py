@@ -13,6 +13,7 @@ from alignjax.types import Head
 from experiments.toy import alignment_tax as study
 from experiments.toy import alignment_tax_report as report
 from experiments.toy import alignment_tax_world as world
+from experiments.toy import descent
 
 SETTING = dataclasses.replace(
   study.TINY,
@@ -103,7 +104,7 @@ def test_skill_items_answer_the_questions_and_avoid_others():
 def test_labels_of_best_and_worst_follow_the_reward_as_bradley_and_terry_say():
   response = np.full((20_000, 3, 10), ord('x'))
   response[:, 1, :2] = response[:, 2, :1] = ord('e')
-  prompts = world.batch_of(response[:, 0], np.full(20_000, 10), response, np.full((20_000, 3), 10))
+  prompts = descent.batch_of(response[:, 0], np.full(20_000, 10), response, np.full((20_000, 3), 10))
   pairs = world.labelled_pairs(prompts, response, 5.0, np.random.default_rng(0))
   reward = world.vowel_share(pairs.response)
   assert set(np.sort(reward).flat) == {0.0, 0.2}

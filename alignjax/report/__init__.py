@@ -1,0 +1,1 @@
+"""Reports: what the folders of runs, evaluations, comparisons and sweeps hold, as one page."""
