@@ -2,8 +2,8 @@
 
   python -m docs.pages.objectives_figure
 
-Trains SmolLM2-135M-Instruct on eight pairs, once with each objective, in a few minutes on two CPU cores. Every update
-uses all pairs, so a curve shows the log-probabilities of the whole dataset.
+Trains SmolLM2-135M-Instruct on eight pairs, once with each objective, in about ten minutes on two CPU cores. Every
+update uses all pairs, so a curve shows the log-probabilities of the whole dataset.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,10 @@ ANSWERS = {
   'Did you enjoy the concert?': ('The band played well all night.', 'The band played badly all night.'),
   'How was the train ride?': ('We arrived on time and relaxed.', 'We arrived late and exhausted.'),
   'Is the new library nice?': ('It has wide windows and soft chairs.', 'It has tiny windows and hard chairs.'),
-  'What did you think of the film?': ('The story kept me awake until the end.', 'The story put me to sleep by the end.'),
+  'What did you think of the film?': (
+    'The story kept me awake until the end.',
+    'The story put me to sleep by the end.',
+  ),
   'How is your new job?': ('My team helps me when I ask.', 'My team ignores me when I ask.'),
   'Was the museum worth it?': ('The guide knew a lot and made us laugh.', 'The guide knew little and made us wait.'),
 }

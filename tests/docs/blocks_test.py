@@ -1,23 +1,29 @@
 """Every block of code of the README and the pages runs or is parsed, unless a comment gives the reason why not."""
 
 import contextlib
+import dataclasses
 import importlib.util
 import inspect
 import json
+import math
 import re
 import shlex
 
 from absl import flags
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from alignjax import judges, merging, objectives, rewards
+from alignjax import judges, merging, objectives, rewards, stats, testing, types
 from alignjax.commands import main, program
 from alignjax.data.reading import drops, sources
+from alignjax.objectives import base, preference
 from alignjax.optim import bases, recipes, schedules
 from alignjax.run import adapters, config_file, merge_folders, notebook, settings, smollm2
 from alignjax.sampling import strategies
-from tests import assets
+from docs.pages import objectives_page
+from tests import assets, fixtures
 from tests.docs import texts
 
 REGISTRIES = (
@@ -39,7 +45,7 @@ PARSERS = {
   'strategy': strategies.parse,
 }
 DATA = ('data', 'eval_data', 'prompts')
-FORMS_OF_SAMPLES = 'preference unpaired conversation supervised alpaca text scored ranked prompts'.split()
+FORMS_OF_SAMPLES = ('preference', 'unpaired', 'conversation', 'supervised', 'alpaca', 'text', 'scored', 'ranked')
 BY_ID = {block.id: block for block in texts.blocks('sh', 'python', 'json', 'yaml')}
 
 
@@ -137,7 +143,10 @@ def test_other_commands_exist():
         'make': lambda words: re.search(rf'^{words[1]}:', makefile, re.MULTILINE),
         'python': lambda words: words[1] == '-m' and importlib.util.find_spec(words[2]),
         'pip': lambda words: all(
-          f"'{name}'" in extras for word in words for found in re.findall(r'\[(.*?)\]', word) for name in found.split(',')
+          f"'{name}'" in extras
+          for word in words
+          for found in re.findall(r'\[(.*?)\]', word)
+          for name in found.split(',')
         ),
         'git': lambda words: words[1] in ('clone', 'config', 'switch'),
         'cd': lambda words: True,
@@ -158,6 +167,15 @@ def tiny_model(tmp_path_factory):
 RUN = [block for block in of_kind('python') if block.reason is None and 'def my_loss' not in block.text]
 
 
+# merging/base_test.py merges trees by ties, too.
+CASES = [
+  pytest.param(
+    block, id=block.id, marks=pytest.mark.slow if block.page == 'docs/merging.md' and 'ties' in block.text else ()
+  )
+  for block in RUN
+]
+
+
 def bound(*args, **kwargs):
   """Checks the arguments of `alignjax.fit` without training."""
   given = inspect.signature(notebook.fit).bind(*args, **kwargs).arguments
@@ -166,7 +184,7 @@ def bound(*args, **kwargs):
 
 
 @pytest.mark.usefixtures('registered')
-@pytest.mark.parametrize('block', RUN, ids=lambda block: block.id)
+@pytest.mark.parametrize('block', CASES)
 def test_python_runs(block, folder, tmp_path, monkeypatch, capsys, request):
   monkeypatch.chdir(tmp_path)
   monkeypatch.setenv(smollm2.VARIABLE, str(folder))
@@ -181,10 +199,45 @@ def test_python_runs(block, folder, tmp_path, monkeypatch, capsys, request):
   assert all(leaf is not None for leaf in jax.tree.leaves(scope.get('merged', 0)))
 
 
+def defined(marker, path=None):
+  """What the block with a marker defines, with the imports that the example in the library has around it."""
+  (block,) = (block for block in of_kind('python') if marker in block.text)
+  names = {'__name__': 'mine', 'base': base, 'jax': jax, 'preference': preference, 'stats': stats}
+  names |= {'PreferenceBatch': types.PreferenceBatch, 'Term': types.Term}
+  if path is not None:
+    path.write_text(block.text, encoding='utf-8')
+  exec(compile(block.text, path or block.id, 'exec'), names)  # our own text
+  return names
+
+
+@pytest.mark.usefixtures('registered')
+def test_the_objectives_that_are_defined_are_dpo():
+  mine, my_loss = defined('# mine.py')['mine'], defined('def my_loss')['my_loss']
+  batch = fixtures.preference_batch(0)
+  batch = dataclasses.replace(batch, label=jnp.ones_like(batch.label))
+  losses = []
+  for objective in (mine(beta=0.3), my_loss(beta=0.3), objectives.dpo(beta=0.3)):
+    table = fixtures.from_logits(objective.needs, fixtures.logits(1, batch), fixtures.logits(2, batch), batch)
+    losses.append(objective.apply(table, batch).loss)
+  np.testing.assert_allclose(losses[:2], [losses[2]] * 2, rtol=1e-6)
+
+
+@pytest.mark.usefixtures('registered')
+def test_the_docstring_of_the_example_lacks_nothing(tmp_path):
+  names = defined('def my_loss', tmp_path / 'mine.py')  # the section reads the source
+  objectives_page.section(names['my_loss'])
+
+
+@pytest.mark.slow  # the same loss as that of `dpo`, above, which contract_test.py checks
+@pytest.mark.usefixtures('registered')
+def test_the_first_objective_of_extending_keeps_the_contract():
+  testing.check_objective(defined('# mine.py')['mine'](), at_reference=math.log(2.0))
+
+
 def test_rows_of_the_pages_can_be_read():
   for block in of_kind('json'):
     rows = [json.loads(line) for line in block.text.splitlines()]
-    forms = FORMS_OF_SAMPLES if block.page == 'docs/data.md' else ['preference'] * len(rows)
+    forms = (*FORMS_OF_SAMPLES, 'prompts') if block.page == 'docs/data.md' else ['preference'] * len(rows)
     for form, row in zip(forms, rows, strict=True):
       report = drops.DropReport()
       assert sources.FORMS[form].parse(row, ()).prompt is not None, block.id

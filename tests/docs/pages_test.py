@@ -19,7 +19,19 @@ from tests.docs import texts
 
 LINK = re.compile(r'\]\((?!https?:|mailto:)([^)\s]*)\)')
 # Flags of other programs that the pages mention.
-FOREIGN = {'no-deps', 'slow', 'help', 'verbosity', 'upgrade', 'ntasks', 'signal', 'restarts', 'claim', 'dry-run', 'print'}
+FOREIGN = {
+  'no-deps',
+  'slow',
+  'help',
+  'verbosity',
+  'upgrade',
+  'ntasks',
+  'signal',
+  'restarts',
+  'claim',
+  'dry-run',
+  'print',
+}
 NAME = re.compile(r'`([\w/<>]+)`')
 
 
@@ -35,9 +47,7 @@ def test_links_and_anchors_lead_somewhere(page):
   for link in LINK.findall(texts.PAGES[page]):
     file, _, anchor = link.partition('#')
     target = (folder / file).resolve() if file else texts.ROOT / page
-    if not target.exists():
-      broken.append(link)
-    elif anchor and target.suffix == '.md' and anchor not in anchors(target):
+    if not target.exists() or (anchor and target.suffix == '.md' and anchor not in anchors(target)):
       broken.append(link)
   assert broken == []
 
@@ -81,6 +91,27 @@ def test_the_table_of_families_lists_every_objective():
   defined = [(name, build.__module__.rpartition('.')[2]) for name, build in objectives.OBJECTIVES.items()]
   assert sorted(listed) == sorted(defined)
   assert f'{len(objectives.OBJECTIVES)} objectives' in texts.PAGES['README.md']
+
+
+def test_the_picture_of_the_readme_is_drawn_by_the_command_below_it():
+  from docs.pages import objectives_figure
+
+  assert 'python -m docs.pages.objectives_figure' in texts.PAGES['README.md']
+  assert f']({objectives_figure.FILE.relative_to(texts.ROOT)})' in texts.PAGES['README.md']
+  rows = [
+    {'step': 1, 'logp_chosen': -9.0, 'logp_rejected': -8.0},
+    {'step': 2, 'logp_chosen': -8.5, 'logp_rejected': -9},
+  ]
+  figure = objectives_figure.draw(dict.fromkeys(objectives_figure.OBJECTIVES, rows))
+  assert [axes.get_title(loc='left') for axes in figure.axes] == list(objectives_figure.OBJECTIVES)
+  assert [line.get_ydata().tolist() for line in figure.axes[0].lines[1:]] == [[0.0, 0.5], [0.0, -1.0]]
+  for expression in objectives_figure.OBJECTIVES:
+    objectives.parse(expression)
+
+
+def test_ruff_is_the_locked_one():
+  (hook,) = re.findall(r'rev: v([\d.]+)', (texts.ROOT / '.pre-commit-config.yaml').read_text())
+  assert f'ruff=={hook} ' in (texts.ROOT / 'requirements.lock').read_text()
 
 
 def test_every_risk_measure_is_named():

@@ -9,7 +9,12 @@ ROOT = pathlib.Path(__file__).parents[2]
 GENERATED = {'objectives.md', 'papers.md'}
 PAGES = {
   str(path.relative_to(ROOT)): path.read_text(encoding='utf-8')
-  for path in (ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', ROOT / 'SECURITY.md', *sorted((ROOT / 'docs').glob('*.md')))
+  for path in (
+    ROOT / 'README.md',
+    ROOT / 'CONTRIBUTING.md',
+    ROOT / 'SECURITY.md',
+    *sorted((ROOT / 'docs').glob('*.md')),
+  )
   if path.name not in GENERATED
 }
 
