@@ -6,7 +6,7 @@ import shlex
 from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).parents[2]
-GENERATED = {'objectives.md', 'papers.md'}
+GENERATED = {'objectives.md', 'papers.md', 'risk.md'}
 PAGES = {
   str(path.relative_to(ROOT)): path.read_text(encoding='utf-8')
   for path in (
