@@ -16,6 +16,7 @@ import pytest
 
 from alignjax import objectives, stats, testing
 from alignjax.testing import checks
+from tests import quick
 from tests.oracles import cases
 
 FIRST = list({case.expression.split('(')[0]: case for case in reversed(cases.CASES)}.values())  # of each objective
@@ -80,7 +81,8 @@ def test_an_undeclared_coupling_is_not_there():
   checks.check_coupling(testing.Setting.of(functools.reduce(operator.add, parts), 2))
 
 
-@pytest.mark.parametrize('responses', sorted({case.responses for case in FEWER}))
+# Pairs, which are most of them, run with --slow: the tests of the step and of `fit` compile some.
+@pytest.mark.parametrize('responses', [1, *map(quick.slow, sorted({case.responses for case in FEWER} - {1}))])
 def test_eager_and_jit_agree(responses):
   agree(jax.jit, [known for known in FEWER if known.responses == responses], lambda x: x)
 

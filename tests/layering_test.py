@@ -29,6 +29,7 @@ LEVEL = {
   'optim': 1,
   'stats': 2,
   'objectives': 3,
+  'pretrained': 4,
   'sampling': 4,
   'rewards': 4,
   'judges': 4,

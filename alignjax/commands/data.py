@@ -31,9 +31,9 @@ from alignjax import paths
 from alignjax.commands import data_lengths, data_tokens, program
 from alignjax.data import builders
 from alignjax.data.reading import catalogue, drops, json_rows, rows, sources
-from alignjax.data.tokens import artefact, encoding, tokenization
+from alignjax.data.tokens import artefact, encoding, tokenization, variables
 from alignjax.models import checkpoint_io
-from alignjax.run import fields, locations, template_arguments, user_code
+from alignjax.run import fields, locations, user_code
 
 PROGRESS_ROWS = 1000  # number of rows between updates of the progress line
 
@@ -66,7 +66,7 @@ class TokenSettings(Settings):
   model: str = fields.field(
     '', 'Model: a folder in Hugging Face format, or a name on the Hub.', required=True, path=paths.READ
   )
-  template_arguments: tuple[str, ...] = fields.field((), template_arguments.TEXT)
+  template_arguments: tuple[str, ...] = fields.field((), variables.TEXT)
   max_prompt: int = fields.field(512, 'Largest prompt in tokens; longer ones lose their first tokens.', at_least=2)
   max_response: int = fields.field(512, 'Largest response in tokens; for longer ones see --long_responses.', at_least=2)
   long_responses: str = fields.field(
@@ -80,7 +80,7 @@ class TokenSettings(Settings):
 
   def tokenizer(self) -> tokenization.Tokenizer:
     """The tokenizer of the model, with the arguments of its chat template."""
-    arguments = fields.naming('--template_arguments', template_arguments.parse, self.template_arguments)
+    arguments = fields.naming('--template_arguments', variables.parse, self.template_arguments)
     loaded = tokenization.Tokenizer.load(self.model)
     return fields.naming('--template_arguments', loaded.with_template_arguments, arguments)
 

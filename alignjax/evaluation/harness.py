@@ -12,12 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alignjax import numerics, stats
+from alignjax import numerics, pretrained, stats
 from alignjax.data.reading import rows
-from alignjax.data.tokens import rendering, tokenization
-from alignjax.models import base as models
-from alignjax.models import checkpoint_io, naming, transformer
-from alignjax.parallel import mesh as parallel_mesh
+from alignjax.data.tokens import rendering
+from alignjax.models import checkpoint_io
 from alignjax.parallel import rules
 from alignjax.sampling import sampler, sharded, strategies
 from alignjax.types import Array, Params, PreferenceBatch
@@ -81,31 +79,18 @@ class TextModel:
   """A language model of texts.
 
   Args:
-    model: a language model.
-    params: its parameters, on the mesh.
-    tokenizer: its tokenizer.
-    mesh: the mesh that holds the parameters.
+    loaded: a language model.
     batch_size: texts that are computed at once; rounded up to a multiple of the devices that share a batch.
     max_length: largest number of tokens that the model reads; 0 for the limit of the model. Longer contexts lose their
       first tokens.
   """
 
-  def __init__(
-    self,
-    model: models.LanguageModel,
-    params: Params,
-    tokenizer: tokenization.Tokenizer,
-    mesh: jax.sharding.Mesh,
-    *,
-    batch_size: int = 8,
-    max_length: int = 0,
-  ):
-    self.tokenizer, self.max_length = tokenizer, max_length or model.config.max_positions or POSITIONS
-    self._model, self._params, self._mesh = model, params, mesh
+  def __init__(self, loaded: pretrained.Pretrained, *, batch_size: int = 8, max_length: int = 0):
+    self.tokenizer, self.max_length = loaded.tokenizer, max_length or loaded.positions or POSITIONS
+    self._loaded, self._rows = loaded, loaded.rows(batch_size)
+    model, tokenizer = loaded.model, loaded.tokenizer
     self._drawers: dict[Generation, sharded.ShardedSampler] = {}
     self._prefix = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
-    shards = parallel_mesh.batch_shards(mesh)
-    self._rows = -(-batch_size // shards) * shards
 
     @jax.jit
     def scores(params: Params, batch: PreferenceBatch, first: Array) -> tuple[Array, Array]:
@@ -138,14 +123,8 @@ class TextModel:
     Raises:
       ValueError: the folder cannot be used.
     """
-    folder = naming.resolve(folder, 'pretrained')
-    mesh = parallel_mesh.make_mesh()
-    config = checkpoint_io.load_config(folder, compute_dtype=compute_dtype)
-    model = transformer.build(config, rules.activation_constraint(mesh))
-    shardings = rules.param_shardings(mesh, jax.eval_shape(model.init, jax.random.key(0)))
-    params = checkpoint_io.load_params(folder, config, shardings, checkpoint_io.Loading(dtype=None))
-    tokenizer = tokenization.Tokenizer.load(folder)
-    return cls(model, params, tokenizer, mesh, batch_size=batch_size, max_length=max_length)
+    loaded = pretrained.load(folder, 'pretrained', compute_dtype=compute_dtype)
+    return cls(loaded, batch_size=batch_size, max_length=max_length)
 
   def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
     """Log-probabilities of continuations.
@@ -179,7 +158,7 @@ class TextModel:
         f'max_gen_toks={generation.max_tokens}: must be less than the {self.max_length} tokens that the model reads'
       )
     drawer = self._drawer(generation._replace(until=(), seed=0))
-    placed, key = drawer.place(self._params), jax.random.key(generation.seed)
+    placed, key = drawer.place(self._loaded.params), jax.random.key(generation.seed)
     encoded = [self.tokenizer.encode_prompt(context)[-room:] for context in contexts]
     found = [''] * len(encoded)
     for places, size in self._groups([-(-len(ids) // MULTIPLE) * MULTIPLE for ids in encoded]):
@@ -196,7 +175,7 @@ class TextModel:
     if generation not in self._drawers:
       ends = tuple(sorted({self.tokenizer.eos_id, *self.tokenizer.generation_end_ids}))
       decoding = sampler.Decoding(1, generation.max_tokens, generation.strategy, ends)
-      self._drawers[generation] = sharded.ShardedSampler(self._model, self._mesh, decoding)
+      self._drawers[generation] = sharded.ShardedSampler(self._loaded.model, self._loaded.mesh, decoding)
     return self._drawers[generation]
 
   def render(self, messages: list[rows.Message]) -> str:
@@ -242,8 +221,8 @@ class TextModel:
       first[: len(chosen)] = [each.first for each in chosen]
       ones = np.ones(self._rows, np.float32)
       batch = PreferenceBatch(prompt, prompt_length, response[:, None], response_length[:, None], ones, ones)
-      placed = jax.device_put((batch, first), rules.batch_sharding(self._mesh))
-      logp, greedy = jax.tree.map(checkpoint_io.on_host, self._scores(self._params, *placed))
+      placed = jax.device_put((batch, first), rules.batch_sharding(self._loaded.mesh))
+      logp, greedy = jax.tree.map(checkpoint_io.on_host, self._scores(self._loaded.params, *placed))
       for row, place in enumerate(places):
         found[place] = float(logp[row]), bool(greedy[row])
     return found

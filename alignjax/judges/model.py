@@ -8,13 +8,11 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from alignjax import stats
+from alignjax import pretrained, stats
 from alignjax.data.reading import rows
-from alignjax.data.tokens import tokenization
+from alignjax.data.tokens import tokenization, variables
 from alignjax.judges import base
-from alignjax.models import base as models
-from alignjax.models import checkpoint_io, fingerprints, naming, transformer
-from alignjax.parallel import mesh as parallel_mesh
+from alignjax.models import checkpoint_io
 from alignjax.parallel import rules
 from alignjax.types import Array, Params, PreferenceBatch
 
@@ -49,12 +47,8 @@ class JudgeModel:
   of the question continues with 'Answer:'.
 
   Args:
-    model: a language model.
-    params: its parameters, on the mesh.
-    tokenizer: its tokenizer.
-    mesh: the mesh shared by all processes; they must judge the same pairs together.
+    loaded: a language model. All processes that share its mesh must judge the same pairs together.
     template: the question, with the places {prompt}, {a} and {b}.
-    fingerprint: identifies the contents of its folder; empty if it comes from none.
     batch_size: questions that are asked at once; rounded up to a multiple of the devices that share a batch.
 
   Raises:
@@ -63,25 +57,13 @@ class JudgeModel:
 
   collective = True  # all processes compute it together
 
-  def __init__(
-    self,
-    model: models.LanguageModel,
-    params: Params,
-    tokenizer: tokenization.Tokenizer,
-    mesh: jax.sharding.Mesh,
-    *,
-    template: str = TEMPLATE,
-    fingerprint: str = '',
-    batch_size: int = 8,
-  ):
+  def __init__(self, loaded: pretrained.Pretrained, *, template: str = TEMPLATE, batch_size: int = 8):
     missing = {'prompt', 'a', 'b'} - set(_PLACES.findall(template))
     if missing:
       raise ValueError(f'judge: the template lacks {{{min(missing)}}}; it needs {{prompt}}, {{a}} and {{b}}')
-    self._params, self._tokenizer, self._mesh, self._template = params, tokenizer, mesh, template
-    self._positions, self._vocab_size = model.config.max_positions, model.config.vocab_size
-    self.fingerprint = fingerprint
-    shards = parallel_mesh.batch_shards(mesh)
-    self._rows = -(-batch_size // shards) * shards
+    self._loaded, self._template, self._rows = loaded, template, loaded.rows(batch_size)
+    self.fingerprint = loaded.fingerprint
+    model = loaded.model
 
     @jax.jit
     def log_odds(params: Params, batch: PreferenceBatch) -> Array:
@@ -98,6 +80,7 @@ class JudgeModel:
     folder: str | os.PathLike[str],
     *,
     template: str = TEMPLATE,
+    template_arguments: str = '',
     batch_size: int = 8,
     compute_dtype: str = 'float32',
   ) -> 'JudgeModel':
@@ -106,20 +89,17 @@ class JudgeModel:
     Args:
       folder: a folder, or its name on the Hub.
       template: see the class.
+      template_arguments: variables of its chat template, `name=value` or a JSON object; empty for none.
       batch_size: see the class.
       compute_dtype: type of activations, 'float32' or 'bfloat16'.
 
     Raises:
-      ValueError: the folder or the template cannot be used.
+      ValueError: the folder, the template or its variables cannot be used.
     """
-    folder = naming.resolve(folder, 'judge')
-    mesh = parallel_mesh.make_mesh()
-    config = checkpoint_io.load_config(folder, compute_dtype=compute_dtype)
-    model = transformer.build(config, rules.activation_constraint(mesh))
-    shardings = rules.param_shardings(mesh, jax.eval_shape(model.init, jax.random.key(0)))
-    params = checkpoint_io.load_params(folder, config, shardings, checkpoint_io.Loading(dtype=None))
-    tokenizer, contents = tokenization.Tokenizer.load(folder), fingerprints.of(folder)
-    return cls(model, params, tokenizer, mesh, template=template, fingerprint=contents, batch_size=batch_size)
+    arguments = variables.parse([template_arguments] if template_arguments else [])
+    loaded = pretrained.load(folder, 'judge', compute_dtype=compute_dtype)
+    loaded = loaded._replace(tokenizer=loaded.tokenizer.with_template_arguments(arguments))
+    return cls(loaded, template=template, batch_size=batch_size)
 
   def __call__(self, pairs: Sequence[tuple[rows.Prompt, str, str]]) -> np.ndarray:
     """P(the first response is better), in this order alone, [n] float64.
@@ -135,25 +115,26 @@ class JudgeModel:
       same = [i for i in range(len(questions)) if sizes[i] == size]
       for first in range(0, len(same), self._rows):
         chosen = same[first : first + self._rows]
-        batch = self._batch([questions[i] for i in chosen], min(size, self._positions - longest), longest)
-        placed = jax.device_put(batch, rules.batch_sharding(self._mesh))
-        found[chosen] = checkpoint_io.on_host(self._log_odds(self._params, placed))[: len(chosen)]
+        batch = self._batch([questions[i] for i in chosen], min(size, self._loaded.positions - longest), longest)
+        placed = jax.device_put(batch, rules.batch_sharding(self._loaded.mesh))
+        found[chosen] = checkpoint_io.on_host(self._log_odds(self._loaded.params, placed))[: len(chosen)]
     return np.exp(-np.logaddexp(0.0, -found))
 
   def _encode(self, pairs: Sequence[tuple[rows.Prompt, str, str]]) -> list[_Question]:
+    tokenizer, positions = self._loaded.tokenizer, self._loaded.positions
     texts = [self._question(*pair) for pair in pairs]
     questions = []
-    for number, result in enumerate(self._tokenizer.encode_all(texts)):
+    for number, result in enumerate(tokenizer.encode_all(texts)):
       if isinstance(result, tokenization.EncodingError):
         raise ValueError(f'pair {number} cannot be encoded for the judge: {result}') from result
       answers = [ids[:-1] for ids in result.responses]  # without the end token
       if not all(answers) or answers[0] == answers[1]:
         raise ValueError('the tokens of the answers A and B are not told apart by this tokenizer: use another model')
-      self._tokenizer.check_ids([*result.prompt, *answers[0], *answers[1]], self._vocab_size, f'pair {number}')
+      tokenizer.check_ids([*result.prompt, *answers[0], *answers[1]], self._loaded.vocab_size, f'pair {number}')
       size = len(result.prompt) + max(map(len, answers))
-      if size > self._positions:
+      if size > positions:
         raise ValueError(
-          f'pair {number}: the question has {size} tokens, and the judge reads {self._positions}: lower max_prompt or '
+          f'pair {number}: the question has {size} tokens, and the judge reads {positions}: lower max_prompt or '
           'max_new_tokens, or use another judge'
         )
       questions.append(_Question(result.prompt, answers))
@@ -163,7 +144,7 @@ class JudgeModel:
     """The question about a pair, and both answers. Responses are inserted once, whatever places they spell."""
     values = {'prompt': _text(prompt), 'a': a.strip(), 'b': b.strip()}
     text = _PLACES.sub(lambda place: values[place[1]], self._template)
-    if self._tokenizer.template is None:
+    if self._loaded.tokenizer.template is None:
       return f'{text}\n\nAnswer:', [f' {answer}' for answer in _ANSWERS]
     return [{'role': 'user', 'content': text}], list(_ANSWERS)
 
@@ -192,14 +173,16 @@ def _text(prompt: rows.Prompt) -> str:
 
 
 @base.factory
-def judge(folder: str, template: str = '') -> base.Compare:
+def judge(folder: str, template: str = '', template_arguments: str = '') -> base.Compare:
   """Asks a language model which response is better, and reads log p("A") - log p("B") as its next token.
 
   Args:
     folder: a language model: a folder, or a name on the Hub.
     template: the question, with the places {prompt}, {a} and {b}; empty for `judges.model.TEMPLATE`.
+    template_arguments: variables of its chat template, such as 'enable_thinking=false', or a JSON object; empty for
+      none. A model that thinks before it answers must not think here, because its next token is read.
 
   Raises:
-    ValueError: the folder or the template cannot be used.
+    ValueError: the folder, the template or its variables cannot be used.
   """
-  return JudgeModel.load(folder, template=template or TEMPLATE)
+  return JudgeModel.load(folder, template=template or TEMPLATE, template_arguments=template_arguments)

@@ -8,11 +8,9 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from alignjax import stats
+from alignjax import pretrained, stats
 from alignjax.data.tokens import tokenization
-from alignjax.models import base as models
-from alignjax.models import checkpoint_io, fingerprints, naming, reward_scale, transformer
-from alignjax.parallel import mesh as parallel_mesh
+from alignjax.models import checkpoint_io, naming, reward_scale
 from alignjax.parallel import rules
 from alignjax.rewards import base
 from alignjax.types import Array, Params, PreferenceBatch
@@ -40,33 +38,20 @@ class RewardModel:
   its own: the result does not depend on the other samples, on the batch size or on padding.
 
   Args:
-    model: a model with a score head.
-    params: its parameters, on the mesh.
-    tokenizer: its own tokenizer, which need not be that of the policy.
-    mesh: the mesh shared by all processes; they must score the same samples together.
+    loaded: a model with a score head. Its tokenizer need not be that of the policy. All processes that share its mesh
+      must score the same samples together.
     scale: rewards are normalised with it; None leaves them unchanged.
-    fingerprint: identifies the contents of its folder; empty if it comes from none.
     batch_size: samples that are scored at once; rounded up to a multiple of the devices that share a batch.
   """
 
   collective = True  # all processes compute it together
 
   def __init__(
-    self,
-    model: models.LanguageModel,
-    params: Params,
-    tokenizer: tokenization.Tokenizer,
-    mesh: jax.sharding.Mesh,
-    *,
-    scale: reward_scale.RewardScale | None = None,
-    fingerprint: str = '',
-    batch_size: int = 8,
+    self, loaded: pretrained.Pretrained, *, scale: reward_scale.RewardScale | None = None, batch_size: int = 8
   ):
-    self._params, self._tokenizer, self._mesh, self._scale = params, tokenizer, mesh, scale
-    self.fingerprint = fingerprint
-    self._positions, self._vocab_size = model.config.max_positions, model.config.vocab_size
-    shards = parallel_mesh.batch_shards(mesh)
-    self._rows = -(-batch_size // shards) * shards
+    self._loaded, self._scale, self._rows = loaded, scale, loaded.rows(batch_size)
+    self.fingerprint = ' '.join(map(str, [loaded.fingerprint, *(scale[:2] if scale else ())]))
+    model = loaded.model
 
     @jax.jit
     def rewards(params: Params, batch: PreferenceBatch) -> Array:
@@ -95,14 +80,8 @@ class RewardModel:
     """
     folder = naming.resolve(folder, 'reward_model')
     scale = reward_scale.read(pathlib.Path(folder)) if normalise else None
-    mesh = parallel_mesh.make_mesh()
-    config = checkpoint_io.load_config(folder, compute_dtype=compute_dtype, output='score')
-    model = transformer.build(config, rules.activation_constraint(mesh))
-    shardings = rules.param_shardings(mesh, jax.eval_shape(model.init, jax.random.key(0)))
-    params = checkpoint_io.load_params(folder, config, shardings, checkpoint_io.Loading(dtype=None))
-    tokenizer = tokenization.Tokenizer.load(folder)
-    contents = ' '.join(map(str, [fingerprints.of(folder), *(scale[:2] if scale else ())]))
-    return cls(model, params, tokenizer, mesh, scale=scale, fingerprint=contents, batch_size=batch_size)
+    loaded = pretrained.load(folder, 'reward_model', compute_dtype=compute_dtype, output='score')
+    return cls(loaded, scale=scale, batch_size=batch_size)
 
   def __call__(self, samples: Sequence[base.Sample]) -> np.ndarray:
     """The reward of each sample, [n] float64.
@@ -111,34 +90,35 @@ class RewardModel:
       ValueError: a sample cannot be encoded, or is too long for the model. The message gives its number.
     """
     encoded = list(self._encode(samples))
-    shapes = [each.shape(self._positions) for each in encoded]
+    shapes = [each.shape(self._loaded.positions) for each in encoded]
     found = np.zeros(len(encoded), np.float64)
     for shape in sorted(set(shapes)):
       same = [i for i in range(len(encoded)) if shapes[i] == shape]
       for first in range(0, len(same), self._rows):
         rows = same[first : first + self._rows]
-        batch = jax.device_put(self._batch([encoded[i] for i in rows], shape), rules.batch_sharding(self._mesh))
-        found[rows] = checkpoint_io.on_host(self._rewards(self._params, batch))[: len(rows), 0]
+        batch = self._placed([encoded[i] for i in rows], shape)
+        found[rows] = checkpoint_io.on_host(self._rewards(self._loaded.params, batch))[: len(rows), 0]
     return found if self._scale is None else self._scale.apply(found)
 
   def _encode(self, samples: Sequence[base.Sample]) -> Iterator[_Encoded]:
     """The tokens of each sample. Long prompts lose their first tokens."""
-    results = self._tokenizer.encode_all((sample.prompt, [sample.response]) for sample in samples)
+    tokenizer, positions = self._loaded.tokenizer, self._loaded.positions
+    results = tokenizer.encode_all((sample.prompt, [sample.response]) for sample in samples)
     for number, (sample, result) in enumerate(zip(samples, results, strict=True)):
       if isinstance(result, tokenization.EncodingError):
         raise ValueError(f'sample {number} cannot be encoded for the reward model: {result}') from result
-      self._tokenizer.check_ids([*result.prompt, *result.responses[0]], self._vocab_size, f'sample {number}')
+      tokenizer.check_ids([*result.prompt, *result.responses[0]], self._loaded.vocab_size, f'sample {number}')
       response = result.responses[0] if sample.finished else result.responses[0][:-1]  # encoding adds the end token
-      room = self._positions - len(response)
+      room = positions - len(response)
       if room < 2:
         raise ValueError(
-          f'sample {number}: the response has {len(response)} tokens, and the reward model reads {self._positions} '
+          f'sample {number}: the response has {len(response)} tokens, and the reward model reads {positions} '
           'tokens of prompt and response: lower max_new_tokens'
         )
-      yield _Encoded(self._tokenizer.truncate_prompt(result.prompt, room), response)
+      yield _Encoded(tokenizer.truncate_prompt(result.prompt, room), response)
 
-  def _batch(self, encoded: Sequence[_Encoded], shape: tuple[int, int]) -> PreferenceBatch:
-    """One response per row, right-padded. Rows after the last sample repeat the first token of a prompt."""
+  def _placed(self, encoded: Sequence[_Encoded], shape: tuple[int, int]) -> PreferenceBatch:
+    """One response per row, right-padded, on the mesh. Rows after the last one repeat the first token of a prompt."""
     prompt = np.zeros((self._rows, shape[0]), np.int32)
     response = np.zeros((self._rows, 1, shape[1] + 1), np.int32)
     prompt_length, response_length = np.ones(self._rows, np.int32), np.zeros((self._rows, 1), np.int32)
@@ -147,7 +127,8 @@ class RewardModel:
       prompt[row, : len(sample.prompt)] = sample.prompt
       response[row, 0, : len(sample.response)] = sample.response
     ones = np.ones(self._rows, np.float32)
-    return PreferenceBatch(prompt, prompt_length, response, response_length, label=ones, weight=ones)
+    batch = PreferenceBatch(prompt, prompt_length, response, response_length, label=ones, weight=ones)
+    return jax.device_put(batch, rules.batch_sharding(self._loaded.mesh))
 
 
 def calibrate(folder: str | os.PathLike[str], samples: Sequence[base.Sample], source: str) -> reward_scale.RewardScale:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from alignjax import objectives, stats
 from alignjax.data.reading import sources
-from alignjax.data.tokens import tokenization
+from alignjax.data.tokens import tokenization, variables
 from alignjax.models import checkpoint_io, transformer
 from alignjax.optim import bases, recipes
 from alignjax.parallel import mesh as parallel_mesh
@@ -25,7 +25,6 @@ from alignjax.run import (
   packing_choice,
   replay,
   settings,
-  template_arguments,
   token_cache,
   trackers,
   uploads,
@@ -103,7 +102,7 @@ def prepare(
   on_policy.check(config, objective)
   on_policy.warn(config, objective)
   recipe = _recipe(config, config.base_model)
-  arguments = fields.naming('config.template_arguments', template_arguments.parse, config.template_arguments)
+  arguments = fields.naming('config.template_arguments', variables.parse, config.template_arguments)
   mesh = parallel_mesh.make_mesh(
     config.mesh.data,
     config.mesh.fsdp,

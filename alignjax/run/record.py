@@ -100,8 +100,8 @@ def explain(error: checkpoint.MismatchError, now: Mapping[str, Any], config: set
     changed = [name for name in models if saved.get(name, models[name]) != models[name]]
     if changed:
       return ValueError(
-        f'{", ".join(changed)}: the model or its reward.json changed since this run was started, so scores would '
-        'change too: restore the folder, or choose another workdir'
+        f'{", ".join(changed)}: its model, its reward.json or its Python file changed since this run was started, so '
+        'scores would change too: restore it, or choose another workdir'
       )
     names = error.identity.keys() | now.keys()
     differ = {name for name in names if error.identity.get(name) != _as_json(now.get(name))}

@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from alignjax.run import fields, template_arguments
+from alignjax.data.tokens import variables
+from alignjax.run import fields
 from alignjax.sampling import strategies, text
 
 
@@ -22,7 +23,7 @@ class SamplingSettings:
   strategy: str = fields.field(
     '', 'Decoding strategy instead of the settings above, such as chain(temperature(0.7), nucleus(0.9)).'
   )
-  template_arguments: tuple[str, ...] = fields.field((), template_arguments.TEXT)
+  template_arguments: tuple[str, ...] = fields.field((), variables.TEXT)
   seed: int = fields.field(0, 'Seed of the random numbers.', at_least=0, at_most=2**63 - 1)
   batch_size: int = fields.field(8, 'Number of prompts in a batch.', at_least=1)
   compute_dtype: str = fields.field(
@@ -39,7 +40,7 @@ def options(settings: SamplingSettings) -> text.Options:
     batch_size=settings.batch_size,
     seed=settings.seed,
     strategy=build_strategy(settings),
-    template_arguments=fields.naming('--template_arguments', template_arguments.parse, settings.template_arguments),
+    template_arguments=fields.naming('--template_arguments', variables.parse, settings.template_arguments),
   )
 
 

@@ -11,8 +11,9 @@ from typing import Any
 import ml_collections
 
 from alignjax import paths
+from alignjax.data.tokens import variables
 from alignjax.optim import schedules
-from alignjax.run import fields, rollout_settings, template_arguments, user_code
+from alignjax.run import fields, rollout_settings, user_code
 
 field = fields.field
 
@@ -106,7 +107,7 @@ class DataSettings:
     'files of 1 MiB or more; off: tokenise at every start.',
     path=paths.DISK,
   )
-  template_arguments: tuple[str, ...] = _field((), IDENTITY, template_arguments.TEXT)
+  template_arguments: tuple[str, ...] = _field((), IDENTITY, variables.TEXT)
   max_prompt: int = _field(512, IDENTITY, 'Largest prompt in tokens; longer ones lose their first tokens.', at_least=2)
   max_response: int = _field(
     512, IDENTITY, 'Largest response in tokens; for longer ones see `long_responses`.', at_least=2

@@ -30,7 +30,8 @@ def merging(folder) -> settings.Config:
   return config
 
 
-@pytest.mark.parametrize('memory', ['device', pytest.param('host', marks=pytest.mark.slow)])
+@pytest.mark.slow  # optim/wrappers_test.py resumes a merging optimizer, train_test.py a run
+@pytest.mark.parametrize('memory', ['device', 'host'])
 def test_online_merging_reports_what_it_does_and_resumes_bit_identically(folder, merging, memory, capsys):
   """Wherever tau lives."""
   source, workdir = pathlib.Path(merging.workdir), folder / f'merging_again_{memory}'
@@ -54,6 +55,7 @@ def test_online_merging_reports_what_it_does_and_resumes_bit_identically(folder,
     assert resumed == expected
 
 
+@pytest.mark.slow  # optim/online_merging_test.py follows the algorithms
 def test_online_merging_moves_the_model_and_its_average_along_tau(merging):
   """Each of two merges adds alpha tau at half of the entries. The updates are small and nearly orthogonal to tau."""
   workdir = pathlib.Path(merging.workdir)
@@ -87,6 +89,7 @@ def test_tau_moves_the_parameters_and_their_average(folder, merging, capsys):
     np.testing.assert_allclose(average[name], start[name] + (0.25 + 2 * 0.5) / 2 * 0.5 * tau, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.slow  # train_test.py refuses other settings and models
 def test_another_optimizer_or_base_model_in_the_same_folder_is_refused(folder, merging, caplog):
   def refused(says: str, **overrides):
     with pytest.raises(ValueError, match=re.escape(says)):

@@ -33,6 +33,7 @@ def test_log_likelihoods_are_those_of_the_other_backend(model):
   assert greedy == expected_greedy
 
 
+@pytest.mark.slow  # the test below generates greedily, too
 def test_generated_texts_are_those_of_the_other_backend(model):
   contexts, kinds, expected = zip(*ASKED['generation'], strict=True)
   (until,) = {tuple(kind['until']) for kind in kinds}

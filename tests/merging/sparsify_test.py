@@ -53,7 +53,7 @@ def tied_deltas():
   yield 'bfloat16', np.asarray(jnp.asarray(rng.standard_normal((30, 20)), jnp.bfloat16), np.float32)
 
 
-@pytest.mark.parametrize('delta', quick.named(dict(tied_deltas()), ('few values', 'bfloat16')))
+@pytest.mark.parametrize('delta', quick.named(dict(tied_deltas()), ('few values',)))
 def test_the_number_kept_is_exact_where_magnitudes_tie(delta):
   """Each of two models against sorting by (magnitude, order), at once and in blocks of rows."""
   both = [delta.astype(np.float32), delta[::-1].astype(np.float32)]

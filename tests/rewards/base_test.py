@@ -1,7 +1,9 @@
 """Rewards as expressions, and the checks of what they return."""
 
 import functools
+import importlib
 import pickle
+import sys
 import threading
 
 import numpy as np
@@ -136,6 +138,22 @@ def test_functions_partials_and_callable_objects_of_users():
     reward = rewards.parse(f"python('{__name__}:{name}')")
     np.testing.assert_array_equal(reward(SAMPLES), expected)
     assert list(reward.scores(SAMPLES).parts) == [f"python(path='{__name__}:{name}')"]
+
+
+def test_the_file_of_a_function_identifies_a_reward(tmp_path, monkeypatch):
+  monkeypatch.syspath_prepend(tmp_path)
+  file = tmp_path / 'scores_of_mine.py'
+
+  def identity(source):
+    file.write_text(source, encoding='utf-8')
+    monkeypatch.delitem(sys.modules, 'scores_of_mine', raising=False)
+    importlib.invalidate_caches()
+    return rewards.parse("python('scores_of_mine:score') + missing_end()").fingerprints
+
+  source = 'def score(samples):\n  return [1.0] * len(samples)\n'
+  first = identity(source)
+  assert list(first) == ["python(path='scores_of_mine:score')"]
+  assert identity(source) == first != identity(source.replace('1.0', '2.0'))
 
 
 @pytest.mark.parametrize(

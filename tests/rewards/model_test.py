@@ -93,7 +93,7 @@ def test_a_score_depends_on_its_own_sample_alone(folder, scorer, scores, batch_s
   order = np.random.default_rng(batch_size).permutation(len(SAMPLES))
   again = rewards.RewardModel.load(folder, normalise=False, batch_size=batch_size)
   monkeypatch.setattr(reward_models, 'MULTIPLE', multiple)
-  rounding = 1e-6 * np.abs(np.asarray(scorer._params['score']['kernel'])).sum()  # of a sum of states of size 1
+  rounding = 1e-6 * np.abs(np.asarray(scorer._loaded.params['score']['kernel'])).sum()  # of a sum of states of size 1
   np.testing.assert_allclose(again([SAMPLES[i] for i in order]), scores[order], rtol=0, atol=rounding)
   np.testing.assert_allclose(scorer(SAMPLES[:1]), scores[:1], rtol=0, atol=rounding)
 
@@ -101,7 +101,8 @@ def test_a_score_depends_on_its_own_sample_alone(folder, scorer, scores, batch_s
 def test_the_first_token_is_there_once(folder, scores):
   """The template writes it, and the tokenizer would, too."""
   scorer = rewards.RewardModel.load(folder, normalise=False)
-  scorer._tokenizer = dataclasses.replace(scorer._tokenizer, prefix=(scorer._tokenizer.bos_id,))
+  tokenizer = scorer._loaded.tokenizer
+  scorer._loaded = scorer._loaded._replace(tokenizer=dataclasses.replace(tokenizer, prefix=(tokenizer.bos_id,)))
   found = scorer(SAMPLES)
   np.testing.assert_array_equal(found[:3], scores[:3])
   assert np.abs(found[3:6] - scores[3:6]).min() > 1e-4  # strings have none of their own
@@ -120,7 +121,7 @@ def test_dropout_in_the_configuration_has_no_effect(folder, scores, tmp_path):
 
 def test_a_reward_of_zero_is_a_reward(folder):
   scorer = rewards.RewardModel.load(folder, normalise=False)
-  scorer._params['score']['kernel'] *= 0
+  scorer._loaded.params['score']['kernel'] *= 0
   np.testing.assert_array_equal(scorer(SAMPLES[:2]), [0.0, 0.0])
   scorer._scale = reward_scale.RewardScale(2.0, 4.0, 'nothing')
   np.testing.assert_array_equal(scorer(SAMPLES[:2]), [-0.5, -0.5])

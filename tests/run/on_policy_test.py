@@ -273,7 +273,7 @@ def test_a_changed_reward_model_is_refused_by_name(folder):
     assert identity['reward_models'] == {'versioned()': 'weights, scale'}
     before = identity | {'reward_models': {'versioned()': 'other weights, scale'}}
     error = checkpoint.MismatchError('', {}, before)
-    message = r'^versioned\(\): the model or its reward\.json changed since this run was started'
+    message = r'^versioned\(\): its model, its reward\.json or its Python file changed since this run was started'
     with pytest.raises(ValueError, match=message):
       raise record.explain(error, identity, config)
   finally:

@@ -7,8 +7,8 @@ import pytest
 
 from alignjax.commands import data as data_program
 from alignjax.commands import evaluate, label, program, sample
-from alignjax.data.tokens import tokenization
-from alignjax.run import preparation, template_arguments
+from alignjax.data.tokens import tokenization, variables
+from alignjax.run import preparation
 from tests.commands import doctor_test
 from tests.data import variants
 
@@ -32,7 +32,7 @@ ROWS = [
   ],
 )
 def test_arguments_are_pairs_or_json(items, expected):
-  assert template_arguments.parse(items) == expected
+  assert variables.parse(items) == expected
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_arguments_are_pairs_or_json(items, expected):
 )
 def test_malformed_arguments_are_refused(items, message):
   with pytest.raises(ValueError, match=message):
-    template_arguments.parse(items)
+    variables.parse(items)
 
 
 @pytest.fixture(scope='module')

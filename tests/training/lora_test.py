@@ -52,6 +52,7 @@ def _gradient(step, params, frozen):
   return metrics['loss'], jax.tree.map(lambda before, now: np.asarray(before) - np.asarray(now), params, after.params)
 
 
+@pytest.mark.slow  # models/lora_test.py compares the merged model
 def test_the_gradient_is_that_of_the_merged_model_by_the_chain_rule(base, adapters):
   """W' = W + s A B: dA = s dW' B^T and dB = s A^T dW'."""
   reference = lora.merge(base, {}, LORA)

@@ -187,6 +187,7 @@ def bits(state):
   }
 
 
+@pytest.mark.slow  # objectives/moving_average_test.py has the memory of a sharded batch, coupled_test.py microbatches
 def test_a_run_in_microbatches_on_a_mesh_remembers_what_whole_batches_give(whole, expected):
   check(whole[0], expected)
 
@@ -231,6 +232,7 @@ def test_evaluation_does_not_change_it(params, programs, whole):
   assert trained == records
 
 
+@pytest.mark.slow  # objectives/moving_average_test.py evaluates with a memory
 def test_evaluation_reads_what_training_remembers(params, programs, whole):
   state, records = whole
   frozen = dataclasses.replace(frozen_of(params), memory=state.memory, step=state.updates)  # as in the loop

@@ -135,7 +135,7 @@ FAULTS = [
 
 # Each field once, a loss and a gradient alone, with and without memory. The guard sees a tree of arrays, whether it is
 # of parameters or of adapters.
-QUICK = [FAULTS[i] for i in (0, 3, 5, 9, 13)]
+QUICK = [FAULTS[i] for i in (0, 5, 13)]
 
 
 @pytest.mark.parametrize(
