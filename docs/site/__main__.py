@@ -30,7 +30,8 @@ def main(builder: str) -> int:
   except staging.LinkError as error:
     print(error, file=sys.stderr)
     return 1
-  shutil.copytree(staging.ROOT / 'docs' / '_static', source / '_static', dirs_exist_ok=True)
+  for folder in staging.ASSETS:
+    shutil.copytree(staging.ROOT / folder, source / pathlib.Path(folder).name, dirs_exist_ok=True)
   notebooks.stage(source, OUT / 'downloads')
   figures.draw(source / 'figures')
   api.stage(source / 'api')

@@ -17,6 +17,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 REPOSITORY = 'https://github.com/alignjax/alignjax'
 BRANCH = 'main'
 NOTEBOOKS = 'experiments/notebooks'
+ASSETS = ('docs/_static', 'docs/figures')  # folders with pictures of the pages
 _PROJECT = ('CHANGELOG.md', 'CONTRIBUTING.md', 'SECURITY.md')
 
 _LINK = re.compile(r'(?<=\]\()(?![a-z]+:|#)([^)\s#]*)(#[^)\s]*)?(?=\))')
@@ -57,7 +58,7 @@ def staged(source: str, text: str, pages: Mapping[str, str], root: pathlib.Path 
     if found in pages or found == 'README.md':
       page = pages.get(found, 'index.md')
       return os.path.relpath(page, os.path.dirname(pages[source]) or '.') + anchor
-    if found.startswith('docs/_static/') and (root / found).exists():
+    if found.startswith(ASSETS) and (root / found).exists():
       return os.path.relpath(found.removeprefix('docs/'), os.path.dirname(pages[source]) or '.')
     if found.startswith('..') or not (root / found).exists():
       broken.append(f'{source}: the link {path} leads to no file')
