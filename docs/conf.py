@@ -93,7 +93,15 @@ def mend_dashes(app, doctree) -> None:
       text.parent.replace(text, nodes.Text(' – '))
 
 
+def keep_flags_whole(app, doctree) -> None:
+  """Marks short pieces of code, such as flags, so that no line ends after their dashes."""
+  for code in doctree.findall(nodes.literal):
+    if len(code.astext()) <= 30:
+      code['classes'].append('short')
+
+
 def setup(app) -> None:
+  app.connect('doctree-read', keep_flags_whole)
   app.connect('doctree-read', mend_dashes)
   app.connect('autodoc-process-docstring', api.process_docstring, priority=400)  # before napoleon
   app.connect('autodoc-process-signature', api.process_signature)

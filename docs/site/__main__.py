@@ -36,7 +36,7 @@ def main(builder: str) -> int:
   figures.draw(source / 'figures')
   api.stage(source / 'api')
   shutil.rmtree(html, ignore_errors=True)  # no page of an earlier build stays
-  options = ['-W', '--keep-going', '-q', '-c', str(staging.ROOT / 'docs'), '-d', str(OUT / 'doctrees')]
+  options = ['-E', '-W', '--keep-going', '-q', '-c', str(staging.ROOT / 'docs'), '-d', str(OUT / 'doctrees')]
   code = build.main(['-b', builder, *options, str(source), str(html)])
   problems = checking.problems(html) if builder == 'html' else []
   print('\n'.join(problems), file=sys.stderr, end='\n' if problems else '')
