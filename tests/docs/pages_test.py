@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from alignjax import objectives, risk
-from alignjax.commands import main, program
+from alignjax.commands import evaluate, main, program
 from alignjax.data.reading import readers, sources
 from alignjax.models import families
 from alignjax.objectives import declarations, examples
@@ -191,6 +191,10 @@ def test_every_metric_is_on_the_page():
       assert any(each.startswith('rollout/sampler_gap_') for each in flat)
     elif not name.endswith(('/', '_')):  # else the beginning of an f-string
       assert name in flat, name
+
+
+def test_every_value_of_an_evaluation_is_on_its_page():
+  assert set(evaluate.COLUMNS) <= set(NAME.findall(texts.PAGES['docs/evaluation.md']))
 
 
 def test_every_finding_of_the_doctor_is_on_the_page():
