@@ -55,7 +55,8 @@ def _paragraph(text: str) -> str:
   if text.startswith('- '):
     return '\n'.join(f'- {_text(item)}' for item in text[2:].split('\n- '))
   if is_formula(text):
-    return f'```text\n{textwrap.dedent(text)}\n```' if _NOT_TEX.search(text) else docstrings.equations(text)
+    plain = text.startswith('  ') or _NOT_TEX.search(text)
+    return f'```text\n{textwrap.dedent(text)}\n```' if plain else docstrings.equations(text)
   return _text(text)
 
 

@@ -1,7 +1,8 @@
 """The pages of the API: the public names of each package, from their docstrings, by Sphinx's autodoc."""
 
 import ast
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+import functools
 import importlib
 import inspect
 import itertools
@@ -18,7 +19,7 @@ from docs.pages import docstrings, general
 from docs.site import staging
 
 # Packages, and what of them has a page of its own elsewhere.
-_ELSEWHERE: Mapping[str, tuple[Mapping[str, Any], str]] = {
+ELSEWHERE: Mapping[str, tuple[Mapping[str, Any], str]] = {
   'alignjax.objectives': (objectives.OBJECTIVES, 'All objectives are in [Objectives](../objectives.md).'),
   'alignjax.risk': (risk.MEASURES, 'All risk measures are in [Risk measures](../risk.md).'),
   'alignjax.optim': (recipes.TRANSFORMS, 'All transforms are in [Optimizers](../reference/optimizers.md).'),
@@ -83,8 +84,8 @@ def page(name: str) -> str:
     about = importlib.import_module(module)
     if module != name:
       blocks += [f'## `{module}`', *general.prose(about)]
-    elsewhere, pointer = _ELSEWHERE.get(module, ({}, ''))
-    shared = {each: _home(module, getattr(about, each)) for each in names}
+    elsewhere, pointer = ELSEWHERE.get(module, ({}, ''))
+    shared = {each: _home(name, getattr(about, each)) for each in names}
     pointers = [f'- `{each}`: see [`{home}`]({home}.md)' for each, home in shared.items() if home]
     blocks += [pointer, '\n'.join(pointers)]
     entries = '\n\n'.join(_entry(about, each) for each in names if each not in elsewhere and not shared[each])
@@ -115,7 +116,7 @@ def _documentation(module: ModuleType, name: str) -> str:
   """The string below the assignment of a name, in the module or in one of its package."""
   inner = [importlib.import_module(f'{module.__name__}.{info.name}') for info in pkgutil.iter_modules(_path(module))]
   for place in (module, *inner):
-    body = ast.parse(inspect.getsource(place)).body
+    body = _body(place)
     for node, after in itertools.pairwise(body):
       targets = (
         node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
@@ -125,6 +126,11 @@ def _documentation(module: ModuleType, name: str) -> str:
         if isinstance(after, ast.Expr) and isinstance(text, ast.Constant):
           return inspect.cleandoc(text.value)
   return ''
+
+
+@functools.cache
+def _body(module: ModuleType) -> Sequence[ast.stmt]:
+  return ast.parse(inspect.getsource(module)).body
 
 
 def _path(module: ModuleType) -> Iterable[str]:

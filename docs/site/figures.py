@@ -12,7 +12,6 @@ from matplotlib import figure as figures
 import numpy as np
 
 from alignjax import objectives, risk, stats
-from docs.pages import objectives_page
 from docs.site import staging, sweeps
 
 INK = {'light': '#24292f', 'dark': '#d0d7de'}  # text and axes
@@ -235,7 +234,7 @@ def _nested(canvas: figures.Figure) -> str:
 
 def drawings() -> Mapping[str, Callable[[figures.Figure], str]]:
   """All figures by name: functions that draw on a figure and return its caption."""
-  families = [path.removeprefix('objectives/').removesuffix('.md') for path in objectives_page.pages() if '/' in path]
+  families = [path.stem for path in sorted((staging.ROOT / 'docs' / 'objectives').glob('*.md'))]
   own = {'distillation': _distillation, 'on_policy': _on_policy, 'risk': _risk, 'nested': _nested}
   return {**{name: functools.partial(_family, name=name) for name in families}, **own}
 

@@ -46,17 +46,22 @@ class Sweep:
 
   def curve(self, objective: objectives.Objective) -> Curve:
     """The loss of an objective, and its gradient, at every place."""
-    table, batch = self.build(objective.needs, jnp.asarray(self.x, jnp.float32))
 
-    def total(values: Array) -> tuple[Array, Array]:
-      changed = dataclasses.replace(table, values={**table.values, self.of.name: values})
-      loss = objective.apply(changed, batch).loss
-      return jnp.sum(loss), loss
+    def evaluate(x: Array) -> tuple[Array, Array, Array]:
+      table, batch = self.build(objective.needs, x)
 
-    (_, loss), gradient = jax.value_and_grad(total, has_aux=True)(table.values[self.of.name])
+      def total(values: Array) -> tuple[Array, Array]:
+        changed = dataclasses.replace(table, values={**table.values, self.of.name: values})
+        loss = objective.apply(changed, batch).loss
+        return jnp.sum(loss), loss
+
+      (_, loss), gradient = jax.value_and_grad(total, has_aux=True)(table.values[self.of.name])
+      return loss, gradient, table.length
+
+    loss, gradient, length = jax.jit(evaluate)(jnp.asarray(self.x, jnp.float32))
     loss = np.asarray(loss, np.float64)
     pull = -np.asarray(gradient, np.float64)
-    tokens = np.asarray(table.length) if pull.ndim == 3 else np.ones(pull.shape)
+    tokens = np.asarray(length) if pull.ndim == 3 else np.ones(pull.shape)
     pull = pull.reshape(*tokens.shape, -1).sum(axis=-1) / tokens
     if not self.relative:
       return Curve(loss, pull)
@@ -194,7 +199,7 @@ def two_tokens(objective: objectives.Objective, policy: np.ndarray, reference: f
     loss = objective.apply(table, batch).loss
     return jnp.sum(loss), loss
 
-  (_, loss), gradient = jax.value_and_grad(total, has_aux=True)(jnp.zeros(len(policy)))
+  (_, loss), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(jnp.zeros(len(policy)))
   return np.asarray(loss), -np.asarray(gradient)
 
 
