@@ -90,3 +90,21 @@ def test_the_gradient_of_a_product_in_bfloat16_is_summed_in_float32():
   rounded = [np.asarray(each, np.float64) for each in (x, cotangent, kernel.astype(jnp.bfloat16))]
   np.testing.assert_allclose(d_kernel, np.einsum('btd,btf->df', *rounded[:2]), rtol=1e-5, atol=1e-4)
   np.testing.assert_allclose(np.asarray(d_x, np.float64), rounded[1] @ rounded[2].T, rtol=1e-2, atol=1e-2)
+
+
+def test_an_order_statistic_is_that_of_a_sort():
+  """With ties, zeros of both signs, subnormal numbers and infinities."""
+  rng = np.random.default_rng(0)
+  values = np.round(8 * rng.standard_normal((3, 2, 40))).astype(np.float32) / 4
+  values[0, 0, :8] = [0.0, -0.0, 1e-40, -1e-40, np.inf, -np.inf, 3e38, -3e38]
+  expected = np.sort(values, axis=-1)
+  for rank in (0, 1, 7, 20, 38, 39):
+    np.testing.assert_array_equal(numerics.order_statistic(jnp.asarray(values), rank), expected[..., rank])
+  for rank in (-1, 40):
+    with pytest.raises(ValueError, match=rf'rank={rank} must be in \[0, 40\)'):
+      numerics.order_statistic(jnp.asarray(values), rank)
+
+
+def test_an_order_statistic_has_no_gradient():
+  gradient = jax.grad(lambda x: jnp.sum(numerics.order_statistic(x, 1)))(jnp.asarray([3.0, 1.0, 2.0]))
+  np.testing.assert_array_equal(gradient, 0.0)

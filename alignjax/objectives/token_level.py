@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from alignjax import numerics, stats
 from alignjax.objectives import base, preference
@@ -217,8 +218,10 @@ def _partial_expectation(drift: Array, reference: Array, confidence: float, spli
   total = jnp.zeros(drift.shape[:-1])
   for part in parts:
     values = drift[..., part]
-    quantile = jnp.quantile(jax.lax.stop_gradient(values), 1.0 - confidence, axis=-1, keepdims=True)
-    total += jnp.sum(jnp.where(values > quantile, jnp.exp(reference[..., part]) * values, 0.0), axis=-1)
+    # A value exceeds the interpolated quantile if it exceeds the lower of the two values that it lies between.
+    rank = int(np.float32(1.0 - confidence) * np.float32(values.shape[-1] - 1))  # in float32, as in the released code
+    kept = values > numerics.order_statistic(values, rank)[..., None]
+    total += jnp.sum(jnp.where(kept, jnp.exp(reference[..., part]) * values, 0.0), axis=-1)
   return total
 
 
