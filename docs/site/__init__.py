@@ -1,0 +1,1 @@
+"""The site: staged in build/docs/source, and built from there by Sphinx."""
