@@ -139,6 +139,9 @@ def items(doc: docstrings.Docstring, build: Callable[..., Any], up: str) -> list
   if bool(required) != ('Raises' in doc.sections):
     raise docstrings.DocstringError(f'{doc.name}: "Raises:" and the requirements in its source differ: {required}')
   raises = [f'**Requirements**, or else a `ValueError`: {docstrings.escaped("; ".join(required))}.'] if required else []
+  later = re.search(r'at trace time, (.+)', docstrings.joined(doc.sections.get('Raises', '')))
+  if later:
+    raises[0] += f' At trace time, a `ValueError` is also raised {docstrings.escaped(later[1])}'
   returns = f'**Returns** {docstrings.escaped(doc.section("Returns"))}'
   return [
     returns,

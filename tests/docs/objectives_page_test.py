@@ -130,6 +130,8 @@ def test_every_requirement_and_reference_is_on_the_page():
   for name, build in BUILDS.items():
     text = section_of(name)
     assert all(docstrings.escaped(requirement) in text for requirement in requirements.of(build)), name
+    for later in re.findall(r'at trace time, ((?:.|\n)+?)\n\n', inspect.getdoc(build)):
+      assert docstrings.escaped(docstrings.joined(later)) in text, name
     urls = re.findall(r'https://\S*[^\s,.]', inspect.getdoc(build))
     assert all(f']({url})' in text for url in urls), name
 
