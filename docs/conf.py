@@ -26,6 +26,7 @@ extensions = [
   'sphinx_copybutton',
 ]
 html_title = 'alignjax'
+highlight_language = 'none'  # of formulas in docstrings; other blocks name their language
 html_show_copyright = False
 smartquotes = False  # --flags keep both of their dashes
 
