@@ -6,7 +6,7 @@ import sys
 
 from absl import app, flags
 
-from docs.pages import findings_page, forms_page, objectives_page, papers_page, registry_pages, risk_page
+from docs.pages import findings_page, forms_page, objectives_page, papers_page, registry_pages, results_page, risk_page
 
 FOLDER = pathlib.Path(__file__).parents[1]
 CHECK = flags.DEFINE_bool('check', False, 'Write nothing; fail if a page is out of date.')
@@ -15,7 +15,7 @@ GENERATED = ('objectives', 'reference')  # folders in which every page is genera
 
 def pages() -> Mapping[str, str]:
   """All generated pages: paths in the folder docs, and their texts."""
-  sources = (objectives_page, risk_page, papers_page, forms_page, findings_page, registry_pages)
+  sources = (objectives_page, risk_page, papers_page, results_page, forms_page, findings_page, registry_pages)
   return {path: text for source in sources for path, text in source.pages().items()}
 
 

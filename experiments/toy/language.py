@@ -180,7 +180,11 @@ def pairs(policy: models.LanguageModel, reference: Params, drawn: Drawn, rng: np
   """
   rewards = drawn.gold[:, :2]
   first = rng.random(len(rewards)) < 1.0 / (1.0 + np.exp(-SHARPNESS * (rewards[:, 0] - rewards[:, 1])))
-  order = np.where(first[:, None], [0, 1], [1, 0])
+  return paired(policy, reference, drawn, np.where(first[:, None], [0, 1], [1, 0]))
+
+
+def paired(policy: models.LanguageModel, reference: Params, drawn: Drawn, order: np.ndarray) -> PreferenceBatch:
+  """Pairs of the responses with the numbers `order` [B, 2], the preferred one first; see `pairs`."""
   response = np.take_along_axis(drawn.response, order[..., None], axis=1)
   length, behaviour = (np.take_along_axis(values, order, axis=1) for values in (drawn.length, drawn.logp))
   batch = descent.batch_of(drawn.prompt, np.full(len(order), PROMPT), response, length)

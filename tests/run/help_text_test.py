@@ -7,7 +7,7 @@ from alignjax import exit_codes
 from alignjax.commands import main, program
 from alignjax.run import command_line, fields, help_text, program_flags, settings
 from experiments.quickstart import run as quickstart
-from experiments.toy import alignment_tax, distribution_learning, nested_risk
+from experiments.toy import adaptive_margin, alignment_tax, distribution_learning, nested_risk, over_optimisation
 
 
 def programs(loaded=main.PROGRAM):
@@ -18,7 +18,8 @@ def programs(loaded=main.PROGRAM):
     yield loaded
 
 
-STUDIES = (quickstart.PROGRAM, alignment_tax.PROGRAM, distribution_learning.PROGRAM, nested_risk.PROGRAM)
+TOYS = (adaptive_margin, alignment_tax, distribution_learning, nested_risk, over_optimisation)
+STUDIES = (quickstart.PROGRAM, *(study.PROGRAM for study in TOYS))
 PROGRAMS = {each.name: each.settings for each in (*programs(), *STUDIES)}
 
 
