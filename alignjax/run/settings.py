@@ -13,7 +13,7 @@ import ml_collections
 from alignjax import paths
 from alignjax.data.tokens import variables
 from alignjax.optim import schedules
-from alignjax.run import fields, rollout_settings, user_code
+from alignjax.run import fields, profiling, rollout_settings, user_code
 
 field = fields.field
 
@@ -284,6 +284,7 @@ class OutputSettings:
     30.0, FREE, 'Longest time between checkpoints, in minutes; 0: only by `save_every` and at the end.', at_least=0
   )
   keep: int = _field(2, FREE, 'Number of newest checkpoints to keep.', at_least=1)
+  profile_steps: str = _field('', FREE, profiling.TEXT)
   watch: WatchConfig = dataclasses.field(default_factory=WatchConfig)
 
 
@@ -311,6 +312,8 @@ class Config(OutputSettings, OptimizerSettings, rollout_settings.RolloutSettings
       schedules.warmup_steps(self.warmup, self.steps)
     except ValueError as error:
       raise ValueError(f'config.{error}') from None
+    if fields.naming('config.profile_steps', profiling.parse, self.profile_steps):
+      fields.naming('config.profile_steps', lambda workdir: paths.check(workdir, paths.DISK), self.workdir)
     if self.steps and self.epochs:
       raise ValueError(f'config.epochs = {self.epochs!r}: must be 0 if steps={self.steps} is given')
 

@@ -22,6 +22,7 @@ from alignjax.run import (
   on_policy,
   places,
   preparation,
+  profiling,
   record,
   recovery,
   reward_scales,
@@ -130,7 +131,8 @@ def _train(config: settings.Config, given: settings.Config, checks: refusals.Che
       evaluation = _evaluation(prepared, config.chunk, config.eval_every)
       if owed and resumed_at == restored.step:
         evaluation = dataclasses.replace(evaluation, owed=True)
-      with _writers(given, workdir, resumed_at, steps) as (writers, flush):
+      profiler = profiling.Profiler(profiling.parse(config.profile_steps), workdir, announce)
+      with _writers(given, workdir, resumed_at, steps) as (writers, flush), profiler:
 
         def confirm() -> None:
           flush()  # metrics before the checkpoint, which may be all that is left of the run
@@ -143,6 +145,7 @@ def _train(config: settings.Config, given: settings.Config, checks: refusals.Che
           log=loop.Logging(writers, announce, prepared.training.data.origin),
           evaluation=evaluation,
           saving=loop.Saving(checkpoints, config.save_every, confirm, config.save_minutes),
+          hooks=profiler.hooks,
         )
 
     if restored is None:
