@@ -31,7 +31,9 @@ def main(builder: str) -> int:
     print(error, file=sys.stderr)
     return 1
   for folder in staging.ASSETS:
-    shutil.copytree(staging.ROOT / folder, source / pathlib.Path(folder).name, dirs_exist_ok=True)
+    if (staging.ROOT / folder).exists():
+      ignored = shutil.ignore_patterns('*.md', '*.json')  # only pictures
+      shutil.copytree(staging.ROOT / folder, source / pathlib.Path(folder).name, ignore=ignored, dirs_exist_ok=True)
   notebooks.stage(source, OUT / 'downloads')
   figures.draw(source / 'figures')
   api.stage(source / 'api')

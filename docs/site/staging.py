@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 REPOSITORY = 'https://github.com/alignjax/alignjax'
 BRANCH = 'main'
 NOTEBOOKS = 'experiments/notebooks'
-ASSETS = ('docs/_static', 'docs/figures')  # folders with pictures of the pages
+ASSETS = ('docs/_static', 'docs/figures', 'docs/results')  # folders with pictures of the pages
 _PROJECT = ('CHANGELOG.md', 'CONTRIBUTING.md', 'SECURITY.md')
 
 _LINK = re.compile(r'(?<=\]\()(?![a-z]+:|#)([^)\s#]*)(#[^)\s]*)?(?=\))')
@@ -31,7 +31,11 @@ class LinkError(ValueError):
 
 def places(root: pathlib.Path = ROOT) -> Mapping[str, str]:
   """The pages: paths in the repository, and on the site."""
-  found = {str(path.relative_to(root)): str(path.relative_to(root / 'docs')) for path in root.glob('docs/**/*.md')}
+  found = {
+    str(path.relative_to(root)): str(path.relative_to(root / 'docs'))
+    for folder in ('docs', 'docs/objectives', 'docs/reference')
+    for path in root.glob(f'{folder}/*.md')
+  }
   found |= {f'{NOTEBOOKS}/{path.name}': f'notebooks/{path.stem}.ipynb' for path in root.glob(f'{NOTEBOOKS}/*.md')}
   found |= {name: name.lower() for name in _PROJECT if (root / name).exists()}
   found['launch/README.md'] = 'launch.md'

@@ -54,6 +54,13 @@ def test_links_become_those_of_the_site(root, source, link, expected):
   )
 
 
+def test_pages_are_those_of_the_folders_of_the_site(root):
+  for name in ('docs/results/study/table.md', 'docs/reference/c.md', 'CHANGELOG.md'):
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    (root / name).touch()
+  assert staging.places(root) == {**PAGES, 'docs/reference/c.md': 'reference/c.md', 'CHANGELOG.md': 'changelog.md'}
+
+
 def test_links_to_no_file_are_errors_that_name_the_page(root):
   with pytest.raises(
     staging.LinkError, match=r'^docs/a\.md: the link none\.md .*\ndocs/a\.md: the link \.\./\.\./up\.md'
