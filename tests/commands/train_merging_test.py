@@ -19,13 +19,17 @@ folder = train_test.folder  # a fixture
 MERGING = 'chain(adamw(1e-4), online_dare(reserve=0.5, alpha=0.01, every=3), weight_decay(0.1), moving_average(0.5))'
 
 
-@pytest.fixture(scope='module')
-def merging(folder) -> settings.Config:
+def configure(folder, base: pathlib.Path) -> settings.Config:
   """A run that merges at steps 3 and 6, and is saved between them."""
-  base = assets.write_tiny_model(folder / 'base', seed=2, layers=1)
-  config = train_test.make_config(
+  return train_test.make_config(
     folder, 'merging', optimizer=MERGING, base_model=str(base), eval_data=(), steps=6, save_every=4
   )
+
+
+@pytest.fixture(scope='module')
+def merging(folder) -> settings.Config:
+  """The settings of the run, which has ended."""
+  config = configure(folder, assets.write_tiny_model(folder / 'base', seed=2, layers=1))
   training.train(config)
   return config
 
@@ -105,7 +109,7 @@ def test_another_optimizer_or_base_model_in_the_same_folder_is_refused(folder, m
   assert "config.delta_dtype was 'bfloat16' and is now 'float32'" in caplog.text
 
 
-def test_the_same_model_as_its_base_is_refused(folder, merging):
-  config = dataclasses.replace(merging, base_model=merging.model, workdir=str(folder / 'nothing'))
+def test_the_same_model_as_its_base_is_refused(folder):
+  config = configure(folder, folder / 'model')
   with pytest.raises(ValueError, match=r'model: has the same weights as .*model, so their difference is 0'):
     training.train(config)
