@@ -4,7 +4,7 @@
 
 The question and the methods are those of Nguyen et al. 2025 (2506.08681): when a policy trains on fixed pairs of its
 reference, its gold reward first rises and then falls; weighting every pair by the clipped probability ratio of policy
-and reference is to prevent the fall. The language, its concave gold reward and all sizes are ours: see `language`.
+and reference should prevent the fall. The language, its concave gold reward and all sizes are ours: see `language`.
 
   DPO, IPO, SLiC               plain, and importance-weighted with both released clips, 0.25 and 1
   RPO, chi-PO, R-DPO           the paper's other baselines
