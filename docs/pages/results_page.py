@@ -81,8 +81,8 @@ def _section(name: str, folder: pathlib.Path) -> str:
     (
       f'## {study.title}',
       f'**The claim** ([{study.paper}]({study.url})): {study.claim}',
-      f'**The command**, {run["minutes"]:.0f} minutes here: `python -m experiments.toy.{name}`. Its docstring has the '
-      'rule of the verdict.',
+      f'**The command**, {run["minutes"]:.0f} minutes of {run["of"]} here: `python -m experiments.toy.{name}`. '
+      'Its docstring has the rule of the verdict.',
       f'![{study.title}](results/{name}/figure.png)',
       table,
       f'Setting: {sizes}.',
@@ -110,8 +110,12 @@ def store(folder: pathlib.Path, into: pathlib.Path = FOLDER) -> None:
   if missing:
     raise ValueError(f'{folder}: has no {", ".join(missing)}')
   summary = json.loads((folder / 'summary.json').read_text(encoding='utf-8'))
-  seconds = summary.get('costs', summary)['seconds']['total']
-  run = {'minutes': seconds / 60, 'setting': summary['setting']}
+  costs = summary.get('costs', summary)
+  run = {
+    'minutes': costs.get('processor_seconds', costs['seconds']['total']) / 60,
+    'of': 'processor time' if 'processor_seconds' in costs else 'time',
+    'setting': summary['setting'],
+  }
   target = into / folder.name
   target.mkdir(parents=True, exist_ok=True)
   for name in FILES:

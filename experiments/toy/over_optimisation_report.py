@@ -31,6 +31,7 @@ CONTROLS = {  # what differs from DPO and IS-DPO
 }
 COLUMNS = ('contender', 'beta', 'gold at the peak', 'at update', 'gold at the end', 'KL at the end', 'sample share')
 COLORS = {0: 'black', 1: 'tab:blue', 2: 'tab:orange'}  # plain, and each clip
+LOWEST = -0.6  # of the rewards in the panel of all contenders
 RC = {'axes.spines.top': False, 'axes.spines.right': False, 'font.size': 9, 'legend.frameon': False}
 
 
@@ -202,7 +203,7 @@ def draw(path: pathlib.Path, curves: Sequence[Curve]) -> None:
         axes.set_title(f'{name}, beta {beta:g}', loc='left')
         axes.set_xlabel('square root of the KL, nats')
       row[0].set_ylabel('gold reward')
-    panels[0][0].legend(loc='lower right')
+    panels[-1][1].legend(loc='lower right')
     everything = [axes for row in panels for axes in row]
     low, high = min(axes.get_ylim()[0] for axes in everything), max(axes.get_ylim()[1] for axes in everything)
     right = max(axes.get_xlim()[1] for axes in everything)
@@ -225,7 +226,11 @@ def _draw_ends(axes: matplotlib_axes.Axes, curves: Sequence[Curve]) -> None:
     for values, face in ((curve.final('gold'), 'full'), (curve.peak, 'none')):
       mean, error = descent.estimate(values)
       color = COLORS[1] if curve.name.startswith('IS-') else COLORS[0]
+      if mean < LOWEST:  # an arrow at the edge, or nothing else could be told apart
+        axes.plot(LOWEST, -place, '<', color=color, markersize=5, fillstyle=face)
+        continue
       axes.errorbar(mean, -place, xerr=error, color=color, marker='o', markersize=4, fillstyle=face, linewidth=0.8)
+  axes.set_xlim(left=LOWEST - 0.05)
   axes.plot([], [], 'o', color='0.4', label='at the end')
   axes.plot([], [], 'o', color='0.4', fillstyle='none', label='at the peak')
   axes.set_yticks(

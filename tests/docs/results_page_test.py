@@ -12,7 +12,11 @@ def write(folder, table):
   folder.mkdir(parents=True)
   (folder / 'table.md').write_text(table)
   (folder / 'figure.png').write_bytes(b'a figure')
-  summary = {'setting': {'seeds': 3, 'betas': [0.01, 0.1]}, 'costs': {'seconds': {'total': 754.0}}, 'curves': [1, 2]}
+  summary = {
+    'setting': {'seeds': 3, 'betas': [0.01, 0.1]},
+    'costs': {'seconds': {'total': 9.0}, 'processor_seconds': 754.0},
+    'curves': [1, 2],
+  }
   (folder / 'summary.json').write_text(json.dumps(summary))
   return folder
 
@@ -24,7 +28,7 @@ def test_the_page_holds_the_table_of_a_stored_run(tmp_path):
   for text in (
     '## Importance weighting against over-optimisation',
     '[Nguyen et al. 2025](https://arxiv.org/abs/2506.08681)',
-    '13 minutes here: `python -m experiments.toy.over_optimisation`',
+    '13 minutes of processor time here: `python -m experiments.toy.over_optimisation`',
     '**A title**\n\n| a |\n| --- |\n| 0.5 |\n\n- fails: it is 0.1',
     'Setting: seeds 3, betas 0.01 0.1.',
   ):
