@@ -128,8 +128,8 @@ def repo(gamma: float = 0.6) -> base.Objective:
 
   loss = max(0, gamma - (m_w - m_l))
 
-  It is the limit of SimPO's loss divided by beta, for the target margin beta gamma, as beta -> infinity: pairs beyond
-  the margin have no gradient, and all others have the same.
+  SimPO's loss with target margin beta gamma, divided by beta, tends to it as beta -> infinity: pairs beyond the margin
+  have no gradient, and all others have the same.
 
   Use it when:
     you want SimPO with one hyper-parameter.

@@ -133,7 +133,7 @@ class Evaluation:
     samples: the number of responses to each.
     reference: the name of the reference model.
     models: the models, the reference first.
-    best_of_n: for the best of n responses of the reference: n, an upper bound of the KL in nats, and the reward.
+    best_of_n: n, an upper bound of the KL in nats, and the reward of the best of n responses of the reference.
     laws: the laws of over-optimisation that were fitted: run, reward, law, a, b, and residual.
     shown: samples of the models.
   """

@@ -284,8 +284,8 @@ def _free(
 
   Args:
     point: the place of the point.
-    width: of the text.
-    kind: its class: labels are rather above a point, notes below.
+    width: the width of the text.
+    kind: the class of the text: labels prefer places above a point, notes below.
     axes: the axes.
     taken: the left and right ends and the base lines of other texts.
   """

@@ -1,6 +1,6 @@
 """docs/results.md: what the studies in experiments/toy found, from their own files.
 
-python -m docs.pages.results_page runs/toy/over_optimisation     stores the files of a run, for the page
+python -m docs.pages.results_page runs/toy/over_optimisation     stores the files of a run
 python -m docs.pages                                             writes the page
 
 A study is stored as docs/results/<study>/: its table.md and figure.png as it wrote them, and its setting and costs from

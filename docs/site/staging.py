@@ -2,7 +2,7 @@
 
 Pages are written for GitHub, with links relative to their files. On the site a link to another page stays a link to a
 page, a link to any other file of the repository leads to GitHub, and a link to a file that does not exist is an error.
-Comments in the pages stand for what only the site has:
+The site replaces these comments in the pages:
 
   <!-- figure: pairwise -->          a figure of `docs.site.figures`
   <!-- toctree: objectives/* -->     the pages below this one
@@ -94,7 +94,7 @@ def _lines(text: str) -> Iterator[tuple[str, bool]]:
 
 
 def _directive(comment: re.Match[str], depth: str) -> str:
-  """What a comment stands for on the site.
+  """The directive that replaces a comment on the site.
 
   Args:
     comment: the match of the comment.

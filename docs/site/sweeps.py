@@ -33,7 +33,7 @@ class Sweep:
     x: [K], the places on it. Together they are the K prompts of one batch.
     build: (needs, x) -> the table and the batch.
     of: the statistic in which the gradient is taken.
-    responses: what each response is, for the legend.
+    responses: the names of the responses in the legend.
     relative: whether losses are divided by their slope in the middle of the axis, to compare shapes.
   """
 

@@ -16,7 +16,7 @@ Forms. `on_dare` and `on_ties` follow the algorithms of the paper: fresh masks, 
 weighting. The `_released` forms follow the code: one fixed mask of the task vector, division by p, values clipped to
 [-1, 1], the sign elected before weighting. They are different algorithms; the rates of one do not suit the other.
 Differences: the paper's reference models are fine-tuned for the study and not published; the released chat models
-stand in. The chosen (p, alpha), the beta of the KL baseline and the LoRA rank are not published.
+replace them. The chosen (p, alpha), the beta of the KL baseline and the LoRA rank are not published.
 
 Published (Qwen1.5-7B; benchmark average | MT-Bench | AlpacaEval 2 LC):
   reference 57.3 | 6.97 | 10.71   AdamW 58.4 | 7.18 | 11.66   KL 58.5 | 6.95 | 11.74   EMA 58.2 | 6.86 | 12.92

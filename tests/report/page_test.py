@@ -229,7 +229,9 @@ def test_damaged_files_of_a_run_leave_a_page(tmp_path, name, content):
     (run / 'rollouts').mkdir()
     name = 'rollouts/round_000000.jsonl'
   (run / name).write_text(content + '\n')
-  Reader(made(run)[0])
+  text, found = made(run)
+  Reader(text)
+  assert [each.folder for each in found.runs] == [str(run)]
 
 
 @pytest.mark.parametrize('content', ['', '[]', '{"models": {"m": 3}, "best_of_n": [1], "over_optimisation": {"r": 1}}'])
