@@ -27,10 +27,8 @@ from concurrent import futures
 import dataclasses
 import functools
 import itertools
-import json
 import os
 import pathlib
-import time
 from typing import Any, NamedTuple
 
 import jax
@@ -233,9 +231,8 @@ def run(setting: Setting, workdir: pathlib.Path) -> dict[str, Any]:
   with clock('align'):
     results = contend(setting, policy, subjects, announce)
   workdir.mkdir(parents=True, exist_ok=True)
-  summary = {'setting': dataclasses.asdict(setting)} | report.write(workdir, console, results, setting.flipped)
-  summary['costs'] = {'seconds': clock.seconds(), 'processor_seconds': time.process_time()}
-  (workdir / 'summary.json').write_text(json.dumps(summary, indent=1) + '\n', encoding='utf-8')
+  found = report.write(workdir, console, results, setting.flipped)
+  summary = descent.write_summary(workdir, setting, found, clock.seconds())
   announce(f'wrote figure.png, table.md and summary.json to {workdir}')
   return summary
 

@@ -1,7 +1,11 @@
 """What the studies share: batches of small arrays, and training runs of one compiled program."""
 
 from collections.abc import Callable, Mapping
+import dataclasses
 import functools
+import json
+import pathlib
+import time
 from typing import Any
 
 import jax
@@ -81,3 +85,11 @@ def estimate(values: np.ndarray) -> tuple[float, float]:
   values = np.asarray(values, np.float64)
   error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
   return float(values.mean()), float(error)
+
+
+def write_summary(workdir: pathlib.Path, setting: Any, found: Mapping[str, Any], seconds: Mapping[str, float]) -> dict:
+  """Writes summary.json with the setting, what a study found, and its costs; returns its content."""
+  costs = {'seconds': dict(seconds), 'processor_seconds': time.process_time()}
+  summary = {'setting': dataclasses.asdict(setting), **found, 'costs': costs}
+  (workdir / 'summary.json').write_text(json.dumps(summary, indent=1) + '\n', encoding='utf-8')
+  return summary

@@ -26,10 +26,8 @@ from collections.abc import Callable, Sequence
 from concurrent import futures
 import dataclasses
 import functools
-import json
 import os
 import pathlib
-import time
 from typing import Any, NamedTuple
 
 import jax
@@ -194,9 +192,7 @@ def run(setting: Setting, workdir: pathlib.Path) -> dict[str, Any]:
   with clock('align'):
     curves = contend(setting, policy, subjects, announce)
   workdir.mkdir(parents=True, exist_ok=True)
-  summary = {'setting': dataclasses.asdict(setting)} | report.write(workdir, console, curves)
-  summary['costs'] = {'seconds': clock.seconds(), 'processor_seconds': time.process_time()}
-  (workdir / 'summary.json').write_text(json.dumps(summary, indent=1) + '\n', encoding='utf-8')
+  summary = descent.write_summary(workdir, setting, report.write(workdir, console, curves), clock.seconds())
   announce(f'wrote figure.png, table.md and summary.json to {workdir}')
   return summary
 
