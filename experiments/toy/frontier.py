@@ -29,8 +29,8 @@ are reported without a verdict: the paper's differences are within two standard 
 with it.
 
 Seeds change the reference, pairs, labels, reward model, order, prompts and samples. Errors are standard errors over
-seeds. Writes figure.png, table.md and summary.json (every evaluation) to --workdir, where each arm is kept in arms/:
-the same command resumes a study that was stopped. Results at this scale may not hold for large models.
+seeds. Writes figure.png, table.md and summary.json (every evaluation) to --workdir, and each finished arm to arms.json
+there: the same command resumes a study that was stopped. Results at this scale may not hold for large models.
 """
 
 from collections.abc import Sequence
@@ -64,14 +64,14 @@ class Setting:
   tuning: int = 600  # updates of the reference
   pairs: int = 2000
   reward_updates: int = 100  # of the reward model, on 64 pairs each
-  rounds: int = 300
+  rounds: int = 200
   rows: int = 64  # prompts of a round; pairs of an offline update
   minibatch: int = 64  # prompts of an inner update of REBEL and PD
   epochs: int = 4  # of REBEL and PD on a round
-  evaluations: tuple[int, ...] = (5, 10, 20, 40, 80, 150, 300)  # rounds
+  evaluations: tuple[int, ...] = (5, 10, 20, 40, 70, 100, 200)  # rounds
   prompts: int = 512  # held-out prompts for validation, and for testing
   rate: float = 1e-3  # of Adam
-  betas: tuple[float, ...] = (0.05, 0.1, 0.2)  # weights of the KL; gamma of PMLE
+  betas: tuple[float, ...] = (0.02, 0.05, 0.1)  # weights of the KL; gamma of PMLE
   control: float = 0.1  # weight of the KL with the gold reward
 
 
@@ -99,7 +99,7 @@ class Method(NamedTuple):
   samples: int = 0  # responses of the policy to each prompt of a round
   inner: bool = False  # whether a round has several updates
   kl_in_score: bool = False
-  ratio_of_round: bool = False  # whether log pi_ref is that of the policy that drew the round
+  ratio_of_round: bool = False  # with the KL in the score: whether log pi_ref is that of the policy that drew the round
   pairs: str = ''  # another objective, on pairs
 
 
@@ -185,11 +185,14 @@ class Trainer:
     """Responses of the policy with their scores."""
     drawn = language.draw(self._model, params, subject.prompts[number], subject.key(number), self._method.samples)
     batch = drawn.batch
-    own, reference = (descent.logp(self._model, side, batch) for side in (params, subject.reference))
+    reference = descent.logp(self._model, subject.reference, batch)
     score = drawn.gold if self._contender.gold else subject.proxy(drawn)
+    cached = {stats.reference_logp.name: reference}
     if self._method.kl_in_score:
+      own = descent.logp(self._model, params, batch)
       score = score - self._contender.beta * np.asarray((own - reference).sum(axis=-1))
-    cached = {stats.reference_logp.name: own if self._method.ratio_of_round else reference}
+      if self._method.ratio_of_round:
+        cached = {stats.reference_logp.name: own}
     return dataclasses.replace(batch, score=score.astype(np.float32), cached=cached)
 
 
@@ -258,18 +261,21 @@ def contend(
 ) -> list[evaluations.Curve]:
   """Runs all contenders on all seeds."""
   judge, curves = language.Judge(model, setting.prompts), []
+
+  def compute(contender: Contender) -> list[list[evaluations.Outcome]]:
+    trainer = Trainer(model, setting, contender)
+    return [align(setting, trainer, judge, subject) for subject in subjects]
+
+  def arm(contender: Contender) -> evaluations.Curve:
+    found = session.arm(f'{contender.name}, {contender.beta}', functools.partial(compute, contender))
+    outcomes = [[evaluations.Outcome(*each) for each in own] for own in found]
+    return evaluations.Curve.of(contender.name, contender.beta, contender.objective, outcomes)
+
   with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-
-    def every(contender: Contender) -> list[list[evaluations.Outcome]]:
-      run = functools.partial(align, setting, Trainer(model, setting, contender), judge)
-      return [run(subjects[0]), *pool.map(run, subjects[1:])]  # threads that start together would each compile
-
-    for contender in contenders(setting):
-      found = session.arm(f'{contender.name}, {contender.beta}', functools.partial(every, contender))
-      outcomes = [[evaluations.Outcome(*each) for each in own] for own in found]
-      curves.append(evaluations.Curve.of(contender.name, contender.beta, contender.objective, outcomes))
-      gold, kl = (tables.shown(curves[-1].final(name)) for name in ('gold', 'kl'))
-      session.announce(f'{contender.name}, beta {contender.beta}: gold {gold}, KL {kl}')
+    for curve in pool.map(arm, contenders(setting)):
+      curves.append(curve)
+      gold, kl = (tables.shown(curve.final(name)) for name in ('gold', 'kl'))
+      session.announce(f'{curve.name}, beta {curve.beta}: gold {gold}, KL {kl}')
   return curves
 
 

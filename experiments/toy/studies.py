@@ -4,7 +4,7 @@ from collections.abc import Callable
 import dataclasses
 import json
 import pathlib
-import re
+import threading
 import time
 from typing import Any
 
@@ -38,45 +38,49 @@ def sized[S](chosen: Options, full: S, tiny: S) -> S:
 
 
 class Session:
-  """One run of a study. An arm that is done is kept in the folder, and read again when the study is restarted.
+  """One run of a study. Arms that are done are kept in arms.json, from which a restarted study reads them.
 
   Args:
     workdir: the folder, created if absent.
-    setting: the size of the study, a dataclass. Arms of another setting are computed again.
+    setting: the size of the study, a dataclass. Arms of another setting are not read.
   """
 
   def __init__(self, workdir: pathlib.Path, setting: Any):
     self.workdir, self.console, self.clock = workdir, rich_console.Console(), costs.Clock()
-    self._setting, self._earlier = dataclasses.asdict(setting), 0.0
+    self._setting = json.loads(json.dumps(dataclasses.asdict(setting)))
+    self._file, self._lock = workdir / 'arms.json', threading.Lock()
+    kept = json.loads(self._file.read_text(encoding='utf-8')) if self._file.is_file() else {}
+    same = kept.get('setting') == self._setting
+    self._arms, self._earlier = (kept['arms'], kept['processor_seconds']) if same else ({}, 0.0)
     workdir.mkdir(parents=True, exist_ok=True)
+
+  @property
+  def _processor_seconds(self) -> float:
+    """The processor time of this study, including the runs that computed the kept arms."""
+    return self._earlier + time.process_time()
 
   def announce(self, text: str) -> None:
     """Prints a line with the seconds since the start."""
     self.console.print(f'{self.clock.seconds()["total"]:5.0f} s  {text}', highlight=False, soft_wrap=True)
 
   def arm(self, name: str, compute: Callable[[], Any]) -> Any:
-    """Computes an arm, or reads it if an earlier run with this setting computed it.
+    """Computes an arm, or returns what an earlier run with this setting found. Threads may compute arms at once.
 
     Args:
       name: the arm, unique within the study.
       compute: returns the findings in JSON types.
     """
-    path = self.workdir / 'arms' / f'{re.sub(r"[^a-zA-Z0-9.]+", "_", name).strip("_")}.json'
-    setting = json.loads(json.dumps(self._setting))
-    kept = json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
-    if (kept.get('arm'), kept.get('setting')) == (name, setting):
-      self._earlier += kept['processor_seconds']
-      return kept['found']
-    start = time.process_time()
-    found = compute()
-    kept = {'arm': name, 'setting': setting, 'processor_seconds': time.process_time() - start, 'found': found}
-    path.parent.mkdir(exist_ok=True)
-    files.replace(path, (json.dumps(kept) + '\n').encode())
-    return found
+    if name not in self._arms:
+      found = compute()
+      with self._lock:
+        self._arms[name] = found
+        kept = {'setting': self._setting, 'processor_seconds': self._processor_seconds, 'arms': self._arms}
+        files.replace(self._file, (json.dumps(kept) + '\n').encode())
+    return self._arms[name]
 
   def finish(self, found: dict[str, Any]) -> dict[str, Any]:
-    """Writes summary.json with the setting, the findings and the costs, those of kept arms included; returns it."""
-    spent = {'seconds': self.clock.seconds(), 'processor_seconds': time.process_time() + self._earlier}
+    """Writes summary.json with the setting, the findings and the costs, and returns its content."""
+    spent = {'seconds': self.clock.seconds(), 'processor_seconds': self._processor_seconds}
     summary = {'setting': self._setting, **found, 'costs': spent}
     (self.workdir / 'summary.json').write_text(json.dumps(summary, indent=1) + '\n', encoding='utf-8')
     self.announce(f'wrote figure.png, table.md and summary.json to {self.workdir}')

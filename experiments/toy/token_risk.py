@@ -28,8 +28,8 @@ lower at equal alpha by more than two standard errors, the claim reduces to a st
 two standard errors of three seeds leave room for chance: the report counts how many point in either direction.
 
 Seeds change the reference, pairs, labels, order and samples. Errors are standard errors over seeds. Writes figure.png,
-table.md and summary.json (every point) to --workdir, where each arm is kept in arms/: the same command resumes a study
-that was stopped. Results at this scale may not hold for large models.
+table.md and summary.json (every point) to --workdir, and each finished arm to arms.json there: the same command resumes
+a study that was stopped. Results at this scale may not hold for large models.
 """
 
 from collections.abc import Sequence
@@ -180,18 +180,19 @@ def contend(
 ) -> list[report.Result]:
   """Runs all contenders on all seeds."""
   prompts, results = language.prompts(setting.prompts, np.random.default_rng(0), side=1), []
+
+  def compute(contender: Contender) -> list[language.Measures]:
+    training = descent.Descent(model, objectives.parse(contender.objective), lambda knobs: optax.adam(setting.rate))
+    return [align(model, training, prompts, subject) for subject in subjects]
+
+  def arm(contender: Contender) -> report.Result:
+    return report.Result.of(*contender, session.arm(contender.objective, functools.partial(compute, contender)))
+
   with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-
-    def every(contender: Contender) -> list[language.Measures]:
-      training = descent.Descent(model, objectives.parse(contender.objective), lambda knobs: optax.adam(setting.rate))
-      run = functools.partial(align, model, training, prompts)
-      return [run(subjects[0]), *pool.map(run, subjects[1:])]  # threads that start together would each compile
-
-    for contender in contenders(setting):
-      found = session.arm(contender.objective, functools.partial(every, contender))
-      results.append(report.Result.of(*contender, found))
-      kl, accuracy = (tables.shown(results[-1].measures[name]) for name in ('held-out/sequential', 'accuracy'))
-      session.announce(f'{contender.objective}: sequential KL {kl}, accuracy {accuracy}')
+    for result in pool.map(arm, contenders(setting)):
+      results.append(result)
+      kl, accuracy = (tables.shown(result.measures[name]) for name in ('held-out/sequential', 'accuracy'))
+      session.announce(f'{result.objective}: sequential KL {kl}, accuracy {accuracy}')
   return results
 
 

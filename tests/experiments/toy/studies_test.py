@@ -25,6 +25,7 @@ def test_an_arm_is_computed_once_for_a_setting(tmp_path):
     (Setting(seeds=2), 'a, 0.1', 2),
     (Setting(seeds=2), 'b', 3),
     (Setting(seeds=2), 'a, 0.1', 3),
+    (Setting(), 'a, 0.1', 4),
   ):
     assert studies.Session(tmp_path / 'run', setting).arm(name, compute) == [[0, {'gold': 0.1}]]
     assert len(calls) == expected
@@ -32,7 +33,7 @@ def test_an_arm_is_computed_once_for_a_setting(tmp_path):
 
 def test_the_summary_counts_the_time_of_arms_that_were_kept(tmp_path):
   studies.Session(tmp_path, Setting()).arm('a', lambda: 1)
-  path = tmp_path / 'arms' / 'a.json'
+  path = tmp_path / 'arms.json'
   path.write_text(json.dumps(json.loads(path.read_text()) | {'processor_seconds': 1e6}))
   session = studies.Session(tmp_path, Setting())
   session.arm('a', lambda: 2)

@@ -115,4 +115,3 @@ def test_the_study_runs(tmp_path):
       assert np.all((sequential > 0) & (largest >= p95) & (p95 > 0) & (largest < 12 * sequential * 64))
     assert np.all(np.abs(np.array(each['measures']['accuracy']) - 0.5) <= 0.5)
   assert (tmp_path / 'figure.png').stat().st_size > 10_000
-  assert len(list((tmp_path / 'arms').iterdir())) == len(summary['results'])
