@@ -152,6 +152,12 @@ def contenders(setting: Setting) -> list[Contender]:
   ]
 
 
+@functools.cache
+def _training(model: models.LanguageModel, objective: str, rate: float) -> descent.Descent:
+  """Training with Adam; contenders with the same objective share its compiled program."""
+  return descent.Descent(model, objectives.parse(objective), lambda knobs: optax.adam(rate))
+
+
 class Trainer:
   """Trains a contender, one round at a time; all seeds share its compiled programs."""
 
@@ -159,10 +165,10 @@ class Trainer:
     self._model, self._contender, self._method = model, contender, contender.method
     inner = (setting.minibatch, setting.epochs) if self._method.inner else (setting.rows, 1)
     self._rounds = rollout_drawing.Rounds(setting.rows, *inner, group=setting.rows)
-    objective = objectives.parse(self._method.objective.format(beta=contender.beta))
-    self._descent = descent.Descent(model, objective, lambda knobs: optax.adam(setting.rate))
+    objective = self._method.objective.format(beta=contender.beta)
+    self._descent = _training(model, objective, setting.rate)
     if self._method.pairs:
-      both = joint.Objectives(objectives.parse(self._method.pairs), objective)
+      both = joint.Objectives(objectives.parse(self._method.pairs), objectives.parse(objective))
       layout = rows.Layout(descent.CHUNK)
       self._joint = jax.jit(joint.build_step(policy.Policy(model), both, optax.adam(setting.rate), layout))
 
@@ -201,7 +207,7 @@ def reward_model(
 ) -> language.Proxy:
   """Trains a reward model from the reference; its mean over the pairs becomes that of their gold reward."""
   model = language.model(setting.width, setting.layers, output='score')
-  training = _reward_training(model, setting.rate)
+  training = _training(model, 'bradley_terry()', setting.rate)
   start = training.start({**model.init(jax.random.key(0)), **reference}, {})
   order = rng.integers(len(pairs.prompt), size=(setting.reward_updates, setting.rows))
   params = training.advance(start, state.Frozen(), pairs, order, {})[0].params
@@ -212,11 +218,6 @@ def reward_model(
   gold = language.gold(np.asarray(pairs.response), np.asarray(pairs.response_length))
   shift = gold.mean() - rewards(pairs).mean()
   return lambda drawn: rewards(drawn.batch) + shift
-
-
-@functools.cache
-def _reward_training(model: models.LanguageModel, rate: float) -> descent.Descent:
-  return descent.Descent(model, objectives.bradley_terry(), lambda knobs: optax.adam(rate))
 
 
 def prepare(model: models.LanguageModel, setting: Setting, seed: int) -> Subject:

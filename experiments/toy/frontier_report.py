@@ -160,7 +160,7 @@ def draw(path: pathlib.Path, curves: Sequence[evaluations.Curve]) -> None:
         axes.set_title(f'beta {beta:g}', loc='left')
         axes.set_xlabel('square root of the KL, nats')
       panels[row * len(betas)].set_ylabel(label)
-    panels[-1].legend(loc='lower right')
+    figure.legend(*panels[0].get_legend_handles_labels(), loc='outside lower center', ncols=len(COLORS))
     _draw_gains(figure.add_subplot(grid[0, -1]), curves)
     _draw_control(figure.add_subplot(grid[1, -1], sharex=panels[0], sharey=panels[0]), curves)
     figure.savefig(path, dpi=130)

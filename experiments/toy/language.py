@@ -41,6 +41,7 @@ Measures = Mapping[str, float]
 """Measurements of a model: `gold`, `kl` (nats) and `length` (tokens) of its responses, and `validation/gold`."""
 
 
+@functools.cache
 def model(width: int = 48, layers: int = 2, output: str = 'logits') -> models.LanguageModel:
   """The policy; a reward model with `output='score'`."""
   config = transformer.TransformerConfig(

@@ -158,16 +158,17 @@ def matched_rows(results: Sequence[Result]) -> list[list[str]]:
 
 
 def write(workdir: pathlib.Path, console: rich_console.Console, results: Sequence[Result]) -> dict[str, Any]:
-  """Prints the tables and the verdict, and writes table.md and figure.png. Returns entries for the summary."""
-  found, lines = verdict(results), []
+  """Prints the differences and the verdict, and writes both and all points to table.md, and figure.png.
+
+  Returns:
+    Entries for the summary.
+  """
+  found = verdict(results)
   errors = f'means and standard errors over {len(results[0].measures["accuracy"])} seeds'
-  for title, columns, table in (
-    (f'Minus TDPO at equal sequential KL, nats; {errors}', MATCHED, matched_rows(results)),
-    (f'All points: token KL(reference || policy) on held-out responses and own samples, nats; {errors}', COLUMNS,
-     rows(results)),
-  ):  # fmt: skip
-    tables.show(console, title, columns, table)
-    lines += tables.markdown(title, columns, table)
+  matched_table = (f'Minus TDPO at equal sequential KL, nats; {errors}', MATCHED, matched_rows(results))
+  title = 'All points: token KL(reference || policy) on held-out responses and own samples, nats'
+  lines = [*tables.markdown(*matched_table), *tables.markdown(f'{title}; {errors}', COLUMNS, rows(results))]
+  tables.show(console, *matched_table)
   tables.write(workdir, console, lines, found['lines'])
   draw(workdir / 'figure.png', results)
   plain = [each._asdict() | {'measures': {name: v.tolist() for name, v in each.measures.items()}} for each in results]
@@ -183,16 +184,20 @@ def draw(path: pathlib.Path, results: Sequence[Result]) -> None:
     'max': 'Largest token KL, nats',
   }
   with matplotlib.rc_context(tables.RC):
-    figure = matplotlib_figure.Figure(figsize=(17, 8), layout='constrained')
-    panels = figure.subplots(2, 4, width_ratios=(1, 1, 1, 1.2))
+    figure = matplotlib_figure.Figure(figsize=(19, 8), layout='constrained')
+    panels = figure.subplots(2, 5, width_ratios=(1, 1, 1, 0.8, 0.8))
     for row, side, first in zip(panels, SIDES, ('accuracy', 'gold'), strict=True):
+      place = 'held-out responses' if side == SIDES[0] else 'own samples'
       for axes, key in zip(row, (first, *TAILS), strict=False):
         for name in (PLAIN, *METHODS):
           _draw_points(axes, _own(results, name), side, key if key == first else f'{side}/{key}')
         axes.set_title(titles[key], loc='left')
-        axes.set_xlabel(f'sequential KL, {"held-out responses" if side == SIDES[0] else "own samples"}, nats')
-      _draw_differences(row[-1], results, side)
-    panels[0][0].legend(loc='best', fontsize=7)
+        axes.set_xlabel(f'sequential KL, {place}, nats')
+      for axes, tail in zip(row[-2:], TAILS, strict=True):
+        _draw_differences(axes, results, side, tail)
+        axes.set_title(f'{tail}, {place}', loc='left')
+      row[-1].set_yticklabels([])
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc='outside lower center', ncols=len(COLORS))
     figure.savefig(path, dpi=130)
 
 
@@ -205,20 +210,15 @@ def _draw_points(axes: matplotlib_axes.Axes, own: Sequence[Result], side: str, k
   axes.errorbar(x, y, yerr=error, linestyle=':' if name in NESTED else '-', label=name, **style, **marker)
 
 
-def _draw_differences(axes: matplotlib_axes.Axes, results: Sequence[Result], side: str) -> None:
+def _draw_differences(axes: matplotlib_axes.Axes, results: Sequence[Result], side: str, tail: str) -> None:
   for place, name in enumerate(METHODS):
-    for shift, tail in zip((0.15, -0.15), TAILS, strict=True):
-      found = difference(results, name, side, f'{side}/{tail}')
-      if found is None:
-        continue
-      mean, error = descent.estimate(found)
-      style = {'color': COLORS[name], 'marker': 'o' if tail == TAILS[0] else 's', 'markersize': 4, 'capsize': 2}
-      axes.errorbar(mean, shift - place, xerr=2 * error, fillstyle='none' if name in NESTED else 'full', **style)
-  for marker, tail in zip('os', TAILS, strict=True):
-    axes.plot([], [], marker, color='0.4', markersize=4, label=tail)
+    found = difference(results, name, side, f'{side}/{tail}')
+    if found is None:
+      continue
+    mean, error = descent.estimate(found)
+    style = {'color': COLORS[name], 'marker': 'o', 'markersize': 5, 'capsize': 2}
+    axes.errorbar(mean, -place, xerr=2 * error, fillstyle='none' if name in NESTED else 'full', **style)
   axes.axvline(0.0, color='0.7', linewidth=0.8)
-  axes.set_xscale('symlog', linthresh=0.1)
-  axes.set_yticks([-place for place in range(len(METHODS))], list(METHODS), fontsize=7)
-  axes.set_xlabel('minus TDPO at equal sequential KL, nats, ± 2 standard errors')
-  axes.set_title('Held-out responses' if side == SIDES[0] else 'Own samples', loc='left')
-  axes.legend(loc='best')
+  axes.set_yticks([-place for place in range(len(METHODS))], list(METHODS), fontsize=8)
+  axes.set_ylim(0.5 - len(METHODS), 0.5)
+  axes.set_xlabel('minus TDPO at equal KL, ± 2 standard errors')
