@@ -193,6 +193,7 @@ def draw(path: pathlib.Path, results: Sequence[Result]) -> None:
           _draw_points(axes, _own(results, name), side, key if key == first else f'{side}/{key}')
         axes.set_title(titles[key], loc='left')
         axes.set_xlabel(f'sequential KL, {place}, nats')
+        axes.locator_params(axis='x', nbins=5)
       for axes, tail in zip(row[-2:], TAILS, strict=True):
         _draw_differences(axes, results, side, tail)
         axes.set_title(f'{tail}, {place}', loc='left')
@@ -220,5 +221,6 @@ def _draw_differences(axes: matplotlib_axes.Axes, results: Sequence[Result], sid
     axes.errorbar(mean, -place, xerr=2 * error, fillstyle='none' if name in NESTED else 'full', **style)
   axes.axvline(0.0, color='0.7', linewidth=0.8)
   axes.set_yticks([-place for place in range(len(METHODS))], list(METHODS), fontsize=8)
+  axes.locator_params(axis='x', nbins=4)
   axes.set_ylim(0.5 - len(METHODS), 0.5)
   axes.set_xlabel('minus TDPO at equal KL, ± 2 standard errors')
