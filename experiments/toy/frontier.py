@@ -26,8 +26,8 @@ RLHF, RKL, REBEL and PD in testing minus that of DPO is above two standard error
 at 1, 2 and 4 nats. A comparison is undecided if no weight of one side reaches the KL with all seeds. The claim is not
 reproduced if one comparison fails; otherwise it is undecided if one comparison is. PD minus REBEL and RKL minus RLHF
 are reported without a verdict: the paper's differences are within two standard deviations, so no difference agrees
-with it. The weights, the three values of the KL and the 200 rounds come from trial runs of single arms with another
-seed, so that most methods reach these values in the time of the study.
+with it. The weights, the three values of the KL, the 200 rounds and the minibatches of REBEL and PD come from trial
+runs of single arms with another seed, so that most methods reach these values in the time of the study.
 
 Seeds change the reference, pairs, labels, reward model, order, prompts and samples. Errors are standard errors over
 seeds. Writes figure.png, table.md and summary.json (every evaluation) to --workdir, and each finished arm to arms.json
