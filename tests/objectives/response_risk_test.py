@@ -66,7 +66,12 @@ def batch_of(rows, score):
 def losses(objective, policy, rows, score=None):
   batch = batch_of(rows, SCORE[rows] if score is None else score)
   logits = [jnp.broadcast_to(jnp.asarray(x, jnp.float32), (*rows.shape, 1, 5)) for x in (policy, REFERENCE)]
-  return objective.apply(fixtures.from_logits(objective.needs, *logits, batch), batch)
+
+  @jax.jit
+  def evaluate(*inputs):
+    return objective.apply(fixtures.from_logits(objective.needs, *inputs), inputs[-1])
+
+  return evaluate(*logits, batch)
 
 
 def tuples(samples):

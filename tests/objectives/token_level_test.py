@@ -24,8 +24,17 @@ def losses(objective, policy=POLICY, reference=REFERENCE, batch=BATCH):
   return objective.apply(stats.from_logits(objective.needs, policy, reference, batch), batch).loss
 
 
-def gradient(objective, policy=POLICY, reference=REFERENCE, batch=BATCH):
-  return jax.grad(lambda x: jnp.sum(losses(objective, x, reference, batch)))(policy)
+def losses_and_gradient(objective, policy=POLICY, reference=REFERENCE, batch=BATCH):
+  def total(x):
+    found = losses(objective, x, reference, batch)
+    return jnp.sum(found), found
+
+  (_, found), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(policy)
+  return found, gradient
+
+
+def gradient(*inputs, **named):
+  return losses_and_gradient(*inputs, **named)[1]
 
 
 def statistic(stat, policy, reference, batch=BATCH):
@@ -33,8 +42,9 @@ def statistic(stat, policy, reference, batch=BATCH):
 
 
 def assert_same(one, two, rtol=1e-5, atol=1e-6):
-  np.testing.assert_allclose(losses(one), losses(two), rtol=rtol)
-  np.testing.assert_allclose(gradient(one), gradient(two), rtol=rtol, atol=atol)
+  (found, slope), (expected, expected_slope) = losses_and_gradient(one), losses_and_gradient(two)
+  np.testing.assert_allclose(found, expected, rtol=rtol)
+  np.testing.assert_allclose(slope, expected_slope, rtol=rtol, atol=atol)
 
 
 @pytest.mark.parametrize('variant', quick.first(1, [2, 1]))
@@ -99,7 +109,7 @@ def test_the_gradient_of_a_risk_ratio_in_the_logits_is_the_policy_minus_the_dual
     (risk.cvar(0.6), oracles.upper_cvar_weights(*(np.asarray(x, np.float64) for x in (drift, jnp.exp(logp))), 0.6)),
   )
   for measure, weights in cases:
-    found = jax.grad(lambda x, measure=measure: ratio(measure, x))(logits)
+    found = jax.jit(jax.grad(lambda x, measure=measure: ratio(measure, x)))(logits)
     np.testing.assert_allclose(found, q - weights, atol=1e-6)
     np.testing.assert_allclose(found.sum(), 0.0, atol=1e-6)
 
@@ -112,11 +122,12 @@ def test_a_constant_added_to_the_logits_changes_nothing():
 
 def test_the_released_risk_is_neither_translation_equivariant_nor_independent_of_the_order_of_ids():
   drift, logp = jnp.linspace(-1, 1, 10), jnp.log(jnp.full(10, 0.1))
-  plain = token_level._partial_expectation(drift, logp, 0.7, True)
-  assert abs(token_level._partial_expectation(drift + 1.0, logp, 0.7, True) - plain - 1.0) > 0.1
-  assert abs(token_level._partial_expectation(drift, logp, 0.7, False) - plain) > 1e-3
+  risk_of = jax.jit(token_level._partial_expectation, static_argnums=(2, 3))
+  plain = risk_of(drift, logp, 0.7, True)
+  assert abs(risk_of(drift + 1.0, logp, 0.7, True) - plain - 1.0) > 0.1
+  assert abs(risk_of(drift, logp, 0.7, False) - plain) > 1e-3
   order = np.random.default_rng(0).permutation(10)
-  assert abs(token_level._partial_expectation(drift[order], logp[order], 0.7, True) - plain) > 1e-3
+  assert abs(risk_of(drift[order], logp[order], 0.7, True) - plain) > 1e-3
 
 
 def test_risk_ratios_are_ordered_and_zero_only_at_the_reference():
