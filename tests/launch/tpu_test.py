@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from tests import quick
 from tests.launch import scripts
 
 QUEUED = ('job', '--accelerator=v5litepod-16', '--runtime=v2-alpha-tpuv5-lite')
@@ -185,9 +186,9 @@ def test_an_unknown_state_is_no_reason_to_create(checkout, cloud):
     ('follow', 'ACTIVE SUSPENDED', 'job: the slices are SUSPENDED'),
     ('follow', 'ACTIVE NONE', 'job: the slices are gone'),
     ('follow', 'ACTIVE', 'job: cannot reach the first worker'),
-    ('install', 'ACTIVE', 'job: cannot install alignjax'),
+    quick.slow(('install', 'ACTIVE', 'job: cannot install alignjax')),
     ('start', 'ACTIVE', 'job: cannot start the run'),
-    ('log', 'ACTIVE', 'job: cannot fetch the logs'),
+    quick.slow(('log', 'ACTIVE', 'job: cannot fetch the logs')),
   ],
 )
 def test_a_lost_connection_allows_a_restart(checkout, cloud, unreachable, states, message):

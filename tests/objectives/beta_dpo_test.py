@@ -63,6 +63,7 @@ def test_kept_pairs_have_the_loss_of_the_oracle_and_others_none():
   assert not np.any(np.asarray(gradient['logp'])[~chosen])
 
 
+@pytest.mark.slow  # oracle_test.py has the loss of kept pairs
 def test_the_mean_over_the_batch_is_the_mean_over_the_kept_pairs():
   batch = drift.batch_of(hard=False)
   table = drift.table_of(batch, drift=0.0)

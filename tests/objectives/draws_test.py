@@ -10,7 +10,6 @@ import pytest
 from alignjax.objectives import draws
 from tests import fixtures
 
-
 ROW_KEYS = jax.jit(lambda batch: jax.random.key_data(draws.row_keys(batch)))
 
 

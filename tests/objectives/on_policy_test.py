@@ -10,7 +10,7 @@ import pytest
 
 from alignjax import objectives, stats
 from alignjax.types import PreferenceBatch
-from tests import fixtures
+from tests import fixtures, quick
 
 # A language of seven sentences over three tokens: token 0 ends one, and no sentence has more than two tokens.
 SENTENCES = ((0, 0), (1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2))
@@ -127,6 +127,7 @@ def test_gradient_of_the_kl_vanishes_at_the_reference_for_any_samples():
   assert largest(gradients) == 0.0
 
 
+@pytest.mark.slow  # the gradient is that of the variance of the returns, below
 def test_a_constant_added_to_the_scores_shifts_the_value_and_leaves_the_gradient():
   policy, reference, rows = draw_policy(0), draw_policy(1), tuples(2)
   for objective in (objectives.reverse_kl(0.3, 0.2), objectives.rlhf(0.2)):
@@ -147,7 +148,7 @@ def test_a_constant_added_to_the_scores_shifts_the_value_and_leaves_the_gradient
     assert_same(of_one(0.0), of_one(5.0), tolerance=1e-5)
 
 
-@pytest.mark.parametrize(('gamma', 'beta'), [(0.5, 0.0), (0.5, 0.3), (0.0, 0.6)])
+@pytest.mark.parametrize(('gamma', 'beta'), quick.first(1, [(0.5, 0.3), (0.5, 0.0), (0.0, 0.6)]))
 def test_gradient_vanishes_for_any_samples_at_the_optimum_in_closed_form(gamma, beta):
   reference, total = draw_policy(1), gamma + beta
   tilted = beta / total * np.asarray(log_probabilities(reference), np.float64) + np.asarray(SCORE) / total
@@ -166,6 +167,7 @@ def test_gradient_vanishes_for_any_samples_at_the_optimum_in_closed_form(gamma, 
   np.testing.assert_allclose(spread, 0.0, atol=2e-6)
 
 
+@pytest.mark.slow  # the optimum is in closed form above
 def test_the_reward_of_a_target_gives_a_geometric_mean_of_reference_and_target():
   reference, target, gamma, beta = draw_policy(1), draw_policy(2), 0.6, 0.2
   mean = policy_of(np.exp(0.25 * log_probabilities(reference) + 0.75 * log_probabilities(target)))
@@ -175,12 +177,14 @@ def test_the_reward_of_a_target_gives_a_geometric_mean_of_reference_and_target()
   assert largest(gradient(target)) > 1e-2
 
 
+@pytest.mark.slow  # both are exact in expectation, above
 def test_reverse_kl_without_entropy_is_rlhf():
   policy, reference, rows = draw_policy(0), draw_policy(1), tuples(3)
   one, other = (losses(x, policy, reference, rows) for x in (objectives.reverse_kl(0.0, 0.3), objectives.rlhf(0.3)))
   np.testing.assert_array_equal(one.loss, other.loss)
 
 
+@pytest.mark.slow  # the optimum is in closed form above
 def test_rlhf_with_little_kl_collapses_on_the_best_response_and_the_entropy_prevents_it():
   reference = draw_policy(1)
 
@@ -219,7 +223,7 @@ def rowwise_gradients(loss, batch, logits):
   return jax.grad(lambda x: jnp.sum(loss(x, batch)))(logits)
 
 
-@pytest.mark.parametrize('responses', [2, 3])
+@pytest.mark.parametrize('responses', quick.first(1, [3, 2]))
 def test_off_policy_the_gradient_is_that_of_the_sample_variance_of_the_returns(responses):
   batch = fixtures.preference_batch(responses=responses)
   logits, reference = fixtures.logits(1, batch), fixtures.logits(2, batch)

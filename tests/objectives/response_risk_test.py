@@ -128,6 +128,7 @@ def test_value_and_gradient_are_exact_for_the_measure_of_n_samples(objective, sa
   np.testing.assert_allclose(gradient, derivative(exact, POLICY), atol=2e-6)
 
 
+@pytest.mark.slow  # the gradient for few samples is exact above
 @pytest.mark.parametrize(
   ('measure', 'oracle'),
   [
@@ -205,6 +206,7 @@ def test_a_neutral_measure_is_the_objective_without_one_bit_for_bit(neutral):
     assert with_measure.responses is None
 
 
+@pytest.mark.slow  # it shows why the KL is outside; the gradient is exact above
 @pytest.mark.parametrize(
   ('measure', 'dual'),
   [

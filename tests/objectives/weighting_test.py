@@ -46,6 +46,7 @@ def of_ratios(objective, chosen, rejected=0.0, **fields):
   return float(loss), float(metrics['importance/weight'][0]), np.asarray(slope)[0, :, 0]
 
 
+@pytest.mark.slow  # the gradient is the weighted plain one, below
 @pytest.mark.parametrize('plain', PLAIN, ids=lambda objective: objective.label)
 @pytest.mark.parametrize('clip', [0.01, 0.25, None])
 def test_at_the_reference_loss_and_gradient_are_the_plain_ones(plain, clip):

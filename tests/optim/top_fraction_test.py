@@ -78,6 +78,7 @@ def test_the_order_of_ties_depends_on_the_key_and_favours_no_position():
   assert abs(both - 0.25**2) < 0.005
 
 
+@pytest.mark.slow  # online_merging_test.py has the trajectories of a stack
 def test_stacked_tensors_are_independent():
   scale = np.array([1e-6, 1.0, 1e6])[:, None, None]
   x = jnp.asarray(np.random.default_rng(1).standard_normal((3, 20, 30)) * scale, jnp.float32)

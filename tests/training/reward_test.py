@@ -229,6 +229,7 @@ def accuracy_after(model, params, tx, updates, train, held_out):
   return [float(run(*pairs)) for pairs in zip(train, held_out, strict=True)]
 
 
+@pytest.mark.slow  # the gradient is compared above
 def test_bradley_terry_learns_a_linear_reward_of_token_counts():
   """From 300 drawn labels. On other pairs it is nearly as accurate as the true reward, whose accuracy is 0.69."""
   model = bag_of_tokens(6)
