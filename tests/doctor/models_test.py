@@ -81,6 +81,7 @@ def test_the_drift_is_the_mean_of_absolute_log_ratios_over_tokens(params, batch)
   assert found['logp'] == pytest.approx(logps[0][:, 0][mask[:, 0]].mean(), rel=1e-5)
 
 
+@pytest.mark.slow  # doctor_test.py examines SimPO
 def test_an_objective_without_reference_is_measured_without_one(params, batch):
   found = measured(params[0], state.Frozen(), batch, objectives.simpo(beta=2.0, gamma=0.5))
   assert found.keys() == {'loss', 'logp'}

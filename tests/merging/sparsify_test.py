@@ -189,9 +189,9 @@ METHODS = [
 RANKED = (merging.della(0.5, 0.2, rescale='l1'), merging.slerp(0.3), merging.ties(0.3))
 
 
-# Quick: one that finds a threshold, one that draws, ranks along rows and rescales.
-VARIED = (METHODS[3], METHODS[8])
-EACH = [pytest.param(method, marks=() if method in VARIED else pytest.mark.slow) for method in METHODS]
+# Quick: one that draws, ranks along rows and rescales; a threshold is found in blocks of rows above.
+VARIED = METHODS[8]
+EACH = [pytest.param(method, marks=() if method is VARIED else pytest.mark.slow) for method in METHODS]
 
 
 @pytest.mark.parametrize('method', EACH, ids=[str(method) for method in METHODS])
@@ -219,7 +219,7 @@ ROWS, COLUMNS = jax.sharding.PartitionSpec('fsdp'), jax.sharding.PartitionSpec(N
   ('spec', 'method'),
   [
     *((COLUMNS, method) for method in METHODS if method in RANKED),
-    *(pytest.param(ROWS, method, marks=() if method is VARIED[1] else pytest.mark.slow) for method in METHODS),
+    *(pytest.param(ROWS, method, marks=() if method is VARIED else pytest.mark.slow) for method in METHODS),
     *(pytest.param(COLUMNS, method, marks=pytest.mark.slow) for method in METHODS if method not in RANKED),
   ],
   ids=str,

@@ -313,7 +313,7 @@ def test_longrope_chooses_its_factors_by_the_length_of_padded_sequences(monkeypa
   assert lengths == [P + R] * 3
 
 
-@pytest.mark.parametrize('scan_layers', [True, False])
+@pytest.mark.parametrize('scan_layers', [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_remat_keeps_less_for_the_backward_pass(scan_layers):
   params, batch = _params(), token_batches.batch(5, P, N, R)
   kept = []

@@ -104,6 +104,7 @@ def test_the_start_of_the_search_does_not_change_what_is_kept():
   assert [int(part.squeeze()) for part in top_fraction.find(x, 0.05, WORDS, previous=wrong, known=True)] == [77, 5]
 
 
+@pytest.mark.slow  # random numbers of float32 are compared above
 def test_a_bfloat16_is_the_float32_that_it_is():
   x = jnp.asarray(np.random.default_rng(3).standard_normal(300), jnp.bfloat16)
   np.testing.assert_array_equal(kept(x, 0.1), kept(x.astype(jnp.float32), 0.1))

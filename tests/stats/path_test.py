@@ -241,7 +241,7 @@ def test_the_value_grows_with_aversion(measures):
   assert np.all(grown[:, LENGTH > 0] > 0)
 
 
-@pytest.mark.parametrize('name', averse(QUICK[1:]))
+@pytest.mark.parametrize('name', averse(QUICK[1:2]))
 def test_at_the_reference_value_and_gradient_are_zero(name):
   measure, _ = MEASURES[name]
 

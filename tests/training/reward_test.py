@@ -51,6 +51,7 @@ def test_the_heads_are_those_that_the_objective_needs():
     }[output]
 
 
+@pytest.mark.slow  # the test below changes the last token and the padding
 def test_the_reward_is_read_after_the_last_token_whatever_follows():
   """In longer responses, the state before the next token is that entry; the next token does not matter."""
   follow = np.random.default_rng(0).integers(0, CONFIG.vocab_size, (2, *BATCH.response.shape[:2]))
