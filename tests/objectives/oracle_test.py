@@ -57,7 +57,7 @@ def test_loss_equals_the_oracle(case):
     assert_close('value', case, loss_of(objective, batch, policy, reference), case.oracle(known, known))
 
 
-# Of the others, the losses are compared above. Those with a constant that depends on the policy could have its gradient.
+# Of the others, the losses are compared above. These stop gradients, which the losses do not show.
 WITH_CONSTANTS = [case for case in cases.FIRST if case.expression.split('(')[0] in ('alpha_dpo', 'kto', 'rlhf')]
 
 

@@ -281,9 +281,7 @@ def remove_largest(folder: pathlib.Path) -> None:
       'metadata',
     ),
     quick.slow((lambda step: (step / 'metadata' / 'metadata').write_text('{'), 'metadata')),
-    quick.slow(
-      (lambda step: change_text(step / 'data' / 'process_0-of-1.json', '"next_index": 2', '"next_index": 3'), 'data')
-    ),
+    (lambda step: change_text(step / 'data' / 'process_0-of-1.json', '"next_index": 2', '"next_index": 3'), 'data'),
     (lambda step: remove_largest(step / 'state'), 'state'),
   ],
   ids=['metadata-value', 'metadata-syntax', 'data-position', 'arrays-missing'],
