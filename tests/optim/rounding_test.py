@@ -45,7 +45,7 @@ def test_drift_below_half_an_ulp_moves_float32_parameters(tau_dtype):
   assert np.linalg.norm(after - before) < 0.3 * np.linalg.norm(expected)
 
 
-@pytest.mark.slow  # the drift of all entries is tested above, the masks in online_merging_test.py
+@pytest.mark.slow  # the drift of all entries is tested below, the masks in online_merging_test.py
 def test_drift_of_fresh_masks_is_as_large_on_average():
   steps, alpha, reserve = 2000, 1e-7, 0.25
   before, after, _, tau = drift(jnp.float32, alpha, steps, reserve=reserve)

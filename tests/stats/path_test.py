@@ -365,10 +365,9 @@ def test_a_cached_value_replaces_the_recursion():
 
 def test_the_inputs_of_a_recursion_may_be_cached_and_stay_out_of_the_table():
   stat = stats.nested_risk(risk.entropic(2.0), 1.0, 0.5)
-  of = jax.jit(stats.from_logits, static_argnums=0)
-  inputs = of((stats.reference_logp, stat), POLICY, REFERENCE, BATCH)
+  inputs = fixtures.from_logits({stats.reference_logp, stat}, POLICY, REFERENCE, BATCH)
   batch = dataclasses.replace(BATCH, cached={'reference_logp': 2.0 * inputs[stats.reference_logp]})
-  found = of((stat,), POLICY, REFERENCE, batch)
+  found = fixtures.from_logits({stat}, POLICY, REFERENCE, batch)
   assert found.values.keys() == {stat.name}
   assert np.any(found[stat] != inputs[stat])  # the cached values are read, even wrong ones
 
