@@ -128,7 +128,8 @@ def test_a_run_that_is_killed_resumes_bit_for_bit(folder, whole, tmp_path, monke
   assert lasting(tmp_path / 'run') == whole
 
 
-@pytest.mark.slow  # rollouts_test.py has the failure, loop_failures_test.py the save and rollouts_resume_test.py the rest
+# rollouts_test.py has the failure, loop_failures_test.py the save, and rollouts_resume_test.py the rest.
+@pytest.mark.slow
 def test_a_reward_that_fails_saves_the_run_which_resumes(folder, whole, tmp_path, monkeypatch):
   config = configure(folder, workdir=str(tmp_path / 'run'), save_every=0)
   with monkeypatch.context() as patch:
