@@ -261,6 +261,7 @@ def test_an_entry_depends_on_exactly_the_tokens_before_it(window):
     assert seen == set(before if window is None else before[-window:])
 
 
+@pytest.mark.slow  # the test below has scanned and unrolled layers
 @pytest.mark.parametrize(
   ('remat', 'scan_layers'),
   [
@@ -312,7 +313,7 @@ def test_longrope_chooses_its_factors_by_the_length_of_padded_sequences(monkeypa
   assert lengths == [P + R] * 3
 
 
-@pytest.mark.parametrize('scan_layers', [True, False])
+@pytest.mark.parametrize('scan_layers', [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_remat_keeps_less_for_the_backward_pass(scan_layers):
   params, batch = _params(), token_batches.batch(5, P, N, R)
   kept = []
@@ -355,6 +356,7 @@ def test_every_part_computes_in_the_compute_dtype(changes):
   assert jax.eval_shape(model.hidden, params, *_fields(batch)).dtype == state.dtype == jnp.bfloat16
 
 
+@pytest.mark.slow  # golden_test.py decodes, too
 @pytest.mark.parametrize(
   ('compute_dtype', 'tolerance'),
   [('float32', 1e-5), pytest.param('bfloat16', 0.1, marks=pytest.mark.slow)],  # its dtypes are tested above

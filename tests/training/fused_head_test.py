@@ -55,7 +55,7 @@ def unfused(objective, policy, reference, batch):
     pytest.param('dpo', 28, marks=pytest.mark.slow),
     pytest.param('dpo', 10_000, marks=pytest.mark.slow),
     pytest.param('ra_dpo', 28, marks=pytest.mark.slow),  # two prompts; nested_value_test.py has a measure in the step
-    ('simpo', 10_000),  # all
+    pytest.param('simpo', 10_000, marks=pytest.mark.slow),  # all
   ],
 )
 def test_value_and_gradient_are_those_of_full_logits(name, chunk):
