@@ -1,6 +1,8 @@
 """The forward pass: from a batch to hidden states, to the table of statistics, to the sums of an objective."""
 
 from collections.abc import Callable, Iterable, Mapping
+import dataclasses
+import math
 
 import chex
 import jax
@@ -104,6 +106,25 @@ def _packed_states(model: models.LanguageModel, params: Params, batch: PackedBat
   return stats.HiddenStates(states[:, :size], head, states[:, size:].reshape(*rows.final.shape, -1))
 
 
+def together(hidden: stats.HiddenStates, layout: rows.Layout) -> int:
+  """The number of batch shards that compute logits together, each for a part of the vocabulary."""
+  kernel = hidden.head.kernel
+  return 1 if kernel is None else layout.together(math.prod(hidden.states.shape[:-1]), kernel.shape[-1])
+
+
+def split_head(hidden: stats.HiddenStates | None, layout: rows.Layout) -> stats.HiddenStates | None:
+  """Gives each device of a replica a part of the vocabulary. The states stay where they are."""
+  if hidden is None:
+    return None
+  kernel = rows.place(hidden.head.kernel, layout.mesh, None, ('fsdp', 'tensor'))
+  return hidden._replace(head=dataclasses.replace(hidden.head, kernel=kernel, dtype=hidden.states.dtype))
+
+
+def in_float32(hidden: stats.HiddenStates | None) -> stats.HiddenStates | None:
+  """The states in float32, so that devices sum their gradient in float32; products run in the dtype of the head."""
+  return hidden and hidden._replace(states=hidden.states.astype(jnp.float32))
+
+
 def table(
   needs: Iterable[stats.Stat],
   policy: stats.HiddenStates,
@@ -127,6 +148,12 @@ def table(
     ValueError: if a statistic reads the reference, is not cached, and `reference` is None.
   """
   assert_states(policy, batch)
+  if together(policy, layout) > 1:
+    policy, reference = (
+      hidden and hidden._replace(states=rows.place(hidden.states, layout.mesh, 'data'))
+      for hidden in (split_head(policy, layout), split_head(reference, layout))
+    )
+    policy = in_float32(policy)
   return stats.statistics(needs, policy, reference, batch, chunk=layout.chunk * layout.shards)
 
 
