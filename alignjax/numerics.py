@@ -1,7 +1,5 @@
 """Masked reductions and numerically stable functions; for an empty mask, values are defined and gradients finite."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -149,37 +147,33 @@ def _product_backward(residuals, cotangent):
 product.defvjp(_product_forward, _product_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def project(hidden: Array, kernel: Array, dtype: jax.typing.DTypeLike | None = None) -> Array:
-  """`hidden @ kernel` in a compute dtype, accumulated and returned in float32.
+@jax.custom_vjp
+def project(hidden: Array, kernel: Array) -> Array:
+  """`hidden @ kernel` in the dtype of `hidden`, accumulated and returned in float32.
 
   The gradients use the same kind of product: operands in the compute dtype, sums in float32. Plain autodiff would
   multiply a float32 cotangent by a bfloat16 operand, which is slow on most hardware.
 
   Args:
-    hidden: hidden states, [..., D]. Their gradient has their dtype.
+    hidden: hidden states, [..., D] in the compute dtype.
     kernel: kernel of the head, [D, V] float32.
-    dtype: the compute dtype; None for that of `hidden`.
 
   Returns:
     The product, [..., V] float32.
   """
-  return _project_forward(hidden, kernel, dtype)[0]
+  return jnp.einsum('...d,dv->...v', hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
 
-def _project_forward(hidden, kernel, dtype):
-  operand = hidden.astype(dtype or hidden.dtype)
-  out = jnp.einsum('...d,dv->...v', operand, kernel.astype(operand.dtype), preferred_element_type=jnp.float32)
-  return out, (hidden, kernel)
+def _project_forward(hidden, kernel):
+  return project(hidden, kernel), (hidden, kernel)
 
 
-def _project_backward(dtype, residuals, cotangent):
+def _project_backward(residuals, cotangent):
   hidden, kernel = residuals
-  operand = hidden.astype(dtype or hidden.dtype)
-  cotangent = cotangent.astype(operand.dtype)
-  d_hidden = jnp.einsum('...v,dv->...d', cotangent, kernel.astype(operand.dtype), preferred_element_type=jnp.float32)
-  d_kernel = jnp.einsum('...d,...v->dv', operand, cotangent, preferred_element_type=jnp.float32)
-  if operand.dtype != jnp.float32:
+  cotangent = cotangent.astype(hidden.dtype)
+  d_hidden = jnp.einsum('...v,dv->...d', cotangent, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
+  d_kernel = jnp.einsum('...d,...v->dv', hidden, cotangent, preferred_element_type=jnp.float32)
+  if hidden.dtype != jnp.float32:
     # A tied head transposes d_kernel. XLA for CPU has no mixed-precision product with a transposed result, so a barrier
     # keeps it from fusing the transposition into the product.
     d_kernel = jax.lax.optimization_barrier(d_kernel)

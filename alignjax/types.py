@@ -147,4 +147,3 @@ class Head:
   bias: Array | None = None  # [V]
   soft_cap: float | None = dataclasses.field(default=None, metadata={'static': True})
   score: Array | None = None  # [D, 1]
-  dtype: Any = dataclasses.field(default=None, metadata={'static': True})  # of the product; None: that of h

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from alignjax.parallel import kernels
 from alignjax.parallel import mesh as parallel_mesh
 from alignjax.types import Array, Params
 
@@ -88,6 +89,8 @@ def constraint(mesh: jax.sharding.Mesh) -> Callable[[Any, tuple[str | None, ...]
   forward pass. In the backward pass, each device receives only the part of a gradient that it keeps.
   """
 
+  parts = kernels.Parts.of(mesh)
+
   def divides(names: tuple[str, ...], dim: int) -> bool:
     return dim % math.prod(mesh.shape[name] for name in names) == 0
 
@@ -102,11 +105,13 @@ def constraint(mesh: jax.sharding.Mesh) -> Callable[[Any, tuple[str | None, ...]
     ]
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*spec)))
 
-  def parameter(path: tuple[Any, ...], leaf: Array) -> Array:
+  def parameter(path: tuple[Any, ...], leaf: Array) -> Any:
     *names, last = (key.name for key in path)  # attributes of a module; the last one is `value`, of an `nnx.Param`
-    name = '/'.join(names)
     if last != 'value' or leaf.ndim < 2:
       return leaf  # part of an adapted or quantised kernel, or small
-    return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, partition_spec(name, leaf.shape, mesh)))
+    spec = partition_spec('/'.join(names), leaf.shape, mesh)
+    if names[-1] == 'kernel' and 'fsdp' in spec and mesh.shape['fsdp'] > 1:
+      return kernels.SplitKernel(leaf, parts, spec.index('fsdp'))
+    return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, spec))
 
   return constrain

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from alignjax import objectives, stats
 from alignjax.models import base as models
 from alignjax.objectives import preference
+from alignjax.parallel import kernels
 from alignjax.training import rows
 from alignjax.types import Array, PackedBatch, Params, PreferenceBatch, WeightedSum
 
@@ -112,17 +113,18 @@ def together(hidden: stats.HiddenStates, layout: rows.Layout) -> int:
   return 1 if kernel is None else layout.together(math.prod(hidden.states.shape[:-1]), kernel.shape[-1])
 
 
-def split_head(hidden: stats.HiddenStates | None, layout: rows.Layout) -> stats.HiddenStates | None:
-  """Gives each device of a replica a part of the vocabulary. The states stay where they are."""
+def split_head(hidden: stats.HiddenStates | None, mesh: jax.sharding.Mesh, replicas: int) -> stats.HiddenStates | None:
+  """Gives each device of a replica a part of the vocabulary. The states stay where they are.
+
+  Args:
+    hidden: states [B, N, R, D] and head.
+    mesh: the mesh.
+    replicas: the number of replicas whose rows are in B.
+  """
   if hidden is None:
     return None
-  kernel = rows.place(hidden.head.kernel, layout.mesh, None, ('fsdp', 'tensor'))
-  return hidden._replace(head=dataclasses.replace(hidden.head, kernel=kernel, dtype=hidden.states.dtype))
-
-
-def in_float32(hidden: stats.HiddenStates | None) -> stats.HiddenStates | None:
-  """The states in float32, so that devices sum their gradient in float32; products run in the dtype of the head."""
-  return hidden and hidden._replace(states=hidden.states.astype(jnp.float32))
+  kernel = kernels.SplitHead(hidden.head.kernel, kernels.Parts.of(mesh, replicas))
+  return hidden._replace(head=dataclasses.replace(hidden.head, kernel=kernel))
 
 
 def table(
@@ -149,11 +151,8 @@ def table(
   """
   assert_states(policy, batch)
   if together(policy, layout) > 1:
-    policy, reference = (
-      hidden and hidden._replace(states=rows.place(hidden.states, layout.mesh, 'data'))
-      for hidden in (split_head(policy, layout), split_head(reference, layout))
-    )
-    policy = in_float32(policy)
+    replicas = layout.mesh.shape['data']
+    policy, reference = (split_head(hidden, layout.mesh, replicas) for hidden in (policy, reference))
   return stats.statistics(needs, policy, reference, batch, chunk=layout.chunk * layout.shards)
 
 

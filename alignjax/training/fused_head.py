@@ -74,8 +74,8 @@ def fused_loss(
   forward.assert_states(policy, batch)
   layout = rows.Layout(chunk, mesh=mesh)
   together = forward.together(policy, layout)
-  if together > 1:
-    policy, reference = forward.split_head(policy, layout), forward.split_head(reference, layout)
+  if together > 1:  # a replica at a time, below
+    policy, reference = (forward.split_head(hidden, mesh, 1) for hidden in (policy, reference))
 
   def loss(
     policy: stats.HiddenStates, reference: stats.HiddenStates | None, part: PreferenceBatch
@@ -100,17 +100,14 @@ def fused_loss(
     policy: stats.HiddenStates, reference: stats.HiddenStates | None, batch: PreferenceBatch
   ) -> tuple[tuple[Array, forward.Sums], stats.HiddenStates]:
     def value_and_gradient(part: Any) -> tuple[Any, stats.HiddenStates]:
-      states, *others = _with_heads(part, policy, reference)
-      states = forward.in_float32(states) if together > 1 else states
-      (_, sums), gradient = jax.value_and_grad(loss, has_aux=True)(states, *others)
+      (_, sums), gradient = jax.value_and_grad(loss, has_aux=True)(*_with_heads(part, policy, reference))
       return (gradient.head, sums), gradient._replace(head=None)
 
     zeros = (_zeros(policy.head), zero_sums)
     (d_head, sums), d_states = _over_prompts(
       value_and_gradient, zeros, _without_heads(policy, reference, batch), layout, together
     )
-    gradient = jax.tree.map(lambda d, x: d.astype(x.dtype), d_states._replace(head=d_head), policy)
-    return (sums['loss'].total, sums), gradient
+    return (sums['loss'].total, sums), d_states._replace(head=d_head)
 
   def fused_backward(gradient: stats.HiddenStates, cotangents: tuple[Array, Any]) -> tuple[Any, None, None]:
     scale, _ = cotangents
@@ -152,7 +149,8 @@ def _over_prompts(function: Function, zeros: Any, inputs: Any, layout: rows.Layo
   def replica(inputs: Any) -> tuple[Any, Any]:  # [together, B / shards, ...]
     def body(total: Any, part: Any) -> tuple[Any, Any]:
       part = jax.tree.map(lambda x: x.reshape(together * group, *x.shape[2:]), part)
-      summed, kept = function(rows.place(part, mesh))
+      *states, batch = part
+      summed, kept = function((*rows.place(states, mesh, 'fsdp'), rows.place(batch, mesh)))
       kept = jax.tree.map(lambda x: x.reshape(together, group, *x.shape[1:]), kept)
       return jax.tree.map(jnp.add, total, summed), rows.place(kept, mesh, 'fsdp')
 
@@ -160,8 +158,7 @@ def _over_prompts(function: Function, zeros: Any, inputs: Any, layout: rows.Layo
     return jax.lax.scan(body, zeros, parts)
 
   shards = rows.by_shard(inputs, layout)
-  over = {'spmd_axis_name': 'data'} if together > 1 else {}
-  total, kept = jax.vmap(replica, **over)(jax.tree.map(lambda x: x.reshape(-1, together, *x.shape[1:]), shards))
+  total, kept = jax.vmap(replica)(jax.tree.map(lambda x: x.reshape(-1, together, *x.shape[1:]), shards))
   total = jax.tree.map(lambda x: jnp.sum(x, axis=0), total)
   return total, jax.tree.map(lambda x: jnp.moveaxis(x, 1, 2).reshape(prompts, *x.shape[4:]), kept)
 
