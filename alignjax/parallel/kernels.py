@@ -1,8 +1,8 @@
 """Products with kernels of which each device of an fsdp axis holds a part.
 
-  SplitKernel  A kernel of a layer, split by inputs or outputs. Each device gathers it for the product with its rows. The
-               gradient goes the opposite way: each device sums over its rows, and a reduce-scatter gives it the sum
-               over devices of its part.
+  SplitKernel  A kernel of a layer, split by inputs or outputs. Each device gathers it for the product with its rows.
+               The gradient goes the opposite way: each device sums over its rows, and a reduce-scatter gives it the
+               sum over devices of its part.
   SplitHead    The head, split by vocabulary. Each device gathers the rows of all devices, and computes their logits for
                its part of the vocabulary. The gradient in the rows is summed over devices by a reduce-scatter.
 
