@@ -190,13 +190,25 @@ def _project_backward(parts: Parts, residuals: tuple[Array, Array], cotangent: A
 
   def own(states: Array, kernel: Array, cotangent: Array) -> tuple[Array, Array]:
     cotangent = cotangent.astype(states.dtype)
-    d_states = jnp.einsum('...v,dv->...d', cotangent, kernel.astype(states.dtype), preferred_element_type=jnp.float32)
+    columns = kernel.astype(states.dtype).reshape(*_blocks(kernel.shape[0]), -1)
+
+    def block(kernel: Array) -> Array:
+      return parts.summed(jnp.einsum('...v,dv->...d', cotangent, kernel, preferred_element_type=jnp.float32), 1)
+
+    # One block after the other, because each is the float32 gradient of the rows of all devices.
+    d_states = jnp.moveaxis(jax.lax.map(block, columns), 0, -2).reshape(states.shape)
     d_kernel = jnp.einsum('...d,...v->dv', parts.gathered(states, 1), cotangent, preferred_element_type=jnp.float32)
-    return parts.summed(d_states, 1), d_kernel
+    return d_states, d_kernel
 
   vocabulary = states.ndim - 1
   d_states, d_kernel = parts.run(own, (1, 1, vocabulary), (1, 1))(states, kernel, cotangent)
   return d_states.astype(states.dtype), d_kernel.astype(kernel.dtype)
+
+
+def _blocks(width: int) -> tuple[int, int]:
+  """How many blocks of columns of how many columns."""
+  size = next((size for size in (512, 1024) if width % size == 0), width)
+  return width // size, size
 
 
 _project.defvjp(_project_forward, _project_backward)
