@@ -123,7 +123,7 @@ def prepare(
     output=forward.output(objective.needs),
   )
   adapter = adapters.configured(config, recipe, model_config)
-  policy = Policy(transformer.build(model_config, rules.activation_constraint(mesh)), adapter)
+  policy = Policy(transformer.build(model_config, rules.constraint(mesh)), adapter)
   shapes = jax.eval_shape(policy.model.init, jax.random.key(config.seed))
   shardings = rules.param_shardings(mesh, shapes)
   read = on_policy.reference_needs(config, objective) if config.prompts else objective

@@ -381,7 +381,7 @@ def test_decode_mirrors_hidden_entry_by_entry(compute_dtype, tolerance):
 def test_eight_devices_compute_what_one_does():
   mesh = mesh_lib.make_mesh(data=4, fsdp=1, tensor=2)
   batch, params = token_batches.batch(9, P, N, R), _params(**FAMILY)
-  model = transformer.build(dataclasses.replace(CONFIG, **FAMILY), rules.activation_constraint(mesh))
+  model = transformer.build(dataclasses.replace(CONFIG, **FAMILY), rules.constraint(mesh))
   sharded_batch = jax.device_put(batch, rules.batch_sharding(mesh))
   sharded_params = jax.device_put(params, rules.param_shardings(mesh, params))
   compute = jax.jit(jax.grad(functools.partial(_loss_and_states, model.hidden), has_aux=True))
@@ -400,7 +400,7 @@ def test_experts_on_eight_devices_compute_what_they_do_on_one():
   shardings = rules.param_shardings(mesh, params)
   assert params['layers']['mlp']['gate'].shape == (CONFIG.layers, 4, CONFIG.width, CONFIG.mlp_width)
   assert shardings['layers']['mlp']['gate'].spec[:2] == (None, 'tensor')
-  model = transformer.build(dataclasses.replace(CONFIG, **changes), rules.activation_constraint(mesh))
+  model = transformer.build(dataclasses.replace(CONFIG, **changes), rules.constraint(mesh))
   sharded = jax.device_put(params, shardings), jax.device_put(batch, rules.batch_sharding(mesh))
   states = np.asarray(jax.jit(model.hidden)(sharded[0], *_fields(sharded[1])))
   expected = np.asarray(jax.jit(_model(**changes).hidden)(params, *_fields(batch)))

@@ -181,7 +181,7 @@ def of_a_transformer():
 def test_any_mesh_gives_the_plain_gradient(of_a_transformer, name, shape):
   params, loss, gradient = of_a_transformer(name)
   mesh, objective = mesh_lib.make_mesh(*shape), EXPECTED[name]
-  model = transformer.build(ONE_LAYER, rules.activation_constraint(mesh))
+  model = transformer.build(ONE_LAYER, rules.constraint(mesh))
   metrics, found = step_gradient(model, objective, *params, batch_of(16), mesh=mesh, microbatches=2, chunk=16)
   np.testing.assert_allclose(metrics['loss'], loss, rtol=2e-6)
   assert relative_error(found, gradient) < 1e-5
