@@ -1,0 +1,241 @@
+"""Device memory of a training step: exact for the arguments, estimated for what the step creates.
+
+A step passes through stages that need different temporaries. Its peak is the arguments plus the most expensive stage.
+Every term below is one array, or one group of arrays, on one device, and its comment names it. `Sizes` has what the
+terms are made of.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from alignjax.parallel import mesh as parallel_mesh
+from alignjax.planning import program
+from alignjax.training import forward, references
+
+MOST = 0.9  # share of the device memory up to which a run fits
+FLOAT32 = 4  # bytes
+
+Parts = Mapping[str, float]
+"""Bytes on each device, by what they hold."""
+
+
+class Estimate(NamedTuple):
+  """The memory of a step on each device, in bytes."""
+
+  arguments: Parts
+  stages: Mapping[str, Parts]  # temporaries that exist together, by stage
+
+  @property
+  def stage(self) -> str:
+    """The stage that needs the most memory."""
+    return max(self.stages, key=lambda name: sum(self.stages[name].values()))
+
+  @property
+  def parts(self) -> dict[str, float]:
+    """What the device holds at the peak."""
+    return {name: size for name, size in {**self.arguments, **self.stages[self.stage]}.items() if size}
+
+  @property
+  def argument_bytes(self) -> float:
+    return sum(self.arguments.values())
+
+  @property
+  def peak(self) -> float:
+    """Bytes at the peak."""
+    return sum(self.parts.values())
+
+  def verdict(self, limit: float) -> str:
+    """'fits', 'tight' or 'does not fit' into a device with `limit` bytes of memory."""
+    return 'fits' if self.peak <= MOST * limit else 'tight' if self.peak <= limit else 'does not fit'
+
+
+def estimate(planned: program.Program, config: Any) -> Estimate:
+  """Estimates the memory of a planned step.
+
+  Args:
+    planned: the step.
+    config: the settings of the run, `settings.StepSettings`.
+  """
+  return Estimate(arguments(planned), stages(Sizes.of(planned, config)))
+
+
+def arguments(planned: program.Program) -> dict[str, float]:
+  """The arguments of the step: exact, apart from the tiles of the TPU's memory, which pad small arrays."""
+  state, frozen = planned.state, planned.frozen
+  scalars = dataclasses.replace(state, params=None, opt_state=None)
+  return {
+    'parameters': bytes_of(state.params),
+    'optimizer state': bytes_of(state.opt_state),
+    'reference': bytes_of(frozen.reference),
+    'frozen base': bytes_of(frozen.base),
+    'delta': bytes_of(frozen.delta),
+    'batch': bytes_of((planned.batch, scalars)),
+  }
+
+
+def bytes_of(tree: Any) -> int:
+  """Bytes of a tree of placed arrays on one device; host memory does not count."""
+  return sum(_bytes_of_leaf(leaf) for leaf in jax.tree.leaves(tree) if leaf.sharding.memory_kind != 'pinned_host')
+
+
+def _bytes_of_leaf(leaf: Any) -> int:
+  if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    leaf = jax.eval_shape(jax.random.key_data, leaf)
+    return math.prod(leaf.shape) * leaf.dtype.itemsize
+  return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+  """What the terms of the estimate are made of. Bytes are those on one device."""
+
+  compute: int  # bytes of a number in the compute dtype
+  saved: float  # activations that the layers keep for the backward pass
+  layers_cast: float  # the device's shard of the policy's layers in the compute dtype, if that is not float32
+  gathered: bool  # whether a device must gather the weights of a layer before it uses them
+  layer_entries: float  # entries of one layer's kernels, split over `tensor` alone
+  trained_layers: float  # bytes of the shard of the layers' gradients, float32
+  table_entries: float  # entries V x D of the embedding or the head, split over `tensor` alone
+  tables: int  # tables that are trained: embedding and head, one if they are tied, none under an adapter
+  of_reference: float  # of a live reference, bytes of the table gathered; 0 without
+  logits: float  # float32 logits of the tokens that the head takes at once
+  logit_copies: int  # arrays of that size that exist together
+  groups: int  # groups of tokens that the head takes one after another
+  states: float  # final hidden states in float32
+  scores: float  # float32 attention scores of one layer
+  feed_forward: float  # one layer's activations of the feed-forward width, in the compute dtype
+  microbatches: int
+
+  @classmethod
+  def of(cls, planned: program.Program, config: Any) -> 'Sizes':
+    """The sizes of a planned step."""
+    built, batch = planned.built, planned.batch
+    model, mesh = built.policy.model.config, built.mesh
+    tensor, fsdp, shards = mesh.shape['tensor'], mesh.shape['fsdp'], parallel_mesh.batch_shards(mesh)
+    prompts, responses, response = batch.response.shape
+    prompt = batch.prompt.shape[1]
+    rows = prompts // (shards * config.microbatches)  # prompts that a device processes at once
+    compute = jnp.dtype(model.compute_dtype).itemsize
+    layers = planned.frozen.base['layers'] if built.policy.adapter else planned.state.params['layers']
+    per_layer = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(built.shapes['layers'])) / model.layers
+    split = _divided(model.kv_heads, tensor)
+    table = model.vocab_size * model.width / _divided(model.vocab_size, tensor)
+    at_once, groups = _at_once(config.chunk, rows, responses, response)
+    live = isinstance(planned.frozen.reference, references.Live | references.Base | references.CachedStates)
+    needs = [stat for stat in built.objective.needs if stat.name not in batch.cached]
+    joint = any(stat.policy and stat.reference for stat in needs)
+    scored = rows * (responses * response * (prompt + response) + prompt * prompt)
+    return cls(
+      compute=compute,
+      saved=rows * saved_per_prompt(planned) / _divided(model.mlp_width, tensor),
+      layers_cast=_cast(layers, compute),
+      gathered=fsdp > 1,
+      layer_entries=per_layer / _divided(model.mlp_width, tensor),
+      trained_layers=bytes_of(planned.state.params['layers']),
+      table_entries=table,
+      tables=0 if built.policy.adapter else 1 + (not model.tied_embeddings),
+      of_reference=compute * table if live else 0.0,
+      logits=FLOAT32 * at_once * model.vocab_size / _divided(model.vocab_size, tensor),
+      logit_copies=3 if joint else 1 + live,
+      groups=groups,
+      states=FLOAT32 * rows * responses * response * model.width,
+      scores=FLOAT32 * scored * model.heads / split,
+      feed_forward=compute
+      * rows
+      * (prompt + responses * response)
+      * model.mlp_width
+      * (model.experts or 1)
+      / _divided(model.mlp_width, tensor),
+      microbatches=config.microbatches,
+    )
+
+
+def stages(sizes: Sizes) -> dict[str, Parts]:
+  """The temporaries of each stage of a step."""
+  table = sizes.table_entries
+  kept = {
+    # The compiler moves this cast out of the loop over layers.
+    'layers in the compute dtype': sizes.layers_cast,
+    'activations kept for the backward pass': sizes.saved,
+    'summed gradients of earlier microbatches': sizes.trained_layers * (sizes.microbatches > 1),
+  }
+  d_head = FLOAT32 * table * bool(sizes.tables)  # float32, whole until it is summed over the devices
+  return {
+    'embedding': kept | {
+      # Gathered, and once more in the layout in which rows are looked up.
+      'embedding table, gathered': 2 * sizes.compute * table,
+    },
+    'head': kept | {
+      'head of the policy, gathered': sizes.compute * table,
+      # With several groups of tokens: the running sum, and the term of the group.
+      'gradient of the head': d_head * min(2, sizes.groups),
+      'logits': sizes.logits,
+      'final hidden states': 2 * sizes.states,
+    },
+    'heads': kept | {
+      'heads of policy and reference, gathered': sizes.compute * table + sizes.of_reference,
+      'gradient of the head': d_head * (sizes.groups > 1),
+      'logits': sizes.logits * sizes.logit_copies,
+      'final hidden states': 2 * sizes.states,
+    },
+    'layers': kept | {
+      'gradient of the head': d_head,
+      'gradients of the layers': sizes.trained_layers,
+      "one layer's weights, gathered": sizes.compute * sizes.layer_entries * sizes.gathered,
+      "one layer's gradients, before they are summed": FLOAT32 * sizes.layer_entries * sizes.gathered * bool(sizes.tables),
+      "one layer's activations": 3 * sizes.feed_forward + 2 * sizes.scores,
+    },
+    'gradients': {
+      'gradients of the layers': sizes.trained_layers,
+      # d embedding before and after its sum over the devices, and d head.
+      'gradients of embedding and head': d_head * (1 + sizes.tables),
+    },
+  }
+
+
+def saved_per_prompt(planned: program.Program) -> float:
+  """Bytes of activations that the layers keep for the backward pass, for each prompt; exact on one device.
+
+  They are what `jax.vjp` keeps of a batch of two prompts and does not keep of one.
+  """
+  policy, needs = planned.built.policy, planned.built.objective.needs
+
+  def kept(params: Any, base: Any, batch: Any) -> Any:
+    def states(params: Any) -> Any:
+      return forward.hidden_states(policy.bind(base), params, batch, needs).states
+
+    return jax.vjp(states, params)[1]
+
+  def size(rows: int) -> int:
+    batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype), planned.batch)
+    found = jax.eval_shape(kept, planned.state.params, planned.frozen.base, batch)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(found))
+
+  shards = parallel_mesh.batch_shards(planned.built.mesh)
+  return (size(2 * shards) - size(shards)) / shards
+
+
+def _at_once(chunk: int, rows: int, responses: int, response: int) -> tuple[int, int]:
+  """The response tokens whose logits exist at once on a device, and the number of such groups."""
+  tokens = responses * response
+  if tokens > chunk:
+    positions = max(1, chunk // responses)
+    return positions * responses, rows * -(-response // positions)
+  prompts = next(size for size in range(max(1, min(rows, chunk // tokens)), 0, -1) if rows % size == 0)
+  return prompts * tokens, rows // prompts
+
+
+def _cast(layers: Any, compute: int) -> float:
+  """Bytes of the shard of the layers that are not stored in the compute dtype, after the cast."""
+  leaves = [leaf for leaf in jax.tree.leaves(layers) if leaf.ndim > 2 and leaf.dtype.itemsize > compute]
+  return compute * sum(_bytes_of_leaf(leaf) / leaf.dtype.itemsize for leaf in leaves)
+
+
+def _divided(size: int, tensor: int) -> int:
+  """The number of parts into which the tensor axis divides a dimension."""
+  return tensor if size % tensor == 0 else 1
