@@ -140,4 +140,3 @@ def _head(planned: program.Program) -> float:
   of_reference = bool(stats.missing_reference(needs, cached))
   products = of_policy * (2 if planned.built.policy.adapter else 3) + of_reference
   return products * 2.0 * math.prod(planned.batch.response.shape) * config.width * config.vocab_size
-

@@ -7,15 +7,19 @@ terms are made of.
 
 from collections.abc import Mapping
 import dataclasses
+import functools
 import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from alignjax.models import lora, transformer
 from alignjax.parallel import mesh as parallel_mesh
 from alignjax.planning import program
 from alignjax.training import forward, references
+from alignjax.training.policy import Policy
+from alignjax.types import PreferenceBatch
 
 MOST = 0.9  # share of the device memory up to which a run fits
 FLOAT32 = 4  # bytes
@@ -119,6 +123,7 @@ class Sizes:
     tensor, fsdp, shards = mesh.shape['tensor'], mesh.shape['fsdp'], parallel_mesh.batch_shards(mesh)
     prompts, responses, response = batch.response.shape
     prompt = batch.prompt.shape[1]
+    lengths = prompt, responses, response
     rows = prompts // (shards * config.microbatches)  # prompts that a device processes at once
     compute = jnp.dtype(model.compute_dtype).itemsize
     layers = planned.frozen.base['layers'] if built.policy.adapter else planned.state.params['layers']
@@ -132,7 +137,9 @@ class Sizes:
     scored = rows * (responses * response * (prompt + response) + prompt * prompt)
     return cls(
       compute=compute,
-      saved=rows * saved_per_prompt(planned) / _divided(model.mlp_width, tensor),
+      saved=rows
+      * saved_per_prompt(model, built.policy.adapter, built.objective.needs, lengths)
+      / _divided(model.mlp_width, tensor),
       layers_cast=_cast(layers, compute),
       gathered=fsdp > 1,
       layer_entries=per_layer / _divided(model.mlp_width, tensor),
@@ -166,28 +173,35 @@ def stages(sizes: Sizes) -> dict[str, Parts]:
   }
   d_head = FLOAT32 * table * bool(sizes.tables)  # float32, whole until it is summed over the devices
   return {
-    'embedding': kept | {
+    'embedding': kept
+    | {
       # Gathered, and once more in the layout in which rows are looked up.
       'embedding table, gathered': 2 * sizes.compute * table,
     },
-    'head': kept | {
+    'head': kept
+    | {
       'head of the policy, gathered': sizes.compute * table,
       # With several groups of tokens: the running sum, and the term of the group.
       'gradient of the head': d_head * min(2, sizes.groups),
       'logits': sizes.logits,
       'final hidden states': 2 * sizes.states,
     },
-    'heads': kept | {
+    'heads': kept
+    | {
       'heads of policy and reference, gathered': sizes.compute * table + sizes.of_reference,
       'gradient of the head': d_head * (sizes.groups > 1),
       'logits': sizes.logits * sizes.logit_copies,
       'final hidden states': 2 * sizes.states,
     },
-    'layers': kept | {
+    'layers': kept
+    | {
       'gradient of the head': d_head,
       'gradients of the layers': sizes.trained_layers,
       "one layer's weights, gathered": sizes.compute * sizes.layer_entries * sizes.gathered,
-      "one layer's gradients, before they are summed": FLOAT32 * sizes.layer_entries * sizes.gathered * bool(sizes.tables),
+      "one layer's gradients, before they are summed": FLOAT32
+      * sizes.layer_entries
+      * sizes.gathered
+      * bool(sizes.tables),
       "one layer's activations": 3 * sizes.feed_forward + 2 * sizes.scores,
     },
     'gradients': {
@@ -198,26 +212,34 @@ def stages(sizes: Sizes) -> dict[str, Parts]:
   }
 
 
-def saved_per_prompt(planned: program.Program) -> float:
+@functools.cache
+def saved_per_prompt(
+  model: transformer.TransformerConfig, adapter: lora.LoRA | None, needs: frozenset[Any], lengths: tuple[int, int, int]
+) -> float:
   """Bytes of activations that the layers keep for the backward pass, for each prompt; exact on one device.
 
   They are what `jax.vjp` keeps of a batch of two prompts and does not keep of one.
+
+  Args:
+    model: the configuration of the model.
+    adapter: the adapter that is trained; None for the model itself.
+    needs: the statistics of the objective.
+    lengths: P, N and R.
   """
-  policy, needs = planned.built.policy, planned.built.objective.needs
+  policy = Policy(transformer.build(model), adapter)
+  base = None if adapter is None else jax.eval_shape(policy.model.init, jax.random.key(0))
+  prompt, responses, response = lengths
 
-  def kept(params: Any, base: Any, batch: Any) -> Any:
-    def states(params: Any) -> Any:
-      return forward.hidden_states(policy.bind(base), params, batch, needs).states
-
-    return jax.vjp(states, params)[1]
+  def kept(params: Any, base: Any, batch: PreferenceBatch) -> Any:
+    return jax.vjp(lambda params: forward.hidden_states(policy.bind(base), params, batch, needs).states, params)[1]
 
   def size(rows: int) -> int:
-    batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype), planned.batch)
-    found = jax.eval_shape(kept, planned.state.params, planned.frozen.base, batch)
+    shapes = (rows, prompt), (rows,), (rows, responses, response), (rows, responses)
+    batch = PreferenceBatch(*(jax.ShapeDtypeStruct(shape, jnp.int32) for shape in shapes), label=None, weight=None)
+    found = jax.eval_shape(kept, policy.trained_shapes(), base, batch)
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(found))
 
-  shards = parallel_mesh.batch_shards(planned.built.mesh)
-  return (size(2 * shards) - size(shards)) / shards
+  return size(2) - size(1)
 
 
 def _at_once(chunk: int, rows: int, responses: int, response: int) -> tuple[int, int]:
