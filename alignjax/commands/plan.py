@@ -49,7 +49,7 @@ class PlanSettings:
   mfu: str = fields.field('0.35:0.55', 'Range of the model FLOPs utilisation, from which seconds are computed.')
   rows: int = fields.field(0, 'Prompts in the data, to compute the length of the run; 0: unknown.', at_least=0)
   price_per_chip_hour: float = fields.field(
-    0.0, 'Price of a chip and hour, to compute the cost; 0: unknown.', at_least=0
+    0.0, 'Price of a chip for an hour, to compute the cost; 0: unknown.', at_least=0
   )
   json: str = fields.field('', 'File for the plan as JSON; empty: none.', path=paths.WRITTEN)
 
@@ -95,9 +95,7 @@ def _planned(config: settings.Config, options: PlanSettings) -> plan.Plan:
     return plan.smallest_machine(config, hardware.chip(text.partition(':')[0]), options.responses)
   machine = hardware.parse(text)
   if options.topology and not machine.topology:
-    raise ValueError(
-      f'--topology={text}: is no TPU topology, such as v5e:4x4; give a number of chips as --devices={text}'
-    )
+    raise ValueError(f'--topology={text}: is not the shape of a TPU slice, such as v5e:4x4; give --devices={text}')
   if options.search == 'batch_size':
     unit = dataclasses.replace(config, batch_size=_smallest_batch(config, machine))
     return plan.largest_batch(plan.make(unit, machine, options.responses))

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from alignjax.models import lora, transformer
 from alignjax.parallel import mesh as parallel_mesh
@@ -110,7 +111,6 @@ class Sizes:
   logits: float  # float32 logits of the tokens that the head takes at once
   logit_copies: int  # arrays of that size that exist together
   groups: int  # groups of tokens that the head takes one after another
-  states: float  # final hidden states in float32
   scores: float  # float32 attention scores of one layer
   feed_forward: float  # one layer's activations of the feed-forward width, in the compute dtype
   microbatches: int
@@ -123,8 +123,10 @@ class Sizes:
     tensor, fsdp, shards = mesh.shape['tensor'], mesh.shape['fsdp'], parallel_mesh.batch_shards(mesh)
     prompts, responses, response = batch.response.shape
     prompt = batch.prompt.shape[1]
-    lengths = prompt, responses, response
+    width_parts = _divided(model.mlp_width, tensor)
+    wide, others = saved_per_prompt(model, built.policy.adapter, built.objective.needs, (prompt, responses, response))
     rows = prompts // (shards * config.microbatches)  # prompts that a device processes at once
+    tokens = rows * (prompt + responses * response)
     compute = jnp.dtype(model.compute_dtype).itemsize
     layers = planned.frozen.base['layers'] if built.policy.adapter else planned.state.params['layers']
     per_layer = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(built.shapes['layers'])) / model.layers
@@ -137,12 +139,10 @@ class Sizes:
     scored = rows * (responses * response * (prompt + response) + prompt * prompt)
     return cls(
       compute=compute,
-      saved=rows
-      * saved_per_prompt(model, built.policy.adapter, built.objective.needs, lengths)
-      / _divided(model.mlp_width, tensor),
+      saved=rows * (wide + others / width_parts),
       layers_cast=_cast(layers, compute),
       gathered=fsdp > 1,
-      layer_entries=per_layer / _divided(model.mlp_width, tensor),
+      layer_entries=per_layer / width_parts,
       trained_layers=bytes_of(planned.state.params['layers']),
       table_entries=table,
       tables=0 if built.policy.adapter else 1 + (not model.tied_embeddings),
@@ -150,14 +150,8 @@ class Sizes:
       logits=FLOAT32 * at_once * model.vocab_size / _divided(model.vocab_size, tensor),
       logit_copies=3 if joint else 1 + live,
       groups=groups,
-      states=FLOAT32 * rows * responses * response * model.width,
       scores=FLOAT32 * scored * model.heads / split,
-      feed_forward=compute
-      * rows
-      * (prompt + responses * response)
-      * model.mlp_width
-      * (model.experts or 1)
-      / _divided(model.mlp_width, tensor),
+      feed_forward=compute * tokens * model.mlp_width * (model.experts or 1) / width_parts,
       microbatches=config.microbatches,
     )
 
@@ -183,15 +177,14 @@ def stages(sizes: Sizes) -> dict[str, Parts]:
       'head of the policy, gathered': sizes.compute * table,
       # With several groups of tokens: the running sum, and the term of the group.
       'gradient of the head': d_head * min(2, sizes.groups),
-      'logits': sizes.logits,
-      'final hidden states': 2 * sizes.states,
+      # Those of the policy, and their gradient.
+      'logits': 2 * sizes.logits,
     },
     'heads': kept
     | {
       'heads of policy and reference, gathered': sizes.compute * table + sizes.of_reference,
       'gradient of the head': d_head * (sizes.groups > 1),
       'logits': sizes.logits * sizes.logit_copies,
-      'final hidden states': 2 * sizes.states,
     },
     'layers': kept
     | {
@@ -215,10 +208,11 @@ def stages(sizes: Sizes) -> dict[str, Parts]:
 @functools.cache
 def saved_per_prompt(
   model: transformer.TransformerConfig, adapter: lora.LoRA | None, needs: frozenset[Any], lengths: tuple[int, int, int]
-) -> float:
-  """Bytes of activations that the layers keep for the backward pass, for each prompt; exact on one device.
+) -> tuple[float, float]:
+  """Bytes of activations kept for the backward pass, for each prompt: those of the model's width, and others.
 
-  They are what `jax.vjp` keeps of a batch of two prompts and does not keep of one.
+  They are what `jax.vjp` keeps of a batch of two prompts and does not keep of one, which is exact on one device. The
+  tensor axis divides all but those of the model's width.
 
   Args:
     model: the configuration of the model.
@@ -233,13 +227,21 @@ def saved_per_prompt(
   def kept(params: Any, base: Any, batch: PreferenceBatch) -> Any:
     return jax.vjp(lambda params: forward.hidden_states(policy.bind(base), params, batch, needs).states, params)[1]
 
-  def size(rows: int) -> int:
+  def size(rows: int) -> np.ndarray:
     shapes = (rows, prompt), (rows,), (rows, responses, response), (rows, responses)
     batch = PreferenceBatch(*(jax.ShapeDtypeStruct(shape, jnp.int32) for shape in shapes), label=None, weight=None)
     found = jax.eval_shape(kept, policy.trained_shapes(), base, batch)
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(found))
+    sizes = np.zeros(2)
+    for leaf in jax.tree.leaves(found):
+      sizes[int(leaf.shape[-1:] != (model.width,))] += leaf.size * leaf.dtype.itemsize
+    return sizes
 
-  return size(2) - size(1)
+  wide, others = size(2) - size(1)
+  # As wide as the model, but divided: the queries, which are a product that `dots` keeps.
+  queries = model.heads * model.head_width
+  divided = queries * model.layers * (prompt + responses * response) * jnp.dtype(model.compute_dtype).itemsize
+  moved = divided if queries == model.width and model.remat == 'dots' else 0
+  return wide - moved, others + moved
 
 
 def _at_once(chunk: int, rows: int, responses: int, response: int) -> tuple[int, int]:

@@ -45,7 +45,7 @@ class Plan:
     return compute.of_step(self.program)
 
   def seconds(self, utilisation: float) -> float:
-    """Seconds of one update, at a model FLOPs utilisation: useful FLOPs / (peak FLOP/s of the machine * utilisation)."""
+    """Seconds of one update: useful FLOPs / (peak FLOP/s of the machine * model FLOPs utilisation)."""
     return self.flops.useful / (self.machine.chips * self.machine.chip.peak * utilisation)
 
   @property
@@ -74,8 +74,8 @@ def make(config: settings.Config, machine: hardware.Machine, responses: int = 0)
   """
   if config.prompts:
     raise ValueError(
-      f'config.prompts = {config.prompts!r}: the planner covers updates on data, not the drawing of responses: leave it '
-      'out, and give --responses=<responses of a prompt in an update>'
+      f'config.prompts = {config.prompts!r}: the planner covers updates on data, not the drawing of responses: '
+      'leave it out, and give --responses=<responses of a prompt in an update>'
     )
   planned = program.build(config, machines.abstract(config.mesh, machine), responses)
   return Plan(config, machine, responses, planned, memory.estimate(planned, config))

@@ -57,9 +57,9 @@ def build(config: settings.Config, mesh: jax.sharding.Mesh, responses: int = 0) 
   """
   built = preparation.build(config, mesh)
   preparation.check_batch_size(config, mesh)
-  schedule = schedules.build_schedule(
-    config.schedule, built.recipe.learning_rate, steps=config.steps or STEPS, warmup=schedules.warmup_steps(0.1, STEPS)
-  )
+  steps = config.steps or STEPS
+  warmup = schedules.warmup_steps(config.warmup, steps)
+  schedule = schedules.build_schedule(config.schedule, built.recipe.learning_rate, steps=steps, warmup=warmup)
   tx = recipes.build_optimizer(built.recipe, schedule, config.gradient_clip)
   step = training_step.build_train_step(
     built.policy, built.objective, tx, chunk=config.chunk, microbatches=config.microbatches, mesh=mesh

@@ -136,8 +136,7 @@ def _what(planned: plan.Plan) -> list[str]:
   mesh = ', '.join(f'{axis}={size}' for axis, size in built.mesh.shape.items())
   unit = 'chip' if chip.devices == 1 else 'device'
   return [
-    f'model       {model.model_type}, {total:,} parameters, of which {"all" if trained == total else f"{trained:,} new"} '
-    f'are trained; {model.layers} layers',
+    f'model       {model.model_type}, {total:,} parameters in {model.layers} layers; {trained:,} are trained',
     f'machine     {planned.machine}; each {unit} has {_size(planned.limit)} for programs',
     f'mesh        {mesh}',
     f'step        {prompts:,} prompts of {batch.prompt.shape[1]:,} tokens, each with {responses} x {response:,} '
