@@ -76,9 +76,10 @@ def run(invocation: Invocation) -> int:
   preparation.check_settings(config)
   costs = report.Costs(_utilisation(options.mfu), options.rows, options.price_per_chip_hour)
   planned = _planned(config, options)
+  mesh = machines.compilable(planned.config.mesh, planned.machine) if options.compile else None
   shown = dataclasses.replace(planned, config=_as_given(planned.config, invocation.config))
   print('\n'.join((*invocation.notes, report.text(shown, costs, _notes(config)))))
-  failed = options.compile and not _compile(shown)
+  failed = mesh is not None and not _compile(planned, mesh)
   if planned.verdict != 'fits' and not options.search:
     print(f'\n{report.changes(plan.changes(planned), planned.limit)}')
   if options.json:
@@ -97,20 +98,13 @@ def _planned(config: settings.Config, options: PlanSettings) -> plan.Plan:
   if options.topology and not machine.topology:
     raise ValueError(f'--topology={text}: is not the shape of a TPU slice, such as v5e:4x4; give --devices={text}')
   if options.search == 'batch_size':
-    unit = dataclasses.replace(config, batch_size=_smallest_batch(config, machine))
-    return plan.largest_batch(plan.make(unit, machine, options.responses))
+    return plan.largest_batch(config, machine, options.responses)
   return plan.make(config, machine, options.responses)
 
 
-def _smallest_batch(config: settings.Config, machine: hardware.Machine) -> int:
-  shape = machines.abstract(config.mesh, machine).shape
-  return shape['data'] * shape['fsdp'] * config.microbatches
-
-
-def _compile(planned: plan.Plan) -> bool:
+def _compile(planned: plan.Plan, mesh: jax.sharding.Mesh) -> bool:
   """Compiles the step and prints the memory that the compiler needs; returns whether it compiles."""
-  mesh = machines.compilable(planned.config.mesh, planned.machine)
-  step = planned_program.build(_with_folders(planned.config), mesh, planned.responses)
+  step = planned_program.build(planned.config, mesh, planned.responses)
   try:
     compiled = step.lower().compile()
   except jax.errors.JaxRuntimeError as error:

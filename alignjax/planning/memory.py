@@ -133,7 +133,8 @@ class Sizes:
     split = _divided(model.kv_heads, tensor)
     table = model.vocab_size * model.width / _divided(model.vocab_size, tensor)
     at_once, groups = _at_once(config.chunk, rows, responses, response)
-    live = isinstance(planned.frozen.reference, references.Live | references.Base | references.CachedStates)
+    own = isinstance(planned.frozen.reference, references.Live | references.CachedStates)
+    live = own or isinstance(planned.frozen.reference, references.Base)
     needs = [stat for stat in built.objective.needs if stat.name not in batch.cached]
     joint = any(stat.policy and stat.reference for stat in needs)
     scored = rows * (responses * response * (prompt + response) + prompt * prompt)
@@ -146,7 +147,7 @@ class Sizes:
       trained_layers=bytes_of(planned.state.params['layers']),
       table_entries=table,
       tables=0 if built.policy.adapter else 1 + (not model.tied_embeddings),
-      of_reference=compute * table if live else 0.0,
+      of_reference=compute * table if own else 0.0,
       logits=FLOAT32 * at_once * model.vocab_size / _divided(model.vocab_size, tensor),
       logit_copies=3 if joint else 1 + live,
       groups=groups,
@@ -163,6 +164,8 @@ def stages(sizes: Sizes) -> dict[str, Parts]:
     # The compiler moves this cast out of the loop over layers.
     'layers in the compute dtype': sizes.layers_cast,
     'activations kept for the backward pass': sizes.saved,
+    # Of a frozen embedding, the compiler moves the gathering out of the loop over microbatches.
+    'frozen embedding, gathered': sizes.compute * table * (sizes.microbatches > 1 and not sizes.tables),
     'summed gradients of earlier microbatches': sizes.trained_layers * (sizes.microbatches > 1),
   }
   d_head = FLOAT32 * table * bool(sizes.tables)  # float32, whole until it is summed over the devices

@@ -172,23 +172,28 @@ _KINDS = (
 )
 
 
-def largest_batch(plan: Plan) -> Plan:
+def largest_batch(config: settings.Config, machine: hardware.Machine, responses: int = 0) -> Plan:
   """The plan with the largest batch that fits: a multiple of shards times microbatches.
+
+  Args:
+    config: the settings of the run, whose batch size does not matter.
+    machine, responses: as for `make`.
 
   Raises:
     ValueError: not even the smallest batch fits.
   """
-  unit = parallel_mesh.batch_shards(plan.program.built.mesh) * plan.config.microbatches
+  unit = parallel_mesh.batch_shards(machines.abstract(config.mesh, machine)) * config.microbatches
 
   def at(multiple: int) -> Plan:
-    return make(dataclasses.replace(plan.config, batch_size=unit * multiple), plan.machine, plan.responses)
+    return make(dataclasses.replace(config, batch_size=unit * multiple), machine, responses)
 
   most = _LARGEST_BATCH // unit
   found = largest(lambda multiple: at(multiple).verdict == 'fits', most)
   if not found:
+    least = at(1)
     raise ValueError(
-      f'no batch fits on {plan.machine}: the smallest, batch_size={unit}, needs {at(1).memory.peak / 2**30:.2f} GiB of '
-      f'{plan.limit / 2**30:.2f} GiB on each device; --search=smallest_slice looks for a larger machine'
+      f'no batch fits on {machine}: the smallest, batch_size={unit}, needs {least.memory.peak / 2**30:.2f} GiB of '
+      f'{least.limit / 2**30:.2f} GiB on each device; --search=smallest_slice looks for a larger machine'
     )
   return at(found)
 

@@ -55,8 +55,8 @@ def build(config: settings.Config, mesh: jax.sharding.Mesh, responses: int = 0) 
   Raises:
     ValueError: the settings cannot be used.
   """
-  built = preparation.build(config, mesh)
   preparation.check_batch_size(config, mesh)
+  built = preparation.build(config, mesh)
   steps = config.steps or STEPS
   warmup = schedules.warmup_steps(config.warmup, steps)
   schedule = schedules.build_schedule(config.schedule, built.recipe.learning_rate, steps=steps, warmup=warmup)

@@ -172,11 +172,12 @@ def _compute(planned: plan.Plan, costs: Costs) -> list[str]:
   ]
   if count := steps(planned, costs.rows):
     hours = [seconds * count / 3600 for seconds in (fast, slow)]
-    line = f'run         {count:,} steps, {hours[0]:,.2f} to {hours[1]:,.2f} hours'
+    lines.append(
+      f'run         {count:,} steps, {hours[0]:,.2f} to {hours[1]:,.2f} hours without evaluation and checkpoints'
+    )
     if costs.price:
-      money = [each * planned.machine.chips * costs.price for each in hours]
-      line += f', which cost {money[0]:,.2f} to {money[1]:,.2f} at {costs.price:g} per chip and hour'
-    lines.append(f'{line}, without evaluation and checkpoints')
+      low, high = (each * planned.machine.chips * costs.price for each in hours)
+      lines.append(f'cost        {low:,.2f} to {high:,.2f} at {costs.price:g} for a chip and hour')
   return lines
 
 
