@@ -40,6 +40,13 @@ def measure(cell: dict, folder: pathlib.Path) -> report.Compiled:
   return found
 
 
+def row(name: str, cell: dict, planned: float) -> str:
+  """The row of a cell in docs/planning.md; sizes in GiB, and how far the plan is from the compiler's peak."""
+  peak, allocated = (cell['measured'][key] for key in ('peak', 'allocated'))
+  sizes = ' | '.join(f'{size / 2**30:.2f}' for size in (planned, peak, allocated))
+  return f'| {name} | {cell["topology"]} | {cell["layers"]} | {sizes} | {planned / peak - 1:+.1%} |'
+
+
 def main(argv: list[str]) -> None:
   """Compiles cells, and writes the file after each of them."""
   del argv

@@ -18,6 +18,7 @@ import numpy as np
 from alignjax.models import lora, transformer
 from alignjax.parallel import mesh as parallel_mesh
 from alignjax.planning import program
+from alignjax.run import settings
 from alignjax.training import forward, references
 from alignjax.training.policy import Policy
 from alignjax.types import PreferenceBatch
@@ -59,12 +60,12 @@ class Estimate(NamedTuple):
     return 'fits' if self.peak <= MOST * limit else 'tight' if self.peak <= limit else 'does not fit'
 
 
-def estimate(planned: program.Program, config: Any) -> Estimate:
+def estimate(planned: program.Program, config: settings.Config) -> Estimate:
   """Estimates the memory of a planned step.
 
   Args:
     planned: the step.
-    config: the settings of the run, `settings.StepSettings`.
+    config: the settings of the run.
   """
   return Estimate(arguments(planned), stages(Sizes.of(planned, config)))
 
@@ -92,7 +93,7 @@ def _bytes_of_leaf(leaf: Any) -> int:
   if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
     leaf = jax.eval_shape(jax.random.key_data, leaf)
     return math.prod(leaf.shape) * leaf.dtype.itemsize
-  return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+  return math.prod(leaf.sharding.shard_shape(leaf.shape)) * jax.dtypes.itemsize_bits(leaf.dtype) // 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,11 +103,14 @@ class Sizes:
   compute: int  # bytes of a number in the compute dtype
   saved: float  # activations that the layers keep for the backward pass
   layers_cast: float  # the device's shard of the policy's layers in the compute dtype, if that is not float32
-  gathered: bool  # whether a device must gather the weights of a layer before it uses them
+  gathered: bool  # whether a device must gather weights before it uses them
+  unpacked: bool  # whether a device must dequantise the weights of a layer before it uses them
+  summed: bool  # whether gradients are summed over devices
   layer_entries: float  # entries of one layer's kernels, split over `tensor` alone
   trained_layers: float  # bytes of the shard of the layers' gradients, float32
   table_entries: float  # entries V x D of the embedding or the head, split over `tensor` alone
-  tables: int  # tables that are trained: embedding and head, one if they are tied, none under an adapter
+  trains_tables: bool  # whether embedding and head are trained, as they are without an adapter
+  coupled: bool  # whether the rows of the batch see each other
   of_reference: float  # of a live reference, bytes of the table gathered; 0 without
   logits: float  # float32 logits of the tokens that the head takes at once
   logit_copies: int  # arrays of that size that exist together
@@ -116,7 +120,7 @@ class Sizes:
   microbatches: int
 
   @classmethod
-  def of(cls, planned: program.Program, config: Any) -> 'Sizes':
+  def of(cls, planned: program.Program, config: settings.Config) -> 'Sizes':
     """The sizes of a planned step."""
     built, batch = planned.built, planned.batch
     model, mesh = built.policy.model.config, built.mesh
@@ -143,10 +147,13 @@ class Sizes:
       saved=rows * (wide + others / width_parts),
       layers_cast=_cast(layers, compute),
       gathered=fsdp > 1,
+      unpacked=config.base_quantization != 'none',
+      summed=shards > 1,
       layer_entries=per_layer / width_parts,
       trained_layers=bytes_of(planned.state.params['layers']),
       table_entries=table,
-      tables=0 if built.policy.adapter else 1 + (not model.tied_embeddings),
+      trains_tables=built.policy.adapter is None,
+      coupled=built.objective.couples_rows,
       of_reference=compute * table if own else 0.0,
       logits=FLOAT32 * at_once * model.vocab_size / _divided(model.vocab_size, tensor),
       logit_copies=3 if joint else 1 + live,
@@ -160,50 +167,53 @@ class Sizes:
 def stages(sizes: Sizes) -> dict[str, Parts]:
   """The temporaries of each stage of a step."""
   table = sizes.table_entries
+  # A table in the compute dtype. Without sharding, one in float32 is used in place.
+  copied_table = sizes.compute * table * (sizes.gathered or sizes.compute < FLOAT32)
   kept = {
     # The compiler moves this cast out of the loop over layers.
     'layers in the compute dtype': sizes.layers_cast,
     'activations kept for the backward pass': sizes.saved,
     # Of a frozen embedding, the compiler moves the gathering out of the loop over microbatches.
-    'frozen embedding, gathered': sizes.compute * table * (sizes.microbatches > 1 and not sizes.tables),
+    'frozen embedding, gathered': sizes.compute * table * (sizes.microbatches > 1 and not sizes.trains_tables),
     'summed gradients of earlier microbatches': sizes.trained_layers * (sizes.microbatches > 1),
   }
-  d_head = FLOAT32 * table * bool(sizes.tables)  # float32, whole until it is summed over the devices
+  # A float32 gradient of a table, whole on each device until it is summed over the devices.
+  d_table = FLOAT32 * table * sizes.trains_tables
+  # Of uncoupled rows, d head is summed over the devices after the backward pass; else in each group of tokens.
+  d_head = 0.0 if sizes.coupled else d_table
+  d_layer = FLOAT32 * sizes.layer_entries * (sizes.gathered and sizes.trains_tables)
   return {
     'embedding': kept
     | {
       # Gathered, and once more in the layout in which rows are looked up.
-      'embedding table, gathered': 2 * sizes.compute * table,
+      'embedding table, gathered': 2 * copied_table,
     },
     'head': kept
     | {
-      'head of the policy, gathered': sizes.compute * table,
-      # With several groups of tokens: the running sum, and the term of the group.
-      'gradient of the head': d_head * min(2, sizes.groups),
+      'head of the policy, gathered': copied_table,
+      # The running sum, and the term of the group.
+      'gradient of the head': d_table if sizes.groups == 1 else d_head + d_table,
       # Those of the policy, and their gradient.
       'logits': 2 * sizes.logits,
     },
     'heads': kept
     | {
-      'heads of policy and reference, gathered': sizes.compute * table + sizes.of_reference,
-      'gradient of the head': d_head * (sizes.groups > 1),
+      'heads of policy and reference, gathered': copied_table + sizes.of_reference,
+      'gradient of the head': d_head if sizes.groups > 1 else 0.0,
       'logits': sizes.logits * sizes.logit_copies,
     },
     'layers': kept
     | {
       'gradient of the head': d_head,
       'gradients of the layers': sizes.trained_layers,
-      "one layer's weights, gathered": sizes.compute * sizes.layer_entries * sizes.gathered,
-      "one layer's gradients, before they are summed": FLOAT32
-      * sizes.layer_entries
-      * sizes.gathered
-      * bool(sizes.tables),
+      "one layer's weights, gathered": sizes.compute * sizes.layer_entries * (sizes.gathered or sizes.unpacked),
+      "one layer's gradients, before they are summed": d_layer,
       "one layer's activations": 3 * sizes.feed_forward + 2 * sizes.scores,
     },
     'gradients': {
       'gradients of the layers': sizes.trained_layers,
       # d embedding before and after its sum over the devices, and d head.
-      'gradients of embedding and head': d_head * (1 + sizes.tables),
+      'gradients of embedding and head': (1 + sizes.summed) * d_table + d_head,
     },
   }
 
@@ -239,7 +249,7 @@ def saved_per_prompt(
       sizes[int(leaf.shape[-1:] != (model.width,))] += leaf.size * leaf.dtype.itemsize
     return sizes
 
-  wide, others = size(2) - size(1)
+  wide, others = map(float, size(2) - size(1))
   # As wide as the model, but divided: the queries, which are a product that `dots` keeps.
   queries = model.heads * model.head_width
   divided = queries * model.layers * (prompt + responses * response) * jnp.dtype(model.compute_dtype).itemsize

@@ -153,7 +153,7 @@ def _memory(planned: plan.Plan) -> list[str]:
   if small:
     lines.append(f'  {_size(sum(small)):>10}  smaller arrays')
   return [
-    f'memory      on each device, at the peak, which is in the stage: {estimate.stage}',
+    f'memory      on each device at the peak, which is in the stage {estimate.stage!r}',
     *lines,
     f'  {_size(estimate.peak):>10}  together, {share:.1%} of {_size(planned.limit)}: {planned.verdict} '
     f'(fits: at most {memory.MOST:.0%})',

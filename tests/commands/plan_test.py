@@ -27,7 +27,7 @@ machine     v5e:8x8, 64 chips; each chip has 15.75 GiB for programs
 mesh        data=1, fsdp=64, tensor=1
 step        64 prompts of 512 tokens, each with 2 x 512 response tokens; 1 at once on each of 64 shards
 
-memory      on each device, at the peak, which is in the stage: STAGE
+memory      on each device at the peak, which is in the stage 'STAGE'
   PARTS
 
 compute     6.99 PFLOP a step: forward 20%, backward 39%, reference 20%, attention 3%, head 4%, recomputed 15%
@@ -56,6 +56,7 @@ def test_a_run_that_fits(model, tmp_path, capsys):
   assert written['memory']['peak'] == pytest.approx(parts)
 
 
+@pytest.mark.slow
 def test_a_run_that_does_not_fit_comes_with_changes_that_do(model, capsys):
   assert plan(f'--model={model}', '--topology=v5e:2x2', *RUN) == exit_codes.REFUSED
   printed = capsys.readouterr().out
@@ -63,6 +64,7 @@ def test_a_run_that_does_not_fit_comes_with_changes_that_do(model, capsys):
   assert re.search(r"\n  '--adapter=lora\(rank=16, alpha=32\)' .* GiB of 15\.75 GiB: \w+", printed)
 
 
+@pytest.mark.slow
 def test_the_command_of_a_search_has_what_was_found(model, capsys):
   assert plan(f'--model={model}', '--devices=h100:8', *RUN, '--search=batch_size') == exit_codes.DONE
   found = int(re.search(r'alignjax train .*--batch_size=(\d+)', capsys.readouterr().out)[1])

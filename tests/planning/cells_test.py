@@ -1,6 +1,7 @@
 """The planner against the TPU compiler: the measurements that `python -m bench.plan_memory` stores in cells.json."""
 
 import json
+import pathlib
 
 import pytest
 
@@ -8,7 +9,10 @@ from alignjax.planning import hardware, plan
 from bench import plan_memory
 
 CELLS = json.loads(plan_memory.FILE.read_text())['cells']
-QUICK = ('dpo, 32 layers', 'lora, microbatches')
+QUICK = ('dpo, 32 layers',)
+
+
+PAGE = pathlib.Path(__file__).parents[2] / 'docs' / 'planning.md'
 
 
 @pytest.fixture(
@@ -20,7 +24,9 @@ def plan_cell(request, tmp_path_factory):
   """A cell's plan, and what the compiler has measured."""
   cell = CELLS[request.param]
   config = plan_memory.config_of(cell, tmp_path_factory.mktemp('model'))
-  return plan.make(config, hardware.parse(cell['topology'])), cell['measured']
+  planned = plan.make(config, hardware.parse(cell['topology']))
+  assert plan_memory.row(request.param, cell, planned.memory.peak) in PAGE.read_text()
+  return planned, cell['measured']
 
 
 def test_arguments_are_those_of_the_compiler(cell):

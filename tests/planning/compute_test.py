@@ -37,9 +37,8 @@ def built(folder, **values):
   return program.build(folders.configure(folder, **usual | values), folders.mesh_of(1, 1, 1))
 
 
-@pytest.mark.parametrize(
-  'name', [name if name == 'recomputed' else pytest.param(name, marks=pytest.mark.slow) for name in RUNS]
-)
+@pytest.mark.slow  # the parts below are exact
+@pytest.mark.parametrize('name', RUNS)
 def test_the_total_is_that_of_xla(folder, name):
   planned = built(folder, **RUNS[name])
   counted = planned.lower().cost_analysis()['flops']  # elementwise operations included

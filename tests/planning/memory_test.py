@@ -24,7 +24,6 @@ RUNS = {
   'delta': {'optimizer': DARE, 'base_model': 'base'},
   'memory': {'objective': "alpha_dpo(normaliser='ema')"},
 }
-MESHES = {'fsdp': (1, 8, 1), 'all axes': (2, 2, 2)}
 
 
 @pytest.fixture(name='folder', scope='module')
@@ -38,7 +37,9 @@ def placed_bytes(arguments):
   return program.memory_analysis().argument_size_in_bytes
 
 
-@pytest.mark.parametrize('shape', MESHES.values(), ids=MESHES)
+@pytest.mark.parametrize(
+  'shape', [pytest.param((1, 8, 1), marks=pytest.mark.slow), (2, 2, 2)], ids=['fsdp', 'all axes']
+)
 def test_arguments_are_as_large_as_the_compiler_counts(folder, shape):
   for name, values in RUNS.items():
     planned = program.build(folders.configure(folder, **values), folders.mesh_of(*shape))

@@ -49,7 +49,7 @@ def test_a_batch_that_no_machine_divides_is_an_error(model):
     plan.smallest_machine(config, hardware.chip('v5e'))
 
 
-@pytest.mark.slow  # commands/plan_test.py prints the changes of another run
+@pytest.mark.slow
 def test_changes_need_less_memory_and_can_be_planned(model):
   before = make(model, 'v5e:4x4', remat='dots')
   assert before.verdict == 'does not fit'
@@ -67,6 +67,7 @@ def test_bisection_finds_the_edge(edge):
   assert plan.largest(lambda number: number <= edge, 20) == edge
 
 
+@pytest.mark.slow  # commands/plan_test.py prints seconds and the size of a checkpoint
 def test_time_is_useful_work_over_speed(model):
   planned = make(model, 'v5e:8x8')
   assert planned.flops.recomputed > 0
