@@ -111,6 +111,7 @@ class Sizes:
   table_entries: float  # entries V x D of the embedding or the head, split over `tensor` alone
   trains_tables: bool  # whether embedding and head are trained, as they are without an adapter
   coupled: bool  # whether the rows of the batch see each other
+  embeds_reference: bool  # whether the reference has an embedding of its own, and not only a head
   of_reference: float  # of a live reference, bytes of the table gathered; 0 without
   logits: float  # float32 logits of the tokens that the head takes at once
   logit_copies: int  # arrays of that size that exist together
@@ -154,6 +155,7 @@ class Sizes:
       table_entries=table,
       trains_tables=built.policy.adapter is None,
       coupled=built.objective.couples_rows,
+      embeds_reference=isinstance(planned.frozen.reference, references.Live),
       of_reference=compute * table if own else 0.0,
       logits=FLOAT32 * at_once * model.vocab_size / _divided(model.vocab_size, tensor),
       logit_copies=3 if joint else 1 + live,
@@ -169,13 +171,14 @@ def stages(sizes: Sizes) -> dict[str, Parts]:
   table = sizes.table_entries
   # A table in the compute dtype. Without sharding, one in float32 is used in place.
   copied_table = sizes.compute * table * (sizes.gathered or sizes.compute < FLOAT32)
+  in_parts = sizes.microbatches > 1
   kept = {
     # The compiler moves this cast out of the loop over layers.
     'layers in the compute dtype': sizes.layers_cast,
     'activations kept for the backward pass': sizes.saved,
-    # Of a frozen embedding, the compiler moves the gathering out of the loop over microbatches.
-    'frozen embedding, gathered': sizes.compute * table * (sizes.microbatches > 1 and not sizes.trains_tables),
-    'summed gradients of earlier microbatches': sizes.trained_layers * (sizes.microbatches > 1),
+    # The compiler moves their gathering out of the loop over microbatches.
+    'embedding tables, gathered': (copied_table + sizes.of_reference * sizes.embeds_reference) * in_parts,
+    'summed gradients of earlier microbatches': sizes.trained_layers * in_parts,
   }
   # A float32 gradient of a table, whole on each device until it is summed over the devices.
   d_table = FLOAT32 * table * sizes.trains_tables

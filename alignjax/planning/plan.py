@@ -100,7 +100,10 @@ def changes(plan: Plan) -> list[Change]:
 
 
 def _changed(plan: Plan, **values: object) -> Change | None:
-  """A change of settings; None if it cannot be used."""
+  """A change of settings; None if nothing changes or it cannot be used."""
+  values = {name: value for name, value in values.items() if value != getattr(plan.config, name)}
+  if not values:
+    return None
   flags = {name: value for name, value in values.items() if name != 'mesh'}
   mesh = values.get('mesh')
   if mesh is not None:
