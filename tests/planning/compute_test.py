@@ -16,6 +16,7 @@ WIDE = {
   'num_key_value_heads': 2,
   'intermediate_size': 1024,
 }
+PROMPTS = 16  # so many that the optimizer, which multiplies no matrices, counts little
 RUNS = {
   'dpo': {},
   'recomputed': {'remat': 'full'},
@@ -33,7 +34,14 @@ def write_folder(tmp_path_factory):
 
 
 def built(folder, **values):
-  usual = {'scan_layers': False, 'remat': 'none', 'chunk': 4096, 'max_prompt': 64, 'max_response': 64, 'batch_size': 2}
+  usual = {
+    'scan_layers': False,
+    'remat': 'none',
+    'chunk': 4096,
+    'max_prompt': 64,
+    'max_response': 64,
+    'batch_size': PROMPTS,
+  }
   return program.build(folders.configure(folder, **usual | values), folders.mesh_of(1, 1, 1))
 
 
@@ -48,14 +56,15 @@ def test_the_total_is_that_of_xla(folder, name):
 def test_parts_of_a_step_without_recomputation(folder):
   """Each product with a weight runs once forward and twice backward; embeddings need none."""
   flops = compute.of_step(built(folder, max_prompt=64, max_response=32))
-  tokens, width, kv, feed_forward, vocabulary = 2 * (64 + 2 * 32), 512, 256, 1024, 4096
+  tokens, responses = PROMPTS * (64 + 2 * 32), PROMPTS * 2 * 32
+  width, kv, feed_forward, vocabulary = 512, 256, 1024, 4096
   layer = width * (2 * width + 2 * kv + 3 * feed_forward)
-  last = 2 * 64 * width * (2 * width + 3 * feed_forward)  # the last layer needs no queries of prompts
+  last = PROMPTS * 64 * width * (2 * width + 3 * feed_forward)  # the last layer needs no queries of prompts
   assert flops.forward == flops.reference == 2 * (tokens * layer - last)
   assert flops.backward == 2 * flops.forward
-  assert flops.head == 4 * 2 * (2 * 2 * 32) * width * vocabulary
+  assert flops.head == 4 * 2 * responses * width * vocabulary
   assert flops.recomputed == 0
-  assert flops.attention == 4 * 4 * (2 * 2 * 32 * (64 + 32)) * width  # forward, twice backward, reference
+  assert flops.attention == 4 * 4 * responses * (64 + 32) * width  # forward, twice backward, reference
   assert flops.useful == flops.total == sum(flops)
 
 
