@@ -110,6 +110,7 @@ class Sizes:
   trained_layers: float  # bytes of the shard of the layers' gradients, float32
   table_entries: float  # entries V x D of the embedding or the head, split over `tensor` alone
   trains_tables: bool  # whether embedding and head are trained, as they are without an adapter
+  predicts: bool  # whether the model has a head, and not only a score
   coupled: bool  # whether the rows of the batch see each other
   embeds_reference: bool  # whether the reference has an embedding of its own, and not only a head
   of_reference: float  # of a live reference, bytes of the table gathered; 0 without
@@ -137,6 +138,7 @@ class Sizes:
     per_layer = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(built.shapes['layers'])) / model.layers
     split = _divided(model.kv_heads, tensor)
     table = model.vocab_size * model.width / _divided(model.vocab_size, tensor)
+    predicts = model.output != 'score'
     at_once, groups = _at_once(config.chunk, rows, responses, response)
     own = isinstance(planned.frozen.reference, references.Live | references.CachedStates)
     live = own or isinstance(planned.frozen.reference, references.Base)
@@ -154,10 +156,11 @@ class Sizes:
       trained_layers=bytes_of(planned.state.params['layers']),
       table_entries=table,
       trains_tables=built.policy.adapter is None,
+      predicts=predicts,
       coupled=built.objective.couples_rows,
       embeds_reference=isinstance(planned.frozen.reference, references.Live),
       of_reference=compute * table if own else 0.0,
-      logits=FLOAT32 * at_once * model.vocab_size / _divided(model.vocab_size, tensor),
+      logits=FLOAT32 * predicts * at_once * model.vocab_size / _divided(model.vocab_size, tensor),
       logit_copies=3 if joint else 1 + live,
       groups=groups,
       scores=FLOAT32 * scored * model.heads / split,
@@ -171,19 +174,24 @@ def stages(sizes: Sizes) -> dict[str, Parts]:
   table = sizes.table_entries
   # A table in the compute dtype. Without sharding, one in float32 is used in place.
   copied_table = sizes.compute * table * (sizes.gathered or sizes.compute < FLOAT32)
+  copied_head = copied_table * sizes.predicts
   in_parts = sizes.microbatches > 1
-  kept = {
-    # The compiler moves this cast out of the loop over layers.
-    'layers in the compute dtype': sizes.layers_cast,
-    'activations kept for the backward pass': sizes.saved,
+  of_run = {
     # The compiler moves their gathering out of the loop over microbatches.
     'embedding tables, gathered': (copied_table + sizes.of_reference * sizes.embeds_reference) * in_parts,
     'summed gradients of earlier microbatches': sizes.trained_layers * in_parts,
   }
+  kept = of_run | {
+    # The compiler moves this cast out of the loop over layers.
+    'layers in the compute dtype': sizes.layers_cast,
+    'activations kept for the backward pass': sizes.saved,
+  }
   # A float32 gradient of a table, whole on each device until it is summed over the devices.
   d_table = FLOAT32 * table * sizes.trains_tables
-  # Of uncoupled rows, d head is summed over the devices after the backward pass; else in each group of tokens.
-  d_head = 0.0 if sizes.coupled else d_table
+  # The head's is summed over groups of tokens first, and over devices at the end. If rows are coupled, each group's is
+  # summed over devices at once, and nothing whole is kept.
+  d_group = d_table * sizes.predicts
+  d_head = 0.0 if sizes.coupled else d_group
   d_layer = FLOAT32 * sizes.layer_entries * (sizes.gathered and sizes.trains_tables)
   return {
     'embedding': kept
@@ -193,15 +201,15 @@ def stages(sizes: Sizes) -> dict[str, Parts]:
     },
     'head': kept
     | {
-      'head of the policy, gathered': copied_table,
+      'head of the policy, gathered': copied_head,
       # The running sum, and the term of the group.
-      'gradient of the head': d_table if sizes.groups == 1 else d_head + d_table,
+      'gradient of the head': d_group if sizes.groups == 1 else d_head + d_group,
       # Those of the policy, and their gradient.
       'logits': 2 * sizes.logits,
     },
-    'heads': kept
+    'logits': kept
     | {
-      'heads of policy and reference, gathered': copied_table + sizes.of_reference,
+      'heads of policy and reference, gathered': copied_head + sizes.of_reference,
       'gradient of the head': d_head if sizes.groups > 1 else 0.0,
       'logits': sizes.logits * sizes.logit_copies,
     },
@@ -213,7 +221,8 @@ def stages(sizes: Sizes) -> dict[str, Parts]:
       "one layer's gradients, before they are summed": d_layer,
       "one layer's activations": 3 * sizes.feed_forward + 2 * sizes.scores,
     },
-    'gradients': {
+    'gradients': of_run
+    | {
       'gradients of the layers': sizes.trained_layers,
       # d embedding before and after its sum over the devices, and d head.
       'gradients of embedding and head': (1 + sizes.summed) * d_table + d_head,

@@ -150,7 +150,9 @@ def _batch(
   def array(*shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((size, *shape), dtype, sharding=sharding)
 
-  of_response = {'score', 'behaviour_logp'} & {*built.objective.reads}
+  reads = {*built.objective.reads}
+  of_response = {'score', 'behaviour_logp'} & reads
+  cached = cached | dict.fromkeys({stats.BEHAVIOUR_TOKEN_LOGP} & reads, ((), 'float32'))
   batch = PreferenceBatch(
     prompt=array(prompt),
     prompt_length=array(),

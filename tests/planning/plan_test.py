@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from alignjax import objectives
 from alignjax.planning import hardware, plan
 from tests.planning import folders
 
@@ -60,6 +61,16 @@ def test_changes_need_less_memory_and_can_be_planned(model):
     assert change.plan.memory.peak < before.memory.peak
     again = plan.make(change.plan.config, change.plan.machine)
     assert again.memory == change.plan.memory
+
+
+@pytest.mark.slow
+def test_every_objective_can_be_planned(tmp_path):
+  small = folders.write(tmp_path, **folders.TINY)
+  inner = {'importance_weighted', 'tis', 'wpo_weighted'}  # they weight another objective
+  for name in objectives.OBJECTIVES:
+    expression = f'{name}(dpo())' if name in inner else f'{name}()'
+    planned = plan.make(folders.configure(small, objective=expression), hardware.parse('v5e:2x2'))
+    assert planned.verdict == 'fits', name
 
 
 @pytest.mark.parametrize('edge', [0, 1, 2, 3, 7, 8, 20])
