@@ -24,7 +24,7 @@ from alignjax.commands import program
 from alignjax.models import folders, naming
 from alignjax.planning import hardware, machines, plan, report
 from alignjax.planning import program as planned_program
-from alignjax.run import command_line, fields, preparation, settings
+from alignjax.run import command_line, fields, places, preparation, settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +71,13 @@ class Invocation:
 
 def run(invocation: Invocation) -> int:
   """Plans a run, prints the plan, and returns the exit code."""
-  options, config = invocation.plan, _with_folders(invocation.config)
-  settings.require(config, 'model')
+  with places.on_disk(invocation.plan) as options:
+    return _run(invocation, options)
+
+
+def _run(invocation: Invocation, options: PlanSettings) -> int:
+  settings.require(invocation.config, 'model')
+  config = _with_folders(invocation.config)
   preparation.check_settings(config)
   costs = report.Costs(_utilisation(options.mfu), options.rows, options.price_per_chip_hour)
   planned = _planned(config, options)
