@@ -45,6 +45,12 @@ STUDIES = {
     'https://arxiv.org/abs/2506.08681',
     'Clipped importance weights keep offline alignment from over-optimising its reward.',
   ),
+  'frontier': Study(
+    'On-policy and offline alignment at equal KL',
+    'Yun et al. 2025',
+    'https://arxiv.org/abs/2506.01523',
+    'Methods that learn a distribution from the policy’s own samples beat offline DPO and do not lose to RLHF.',
+  ),
   'adaptive_margin': Study(
     'A target margin for each pair',
     'Wu et al. 2024',
@@ -56,6 +62,12 @@ STUDIES = {
     'Lu et al. 2024',
     'https://arxiv.org/abs/2405.17931',
     'Merging every update with the reference delta keeps what fine-tuning taught, at equal reward.',
+  ),
+  'token_risk': Study(
+    'A risk measure of the token drift',
+    'Zhang et al. 2025',
+    'https://arxiv.org/abs/2505.20359',
+    'Ra-DPO, with a risk measure in place of TDPO’s mean, keeps the policy closer to its reference at equal accuracy.',
   ),
   'nested_risk': Study(
     'Nested and static risk',

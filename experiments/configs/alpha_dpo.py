@@ -20,6 +20,8 @@ Published (re-reported by a later release; AlpacaEval 2 LC | win rate | Arena-Ha
   Llama 3   SimPO 44.7 | 40.5 | 33.8   alpha-DPO 46.6 | 38.1 | 33.3
   Gemma 2   SimPO 72.4 | 65.0 | 57.8   alpha-DPO 73.4 | 66.1 | 60.8
 The abstract's best: 58.7 LC and 35.7 on Arena-Hard. Hardware there: 4 H100 or 8 A100.
+
+Miniature: python -m experiments.toy.adaptive_margin
 """
 
 from typing import NamedTuple

@@ -15,6 +15,8 @@ the data, which the paper does not state.
 Published (v2; MT-Bench | AlpacaEval 2 LC | win rate | Arena-Hard): base 8.10 | 29.62 | 28.71 | 26.8, DPO 8.32 | 44.72 |
 43.94 | 45.1, PMLE 8.30 | 53.23 | 50.43 | 46.5, REBEL 8.17 | 52.04 | 44.99 | 39.8, PD 8.18 | 54.49 | 46.86 | 41.9. Cost
 there: about 7 days on four A100.
+
+Miniature: python -m experiments.toy.frontier
 """
 
 import ml_collections

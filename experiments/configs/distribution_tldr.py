@@ -25,6 +25,8 @@ A batch of 512 episodes is 256 prompts with two responses each, for RLHF and RKL
 Published (v2, 2.8B, mean of 3 seeds; win rate against the human summary by GPT-4 | reward | KL to the SFT model):
 DPO 47.3 | 2.66 | 64.4, PMLE 49.1 | 2.38 | 31.4, REBEL 71.0 | 2.86 | 25.7, PD 73.8 | 2.91 | 28.4, RLHF 72.0 | 2.95 |
 24.9, RKL 73.0 | 3.03 | 25.9. Cost there: DPO 3 hours, PMLE 6 hours, the others 2.5 days on four A100 of 40 GB.
+
+Miniature: python -m experiments.toy.frontier
 """
 
 import ml_collections

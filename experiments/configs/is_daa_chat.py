@@ -13,6 +13,8 @@ on-policy expectation; with pairs from `alignjax label --behaviour_logp` they ar
 full-hh-rlhf, which has the same pairs.
 
 Published results: claims only; see is_daa_tldr.py.
+
+Miniature: python -m experiments.toy.over_optimisation
 """
 
 import ml_collections

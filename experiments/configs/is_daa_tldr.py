@@ -23,6 +23,8 @@ log-probability, as released. The values of SLiC and chi-PO are not published; t
 
 Published results: claims only (importance weights reduce over-optimisation, most at small beta). The tables were not
 available to us, so no number is quoted.
+
+Miniature: python -m experiments.toy.over_optimisation
 """
 
 import ml_collections

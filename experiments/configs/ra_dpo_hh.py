@@ -18,7 +18,7 @@ only; `schedule=constant` is nearer to it. Offline PPO with a value head is left
 
 Published results: figures only; no per-method number of the final version was available to us.
 
-Miniature: python -m experiments.toy.nested_risk
+Miniatures: python -m experiments.toy.token_risk, and experiments.toy.nested_risk for risk in the reward
 """
 
 import ml_collections

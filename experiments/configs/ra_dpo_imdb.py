@@ -9,6 +9,8 @@ Sources. The paper: GPT-2 large fine-tuned on IMDb, variant 1, the level mu in {
 The rest is that of the released code for HH; see ra_dpo_hh.py.
 
 Published results: figures only.
+
+Miniature: python -m experiments.toy.token_risk
 """
 
 import ml_collections

@@ -35,17 +35,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from rich import console as rich_console
 
-from alignjax import expressions, objectives, paths, stats
+from alignjax import expressions, objectives, stats
 from alignjax.commands import program
 from alignjax.models import base as models
 from alignjax.objectives import moving_average, preference
-from alignjax.run import costs, fields
 from alignjax.training import state
 from alignjax.types import Params, PreferenceBatch, Term
 from experiments.toy import adaptive_margin_report as report
-from experiments.toy import descent, language
+from experiments.toy import descent, language, studies, tables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,7 +207,7 @@ def contend(
 
     for run in grids(setting):
       measure(run, report.ARMS)
-      gold = report.shown(results[-1].measures['gold'])
+      gold = tables.shown(results[-1].measures['gold'])
       announce(f'{run.contender}: {run.objective}, rate {run.rate:g}: gold {gold} with flipped labels')
     for arm in report.ARMS:
       chosen = report.choose(results, 'alpha-DPO', arm).setting.rpartition('), rate ')[0]
@@ -219,42 +217,21 @@ def contend(
 
 def run(setting: Setting, workdir: pathlib.Path) -> dict[str, Any]:
   """Runs the study, writes figure.png, table.md and summary.json, and returns the summary."""
-  console, clock = rich_console.Console(), costs.Clock()
-
-  def announce(text: str) -> None:
-    console.print(f'{clock.seconds()["total"]:5.0f} s  {text}', highlight=False, soft_wrap=True)
-
-  policy = language.model(setting.width, setting.layers)
-  with clock('prepare'):
+  session, policy = studies.Session(workdir, setting), language.model(setting.width, setting.layers)
+  with session.clock('prepare'):
     subjects = [prepare(policy, setting, seed) for seed in range(setting.seeds)]
-  announce(f'{setting.seeds} references, {setting.pairs} pairs of each')
-  with clock('align'):
-    results = contend(setting, policy, subjects, announce)
-  workdir.mkdir(parents=True, exist_ok=True)
-  found = report.write(workdir, console, results, setting.flipped)
-  summary = descent.write_summary(workdir, setting, found, clock.seconds())
-  announce(f'wrote figure.png, table.md and summary.json to {workdir}')
-  return summary
+  session.announce(f'{setting.seeds} references, {setting.pairs} pairs of each')
+  with session.clock('align'):
+    results = contend(setting, policy, subjects, session.announce)
+  return session.finish(report.write(workdir, session.console, results, setting.flipped))
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
-  """Study."""
-
-  workdir: str = fields.field(
-    'runs/toy/adaptive_margin', 'Folder for figure.png, table.md and summary.json.', path=paths.DISK
-  )
-  seeds: int = fields.field(3, 'Number of seeds.', at_least=2)
-  quick: bool = fields.field(False, 'Use tiny sizes, only to check that the study runs.')
-
-
-def main(options: Options) -> None:
+def main(options: studies.Options) -> None:
   """Runs the study with the sizes that the options choose."""
-  setting = dataclasses.replace(TINY if options.quick else Setting(), seeds=options.seeds)
-  run(setting, pathlib.Path(options.workdir))
+  run(studies.sized(options, Setting(), TINY), pathlib.Path(options.workdir))
 
 
-PROGRAM = program.Program('adaptive_margin', __doc__, Options, main)
+PROGRAM = program.Program('adaptive_margin', __doc__, studies.options('adaptive_margin'), main)
 
 if __name__ == '__main__':
   program.start(PROGRAM)

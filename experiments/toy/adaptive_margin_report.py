@@ -7,17 +7,14 @@ from typing import Any, NamedTuple
 import matplotlib
 from matplotlib import figure as matplotlib_figure
 import numpy as np
-from rich import box
 from rich import console as rich_console
-from rich import table as rich_table
 
-from experiments.toy import descent, language
+from experiments.toy import descent, language, tables
 
 ARMS = ('labels as they are', 'a fifth of the labels flipped')
 CONTENDERS = ('DPO', 'SimPO', 'alpha-DPO', 'shuffled z', 'moving average')
 COLUMNS = ('contender', 'gold', 'minus SimPO', 'KL', 'tokens', 'flipped if z < 0', 'setting')
 COLORS = dict(zip(CONTENDERS, ('0.5', 'black', 'tab:blue', 'tab:orange', 'tab:green'), strict=True))
-RC = {'axes.spines.top': False, 'axes.spines.right': False, 'font.size': 9, 'legend.frameon': False}
 
 
 class Result(NamedTuple):
@@ -40,12 +37,6 @@ def choose(results: Sequence[Result], contender: str, arm: str) -> Result:
   return max(own, key=lambda each: each.measures['validation/gold'].mean())
 
 
-def shown(values: np.ndarray, sign: str = '') -> str:
-  """The mean over seeds with its standard error."""
-  mean, error = descent.estimate(values)
-  return f'{mean:{sign}.3f} ± {error:.3f}'
-
-
 def verdict(results: Sequence[Result], share: float) -> dict[str, Any]:
   """The findings by the rule of the study, as numbers and sentences.
 
@@ -63,11 +54,11 @@ def verdict(results: Sequence[Result], share: float) -> dict[str, Any]:
   for arm, gain in gains.items():
     lines.append(
       f'With {arm}, minus SimPO: '
-      + ', '.join(f'{name} {shown(gain[name], "+")}' for name in CONTENDERS if name != 'SimPO')
+      + ', '.join(f'{name} {tables.shown(gain[name], "+")}' for name in CONTENDERS if name != 'SimPO')
       + '.'
     )
   lagging = choose(results, 'alpha-DPO', ARMS[1]).measures['lagging']
-  lines.append(f'Of the pairs with z < 0, {shown(lagging)} have a flipped label; of all pairs, {share:g}.')
+  lines.append(f'Of the pairs with z < 0, {tables.shown(lagging)} have a flipped label; of all pairs, {share:g}.')
   return {'reproduced': reproduced, 'lines': lines}
 
 
@@ -76,9 +67,9 @@ def rows(results: Sequence[Result], arm: str) -> list[list[str]]:
   table, plain = [], choose(results, 'SimPO', arm).measures['gold']
   for name in CONTENDERS:
     setting, measures = choose(results, name, arm)[1::2]
-    gain = '' if name == 'SimPO' else shown(measures['gold'] - plain, '+')
-    found = [shown(measures[key]) for key in ('kl', 'length', 'lagging')]
-    table.append([name, shown(measures['gold']), gain, *found, setting])
+    gain = '' if name == 'SimPO' else tables.shown(measures['gold'] - plain, '+')
+    found = [tables.shown(measures[key]) for key in ('kl', 'length', 'lagging')]
+    table.append([name, tables.shown(measures['gold']), gain, *found, setting])
   return table
 
 
@@ -89,27 +80,13 @@ def write(
   found, lines = verdict(results, share), []
   seeds = len(results[0].measures['gold'])
   for arm in ARMS:
-    title, table = (
-      f'{arm.capitalize()}: chosen settings, means and standard errors over {seeds} seeds',
-      rows(results, arm),
-    )
-    grid = rich_table.Table(*COLUMNS[:-1], title=title, box=box.SIMPLE, title_justify='left')
-    for row in table:
-      grid.add_row(*row[:-1])
-    console.print(grid)
+    title = f'{arm.capitalize()}: chosen settings, means and standard errors over {seeds} seeds'
+    table = rows(results, arm)
+    tables.show(console, title, COLUMNS[:-1], [row[:-1] for row in table])
     for name, *_, setting in table:
       console.print(f'{name}: {setting}', highlight=False, soft_wrap=True)
-    lines += [
-      f'# {title}',
-      '',
-      *('| ' + ' | '.join(row) + ' |' for row in (COLUMNS, ['---'] * len(COLUMNS), *table)),
-      '',
-    ]
-  for line in found['lines']:
-    console.print(line, highlight=False, soft_wrap=True)
-  (workdir / 'table.md').write_text(
-    '\n'.join([*lines, *(f'- {line}' for line in found['lines']), '']), encoding='utf-8'
-  )
+    lines += tables.markdown(title, COLUMNS, table)
+  tables.write(workdir, console, lines, found['lines'])
   draw(workdir / 'figure.png', results)
   plain = [each._asdict() | {'measures': {name: v.tolist() for name, v in each.measures.items()}} for each in results]
   return found | {'results': plain}
@@ -117,7 +94,7 @@ def write(
 
 def draw(path: pathlib.Path, results: Sequence[Result]) -> None:
   """Plots gold reward against KL for every setting, the chosen ones larger, and their gains over SimPO."""
-  with matplotlib.rc_context(RC):
+  with matplotlib.rc_context(tables.RC):
     figure = matplotlib_figure.Figure(figsize=(12, 7), layout='constrained')
     panels = figure.subplots(2, 2, width_ratios=(1.5, 1))
     for (plane, gains), arm in zip(panels, ARMS, strict=True):

@@ -1,11 +1,7 @@
 """What the studies share: batches of small arrays, and training runs of one compiled program."""
 
 from collections.abc import Callable, Mapping
-import dataclasses
 import functools
-import json
-import pathlib
-import time
 from typing import Any
 
 import jax
@@ -80,16 +76,15 @@ def logp(model: models.LanguageModel, params: Params, batch: PreferenceBatch) ->
   return stats.statistics({stats.logp}, states, None, batch, chunk=CHUNK).values[stats.logp.name]
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def reward(model: models.LanguageModel, params: Params, batch: PreferenceBatch) -> Array:
+  """Rewards of all responses, [B, N], by a model with a score head."""
+  states = forward.hidden_states(model, params, batch, {stats.reward})
+  return stats.statistics({stats.reward}, states, None, batch, chunk=CHUNK).values[stats.reward.name]
+
+
 def estimate(values: np.ndarray) -> tuple[float, float]:
   """Mean over seeds and its standard error, nan for a single seed."""
   values = np.asarray(values, np.float64)
   error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
   return float(values.mean()), float(error)
-
-
-def write_summary(workdir: pathlib.Path, setting: Any, found: Mapping[str, Any], seconds: Mapping[str, float]) -> dict:
-  """Writes summary.json with the setting, what a study found, and its costs; returns its content."""
-  costs = {'seconds': dict(seconds), 'processor_seconds': time.process_time()}
-  summary = {'setting': dataclasses.asdict(setting), **found, 'costs': costs}
-  (workdir / 'summary.json').write_text(json.dumps(summary, indent=1) + '\n', encoding='utf-8')
-  return summary

@@ -11,7 +11,7 @@ The text has few 1s, so more of them is better near the reference, and worse fro
 the direction of its preference data passes the best point.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 import functools
 from typing import NamedTuple
@@ -41,8 +41,9 @@ Measures = Mapping[str, float]
 """Measurements of a model: `gold`, `kl` (nats) and `length` (tokens) of its responses, and `validation/gold`."""
 
 
-def model(width: int = 48, layers: int = 2) -> models.LanguageModel:
-  """The policy."""
+@functools.cache
+def model(width: int = 48, layers: int = 2, output: str = 'logits') -> models.LanguageModel:
+  """The policy; a reward model with `output='score'`."""
   config = transformer.TransformerConfig(
     vocab_size=TOKENS,
     width=width,
@@ -57,6 +58,7 @@ def model(width: int = 48, layers: int = 2) -> models.LanguageModel:
     max_positions=PROMPT + RESPONSE,
     remat='none',
     scan_layers=False,
+    output=output,
   )
   return transformer.build(config)
 
@@ -144,6 +146,15 @@ class Drawn(NamedTuple):
     """The gold rewards, [B, N]."""
     return gold(self.response, self.length)
 
+  @property
+  def batch(self) -> PreferenceBatch:
+    """The responses as a batch."""
+    return descent.batch_of(self.prompt, np.full(len(self.prompt), PROMPT), self.response, self.length)
+
+
+Proxy = Callable[[Drawn], np.ndarray]
+"""A reward of responses, [B, N]."""
+
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4))
 def _samples(
@@ -205,13 +216,21 @@ class Judge:
     self._policy, self._prompts = policy, np.concatenate([prompts(count, rng, side) for side in (0, 1)])
     self._kl = jax.jit(evaluator.build_kl_step(policy, chunk=descent.CHUNK))
 
-  def __call__(self, params: Params, reference: Params, key: Array) -> Measures:
-    """Measures a model by one response to each prompt. The same key gives the same random numbers for every model."""
+  def __call__(self, params: Params, reference: Params, key: Array, proxy: Proxy | None = None) -> Measures:
+    """Measures a model by one response to each prompt. The same key gives the same random numbers for every model.
+
+    Args:
+      params: the model.
+      reference: the reference.
+      key: the key of the random numbers.
+      proxy: another reward, which becomes the measure `proxy`.
+    """
     drawn = draw(self._policy, params, self._prompts, key)
     count = len(drawn.prompt) // 2
-    batch = descent.batch_of(drawn.prompt, np.full(2 * count, PROMPT), drawn.response, drawn.length)
-    table = self._kl(params, reference, batch)
+    table = self._kl(params, reference, drawn.batch)
     kl = np.asarray(table.sum(stats.reverse_kl))
     measures = {'gold': drawn.gold, 'kl': kl, 'length': drawn.length}
+    if proxy is not None:
+      measures['proxy'] = proxy(drawn)
     of_testing = {name: float(values[count:].mean()) for name, values in measures.items()}
     return of_testing | {'validation/gold': float(drawn.gold[:count].mean())}

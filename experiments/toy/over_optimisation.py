@@ -33,15 +33,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import optax
-from rich import console as rich_console
 
-from alignjax import objectives, paths
+from alignjax import objectives
 from alignjax.commands import program
 from alignjax.models import base as models
-from alignjax.run import costs, fields
 from alignjax.training import state
 from alignjax.types import Params, PreferenceBatch
-from experiments.toy import descent, language
+from experiments.toy import descent, evaluations, language, studies, tables
 from experiments.toy import over_optimisation_report as report
 
 WEIGHT = 'importance/weight'
@@ -144,22 +142,22 @@ def prepare(policy: models.LanguageModel, setting: Setting, seed: int) -> Subjec
 
 def align(
   contender: Contender, training: descent.Descent, judge: language.Judge, subject: Subject, rate: float
-) -> list[report.Outcome]:
+) -> list[evaluations.Outcome]:
   """Runs one alignment; returns the outcomes at its evaluations, and first that of the reference."""
   data, key = subject.data[contender.data], jax.random.key(1000 + subject.seed)
   knobs = {'rate': rate}
   now = training.start(subject.reference, knobs)
-  found = [report.Outcome(0, judge(subject.reference, subject.reference, key))]
+  found = [evaluations.Outcome(0, judge(subject.reference, subject.reference, key))]
   for order in subject.order:
     now, metrics = training.advance(now, state.Frozen(), data, order % len(data.prompt), knobs)
     weights = {name: float(metrics[name]) for name in (WEIGHT, SHARE) if name in metrics}
-    found.append(report.Outcome(int(now.step), judge(now.params, subject.reference, key) | weights))
+    found.append(evaluations.Outcome(int(now.step), judge(now.params, subject.reference, key) | weights))
   return found
 
 
 def contend(
   setting: Setting, policy: models.LanguageModel, subjects: Sequence[Subject], announce: Callable[[str], None]
-) -> list[report.Curve]:
+) -> list[evaluations.Curve]:
   """Runs all contenders on all seeds."""
   judge, curves = language.Judge(policy, setting.prompts), []
   low, weights = min(setting.betas), np.ones(len(subjects))
@@ -171,50 +169,30 @@ def contend(
       run = functools.partial(align, contender, training, judge)
       first = run(subjects[0], rates[0])  # alone, because threads that start together would each compile
       outcomes = [first, *pool.map(run, subjects[1:], rates[1:])]
-      curves.append(report.Curve.of(contender.name, contender.beta, contender.objective, outcomes))
+      curves.append(evaluations.Curve.of(contender.name, contender.beta, contender.objective, outcomes))
       if (contender.name, contender.beta) == (report.weighted('DPO', report.CLIPS[0]), low):
         weights = curves[-1].measures[WEIGHT][1:].mean(axis=0)
-      announce(f'{contender.name}, beta {contender.beta}: gold {report.shown(curves[-1].final("gold"))}')
+      announce(f'{contender.name}, beta {contender.beta}: gold {tables.shown(curves[-1].final("gold"))}')
   return curves
 
 
 def run(setting: Setting, workdir: pathlib.Path) -> dict[str, Any]:
   """Runs the study, writes figure.png, table.md and summary.json, and returns the summary."""
-  console, clock = rich_console.Console(), costs.Clock()
-
-  def announce(text: str) -> None:
-    console.print(f'{clock.seconds()["total"]:5.0f} s  {text}', highlight=False, soft_wrap=True)
-
-  policy = language.model(setting.width, setting.layers)
-  with clock('prepare'):
+  session, policy = studies.Session(workdir, setting), language.model(setting.width, setting.layers)
+  with session.clock('prepare'):
     subjects = [prepare(policy, setting, seed) for seed in range(setting.seeds)]
-  announce(f'{setting.seeds} references, {setting.pairs} pairs of each')
-  with clock('align'):
-    curves = contend(setting, policy, subjects, announce)
-  workdir.mkdir(parents=True, exist_ok=True)
-  summary = descent.write_summary(workdir, setting, report.write(workdir, console, curves), clock.seconds())
-  announce(f'wrote figure.png, table.md and summary.json to {workdir}')
-  return summary
+  session.announce(f'{setting.seeds} references, {setting.pairs} pairs of each')
+  with session.clock('align'):
+    curves = contend(setting, policy, subjects, session.announce)
+  return session.finish(report.write(workdir, session.console, curves))
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
-  """Study."""
-
-  workdir: str = fields.field(
-    'runs/toy/over_optimisation', 'Folder for figure.png, table.md and summary.json.', path=paths.DISK
-  )
-  seeds: int = fields.field(3, 'Number of seeds.', at_least=2)
-  quick: bool = fields.field(False, 'Use tiny sizes, only to check that the study runs.')
-
-
-def main(options: Options) -> None:
+def main(options: studies.Options) -> None:
   """Runs the study with the sizes that the options choose."""
-  setting = dataclasses.replace(TINY if options.quick else Setting(), seeds=options.seeds)
-  run(setting, pathlib.Path(options.workdir))
+  run(studies.sized(options, Setting(), TINY), pathlib.Path(options.workdir))
 
 
-PROGRAM = program.Program('over_optimisation', __doc__, Options, main)
+PROGRAM = program.Program('over_optimisation', __doc__, studies.options('over_optimisation'), main)
 
 if __name__ == '__main__':
   program.start(PROGRAM)

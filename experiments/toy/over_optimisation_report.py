@@ -2,17 +2,15 @@
 
 from collections.abc import Sequence
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib
 from matplotlib import axes as matplotlib_axes
 from matplotlib import figure as matplotlib_figure
 import numpy as np
-from rich import box
 from rich import console as rich_console
-from rich import table as rich_table
 
-from experiments.toy import descent, language
+from experiments.toy import descent, evaluations, tables
 
 LOSSES = {'DPO': 'dpo(beta={beta})', 'IPO': 'ipo(tau={beta})', 'SLiC': 'hinge(beta={beta})'}
 BASELINES = {
@@ -32,7 +30,6 @@ CONTROLS = {  # what differs from DPO and IS-DPO
 COLUMNS = ('contender', 'beta', 'gold at the peak', 'at update', 'gold at the end', 'KL at the end', 'sample share')
 COLORS = {0: 'black', 1: 'tab:blue', 2: 'tab:orange'}  # plain, and each clip
 LOWEST = -0.6  # of the rewards in the panel of all contenders
-RC = {'axes.spines.top': False, 'axes.spines.right': False, 'font.size': 9, 'legend.frameon': False}
 
 
 def weighted(name: str, clip: float) -> str:
@@ -40,108 +37,46 @@ def weighted(name: str, clip: float) -> str:
   return f'IS-{name}' if clip == CLIPS[0] else f'IS-{name}, clip {clip:g}'
 
 
-class Outcome(NamedTuple):
-  """The measurements of one model of one seed."""
-
-  update: int
-  measures: language.Measures
-
-
-class Curve(NamedTuple):
-  """A contender at one beta, for every seed."""
-
-  name: str
-  beta: float
-  objective: str
-  updates: np.ndarray  # [evaluations], the first is 0
-  measures: dict[str, np.ndarray]  # [evaluations, seeds] each; nan where there is none
-
-  @classmethod
-  def of(cls, name: str, beta: float, objective: str, outcomes: Sequence[Sequence[Outcome]]) -> 'Curve':
-    """Combines the outcomes of all seeds."""
-    names = dict.fromkeys(key for own in outcomes for outcome in own for key in outcome.measures)
-    measures = {
-      key: np.array([[outcome.measures.get(key, np.nan) for outcome in own] for own in outcomes]).T for key in names
-    }
-    return cls(name, beta, objective, np.array([outcome.update for outcome in outcomes[0]]), measures)
-
-  def final(self, measure: str) -> np.ndarray:
-    """The measure at the end, [seeds]."""
-    return self.measures[measure][-1]
-
-  @property
-  def best(self) -> np.ndarray:
-    """The evaluation with the highest gold reward in validation, [seeds]."""
-    return np.argmax(self.measures['validation/gold'], axis=0)
-
-  @property
-  def peak(self) -> np.ndarray:
-    """The gold reward there, in testing, [seeds]."""
-    return np.take_along_axis(self.measures['gold'], self.best[None], axis=0)[0]
-
-  def stopped(self, kl: np.ndarray) -> np.ndarray:
-    """The gold reward at the last evaluation whose KL is at most `kl` [seeds]."""
-    within = self.measures['kl'] <= kl
-    last = len(within) - 1 - np.argmax(within[::-1], axis=0)  # the first evaluation, of the reference, has a KL of 0
-    return np.take_along_axis(self.measures['gold'], last[None], axis=0)[0]
-
-
-def shown(values: np.ndarray, sign: str = '') -> str:
-  """The mean over seeds with its standard error."""
-  mean, error = descent.estimate(values)
-  return f'{mean:{sign}.3f} ± {error:.3f}'
-
-
-def _above(values: np.ndarray) -> bool:
-  """Whether the mean is above two standard errors."""
-  mean, error = descent.estimate(values)
-  return mean > 2 * error
-
-
-def find(curves: Sequence[Curve], name: str, beta: float) -> Curve:
-  """The curve of a contender."""
-  return next(curve for curve in curves if (curve.name, curve.beta) == (name, beta))
-
-
-def verdict(curves: Sequence[Curve]) -> dict[str, Any]:
+def verdict(curves: Sequence[evaluations.Curve]) -> dict[str, Any]:
   """The findings about DPO and IS-DPO by the rule of the study, as numbers and sentences."""
   low, high = min(curve.beta for curve in curves), max(curve.beta for curve in curves)
-  plain, own = (find(curves, name, low) for name in ('DPO', weighted('DPO', CLIPS[0])))
+  plain, own = (evaluations.find(curves, name, low) for name in ('DPO', weighted('DPO', CLIPS[0])))
   gain = {
-    beta: find(curves, own.name, beta).final('gold') - find(curves, 'DPO', beta).final('gold') for beta in (low, high)
+    beta: evaluations.find(curves, own.name, beta).final('gold') - evaluations.find(curves, 'DPO', beta).final('gold')
+    for beta in (low, high)
   }
   divergence, peak = own.final('kl') - plain.final('kl'), own.peak - plain.peak
-  stopped = plain.stopped(own.final('kl'))
+  stopped = tables.shown(own.final('gold') - plain.stopped(own.final('kl')), '+')
+  shrinks = float(gain[high].mean()) < float(gain[low].mean())
 
-  def fall(curve: Curve) -> np.ndarray:
+  def fall(curve: evaluations.Curve) -> np.ndarray:
     return curve.peak - curve.final('gold')
 
   criteria = {  # in the order of the rule
-    f'the final gold reward is higher: {shown(gain[low], "+")}': _above(gain[low]),
-    f'the final KL is smaller: {shown(divergence, "+")} nats': float(divergence.mean()) < 0,
-    f'the peak is not lower: {shown(peak, "+")}': not _above(-peak),
-    f'the gain shrinks at beta {high:g}: {shown(gain[high], "+")}': float(gain[high].mean()) < float(gain[low].mean()),
+    f'the final gold reward is higher: {tables.shown(gain[low], "+")}': tables.above(gain[low]),
+    f'the final KL is smaller: {tables.shown(divergence, "+")} nats': float(divergence.mean()) < 0,
+    f'the peak is not lower: {tables.shown(peak, "+")}': not tables.above(-peak),
+    f'the gain shrinks at beta {high:g}: {tables.shown(gain[high], "+")}': shrinks,
   }
   held = sum(criteria.values())
   lines = [
     f'IS-DPO compared with DPO at beta {low:g}, paired by seed: the claim is '
     + ('reproduced.' if held == len(criteria) else f'not reproduced: {held} of {len(criteria)} criteria hold.'),
     *(f'{"holds" if holds else "fails"}: {text}' for text, holds in criteria.items()),
-    f'From its peak, DPO falls by {shown(fall(plain))}, IS-DPO by {shown(fall(own))}.',
-    f'DPO stopped before it exceeds the KL of IS-DPO: IS-DPO minus it is {shown(own.final("gold") - stopped, "+")}.',
+    f'From its peak, DPO falls by {tables.shown(fall(plain))}, IS-DPO by {tables.shown(fall(own))}.',
+    f'DPO stopped before it exceeds the KL of IS-DPO: IS-DPO minus it is {stopped}.',
   ]
-  scaled = find(curves, f'DPO, {next(iter(CONTROLS))}', low)
-  lines.append(
-    f'DPO at the rate times the mean weight: IS-DPO minus it is {shown(own.final("gold") - scaled.final("gold"), "+")}.'
-  )
+  scaled = evaluations.find(curves, f'DPO, {next(iter(CONTROLS))}', low)
+  gained = tables.shown(own.final('gold') - scaled.final('gold'), '+')
+  lines.append(f'DPO at the rate times the mean weight: IS-DPO minus it is {gained}.')
   for control in list(CONTROLS)[1:]:
-    one, other = (find(curves, f'{name}, {control}', low) for name in ('IS-DPO', 'DPO'))
-    end, peak = shown(one.final('gold') - other.final('gold'), '+'), shown(one.peak - other.peak, '+')
+    one, other = (evaluations.find(curves, f'{name}, {control}', low) for name in ('IS-DPO', 'DPO'))
+    end, peak = tables.shown(one.final('gold') - other.final('gold'), '+'), tables.shown(one.peak - other.peak, '+')
     lines.append(f'With {control}: IS-DPO minus DPO is {end} at the end, {peak} at the peak.')
   return {'reproduced': held == len(criteria), 'criteria': criteria, 'lines': lines}
 
 
-def rows(curves: Sequence[Curve]) -> list[list[str]]:
+def rows(curves: Sequence[evaluations.Curve]) -> list[list[str]]:
   """The rows of the table, with the columns of `COLUMNS`."""
   table = []
   for curve in curves:
@@ -150,47 +85,31 @@ def rows(curves: Sequence[Curve]) -> list[list[str]]:
       [
         curve.name,
         f'{curve.beta:g}',
-        shown(curve.peak),
+        tables.shown(curve.peak),
         f'{curve.updates[curve.best].mean():.0f}',
-        shown(curve.final('gold')),
-        shown(curve.final('kl')),
+        tables.shown(curve.final('gold')),
+        tables.shown(curve.final('kl')),
         '' if share is None else f'{share[-1].mean():.1%}',
       ]
     )
   return table
 
 
-def write(workdir: pathlib.Path, console: rich_console.Console, curves: Sequence[Curve]) -> dict[str, Any]:
+def write(workdir: pathlib.Path, console: rich_console.Console, curves: Sequence[evaluations.Curve]) -> dict[str, Any]:
   """Prints the table and the verdict, and writes table.md and figure.png. Returns entries for the summary."""
   found, table = verdict(curves), rows(curves)
   seeds = curves[0].measures['gold'].shape[1]
   title = f'Gold reward and KL of the policy’s own samples, nats; means and standard errors over {seeds} seeds'
-  grid = rich_table.Table(title=title, box=box.SIMPLE, title_justify='left')
-  for column in COLUMNS:
-    grid.add_column(column, justify='left' if column == COLUMNS[0] else 'right')
-  for row in table:
-    grid.add_row(*row)
-  console.print(grid)
-  for line in found['lines']:
-    console.print(line, highlight=False, soft_wrap=True)
-  lines = [f'# {title}', '', *('| ' + ' | '.join(row) + ' |' for row in (COLUMNS, ['---'] * len(COLUMNS), *table))]
-  notes = [f'- {line}' for line in found['lines']]
-  (workdir / 'table.md').write_text('\n'.join([*lines, '', *notes, '']), encoding='utf-8')
+  tables.show(console, title, COLUMNS, table)
+  tables.write(workdir, console, tables.markdown(title, COLUMNS, table), found['lines'])
   draw(workdir / 'figure.png', curves)
-  return found | {'curves': [_to_json(curve) for curve in curves]}
+  return found | {'curves': [curve.to_json() for curve in curves]}
 
 
-def _to_json(curve: Curve) -> dict[str, Any]:
-  values = {
-    name: [[None if np.isnan(x) else x for x in row] for row in v.tolist()] for name, v in curve.measures.items()
-  }
-  return curve._asdict() | {'updates': curve.updates.tolist(), 'measures': values}
-
-
-def draw(path: pathlib.Path, curves: Sequence[Curve]) -> None:
+def draw(path: pathlib.Path, curves: Sequence[evaluations.Curve]) -> None:
   """Plots gold reward against sqrt(KL) for each loss and beta, and the final and the peak reward of all contenders."""
   betas = sorted({curve.beta for curve in curves})
-  with matplotlib.rc_context(RC):
+  with matplotlib.rc_context(tables.RC):
     figure = matplotlib_figure.Figure(figsize=(15, 7.5), layout='constrained')
     grid = figure.add_gridspec(len(betas), len(LOSSES) + 1, width_ratios=[1] * len(LOSSES) + [1.1])
     panels = [[figure.add_subplot(grid[i, j]) for j in range(len(LOSSES))] for i in range(len(betas))]
@@ -198,7 +117,10 @@ def draw(path: pathlib.Path, curves: Sequence[Curve]) -> None:
       for axes, name in zip(row, LOSSES, strict=True):
         for place, label in enumerate([name, *(weighted(name, clip) for clip in CLIPS)]):
           _draw_curve(
-            axes, find(curves, label, beta), COLORS[place], ('plain', *(f'weighted, clip {c:g}' for c in CLIPS))[place]
+            axes,
+            evaluations.find(curves, label, beta),
+            COLORS[place],
+            ('plain', *(f'weighted, clip {c:g}' for c in CLIPS))[place],
           )
         axes.set_title(f'{name}, beta {beta:g}', loc='left')
         axes.set_xlabel('square root of the KL, nats')
@@ -214,14 +136,14 @@ def draw(path: pathlib.Path, curves: Sequence[Curve]) -> None:
     figure.savefig(path, dpi=130)
 
 
-def _draw_curve(axes: matplotlib_axes.Axes, curve: Curve, color: str, label: str) -> None:
+def _draw_curve(axes: matplotlib_axes.Axes, curve: evaluations.Curve, color: str, label: str) -> None:
   x, y = np.sqrt(curve.measures['kl'].mean(axis=1)), curve.measures['gold']
   error = y.std(axis=1, ddof=1) / np.sqrt(y.shape[1])
   axes.errorbar(x, y.mean(axis=1), yerr=error, color=color, marker='o', markersize=3, elinewidth=0.7, label=label)
   axes.plot(x[-1], y[-1].mean(), 'o', color=color, markersize=8, markeredgecolor='white')  # the end
 
 
-def _draw_ends(axes: matplotlib_axes.Axes, curves: Sequence[Curve]) -> None:
+def _draw_ends(axes: matplotlib_axes.Axes, curves: Sequence[evaluations.Curve]) -> None:
   for place, curve in enumerate(curves):
     for values, face in ((curve.final('gold'), 'full'), (curve.peak, 'none')):
       mean, error = descent.estimate(values)

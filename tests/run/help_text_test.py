@@ -7,7 +7,15 @@ from alignjax import exit_codes
 from alignjax.commands import main, program
 from alignjax.run import command_line, fields, help_text, program_flags, settings
 from experiments.quickstart import run as quickstart
-from experiments.toy import adaptive_margin, alignment_tax, distribution_learning, nested_risk, over_optimisation
+from experiments.toy import (
+  adaptive_margin,
+  alignment_tax,
+  distribution_learning,
+  frontier,
+  nested_risk,
+  over_optimisation,
+  token_risk,
+)
 
 
 def programs(loaded=main.PROGRAM):
@@ -18,7 +26,15 @@ def programs(loaded=main.PROGRAM):
     yield loaded
 
 
-TOYS = (adaptive_margin, alignment_tax, distribution_learning, nested_risk, over_optimisation)
+TOYS = (
+  adaptive_margin,
+  alignment_tax,
+  distribution_learning,
+  frontier,
+  nested_risk,
+  over_optimisation,
+  token_risk,
+)
 STUDIES = (quickstart.PROGRAM, *(study.PROGRAM for study in TOYS))
 PROGRAMS = {each.name: each.settings for each in (*programs(), *STUDIES)}
 

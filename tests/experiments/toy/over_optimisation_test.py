@@ -7,6 +7,7 @@ import pytest
 from rich import console as rich_console
 
 from alignjax import objectives
+from experiments.toy import evaluations
 from experiments.toy import over_optimisation as study
 from experiments.toy import over_optimisation_report as report
 
@@ -20,12 +21,12 @@ def curve(contender, gold, kl):
   measures['validation/gold'] = measures['gold']
   outcomes = [
     [
-      report.Outcome(update, {name: values[i, seed] for name, values in measures.items()})
+      evaluations.Outcome(update, {name: values[i, seed] for name, values in measures.items()})
       for i, update in enumerate(UPDATES)
     ]
     for seed in range(3)
   ]
-  return report.Curve.of(contender.name, contender.beta, contender.objective, outcomes)
+  return evaluations.Curve.of(contender.name, contender.beta, contender.objective, outcomes)
 
 
 def curves(**changes):
@@ -50,7 +51,7 @@ def test_every_contender_is_an_objective():
       sum(each.beta == beta and each.data == 'pairs' and each.optimizer == 'adam' and not each.scaled for each in found)
       == 12
     )
-  assert report.find(curves(), 'RPO', 0.1).objective == 'dpo(beta=0.1) + 0.0005 * sft(mean=False)'
+  assert evaluations.find(curves(), 'RPO', 0.1).objective == 'dpo(beta=0.1) + 0.0005 * sft(mean=False)'
 
 
 def test_the_claim_is_reproduced_if_all_criteria_hold():
@@ -75,7 +76,7 @@ def test_each_criterion_can_fail(changes, failing):
 
 
 def test_dpo_is_stopped_before_it_exceeds_a_divergence():
-  plain = report.find(curves(), 'DPO', 0.01)
+  plain = evaluations.find(curves(), 'DPO', 0.01)
   np.testing.assert_allclose(plain.stopped(np.array([0.5, 3.0, 9.0])), [-0.01, 0.6, 0.31])
 
 
