@@ -58,7 +58,7 @@ def load(folder: str | os.PathLike[str], role: str, **entries: Any) -> Pretraine
   folder = naming.resolve(folder, role)
   mesh = parallel_mesh.make_mesh()
   config = checkpoint_io.load_config(folder, **entries)
-  model = transformer.build(config, rules.activation_constraint(mesh))
+  model = transformer.build(config, rules.constraint(mesh))
   shardings = rules.param_shardings(mesh, jax.eval_shape(model.init, jax.random.key(0)))
   params = checkpoint_io.load_params(folder, config, shardings, checkpoint_io.Loading(dtype=None))
   return Pretrained(model, params, tokenization.Tokenizer.load(folder), mesh, fingerprints.of(folder))

@@ -71,7 +71,7 @@ def loss_and_gradient(objective: str, *, mesh=(1, 1, 1), microbatches=1, chunk=1
   """Loss and gradient of a step; the gradient is the update with learning rate 1."""
   devices = jax.devices()[: int(np.prod(mesh))]
   mesh = parallel_mesh.make_mesh(*mesh, devices=devices)
-  model = transformer.build(CONFIG, rules.activation_constraint(mesh))
+  model = transformer.build(CONFIG, rules.constraint(mesh))
   params = model.init(jax.random.key(0))
   reference = jax.tree.map(lambda x, y: x + 0.1 * y, params, model.init(jax.random.key(1)))
   tx = optax.sgd(1.0)

@@ -94,7 +94,7 @@ class Step:
     config = dataclasses.replace(LLAMA, compute_dtype=_DTYPE.value, scan_layers=_SCAN.value)
     objective = objectives.parse(_OBJECTIVE.value)
     self.mesh = parallel_mesh.make_mesh(1, 1, 1, devices=jax.devices()[:1])
-    model = transformer.build(config, rules.activation_constraint(self.mesh))
+    model = transformer.build(config, rules.constraint(self.mesh))
     params, other = (jax.jit(model.init)(jax.random.key(seed)) for seed in range(2))
     self.frozen = training_state.Frozen(references.Live(other))
     tx = optax.sgd(1e-3)

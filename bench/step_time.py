@@ -59,7 +59,7 @@ class Contender:
     objective, options = CASES[case]
     options = dict(options)
     mesh = parallel_mesh.make_mesh(_DEVICES.value, 1, 1, devices=jax.devices()[: _DEVICES.value])
-    policy = Policy(transformer.build(shapes.NARROW, rules.activation_constraint(mesh)), options.pop('adapter', None))
+    policy = Policy(transformer.build(shapes.NARROW, rules.constraint(mesh)), options.pop('adapter', None))
     model, tx = policy.model, optax.sgd(1e-2)
     base, other = (model.init(jax.random.key(seed)) for seed in range(2))
     if policy.adapter is None:

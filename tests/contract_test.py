@@ -19,7 +19,6 @@ from alignjax.testing import checks
 from tests import quick
 from tests.oracles import cases
 
-FIRST = list({case.expression.split('(')[0]: case for case in reversed(cases.CASES)}.values())  # of each objective
 COUPLED = [case for case in cases.CASES if objectives.parse(case.expression).couples_rows]
 
 
@@ -30,17 +29,47 @@ def declared(case):
 
 
 # The other cases run with --slow: `oracle_test` compares the loss and the gradient of every case with its equation.
-FEWER = FIRST + [case for case in {declared(case): case for case in reversed(COUPLED)}.values() if case not in FIRST]
+FEWER = list(dict.fromkeys([*cases.FIRST, *{declared(case): case for case in reversed(COUPLED)}.values()]))
 UNCOUPLED = [case for case in FEWER if case not in COUPLED]
 IN_ONE_PROGRAM = (checks.check_coupling, checks.check_jit)  # many objectives are compiled together, below
-EACH = [check for check in testing.PROPERTIES if check not in IN_ONE_PROGRAM]
+# These evaluate or differentiate an objective again, which is costly to compile.
+COSTLY = [
+  checks.check_padding,
+  checks.check_permutation,
+  checks.check_deletion,
+  checks.check_reference_gradient,
+  checks.check_metric_gradient,
+  checks.check_extremes,
+  checks.check_vmap,
+  checks.check_algebra,
+]
+EACH = [check for check in testing.PROPERTIES if check not in (*IN_ONE_PROGRAM, *COSTLY)]
 
 
-@pytest.fixture(
-  scope='module',
-  params=[pytest.param(case, marks=() if case in FEWER else pytest.mark.slow) for case in cases.CASES],
-  ids=[f'{case.expression}-N{case.responses}' for case in cases.CASES],
-)
+def kind_of(case):
+  """Whether an objective remembers batches, reads their order, or has one response; these couple in different ways."""
+  _, ordered, remembers, responses = declared(case)
+  return ordered, remembers, responses
+
+
+# The costly checks run for one objective of each module, and for one of each kind of coupling; others with --slow.
+SOME = [
+  *cases.FIRST_OF_MODULES,
+  *{kind_of(case): case for case in reversed(FEWER) if case in COUPLED}.values(),
+]
+
+
+def over_cases(quick):
+  return pytest.mark.parametrize(
+    'case',
+    [pytest.param(case, marks=() if case in quick else pytest.mark.slow) for case in cases.CASES],
+    ids=[f'{case.expression}-N{case.responses}' for case in cases.CASES],
+    indirect=True,
+    scope='module',
+  )
+
+
+@pytest.fixture(scope='module')
 def case(request):
   known = request.param
   objective = objectives.parse(known.expression)
@@ -54,16 +83,25 @@ def test_every_exported_objective_has_a_case():
 
 
 @pytest.mark.parametrize('check', EACH, ids=lambda check: check.__name__.removeprefix('check_'))
+@over_cases(FEWER)
 def test_contract(case, check):
   check(case[1])
 
 
+@pytest.mark.parametrize('check', COSTLY, ids=lambda check: check.__name__.removeprefix('check_'))
+@over_cases(SOME)
+def test_contract_of_gradients_and_rows(case, check):
+  check(case[1])
+
+
+@over_cases(FEWER)
 def test_documented_value_at_the_reference(case):
   known, setting = case
   if known.at_reference is not None:
     testing.check_value_at_reference(setting, known.at_reference)
 
 
+@over_cases(FEWER)
 def test_missing_reference_is_named(case):
   _, setting = case
   inputs = (setting.objective.needs, setting.policy, None, setting.batch)
@@ -77,7 +115,7 @@ def test_missing_reference_is_named(case):
 @pytest.mark.slow  # `check_vmap` finds a coupling of the losses of each objective
 def test_an_undeclared_coupling_is_not_there():
   """In a sum of all objectives that do not couple rows; `check_vmap` looks at the losses of each."""
-  parts = [objectives.parse(case.expression) for case in FIRST if case.responses == 2 and case not in COUPLED]
+  parts = [objectives.parse(case.expression) for case in cases.FIRST if case.responses == 2 and case not in COUPLED]
   checks.check_coupling(testing.Setting.of(functools.reduce(operator.add, parts), 2))
 
 

@@ -28,7 +28,7 @@ PROMPTS = 32  # 4 on each of 8 shards; a chunk of 14 tokens takes one at a time
 
 def lowered(shape, objective=DPO, chunk=14):
   mesh = mesh_lib.make_mesh(*shape)
-  model, tx = transformer.build(CONFIG, rules.activation_constraint(mesh)), optax.adamw(1e-3)
+  model, tx = transformer.build(CONFIG, rules.constraint(mesh)), optax.adamw(1e-3)
   params = jax.eval_shape(model.init, jax.random.key(0))
   state = jax.eval_shape(lambda p: state_lib.TrainState.create(p, tx, jax.random.key(0)), params)
   shardings = state_lib.shardings(mesh, state)

@@ -5,8 +5,11 @@ from typing import Any, NamedTuple
 
 from alignjax.types import Array, Head, PackedRows, Params
 
-Constrain = Callable[[Array, tuple[str | None, ...]], Array]
-"""(array, a logical axis name or None for each dimension) -> the array with its sharding constrained."""
+Constrain = Callable[[Any, tuple[str | None, ...] | None], Any]
+"""(array, a logical axis name or None for each dimension) -> the array with its sharding constrained.
+
+(the parameters of a layer, None) -> each of them, and so its gradient, constrained to its own sharding.
+"""
 
 
 class LanguageModel(NamedTuple):

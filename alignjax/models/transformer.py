@@ -94,9 +94,13 @@ class Embedding(nnx.Module):
     self.embedding = nnx.Param(jax.random.normal(key, (vocab_size, width)) * width**-0.5)
 
   def __call__(self, token: Array, constrain: Constrain) -> Array:
-    # Gather the table along its width before looking up rows. Otherwise the gradient, a scatter into rows sharded by
-    # width, makes the compiler gather the activations of all devices instead.
-    return constrain(self.embedding[...], ('vocab', None))[token].astype(jnp.float32)
+    # The table stays where it is, split by width. Each device looks up its columns for all tokens of its replica, and
+    # one all-to-all turns columns of all tokens into all columns of its own. The gradient takes the same way back, so
+    # no device ever holds a table, or a gradient, of V x D.
+    axes = (None,) * (token.ndim - 1)
+    columns = constrain(self.embedding[...], ('vocab', 'width'))[constrain(token, ('replica', *axes))]
+    columns = constrain(columns.astype(jnp.float32), ('replica', *axes, 'width'))
+    return constrain(columns, ('batch', *axes, None))
 
 
 @jax.tree_util.register_dataclass
@@ -145,6 +149,7 @@ class Decoder(nnx.Module):
     x = self._embed(tokens, position)
 
     def apply(layer: block.Block, x: Array, kind: Kind, last: bool) -> Array:
+      layer = self.constrain(layer, None)
       out = layer.joint(x, rotary.of(kind), prompt_keys, layout, kind.window, last)
       return self.constrain(out, ('batch', None, None))
 
@@ -171,6 +176,7 @@ class Decoder(nnx.Module):
     x = self._embed(rows.tokens, rows.position)
 
     def apply(layer: block.Block, x: Array, kind: Kind, read: Array | None) -> Array:
+      layer = self.constrain(layer, None)
       return self.constrain(layer.packed(x, rotary.of(kind), pairs, kind.window, read), ('batch', None, None))
 
     remat = _REMAT[self.config.remat]
@@ -309,8 +315,9 @@ def build(config: TransformerConfig, constrain: Constrain = lambda x, _: x) -> b
   Args:
     config: the shape and settings of the decoder.
     constrain: constrains the sharding of activations: (array, a logical axis name or None for each dimension) -> array.
-      It is called with ('batch', None, None) on embeddings and on the output of each block, and with ('vocab', None)
-      on the embedding table.
+      It is called with ('batch', None, None) on embeddings and on the output of each block, with ('vocab', 'width') on
+      the embedding table, with ('replica', ..., 'width') on the columns that a device looks up in it, and with None on
+      the parameters of each layer.
   """
 
   def create(key: Array) -> Decoder:

@@ -44,7 +44,7 @@ def make_mesh(
   devices = jax.devices() if devices is None else devices
   shape = _shape((data, fsdp, tensor), len(devices))
   attribute, count = _slices(devices, shape, slices)
-  grid = _arrange(devices, shape, _outer(shape, count, allow_dcn_fsdp), attribute)
+  grid = _by_place(_arrange(devices, shape, _outer(shape, count, allow_dcn_fsdp), attribute))
   # Auto lets the compiler propagate shardings. JAX's default, Explicit, rejects plain `x @ w`.
   auto = (jax.sharding.AxisType.Auto,) * len(AXES)
   return jax.sharding.Mesh(grid, AXES, axis_types=auto)
@@ -200,3 +200,14 @@ def _arrange(devices: Sequence[jax.Device], shape: Sequence[int], outer: Sequenc
       'use all chips of a slice, one device per chip, and choose mesh.data, mesh.fsdp and mesh.tensor such that they '
       'divide its topology'
     ) from error
+
+
+def _by_place(grid: np.ndarray) -> np.ndarray:
+  """The devices of each fsdp axis in the order of the dimensions of a TPU's torus; JAX arranges some axes as a ring.
+
+  `kernels.Parts` needs this order.
+  """
+  if not all(hasattr(device, 'coords') for device in grid.flat):
+    return grid
+  orders = [sorted(range(grid.shape[1]), key=lambda i, part=part: part[i, 0].coords) for part in grid]
+  return np.stack([part[order] for part, order in zip(grid, orders, strict=True)])

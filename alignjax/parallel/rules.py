@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from alignjax.parallel import kernels
 from alignjax.parallel import mesh as parallel_mesh
 from alignjax.types import Array, Params
 
@@ -38,6 +39,8 @@ LOGICAL_AXES: dict[str | None, tuple[tuple[str, ...], ...]] = {
   'batch': (parallel_mesh.BATCH_AXES,),
   'row': (parallel_mesh.AXES, parallel_mesh.BATCH_AXES),  # prompts, where the tensor axis can share them out, too
   'vocab': (('tensor',),),
+  'replica': (('data',),),  # prompts of all devices that share one copy of the parameters
+  'width': (('fsdp',),),
   None: (),
 }
 
@@ -76,21 +79,39 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
-def activation_constraint(mesh: jax.sharding.Mesh) -> Callable[[Array, tuple[str | None, ...]], Array]:
-  """A function (array, logical axes) -> array that shards dimensions as `LOGICAL_AXES` names them.
+def constraint(mesh: jax.sharding.Mesh) -> Callable[[Any, tuple[str | None, ...] | None], Any]:
+  """Builds the function (array, logical axes) -> array by which a model shards what it computes; see `base.Constrain`.
 
-  Axes that are None or do not divide evenly are not sharded. Without this constraint the compiler may propagate the
-  sharding of a weight and shard activations by width.
+  Dimensions are sharded as `LOGICAL_AXES` names them. Axes that are None or do not divide evenly are not sharded.
+  Without this constraint the compiler may propagate the sharding of a weight and shard activations by width.
+
+  With None for the axes, the parameters of a layer are constrained to their own shardings. That changes nothing in the
+  forward pass. In the backward pass, each device receives only the part of a gradient that it keeps.
   """
+
+  parts = kernels.Parts.of(mesh)
 
   def divides(names: tuple[str, ...], dim: int) -> bool:
     return dim % math.prod(mesh.shape[name] for name in names) == 0
 
-  def constrain(x: Array, axes: tuple[str | None, ...]) -> Array:
+  def constrain(x: Any, axes: tuple[str | None, ...] | None) -> Any:
+    if axes is None:
+      return jax.tree_util.tree_map_with_path(parameter, x)
+    if 'width' in axes and not divides(('fsdp',), x.shape[axes.index('width')]):
+      axes = tuple('batch' if axis == 'replica' else axis for axis in axes)  # no device has columns of its own
     spec = [
       next((names for names in LOGICAL_AXES[axis] if divides(names, dim)), None)
       for axis, dim in zip(axes, x.shape, strict=True)
     ]
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*spec)))
+
+  def parameter(path: tuple[Any, ...], leaf: Array) -> Any:
+    *names, last = (key.name for key in path)  # attributes of a module; the last one is `value`, of an `nnx.Param`
+    if last != 'value' or leaf.ndim < 2:
+      return leaf  # part of an adapted or quantised kernel, or small
+    spec = partition_spec('/'.join(names), leaf.shape, mesh)
+    if names[-1] == 'kernel' and 'fsdp' in spec and mesh.shape['fsdp'] > 1:
+      return kernels.SplitKernel(leaf, parts, spec.index('fsdp'))
+    return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, spec))
 
   return constrain

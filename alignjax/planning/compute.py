@@ -1,7 +1,7 @@
 """FLOPs of a training step, by part: the matrix products of its trace, for any model and objective.
 
-A product of [..., m, k] and [..., k, n] counts 2 m k n, and a loop counts its body once per iteration. Elementwise work
-is left out, as in the peak FLOP/s that vendors state.
+A product of [..., m, k] and [..., k, n] counts 2 m k n. A loop counts its body once per iteration, and a shard_map once
+per device. Elementwise work is left out, as in the peak FLOP/s that vendors state.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -89,7 +89,11 @@ def _of_equation(equation: core.JaxprEqn) -> Count:
   inner = [_total(jaxpr) for jaxpr in _jaxprs(equation.params.values())]
   if equation.primitive.name == 'cond':  # one branch runs
     return max(inner, key=lambda each: each.total)
-  times = equation.params.get('length', 1) if equation.primitive.name == 'scan' else 1
+  times = 1
+  if equation.primitive.name == 'scan':
+    times = equation.params['length']
+  elif equation.primitive.name == 'shard_map':  # its body is what one device does
+    times = math.prod(equation.params['mesh'].shape[axis] for axis in equation.params['manual_axes'])
   return Count(*(times * sum(column) for column in zip(*inner, strict=True))) if inner else Count()
 
 

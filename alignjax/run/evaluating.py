@@ -279,7 +279,7 @@ class Evaluation:
   def _load(self, subject: Subject, stack: contextlib.ExitStack) -> _Loaded:
     folder = stack.enter_context(subject.open())
     config = checkpoint_io.load_config(folder, compute_dtype=self._plan.compute_dtype)
-    model = transformer.build(config, rules.activation_constraint(self._mesh))
+    model = transformer.build(config, rules.constraint(self._mesh))
     shardings = rules.param_shardings(self._mesh, jax.eval_shape(model.init, jax.random.key(0)))
     loading = checkpoint_io.Loading(together=processes.on_all)
     params = checkpoint_io.load_params(folder, config, shardings, loading)

@@ -72,7 +72,7 @@ def examine_thoroughly(
     found += consistency.examine_sampling(subject, jax.random.key(config.seed), compute_dtype=config.compute_dtype)
   if predicts and config.compute_dtype != 'float32':
     exact = dataclasses.replace(prepared.policy.model.config, compute_dtype='float32', attention='xla')
-    exact = transformer.build(exact, rules.activation_constraint(prepared.mesh))
+    exact = transformer.build(exact, rules.constraint(prepared.mesh))
     exact = dataclasses.replace(prepared.policy, model=exact)
     found += consistency.examine_precision(subject, exact, chunk=config.chunk)
   step = _compile_step(config, prepared, state, frozen, batch)

@@ -115,7 +115,7 @@ def build(config: settings.Config, mesh: jax.sharding.Mesh) -> Built:
     output=forward.output(objective.needs),
   )
   adapter = adapters.configured(config, recipe, model_config)
-  policy = Policy(transformer.build(model_config, rules.activation_constraint(mesh)), adapter)
+  policy = Policy(transformer.build(model_config, rules.constraint(mesh)), adapter)
   shapes = jax.eval_shape(policy.model.init, jax.random.key(config.seed))
   return Built(objective, recipe, mesh, policy, shapes, rules.param_shardings(mesh, shapes))
 

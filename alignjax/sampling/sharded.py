@@ -26,7 +26,7 @@ class ShardedSampler:
   def __init__(self, model: base.LanguageModel, mesh: jax.sharding.Mesh, decoding: sampler.Decoding):
     self.layout = layouts.choose(model, mesh)
     self.batch_sharding = rules.batch_sharding(self.layout.mesh)
-    constrain = rules.activation_constraint(self.layout.mesh)
+    constrain = rules.constraint(self.layout.mesh)
     self._model = model.constrained(constrain) if model.constrained else model
     self._decoding = dataclasses.replace(decoding, constrain=constrain)
     self._compiled = jax.jit(self.sample)

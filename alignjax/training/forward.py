@@ -1,6 +1,8 @@
 """The forward pass: from a batch to hidden states, to the table of statistics, to the sums of an objective."""
 
 from collections.abc import Callable, Iterable, Mapping
+import dataclasses
+import math
 
 import chex
 import jax
@@ -9,6 +11,7 @@ import jax.numpy as jnp
 from alignjax import objectives, stats
 from alignjax.models import base as models
 from alignjax.objectives import preference
+from alignjax.parallel import kernels
 from alignjax.training import rows
 from alignjax.types import Array, PackedBatch, Params, PreferenceBatch, WeightedSum
 
@@ -104,6 +107,26 @@ def _packed_states(model: models.LanguageModel, params: Params, batch: PackedBat
   return stats.HiddenStates(states[:, :size], head, states[:, size:].reshape(*rows.final.shape, -1))
 
 
+def together(hidden: stats.HiddenStates, layout: rows.Layout) -> int:
+  """The number of batch shards that compute logits together, each for a part of the vocabulary."""
+  kernel = hidden.head.kernel
+  return 1 if kernel is None else layout.together(math.prod(hidden.states.shape[:-1]), kernel.shape[-1])
+
+
+def split_head(hidden: stats.HiddenStates | None, mesh: jax.sharding.Mesh, replicas: int) -> stats.HiddenStates | None:
+  """Gives each device of a replica a part of the vocabulary. The states stay where they are.
+
+  Args:
+    hidden: states [B, N, R, D] and head.
+    mesh: the mesh.
+    replicas: the number of replicas whose rows are in B.
+  """
+  if hidden is None:
+    return None
+  kernel = kernels.SplitHead(hidden.head.kernel, kernels.Parts.of(mesh, replicas))
+  return hidden._replace(head=dataclasses.replace(hidden.head, kernel=kernel))
+
+
 def table(
   needs: Iterable[stats.Stat],
   policy: stats.HiddenStates,
@@ -127,6 +150,9 @@ def table(
     ValueError: if a statistic reads the reference, is not cached, and `reference` is None.
   """
   assert_states(policy, batch)
+  if together(policy, layout) > 1:
+    replicas = layout.mesh.shape['data']
+    policy, reference = (split_head(hidden, layout.mesh, replicas) for hidden in (policy, reference))
   return stats.statistics(needs, policy, reference, batch, chunk=layout.chunk * layout.shards)
 
 

@@ -44,8 +44,12 @@ def fused_loss(
   carry none. Under `jax.grad`, the forward pass computes the gradient and the backward pass scales it by the cotangent
   of the total. Without `jax.grad`, no gradient is computed.
 
-  Every batch shard scans its own prompts and sums its own d head (`vmap` over the shards), so that the compiler reduces
-  d head over devices once and not once per scan step.
+  With a mesh, one of two ways moves less between devices (`rows.Layout.together`):
+
+    together   The devices of a replica take their prompts together, each for its part of the vocabulary. They gather
+               the hidden states of a few prompts at a time, and sum d hidden. Neither head nor d head is ever whole.
+    apart      Every device takes its own prompts with the whole head, and sums its own d head, so that the compiler
+               reduces d head over devices once and not once per scan step.
 
   Args:
     objective: an objective that does not couple rows.
@@ -69,11 +73,14 @@ def fused_loss(
   forward.assert_batch(batch)
   forward.assert_states(policy, batch)
   layout = rows.Layout(chunk, mesh=mesh)
+  together = forward.together(policy, layout)
+  if together > 1:  # a replica at a time, below
+    policy, reference = (forward.split_head(hidden, mesh, 1) for hidden in (policy, reference))
 
   def loss(
     policy: stats.HiddenStates, reference: stats.HiddenStates | None, part: PreferenceBatch
   ) -> tuple[Array, forward.Sums]:
-    table = stats.statistics(objective.needs, policy, reference, part, chunk=chunk)
+    table = stats.statistics(objective.needs, policy, reference, part, chunk=chunk * together)
     sums = forward.weighted_sums(objective, table, part)
     return sums['loss'].total, sums
 
@@ -86,7 +93,7 @@ def fused_loss(
     def value(part: Any) -> tuple[forward.Sums, None]:
       return loss(*_with_heads(part, policy, reference))[1], None
 
-    sums, _ = _over_prompts(value, zero_sums, _without_heads(policy, reference, batch), layout)
+    sums, _ = _over_prompts(value, zero_sums, _without_heads(policy, reference, batch), layout, together)
     return sums['loss'].total, sums
 
   def fused_forward(
@@ -98,7 +105,7 @@ def fused_loss(
 
     zeros = (_zeros(policy.head), zero_sums)
     (d_head, sums), d_states = _over_prompts(
-      value_and_gradient, zeros, _without_heads(policy, reference, batch), layout
+      value_and_gradient, zeros, _without_heads(policy, reference, batch), layout, together
     )
     return (sums['loss'].total, sums), d_states._replace(head=d_head)
 
@@ -125,7 +132,7 @@ def _with_heads(
   return states._replace(head=policy.head), frozen, batch
 
 
-def _over_prompts(function: Function, zeros: Any, inputs: Any, layout: rows.Layout) -> tuple[Any, Any]:
+def _over_prompts(function: Function, zeros: Any, inputs: Any, layout: rows.Layout, together: int) -> tuple[Any, Any]:
   """Applies `function` to a few prompts, or packed rows, at a time; sums its first result and concatenates its second.
 
   Args:
@@ -133,20 +140,27 @@ def _over_prompts(function: Function, zeros: Any, inputs: Any, layout: rows.Layo
     zeros: the start of the sum, shaped like the first result.
     inputs: arrays [B, ...]; the first are the hidden states of the policy.
     layout: the split of rows over devices, and the number of tokens whose logits exist at once on each.
+    together: number of shards that take their prompts together.
   """
   prompts, *tokens = inputs[0].states.shape[:-1]
   group = _prompts_at_once(layout.chunk, prompts // layout.shards, math.prod(tokens))
+  mesh = layout.mesh if together > 1 else None
 
-  def shard(inputs: Any) -> tuple[Any, Any]:
+  def replica(inputs: Any) -> tuple[Any, Any]:  # [together, B / shards, ...]
     def body(total: Any, part: Any) -> tuple[Any, Any]:
-      summed, kept = function(part)
-      return jax.tree.map(jnp.add, total, summed), kept
+      part = jax.tree.map(lambda x: x.reshape(together * group, *x.shape[2:]), part)
+      *states, batch = part
+      summed, kept = function((*rows.place(states, mesh, 'fsdp'), rows.place(batch, mesh)))
+      kept = jax.tree.map(lambda x: x.reshape(together, group, *x.shape[1:]), kept)
+      return jax.tree.map(jnp.add, total, summed), rows.place(kept, mesh, 'fsdp')
 
-    return jax.lax.scan(body, zeros, jax.tree.map(lambda x: x.reshape(-1, group, *x.shape[1:]), inputs))
+    parts = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(together, -1, group, *x.shape[2:]), 1, 0), inputs)
+    return jax.lax.scan(body, zeros, parts)
 
-  total, kept = jax.vmap(shard)(rows.by_shard(inputs, layout))
+  shards = rows.by_shard(inputs, layout)
+  total, kept = jax.vmap(replica)(jax.tree.map(lambda x: x.reshape(-1, together, *x.shape[1:]), shards))
   total = jax.tree.map(lambda x: jnp.sum(x, axis=0), total)
-  return total, jax.tree.map(lambda x: x.reshape(prompts, *x.shape[3:]), kept)
+  return total, jax.tree.map(lambda x: jnp.moveaxis(x, 1, 2).reshape(prompts, *x.shape[4:]), kept)
 
 
 def _prompts_at_once(chunk: int, prompts: int, tokens: int) -> int:

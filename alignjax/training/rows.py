@@ -38,6 +38,23 @@ class Layout:
     """The number of devices that share the prompts of a batch."""
     return 1 if self.mesh is None else parallel_mesh.batch_shards(self.mesh)
 
+  def together(self, tokens: int, vocabulary: int) -> int:
+    """The number of shards that compute the logits of all their tokens together, each for a part of the vocabulary.
+
+    The devices of an fsdp axis can exchange hidden states, tokens x D numbers for each model and their gradient, or
+    heads, V x D numbers for each model and their gradient. They do what moves less. With heads, each device computes
+    the logits of its own tokens, and holds the whole head and its gradient.
+
+    Args:
+      tokens: response tokens of a microbatch, over all devices.
+      vocabulary: V.
+    """
+    if self.mesh is None:
+      return 1
+    replicas, fsdp, tensor = (self.mesh.shape[axis] for axis in parallel_mesh.AXES)
+    fits = vocabulary % (fsdp * tensor) == 0
+    return fsdp if fits and tokens // replicas < vocabulary else 1
+
 
 def split(tree: Any, layout: Layout) -> Any:
   """[B, ...] -> [microbatches, B / microbatches, ...]: part m takes the rows m, m + M, m + 2M, ... of M parts.
@@ -105,6 +122,11 @@ def map_parts(function: Callable[[Any], Any], tree: Any, layout: Layout) -> Any:
   parts = split(tree, layout)
   # Inside a scan the compiler does not merge the two forward passes, so no barrier is needed.
   return join(jax.lax.map(jax.checkpoint(function, prevent_cse=False), parts))
+
+
+def place(tree: Any, mesh: jax.sharding.Mesh | None, *axes: str | tuple[str, ...] | None) -> Any:
+  """Constrains the leading dimensions of all arrays to these axes of the mesh, and the others to none."""
+  return jax.tree.map(lambda x: _constrain(x, mesh, PartitionSpec(*axes)), tree)
 
 
 def _constrain(x: jax.Array, mesh: jax.sharding.Mesh | None, spec: PartitionSpec) -> jax.Array:

@@ -59,7 +59,7 @@ def set_up(settings: command_line.Shared, reward: rewards.Score, texts: Sequence
   folder = pathlib.Path(settings.model) if settings.model else smollm2.convert(workdir / 'base')
   config = checkpoint_io.load_config(folder, compute_dtype=dtype)
   mesh = parallel_mesh.make_mesh()
-  model = transformer.build(config, rules.activation_constraint(mesh))
+  model = transformer.build(config, rules.constraint(mesh))
   shardings = rules.param_shardings(mesh, jax.eval_shape(model.init, jax.random.key(0)))
   tokenizer = tokenization.Tokenizer.load(folder)
   return Setup(

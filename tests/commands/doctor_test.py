@@ -287,17 +287,25 @@ def test_the_program_says_what_it_sees_and_writes_nothing(sound, tmp_path, capsy
   assert run(dataclasses.replace(config, doctor='warn')) == 0
 
 
-def test_training_stops_before_its_first_update_unless_told_otherwise(sound, tmp_path, capsys, monkeypatch):
+@pytest.fixture
+def without_signal(sound, tmp_path, monkeypatch) -> settings.Config:
+  """A run whose data the doctor finds fault with."""
+  monkeypatch.setattr(examination, 'examine', lambda config, prepared, *_: examination.examine_data(prepared))  # faster
   overrides = no_signal(sound, tmp_path) | {'workdir': str(tmp_path / 'run'), 'steps': 1, 'eval_data': ()}
-  config = dataclasses.replace(runs.make_config(sound, tmp_path), doctor='warn', **overrides)
-  stopping = dataclasses.replace(config, doctor='stop', buckets=configure(sound).buckets)  # as above, so compiled
+  return dataclasses.replace(runs.make_config(sound, tmp_path), doctor='warn', **overrides)
+
+
+def test_training_stops_before_its_first_update(without_signal, tmp_path):
+  stopping = dataclasses.replace(without_signal, doctor='stop')
   with pytest.raises(ValueError, match=r'so nothing was trained .--doctor=warn trains anyway.:\n  no_signal: '):
     training.train(stopping)
   assert not (tmp_path / 'run' / 'metrics.jsonl').exists()
   assert not (tmp_path / 'run' / 'config.json').exists()
-  capsys.readouterr()
-  monkeypatch.setattr(examination, 'examine', lambda config, prepared, *_: examination.examine_data(prepared))  # faster
-  assert training.train(config).step == 1
+
+
+@pytest.mark.slow  # the other runs that are tested train without the doctor
+def test_training_goes_on_if_told_so(without_signal, tmp_path, capsys):
+  assert training.train(without_signal).step == 1
   assert 'doctor     error    no_signal' in capsys.readouterr().out
   known = json.loads((tmp_path / 'run' / 'about.json').read_text())
   assert 'no_signal' in [each['name'] for each in known['doctor'] if each['severity'] == 'error']

@@ -225,7 +225,7 @@ def test_a_folder_without_checkpoints_is_refused(folder, tmp_path, capsys):
   assert f'{tmp_path}/checkpoints: holds no checkpoint' in capsys.readouterr().err
 
 
-@pytest.mark.slow  # saves a checkpoint of a run; tests/commands/export_test.py covers what is exported
+@pytest.mark.slow  # saves a checkpoint of a run; tests/run/object_store_test.py exports one
 def test_checkpoints_of_a_run_are_evaluated(folder, tmp_path, capsys):
   config = export_test.settings.Config(
     model=str(folder / 'sft'), data=('gone.jsonl',), workdir=str(tmp_path / 'run'), optimizer='adamw(1e-3)'

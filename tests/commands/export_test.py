@@ -100,6 +100,7 @@ def execute(*arguments: str) -> int:
   return program.execute(export.PROGRAM, ['export', *arguments])
 
 
+@pytest.mark.slow  # object_store_test.py and reward_model_test.py export checkpoints, too
 @pytest.mark.parametrize(
   'kind',
   ['averaged', *(pytest.param(kind, marks=pytest.mark.slow) for kind in ('adapter', 'quantized'))],  # exports_test.py

@@ -90,7 +90,7 @@ def run(models, text='linear()', *, base=None, **options):
     pytest.param("dare(density='0.4,0.6', consensus='ties', rescale='l1', seed=5)", [1.0, 2.0], marks=pytest.mark.slow),
     pytest.param('breadcrumbs(density=0.7, gamma=0.1)', '*.mlp.*=0.3,0.7; *=0.5', marks=pytest.mark.slow),
     pytest.param('della(density=0.5, epsilon=0.2)', None, marks=pytest.mark.slow),
-    ('model_stock()', None),
+    pytest.param('model_stock()', None, marks=pytest.mark.slow),
   ],
 )
 def test_folders_give_what_trees_give(models, text, weights):

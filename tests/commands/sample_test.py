@@ -50,6 +50,7 @@ def test_every_prompt_gets_its_samples_in_order(drawn):
   assert all(response.tokens == 4 for response in drawn if not response.finished)
 
 
+@pytest.mark.slow  # sampler_test.py compares them with the training forward
 def test_log_probabilities_are_those_of_a_forward_pass(folder):
   """Greedy, so that the tokens can be found again, and must be the most probable ones."""
   config = checkpoint_io.load_config(folder)

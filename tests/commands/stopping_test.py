@@ -131,11 +131,10 @@ def test_sigterm_before_the_first_step_leaves_nothing_unfinished_behind(phase, t
   assert len(finished) == (2 if phase == 'cache' else 0)  # finished shards of the reference cache are kept
 
 
-@pytest.mark.parametrize('times', [pytest.param(1, marks=pytest.mark.slow), 2])  # twice is the harder case
-@pytest.mark.parametrize(
-  'phase',  # the others ask for the signal in the same way
-  [name if name == 'step' else pytest.param(name, marks=pytest.mark.slow) for name in FROM_THE_LOOP_ON],
-)
+# loop_test.py stops and resumes a loop, and train_test.py stops two processes.
+@pytest.mark.slow
+@pytest.mark.parametrize('times', [1, 2])
+@pytest.mark.parametrize('phase', list(FROM_THE_LOOP_ON))
 def test_sigterm_during_training_saves_and_the_same_command_goes_on(
   phase, times, tiny_run, whole, tmp_path, monkeypatch
 ):

@@ -109,6 +109,7 @@ def test_another_optimizer_or_base_model_in_the_same_folder_is_refused(folder, m
   assert "config.delta_dtype was 'bfloat16' and is now 'float32'" in caplog.text
 
 
+@pytest.mark.slow  # checkpoint_io_test.py refuses the same model
 def test_the_same_model_as_its_base_is_refused(folder):
   config = configure(folder, folder / 'model')
   with pytest.raises(ValueError, match=r'model: has the same weights as .*model, so their difference is 0'):

@@ -41,6 +41,7 @@ def test_generated_texts_are_those_of_the_other_backend(model):
   assert len(set(expected)) > 40
 
 
+@pytest.mark.slow  # the contexts above are long, too
 def test_likelihoods_of_texts_are_those_of_the_other_backend(model):
   """Some are longer than what the model reads, and are scored in parts."""
   texts, expected = zip(*ASKED['text'], strict=True)

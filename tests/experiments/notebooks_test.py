@@ -87,8 +87,8 @@ def run_real_nested(converted):
 
 
 @pytest.fixture(name='own', scope='module')
-def run_own(tiny):
-  return execute('own_objective', tiny)
+def run_own(tmp_path_factory):
+  return execute('own_objective', assets.write_tiny_model(tmp_path_factory.mktemp('one_layer'), layers=1))
 
 
 @pytest.fixture(name='on', scope='module')

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from tests import quick
 from tests.launch import scripts
 
 QUEUED = ('job', '--accelerator=v5litepod-16', '--runtime=v2-alpha-tpuv5-lite')
@@ -143,7 +144,7 @@ def test_several_slices(checkout, cloud):
     scripts.check_gcloud(line)
 
 
-@pytest.mark.parametrize('state', ['SUSPENDED', 'FAILED'])
+@pytest.mark.parametrize('state', quick.first(1, ['SUSPENDED', 'FAILED']))
 def test_slices_that_are_lost_are_created_again(checkout, cloud, state):
   states = f'{state} {state} NONE PROVISIONING ACTIVE'
   result = launch(checkout, cloud, 'tpu_queued.sh', *QUEUED, '--', '--m', states=states)
@@ -185,9 +186,9 @@ def test_an_unknown_state_is_no_reason_to_create(checkout, cloud):
     ('follow', 'ACTIVE SUSPENDED', 'job: the slices are SUSPENDED'),
     ('follow', 'ACTIVE NONE', 'job: the slices are gone'),
     ('follow', 'ACTIVE', 'job: cannot reach the first worker'),
-    ('install', 'ACTIVE', 'job: cannot install alignjax'),
+    quick.slow(('install', 'ACTIVE', 'job: cannot install alignjax')),
     ('start', 'ACTIVE', 'job: cannot start the run'),
-    ('log', 'ACTIVE', 'job: cannot fetch the logs'),
+    quick.slow(('log', 'ACTIVE', 'job: cannot fetch the logs')),
   ],
 )
 def test_a_lost_connection_allows_a_restart(checkout, cloud, unreachable, states, message):
@@ -236,7 +237,7 @@ def test_a_stop_reaches_all_workers(checkout, cloud):
   assert not [line for line in calls(cloud) if 'delete' in line]  # it is to be resumed
 
 
-@pytest.mark.parametrize('code', ['43', '130', '134'])
+@pytest.mark.parametrize('code', quick.first(1, ['43', '130', '134']))
 def test_slices_that_are_still_needed_are_kept(checkout, cloud, code):
   arguments = (*QUEUED, '--delete', '--', '--m')
   result = launch(checkout, cloud, 'tpu_queued.sh', *arguments, trainer=f'exit {code}', WORKERS='1')

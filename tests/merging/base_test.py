@@ -21,6 +21,13 @@ def test_the_name_of_a_method_builds_it_again(name):
   again = merge_folders.parse_method(method.name)
   assert again.name == method.name
   assert again.settings == method.settings
+
+
+@pytest.mark.slow  # equal settings, above, and offline_test.py gives each method its settings
+@pytest.mark.parametrize('name', sorted(merging.METHODS))
+def test_the_name_of_a_method_builds_one_that_merges_alike(name):
+  method = merging.METHODS[name]()
+  again = merge_folders.parse_method(method.name)
   origin, *models = ({'scale': params['scale']} for params in (BASE, *MODELS))  # a program for each shape of a tensor
   origin = origin if method.needs_base else None
   jax.tree.map(np.testing.assert_array_equal, *(merging.merge(m, models, origin) for m in (method, again)))

@@ -253,6 +253,7 @@ def test_slerp_just_off_the_line_is_an_arc():
   assert abs(merged[0] - (0.5 * first[0] + 0.5 * second[0])) > 5e-4
 
 
+@pytest.mark.slow  # the oracle above has the ratio
 def test_model_stock_ratio():
   base = np.zeros(2)
   angle = 1.0
@@ -265,6 +266,7 @@ def test_model_stock_ratio():
   np.testing.assert_array_equal(single(merging.model_stock(), [models[0], base], base), base)
 
 
+@pytest.mark.slow  # each method is compared with its oracle above
 def test_nothing_learnt_changes_nothing():
   base = {'embed': BASE['embed']}  # a program for each shape of a tensor
   for build in merging.METHODS.values():

@@ -119,7 +119,7 @@ def test_without_rescaling_the_expectation_shrinks():
   assert abs(kept.mean() - 0.3) < 0.015
 
 
-@pytest.mark.parametrize('method', [merging.dare(0.4, rescale='l1'), merging.della(0.4, rescale='l1')])
+@pytest.mark.parametrize('method', quick.first(1, [merging.dare(0.4, rescale='l1'), merging.della(0.4, rescale='l1')]))
 def test_l1_rescaling_keeps_the_norm_of_each_tensor(method):
   delta = random_delta((40, 25))
   kept = thin(method, delta)
@@ -147,6 +147,7 @@ def test_della_prefers_large_entries_and_keeps_the_mean():
   np.testing.assert_allclose(kept[kept != 0], (tiled / probability)[kept != 0], rtol=1e-5)
 
 
+@pytest.mark.slow  # offline_test.py compares della with its oracle
 def test_della_with_density_one_or_one_column():
   delta = random_delta((6, 5))
   np.testing.assert_array_equal(thin(merging.della(1.0), delta), delta)
@@ -188,9 +189,9 @@ METHODS = [
 RANKED = (merging.della(0.5, 0.2, rescale='l1'), merging.slerp(0.3), merging.ties(0.3))
 
 
-# Quick: one that finds a threshold, one that draws, ranks along rows and rescales.
-VARIED = (METHODS[3], METHODS[8])
-EACH = [pytest.param(method, marks=() if method in VARIED else pytest.mark.slow) for method in METHODS]
+# Quick: one that draws, ranks along rows and rescales; a threshold is found in blocks of rows above.
+VARIED = METHODS[8]
+EACH = [pytest.param(method, marks=() if method is VARIED else pytest.mark.slow) for method in METHODS]
 
 
 @pytest.mark.parametrize('method', EACH, ids=[str(method) for method in METHODS])
@@ -218,7 +219,7 @@ ROWS, COLUMNS = jax.sharding.PartitionSpec('fsdp'), jax.sharding.PartitionSpec(N
   ('spec', 'method'),
   [
     *((COLUMNS, method) for method in METHODS if method in RANKED),
-    *(pytest.param(ROWS, method, marks=() if method is VARIED[1] else pytest.mark.slow) for method in METHODS),
+    *(pytest.param(ROWS, method, marks=() if method is VARIED else pytest.mark.slow) for method in METHODS),
     *(pytest.param(COLUMNS, method, marks=pytest.mark.slow) for method in METHODS if method not in RANKED),
   ],
   ids=str,

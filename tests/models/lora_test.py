@@ -73,6 +73,7 @@ def test_at_first_the_policy_is_its_base_exactly(base, first):
   np.testing.assert_array_equal(found, jax.jit(MODEL.hidden)(base, *batch))
 
 
+@pytest.mark.slow  # on_policy_test.py draws from an adapted model, and adapters_test.py merges one
 def test_the_merged_model_and_decoding_compute_what_the_adapted_one_does(base, adapters):
   quantised = quantization.quantize(base, 'nf4')
   batch = token_batches.batch(1, 6, 2, 5)

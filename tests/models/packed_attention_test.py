@@ -160,7 +160,7 @@ def test_eight_devices_compute_what_one_does():
   batch, plain = packed_batches.both(DATA, unit=4)
   given = cotangents(batch, plain)
   _, states, _, (gradient,) = compiled()(batch, plain, given)
-  model = transformer.build(CONFIG, rules.activation_constraint(mesh))
+  model = transformer.build(CONFIG, rules.constraint(mesh))
   params = token_batches.params(model)
   params = jax.device_put(params, rules.param_shardings(mesh, params))
   rows, own = jax.device_put((batch.rows, given[0]), rules.batch_sharding(mesh))

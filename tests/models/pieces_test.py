@@ -11,6 +11,7 @@ import pytest
 from alignjax.models import checkpoint_io, folders, lora, peft, pieces, quantization, weight_files
 from alignjax.parallel import mesh as parallel_mesh
 from alignjax.parallel import rules
+from tests import quick
 from tests.models import model_folders, plain_files
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
@@ -59,7 +60,7 @@ def test_whole_arrays_arrive_in_rows(gathered, monkeypatch):
 
 
 @pytest.mark.parametrize('family', FAMILIES)
-@pytest.mark.parametrize('piece', [100, 3000])
+@pytest.mark.parametrize('piece', quick.first(1, [100, 3000]))
 def test_files_are_those_of_whole_arrays(family, piece, tmp_path, monkeypatch):
   config = checkpoint_io.load_config(GOLDEN / family)
   params = jax.tree.map(np.asarray, checkpoint_io.load_params(GOLDEN / family, config))
@@ -97,6 +98,7 @@ def test_a_sharded_model_is_never_whole_on_a_device(family, gathered, tmp_path, 
   assert sum(gathered) == sum(leaf.nbytes for leaf in jax.tree.leaves(params))
 
 
+@pytest.mark.slow  # adapters_test.py has the values, the test above the sizes of pieces
 @pytest.mark.parametrize(
   ('family', 'quantized'),
   [('phi3', 'none'), pytest.param('llama_tied', 'int8', marks=pytest.mark.slow)],  # export_test.py has int8, too

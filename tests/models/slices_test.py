@@ -115,6 +115,7 @@ def test_leaves_keep_the_dtype_of_the_file(dtype, tmp_path):
   assert mixed['layers']['mlp']['down']['kernel'].dtype == dtype
 
 
+@pytest.mark.slow  # the parts of files are compared above, and golden_test.py has logits
 @pytest.mark.parametrize(
   ('family', 'dtype', 'compute_dtype'),
   [

@@ -261,6 +261,7 @@ def test_an_entry_depends_on_exactly_the_tokens_before_it(window):
     assert seen == set(before if window is None else before[-window:])
 
 
+@pytest.mark.slow  # the test below has scanned and unrolled layers
 @pytest.mark.parametrize(
   ('remat', 'scan_layers'),
   [
@@ -312,7 +313,7 @@ def test_longrope_chooses_its_factors_by_the_length_of_padded_sequences(monkeypa
   assert lengths == [P + R] * 3
 
 
-@pytest.mark.parametrize('scan_layers', [True, False])
+@pytest.mark.parametrize('scan_layers', [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_remat_keeps_less_for_the_backward_pass(scan_layers):
   params, batch = _params(), token_batches.batch(5, P, N, R)
   kept = []
@@ -355,6 +356,7 @@ def test_every_part_computes_in_the_compute_dtype(changes):
   assert jax.eval_shape(model.hidden, params, *_fields(batch)).dtype == state.dtype == jnp.bfloat16
 
 
+@pytest.mark.slow  # golden_test.py decodes, too
 @pytest.mark.parametrize(
   ('compute_dtype', 'tolerance'),
   [('float32', 1e-5), pytest.param('bfloat16', 0.1, marks=pytest.mark.slow)],  # its dtypes are tested above
@@ -379,7 +381,7 @@ def test_decode_mirrors_hidden_entry_by_entry(compute_dtype, tolerance):
 def test_eight_devices_compute_what_one_does():
   mesh = mesh_lib.make_mesh(data=4, fsdp=1, tensor=2)
   batch, params = token_batches.batch(9, P, N, R), _params(**FAMILY)
-  model = transformer.build(dataclasses.replace(CONFIG, **FAMILY), rules.activation_constraint(mesh))
+  model = transformer.build(dataclasses.replace(CONFIG, **FAMILY), rules.constraint(mesh))
   sharded_batch = jax.device_put(batch, rules.batch_sharding(mesh))
   sharded_params = jax.device_put(params, rules.param_shardings(mesh, params))
   compute = jax.jit(jax.grad(functools.partial(_loss_and_states, model.hidden), has_aux=True))
@@ -398,7 +400,7 @@ def test_experts_on_eight_devices_compute_what_they_do_on_one():
   shardings = rules.param_shardings(mesh, params)
   assert params['layers']['mlp']['gate'].shape == (CONFIG.layers, 4, CONFIG.width, CONFIG.mlp_width)
   assert shardings['layers']['mlp']['gate'].spec[:2] == (None, 'tensor')
-  model = transformer.build(dataclasses.replace(CONFIG, **changes), rules.activation_constraint(mesh))
+  model = transformer.build(dataclasses.replace(CONFIG, **changes), rules.constraint(mesh))
   sharded = jax.device_put(params, shardings), jax.device_put(batch, rules.batch_sharding(mesh))
   states = np.asarray(jax.jit(model.hidden)(sharded[0], *_fields(sharded[1])))
   expected = np.asarray(jax.jit(_model(**changes).hidden)(params, *_fields(batch)))

@@ -181,6 +181,7 @@ def test_label_smoothing_adds_a_linear_term(smoothing):
   np.testing.assert_allclose(smooth.apply(table, batch).loss, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow  # oracle_test.py has the targets
 def test_a_larger_alpha_raises_the_weight_of_exactly_the_pairs_above_the_mean():
   batch = drift.batch_of(prompts=16)
   table = drift.table_of(batch)

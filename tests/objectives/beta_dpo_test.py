@@ -16,7 +16,7 @@ from tests.oracles.data import Data
 
 
 def kept(objective, table, batch):
-  return np.asarray(objective.apply(table, batch).metrics['kept']) > 0
+  return np.asarray(jax.jit(objective.apply)(table, batch).metrics['kept']) > 0
 
 
 @pytest.mark.slow  # oracle_test.py compares the loss with its equation
@@ -63,10 +63,11 @@ def test_kept_pairs_have_the_loss_of_the_oracle_and_others_none():
   assert not np.any(np.asarray(gradient['logp'])[~chosen])
 
 
+@pytest.mark.slow  # oracle_test.py has the loss of kept pairs
 def test_the_mean_over_the_batch_is_the_mean_over_the_kept_pairs():
   batch = drift.batch_of(hard=False)
   table = drift.table_of(batch, drift=0.0)
-  loss = objectives.beta_dpo(ratio=0.6).apply(table, batch).loss
+  loss = jax.jit(objectives.beta_dpo(ratio=0.6).apply)(table, batch).loss
   assert float(jnp.sum(batch.weight * loss) / jnp.sum(batch.weight)) == pytest.approx(math.log(2), rel=1e-6)
 
 

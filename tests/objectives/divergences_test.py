@@ -20,6 +20,7 @@ FAMILY = (
 EVERY = pytest.mark.parametrize('objective', FAMILY, ids=lambda objective: objective.label)
 
 
+@pytest.mark.slow  # oracle_test.py compares all of them with their equations
 def test_the_alpha_divergence_goes_from_dpo_to_the_forward_kl():
   """DPO has the reverse KL: f'(u) = log(u), to which (1 - u^-alpha) / alpha tends as alpha goes to 0."""
   batch, logp, reference = pairs.random_pairs()

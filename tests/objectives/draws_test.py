@@ -5,13 +5,16 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from alignjax.objectives import draws
 from tests import fixtures
 
+ROW_KEYS = jax.jit(lambda batch: jax.random.key_data(draws.row_keys(batch)))
+
 
 def keys(batch):
-  return np.asarray(jax.random.key_data(draws.row_keys(batch)))
+  return np.asarray(ROW_KEYS(batch))
 
 
 def test_the_key_of_a_row_is_that_of_its_content():
@@ -27,7 +30,12 @@ def test_the_key_of_a_row_is_that_of_its_content():
     response=jnp.pad(batch.response, ((0, 0), (0, 0), (0, 4)), constant_values=9),
   )
   np.testing.assert_array_equal(keys(padded), expected)
-  np.testing.assert_array_equal(jax.jit(lambda x: jax.random.key_data(draws.row_keys(x)))(batch), expected)
+
+
+@pytest.mark.slow  # with a program for each of its operations
+def test_keys_are_the_same_without_compilation():
+  batch = fixtures.preference_batch(seed=2, prompts=6)
+  np.testing.assert_array_equal(jax.random.key_data(draws.row_keys(batch)), keys(batch))
 
 
 def test_any_change_of_content_changes_the_key():

@@ -129,7 +129,7 @@ def test_risk_aware_dpo(case):
     return jnp.sum(found.loss), found
 
   policy = jnp.asarray(data['policy_logits'], jnp.float32)
-  (_, found), gradient = jax.value_and_grad(total, has_aux=True)(policy)
+  (_, found), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(policy)
   assert_close(found.metrics['risk_ratio_chosen'], np.asarray(case['risk'])[:, 0])
   assert_close(found.metrics['risk_ratio_rejected'], np.asarray(case['risk'])[:, 1])
   assert_close(found.loss, case['loss'])

@@ -18,8 +18,8 @@ PAIRED = [
 ]
 
 
-# The first of each objective; oracle_test.py has soft labels in the loss and the gradient of every case.
-FIRST = {case.expression.split('(')[0]: case for case in reversed(PAIRED)}.values()
+# The first of each module of objectives; oracle_test.py has soft labels in the loss of each objective.
+FIRST = {cases.module_of(case): case for case in reversed(PAIRED)}.values()
 EACH = [pytest.param(case, marks=() if case in FIRST else pytest.mark.slow) for case in PAIRED]
 
 

@@ -139,6 +139,7 @@ def test_what_sampo_draws_depends_on_the_pair_alone():
   assert np.any(np.asarray(sampled_tokens(other))[:, 0] != drawn[:, 0], axis=-1).mean() > 0.5
 
 
+@pytest.mark.slow  # oracle_test.py sums them, too
 def test_sampo_sums_the_drawn_tokens_of_both_models():
   """The gradient goes to the drawn tokens, the same amount to each."""
   batch, logp, reference = pairs.random_pairs(prompts=32)

@@ -31,12 +31,18 @@ def batch_of(log_ratio, label=None, weight=None, memory=None):
 
 
 def loss_of(objective, *args, **kwargs):
-  return np.asarray(objective.apply(*batch_of(*args, **kwargs)).loss, np.float64)
+  return np.asarray(jax.jit(objective.apply)(*batch_of(*args, **kwargs)).loss, np.float64)
 
 
 def gradient_of(objective, log_ratio, label=None):
   """Of the summed loss in each log-ratio."""
-  return np.asarray(jax.grad(lambda x: jnp.sum(objective.apply(*batch_of(x, label)).loss))(jnp.asarray(log_ratio)))
+
+  @jax.jit
+  @jax.grad
+  def gradient(log_ratio):
+    return jnp.sum(objective.apply(*batch_of(log_ratio, label)).loss)
+
+  return np.asarray(gradient(jnp.asarray(log_ratio)))
 
 
 def sigmoid(x):

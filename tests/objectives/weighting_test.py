@@ -1,6 +1,7 @@
 """The properties of importance-sampled alignment and of on-policy weighting."""
 
 import dataclasses
+import functools
 import itertools
 import math
 
@@ -30,22 +31,32 @@ def gradient(objective, policy=POLICY, reference=REFERENCE, batch=BATCH):
 
 
 def of_ratios(objective, chosen, rejected=0.0, **fields):
-  """Loss, weight and gradients in both log-ratios, of one pair of one-token responses."""
+  return of_ratios_of(objective, **fields)(chosen, rejected)
+
+
+def of_ratios_of(objective, **fields):
+  """A function of both log-ratios: loss, weight and gradients of one pair of one-token responses."""
   batch = fixtures.preference_batch(prompts=1, response_size=1)
   batch = dataclasses.replace(
     batch,
     **{'behaviour_logp': None, 'label': jnp.ones(1), 'response_length': jnp.ones((1, 2), jnp.int32), **fields},
   )
 
+  @jax.jit
+  @functools.partial(jax.value_and_grad, has_aux=True)
   def apply(logp):
     table = stats.StatTable.create({'logp': logp, 'reference_logp': jnp.zeros((1, 2, 1))}, batch.response_length)
     result = objective.apply(table, batch)
     return result.loss[0], result.metrics
 
-  (loss, metrics), slope = jax.value_and_grad(apply, has_aux=True)(jnp.asarray([[[chosen], [rejected]]], jnp.float32))
-  return float(loss), float(metrics['importance/weight'][0]), np.asarray(slope)[0, :, 0]
+  def compute(chosen, rejected):
+    (loss, metrics), slope = apply(jnp.asarray([[[chosen], [rejected]]], jnp.float32))
+    return float(loss), float(metrics['importance/weight'][0]), np.asarray(slope)[0, :, 0]
+
+  return compute
 
 
+@pytest.mark.slow  # the gradient is the weighted plain one, below
 @pytest.mark.parametrize('plain', PLAIN, ids=lambda objective: objective.label)
 @pytest.mark.parametrize('clip', [0.01, 0.25, None])
 def test_at_the_reference_loss_and_gradient_are_the_plain_ones(plain, clip):
@@ -56,9 +67,9 @@ def test_at_the_reference_loss_and_gradient_are_the_plain_ones(plain, clip):
 
 @pytest.mark.parametrize(('clip', 'largest'), [(0.25, 1.64872), pytest.param(1.0, 7.38906, marks=pytest.mark.slow)])
 def test_weights_are_positive_and_capped_on_the_sum_of_both_log_ratios_and_not_below(clip, largest):
-  objective = objectives.importance_weighted(objectives.dpo(), clip=clip)
+  evaluate = of_ratios_of(objectives.importance_weighted(objectives.dpo(), clip=clip))
   for chosen, rejected in itertools.product((-1000.0, -3.0, -0.1, 0.3, 2.0, 1000.0), repeat=2):
-    _, weight, slope = of_ratios(objective, chosen, rejected)
+    _, weight, slope = evaluate(chosen, rejected)
     assert 0 <= weight <= largest + 1e-5
     total = chosen + rejected
     np.testing.assert_allclose(weight, np.exp(min(total, 2 * clip)), rtol=1e-5)
@@ -131,10 +142,11 @@ def test_unclipped_weights_turn_the_expectation_over_the_reference_into_one_over
   bandit = Bandit()
   offline, online = bandit.probability(bandit.reference), bandit.probability(jax.nn.log_softmax(bandit.policy))
   weighted = objectives.importance_weighted(plain, clip=None)
-  found = jax.grad(lambda x: bandit.total(weighted, x, offline))(bandit.policy)
-  expected = jax.grad(lambda x: bandit.total(plain, x, online))(bandit.policy)
+  found = jax.jit(jax.grad(lambda x: bandit.total(weighted, x, offline)))(bandit.policy)
+  plainly = jax.jit(jax.grad(lambda x, weight: bandit.total(plain, x, weight)))
+  expected = plainly(bandit.policy, online)
   np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
-  assert np.abs(expected - jax.grad(lambda x: bandit.total(plain, x, offline))(bandit.policy)).max() > 1e-2
+  assert np.abs(expected - plainly(bandit.policy, offline)).max() > 1e-2
 
 
 def test_moments_of_the_weights_under_the_reference():

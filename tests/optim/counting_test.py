@@ -10,8 +10,11 @@ from tests import quick
 SHARES = (1.0, 0.5, 0.3, 0.01, 0.0)
 
 
+SHAPES = [(7,), (70, 80, 3), (3, 840, 16), (1, 5), (2, 1500), (64, 3, 9)]
+
+
 @pytest.mark.parametrize('cached', quick.first(1, [256, 2**19, 20]))
-@pytest.mark.parametrize('shape', [(7,), (1, 5), (70, 80, 3), (2, 1500), (3, 840, 16), (64, 3, 9)])
+@pytest.mark.parametrize('shape', [*SHAPES[:3], *(pytest.param(shape, marks=pytest.mark.slow) for shape in SHAPES[3:])])
 def test_counts_are_exact_and_totals_accurate(shape, cached, monkeypatch):
   monkeypatch.setattr(counting, '_CACHED', cached)
   rng = np.random.default_rng(4)

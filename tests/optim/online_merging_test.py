@@ -87,6 +87,7 @@ def test_01_dare_of_everything_without_tau_is_adamw_bit_for_bit():
   runs.assert_equal(after_rate, runs.run(ADAM)[0])
 
 
+@pytest.mark.slow  # the test above has dare, and the oracle ties
 def test_02_weighted_ties_of_everything_without_tau_is_adam_and_raw_is_not():
   plain, _ = runs.run(ADAM, **STACK)
   runs.assert_equal(runs.run(optax.chain(ADAM, optim.online_ties(1.0, 0.0)), **STACK)[0], plain)
@@ -113,6 +114,7 @@ def test_04_without_tau_alpha_shrinks_the_learning_rate():
   runs.assert_close(merged, runs.run(optax.adam(RATE * (1 - ALPHA)))[0], rtol=0, atol=3e-7)
 
 
+@pytest.mark.slow  # test_03 has alpha between 0 and 1
 @pytest.mark.parametrize(
   'merge',
   [pytest.param(optim.online_dare(1.0, 1.0), marks=pytest.mark.slow), optim.online_dare(0.5, 1.0, mask='fixed')],
@@ -130,6 +132,7 @@ def test_05_alpha_of_one_does_not_see_gradients(merge):
   runs.assert_close(path[-1], expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow  # the trajectories of the oracle have both terms
 def test_06_a_learning_rate_of_zero_still_moves_by_tau():
   dare, _ = runs.moved(optax.chain(optax.adam(0.0), optim.online_dare(1.0, ALPHA)), runs.STREAM[0])
   runs.assert_close(dare[0], jax.tree.map(lambda t: ALPHA * t, runs.TAU))
@@ -138,7 +141,9 @@ def test_06_a_learning_rate_of_zero_still_moves_by_tau():
     np.testing.assert_allclose(tensor(ties[0], place), ALPHA * oracle.top(tensor(runs.TAU, place), 0.3), rtol=1e-6)
 
 
-@pytest.mark.parametrize(('rescale', 'mean', 'variance'), [('none', 0.25, 0.1875), ('inverse', 1.0, 3.0)])
+@pytest.mark.parametrize(
+  ('rescale', 'mean', 'variance'), [pytest.param('none', 0.25, 0.1875, marks=pytest.mark.slow), ('inverse', 1.0, 3.0)]
+)
 def test_07_mean_and_variance_of_dare(rescale, mean, variance):
   """Of B x: p x and p (1 - p) x^2; of B x / p: x and (1 / p - 1) x^2. The values are all 1, so entries are samples."""
   ones = {'w': jnp.ones((400, 500))}
@@ -150,6 +155,7 @@ def test_07_mean_and_variance_of_dare(rescale, mean, variance):
     assert abs(values.var() - variance) < 0.01 * variance + 5e-3 * variance
 
 
+@pytest.mark.slow  # top_fraction_test.py compares with sorting
 @pytest.mark.parametrize(
   'reserve',
   [1e-9, *(pytest.param(share, marks=pytest.mark.slow) for share in (0.02, 0.29, 0.999))],  # 0.3 is above
@@ -168,6 +174,7 @@ def test_08_ties_keeps_the_largest_exactly(reserve):
   runs.assert_equal(merge(out, state, zero, tau)[0], out)
 
 
+@pytest.mark.slow  # top_fraction_test.py breaks ties by rank
 @pytest.mark.parametrize('dtype', [pytest.param(jnp.float32, marks=pytest.mark.slow), jnp.bfloat16])
 def test_08_ties_keeps_the_share_where_all_magnitudes_are_equal(dtype):
   """As in Lion's updates: the entries kept differ from merge to merge; those of a constant tau stay."""
@@ -211,6 +218,7 @@ def test_10_election_of_the_weighted_is_never_smaller_than_either_and_ties_are_r
     np.testing.assert_array_equal(out['w'], expected)
 
 
+@pytest.mark.slow  # the tests against the oracle merge at every third step
 def test_11_step_k():
   """K = 1 is online; between merges it is Adam; back exactly; K = N is offline linear merging plus alpha tau."""
   online, _ = runs.run(optax.chain(ADAM, optim.online_dare(0.5, ALPHA)))
@@ -235,7 +243,7 @@ def test_11_step_k():
     np.testing.assert_allclose(end - offline, ALPHA * tau, rtol=0, atol=2e-7)
 
 
-@pytest.mark.slow  # the merge of step K is tested above
+@pytest.mark.slow
 def test_11_the_merge_of_a_cache_is_that_of_the_displacement():
   three = {**STACK, 'gradients': STACK['gradients'][:3]}
   merged, _ = runs.run(optax.chain(ADAM, optim.online_ties(0.3, ALPHA, every=3)), **three)
@@ -281,7 +289,7 @@ def test_14_multi_steps_adds_tau_once_for_each_accumulated_step():
 @pytest.mark.parametrize(
   'merge',
   [
-    optim.online_dare(0.3, ALPHA),
+    pytest.param(optim.online_dare(0.3, ALPHA), marks=pytest.mark.slow),
     pytest.param(optim.online_ties(0.1, 0.9, elect='raw'), marks=pytest.mark.slow),
     optim.online_dare(1.0, ALPHA, every=4),
   ],
@@ -292,7 +300,7 @@ def test_15_moments_do_not_see_the_merge(merge):
   runs.assert_equal(state[0], plain)
 
 
-@pytest.mark.parametrize('build', [pytest.param(optim.online_dare, marks=pytest.mark.slow), optim.online_ties])
+@pytest.mark.parametrize('build', [optim.online_dare, pytest.param(optim.online_ties, marks=pytest.mark.slow)])
 def test_l1_keeps_the_sum_of_magnitudes_of_each_tensor(build):
   for alpha in (0.0, 1.0):
     (out,), _ = runs.moved(build(0.3, alpha, rescale='l1'), STACK['gradients'][0], STACK['tau'])

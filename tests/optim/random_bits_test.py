@@ -9,7 +9,9 @@ from alignjax.optim import random_bits
 from tests.oracles import online_merging as oracle
 
 
-@pytest.mark.parametrize('shape', [(), (7,), (5, 3), (2, 3, 4)])
+@pytest.mark.parametrize(
+  'shape', [(), (5, 3), *(pytest.param(shape, marks=pytest.mark.slow) for shape in ((7,), (2, 3, 4)))]
+)
 def test_bits_are_those_of_jax(shape):
   with jax.threefry_partitionable(True):
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(3, impl='threefry2x32'), 5), 2)

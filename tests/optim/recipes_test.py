@@ -232,7 +232,7 @@ def test_muon_makes_each_layer_orthogonal_and_leaves_the_rest_to_adam():
   adam = optax.nadam(0.5)
   rest = (updates['embed'], updates['unembed'], updates['layers']['norm'])
   its = (gradient['embed'], gradient['unembed'], gradient['layers']['norm'])
-  expected, _ = adam.update(its, adam.init(its))
+  expected, _ = jax.jit(adam.update)(its, adam.init(its))
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), rest, expected)
 
 
@@ -242,7 +242,7 @@ def test_adafactor_takes_stacked_layers_for_separate_matrices():
 
   def moved(gradient: np.ndarray) -> np.ndarray:
     params = {'kernel': jnp.zeros(gradient.shape)}
-    updates, state = tx.update({'kernel': jnp.asarray(gradient, jnp.float32)}, tx.init(params), params)
+    updates, state = jax.jit(tx.update)({'kernel': jnp.asarray(gradient, jnp.float32)}, tx.init(params), params)
     assert max(leaf.size for leaf in jax.tree.leaves(state)) == gradient.size // 128
     return np.asarray(updates['kernel'])
 

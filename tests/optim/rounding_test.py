@@ -33,6 +33,7 @@ def drift(dtype, alpha, steps, *, carry=True, reserve=1.0, tau_dtype=jnp.float32
   return before, after, np.asarray(state.residual['w'], np.float64) if carry else 0.0, delta
 
 
+@pytest.mark.slow  # the residual of bfloat16 parameters is compared below
 @pytest.mark.parametrize('tau_dtype', quick.first(1, [jnp.bfloat16, jnp.float32]))
 def test_drift_below_half_an_ulp_moves_float32_parameters(tau_dtype):
   steps, alpha = 2000, 1e-7
@@ -44,7 +45,7 @@ def test_drift_below_half_an_ulp_moves_float32_parameters(tau_dtype):
   assert np.linalg.norm(after - before) < 0.3 * np.linalg.norm(expected)
 
 
-@pytest.mark.slow  # the drift of all entries is tested above, the masks in online_merging_test.py
+@pytest.mark.slow  # the drift of all entries is tested below, the masks in online_merging_test.py
 def test_drift_of_fresh_masks_is_as_large_on_average():
   steps, alpha, reserve = 2000, 1e-7, 0.25
   before, after, _, tau = drift(jnp.float32, alpha, steps, reserve=reserve)

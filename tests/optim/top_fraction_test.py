@@ -78,6 +78,7 @@ def test_the_order_of_ties_depends_on_the_key_and_favours_no_position():
   assert abs(both - 0.25**2) < 0.005
 
 
+@pytest.mark.slow  # online_merging_test.py has the trajectories of a stack
 def test_stacked_tensors_are_independent():
   scale = np.array([1e-6, 1.0, 1e6])[:, None, None]
   x = jnp.asarray(np.random.default_rng(1).standard_normal((3, 20, 30)) * scale, jnp.float32)
@@ -103,6 +104,7 @@ def test_the_start_of_the_search_does_not_change_what_is_kept():
   assert [int(part.squeeze()) for part in top_fraction.find(x, 0.05, WORDS, previous=wrong, known=True)] == [77, 5]
 
 
+@pytest.mark.slow  # random numbers of float32 are compared above
 def test_a_bfloat16_is_the_float32_that_it_is():
   x = jnp.asarray(np.random.default_rng(3).standard_normal(300), jnp.bfloat16)
   np.testing.assert_array_equal(kept(x, 0.1), kept(x.astype(jnp.float32), 0.1))

@@ -121,8 +121,12 @@ def test_a_state_can_be_donated_and_has_a_place_on_a_mesh(name):
 
 @pytest.mark.parametrize(
   'base',
-  [optax.adafactor(1e-2), optax.lion(1e-2), optax.contrib.muon(1e-2), optax.sgd(optax.linear_schedule(1e-2, 0.0, 3))],
-  ids=['adafactor', 'lion', 'muon', 'schedule'],
+  [
+    pytest.param(optax.adafactor(1e-2), id='adafactor'),
+    pytest.param(optax.lion(1e-2), id='lion', marks=pytest.mark.slow),
+    pytest.param(optax.contrib.muon(1e-2), id='muon', marks=pytest.mark.slow),
+    pytest.param(optax.sgd(optax.linear_schedule(1e-2, 0.0, 3)), id='schedule'),
+  ],
 )
 def test_any_base_optimizer_will_do(base):
   path, _ = runs.run(optax.chain(base, optim.online_dare(1.0, ALPHA)), runs.STREAM[:1])

@@ -1,5 +1,8 @@
 """Every case of every family: what the oracle tests and the contract run over."""
 
+import inspect
+
+from alignjax import objectives
 from tests.oracles import (
   adaptive,
   batchwise,
@@ -62,3 +65,12 @@ COMPOSED = (
 )
 
 CASES = (*(case for family in FAMILIES for case in family.CASES), *COMPOSED)
+
+
+def module_of(case: Case) -> str:
+  return inspect.unwrap(objectives.OBJECTIVES[case.expression.split('(')[0]]).__module__
+
+
+# What is quick: cheap tests run for an objective each, costly ones for a module of objectives each.
+FIRST = tuple({case.expression.split('(')[0]: case for case in reversed(CASES)}.values())
+FIRST_OF_MODULES = tuple({module_of(case): case for case in reversed(FIRST)}.values())

@@ -57,11 +57,13 @@ def test_a_parameter_without_a_rule_is_named():
   [
     (('batch', None, None), (8, 3, 4), (2, 3, 4)),
     (('batch', None, None), (6, 3, 4), (6, 3, 4)),  # 4 shards do not divide 6 rows
-    (('vocab', None), (10, 4), (5, 4)),
+    (('vocab', 'width'), (10, 4), (5, 2)),
+    (('replica', None, 'width'), (8, 3, 4), (4, 3, 2)),  # columns of all prompts of a replica
+    (('replica', None, 'width'), (8, 3, 5), (2, 3, 5)),  # nobody has columns of their own: prompts stay where they are
   ],
 )
 def test_activations_are_pinned_by_logical_axis(axes, shape, shard):
-  constrain = rules.activation_constraint(mesh_lib.make_mesh(2, 2, 2))
+  constrain = rules.constraint(mesh_lib.make_mesh(2, 2, 2))
   placed = jax.jit(lambda x: constrain(x, axes))(jnp.zeros(shape))
   assert placed.sharding.shard_shape(shape) == shard
 

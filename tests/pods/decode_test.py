@@ -47,7 +47,7 @@ def layout(mesh):
 @pytest.fixture(scope='module')
 def sampling(layout):
   """The compiled sampler."""
-  constrain = rules.activation_constraint(layout.mesh)
+  constrain = rules.constraint(layout.mesh)
   rows = [
     jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rules.batch_sharding(layout.mesh))
     for shape in [(PROMPTS, PROMPT), (PROMPTS,), (PROMPTS,)]

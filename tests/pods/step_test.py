@@ -42,7 +42,7 @@ def compiled(mesh, *, prompts=32, size=128):
 
   Returns the compiled text, and the number of entries of all large kernels.
   """
-  model = transformer.build(CONFIG, rules.activation_constraint(mesh))
+  model = transformer.build(CONFIG, rules.constraint(mesh))
   shapes = jax.eval_shape(model.init, jax.random.key(0))
   params = jax.tree.map(
     lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),

@@ -57,6 +57,7 @@ def scores(scorer):
   return scorer(SAMPLES)
 
 
+@pytest.mark.slow  # reward_model_test.py scores what a run has evaluated
 def test_scores_are_the_rewards_of_training(folder, scores):
   """The prompt, the response and its end token are those of the training data; a response that was cut has no end."""
   tokenizer = tokenization.Tokenizer.load(folder)

@@ -76,8 +76,12 @@ def test_the_scan_equals_the_recursion_in_every_state(measure, oracle, discount)
 def test_advantages_telescope_along_every_path(measure, oracle, discount):
   del oracle
   _, index, following, rewards, logp = random_tree(1)
-  value = risk.markov_value(rewards, logp, following, measure, discount)
-  advantage = risk.advantage(rewards, logp, following, measure, discount)
+
+  @jax.jit
+  def of(rewards, logp):
+    return [f(rewards, logp, following, measure, discount) for f in (risk.markov_value, risk.advantage)]
+
+  value, advantage = map(np.asarray, of(rewards, logp))
   for path in itertools.product(range(VOCAB), repeat=DEPTH):
     steps = [(discount**t, index[path[:t]], z) for t, z in enumerate(path)]
     gained = sum(factor * advantage[s, z] for factor, s, z in steps)
@@ -89,7 +93,8 @@ def test_advantages_telescope_along_every_path(measure, oracle, discount):
 def test_the_measure_of_the_advantage_is_zero_in_every_state(measure, oracle):
   del oracle
   _, _, following, rewards, logp = random_tree(2)
-  np.testing.assert_allclose(measure(risk.advantage(rewards, logp, following, measure), logp), 0.0, atol=1e-6)
+  found = jax.jit(lambda r, p: measure(risk.advantage(r, p, following, measure), p))(rewards, logp)
+  np.testing.assert_allclose(found, 0.0, atol=1e-6)
 
 
 def test_nested_mean_and_nested_entropic_equal_the_static_ones_and_nested_cvar_does_not():
@@ -180,7 +185,7 @@ def test_along_a_path_the_value_is_the_discounted_sum_of_one_step_risks(measure,
     expected = functools.reduce(
       lambda later, t: [one_step[:, t] + discount * later[0], *later], range(4, -1, -1), [0.0]
     )
-    value = risk.path_value(values, logp, mask, measure, discount)
+    value = jax.jit(lambda *path, discount=discount: risk.path_value(*path, measure, discount))(values, logp, mask)
     for t in range(5):
       np.testing.assert_allclose(value[:, t], expected[t], rtol=2e-6, atol=2e-6)
 
@@ -191,7 +196,7 @@ def test_a_path_value_does_not_depend_on_earlier_steps_or_on_what_is_masked():
   def value(values):
     return risk.path_value(values, logp, mask, risk.cvar(0.5), 0.9)
 
-  jacobian = jax.jacobian(lambda v: value(v))(jnp.asarray(values, jnp.float32))  # [2, T, 2, T, V]
+  jacobian = jax.jit(jax.jacobian(value))(jnp.asarray(values, jnp.float32))  # [2, T, 2, T, V]
   for t in range(5):
     assert not np.any(jacobian[:, t, :, :t])
   assert not np.any(jacobian[0, :, 1])

@@ -92,7 +92,7 @@ def tamper(path: pathlib.Path) -> None:
 
 @pytest.mark.parametrize(
   'part',
-  ['reference', pytest.param('base', marks=pytest.mark.slow)],  # export_test.py compares a base, too
+  ['reference', pytest.param('base', marks=pytest.mark.slow)],  # adapters_test.py loads a base, too
 )
 def test_weights_that_change_unseen_are_refused_by_tensor(part, folder, tmp_path, monkeypatch):
   """The quick fingerprint, which reads samples of a file, does not see the change."""

@@ -66,6 +66,7 @@ def test_one_batch_holds_the_first_examples_without_waste(examples):
     alignjax.one_batch(examples, 4)
 
 
+@pytest.mark.slow  # notebooks_test.py trains with `fit`
 def test_fit_starts_from_the_loss_that_the_table_gives_and_keeps_the_model(loaded, examples):
   before = jax.tree.map(np.array, loaded.params)
   objective = alignjax.objectives.dpo()

@@ -120,6 +120,7 @@ def test_a_finished_run_repairs_its_export_and_leaves_a_sound_one(resumed, store
   assert store['bucket/run/model/model.safetensors'] == (whole / 'model' / 'model.safetensors').read_bytes()
 
 
+@pytest.mark.slow  # checkpoint_test.py has damage on a disk
 def test_a_damaged_checkpoint_in_the_store_is_set_aside(resumed, store, whole):
   metadata = f'bucket/run/checkpoints/{STEPS}/metadata/metadata'
   store[metadata] = store[metadata].replace(b'"sha256"', b'"sha255"')

@@ -79,7 +79,7 @@ def lasting(workdir):
 @pytest.fixture(scope='module')
 def whole(folder):
   """The records of a run that is not interrupted."""
-  result = training.train(configure(folder, doctor='stop'))
+  result = training.train(configure(folder))
   assert result.step == 5
   return lasting(folder / 'run')
 
@@ -103,7 +103,8 @@ def test_a_run_draws_scores_and_trains(folder, whole):
   assert (folder / 'run' / 'adapter').exists()
 
 
-@pytest.mark.parametrize('place', [pytest.param('while scoring', marks=pytest.mark.slow), 'between updates'])
+@pytest.mark.slow  # training/rollouts_resume_test.py is killed at each place
+@pytest.mark.parametrize('place', ['while scoring', 'between updates'])
 def test_a_run_that_is_killed_resumes_bit_for_bit(folder, whole, tmp_path, monkeypatch, place):
   """It is killed after the checkpoint of step 3, which is within the second round."""
   config = configure(folder, workdir=str(tmp_path / 'run'))
@@ -127,7 +128,8 @@ def test_a_run_that_is_killed_resumes_bit_for_bit(folder, whole, tmp_path, monke
   assert lasting(tmp_path / 'run') == whole
 
 
-@pytest.mark.slow  # rollouts_test.py has the failure, loop_failures_test.py the save, and the test above resumes
+# rollouts_test.py has the failure, loop_failures_test.py the save, and rollouts_resume_test.py the rest.
+@pytest.mark.slow
 def test_a_reward_that_fails_saves_the_run_which_resumes(folder, whole, tmp_path, monkeypatch):
   config = configure(folder, workdir=str(tmp_path / 'run'), save_every=0)
   with monkeypatch.context() as patch:
@@ -167,7 +169,7 @@ def test_a_whole_model_is_trained_on_its_own_samples(folder, tmp_path):
   assert records[1]['rollout/kl_exact'] > 0
 
 
-@pytest.mark.slow  # the doctor of `train` has seen the first round
+@pytest.mark.slow  # doctor/models_test.py has sampling, and doctor_test.py the doctor of `train`
 def test_the_doctor_examines_the_first_round(folder):
   said = []
   assert not examination.stops(configure(folder, workdir='', doctor='warn'), said.append)

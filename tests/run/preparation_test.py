@@ -61,6 +61,7 @@ def test_a_setting_that_the_model_cannot_have_is_not_blamed_on_its_file(folder):
     preparation.prepare(configure(folder, attention='cudnn'), doctor_test.SILENT)
 
 
+@pytest.mark.slow  # adapters_test.py trains on a base in 8 bits
 @pytest.mark.parametrize(
   ('base', 'cache'),
   [*(pytest.param(base, False, marks=pytest.mark.slow) for base in ('none', 'int8')), ('int8', True)],

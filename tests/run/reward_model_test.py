@@ -98,6 +98,7 @@ def test_training_continues_from_a_reward_model_and_refuses_it_as_a_language_mod
     preparation.prepare(configure(folder, 'next', model=str(run / 'model'), objective='dpo()'), doctor_test.SILENT)
 
 
+@pytest.mark.slow  # the test above starts from a stored score
 def test_an_adapter_starts_from_the_stored_score_or_a_new_one(trained, folder):
   run, _ = trained
   for model, expected in ((str(run / 'model'), True), (str(folder / 'model'), False)):

@@ -47,7 +47,7 @@ def trained(mesh):
 
 def drawn(mesh, params):
   """The samples on a mesh, and the transfers for each token."""
-  constrain = rules.activation_constraint(mesh)
+  constrain = rules.constraint(mesh)
   decoding = sampler.Decoding(samples=2, max_new_tokens=4, end_ids=(2,), constrain=constrain)
   program = jax.jit(functools.partial(sampler.sample, MODEL.constrained(constrain), decoding=decoding))
   rows = (PROMPT, np.full(8, 2, np.int32), np.arange(8, dtype=np.int32))

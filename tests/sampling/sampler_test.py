@@ -123,6 +123,7 @@ def test_a_response_ends_with_its_first_end_token_and_is_padded_with_zeros():
     np.testing.assert_array_equal(values[padding], 0)
 
 
+@pytest.mark.slow  # the log-probabilities above are of five end tokens
 def test_any_of_several_end_tokens_ends_a_response_and_without_one_none_ends():
   prompt, length, params = BATCH.prompt % 3, BATCH.prompt_length, _table_params()
   ends_both = _sample(TABLE, params, prompt, length, end_ids=(0, END))
@@ -180,6 +181,7 @@ def test_the_loop_stops_when_every_response_has_ended():
   assert len(steps) == np.max(drawn.response_length) < 60
 
 
+@pytest.mark.slow  # layouts_test.py compares eight devices with one
 def test_eight_devices_draw_what_one_does():
   model, params = _decoder()
   mesh = mesh_lib.make_mesh(data=4, fsdp=1, tensor=2)

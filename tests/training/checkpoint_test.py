@@ -103,7 +103,9 @@ def test_empty_folder_restores_nothing(tmp_path):
     assert checkpoints.restore(make_state(), make_source()) is None
 
 
-@pytest.mark.parametrize('shape', [(1, 8, 1), (2, 2, 2), (1, 4, 1)])
+@pytest.mark.parametrize(
+  'shape', [(2, 2, 2), *(pytest.param(shape, marks=pytest.mark.slow) for shape in ((1, 8, 1), (1, 4, 1)))]
+)
 def test_restores_on_another_mesh(tmp_path, shape):
   state = make_state(mesh_lib.make_mesh(1, 2, 4))
   with open_checkpoints(tmp_path / 'c') as checkpoints:

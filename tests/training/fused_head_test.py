@@ -6,6 +6,7 @@ import functools
 import chex
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 
@@ -13,14 +14,14 @@ from alignjax import objectives, risk, stats
 from alignjax.models import lora, transformer
 from alignjax.parallel import mesh as mesh_lib
 from alignjax.parallel import rules
-from alignjax.training import forward, fused_head
+from alignjax.training import forward, fused_head, rows
 from alignjax.training.policy import Policy
 from alignjax.types import Head
 from tests import fixtures
 from tests.models import token_batches
 from tests.training import step_test
 
-WIDTH, VOCAB = 6, 19
+WIDTH, VOCAB = 8, 19
 OBJECTIVES = {
   'dpo': objectives.dpo(beta=0.3) + 0.1 * objectives.sft(),
   'ra_dpo': objectives.ra_dpo(risk=risk.cvar(0.9), beta=0.3),
@@ -55,7 +56,7 @@ def unfused(objective, policy, reference, batch):
     pytest.param('dpo', 28, marks=pytest.mark.slow),
     pytest.param('dpo', 10_000, marks=pytest.mark.slow),
     pytest.param('ra_dpo', 28, marks=pytest.mark.slow),  # two prompts; nested_value_test.py has a measure in the step
-    ('simpo', 10_000),  # all
+    pytest.param('simpo', 10_000, marks=pytest.mark.slow),  # all
   ],
 )
 def test_value_and_gradient_are_those_of_full_logits(name, chunk):
@@ -73,6 +74,60 @@ def test_value_and_gradient_are_those_of_full_logits(name, chunk):
   np.testing.assert_allclose(alone, total, rtol=1e-6)
   chex.assert_trees_all_close(same_sums, sums, rtol=1e-6)
   np.testing.assert_allclose(sums['loss'].total, total, rtol=1e-6)
+
+
+WIDE = 320  # a vocabulary of more ids than the 8 x 2 x 7 response tokens of BATCH, so that devices share it out
+
+
+def wide(seed):
+  hidden = hidden_of(seed, BATCH)
+  kernel = jnp.asarray(np.random.default_rng(seed + 5).standard_normal((WIDTH, WIDE)).astype(np.float32))
+  return hidden._replace(head=Head(kernel, soft_cap=4.0))
+
+
+@pytest.mark.parametrize(
+  ('shape', 'name', 'chunk'),
+  [
+    ((2, 2, 2), 'dpo', 14),  # a prompt of each shard
+    pytest.param((1, 8, 1), 'ra_dpo', 4, marks=pytest.mark.slow),  # two positions of a prompt of each shard
+    pytest.param((1, 4, 2), 'ra_dpo', 10_000, marks=pytest.mark.slow),
+    pytest.param((2, 4, 1), 'simpo', 14, marks=pytest.mark.slow),
+  ],
+)
+def test_devices_that_share_out_the_vocabulary_give_value_and_gradient_of_full_logits(shape, name, chunk):
+  objective, policy, mesh = OBJECTIVES[name], wide(0), mesh_lib.make_mesh(*shape)
+  reference = wide(1) if stats.missing_reference(objective.needs, ()) else None
+  assert forward.together(policy, rows.Layout(chunk, mesh=mesh)) == shape[1]
+  by_prompt, by_width = rules.batch_sharding(mesh), NamedSharding(mesh, PartitionSpec('fsdp', 'tensor'))
+
+  def placed(hidden):
+    states, kernel = jax.device_put(hidden.states, by_prompt), jax.device_put(hidden.head.kernel, by_width)
+    return hidden._replace(states=states, head=dataclasses.replace(hidden.head, kernel=kernel))
+
+  def loss(policy, reference, batch):
+    return fused_head.fused_loss(objective, policy, reference, batch, chunk=chunk, mesh=mesh)
+
+  expected, wanted = jax.jit(jax.value_and_grad(functools.partial(unfused, objective)))(policy, reference, BATCH)
+  inputs = placed(policy), reference and placed(reference), jax.device_put(BATCH, by_prompt)
+  program = jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(*inputs).compile()
+  (total, _), gradient = program(*inputs)
+  np.testing.assert_allclose(total, expected, rtol=2e-6)
+  assert step_test.relative_error(gradient, wanted) < 1e-5
+  assert f'f32[{WIDTH},{WIDE}]' not in program.as_text()  # no device holds a whole head, or its gradient
+
+
+@pytest.mark.parametrize(
+  ('tokens', 'vocabulary', 'shape', 'expected'),
+  [
+    (1024, 2048, (1, 8, 1), 8),
+    (4096, 2048, (1, 8, 1), 1),  # heads are smaller than states
+    (4096, 2048, (4, 2, 1), 2),  # each of 4 replicas has a quarter of the tokens
+    (1024, 2052, (1, 8, 1), 1),  # does not divide
+    (1024, 2048, (8, 1, 1), 1),
+  ],
+)
+def test_devices_exchange_what_is_smaller(tokens, vocabulary, shape, expected):
+  assert rows.Layout(mesh=mesh_lib.make_mesh(*shape)).together(tokens, vocabulary) == expected
 
 
 def test_the_gradient_is_scaled_by_the_cotangent_of_the_loss_and_the_sums_carry_none():

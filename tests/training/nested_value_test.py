@@ -39,7 +39,7 @@ def test_any_layout_gives_the_plain_gradient(kind, shape, microbatches, chunk):
   batch = step_test.batch_of(16)
   loss, gradient = step_test.plain_gradient(plain, OBJECTIVES[kind], *params, batch)
   mesh = None if shape is None else mesh_lib.make_mesh(*shape)
-  model = plain if mesh is None else transformer.build(CONFIG, rules.activation_constraint(mesh))
+  model = plain if mesh is None else transformer.build(CONFIG, rules.constraint(mesh))
   options = {'mesh': mesh, 'microbatches': microbatches, 'chunk': chunk}
   metrics, found = step_test.step_gradient(model, OBJECTIVES[kind], *params, batch, **options)
   assert float(metrics['loss']) == pytest.approx(float(loss), rel=1e-6)

@@ -51,6 +51,7 @@ def test_the_heads_are_those_that_the_objective_needs():
     }[output]
 
 
+@pytest.mark.slow  # the test below changes the last token and the padding
 def test_the_reward_is_read_after_the_last_token_whatever_follows():
   """In longer responses, the state before the next token is that entry; the next token does not matter."""
   follow = np.random.default_rng(0).integers(0, CONFIG.vocab_size, (2, *BATCH.response.shape[:2]))
@@ -229,6 +230,7 @@ def accuracy_after(model, params, tx, updates, train, held_out):
   return [float(run(*pairs)) for pairs in zip(train, held_out, strict=True)]
 
 
+@pytest.mark.slow  # the gradient is compared above
 def test_bradley_terry_learns_a_linear_reward_of_token_counts():
   """From 300 drawn labels. On other pairs it is nearly as accurate as the true reward, whose accuracy is 0.69."""
   model = bag_of_tokens(6)

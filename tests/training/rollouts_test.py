@@ -79,6 +79,7 @@ def drawn(tmp_path_factory):
   return made.draw(world.start(setting), world.FROZEN, 0), made
 
 
+@pytest.mark.slow  # a method finds its optimum above, and on_policy_test.py is exact in expectation
 @pytest.mark.parametrize(
   ('samples', 'beta', 'gamma'),
   [
@@ -267,6 +268,7 @@ def test_rollouts_as_a_dataset_give_the_losses_of_the_run(drawn, tmp_path):
   assert abs(float(online.mean()) - np.log(2)) > 1e-3
 
 
+@pytest.mark.slow  # layouts_test.py draws on eight devices
 def test_eight_devices_draw_the_same_responses(tmp_path, drawn):
   setting = world.Setting('dpo(beta=0.1)', samples=3, pairing='best_worst')
   wide = mesh.make_mesh(2, 4, 1)

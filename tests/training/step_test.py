@@ -181,12 +181,13 @@ def of_a_transformer():
 def test_any_mesh_gives_the_plain_gradient(of_a_transformer, name, shape):
   params, loss, gradient = of_a_transformer(name)
   mesh, objective = mesh_lib.make_mesh(*shape), EXPECTED[name]
-  model = transformer.build(ONE_LAYER, rules.activation_constraint(mesh))
+  model = transformer.build(ONE_LAYER, rules.constraint(mesh))
   metrics, found = step_gradient(model, objective, *params, batch_of(16), mesh=mesh, microbatches=2, chunk=16)
   np.testing.assert_allclose(metrics['loss'], loss, rtol=2e-6)
   assert relative_error(found, gradient) < 1e-5
 
 
+@pytest.mark.slow  # contract_test.py and packing_test.py have padding
 def test_extra_padding_changes_nothing(model, params, stepped):
   metrics, gradient = stepped
   wide_metrics, wide_gradient = step_gradient(model, OBJECTIVE, *params, padded(batch_of()))
@@ -289,6 +290,7 @@ def compiled_step(chunk, vocab, prompts=8, response=64):
   return jax.jit(step, donate_argnums=0).lower(state, state_lib.Frozen(references.Live(params)), batch).compile()
 
 
+@pytest.mark.slow  # packing_test.py measures one chunk at a time
 def test_logits_of_a_whole_batch_never_exist():
   vocab, tokens = 8192, 8 * 2 * 64
   full = tokens * vocab * 4
