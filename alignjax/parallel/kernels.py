@@ -124,8 +124,7 @@ class SplitKernel:
     return y.reshape(*x.shape[:-1], -1)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _multiply(x: Array, kernel: Array, parts: Parts, axis: int) -> Array:
+def _product(x: Array, kernel: Array, parts: Parts, axis: int) -> Array:
   """[replicas, rows, ..., D] @ [D, F], with rows and kernel split."""
 
   def own(x: Array, kernel: Array) -> Array:
@@ -134,8 +133,12 @@ def _multiply(x: Array, kernel: Array, parts: Parts, axis: int) -> Array:
   return parts.run(own, (1, axis), 1)(x, kernel)
 
 
+_multiply = jax.custom_vjp(_product, nondiff_argnums=(2, 3))
+
+
 def _multiply_forward(x: Array, kernel: Array, parts: Parts, axis: int) -> tuple[Array, tuple[Array, Array]]:
-  return _multiply(x, kernel, parts, axis), (x, kernel)
+  # Not `_multiply`: rematerialisation that keeps products (remat='dots') does not look into custom derivatives.
+  return _product(x, kernel, parts, axis), (x, kernel)
 
 
 def _multiply_backward(

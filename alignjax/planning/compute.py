@@ -93,7 +93,7 @@ def _of_equation(equation: core.JaxprEqn) -> Count:
   if equation.primitive.name == 'scan':
     times = equation.params['length']
   elif equation.primitive.name == 'shard_map':  # its body is what one device does
-    times = math.prod(equation.params['mesh'].shape[axis] for axis in equation.params['manual_axes'])
+    times = math.prod(equation.params['mesh'].shape[axis] for axis in equation.params['newly_manual_axes'])
   return Count(*(times * sum(column) for column in zip(*inner, strict=True))) if inner else Count()
 
 
