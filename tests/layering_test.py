@@ -37,6 +37,7 @@ LEVEL = {
   'training': 5,
   'doctor': 6,
   'report': 6,
+  'planning': 6,
   'run': 6,
   'testing': 6,
   'commands': 7,

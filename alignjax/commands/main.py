@@ -5,6 +5,7 @@ from alignjax.commands import program
 SUMMARIES = {
   'train': 'align a model with preference data, or resume a run',
   'doctor': 'examine a run before it trains: tokenizer, data, models, memory',
+  'plan': 'find out whether a run fits on a machine, and what it costs',
   'export': 'write the model of a checkpoint, without the data',
   'sample': 'draw responses from a model',
   'evaluate': 'measure rewards, win rates and the KL of models on prompts',
@@ -24,6 +25,7 @@ OTHERS = {
   **dict.fromkeys(('eval', 'score', 'test', 'benchmark'), 'evaluate'),
   **dict.fromkeys(('dataset', 'datasets', 'preprocess'), 'data'),
   **{name: f'data {name}' for name in ('validate', 'inspect', 'tokenize', 'convert', 'build')},
+  **dict.fromkeys(('estimate', 'memory', 'cost', 'flops'), 'plan'),
   **dict.fromkeys(('pull', 'fetch', 'get'), 'download'),
   **dict.fromkeys(('diff', 'plot'), 'compare'),
   **dict.fromkeys(('html', 'dashboard', 'show', 'view'), 'report'),

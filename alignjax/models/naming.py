@@ -3,6 +3,7 @@
 models/base    Qwen/Qwen2.5-0.5B    Qwen/Qwen2.5-0.5B@main
 """
 
+from collections.abc import Sequence
 import os
 import pathlib
 import re
@@ -17,12 +18,13 @@ _FILES += [f'{folder}/{folders.TEMPLATES}' for folder in paths.SUBFOLDERS]
 _SNAPSHOT = re.compile(r'models--(?P<name>[^/]+)/snapshots/[0-9a-f]+')
 
 
-def resolve(location: str | os.PathLike[str], flag: str) -> str:
+def resolve(location: str | os.PathLike[str], flag: str, patterns: Sequence[str] = _FILES) -> str:
   """The folder of a model or an adapter: the folder with this path, or a snapshot of the Hub, downloaded if needed.
 
   Args:
     location: the path of a folder, or the name of a repository with an optional revision.
     flag: the setting that has this value; errors name it.
+    patterns: the files to download, by name or pattern; by default all that a model or an adapter may need.
 
   Raises:
     ValueError: there is no such folder, and the repository is unknown, closed, or neither cached nor reachable.
@@ -38,7 +40,7 @@ def resolve(location: str | os.PathLike[str], flag: str) -> str:
       f'{flag}={location}: there is no such folder; models on the Hugging Face Hub have names such as Qwen/Qwen2.5-0.5B'
     )
   try:
-    return hub.snapshot(hub.Repository('model', named['name'], named['revision']), _FILES)
+    return hub.snapshot(hub.Repository('model', named['name'], named['revision']), patterns)
   except ValueError as error:
     hint = f'; or type: alignjax download smollm2 --out={location}' if named['name'].endswith('/smollm2') else ''
     raise ValueError(f'{flag}={location}: there is no such folder, and {error}{hint}') from error

@@ -25,7 +25,7 @@ from alignjax.types import Array
 class Parts(NamedTuple):
   """The devices that share out an array."""
 
-  mesh: jax.sharding.Mesh  # the mesh, with one axis for each of `axes` instead of fsdp
+  mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh  # the mesh, with one axis for each of `axes` instead of fsdp
   axes: tuple[str, ...]
   replicas: int  # rows of an array are those of so many replicas
 
@@ -34,15 +34,18 @@ class Parts(NamedTuple):
     """The fsdp axis of a mesh, by the dimensions of a TPU's torus.
 
     TPUs have no reduce-scatter over several dimensions of the torus: the compiler makes it an all-reduce of the whole.
+    An abstract mesh has no torus, and its fsdp axis stays one.
     """
-    data, _, tensor = mesh.devices.shape
-    sizes = _torus(mesh.devices[0, :, 0])
+    data, fsdp, tensor = mesh.axis_sizes
+    abstract = isinstance(mesh, jax.sharding.AbstractMesh)
+    sizes = [fsdp] if abstract else _torus(mesh.devices[0, :, 0])
     axes = tuple(f'fsdp{i}' for i in range(len(sizes)))
-    split = jax.sharding.Mesh(
-      mesh.devices.reshape(data, *sizes, tensor),
-      ('data', *axes, 'tensor'),
-      axis_types=(jax.sharding.AxisType.Auto,) * (len(axes) + 2),
-    )
+    shape, names = (data, *sizes, tensor), ('data', *axes, 'tensor')
+    types = (jax.sharding.AxisType.Auto,) * len(names)
+    if abstract:
+      split = jax.sharding.AbstractMesh(shape, names, axis_types=types)
+    else:
+      split = jax.sharding.Mesh(mesh.devices.reshape(shape), names, axis_types=types)
     return cls(split, axes, data if replicas is None else replicas)
 
   @property
@@ -121,8 +124,7 @@ class SplitKernel:
     return y.reshape(*x.shape[:-1], -1)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _multiply(x: Array, kernel: Array, parts: Parts, axis: int) -> Array:
+def _product(x: Array, kernel: Array, parts: Parts, axis: int) -> Array:
   """[replicas, rows, ..., D] @ [D, F], with rows and kernel split."""
 
   def own(x: Array, kernel: Array) -> Array:
@@ -131,8 +133,12 @@ def _multiply(x: Array, kernel: Array, parts: Parts, axis: int) -> Array:
   return parts.run(own, (1, axis), 1)(x, kernel)
 
 
+_multiply = jax.custom_vjp(_product, nondiff_argnums=(2, 3))
+
+
 def _multiply_forward(x: Array, kernel: Array, parts: Parts, axis: int) -> tuple[Array, tuple[Array, Array]]:
-  return _multiply(x, kernel, parts, axis), (x, kernel)
+  # Not `_multiply`: rematerialisation that keeps products (remat='dots') does not look into custom derivatives.
+  return _product(x, kernel, parts, axis), (x, kernel)
 
 
 def _multiply_backward(

@@ -50,6 +50,25 @@ def make_mesh(
   return jax.sharding.Mesh(grid, AXES, axis_types=auto)
 
 
+def abstract_mesh(
+  sizes: Sequence[int], devices: int, slices: int = 1, allow_dcn_fsdp: bool = False
+) -> jax.sharding.AbstractMesh:
+  """The mesh that `make_mesh` would arrange, without devices: enough for shapes and shardings.
+
+  Args:
+    sizes: sizes of the axes data, fsdp and tensor; one may be -1.
+    devices: number of devices.
+    slices: number of slices of equal size.
+    allow_dcn_fsdp: accept an fsdp axis that crosses slices.
+
+  Raises:
+    ValueError: the product of the sizes is not the number of devices, or an axis other than `data` crosses slices.
+  """
+  shape = _shape(tuple(sizes), devices)
+  _outer(shape, slices, allow_dcn_fsdp)
+  return jax.sharding.AbstractMesh(shape, AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
+
+
 def fsdp_as_tensor(mesh: jax.sharding.Mesh, split: int) -> jax.sharding.Mesh:
   """The same devices in the same order as (data * fsdp / split, 1, tensor * split).
 

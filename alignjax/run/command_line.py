@@ -1,4 +1,4 @@
-"""The flags of the programs that take the configuration of a run: train and doctor.
+"""The flags of the programs that take the configuration of a run: train, doctor and plan.
 
 Every setting has a flag, --batch_size=16, also under the name --config.batch_size=16. A file sets many at once,
 --config=path.yaml (or .json, .py), and flags override it. Without --config and --model, the settings are those that the
@@ -42,11 +42,11 @@ class Invocation:
   notes: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)  # lines to print before the run
 
 
-def parse_flags(kind: type[Invocation], argv: Sequence[str], values: flags.FlagValues) -> Invocation:
-  """The configuration and the processes that a command line describes.
+def parse_flags[I](kind: type[I], argv: Sequence[str], values: flags.FlagValues) -> I:
+  """The configuration of a run, and the other groups of settings that a command line describes.
 
   Args:
-    kind: `Invocation`.
+    kind: a dataclass like `Invocation`: with `file`, `config`, `notes` and further groups of settings.
     argv: the command line.
     values: the flag values in which to define the flags.
 
@@ -61,13 +61,18 @@ def parse_flags(kind: type[Invocation], argv: Sequence[str], values: flags.FlagV
   dotted = program_flags.given(settings.Config, values, prefix=_PREFIX)
   flat = _merged(fields.flat_dict(given.get('config', {})), dotted)
   path = fields.build(ConfigFile, given.get('file', {})).path or _recorded(flat)
-  processes = fields.build(process_flags.Processes, given.get('processes', {}))
+  groups = [item for item in dataclasses.fields(kind) if dataclasses.is_dataclass(item.type)]
+  others = {
+    item.name: fields.build(item.type, given.get(item.name, {}))
+    for item in groups
+    if item.name not in ('file', 'config')
+  }
   if not path:
-    return kind(settings.from_dict(fields.nested(flat)), processes)
+    return kind(config=settings.from_dict(fields.nested(flat)), **others)
   loaded = config_file.load(path)
   base = settings.flat(loaded.config)
   config = settings.from_dict(fields.nested(base | flat))
-  return kind(config, processes, notes=_overridden(path, loaded.names, base, settings.flat(config)))
+  return kind(config=config, **others, notes=_overridden(path, loaded.names, base, settings.flat(config)))
 
 
 def _merged(plain: dict[str, Any], dotted: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -83,6 +83,43 @@ def check_settings(config: settings.Config) -> None:
   on_policy.check(config, objective)
 
 
+class Built(NamedTuple):
+  """What a run computes with on a mesh, before any data or weights are read."""
+
+  objective: objectives.Objective
+  recipe: bases.Recipe
+  mesh: jax.sharding.Mesh
+  policy: Policy
+  shapes: Any  # shapes of the model's parameters
+  shardings: Any  # shardings of the model's parameters
+
+
+def build(config: settings.Config, mesh: jax.sharding.Mesh) -> Built:
+  """Builds objective, optimizer and model from a configuration. Of the model's files, it reads config.json alone.
+
+  Args:
+    config: the configuration of the run.
+    mesh: the mesh; an abstract one suffices to compute shapes and shardings.
+
+  Raises:
+    ValueError: the objective, the optimizer, the model or the adapter cannot be used.
+  """
+  objective = fields.naming('config.objective', objectives.parse, config.objective)
+  recipe = _recipe(config, config.base_model)
+  model_config = checkpoint_io.load_config(
+    config.model,
+    compute_dtype=config.compute_dtype,
+    remat=config.remat,
+    scan_layers=config.scan_layers,
+    attention=config.attention,
+    output=forward.output(objective.needs),
+  )
+  adapter = adapters.configured(config, recipe, model_config)
+  policy = Policy(transformer.build(model_config, rules.constraint(mesh)), adapter)
+  shapes = jax.eval_shape(policy.model.init, jax.random.key(config.seed))
+  return Built(objective, recipe, mesh, policy, shapes, rules.param_shardings(mesh, shapes))
+
+
 def prepare(
   config: settings.Config, announce: inputs.Announce, check: Callable[[Prepared], None] = lambda prepared: None
 ) -> Prepared:
@@ -101,7 +138,6 @@ def prepare(
   objective = fields.naming('config.objective', objectives.parse, config.objective)
   on_policy.check(config, objective)
   on_policy.warn(config, objective)
-  recipe = _recipe(config, config.base_model)
   arguments = fields.naming('config.template_arguments', variables.parse, config.template_arguments)
   mesh = parallel_mesh.make_mesh(
     config.mesh.data,
@@ -111,23 +147,13 @@ def prepare(
     allow_dcn_fsdp=config.mesh.allow_dcn_fsdp,
   )
   if config.data:
-    _check_batch_size(config, mesh)
+    check_batch_size(config, mesh)
   if config.prompts:
     on_policy.check_size(config, mesh)
-  model_config = checkpoint_io.load_config(
-    config.model,
-    compute_dtype=config.compute_dtype,
-    remat=config.remat,
-    scan_layers=config.scan_layers,
-    attention=config.attention,
-    output=forward.output(objective.needs),
-  )
-  adapter = adapters.configured(config, recipe, model_config)
-  policy = Policy(transformer.build(model_config, rules.constraint(mesh)), adapter)
-  shapes = jax.eval_shape(policy.model.init, jax.random.key(config.seed))
-  shardings = rules.param_shardings(mesh, shapes)
+  built = build(config, mesh)
+  policy, model_config = built.policy, built.policy.model.config
   read = on_policy.reference_needs(config, objective) if config.prompts else objective
-  reference = inputs.Reference(config, policy, read, mesh, shardings, announce)
+  reference = inputs.Reference(config, policy, read, mesh, built.shardings, announce)
   tokenizer = tokenization.Tokenizer.load(config.model, functools.partial(first_start.date, config.workdir))
   tokenizer = fields.naming('config.template_arguments', tokenizer.with_template_arguments, arguments)
   cache = token_cache.configured(config.token_cache, config.workdir)
@@ -142,13 +168,8 @@ def prepare(
   )
   weights = loaded.Loaded(model_config)
   prepared = Prepared(
-    objective=objective,
-    recipe=recipe,
+    **built._asdict(),
     tokenizer=tokenizer,
-    mesh=mesh,
-    policy=policy,
-    shapes=shapes,
-    shardings=shardings,
     reference=reference,
     training=prompts.split if training is None else training,
     held_out=held_out,
@@ -234,7 +255,8 @@ def load_frozen(config: settings.ModelSettings, prepared: Prepared, base: Params
   return training_state.Frozen(reference=reference, delta=delta, base=base)
 
 
-def _check_batch_size(config: settings.InputSettings, mesh: jax.sharding.Mesh) -> None:
+def check_batch_size(config: settings.InputSettings, mesh: jax.sharding.Mesh) -> None:
+  """Raises a ValueError unless a batch divides into microbatches over the shards of the mesh."""
   least = parallel_mesh.batch_shards(mesh) * config.microbatches
   if config.batch_size % least:
     why = parallel_mesh.describe_division(mesh, config.microbatches)

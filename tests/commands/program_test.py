@@ -13,6 +13,7 @@ from alignjax.run import fields, user_code
 LIST = (
   'train',
   'doctor',
+  'plan',
   'export',
   'sample',
   'evaluate',

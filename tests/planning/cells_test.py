@@ -1,0 +1,44 @@
+"""The planner against the TPU compiler: the measurements that `python -m bench.plan_memory` stores in cells.json."""
+
+import json
+import pathlib
+
+import pytest
+
+from alignjax.planning import hardware, plan
+from bench import plan_memory
+
+CELLS = json.loads(plan_memory.FILE.read_text())['cells']
+QUICK = ('dpo, 32 layers',)
+
+
+PAGE = pathlib.Path(__file__).parents[2] / 'docs' / 'planning.md'
+
+
+@pytest.fixture(
+  name='cell',
+  scope='module',
+  params=[name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CELLS],
+)
+def plan_cell(request, tmp_path_factory):
+  """A cell's plan, and what the compiler has measured."""
+  cell = CELLS[request.param]
+  config = plan_memory.config_of(cell, tmp_path_factory.mktemp('model'))
+  planned = plan.make(config, hardware.parse(cell['topology']))
+  assert plan_memory.row(request.param, cell, planned.memory.peak) in PAGE.read_text()
+  return planned, cell['measured']
+
+
+def test_arguments_are_those_of_the_compiler(cell):
+  planned, measured = cell
+  assert planned.memory.argument_bytes == pytest.approx(measured['arguments'], rel=0.01)
+
+
+def test_the_peak_is_near_that_of_the_compiler(cell):
+  planned, measured = cell
+  assert planned.memory.peak == pytest.approx(measured['peak'], rel=0.1)
+
+
+def test_what_fits_is_allocated(cell):
+  planned, measured = cell
+  assert planned.verdict != 'fits' or measured['allocated'] <= planned.limit
