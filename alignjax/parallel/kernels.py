@@ -63,24 +63,16 @@ class Parts(NamedTuple):
       x = jax.lax.psum_scatter(x, name, scatter_dimension=axis, tiled=True)
     return x
 
-  def run(self, function: Any, inputs: tuple[int, ...], outputs: Any) -> Any:
-    """Runs a function on the parts of each device.
-
-    Args:
-      function: maps parts to parts.
-      inputs: for each array, the axis that is split. The compiler shards the other axes.
-      outputs: the same for the results.
-    """
-
-    def spec(axis: int) -> PartitionSpec:
-      return PartitionSpec(*(None,) * axis, self.axes)
-
+  def run(
+    self, function: Any, inputs: tuple[PartitionSpec, ...], outputs: Any, *, compiler: frozenset[str] = frozenset()
+  ) -> Any:
+    """Runs a function on the parts of each device; the compiler shards the axes in `compiler`."""
     return jax.shard_map(
       function,
       mesh=self.mesh,
-      in_specs=jax.tree.map(spec, inputs),
-      out_specs=jax.tree.map(spec, outputs),
-      axis_names=set(self.axes),
+      in_specs=inputs,
+      out_specs=outputs,
+      axis_names=set(self.mesh.axis_names) - compiler,
       check_vma=False,  # the products below have gradients of their own
     )
 
@@ -90,18 +82,12 @@ def total(x: Array, mesh: jax.sharding.Mesh | None) -> Array:
   if mesh is None or x.ndim < 3 or x.shape[1] % mesh.shape['fsdp']:
     return jnp.sum(x, axis=0)
   parts = Parts.of(mesh)
+  columns = 'tensor' if x.shape[2] % mesh.shape['tensor'] == 0 else None
 
   def own(term: Array) -> Array:
     return jax.lax.psum(parts.summed(term[0], 0), 'data')
 
-  return jax.shard_map(
-    own,
-    mesh=parts.mesh,
-    in_specs=PartitionSpec(('data', *parts.axes)),
-    out_specs=PartitionSpec(parts.axes),
-    axis_names={'data', *parts.axes},
-    check_vma=False,
-  )(x)
+  return parts.run(own, (PartitionSpec(('data', *parts.axes), None, columns),), PartitionSpec(parts.axes, columns))(x)
 
 
 def _torus(devices: np.ndarray) -> list[int]:
@@ -117,14 +103,47 @@ def _torus(devices: np.ndarray) -> list[int]:
   return [size for size in sizes if size > 1] or whole
 
 
+class Split(NamedTuple):
+  """How a kernel [D, F] and the rows that it multiplies are split."""
+
+  parts: Parts
+  axes: tuple[str | None, str | None]  # of the kernel: 'fsdp', 'tensor' or None
+
+  @property
+  def axis(self) -> int:
+    """The axis of the kernel that is split over the fsdp axis."""
+    return self.axes.index('fsdp')
+
+  @property
+  def kernel(self) -> PartitionSpec:
+    """The kernel, [D, F]."""
+    return PartitionSpec(*(self.parts.axes if axis == 'fsdp' else axis for axis in self.axes))
+
+  def rows(self, ndim: int, axis: int) -> PartitionSpec:
+    """Rows [replicas, rows, ..., D], with 0 for `axis`, or [replicas, rows, ..., F], with 1."""
+    last = 'tensor' if self.axes[axis] == 'tensor' else None
+    return PartitionSpec(None if self.compiler else 'data', self.parts.axes, *(None,) * (ndim - 3), last)
+
+  @property
+  def compiler(self) -> frozenset[str]:
+    """The axes that the compiler shards: 'data', because it can move the sum over replicas out of a loop over layers.
+
+    With a tensor axis, none: XLA's partitioner has computed wrong gradients where it had both axes left.
+    """
+    return frozenset({'data'} if self.parts.mesh.shape['tensor'] == 1 else ())
+
+  def reduced(self, x: Array, axis: int) -> Array:
+    """The sum of the terms of a product over `axis` of the kernel, which the tensor axis may have split."""
+    return jax.lax.psum(x, 'tensor') if self.axes[axis] == 'tensor' else x
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SplitKernel:
   """A kernel [D, F] of a layer. `models.layers.Linear` multiplies by it as if it were an array."""
 
   array: Array
-  parts: Parts = dataclasses.field(metadata={'static': True})
-  axis: int = dataclasses.field(metadata={'static': True})  # the axis that is split
+  split: Split = dataclasses.field(metadata={'static': True})
 
   @property
   def shape(self) -> tuple[int, ...]:
@@ -137,40 +156,43 @@ class SplitKernel:
     return self
 
   def __rmatmul__(self, x: Array) -> Array:
-    if x.shape[0] % (self.parts.replicas * self.parts.size):
+    parts = self.split.parts
+    if x.shape[0] % (parts.replicas * parts.size):
       return x @ self.array.astype(x.dtype)
-    y = _multiply(x.reshape(self.parts.replicas, -1, *x.shape[1:]), self.array, self.parts, self.axis)
+    y = _multiply(x.reshape(parts.replicas, -1, *x.shape[1:]), self.array, self.split)
     return y.reshape(*x.shape[:-1], -1)
 
 
-def _product(x: Array, kernel: Array, parts: Parts, axis: int) -> Array:
+def _product(x: Array, kernel: Array, split: Split) -> Array:
   """[replicas, rows, ..., D] @ [D, F], with rows and kernel split."""
 
   def own(x: Array, kernel: Array) -> Array:
-    return x @ parts.gathered(kernel.astype(x.dtype), axis)
+    return split.reduced(x @ split.parts.gathered(kernel.astype(x.dtype), split.axis), 0)
 
-  return parts.run(own, (1, axis), 1)(x, kernel)
-
-
-_multiply = jax.custom_vjp(_product, nondiff_argnums=(2, 3))
+  inputs, outputs = (split.rows(x.ndim, axis) for axis in (0, 1))
+  return split.parts.run(own, (inputs, split.kernel), outputs, compiler=split.compiler)(x, kernel)
 
 
-def _multiply_forward(x: Array, kernel: Array, parts: Parts, axis: int) -> tuple[Array, tuple[Array, Array]]:
+_multiply = jax.custom_vjp(_product, nondiff_argnums=(2,))
+
+
+def _multiply_forward(x: Array, kernel: Array, split: Split) -> tuple[Array, tuple[Array, Array]]:
   # Not `_multiply`: rematerialisation that keeps products (remat='dots') does not look into custom derivatives.
-  return _product(x, kernel, parts, axis), (x, kernel)
+  return _product(x, kernel, split), (x, kernel)
 
 
-def _multiply_backward(
-  parts: Parts, axis: int, residuals: tuple[Array, Array], cotangent: Array
-) -> tuple[Array, Array]:
+def _multiply_backward(split: Split, residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
   x, kernel = residuals
 
   def own(x: Array, kernel: Array, cotangent: Array) -> tuple[Array, Array]:
-    d_x = jnp.einsum('...f,df->...d', cotangent, parts.gathered(kernel.astype(x.dtype), axis))
+    d_x = jnp.einsum('...f,df->...d', cotangent, split.parts.gathered(kernel.astype(x.dtype), split.axis))
     d_kernel = jnp.einsum('...d,...f->df', x, cotangent, preferred_element_type=jnp.float32)
-    return d_x, parts.summed(d_kernel, axis)
+    d_kernel = split.parts.summed(d_kernel, split.axis)
+    return split.reduced(d_x, 1), d_kernel if split.compiler else jax.lax.psum(d_kernel, 'data')
 
-  d_x, d_kernel = parts.run(own, (1, axis, 1), (1, axis))(x, kernel, cotangent)
+  inputs, outputs = (split.rows(x.ndim, axis) for axis in (0, 1))
+  run = split.parts.run(own, (inputs, split.kernel, outputs), (inputs, split.kernel), compiler=split.compiler)
+  d_x, d_kernel = run(x, kernel, cotangent)
   return d_x, d_kernel.astype(kernel.dtype)
 
 
@@ -180,7 +202,10 @@ _multiply.defvjp(_multiply_forward, _multiply_backward)
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SplitHead:
-  """The kernel of a head [D, V]. `stats.logits` multiplies by it as if it were an array."""
+  """The kernel of a head [D, V]. `stats.logits` multiplies by it as if it were an array.
+
+  With `parts.replicas` 1, the rows are those of one replica, under a `vmap` over replicas with the name 'data'.
+  """
 
   array: Array
   parts: Parts = dataclasses.field(metadata={'static': True})
@@ -191,19 +216,31 @@ class SplitHead:
     return _project(rows, self.array, self.parts).reshape(*states.shape[:-1], -1)
 
 
+class _Places(NamedTuple):
+  """Where the arrays of a head are."""
+
+  rows: PartitionSpec  # [replicas, rows, ..., D]
+  kernel: PartitionSpec  # [D, V]
+  logits: PartitionSpec  # [replicas, rows, ..., V]
+
+  @classmethod
+  def of(cls, parts: Parts, ndim: int) -> '_Places':
+    replicas = 'data' if parts.replicas > 1 else None
+    vocabulary = (*parts.axes, 'tensor')
+    logits = PartitionSpec(replicas, *(None,) * (ndim - 2), vocabulary)
+    return cls(PartitionSpec(replicas, parts.axes), PartitionSpec(None, vocabulary), logits)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _project(states: Array, kernel: Array, parts: Parts) -> Array:
   """[replicas, rows, ..., D] @ [D, V] in the dtype of the states, accumulated and returned in float32."""
 
   def own(states: Array, kernel: Array) -> Array:
-    return jnp.einsum(
-      '...d,dv->...v',
-      parts.gathered(states, 1),
-      kernel.astype(states.dtype),
-      preferred_element_type=jnp.float32,
-    )
+    whole = parts.gathered(states, 1)
+    return jnp.einsum('...d,dv->...v', whole, kernel.astype(states.dtype), preferred_element_type=jnp.float32)
 
-  return parts.run(own, (1, 1), states.ndim - 1)(states, kernel)
+  places = _Places.of(parts, states.ndim)
+  return parts.run(own, (places.rows, places.kernel), places.logits)(states, kernel)
 
 
 def _project_forward(states: Array, kernel: Array, parts: Parts) -> tuple[Array, tuple[Array, Array]]:
@@ -218,15 +255,17 @@ def _project_backward(parts: Parts, residuals: tuple[Array, Array], cotangent: A
     columns = kernel.astype(states.dtype).reshape(*_blocks(kernel.shape[0]), -1)
 
     def block(kernel: Array) -> Array:
-      return parts.summed(jnp.einsum('...v,dv->...d', cotangent, kernel, preferred_element_type=jnp.float32), 1)
+      terms = jnp.einsum('...v,dv->...d', cotangent, kernel, preferred_element_type=jnp.float32)
+      return jax.lax.psum(parts.summed(terms, 1), 'tensor')
 
     # One block after the other, because each is the float32 gradient of the rows of all devices.
     d_states = jnp.moveaxis(jax.lax.map(block, columns), 0, -2).reshape(states.shape)
     d_kernel = jnp.einsum('...d,...v->dv', parts.gathered(states, 1), cotangent, preferred_element_type=jnp.float32)
-    return d_states, d_kernel
+    return d_states, jax.lax.psum(d_kernel, 'data') if parts.replicas > 1 else d_kernel
 
-  vocabulary = states.ndim - 1
-  d_states, d_kernel = parts.run(own, (1, 1, vocabulary), (1, 1))(states, kernel, cotangent)
+  places = _Places.of(parts, states.ndim)
+  run = parts.run(own, (places.rows, places.kernel, places.logits), (places.rows, places.kernel))
+  d_states, d_kernel = run(states, kernel, cotangent)
   return d_states.astype(states.dtype), d_kernel.astype(kernel.dtype)
 
 

@@ -111,7 +111,7 @@ def constraint(mesh: jax.sharding.Mesh) -> Callable[[Any, tuple[str | None, ...]
       return leaf  # part of an adapted or quantised kernel, or small
     spec = partition_spec('/'.join(names), leaf.shape, mesh)
     if names[-1] == 'kernel' and 'fsdp' in spec and mesh.shape['fsdp'] > 1:
-      return kernels.SplitKernel(leaf, parts, spec.index('fsdp'))
+      return kernels.SplitKernel(leaf, kernels.Split(parts, tuple(spec)))
     return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, spec))
 
   return constrain

@@ -159,7 +159,9 @@ def _over_prompts(function: Function, zeros: Any, inputs: Any, layout: rows.Layo
     return jax.lax.scan(body, zeros, parts)
 
   shards = rows.by_shard(inputs, layout)
-  total, kept = jax.vmap(replica)(jax.tree.map(lambda x: x.reshape(-1, together, *x.shape[1:]), shards))
+  # The name makes the map over replicas one over devices, also for products that devices share out.
+  named = {'spmd_axis_name': 'data'} if together > 1 else {}
+  total, kept = jax.vmap(replica, **named)(jax.tree.map(lambda x: x.reshape(-1, together, *x.shape[1:]), shards))
   # [replicas, ...] or, if each device has taken its own prompts, [shards, ...].
   total = jax.tree.map(lambda x: kernels.total(x, layout.mesh if together == 1 else None), total)
   return total, jax.tree.map(lambda x: jnp.moveaxis(x, 1, 2).reshape(prompts, *x.shape[4:]), kept)
