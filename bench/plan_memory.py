@@ -64,7 +64,8 @@ def row(name: str, cell: dict, planned: plan.Plan) -> str:
   size = planned.memory.peak
   sizes = ' | '.join(f'{each / 2**30:.2f}' if each else '-' for each in (size, peak, allocated))
   ratio = f'{size / peak - 1:+.1%}' if peak else '-'
-  return f'| {name} | {cell["topology"]} | {sizes} | {ratio} | {planned.verdict} |'
+  predicted = f'{cell["predicted"]:.2f}' if 'predicted' in cell else '-'
+  return f'| {name} | {cell["topology"]} | {predicted} | {sizes} | {ratio} | {planned.verdict} |'
 
 
 def main(argv: list[str]) -> None:

@@ -111,11 +111,12 @@ class Sizes:
   trained: bool  # whether kernels and tables are trained, as they are without an adapter
   layer_entries: float  # entries of one layer's kernels, split over `tensor` alone
   kernel_entries: float  # entries of the largest of them
+  attention_entries: float  # entries of the largest of them that attention multiplies by
   trained_layers: float  # bytes of the shard of the layers' gradients, float32
   copied_tables: float  # shards of tables and of their moments that the compiler copies into another layout
   d_embedding: float  # the shard of the embedding's gradient, float32
   head_entries: float  # entries of the head with which a device computes logits: whole, or its part of the vocabulary
-  head_copied: bool  # whether the head is gathered, or cast to the compute dtype
+  head_copied: bool  # whether the head is gathered, split another way, or cast to the compute dtype
   head_summed: bool  # whether each device has a gradient of the whole head, until it is summed over devices
   own_reference: bool  # whether a live reference has a head of its own
   coupled: bool  # whether the rows of the batch see each other
@@ -125,6 +126,7 @@ class Sizes:
   joint: bool  # whether a statistic reads the distributions of both
   groups: int  # groups of tokens that the head takes one after another
   scores: float  # float32 attention scores of one layer
+  scores_at_once: float  # those of prompts or those of responses, which follow each other
   feed_forward: float  # one layer's activations of the feed-forward width, in the compute dtype
   stream: float  # activations of the model's width, of all tokens, in the compute dtype
   microbatches: int
@@ -150,7 +152,8 @@ class Sizes:
     vocabulary = model.vocab_size / _divided(model.vocab_size, tensor)
     own = isinstance(frozen.reference, references.Live | references.CachedStates)
     needs = [stat for stat in built.objective.needs if stat.name not in batch.cached]
-    scored = local * (responses * response * (prompt + response) + prompt * prompt)
+    pairs = responses * response * (prompt + response), prompt * prompt  # of queries and keys
+    scores = FLOAT32 * local * model.heads / _divided(model.kv_heads, tensor)
     return cls(
       compute=compute,
       saved=local * (wide + others / width_parts),
@@ -160,11 +163,12 @@ class Sizes:
       trained=adapter is None,
       layer_entries=sum(kernels) / width_parts,
       kernel_entries=max(kernels) / width_parts,
+      attention_entries=model.width * model.heads * model.head_width / _divided(model.kv_heads, tensor),
       trained_layers=bytes_of(planned.state.params['layers']),
       copied_tables=0.0 if adapter else _copied_tables(planned),
       d_embedding=0.0 if adapter else _in_rows(planned.state.params['embed']['embedding']),
       head_entries=predicts * model.width * vocabulary / together,
-      head_copied=compute < FLOAT32 or (fsdp > 1 and together == 1),
+      head_copied=compute < FLOAT32 or fsdp > 1,
       head_summed=together == 1 and shards > 1,
       own_reference=own,
       coupled=built.objective.couples_rows,
@@ -173,7 +177,8 @@ class Sizes:
       models=1 + (own or isinstance(frozen.reference, references.Base)),
       joint=any(stat.policy and stat.reference for stat in needs),
       groups=groups,
-      scores=FLOAT32 * scored * model.heads / _divided(model.kv_heads, tensor),
+      scores=scores * sum(pairs),
+      scores_at_once=scores * max(pairs),
       feed_forward=compute * tokens * model.mlp_width * (model.experts or 1) / width_parts,
       stream=compute * tokens * model.width,
       microbatches=config.microbatches,
@@ -198,17 +203,20 @@ def stages(sizes: Sizes) -> dict[str, Parts]:
   # The gradient in a single group's logits, in the compute dtype; the product for d head may wait until the end.
   d_logits = sizes.compute / FLOAT32 * sizes.logits
   waiting = sizes.rows + d_logits if one_group and sizes.rows and sizes.trained else 0.0
-  split_kernels = sizes.split and sizes.trained
   layers = kept | {
     'gradient of the head': d_head,
     'gradients of the layers': sizes.trained_layers,
     'hidden states and logits for the gradient of the head': waiting,
   }
   split_kernels = sizes.split and sizes.trained
-  # The kernel in use, and the next one. Kernels under an adapter are gathered, or dequantised, a layer at a time.
-  in_use = 2 * sizes.kernel_entries if split_kernels else sizes.layer_entries * (sizes.split or sizes.unpacked)
+  # Kernels under an adapter are gathered, or dequantised, a layer at a time.
+  whole_layer = sizes.layer_entries * (sizes.split or sizes.unpacked)
+
+  def gathered(kernel: float) -> float:
+    """The kernel in use, and one of attention that is gathered early or still kept, in the compute dtype."""
+    return sizes.compute * (kernel + sizes.attention_entries if split_kernels else whole_layer)
+
   one_layer = {
-    "a layer's weights, gathered": sizes.compute * in_use,
     # Residual, input, and their gradients.
     'activations of one layer': 4 * sizes.stream,
     'attention weights of one layer': sizes.scores,
@@ -218,8 +226,8 @@ def stages(sizes: Sizes) -> dict[str, Parts]:
   return {
     'forward': kept
     | {
-      "a layer's weights, gathered": sizes.compute * in_use,
-      'attention scores and weights of one layer': 2 * sizes.scores,
+      'gathered kernels': gathered(sizes.attention_entries),
+      'attention scores and weights of one layer': 2 * sizes.scores_at_once,
     },
     'logits': kept
     | {
@@ -238,11 +246,17 @@ def stages(sizes: Sizes) -> dict[str, Parts]:
       # Those of the policy, and their gradient.
       'logits': sizes.logits + d_logits if sizes.rows else 2 * sizes.logits,
     },
-    'feed-forward': layers | one_layer | {'feed-forward activations of one layer': 3 * sizes.feed_forward},
+    'feed-forward': layers
+    | one_layer
+    | {
+      'gathered kernels': gathered(sizes.kernel_entries),
+      'feed-forward activations of one layer': 3 * sizes.feed_forward,
+    },
     'attention': layers
     | one_layer
     | {
-      'gradient of the attention scores of one layer': sizes.compute / FLOAT32 * sizes.scores,
+      'gathered kernels': gathered(sizes.attention_entries),
+      'gradient of attention scores': sizes.compute / FLOAT32 * sizes.scores_at_once,
       'feed-forward activations of one layer': 2 * sizes.feed_forward,
     },
     'end of a layer': layers

@@ -9,7 +9,7 @@ from alignjax.planning import hardware, memory, plan
 from bench import plan_memory
 
 CELLS = json.loads(plan_memory.FILE.read_text())['cells']
-QUICK = ('dpo, 32 layers',)
+QUICK = ('dpo',)
 
 
 PAGE = pathlib.Path(__file__).parents[2] / 'docs' / 'planning.md'
