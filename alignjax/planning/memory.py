@@ -200,6 +200,7 @@ def stages(sizes: Sizes) -> dict[str, Parts]:
   d_group = FLOAT32 * sizes.head_entries * sizes.trained
   d_head = 0.0 if sizes.coupled and sizes.head_summed else d_group
   one_group = sizes.groups == 1
+  summed_head = 0.0 if one_group else d_head
   # The gradient in a single group's logits, in the compute dtype; the product for d head may wait until the end.
   d_logits = sizes.compute / FLOAT32 * sizes.logits
   waiting = sizes.rows + d_logits if one_group and sizes.rows and sizes.trained else 0.0
@@ -233,18 +234,24 @@ def stages(sizes: Sizes) -> dict[str, Parts]:
     | {
       'heads of policy and reference': head * (1 + sizes.own_reference),
       'hidden states of all devices': sizes.rows * sizes.models,
-      'gradient of the head': 0.0 if one_group else d_head,
-      # A statistic of both distributions makes one more array.
-      'logits': sizes.logits * (sizes.models + sizes.joint),
+      'gradient of the head': summed_head,
+      'logits of policy and reference': sizes.logits * sizes.models,
+    },
+    'loss': kept
+    | {
+      'head of the policy': head,
+      'hidden states of all devices': sizes.rows,
+      'gradient of the head': summed_head,
+      # A statistic of both distributions reads logits and probabilities of both.
+      'logits and their gradient': 4 * sizes.logits if sizes.joint else sizes.logits + d_logits,
     },
     'head': kept
     | {
       'head of the policy': head,
       'hidden states of all devices': sizes.rows,
-      # The running sum, and the term of the group.
-      'gradient of the head': d_group if one_group else d_head + d_group,
-      # Those of the policy, and their gradient.
-      'logits': sizes.logits + d_logits if sizes.rows else 2 * sizes.logits,
+      'gradient of the head': summed_head,
+      'term of a group of tokens': d_group,
+      'gradient of logits': d_logits,
     },
     'feed-forward': layers
     | one_layer
