@@ -269,7 +269,7 @@ class Decoder(nnx.Module):
       x *= jnp.asarray(config.width**0.5, x.dtype)
     if config.embedding_multiplier != 1:
       x *= jnp.asarray(config.embedding_multiplier, x.dtype)
-    return self.constrain(x, ('batch', None, None))
+    return x
 
   def _rotary(self, position: Array, length: int) -> Rotary:
     """The angles of these positions, in sequences of up to `length` tokens."""

@@ -63,17 +63,17 @@ class Parts(NamedTuple):
       x = jax.lax.psum_scatter(x, name, scatter_dimension=axis, tiled=True)
     return x
 
-  def run(self, function: Any, inputs: tuple[int | None, ...], outputs: Any) -> Any:
+  def run(self, function: Any, inputs: tuple[int, ...], outputs: Any) -> Any:
     """Runs a function on the parts of each device.
 
     Args:
       function: maps parts to parts.
-      inputs: for each array, the axis that is split; None for no axis. The compiler shards the other axes.
+      inputs: for each array, the axis that is split. The compiler shards the other axes.
       outputs: the same for the results.
     """
 
-    def spec(axis: int | None) -> PartitionSpec:
-      return PartitionSpec() if axis is None else PartitionSpec(*(None,) * axis, self.axes)
+    def spec(axis: int) -> PartitionSpec:
+      return PartitionSpec(*(None,) * axis, self.axes)
 
     return jax.shard_map(
       function,
@@ -83,6 +83,25 @@ class Parts(NamedTuple):
       axis_names=set(self.axes),
       check_vma=False,  # the products below have gradients of their own
     )
+
+
+def total(x: Array, mesh: jax.sharding.Mesh | None) -> Array:
+  """The sum over devices of a term of each batch shard, [shards, ...]; each device of an fsdp axis receives a part."""
+  if mesh is None or x.ndim < 3 or x.shape[1] % mesh.shape['fsdp']:
+    return jnp.sum(x, axis=0)
+  parts = Parts.of(mesh)
+
+  def own(term: Array) -> Array:
+    return jax.lax.psum(parts.summed(term[0], 0), 'data')
+
+  return jax.shard_map(
+    own,
+    mesh=parts.mesh,
+    in_specs=PartitionSpec(('data', *parts.axes)),
+    out_specs=PartitionSpec(parts.axes),
+    axis_names={'data', *parts.axes},
+    check_vma=False,
+  )(x)
 
 
 def _torus(devices: np.ndarray) -> list[int]:

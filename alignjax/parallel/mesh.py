@@ -209,5 +209,8 @@ def _by_place(grid: np.ndarray) -> np.ndarray:
   """
   if not all(hasattr(device, 'coords') for device in grid.flat):
     return grid
-  orders = [sorted(range(grid.shape[1]), key=lambda i, part=part: part[i, 0].coords) for part in grid]
-  return np.stack([part[order] for part, order in zip(grid, orders, strict=True)])
+
+  def place(column: np.ndarray) -> tuple[int, ...]:
+    return getattr(column[0], 'slice_index', 0), *column[0].coords
+
+  return np.stack([np.stack(sorted(replica, key=place)) for replica in grid])

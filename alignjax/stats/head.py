@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from alignjax import numerics
 from alignjax.stats import path, response, table, token
@@ -36,8 +37,8 @@ def logits(hidden: HiddenStates) -> Array:
   states, head = hidden.states, hidden.head
   if head.kernel is None:
     raise ValueError('this model is a reward model without an output head, so it has no logits')
-  own = not isinstance(head.kernel, jax.Array)  # a head that devices share out has a product of its own
-  out = states @ head.kernel if own else numerics.project(states, head.kernel)
+  plain = isinstance(head.kernel, jax.Array | np.ndarray)  # a head that devices share out has a product of its own
+  out = numerics.project(states, head.kernel) if plain else states @ head.kernel
   if head.bias is not None:
     out = out + jnp.expand_dims(head.bias.astype(jnp.float32), range(out.ndim - 1))
   if head.soft_cap is not None:

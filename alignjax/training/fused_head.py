@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from alignjax import objectives, stats
+from alignjax.parallel import kernels
 from alignjax.training import forward, rows
 from alignjax.types import Array, PreferenceBatch
 
@@ -159,7 +160,8 @@ def _over_prompts(function: Function, zeros: Any, inputs: Any, layout: rows.Layo
 
   shards = rows.by_shard(inputs, layout)
   total, kept = jax.vmap(replica)(jax.tree.map(lambda x: x.reshape(-1, together, *x.shape[1:]), shards))
-  total = jax.tree.map(lambda x: jnp.sum(x, axis=0), total)
+  # [replicas, ...] or, if each device has taken its own prompts, [shards, ...].
+  total = jax.tree.map(lambda x: kernels.total(x, layout.mesh if together == 1 else None), total)
   return total, jax.tree.map(lambda x: jnp.moveaxis(x, 1, 2).reshape(prompts, *x.shape[4:]), kept)
 
 

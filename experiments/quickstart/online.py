@@ -107,6 +107,7 @@ def configure(
     chunk=responses.CHUNK,
     log_every=1,
     doctor='off',  # prompts and model are known to fit together
+    watch=run_settings.WatchConfig(step=0),  # a laptop that is busy or asleep does not hang
     workdir=str(setup.workdir),
   )
 

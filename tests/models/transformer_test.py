@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from alignjax import numerics
-from alignjax.models import layers, transformer
+from alignjax.models import block, layers, transformer
 from alignjax.parallel import mesh as mesh_lib
 from alignjax.parallel import rules
 from tests.models import llama_oracle, token_batches
@@ -411,7 +411,7 @@ def test_constrain_sees_the_embedding_table_the_embeddings_and_every_block():
   calls = []
 
   def constrain(x, axes):
-    calls.append((x.shape, axes))
+    calls.append((type(x), axes) if axes is None else (x.shape, axes))
     return x
 
   batch = token_batches.batch(0, P, N, R)
@@ -419,8 +419,15 @@ def test_constrain_sees_the_embedding_table_the_embeddings_and_every_block():
   jax.eval_shape(model.hidden, _params(), *_fields(batch))
   rows, axes = len(batch.prompt), ('batch', None, None)
   joint = ((rows, P + N * R, CONFIG.width), axes)
-  table = ((CONFIG.vocab_size, CONFIG.width), ('vocab', None))
-  assert calls == [table] + [joint] * CONFIG.layers + [((rows, N * R, CONFIG.width), axes)]
+  tokens = (rows, P + N * R)
+  embedding = [
+    ((CONFIG.vocab_size, CONFIG.width), ('vocab', 'width')),
+    (tokens, ('replica', None)),
+    ((*tokens, CONFIG.width), ('replica', None, 'width')),
+    joint,
+  ]
+  layer, last = (block.Block, None), ((rows, N * R, CONFIG.width), axes)
+  assert calls == [*embedding, *[layer, joint] * (CONFIG.layers - 1), layer, last]
 
 
 def test_the_trunk_computes_each_prompt_once_and_no_prompt_in_the_last_layer():

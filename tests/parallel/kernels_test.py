@@ -71,6 +71,19 @@ def test_rows_that_do_not_divide_are_multiplied_all_the_same():
   np.testing.assert_array_equal(x @ kernels.SplitKernel(kernel, kernels.Parts.of(mesh), 1), x @ kernel)
 
 
+def test_terms_of_shards_are_summed_into_parts(monkeypatch):
+  mesh = mesh_lib.make_mesh(2, 4, 1)
+  two_dimensions(mesh, monkeypatch)
+  terms = np.random.default_rng(0).standard_normal((8, 16, 3)).astype(np.float32)
+  program = jax.jit(lambda x: kernels.total(x, mesh)).lower(jax.device_put(terms, ROWS(mesh))).compile()
+  found = program(jax.device_put(terms, ROWS(mesh)))
+  np.testing.assert_allclose(found, terms.sum(axis=0), rtol=1e-5, atol=1e-6)
+  assert found.sharding.shard_shape(found.shape) == (4, 3)
+  assert program.as_text().count(' reduce-scatter(') == 2
+  for whole, where in ((terms, None), (terms[:, :5], mesh), (terms[:, 0, 0], mesh)):  # does not divide, and metrics
+    np.testing.assert_allclose(kernels.total(whole, where), whole.sum(axis=0), rtol=1e-5, atol=1e-6)
+
+
 def rounded_away(mesh):
   """[8, 1, 1] numbers in bfloat16, one on each device: their sum is 1 + 7/512 in float32, and 1 if it is rounded."""
   values = jnp.asarray([1.0, *[2.0**-9] * 7], jnp.bfloat16)[:, None, None]
