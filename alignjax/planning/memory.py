@@ -117,7 +117,7 @@ class Sizes:
   d_embedding: float  # the shard of the embedding's gradient, float32
   head_entries: float  # entries of the head with which a device computes logits: whole, or its part of the vocabulary
   head_copied: bool  # whether the head is gathered, split another way, or cast to the compute dtype
-  head_summed: bool  # whether each device has a gradient of the whole head, until it is summed over devices
+  d_head: float  # the part of the head's gradient that a device has after its sum over devices, float32
   own_reference: bool  # whether a live reference has a head of its own
   coupled: bool  # whether the rows of the batch see each other
   rows: float  # hidden states of a group of tokens of all devices, in the compute dtype; 0 if devices keep their own
@@ -149,7 +149,9 @@ class Sizes:
     predicts = model.output != 'score'
     at_once, groups = _at_once(config.chunk, local, responses, response)
     together = _layout(planned, config).together(local * shards * responses * response, model.vocab_size)
-    vocabulary = model.vocab_size / _divided(model.vocab_size, tensor)
+    vocabulary_parts = _divided(model.vocab_size, tensor)
+    # Where devices split the vocabulary over fsdp, the compiler does not use the tensor axis.
+    vocabulary = model.vocab_size / (vocabulary_parts if together == 1 else 1)
     own = isinstance(frozen.reference, references.Live | references.CachedStates)
     needs = [stat for stat in built.objective.needs if stat.name not in batch.cached]
     pairs = responses * response * (prompt + response), prompt * prompt  # of queries and keys
@@ -169,7 +171,7 @@ class Sizes:
       d_embedding=0.0 if adapter else _in_rows(planned.state.params['embed']['embedding']),
       head_entries=predicts * model.width * vocabulary / together,
       head_copied=compute < FLOAT32 or fsdp > 1,
-      head_summed=together == 1 and shards > 1,
+      d_head=FLOAT32 * predicts * (adapter is None) * model.width * model.vocab_size / (fsdp * vocabulary_parts),
       own_reference=own,
       coupled=built.objective.couples_rows,
       rows=predicts * compute * model.width * at_once * together if together > 1 else 0.0,
@@ -198,12 +200,14 @@ def stages(sizes: Sizes) -> dict[str, Parts]:
   # Summed over groups of tokens first, and over devices at the end. If rows are coupled and each device has a gradient
   # of the whole head, each group's is summed over devices at once, and nothing whole is kept.
   d_group = FLOAT32 * sizes.head_entries * sizes.trained
-  d_head = 0.0 if sizes.coupled and sizes.head_summed else d_group
+  together = sizes.rows > 0
+  summed_over_groups = d_group if together or not sizes.coupled else sizes.d_head
+  d_head = d_group if together else sizes.d_head
   one_group = sizes.groups == 1
-  summed_head = 0.0 if one_group else d_head
+  summed_head = 0.0 if one_group else summed_over_groups
   # The gradient in a single group's logits, in the compute dtype; the product for d head may wait until the end.
   d_logits = sizes.compute / FLOAT32 * sizes.logits
-  waiting = sizes.rows + d_logits if one_group and sizes.rows and sizes.trained else 0.0
+  waiting = sizes.rows + d_logits if one_group and together and sizes.trained else 0.0
   layers = kept | {
     'gradient of the head': d_head,
     'gradients of the layers': sizes.trained_layers,
@@ -272,8 +276,7 @@ def stages(sizes: Sizes) -> dict[str, Parts]:
       'tables and their moments in another layout': sizes.copied_tables,
       'gradients of the layers': sizes.trained_layers * (1 + (sizes.microbatches > 1)),
       'hidden states and logits for the gradient of the head': waiting,
-      # d head before and after its sum over the devices.
-      'gradients of embedding and head': sizes.d_embedding + d_group * (1 + sizes.head_summed),
+      'gradients of embedding and head': sizes.d_embedding + d_head,
     },
   }
 
@@ -300,19 +303,24 @@ def saved_per_prompt(
   def kept(params: Any, base: Any, batch: PreferenceBatch) -> Any:
     return jax.vjp(lambda params: forward.hidden_states(policy.bind(base), params, batch, needs).states, params)[1]
 
+  compute = jnp.dtype(model.compute_dtype).itemsize
+
   def size(rows: int) -> np.ndarray:
     shapes = (rows, prompt), (rows,), (rows, responses, response), (rows, responses)
     batch = PreferenceBatch(*(jax.ShapeDtypeStruct(shape, jnp.int32) for shape in shapes), label=None, weight=None)
     found = jax.eval_shape(kept, policy.trained_shapes(), base, batch)
     sizes = np.zeros(2)
     for leaf in jax.tree.leaves(found):
-      sizes[int(leaf.shape[-1:] != (model.width,))] += leaf.size * leaf.dtype.itemsize
+      wide = leaf.shape[-1:] == (model.width,)
+      # The final norm is computed again from states in the compute dtype, because it is elementwise.
+      widest = compute if wide and leaf.shape[0] == rows else leaf.dtype.itemsize
+      sizes[int(not wide)] += leaf.size * min(widest, leaf.dtype.itemsize)
     return sizes
 
   wide, others = map(float, size(2) - size(1))
   # As wide as the model, but divided: the queries, which are a product that `dots` keeps.
   queries = model.heads * model.head_width
-  divided = queries * model.layers * (prompt + responses * response) * jnp.dtype(model.compute_dtype).itemsize
+  divided = queries * model.layers * (prompt + responses * response) * compute
   moved = divided if queries == model.width and model.remat == 'dots' else 0
   return wide - moved, others + moved
 
