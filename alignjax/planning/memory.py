@@ -239,7 +239,8 @@ def stages(sizes: Sizes) -> dict[str, Parts]:
       'heads of policy and reference': head * (1 + sizes.own_reference),
       'hidden states of all devices': sizes.rows * sizes.models,
       'gradient of the head': summed_head,
-      'logits of policy and reference': sizes.logits * sizes.models,
+      # The loss of coupled rows follows later. Until then a single group keeps its log-probabilities.
+      'logits of policy and reference': sizes.logits * (sizes.models + (sizes.coupled and one_group)),
     },
     'loss': kept
     | {

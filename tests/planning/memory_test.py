@@ -119,10 +119,10 @@ def test_more_devices_and_more_steps_in_sequence_need_less(large):
 def test_a_device_has_a_whole_head_only_for_more_tokens_than_the_vocabulary(large):
   usual = {'compute_dtype': 'bfloat16', 'max_prompt': 512, 'max_response': 512}
   split, whole = (
-    plan.make(folders.configure(large, **usual, batch_size=size), hardware.parse('v5e:8x8')).memory.stages['attention']
+    plan.make(folders.configure(large, **usual, batch_size=size), hardware.parse('v5e:8x8')).memory.stages['head']
     for size in (64, 128)
   )
-  assert whole['gradient of the head'] == 64 * split['gradient of the head'] == 4 * 4096 * 128256
+  assert whole['term of a group of tokens'] == 64 * split['term of a group of tokens'] == 4 * 4096 * 128256
 
 
 def test_verdicts():
