@@ -24,8 +24,8 @@ class Chip:
     host: chips per host.
     dimensions: dimensions of a slice; 0 for chips without topology.
     pod: chips of the largest slice; 0 for chips without topology.
-    source: where the numbers are stated.
-    date: when they were read.
+    source: where the numbers are stated; for GPUs, the vendor's published peak numbers without verification.
+    date: when they were read there; '' if they were not.
   """
 
   name: str
@@ -77,8 +77,8 @@ def _gpu(name: str, memory: float, peak: float, bandwidth: float, inside: float,
   usable = memory * GB * _GPU_SHARE
   # 400 Gbit/s for each GPU, as in NVIDIA's own DGX nodes; 200 Gbit/s in those of the A100.
   outside = (25 if name.startswith('a100') else 50) * GB
-  source = _GPU_PAGES + page
-  return Chip(name, 1, usable, peak * 1e12, bandwidth * GB, inside * GB, outside, 8, 0, 0, source, '2026-11-30')
+  source = f"{_GPU_PAGES}{page}: the vendor's published peak numbers, not verified"
+  return Chip(name, 1, usable, peak * 1e12, bandwidth * GB, inside * GB, outside, 8, 0, 0, source, '')
 
 
 CHIPS = {

@@ -45,7 +45,7 @@ def test_a_run_that_fits(model, tmp_path, capsys):
   assert plan(f'--model={model}', '--topology=v5e:8x8', *RUN, *costs) == exit_codes.DONE
   printed = capsys.readouterr().out
   pattern = re.escape(TEXT.replace('MODEL', model).replace('RUN', ' '.join(RUN)))
-  pattern = pattern.replace('STAGE', r'\w+').replace('PARTS', r'.*(?:\n  .*)+')
+  pattern = pattern.replace('STAGE', r'[\w -]+').replace('PARTS', r'.*(?:\n  .*)+')
   assert re.fullmatch(pattern, printed), printed
   assert re.search(r'\n +\d+\.\d\d GiB  together, \d+\.\d% of 15\.75 GiB: fits \(fits: at most 90%\)\n', printed)
   written = json.loads((tmp_path / 'plan.json').read_text())

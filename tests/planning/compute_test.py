@@ -33,7 +33,7 @@ def write_folder(tmp_path_factory):
   return folders.write(tmp_path_factory.mktemp('model'), **WIDE)
 
 
-def built(folder, **values):
+def built(folder, mesh=(1, 1, 1), **values):
   usual = {
     'scan_layers': False,
     'remat': 'none',
@@ -42,7 +42,7 @@ def built(folder, **values):
     'max_response': 64,
     'batch_size': PROMPTS,
   }
-  return program.build(folders.configure(folder, **usual | values), folders.mesh_of(1, 1, 1))
+  return program.build(folders.configure(folder, **usual | values), folders.mesh_of(*mesh))
 
 
 @pytest.mark.slow  # the parts below are exact
@@ -91,3 +91,11 @@ def test_devices_and_depth_change_no_product_but_their_number(tmp_path):
   assert six.forward == 3 * two.forward
   assert six.backward == 3 * two.backward
   assert six.head == two.head
+
+
+def test_the_devices_of_a_mesh_share_the_flops_of_one(folder):
+  """Also what is recomputed: `dots` keeps the products with split kernels."""
+  one, shared = (
+    compute.of_step(built(folder, mesh, remat='dots', scan_layers=True)) for mesh in ((1, 1, 1), (1, 4, 2))
+  )
+  assert shared == one

@@ -116,6 +116,15 @@ def test_more_devices_and_more_steps_in_sequence_need_less(large):
   assert increases(peaks(large, batch_size=[256], machines=('v5e:16x16', 'v5e:8x16', 'v5e:8x8')))
 
 
+def test_a_device_has_a_whole_head_only_for_more_tokens_than_the_vocabulary(large):
+  usual = {'compute_dtype': 'bfloat16', 'max_prompt': 512, 'max_response': 512}
+  split, whole = (
+    plan.make(folders.configure(large, **usual, batch_size=size), hardware.parse('v5e:8x8')).memory.stages['head']
+    for size in (64, 128)
+  )
+  assert whole['term of a group of tokens'] == 64 * split['term of a group of tokens'] == 4 * 4096 * 128256
+
+
 def test_verdicts():
   estimate = memory.Estimate({'parameters': 50.0}, {'one': {'logits': 10.0}, 'other': {'logits': 40.0, 'none': 0.0}})
   assert (estimate.stage, estimate.peak, estimate.parts) == ('other', 90.0, {'parameters': 50.0, 'logits': 40.0})
