@@ -1,7 +1,7 @@
 """The planner's memory against that of the TPU compiler: compiles the cells of tests/planning/cells.json again.
 
   PYTHONPATH=.venv/pods python -m bench.plan_memory                   # all cells, 2 to 6 minutes each on two cores
-  PYTHONPATH=.venv/pods python -m bench.plan_memory --only=dpo,lora
+  PYTHONPATH=.venv/pods python -m bench.plan_memory --only=dpo
 
 A cell is a run with the shape of Llama-3-8B, or another number of layers or width, on a TPU slice. Each measurement is
 the training step, compiled by libtpu without a TPU: `make pods` installs it in .venv/pods. If the step does not fit,
@@ -24,7 +24,7 @@ from alignjax.run import fields, settings
 from tests.planning import folders
 
 FILE = pathlib.Path(__file__).parents[1] / 'tests' / 'planning' / 'cells.json'
-_ONLY = flags.DEFINE_list('only', [], 'Names of cells to compile; empty: all.')
+_ONLY = flags.DEFINE_multi_string('only', [], 'Name of a cell to compile; repeat it for several. Without it, all.')
 
 
 def config_of(cell: dict, folder: pathlib.Path) -> settings.Config:

@@ -226,7 +226,7 @@ class _Places(NamedTuple):
   @classmethod
   def of(cls, parts: Parts, ndim: int) -> '_Places':
     replicas = 'data' if parts.replicas > 1 else None
-    vocabulary = (*parts.axes, 'tensor')
+    vocabulary = ('tensor', *parts.axes)  # parts of those that the tensor axis makes
     logits = PartitionSpec(replicas, *(None,) * (ndim - 2), vocabulary)
     return cls(PartitionSpec(replicas, parts.axes), PartitionSpec(None, vocabulary), logits)
 

@@ -150,8 +150,7 @@ class Sizes:
     at_once, groups = _at_once(config.chunk, local, responses, response)
     together = _layout(planned, config).together(local * shards * responses * response, model.vocab_size)
     vocabulary_parts = _divided(model.vocab_size, tensor)
-    # Where devices split the vocabulary over fsdp, the compiler does not use the tensor axis.
-    vocabulary = model.vocab_size / (vocabulary_parts if together == 1 else 1)
+    vocabulary = model.vocab_size / vocabulary_parts
     own = isinstance(frozen.reference, references.Live | references.CachedStates)
     needs = [stat for stat in built.objective.needs if stat.name not in batch.cached]
     pairs = responses * response * (prompt + response), prompt * prompt  # of queries and keys
