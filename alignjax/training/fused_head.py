@@ -45,7 +45,7 @@ def fused_loss(
   carry none. Under `jax.grad`, the forward pass computes the gradient and the backward pass scales it by the cotangent
   of the total. Without `jax.grad`, no gradient is computed.
 
-  With a mesh, one of two ways moves less between devices (`rows.Layout.together`):
+  With a mesh, the devices work together or apart, whichever moves less between them (`rows.Layout.together`):
 
     together   The devices of a replica take their prompts together, each for its part of the vocabulary. They gather
                the hidden states of a few prompts at a time, and sum d hidden. Neither head nor d head is ever whole.

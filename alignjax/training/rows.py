@@ -42,8 +42,8 @@ class Layout:
     """The number of shards that compute the logits of all their tokens together, each for a part of the vocabulary.
 
     The devices of an fsdp axis can exchange hidden states, tokens x D numbers for each model and their gradient, or
-    heads, V x D numbers for each model and their gradient. They do what moves less. With heads, each device computes
-    the logits of its own tokens, and holds the whole head and its gradient.
+    heads, V x D numbers for each model and their gradient. They exchange whichever is smaller. With heads, each
+    device computes the logits of its own tokens, and holds the whole head and its gradient.
 
     Args:
       tokens: response tokens of a microbatch, over all devices.

@@ -65,7 +65,7 @@ def test_a_product_and_its_gradients_are_those_of_the_whole_kernel(spec, monkeyp
   assert program.as_text().count(' reduce-scatter(') == 2  # one for each dimension of the torus
 
 
-def test_rows_that_do_not_divide_are_multiplied_all_the_same():
+def test_rows_that_do_not_divide_are_multiplied_by_the_whole_kernel():
   mesh = mesh_lib.make_mesh(1, 8, 1)
   x, kernel = jnp.ones((3, 4)), jnp.arange(32.0).reshape(4, 8)
   np.testing.assert_array_equal(

@@ -32,8 +32,9 @@ def coupled_cases():
 
 
 CASES = coupled_cases()
-# Quick: one that sorts. memory_test.py has one with statistics and one that draws.
-VARIED = ('aot',)
+# Quick: one that sorts, and one of one response, so that a device has a single row. memory_test.py has one with
+# statistics and one that draws.
+VARIED = ('aot', 'kto')
 EVERY = pytest.mark.parametrize(
   'name', [pytest.param(name, marks=() if name in VARIED else pytest.mark.slow) for name in sorted(CASES)]
 )
@@ -42,6 +43,9 @@ EVERY = pytest.mark.parametrize(
 def batch_of(name, seed=2):
   sizes = {'prompt_size': 2, 'response_size': 4, 'vocab': bigram.VOCAB}
   batch = fixtures.preference_batch(seed=seed, prompts=PROMPTS, responses=CASES[name].responses, **sizes)
+  if stats.BEHAVIOUR_TOKEN_LOGP in objectives.parse(CASES[name].expression).reads:
+    drawn = np.random.default_rng(seed).uniform(-4.0, -1.0, batch.response.shape).astype(np.float32)
+    batch = dataclasses.replace(batch, cached={**batch.cached, stats.BEHAVIOUR_TOKEN_LOGP: drawn})
   return dataclasses.replace(batch, weight=batch.weight.at[jnp.asarray([2, 9])].set(0.0))  # padding rows
 
 

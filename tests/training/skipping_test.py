@@ -133,7 +133,7 @@ FAULTS = [
 ]
 
 
-# A loss and a gradient alone. The guard sees a tree of arrays, be it of parameters, of adapters or of a memory.
+# A loss and a gradient alone. The guard sees any tree of arrays: parameters, adapters, or a memory.
 QUICK = [FAULTS[i] for i in (0, 5)]
 
 
