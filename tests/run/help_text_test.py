@@ -1,5 +1,7 @@
 """--help: every flag of every program, with the value that the program has without the flag."""
 
+import importlib
+
 from absl import flags
 import pytest
 
@@ -7,15 +9,6 @@ from alignjax import exit_codes
 from alignjax.commands import main, program
 from alignjax.run import command_line, fields, help_text, program_flags, settings
 from experiments.quickstart import run as quickstart
-from experiments.toy import (
-  adaptive_margin,
-  alignment_tax,
-  distribution_learning,
-  frontier,
-  nested_risk,
-  over_optimisation,
-  token_risk,
-)
 
 
 def programs(loaded=main.PROGRAM):
@@ -27,15 +20,15 @@ def programs(loaded=main.PROGRAM):
 
 
 TOYS = (
-  adaptive_margin,
-  alignment_tax,
-  distribution_learning,
-  frontier,
-  nested_risk,
-  over_optimisation,
-  token_risk,
+  'adaptive_margin',
+  'alignment_tax',
+  'distribution_learning',
+  'frontier',
+  'nested_risk',
+  'over_optimisation',
+  'token_risk',
 )
-STUDIES = (quickstart.PROGRAM, *(study.PROGRAM for study in TOYS))
+STUDIES = (quickstart.PROGRAM, *(importlib.import_module(f'experiments.toy.{name}').PROGRAM for name in TOYS))
 PROGRAMS = {each.name: each.settings for each in (*programs(), *STUDIES)}
 
 

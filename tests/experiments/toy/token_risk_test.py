@@ -17,8 +17,8 @@ def results(tail=(), accuracy=(), strength=2.0, spread=0.002):
   Args:
     tail: what is added to p95 by the name of the contender.
     accuracy: what is added to the accuracy.
-    strength: of the risk measures and nested arms.
-    spread: between seeds, of the tail that was changed.
+    strength: the factor on alpha for the risk measures and nested arms.
+    spread: the difference between seeds in a changed tail.
   """
   tail, accuracy, found = dict(tail), dict(accuracy), []
   for each in study.contenders(study.Setting()):
