@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,16 +37,22 @@ from alignjax.types import Params
 
 
 @dataclasses.dataclass(frozen=True)
-class Prepared:
-  """A run whose weights are not loaded yet."""
+class Built:
+  """What a run computes with on a mesh, before any data or weights are read."""
 
   objective: objectives.Objective
   recipe: bases.Recipe
-  tokenizer: tokenization.Tokenizer
   mesh: jax.sharding.Mesh
   policy: Policy
   shapes: Any  # shapes of the model's parameters
   shardings: Any  # shardings of the model's parameters
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared(Built):
+  """A run whose weights are not loaded yet."""
+
+  tokenizer: tokenization.Tokenizer
   reference: inputs.Reference
   training: inputs.Split
   held_out: inputs.Split | None
@@ -81,17 +87,6 @@ def check_settings(config: settings.Config) -> None:
       'has no such difference: choose an optimizer that does not merge'
     )
   on_policy.check(config, objective)
-
-
-class Built(NamedTuple):
-  """What a run computes with on a mesh, before any data or weights are read."""
-
-  objective: objectives.Objective
-  recipe: bases.Recipe
-  mesh: jax.sharding.Mesh
-  policy: Policy
-  shapes: Any  # shapes of the model's parameters
-  shardings: Any  # shardings of the model's parameters
 
 
 def build(config: settings.Config, mesh: jax.sharding.Mesh) -> Built:
@@ -168,7 +163,7 @@ def prepare(
   )
   weights = loaded.Loaded(model_config)
   prepared = Prepared(
-    **built._asdict(),
+    **vars(built),
     tokenizer=tokenizer,
     reference=reference,
     training=prompts.split if training is None else training,
