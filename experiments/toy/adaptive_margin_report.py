@@ -118,5 +118,5 @@ def draw(path: pathlib.Path, results: Sequence[Result]) -> None:
       gains.set_yticks([-place for place in range(len(CONTENDERS))], CONTENDERS)
       gains.set_xlabel('gold reward minus that of SimPO')
       gains.set_title('Chosen settings', loc='left')
-    panels[0][0].legend(loc='lower right')
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc='outside lower center', ncols=len(CONTENDERS))
     figure.savefig(path, dpi=130)
