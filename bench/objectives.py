@@ -26,7 +26,7 @@ import optax
 from alignjax import objectives
 from alignjax.models import base as models
 from alignjax.models import transformer
-from alignjax.run import xla_flags
+from alignjax.run import arithmetic
 from alignjax.training import references
 from alignjax.training import state as training_state
 from alignjax.training import step as training_step
@@ -134,8 +134,7 @@ def main(_):
   elif _EVERY.value:
     names = [f'{name}({"dpo()" if name.endswith("_weighted") else ""})' for name in sorted(objectives.OBJECTIVES)]
   names = list(dict.fromkeys([_BASE.value, *names]))  # the base itself measures the noise
-  if _COMPUTE_DTYPE.value == 'bfloat16':
-    xla_flags.enable_bfloat16()
+  arithmetic.prepare()
   for vocabulary in _VOCABULARIES.value:
     compare(vocabulary, names)
 

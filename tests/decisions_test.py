@@ -47,7 +47,7 @@ FIRST = {
   'models/manifest.py:fault': 'run/exports.py:_must_write',
   'run/labelling.py:Store.start': 'run/labelling.py:label',
   'run/first_start.py:_kept': 'run/first_start.py:date',
-  'run/first_start.py:_dates': 'run/first_start.py:date',
+  'run/first_start.py:_saved': 'run/first_start.py:date',
   'run/merge_folders.py:merge': 'commands/merge.py:run',
   'run/merge_folders.py:_tokenizer': 'commands/merge.py:run',
   'run/training.py:_evaluation_owed.without_results': 'run/training.py:_evaluation_owed',
@@ -99,7 +99,7 @@ ALONE = {
   'run/smollm2.py:convert',
   'run/smollm2.py:folder',
   'run/sweeping.py:Record.__init__',
-  'run/xla_flags.py:cpu_features',
+  'run/arithmetic.py:cpu_features',
   'data/builders/__init__.py:build',
   'data/builders/base.py:PreferenceBuilder._find',
   'data/tokens/artefact.py:obtain',  # by process 0 for all, or by a process for itself

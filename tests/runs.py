@@ -51,6 +51,7 @@ def make_config(folder: pathlib.Path, workdir: pathlib.Path | str, **overrides) 
     'schedule': 'constant',
     'warmup': 0.0,
     'remat': 'none',
+    'compute_dtype': 'float32',  # on every machine
     'eval_every': 8,
     'save_every': 5,
     'keep': 10,

@@ -87,6 +87,7 @@ def run(settings: Settings) -> None:
     ValueError: the settings, a model, the prompts, a reward or a judge cannot be used.
   """
   data_lengths.require_matplotlib()
+  settings = sampling_settings.settled(settings)
   plan = _plan(settings)
   models = [each for location in settings.models for each in evaluating.subjects(location, '--models')]
   if len({each.name for each in models}) < len(models):

@@ -85,7 +85,7 @@ def run(settings: Settings) -> None:
   prompts, report = prompt_settings.read(settings)
   if jax.process_index() == 0:
     print(f'{", ".join(settings.prompts)}: {report}')
-  settings = locations.with_paths(settings, models=('model', 'adapter'), data=())
+  settings = locations.with_paths(sampling_settings.settled(settings), models=('model', 'adapter'), data=())
   loading = checkpoint_io.Loading(together=processes.on_all)
   if settings.adapter:
     loading = loading._replace(convert=peft.merging(settings.adapter, checkpoint_io.load_config(settings.model)))

@@ -115,7 +115,7 @@ def run(settings: Settings) -> None:
   if bool(settings.prompt) == bool(settings.prompts):
     raise ValueError('give either --prompt or --prompts')
   _check_benchmark(settings)
-  settings = locations.with_paths(settings, models=('model', 'adapter'), data=())
+  settings = locations.with_paths(sampling_settings.settled(settings), models=('model', 'adapter'), data=())
   options = sampling_settings.options(settings)
   loading = checkpoint_io.Loading(together=processes.on_all)
   if settings.adapter:

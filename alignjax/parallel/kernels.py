@@ -134,7 +134,8 @@ class Split(NamedTuple):
 
   def reduced(self, x: Array, axis: int) -> Array:
     """The sum of the terms of a product over `axis` of the kernel, which the tensor axis may have split."""
-    return jax.lax.psum(x, 'tensor') if self.axes[axis] == 'tensor' else x
+    split = self.axes[axis] == 'tensor' and self.parts.mesh.shape['tensor'] > 1
+    return jax.lax.psum(x, 'tensor') if split else x
 
 
 @jax.tree_util.register_dataclass

@@ -10,7 +10,7 @@ import jax
 
 from alignjax.parallel import mesh as parallel_mesh
 from alignjax.planning import compute, hardware, machines, memory, program
-from alignjax.run import settings
+from alignjax.run import arithmetic, settings
 from alignjax.training import references
 
 ADAPTER = 'lora(rank=16, alpha=32)'
@@ -77,6 +77,8 @@ def make(config: settings.Config, machine: hardware.Machine, responses: int = 0)
       f'config.prompts = {config.prompts!r}: the planner covers updates on data, not the drawing of responses: '
       'leave it out, and give --responses=<responses of a prompt in an update>'
     )
+  if config.compute_dtype == arithmetic.AUTO:
+    config = dataclasses.replace(config, compute_dtype='bfloat16')  # every chip of the table is an accelerator
   planned = program.build(config, machines.abstract(config.mesh, machine), responses)
   return Plan(config, machine, responses, planned, memory.estimate(planned, config))
 

@@ -6,7 +6,7 @@ import pathlib
 
 import jax
 
-from alignjax.run import xla_flags
+from alignjax.run import arithmetic
 
 OFF = 'off'
 LARGEST = 4 << 30  # bytes; the programs that were not used for longest are deleted
@@ -30,7 +30,7 @@ def keep(folder: str = '') -> str:
   if folder == OFF:
     return ''
   # A home folder may be shared by machines whose CPUs lack the instructions of the programs of others.
-  machine = hashlib.sha256(' '.join(sorted(xla_flags.cpu_features())).encode()).hexdigest()[:8]
+  machine = hashlib.sha256(' '.join(sorted(arithmetic.cpu_features())).encode()).hexdigest()[:8]
   path = (pathlib.Path(folder) if folder else user_cache() / 'alignjax' / 'compiled') / machine
   try:
     path.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -26,7 +26,7 @@ from alignjax.doctor import (
 from alignjax.models import checkpoint_io, fingerprints, transformer
 from alignjax.optim import recipes, schedules
 from alignjax.parallel import rules
-from alignjax.run import agreement, inputs, locations, preparation, rollout_source, settings
+from alignjax.run import agreement, first_start, inputs, locations, preparation, rollout_source, settings
 from alignjax.training import placement
 from alignjax.training import state as training_state
 from alignjax.training import step as training_step
@@ -134,7 +134,7 @@ def build_optimizer(prepared: preparation.Prepared) -> optax.GradientTransformat
 def stops(config: settings.Config, announce: inputs.Announce) -> bool:
   """Examines a run thoroughly, announces every finding, and returns whether errors would stop the run."""
   preparation.check_settings(config)
-  config = locations.with_paths(config)
+  config = locations.with_paths(first_start.settled(config))
   prepared = preparation.prepare(config, announce, functools.partial(agreement.check, config))
   base, params = preparation.load_base(config, prepared), preparation.initial_params(config, prepared)
   key = jax.random.key(config.seed)

@@ -13,7 +13,7 @@ import jax
 
 from alignjax import exit_codes, paths
 from alignjax.parallel import clusters, distributed
-from alignjax.run import compiled, fields
+from alignjax.run import arithmetic, compiled, fields
 
 _OTHERS_LEAVE = 1.0  # seconds; the end of the coordinator takes the other processes with it
 
@@ -54,6 +54,7 @@ class Processes:
     Raises:
       ValueError: the flags or the environment are contradictory or incomplete.
     """
+    arithmetic.prepare()
     compiled.keep(self.compilation_cache)
     timeouts = distributed.Timeouts(self.join_timeout, self.heartbeat)
     distributed.use_virtual_devices(self.local_devices)

@@ -3,7 +3,7 @@
 import dataclasses
 
 from alignjax.data.tokens import variables
-from alignjax.run import fields
+from alignjax.run import arithmetic, fields
 from alignjax.sampling import strategies, text
 
 
@@ -27,7 +27,9 @@ class SamplingSettings:
   seed: int = fields.field(0, 'Seed of the random numbers.', at_least=0, at_most=2**63 - 1)
   batch_size: int = fields.field(8, 'Number of prompts in a batch.', at_least=1)
   compute_dtype: str = fields.field(
-    'float32', 'Type of activations; parameters are float32.', choices=('float32', 'bfloat16')
+    arithmetic.AUTO,
+    'Type of activations; parameters are float32. auto: bfloat16 on accelerators and on CPUs that compute it faster.',
+    choices=arithmetic.CHOICES,
   )
 
 
@@ -42,6 +44,11 @@ def options(settings: SamplingSettings) -> text.Options:
     strategy=build_strategy(settings),
     template_arguments=fields.naming('--template_arguments', variables.parse, settings.template_arguments),
   )
+
+
+def settled[S: SamplingSettings](settings: S) -> S:
+  """The settings with the type of activations that this machine uses. All processes must call it."""
+  return dataclasses.replace(settings, compute_dtype=arithmetic.resolve(settings.compute_dtype))
 
 
 def build_strategy(settings: SamplingSettings) -> strategies.Strategy:

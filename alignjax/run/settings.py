@@ -13,7 +13,7 @@ import ml_collections
 from alignjax import paths
 from alignjax.data.tokens import variables
 from alignjax.optim import schedules
-from alignjax.run import fields, profiling, rollout_settings, user_code
+from alignjax.run import arithmetic, fields, profiling, rollout_settings, user_code
 
 field = fields.field
 
@@ -200,7 +200,11 @@ class StepSettings:
   )
   chunk: int = _field(1024, WARNS, 'Response tokens whose logits exist at once on a device.', at_least=1)
   compute_dtype: str = _field(
-    'float32', WARNS, 'Type of activations; parameters are float32.', choices=('float32', 'bfloat16')
+    arithmetic.AUTO,
+    WARNS,
+    'Type of activations; parameters are float32. auto: bfloat16 on accelerators and on CPUs that compute it faster, '
+    'decided at the first start.',
+    choices=arithmetic.CHOICES,
   )
   remat: str = _field(
     'dots',

@@ -17,6 +17,7 @@ from alignjax.run import (
   examination,
   exports,
   fields,
+  first_start,
   locations,
   model_card,
   on_policy,
@@ -54,9 +55,11 @@ def train(config: settings.Config) -> loop.Result:
   """
   with watchdog.watching(dataclasses.asdict(config.watch)), refusals.checking() as checks:
     settings.require(config, 'workdir', 'model', *([] if config.prompts else ['data']))
-    with owner.owned(paths.path(config.workdir)) as claim, places.on_disk(config, announce) as on_disk:
-      preparation.check_settings(on_disk)
-      return _train(locations.with_paths(on_disk), config, checks, claim)
+    with owner.owned(paths.path(config.workdir)) as claim:
+      config = first_start.settled(config)
+      with places.on_disk(config, announce) as on_disk:
+        preparation.check_settings(on_disk)
+        return _train(locations.with_paths(on_disk), config, checks, claim)
 
 
 def _train(config: settings.Config, given: settings.Config, checks: refusals.Checks, claim: owner.Claim) -> loop.Result:

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from alignjax.run import fields, user_code
+from alignjax.run import arithmetic, fields, user_code
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +22,9 @@ class Shared(user_code.UserCode):
   max_new_tokens: int = fields.field(32, 'Longest response, in tokens.')
   optimizer: str = fields.field('adamw(2e-5)', 'Expression of the optimizer.')
   gradient_clip: float = fields.field(1.0, 'Largest global norm of a gradient.')
-  compute_dtype: str = fields.field('auto', 'float32, bfloat16, or auto: the faster of the two on this machine.')
+  compute_dtype: str = fields.field(
+    arithmetic.AUTO, 'Type of activations. auto: the faster of the two on this machine.', choices=arithmetic.CHOICES
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +49,9 @@ class OnlineSettings(Shared):
   group: int = fields.field(24, 'Number of prompts that are answered together in an evaluation.')
   # Sampling merges the adapter into kernels of this type, so bfloat16 would round what the adapter adds.
   compute_dtype: str = fields.field(
-    'float32', 'float32, bfloat16, or auto: the faster of the two on this machine. Adapters need float32.'
+    'float32',
+    'Type of activations. auto: the faster of the two on this machine. Adapters need float32.',
+    choices=arithmetic.CHOICES,
   )
   adapter: str = fields.field(
     'lora(rank=16, alpha=32)', 'Expression of the adapter to train. Empty: train the whole model.'

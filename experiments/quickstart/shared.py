@@ -13,7 +13,7 @@ from alignjax.models import base as models
 from alignjax.models import checkpoint_io, transformer
 from alignjax.parallel import mesh as parallel_mesh
 from alignjax.parallel import rules
-from alignjax.run import compiled, smollm2, xla_flags
+from alignjax.run import arithmetic, compiled, smollm2
 from alignjax.sampling import strategies
 from alignjax.types import Params
 from experiments.quickstart import command_line, responses
@@ -53,7 +53,8 @@ def set_up(settings: command_line.Shared, reward: rewards.Score, texts: Sequence
     texts: all prompts, which decide to how many tokens prompts are padded.
   """
   compiled.keep()
-  dtype = _compute_dtype(settings.compute_dtype)
+  arithmetic.prepare()
+  dtype = arithmetic.resolve(settings.compute_dtype)
   workdir = pathlib.Path(settings.workdir)
   workdir.mkdir(parents=True, exist_ok=True)
   folder = pathlib.Path(settings.model) if settings.model else smollm2.convert(workdir / 'base')
@@ -75,13 +76,3 @@ def set_up(settings: command_line.Shared, reward: rewards.Score, texts: Sequence
     reference=checkpoint_io.load_params(folder, config, shardings),
     shape=(responses.longest_prompt(tokenizer, texts), settings.max_new_tokens),
   )
-
-
-def _compute_dtype(wanted: str) -> str:
-  """Resolves 'auto' and sets XLA flags, so it must run before any computation."""
-  if wanted == 'float32':
-    return wanted
-  fast = xla_flags.enable_bfloat16()
-  if wanted != 'auto':
-    return wanted
-  return 'bfloat16' if fast else 'float32'

@@ -67,6 +67,7 @@ def configure(sound, **overrides):
     'data': (str(sound / 'train.jsonl'),),
     'batch_size': 8,
     'remat': 'none',
+    'compute_dtype': 'float32',
     'workdir': str(sound / 'run'),
   }
   return settings.Config(**values | overrides)

@@ -88,7 +88,12 @@ def runs(tmp_path_factory) -> Callable[[str], settings.Config]:
 
   @functools.cache
   def run(kind: str) -> settings.Config:
-    values = {'model': str(folder / 'start'), 'data': ('gone.jsonl',), 'workdir': str(folder / kind)}
+    values = {
+      'model': str(folder / 'start'),
+      'data': ('gone.jsonl',),
+      'workdir': str(folder / kind),
+      'compute_dtype': 'float32',
+    }
     config = settings.Config(**values, **KINDS[kind])
     finish(config)
     return config

@@ -65,6 +65,23 @@ def test_a_product_and_its_gradients_are_those_of_the_whole_kernel(spec, monkeyp
   assert program.as_text().count(' reduce-scatter(') == 2  # one for each dimension of the torus
 
 
+@pytest.mark.parametrize('shape', [(1, 8, 1), (2, 4, 1), (2, 2, 2)])
+@pytest.mark.parametrize('spec', [('fsdp', 'tensor'), ('tensor', 'fsdp')])
+def test_products_of_bfloat16_compile_on_every_mesh(shape, spec):
+  mesh = mesh_lib.make_mesh(*shape)
+  x, kernel = jnp.full((8, 3, 16), 0.5, jnp.bfloat16), jnp.full((16, 8), 0.25)
+  placed = jax.device_put(x, ROWS(mesh)), jax.device_put(kernel, NamedSharding(mesh, PartitionSpec(*spec)))
+  split = kernels.Split(kernels.Parts.of(mesh), spec)
+
+  def value(x, kernel):
+    return jnp.sum((x @ kernels.SplitKernel(kernel, split)).astype(jnp.float32))
+
+  found, (d_x, d_kernel) = jax.jit(jax.value_and_grad(value, argnums=(0, 1)))(*placed)
+  assert (found, d_x.dtype) == (8 * 3 * 8 * 2.0, jnp.bfloat16)
+  np.testing.assert_array_equal(d_x, jnp.full(x.shape, 2.0))
+  np.testing.assert_array_equal(d_kernel, jnp.full(kernel.shape, 12.0))
+
+
 def test_rows_that_do_not_divide_are_multiplied_by_the_whole_kernel():
   mesh = mesh_lib.make_mesh(1, 8, 1)
   x, kernel = jnp.ones((3, 4)), jnp.arange(32.0).reshape(4, 8)

@@ -43,7 +43,7 @@ def write(folder, **entries):
 
 def configure(folder, **values):
   """A run on 8 prompts of 16 tokens with responses of 24."""
-  small = {'batch_size': 8, 'max_prompt': 16, 'max_response': 24}
+  small = {'batch_size': 8, 'max_prompt': 16, 'max_response': 24, 'compute_dtype': 'float32'}
   return settings.Config(**{'model': str(folder), **small, **values})
 
 

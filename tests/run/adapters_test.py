@@ -42,6 +42,7 @@ def finished(tmp_path_factory):
     save_every=2,
     buckets=((16, 24),),
     remat='none',
+    compute_dtype='float32',
     doctor='off',
     mesh=settings.MeshConfig(data=2, fsdp=2, tensor=2),
     workdir=str(folder / 'run'),

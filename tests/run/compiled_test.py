@@ -5,7 +5,7 @@ import stat
 import jax
 import pytest
 
-from alignjax.run import compiled, xla_flags
+from alignjax.run import arithmetic, compiled
 
 NAMES = ('compilation_cache_dir', 'persistent_cache_min_compile_time_secs', 'compilation_cache_max_size')
 
@@ -30,10 +30,10 @@ def test_programs_are_kept_in_the_cache_folder_of_the_user_for_the_user_alone(tm
 
 
 def test_cpus_with_other_instructions_have_a_folder_of_their_own(tmp_path, monkeypatch, unset):
-  monkeypatch.setattr(xla_flags, 'cpu_features', lambda: {'avx2'})
+  monkeypatch.setattr(arithmetic, 'cpu_features', lambda: {'avx2'})
   first = compiled.keep(str(tmp_path))
   jax.config.update('jax_compilation_cache_dir', None)
-  monkeypatch.setattr(xla_flags, 'cpu_features', lambda: {'avx2', 'avx512f'})
+  monkeypatch.setattr(arithmetic, 'cpu_features', lambda: {'avx2', 'avx512f'})
   assert compiled.keep(str(tmp_path)) != first
 
 

@@ -1,4 +1,4 @@
-"""A chat template that prints the date: the run keeps the date of its first start."""
+"""What a run keeps from its first start: the date that its chat template prints, and the type of activations."""
 
 import dataclasses
 import datetime
@@ -9,7 +9,7 @@ import shutil
 import pytest
 
 from alignjax.data.tokens import tokenization
-from alignjax.run import first_start, preparation, training
+from alignjax.run import arithmetic, first_start, preparation, training
 from alignjax.training import metrics
 from tests import assets, runs
 
@@ -78,3 +78,26 @@ def test_a_template_without_a_date_leaves_no_trace(tiny_run, tmp_path, monkeypat
   tokenizer = tokenization.Tokenizer.load(tiny_run / 'model', lambda: first_start.date(str(tmp_path)))
   assert tokenizer.template.date is None
   assert not list(tmp_path.iterdir())
+
+
+def test_a_run_keeps_its_type_of_activations_on_a_machine_that_would_choose_another(tmp_path, monkeypatch):
+  config = runs.settings.Config(model='m', data=('d.jsonl',), workdir=str(tmp_path / 'run'))
+  monkeypatch.setattr(arithmetic, 'faster', lambda: 'bfloat16')
+  monkeypatch.setattr(training.preparation, 'check_settings', lambda config: None)
+  monkeypatch.setattr(training, '_train', lambda found, given, *_: (found.compute_dtype, given.compute_dtype))
+  assert training.train(config) == ('bfloat16', 'bfloat16')  # computes with it, and records it
+  for step, content in enumerate([{'config': {'compute_dtype': 'bfloat16'}}, {'config': []}]):  # the last is damaged
+    folder = tmp_path / 'run' / 'checkpoints' / str(step) / 'metadata'
+    folder.mkdir(parents=True)
+    (folder / 'metadata').write_text(json.dumps({'content': content}))
+  monkeypatch.setattr(arithmetic, 'faster', lambda: 'float32')
+  assert training.train(config) == ('bfloat16', 'bfloat16')
+  assert training.train(dataclasses.replace(config, compute_dtype='float32')) == ('float32', 'float32')
+  assert training.train(dataclasses.replace(config, workdir=str(tmp_path / 'other'))) == ('float32', 'float32')
+
+
+def test_a_run_that_samples_from_an_adapted_model_computes_in_float32(tmp_path, monkeypatch):
+  monkeypatch.setattr(arithmetic, 'faster', lambda: 'bfloat16')
+  config = runs.settings.Config(adapter='lora()', workdir=str(tmp_path))
+  assert first_start.settled(config).compute_dtype == 'bfloat16'
+  assert first_start.settled(dataclasses.replace(config, prompts=('prompts.jsonl',))).compute_dtype == 'float32'

@@ -41,6 +41,7 @@ def configure(folder, **overrides) -> settings.Config:
     'schedule': 'constant',
     'warmup': 0.0,
     'remat': 'none',
+    'compute_dtype': 'float32',
     'save_every': 3,
     'doctor': 'off',
     'adapter': 'lora(rank=2)',

@@ -18,7 +18,13 @@ def folder(tmp_path_factory):
 
 
 def configure(folder, **overrides):
-  values = {'model': str(folder / 'model'), 'data': (str(folder / 'train.jsonl'),), 'batch_size': 8, 'remat': 'none'}
+  values = {
+    'model': str(folder / 'model'),
+    'data': (str(folder / 'train.jsonl'),),
+    'batch_size': 8,
+    'remat': 'none',
+    'compute_dtype': 'float32',
+  }
   return settings.Config(**values | overrides)
 
 

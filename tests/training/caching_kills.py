@@ -40,6 +40,7 @@ def fill(folder: pathlib.Path, cache: str, pause: float) -> None:
     model=str(folder / 'model'),
     data=(str(folder / 'train.jsonl'),),
     batch_size=8,
+    compute_dtype='float32',
     buckets=((24, 24),),
     reference_cache=str(folder / cache),
     remat='none',

@@ -36,6 +36,7 @@ def config_of(folder, workdir, **overrides):
     'buckets': ((16, 24),),
     'optimizer': 'sgd(0.1)',
     'remat': 'none',
+    'compute_dtype': 'float32',
     'doctor': 'off',
     'workdir': str(folder / workdir),
   }
