@@ -29,7 +29,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from alignjax.models import attention, base, block, configuration, layers, packed_attention
+from alignjax.models import attention, base, block, configuration, layers, packed_attention, transposed
 from alignjax.types import Array, Head, PackedRows, Params
 
 TransformerConfig = configuration.TransformerConfig
@@ -108,7 +108,7 @@ class Embedding(nnx.Module):
 class Cache:
   """The decoding state that `prefill` creates and `decode` updates.
 
-  It holds the weights sliced by layer and cast once, because XLA would not move that work out of a sampling loop.
+  It holds the weights sliced by layer, cast and laid out once, because XLA would not move that work out of a sampling loop.
   """
 
   weights: Sequence[Params]  # one entry per layer, in the compute dtype
@@ -207,7 +207,10 @@ class Decoder(nnx.Module):
     _, keys_values = jax.lax.scan(body, x, (self.layers, self._kinds()))
     weights = nnx.to_pure_dict(nnx.split(self.layers)[1])
     return Cache(
-      weights=unstack(jax.tree.map(lambda x: x.astype(config.compute_dtype), weights), config.layers),
+      weights=[
+        jax.tree_util.tree_map_with_path(_by_outputs, layer)
+        for layer in unstack(jax.tree.map(lambda x: x.astype(config.compute_dtype), weights), config.layers)
+      ],
       layers=[
         attention.LayerCache.create(*layer, samples, max_new_tokens) for layer in unstack(keys_values, config.layers)
       ],
@@ -289,6 +292,11 @@ class Decoder(nnx.Module):
         f'prompts of {prompt} tokens and responses of {response} tokens exceed '
         f'max_positions={self.config.max_positions}: shorten one of them'
       )
+
+
+def _by_outputs(path: tuple[Any, ...], leaf: Array) -> Array | transposed.Transposed:
+  """A weight of a layer as decoding reads it: plain kernels by outputs, all others as they are."""
+  return transposed.Transposed.of(leaf) if path[-1] == jax.tree_util.DictKey('kernel') else leaf
 
 
 def _joint_positions(prompt_length: Array, layout: attention.Layout) -> Array:

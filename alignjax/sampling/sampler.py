@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from alignjax import numerics, stats
-from alignjax.models import base
+from alignjax.models import base, transposed
 from alignjax.sampling import strategies
 from alignjax.types import Array, Head, Params
 
@@ -84,7 +84,7 @@ def sample(model: base.LanguageModel, params: Params, prompts: Prompts, key: Arr
       strategy_logp=jnp.zeros((*shape, max_new_tokens)),
     ),
   )
-  head = _head_of_dtype(model.head(params), jax.eval_shape(model.decode, params, state.cache, state.token)[1].dtype)
+  head = _laid_out(model.head(params), jax.eval_shape(model.decode, params, state.cache, state.token)[1].dtype)
 
   def unfinished(state: _State) -> Array:
     return (state.index < max_new_tokens) & ~jnp.all(state.samples.finished)
@@ -123,9 +123,9 @@ class _State(NamedTuple):
   samples: Samples
 
 
-def _head_of_dtype(head: Head, dtype: jnp.dtype) -> Head:
-  """Casts the kernel once before the loop; otherwise every step would cast it."""
-  return dataclasses.replace(head, kernel=head.kernel.astype(dtype))
+def _laid_out(head: Head, dtype: jnp.dtype) -> Head:
+  """Casts and lays out the kernel once before the loop; otherwise every step would."""
+  return dataclasses.replace(head, kernel=transposed.Transposed.of(head.kernel.astype(dtype), jnp.float32))
 
 
 def _row_keys(key: Array, row_ids: Array, samples: int) -> Array:
