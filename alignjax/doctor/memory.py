@@ -70,27 +70,29 @@ def abstract_batch(batch: PreferenceBatch, bucket: shapes.Bucket) -> PreferenceB
   )
 
 
-def examine(parts: Sequence[Part], available: int | None) -> list[findings.Finding]:
+def examine(parts: Sequence[Part], available: int | None, error: float = 0.0) -> list[findings.Finding]:
   """Examines whether a run fits into a device.
 
   Args:
     parts: what the run keeps on each device, in bytes.
     available: bytes of memory of a device; None if unknown.
+    error: relative error of the parts, if they are estimated.
   """
   needed = sum(size for _, size in parts)
-  listed = ' + '.join(f'{_size(size)} of {what}' for what, size in parts if size)
-  seen = f'{_size(needed)} on each device ({listed})'
+  listed = ' + '.join(f'{in_units(size)} of {what}' for what, size in parts if size)
+  seen = f'{in_units(needed)} on each device ({listed})'
   if available is None:
     return [findings.Finding('memory', findings.NOTE, seen, 'The device does not report how much memory it has')]
-  seen += f', which has {_size(available)}'
-  if needed > available:
+  seen += f', which has {in_units(available)}'
+  if needed > (1 + error) * available:
     advice = 'Split the model over more devices (config.mesh), or use smaller batches (config.microbatches)'
     return [findings.Finding('memory', findings.ERROR, seen, advice)]
   if needed > MOST * available:
-    advice = 'Little is left for what the compiler adds: use more microbatches'
+    advice = 'Little is left for what the compiler adds: use more microbatches (alignjax plan tries out other changes)'
     return [findings.Finding('memory', findings.WARNING, seen, advice)]
   return [findings.Finding('memory', findings.NOTE, seen, 'This fits')]
 
 
-def _size(count: int) -> str:
+def in_units(count: float) -> str:
+  """Bytes as text."""
   return f'{count / 2**30:.2f} GiB' if count >= 2**30 else f'{count / 2**20:.1f} MiB'

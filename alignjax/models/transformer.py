@@ -108,7 +108,8 @@ class Embedding(nnx.Module):
 class Cache:
   """The decoding state that `prefill` creates and `decode` updates.
 
-  It holds the weights sliced by layer, cast and laid out once, because XLA would not move that work out of a sampling loop.
+  It holds the weights sliced by layer, cast and laid out once, because XLA would not move that work out of a sampling
+  loop.
   """
 
   weights: Sequence[Params]  # one entry per layer, in the compute dtype

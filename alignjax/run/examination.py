@@ -26,6 +26,8 @@ from alignjax.doctor import (
 from alignjax.models import checkpoint_io, fingerprints, transformer
 from alignjax.optim import recipes, schedules
 from alignjax.parallel import rules
+from alignjax.planning import memory as planned_memory
+from alignjax.planning import program as planned_program
 from alignjax.run import agreement, first_start, inputs, locations, preparation, rollout_source, settings
 from alignjax.training import placement
 from alignjax.training import state as training_state
@@ -47,11 +49,36 @@ def examine(
     state: the state before the first update.
     frozen: the arrays that the step only reads.
   """
-  available = memory.of_device(jax.local_devices()[0])
+  planned, available = plan(config, prepared), memory.of_device(jax.local_devices()[0])
+  parts = memory.of_state(state, frozen) if planned is None else list(planned.parts.items())
   return [
     *_examine_arrays(config, prepared, state, frozen),
-    *memory.examine(memory.of_state(state, frozen), available),
+    *memory.examine(parts, available, 0.0 if planned is None else planned_memory.ERROR),
   ]
+
+
+def plan(config: settings.Config, prepared: preparation.Prepared) -> planned_memory.Estimate | None:
+  """The memory of a step as `alignjax plan` estimates it, for the largest batch of the data.
+
+  Returns None for what the planner does not cover: packed rows, and responses that the policy draws.
+  """
+  batches = prepared.training.batches.plan
+  if prepared.prompts is not None or not isinstance(batches, order.Plan):
+    return None
+  largest = dataclasses.replace(config, buckets=batches.buckets)
+  planned = planned_program.build(largest, prepared.mesh, prepared.training.data.responses)
+  return planned_memory.estimate(planned, largest)
+
+
+def verdict(config: settings.Config, prepared: preparation.Prepared) -> str:
+  """A line on the planned memory of a run, before its weights are loaded; '' if it is not known."""
+  planned, available = plan(config, prepared), memory.of_device(jax.local_devices()[0])
+  if planned is None or available is None:
+    return ''
+  return (
+    f'memory     {memory.in_units(planned.peak)} of {memory.in_units(available)} planned on each device: '
+    f'{planned.verdict(available)}'
+  )
 
 
 def examine_thoroughly(

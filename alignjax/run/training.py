@@ -80,6 +80,8 @@ def _train(config: settings.Config, given: settings.Config, checks: refusals.Che
     functools.partial(reward_scales.after, workdir),
   )
   origin = exports.Origin(config.model, identity['model_fingerprint'], prepared.policy, recipe.averages, records)
+  if config.doctor != 'off' and (line := examination.verdict(config, prepared)):
+    announce(line)
   batch_source = rollout_source.configured(config, prepared, workdir / 'rollouts', announce)
   key = jax.random.key(config.seed)
   with checkpoint.Checkpoints(

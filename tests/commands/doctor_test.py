@@ -253,6 +253,26 @@ def test_weights_that_are_not_numbers_are_named(sound):
   assert named(examination.examine(config, prepared, state, frozen)) == {'loss_not_finite': 'error'}
 
 
+def test_the_memory_of_a_run_is_that_of_its_plan(sound, monkeypatch):
+  config, prepared, state, frozen = start_of(configure(sound))
+  planned = examination.plan(config, prepared)
+  assert planned.argument_bytes == pytest.approx(memory.bytes_on_device((state, frozen)), rel=0.1)  # and a batch
+  for factor, severity, verdict in (
+    (2, 'note', 'fits'),
+    (0.95, 'warning', 'does not fit'),
+    (0.85, 'error', 'does not'),
+  ):
+    available = int(factor * planned.peak)
+    monkeypatch.setattr(memory, 'of_device', lambda device, available=available: available)
+    found = examination.examine(config, prepared, state, frozen)
+    assert next(each for each in found if each.name == 'memory').severity == severity
+    line = examination.verdict(config, prepared)
+    assert line.startswith(f'memory     {memory.in_units(planned.peak)} of {memory.in_units(available)} planned')
+    assert verdict in line
+  packed = configure(sound, packing='on', max_prompt=64, max_response=64)
+  assert examination.verdict(packed, start_of(packed)[1]) == ''
+
+
 def test_too_little_memory_is_named(sound, monkeypatch):
   monkeypatch.setattr(memory, 'of_device', lambda device: 2**12)
   assert named(examination.examine(*start_of(configure(sound)))) == {'memory': 'error'}

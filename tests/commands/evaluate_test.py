@@ -25,7 +25,7 @@ LOCAL = pathlib.Path(__file__).parents[2] / 'launch' / 'local.sh'
 PROMPTS = ['The film was', 'She said', 'A good review explains what works and', 'Why', 'It']
 REWARD, PROXY = 'length(target=3, scale=2) - 0.5 * missing_end(1.0)', "matches('[aeiou]')"
 OPTIONS = text.Options(samples=2, max_new_tokens=4, batch_size=8)
-SIZES = ('--samples=2', '--max_new_tokens=4')
+SIZES = ('--samples=2', '--max_new_tokens=4', '--compute_dtype=float32')
 
 
 @pytest.fixture(scope='module')

@@ -80,8 +80,8 @@ def test_a_template_without_a_date_leaves_no_trace(tiny_run, tmp_path, monkeypat
   assert not list(tmp_path.iterdir())
 
 
-def test_a_run_keeps_its_type_of_activations_on_a_machine_that_would_choose_another(tmp_path, monkeypatch):
-  config = runs.settings.Config(model='m', data=('d.jsonl',), workdir=str(tmp_path / 'run'))
+def test_a_run_keeps_its_type_of_activations_on_a_machine_that_would_choose_another(tiny_run, tmp_path, monkeypatch):
+  config = runs.make_config(tiny_run, tmp_path / 'run', compute_dtype='auto')
   monkeypatch.setattr(arithmetic, 'faster', lambda: 'bfloat16')
   monkeypatch.setattr(training.preparation, 'check_settings', lambda config: None)
   monkeypatch.setattr(training, '_train', lambda found, given, *_: (found.compute_dtype, given.compute_dtype))
