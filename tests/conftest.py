@@ -1,6 +1,7 @@
 """Every test runs on 8 virtual CPU devices, with implicit rank promotion refused."""
 
 import gc
+import itertools
 import os
 import tempfile
 
@@ -42,9 +43,9 @@ def pytest_addoption(parser):
 
 def pytest_collection_modifyitems(config, items):
   if not config.getoption('slow'):
-    slow = [item for item in items if item.get_closest_marker('slow')]
-    items[:] = [item for item in items if item not in slow]
-    config.hook.pytest_deselected(items=slow)
+    marked = [item.get_closest_marker('slow') is not None for item in items]
+    config.hook.pytest_deselected(items=list(itertools.compress(items, marked)))
+    items[:] = [item for item, slow in zip(items, marked, strict=True) if not slow]
 
 
 def pytest_collection_finish():

@@ -288,11 +288,15 @@ class Seen(NamedTuple):
     return cls(seen.prompt & near.prompt, seen.own & near.own)
 
 
+FEW = 16  # queries with the same keys up to which sums run faster than matrix products
+
+
 def attend_cached(query: Array, cache: LayerCache, seen: Seen, scores: Scores) -> Array:
   """One decoding step: N queries against the keys of their shared prompt, and each against its own response keys.
 
   One softmax runs over both sets of scores, so the prompt is never copied per sample. A response's own keys and values
-  have a single query, so their products are written as sums, which run faster than matrix products here.
+  have a single query, so their products are written as sums, which run faster than matrix products here; so are those
+  with the keys and values of a prompt that only a few queries see.
 
   Args:
     query: queries, [B, N, heads, H].
@@ -314,11 +318,19 @@ def attend_cached(query: Array, cache: LayerCache, seen: Seen, scores: Scores) -
   def capped(products: Array) -> Array:
     return products if cap is None else jnp.tanh(products * (scale / cap)) * (cap / scale)
 
-  of_prompt = capped(jnp.einsum('bnkgh,bkhp->bnkgp', query, cache.prompt_key))
+  few = samples * (heads // kv_heads) <= FEW
+  if few:
+    of_prompt = jnp.sum(query[..., None] * cache.prompt_key[:, None, :, None], axis=-2)
+  else:
+    of_prompt = jnp.einsum('bnkgh,bkhp->bnkgp', query, cache.prompt_key)
+  of_prompt = capped(of_prompt)
   of_prompt = jnp.where(seen.prompt[:, None, None, None], of_prompt, lowest)
   of_own = capped(jnp.sum(query[..., None] * cache.own_key[:, :, :, None], axis=-2))
   of_own = jnp.where(seen.own[None, None, None, None], of_own, lowest)
   weights = jax.nn.softmax(jnp.concatenate([of_prompt, of_own], axis=-1) * scale)
-  out = jnp.einsum('bnkgp,bkph->bnkgh', weights[..., :prompt], cache.prompt_value)
+  if few:
+    out = jnp.sum(weights[..., :prompt, None] * cache.prompt_value[:, None, :, None], axis=-2)
+  else:
+    out = jnp.einsum('bnkgp,bkph->bnkgh', weights[..., :prompt], cache.prompt_value)
   out += jnp.sum(weights[..., prompt:, None] * cache.own_value[:, :, :, None], axis=-2)
   return out.astype(dtype).reshape(batch, samples, -1)

@@ -106,3 +106,36 @@ def test_kernels_are_told_the_window(monkeypatch):
   attention.attend(*_arrays(5), None, CUDNN, attention.Causal())
   assert [call['local_window_size'] for call in calls] == [(3, 0), None]
   assert all(call['implementation'] == 'cudnn' and call['is_causal'] for call in calls)
+
+
+@pytest.mark.parametrize('most', [0, attention.FEW])  # products of the prompt as matrix products, and as sums
+@pytest.mark.parametrize(('window', 'cap'), [(None, None), (4, 2.0)])
+def test_a_decoding_step_is_softmax_over_the_prompt_and_the_response(window, cap, most, monkeypatch):
+  monkeypatch.setattr(attention, 'FEW', most)
+  (prompt, samples, response), index = LAYOUT, 3
+  rng, batch = np.random.default_rng(0), len(PROMPT_KEYS)
+
+  def draw(*shape):
+    return rng.standard_normal((batch, *shape))
+
+  query = draw(samples, HEADS, WIDTH)
+  keys, values = (draw(samples, prompt + response, KV_HEADS, WIDTH) for _ in range(2))
+  for array in (keys, values):
+    array[:, :, :prompt] = array[:, :1, :prompt]  # a prompt is shared
+  stored = [
+    keys[:, 0, :prompt].transpose(0, 2, 3, 1),
+    values[:, 0, :prompt].transpose(0, 2, 1, 3),
+    keys[:, :, prompt:].transpose(0, 1, 3, 4, 2),
+    values[:, :, prompt:].transpose(0, 1, 3, 2, 4),
+  ]
+  cache = attention.LayerCache(*(jnp.asarray(array, jnp.float32) for array in stored))
+  seen = attention.Seen.at(jnp.asarray(PROMPT_KEYS), jnp.int32(index), prompt, response, window)
+  found = attention.attend_cached(jnp.asarray(query, jnp.float32), cache, seen, attention.Scores('xla', cap=cap))
+  found = np.asarray(found).reshape(batch, samples, HEADS, WIDTH)
+  for b, n, h in np.ndindex(batch, samples, HEADS):
+    head = h // (HEADS // KV_HEADS)
+    scores = keys[b, n, :, head] @ query[b, n, h] / np.sqrt(WIDTH)
+    scores = scores if cap is None else cap * np.tanh(scores / cap)
+    near = _joint_near(b, window)[index]
+    weights = np.where(near, np.exp(scores - scores.max()), 0.0)
+    np.testing.assert_allclose(found[b, n, h], weights @ values[b, n, :, head] / weights.sum(), rtol=1e-5, atol=1e-6)
