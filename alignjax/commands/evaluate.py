@@ -34,24 +34,6 @@ from alignjax.evaluation import evaluator, frontier, over_optimisation, summary
 from alignjax.run import about, evaluating, fields, process_flags, prompt_settings, sampling_settings, user_code
 
 OWN = {'greedy': False, 'temperature': 1.0, 'top_k': 0, 'top_p': 1.0, 'strategy': ''}  # the model's own distribution
-COLUMNS = {  # of the table, by the name of the value
-  'reward': 'reward',
-  'proxy': 'proxy',
-  'win_rate': 'win rate',
-  'win_rate_data': 'win rate against the data',
-  'length_controlled': 'win rate at equal lengths',
-  'win_rate_judge': 'win rate by the judge',
-  'win_rate_data_judge': 'win rate by the judge against the data',
-  'position_bias_judge': 'position bias, nats',
-  'win_rate_second_judge': 'win rate by the second judge',
-  'agreement': 'agreement of the judges',
-  'kl': 'KL, nats',
-  'entropy': 'entropy, nats per token',
-  'tokens': 'tokens',
-  'finished': 'finished',
-  'distinct_1': 'distinct-1',
-  'distinct_2': 'distinct-2',
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,7 +179,7 @@ def markdown(
   fits: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> str:
   """The tables of models, of best-of-n, and of the laws of over-optimisation."""
-  columns = {name: title for name, title in COLUMNS.items() if any(name in found for found in summaries.values())}
+  columns = summary.columns(summaries.values())
   rows = [[name, *(_cell(found.get(key)) for key in columns)] for name, found in summaries.items()]
   tables = ['## Models', _table(['', *columns.values()], rows)]
   if best:

@@ -1,6 +1,6 @@
 """What is reported about the responses of a model, and about all checkpoints of a run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 from typing import Any
 
@@ -9,6 +9,31 @@ import numpy as np
 from alignjax.evaluation import best_of_n, diversity, evaluator, frontier, length_control, over_optimisation
 
 Summary = Mapping[str, evaluator.Estimate | float]
+TITLES = {  # of columns, by the name of the value
+  'reward': 'reward',
+  'gain': 'gain',
+  'proxy': 'proxy',
+  'win_rate': 'win rate',
+  'win_rate_data': 'win rate against the data',
+  'length_controlled': 'win rate at equal lengths',
+  'win_rate_judge': 'win rate by the judge',
+  'win_rate_data_judge': 'win rate by the judge against the data',
+  'position_bias_judge': 'position bias, nats',
+  'win_rate_second_judge': 'win rate by the second judge',
+  'agreement': 'agreement of the judges',
+  'kl': 'KL, nats',
+  'entropy': 'entropy, nats per token',
+  'tokens': 'tokens',
+  'finished': 'finished',
+  'distinct_1': 'distinct-1',
+  'distinct_2': 'distinct-2',
+}
+
+
+def columns(summaries: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+  """The titles of the columns of a table of summaries, by the name of the value; at least one summary has it."""
+  names = set().union(*summaries)
+  return {name: title for name, title in TITLES.items() if name in names}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jinja2
 
 from alignjax.doctor import findings
-from alignjax.evaluation import evaluator
+from alignjax.evaluation import evaluator, summary
 from alignjax.report import descriptions, facts, figures, naming, run_folders, sample_files, svg
 from alignjax.run import fields, history, settings
 
@@ -18,22 +18,6 @@ MOST_METRICS = 5  # of the overview
 MOST_COLUMNS = 4  # runs that are columns of the table of settings; more are its rows
 MOST_NAMES = 4  # of runs that share an objective or a finding
 MOST_PANELS = 24  # of the remaining metrics
-COLUMNS = {  # of the table of an evaluation, by the name of the value
-  'reward': 'reward',
-  'gain': 'gain',
-  'proxy': 'proxy',
-  'win_rate': 'win rate',
-  'win_rate_data': 'win rate against the data',
-  'length_controlled': 'win rate at equal lengths',
-  'win_rate_judge': 'win rate by the judge',
-  'win_rate_data_judge': 'win rate by the judge against the data',
-  'win_rate_second_judge': 'win rate by the second judge',
-  'agreement': 'agreement of the judges',
-  'kl': 'KL, nats',
-  'entropy': 'entropy, nats per token',
-  'tokens': 'tokens',
-  'finished': 'finished',
-}
 
 
 class Table(NamedTuple):
@@ -270,7 +254,7 @@ def _swept(sweep: facts.Sweep, number: int) -> Swept:
 
 
 def _evaluated(evaluation: facts.Evaluation, number: int) -> Evaluated:
-  columns = {name: title for name, title in COLUMNS.items() if any(name in each.values for each in evaluation.models)}
+  columns = summary.columns(each.values for each in evaluation.models)
   rows = [
     (
       f'{each.label} (reference)' if each.name == evaluation.reference else each.label,

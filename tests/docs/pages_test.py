@@ -9,8 +9,9 @@ import jax
 import pytest
 
 from alignjax import objectives, risk
-from alignjax.commands import evaluate, main, program
+from alignjax.commands import main, program
 from alignjax.data.reading import readers, sources
+from alignjax.evaluation import summary
 from alignjax.models import families
 from alignjax.objectives import declarations, examples
 from alignjax.optim import consensus
@@ -194,7 +195,7 @@ def test_every_metric_is_on_the_page():
 
 
 def test_every_value_of_an_evaluation_is_on_its_page():
-  assert set(evaluate.COLUMNS) <= set(NAME.findall(texts.PAGES['docs/evaluation.md']))
+  assert set(summary.TITLES) <= set(NAME.findall(texts.PAGES['docs/evaluation.md']))
 
 
 def test_every_finding_of_the_doctor_is_on_the_page():
