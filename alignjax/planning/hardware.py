@@ -147,6 +147,27 @@ def chip(name: str) -> Chip:
   return CHIPS[name]
 
 
+# What JAX calls a device. Those of TPUs are as libtpu 0.0.50 describes them; the others are parts of names.
+_DEVICE_KINDS = {
+  'TPU v4': 'v4',
+  'TPU v5 lite': 'v5e',
+  'TPU v5': 'v5p',
+  'TPU v6 lite': 'v6e',
+  'TPU7x': 'tpu7x',
+}
+_GPU_NAMES = {'H100': 'h100', 'H200': 'h200', 'B200': 'b200', 'A100-SXM4-80GB': 'a100-80', 'A100-SXM4-40GB': 'a100-40'}
+
+
+def of_device(kind: str) -> Chip | None:
+  """The chip of a JAX device; None if it is not in the table.
+
+  Args:
+    kind: the `device_kind` of the device, such as 'TPU v5 lite' or 'NVIDIA H100 80GB HBM3'.
+  """
+  name = _DEVICE_KINDS.get(kind) or next((name for part, name in _GPU_NAMES.items() if part in kind.split()), '')
+  return CHIPS.get(name)
+
+
 _FORM = re.compile(r'([\w-]+):(\d+(?:x\d+)*)(?:,slices=(\d+))?')
 
 

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from alignjax.training import processes
 
 AUTO = 'auto'
-CHOICES = (AUTO, 'float32', 'bfloat16')
+DTYPES = ('float32', 'bfloat16')
+CHOICES = (AUTO, *DTYPES)
 
 # Rounds to bfloat16 at every cast. Otherwise each compiled function skips different roundings, and the loss of a policy
 # that equals its reference is not exactly log 2. The experimental oneDNN flags of XLA are not set: jaxlib 0.12.0.1
@@ -57,10 +58,10 @@ def faster() -> str:
     return 'bfloat16'
   if not _INSTRUCTIONS & cpu_features():
     return 'float32'
-  calls = {dtype: _product(dtype) for dtype in CHOICES[1:]}
+  calls = {dtype: _product(dtype) for dtype in DTYPES}
   # The shortest of several times, taken in turn, is the one that other programs have disturbed least.
   times = [{dtype: _seconds(call) for dtype, call in calls.items()} for _ in range(_ROUNDS)]
-  exact, rounded = (min(each[dtype] for each in times) for dtype in CHOICES[1:])
+  exact, rounded = (min(each[dtype] for each in times) for dtype in DTYPES)
   return 'bfloat16' if exact > _WORTH * rounded else 'float32'
 
 

@@ -52,7 +52,7 @@ def _compute_dtype(workdir: pathlib.Path) -> str:
   """The type of activations in the newest readable checkpoint; '' if there is none."""
   for content in _saved(workdir):
     found = content.get('config', {}).get('compute_dtype')
-    if found in arithmetic.CHOICES:
+    if found in arithmetic.DTYPES:
       return found
   return ''
 

@@ -11,6 +11,7 @@ import jax
 
 from alignjax import paths, refusals, stopping, storage
 from alignjax.optim import recipes, schedules
+from alignjax.planning import utilisation
 from alignjax.run import (
   about,
   agreement,
@@ -130,6 +131,7 @@ def _train(config: settings.Config, given: settings.Config, checks: refusals.Che
       about.write(workdir, summary=summary, doctor=doctor, steps=steps, devices=about.devices())
     record.write_config(workdir, given)
     step = rollout_source.build_step(config, prepared, tx)
+    times = utilisation.of_run(config, prepared)
 
     def attempt(state: training_state.TrainState, resumed_at: int | None) -> loop.Result:
       checks.over = True
@@ -147,7 +149,7 @@ def _train(config: settings.Config, given: settings.Config, checks: refusals.Che
           state,
           batch_source,
           loop.Training(step, frozen, prepared.mesh, steps, schedule, config.nonfinite_limit),
-          log=loop.Logging(writers, announce, prepared.training.data.origin),
+          log=loop.Logging(writers, announce, prepared.training.data.origin, times),
           evaluation=evaluation,
           saving=loop.Saving(checkpoints, config.save_every, confirm, config.save_minutes),
           hooks=profiler.hooks,

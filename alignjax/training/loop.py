@@ -83,11 +83,13 @@ class Logging:
     writers: receive the metrics. The loop does not close them.
     announce: called with a line for each compilation: its time and its memory.
     origin: maps an example id to 'file:line', for error messages.
+    times: further metrics of a step, from its batch and its seconds.
   """
 
   writers: Sequence[metrics.Writer] = ()
   announce: programs.Announce = logging.info
   origin: Origin = str
+  times: Callable[[PreferenceBatch, float], Mapping[str, float]] = lambda batch, seconds: {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -283,6 +285,7 @@ class _Run:
       'time/seconds': seconds,
       'time/tokens_per_second': values['tokens'] / seconds,
       'time/peak_memory_gib': instrumentation.peak_memory_gib(),
+      **self.log.times(pending.batch.data, seconds),
     }
     self.write(pending.step, {**values, **pending.batch.metrics, **times, **extra()})
 
