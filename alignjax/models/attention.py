@@ -288,15 +288,15 @@ class Seen(NamedTuple):
     return cls(seen.prompt & near.prompt, seen.own & near.own)
 
 
-FEW = 16  # queries with the same keys up to which sums run faster than matrix products
+FEW = 16  # queries of one key, up to which sums run faster than matrix products
 
 
 def attend_cached(query: Array, cache: LayerCache, seen: Seen, scores: Scores) -> Array:
   """One decoding step: N queries against the keys of their shared prompt, and each against its own response keys.
 
   One softmax runs over both sets of scores, so the prompt is never copied per sample. A response's own keys and values
-  have a single query, so their products are written as sums, which run faster than matrix products here; so are those
-  with the keys and values of a prompt that only a few queries see.
+  have a single query, and those of a prompt may have few. Their products are then written as sums, which run faster than
+  matrix products.
 
   Args:
     query: queries, [B, N, heads, H].
