@@ -295,8 +295,8 @@ def attend_cached(query: Array, cache: LayerCache, seen: Seen, scores: Scores) -
   """One decoding step: N queries against the keys of their shared prompt, and each against its own response keys.
 
   One softmax runs over both sets of scores, so the prompt is never copied per sample. A response's own keys and values
-  have a single query, and those of a prompt may have few. Their products are then written as sums, which run faster than
-  matrix products.
+  have a single query, and those of a prompt may have few. Their products are then written as sums, which run faster
+  than matrix products.
 
   Args:
     query: queries, [B, N, heads, H].
