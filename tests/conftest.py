@@ -10,6 +10,7 @@ os.environ['XLA_FLAGS'] = ' '.join(
   [
     '--xla_force_host_platform_device_count=8',
     '--xla_backend_optimization_level=0',
+    '--xla_allow_excess_precision=false',  # as programs set it; flags are part of the names in the compilation cache
     os.environ.get('XLA_FLAGS', ''),
   ]
 )
