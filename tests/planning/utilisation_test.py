@@ -6,8 +6,7 @@ import types
 import pytest
 
 from alignjax.planning import compute, hardware, program, utilisation
-from alignjax.run import preparation, training
-from alignjax.training import metrics
+from alignjax.run import preparation
 from tests import runs
 
 
@@ -31,12 +30,11 @@ def test_devices_are_known_by_their_kind(kind, name):
 def test_a_run_reports_the_share_of_the_peak_that_it_reaches(tiny_run, tmp_path, monkeypatch):
   chip = dataclasses.replace(hardware.chip('tpu7x'), peak=1e9)  # two devices a chip
   monkeypatch.setattr(hardware, 'of_device', lambda kind: chip)
-  config = runs.make_config(tiny_run, tmp_path / 'run', steps=2, eval_data=())
+  config = runs.make_config(tiny_run, tmp_path / 'run', eval_data=())
   prepared = preparation.prepare(config, lambda text: None)
   expected = compute.of_step(program.build(config, prepared.mesh, 2)).useful / 4e9  # 8 devices are 4 chips
-  training.train(config)
-  for record in metrics.read_jsonl(tmp_path / 'run' / 'metrics.jsonl'):
-    assert record['time/mfu'] * record['time/seconds'] == pytest.approx(expected, rel=1e-6)
+  batch = next(iter(prepared.training.batches)).data
+  assert utilisation.of_run(config, prepared)(batch, 2.0) == {'time/mfu': pytest.approx(expected / 2, rel=1e-6)}
 
 
 def test_nothing_is_reported_on_devices_that_are_not_known(tiny_run, tmp_path):

@@ -104,6 +104,10 @@ def schedule(count):
   return 0.5 ** jnp.asarray(count, jnp.float32)
 
 
+def per_row(batch, seconds):
+  return {'time/seconds_per_row': seconds / len(batch.prompt)}
+
+
 def run(
   steps: int, *, state=None, batches=None, recorder=None, log=None, nonfinite_limit=5, **options
 ) -> tuple[loop.Result, Recorder]:
@@ -112,7 +116,7 @@ def run(
     make_state() if state is None else state,
     make_source() if batches is None else batches,
     loop.Training(step, state_lib.Frozen(), MESH, steps, schedule, nonfinite_limit),
-    log=loop.Logging([recorder], **(log or {})),
+    log=loop.Logging([recorder], **({'times': per_row} | (log or {}))),
     **options,
   )
   return result, recorder
@@ -152,6 +156,7 @@ def test_every_step_is_recorded_once_with_what_the_loop_knows(plain):
     assert values['tokens'] == (ROWS - 1) * (3 + 2 + 2)  # a padding row has no tokens
     assert values['time/tokens_per_second'] == pytest.approx(values['tokens'] / values['time/seconds'])
     assert values['time/peak_memory_gib'] > 0
+    assert values['time/seconds_per_row'] == values['time/seconds'] / ROWS
   hashes = [values['batch_hash'] for _, values in plain.records]
   assert len(set(hashes)) == 9
   assert all(isinstance(h, int) for h in hashes)
