@@ -313,5 +313,5 @@ def _draw_differences(axes: matplotlib_axes.Axes, comparisons: Mapping[str, Comp
   axes.axvline(0.0, color=STYLES[PLAIN][0], linewidth=0.8)
   axes.set_yticks([-place for place in range(len(names))], names)
   axes.set_xlabel('loss minus that of plain Adam, nats per byte')
-  axes.set_title('Compared with plain Adam at the dotted reward', loc='left')
+  axes.set_title('Minus plain Adam at the dotted reward', loc='left')
   axes.legend()
