@@ -1,6 +1,6 @@
 """The training step of a configuration with the shapes and shardings of its arguments: no weights, no data."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import os
 import pathlib
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from alignjax import stats
+from alignjax.data.batches import order, shapes
 from alignjax.models import checkpoint_io, folders, quantization
 from alignjax.objectives import declarations
 from alignjax.optim import recipes, schedules
@@ -70,6 +71,19 @@ def build(config: settings.Config, mesh: jax.sharding.Mesh, responses: int = 0) 
   frozen, cached = _frozen(config, built)
   batch = _batch(config, built, _responses(built, responses), cached)
   return Program(built, instrumentation.instrumented(step, schedule), state, frozen, batch)
+
+
+def shapes_of(prepared: preparation.Prepared) -> tuple[shapes.Bucket, ...]:
+  """The batch shapes of a run that can be planned: none for packed rows, or if the policy draws its responses."""
+  batches = prepared.training.batches.plan
+  covered = prepared.prompts is None and isinstance(batches, order.Plan)
+  return tuple(batches.buckets) if covered else ()
+
+
+def of_run(config: settings.Config, prepared: preparation.Prepared, buckets: Sequence[shapes.Bucket]) -> Program:
+  """The step of a prepared run, for the largest of these batch shapes."""
+  config = dataclasses.replace(config, buckets=tuple(buckets))
+  return build(config, prepared.mesh, prepared.training.data.responses)
 
 
 def stored_dtype(folder: str) -> str:

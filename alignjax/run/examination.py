@@ -58,16 +58,12 @@ def examine(
 
 
 def plan(config: settings.Config, prepared: preparation.Prepared) -> planned_memory.Estimate | None:
-  """The memory of a step as `alignjax plan` estimates it, for the largest batch of the data.
+  """Estimates the memory of a training step on the largest batch shape, as `alignjax plan` does.
 
   Returns None for what the planner does not cover: packed rows, and responses that the policy draws.
   """
-  batches = prepared.training.batches.plan
-  if prepared.prompts is not None or not isinstance(batches, order.Plan):
-    return None
-  largest = dataclasses.replace(config, buckets=batches.buckets)
-  planned = planned_program.build(largest, prepared.mesh, prepared.training.data.responses)
-  return planned_memory.estimate(planned, largest)
+  buckets = planned_program.shapes_of(prepared)
+  return planned_memory.estimate(planned_program.of_run(config, prepared, buckets), config) if buckets else None
 
 
 def verdict(config: settings.Config, prepared: preparation.Prepared) -> str:

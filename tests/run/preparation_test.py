@@ -3,7 +3,7 @@
 import pytest
 
 from alignjax.data.reading import rows
-from alignjax.run import examination, preparation, settings
+from alignjax.run import examination, preparation
 from alignjax.training import references
 from tests import runs
 from tests.commands import doctor_test
@@ -18,14 +18,7 @@ def folder(tmp_path_factory):
 
 
 def configure(folder, **overrides):
-  values = {
-    'model': str(folder / 'model'),
-    'data': (str(folder / 'train.jsonl'),),
-    'batch_size': 8,
-    'remat': 'none',
-    'compute_dtype': 'float32',
-  }
-  return settings.Config(**values | overrides)
+  return doctor_test.configure(folder, **{'workdir': ''} | overrides)
 
 
 def test_a_malformed_row_stops_the_run_or_is_counted(folder, tmp_path):
