@@ -111,6 +111,11 @@ def log(folder: pathlib.Path, name: str) -> pathlib.Path:
 
 def reason(folder: pathlib.Path, name: str) -> str:
   """The last error that a run has printed, or its last line."""
-  lines = log(folder, name).read_text(errors='replace').splitlines()
+  return last_error(log(folder, name))
+
+
+def last_error(path: pathlib.Path) -> str:
+  """The last error in the output of a command, or its last line."""
+  lines = path.read_text(errors='replace').splitlines()
   errors = [line for line in lines if line.startswith('error: ')]
   return (errors or [line for line in lines if line.strip()] or [''])[-1]
