@@ -42,7 +42,7 @@ from rich import console as rich_console
 
 from alignjax import exit_codes, files, paths
 from alignjax.commands import program
-from alignjax.run import about, fields, grids, smollm2, sweeping
+from alignjax.run import about, arithmetic, fields, grids, smollm2, sweeping
 from experiments.quickstart import comparison_report as report
 from experiments.quickstart import figures, prompts, responses
 
@@ -71,7 +71,7 @@ class Settings:
   methods: tuple[str, ...] = fields.field(tuple(METHODS), 'Methods to compare; DPO is one of them.')
   seeds: int = fields.field(3, 'Number of seeds.', at_least=2)
   train_prompts: int = fields.field(120, 'Number of prompts to train on.', at_least=1)
-  held_out_prompts: int = fields.field(48, 'Number of prompts on which models are evaluated.', at_least=1)
+  held_out_prompts: int = fields.field(40, 'Number of prompts on which models are evaluated.', at_least=1)
   draws: int = fields.field(8, 'Number of answers of the reference to each training prompt.', at_least=2)
   samples: int = fields.field(
     4, 'Number of answers to each held-out prompt, and to each prompt of a round.', at_least=2
@@ -80,9 +80,12 @@ class Settings:
   adapter: str = fields.field('lora(rank=16, alpha=32)', 'Expression of the adapter to train.')
   optimizer: str = fields.field('adamw(5e-4)', 'Expression of the optimizer.')
   batch_size: int = fields.field(8, 'Pairs per update.', at_least=1)
-  updates: int = fields.field(30, 'Number of updates on pairs.', at_least=2)
-  rounds: int = fields.field(16, 'Number of rounds of RLOO, one update each.', at_least=2)
+  updates: int = fields.field(24, 'Number of updates on pairs.', at_least=2)
+  rounds: int = fields.field(12, 'Number of rounds of RLOO, one update each.', at_least=2)
   prompts_per_round: int = fields.field(12, 'Number of prompts per round.', at_least=1)
+  compute_dtype: str = fields.field(
+    arithmetic.AUTO, 'Type of activations. auto: the faster of the two on this machine.', choices=arithmetic.CHOICES
+  )
 
   def __post_init__(self):
     fields.check(self)
@@ -103,7 +106,9 @@ class Comparison:
   @property
   def _drawing(self) -> list[str]:
     own = self.settings
-    return [f'--reward={own.reward}', f'--max_new_tokens={own.max_new_tokens}', '--compute_dtype=float32']
+    return [
+      f'--reward={own.reward}', f'--max_new_tokens={own.max_new_tokens}', f'--compute_dtype={own.compute_dtype}',
+    ]  # fmt: skip
 
   def label(self, seed: int) -> list[str]:
     """The command that draws the reference's answers of a seed and writes its pairs."""
@@ -126,7 +131,7 @@ class Comparison:
     arguments = [
       f'--model={self.model}', f'--adapter={own.adapter}', f'--objective={METHODS[method]}',
       f'--optimizer={own.optimizer}', f'--seed={seed}', f'--chunk={responses.CHUNK}', '--log_every=5', '--doctor=off',
-      '--compute_dtype=float32', '--watch.step=0', '--keep=2', f'--save_every={-(-self.steps(method) // 2)}',
+      f'--compute_dtype={own.compute_dtype}', '--watch.step=0', '--keep=2', f'--save_every={-(-self.steps(method) // 2)}',
       '--save_minutes=0', f'--steps={self.steps(method)}',
     ]  # fmt: skip
     if method == ON_POLICY:
@@ -169,7 +174,7 @@ def run(settings: Settings) -> int:
   figures.drawing()
   folder, console, start = pathlib.Path(settings.workdir), rich_console.Console(), time.monotonic()
   folder.mkdir(parents=True, exist_ok=True)
-  _keep_settings(settings, folder / 'settings.json')
+  settings = _kept(settings, folder / 'settings.json')
   comparison = Comparison(settings, folder, settings.model or str(smollm2.convert(folder / 'base')))
 
   def announce(line: str) -> None:
@@ -208,17 +213,25 @@ def run(settings: Settings) -> int:
   return exit_codes.DONE
 
 
-def _keep_settings(settings: Settings, path: pathlib.Path) -> None:
-  """Writes the settings, or compares them with those of the comparison that the folder holds."""
+def _kept(settings: Settings, path: pathlib.Path) -> Settings:
+  """The settings of the comparison that the folder holds, or else these, which are written down.
+
+  Raises:
+    ValueError: it holds a comparison with other settings. Only the type of activations may be left to the machine.
+  """
   own = json.loads(json.dumps(dataclasses.asdict(settings) | {'workdir': ''}))
   kept = json.loads(path.read_bytes()) if path.exists() else own
+  if settings.compute_dtype == arithmetic.AUTO and kept is not own:
+    own['compute_dtype'] = kept.get('compute_dtype')
   if changed := [name for name in own if kept.get(name) != own[name]]:
     name = changed[0]
     raise ValueError(
       f'--{name}={own[name]}: {path.parent} holds a comparison with {kept.get(name)}; give the same settings, or '
       'another --workdir'
     )
+  own['compute_dtype'] = arithmetic.resolve(own['compute_dtype'])
   files.replace(path, (json.dumps(own, indent=1) + '\n').encode())
+  return dataclasses.replace(settings, compute_dtype=own['compute_dtype'])
 
 
 def _call(arguments: Sequence[str], log: pathlib.Path) -> None:

@@ -52,7 +52,7 @@ def _measures(summary: Mapping[str, Any]) -> dict[str, float]:
 def minutes(run: pathlib.Path) -> float:
   """How long the updates of a run took, without its start."""
   lines = (run / 'metrics.jsonl').read_text(encoding='utf-8').splitlines()
-  return sum(json.loads(line).get('seconds', 0.0) for line in lines) / 60
+  return sum(json.loads(line).get('time/seconds', 0.0) for line in lines) / 60
 
 
 def gain(own: evaluations.Curve, base: evaluations.Curve) -> tuple[float, np.ndarray]:

@@ -83,6 +83,7 @@ def test_the_comparison_runs_and_resumes(tmp_path, capsys):
     updates=2,
     rounds=2,
     prompts_per_round=8,
+    compute_dtype='float32',
   )
   assert comparison.run(settings) == 0
   found = json.loads((tmp_path / 'run/summary.json').read_text())
