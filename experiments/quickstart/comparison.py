@@ -29,6 +29,7 @@ The same command resumes a comparison that was stopped. Results at this scale ma
 """
 
 from collections.abc import Sequence
+from concurrent import futures
 import dataclasses
 import json
 import os
@@ -40,7 +41,7 @@ from typing import Any
 
 from rich import console as rich_console
 
-from alignjax import exit_codes, files, paths
+from alignjax import exit_codes, files, objectives, paths, stats
 from alignjax.commands import program
 from alignjax.run import about, arithmetic, fields, grids, smollm2, sweeping
 from experiments.quickstart import comparison_report as report
@@ -87,6 +88,8 @@ class Settings:
     arithmetic.AUTO, 'Type of activations. auto: the faster of the two on this machine.', choices=arithmetic.CHOICES
   )
 
+  jobs: int = fields.field(1, 'Commands at a time.', at_least=1)
+
   def __post_init__(self):
     fields.check(self)
     if unknown := [name for name in self.methods if name not in METHODS]:
@@ -131,8 +134,8 @@ class Comparison:
     arguments = [
       f'--model={self.model}', f'--adapter={own.adapter}', f'--objective={METHODS[method]}',
       f'--optimizer={own.optimizer}', f'--seed={seed}', f'--chunk={responses.CHUNK}', '--log_every=5', '--doctor=off',
-      f'--compute_dtype={own.compute_dtype}', '--watch.step=0', '--keep=2', f'--save_every={-(-self.steps(method) // 2)}',
-      '--save_minutes=0', f'--steps={self.steps(method)}',
+      f'--compute_dtype={own.compute_dtype}', '--watch.step=0', '--keep=2', '--save_minutes=0',
+      f'--save_every={-(-self.steps(method) // 2)}', f'--steps={self.steps(method)}',
     ]  # fmt: skip
     if method == ON_POLICY:
       arguments += [
@@ -143,8 +146,10 @@ class Comparison:
       # An answer that was cut off while sampling is trained without an end token.
       arguments += [
         f'--data={self.pairs(seed)}', f'--batch_size={own.batch_size}', f'--max_response={own.max_new_tokens}',
-        '--long_responses=cut', f'--reference_cache={self.folder / f"reference_{seed}"}',
+        '--long_responses=cut',
       ]  # fmt: skip
+      if stats.missing_reference(objectives.parse(METHODS[method]).needs, ()):
+        arguments.append(f'--reference_cache={self.folder / f"reference_{seed}"}')
     return grids.Point({'method': method, grids.SEED: str(seed)}, arguments)
 
   def steps(self, method: str) -> int:
@@ -189,11 +194,15 @@ def run(settings: Settings) -> int:
       announce(f'label the answers of seed {seed}')
       _call(comparison.label(seed), folder / f'label_{seed}.log')
   about.write(folder, command=about.command('', Settings, fields.flat(settings)).replace('alignjax', COMMAND, 1))
-  if sweeping.run(comparison.points(), folder, 1, announce):
+  if sweeping.run(comparison.points(), folder, settings.jobs, announce):
     return exit_codes.REFUSED
-  for seed in range(settings.seeds):
+
+  def evaluate(seed: int) -> None:
     announce(f'evaluate seed {seed}')
     _call(comparison.evaluate(seed), folder / f'evaluate_{seed}.log')
+
+  with futures.ThreadPoolExecutor(settings.jobs) as pool:
+    list(pool.map(evaluate, range(settings.seeds)))
   evaluations = [report.read(comparison.evaluation(seed)) for seed in range(settings.seeds)]
   curves = [
     report.curve(
@@ -213,13 +222,19 @@ def run(settings: Settings) -> int:
   return exit_codes.DONE
 
 
+def _setting(settings: Settings) -> dict[str, Any]:
+  """The settings that the results depend on; the model by its name alone."""
+  values = dataclasses.asdict(settings) | {'model': pathlib.Path(settings.model).name}
+  return {name: value for name, value in values.items() if name not in ('workdir', 'jobs')}
+
+
 def _kept(settings: Settings, path: pathlib.Path) -> Settings:
   """The settings of the comparison that the folder holds, or else these, which are written down.
 
   Raises:
     ValueError: it holds a comparison with other settings. Only the type of activations may be left to the machine.
   """
-  own = json.loads(json.dumps(dataclasses.asdict(settings) | {'workdir': ''}))
+  own = json.loads(json.dumps(_setting(settings)))
   kept = json.loads(path.read_bytes()) if path.exists() else own
   if settings.compute_dtype == arithmetic.AUTO and kept is not own:
     own['compute_dtype'] = kept.get('compute_dtype')
@@ -248,9 +263,8 @@ def _call(arguments: Sequence[str], log: pathlib.Path) -> None:
 
 
 def _write_summary(path: pathlib.Path, settings: Settings, found: dict[str, Any]) -> None:
-  setting = {name: value for name, value in dataclasses.asdict(settings).items() if name not in ('workdir', 'model')}
   total = sum(minutes for of_method in found['minutes'].values() for minutes in of_method)
-  summary = {'setting': setting, **found, 'costs': {'seconds': {'total': 60 * total}}}
+  summary = {'setting': _setting(settings), **found, 'costs': {'seconds': {'total': 60 * total}}}
   files.replace(path, (json.dumps(summary, indent=1) + '\n').encode())
 
 
