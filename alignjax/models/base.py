@@ -21,6 +21,9 @@ class LanguageModel(NamedTuple):
       response token t - 1. The prompt is encoded once for all N responses. Entries at padding are finite but otherwise
       undefined.
   head(params) -> Head
+  lay_out(params) -> weights
+      The parameters as decoding reads them. `head`, `prefill` and `decode` take either; a loop should get weights that
+      are laid out before it.
   prefill(params, prompt [B, P], prompt_length [B], samples=N, max_new_tokens=R) -> cache
       Encodes all but the last prompt token of each row, once for all N samples.
   decode(params, cache, token [B, N]) -> (cache, hidden [B, N, D])
@@ -38,5 +41,6 @@ class LanguageModel(NamedTuple):
   head: Callable[[Params], Head]
   prefill: Callable[..., Any]
   decode: Callable[[Params, Any, Array], tuple[Any, Array]]
+  lay_out: Callable[[Params], Params] = lambda params: params
   packed: Callable[[Params, PackedRows, Array], Array] | None = None
   constrained: Callable[[Constrain], 'LanguageModel'] | None = None

@@ -24,7 +24,7 @@ from typing import Any
 
 import jax
 
-from alignjax.models import base, layers, quantization
+from alignjax.models import base, layers, quantization, unrolled
 from alignjax.types import Array, Params
 
 FACTORS = ('lora_a', 'lora_b')
@@ -165,9 +165,9 @@ def bind(model: base.LanguageModel, base_params: Params, lora: LoRA) -> base.Lan
   def attached(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda adapters, *args: function(attach(base_params, adapters, lora), *args)
 
-  def merged(function: Callable[..., Any]) -> Callable[..., Any]:
-    # `prefill` copies the weights in the compute dtype anyway, so sampling uses merged kernels.
-    return lambda adapters, *args, **options: function(merge(base_params, adapters, lora), *args, **options)
+  def lay_out(adapters: Params) -> Params:
+    """Decoding reads copies of the weights anyway, so it uses merged kernels."""
+    return adapters if unrolled.is_laid_out(adapters) else model.lay_out(merge(base_params, adapters, lora))
 
   return base.LanguageModel(
     config=model.config,
@@ -175,8 +175,9 @@ def bind(model: base.LanguageModel, base_params: Params, lora: LoRA) -> base.Lan
     hidden=attached(model.hidden),
     packed=model.packed and attached(model.packed),
     head=attached(model.head),
-    prefill=merged(model.prefill),
-    decode=merged(model.decode),
+    lay_out=lay_out,
+    prefill=lambda params, *args, **options: model.prefill(lay_out(params), *args, **options),
+    decode=lambda params, *args: model.decode(lay_out(params), *args),
   )
 
 

@@ -23,13 +23,14 @@ Parameters are float32. Products run in `compute_dtype`; norms, rotary angles an
 
 from collections.abc import Sequence
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from alignjax.models import attention, base, block, configuration, layers, packed_attention, transposed
+from alignjax.models import attention, base, block, configuration, layers, packed_attention, unrolled
 from alignjax.types import Array, Head, PackedRows, Params
 
 TransformerConfig = configuration.TransformerConfig
@@ -106,13 +107,8 @@ class Embedding(nnx.Module):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Cache:
-  """The decoding state that `prefill` creates and `decode` updates.
+  """The decoding state that `prefill` creates and `decode` updates."""
 
-  It holds the weights sliced by layer, cast and laid out once, because XLA would not move that work out of a sampling
-  loop.
-  """
-
-  weights: Sequence[Params]  # one entry per layer, in the compute dtype
   layers: Sequence[attention.LayerCache]
   prompt_length: Array  # [B] int32
   index: Array  # [] int32, number of tokens decoded so far
@@ -162,7 +158,7 @@ class Decoder(nnx.Module):
       x, _ = jax.lax.scan(lambda x, scanned: (body(scanned[0], x, scanned[1]), None), x, (self.layers, self._kinds()))
       x = x[:, layout.prompt :]
     else:
-      unstacked = unstack(self.layers, self.config.layers)
+      unstacked = unrolled.unstack(self.layers)
       for i, (layer, kind) in enumerate(zip(unstacked, Kind.all(self.config), strict=True)):
         last = i == self.config.layers - 1
         x = remat(lambda layer, x, kind=kind, last=last: apply(layer, x, kind, last))(layer, x)
@@ -186,40 +182,27 @@ class Decoder(nnx.Module):
       x, _ = jax.lax.scan(lambda x, scanned: (body(scanned[0], x, scanned[1]), None), x, (self.layers, self._kinds()))
       x = jnp.take_along_axis(x, read[..., None], axis=1)
     else:
-      unstacked = unstack(self.layers, self.config.layers)
+      unstacked = unrolled.unstack(self.layers)
       reads = [None] * (self.config.layers - 1) + [read]
       for layer, kind, read in zip(unstacked, Kind.all(self.config), reads, strict=True):
         x = remat(lambda layer, x, kind=kind, read=read: apply(layer, x, kind, read))(layer, x)
     return self.final_norm(x)
 
-  def prefill(self, prompt: Array, prompt_length: Array, samples: int, max_new_tokens: int) -> Cache:
-    """See `base.LanguageModel.prefill`."""
-    config = self.config
+  def prefill(
+    self, blocks: Sequence[block.Block], prompt: Array, prompt_length: Array, samples: int, max_new_tokens: int
+  ) -> Cache:
+    """See `base.LanguageModel.prefill`. The blocks take the place of the stacked ones, here and in `decode`."""
     self._check_positions(prompt.shape[1], max_new_tokens)
     position = jnp.broadcast_to(jnp.arange(prompt.shape[1]), prompt.shape)
     rotary = self._rotary(position, prompt.shape[1] + max_new_tokens)
-    x = self._embed(prompt, position)
-
-    def body(x: Array, scanned: tuple[block.Block, Kind]) -> tuple[Array, tuple[Array, Array]]:
-      layer, kind = scanned[0], self._kind(scanned[1])
+    x, caches = self._embed(prompt, position), []
+    for layer, kind in zip(blocks, Kind.all(self.config), strict=True):
       x, keys_values = layer.prompts(x, rotary.of(kind), kind.window)
-      return self.constrain(x, ('batch', None, None)), keys_values
+      x = self.constrain(x, ('batch', None, None))
+      caches.append(attention.LayerCache.create(*keys_values, samples, max_new_tokens))
+    return Cache(caches, jnp.asarray(prompt_length), jnp.zeros((), jnp.int32))
 
-    _, keys_values = jax.lax.scan(body, x, (self.layers, self._kinds()))
-    weights = nnx.to_pure_dict(nnx.split(self.layers)[1])
-    return Cache(
-      weights=[
-        jax.tree_util.tree_map_with_path(_by_outputs, layer)
-        for layer in unstack(jax.tree.map(lambda x: x.astype(config.compute_dtype), weights), config.layers)
-      ],
-      layers=[
-        attention.LayerCache.create(*layer, samples, max_new_tokens) for layer in unstack(keys_values, config.layers)
-      ],
-      prompt_length=jnp.asarray(prompt_length),
-      index=jnp.zeros((), jnp.int32),
-    )
-
-  def decode(self, cache: Cache, token: Array) -> tuple[Cache, Array]:
+  def decode(self, blocks: Sequence[block.Block], cache: Cache, token: Array) -> tuple[Cache, Array]:
     """See `base.LanguageModel.decode`. Layers are unrolled, because scanning them halves decoding speed on a CPU."""
     _, _, prompt, _ = cache.layers[0].prompt_value.shape
     _, _, _, response, _ = cache.layers[0].own_value.shape
@@ -228,13 +211,11 @@ class Decoder(nnx.Module):
     seen = {window: attention.Seen.at(prompt_keys, cache.index, prompt, response, window) for window in windows}
     position = (prompt_keys + cache.index)[:, None]
     rotary = self._rotary(position, prompt + response)
-    structure, _ = nnx.split(self.layers)
-    x = self._embed(token, position)
-    updated = []
-    for weights, layer, kind in zip(cache.weights, cache.layers, Kind.all(self.config), strict=True):
-      x, layer = nnx.merge(structure, weights).step(x, rotary.of(kind), layer, cache.index, seen[kind.window])
+    x, updated = self._embed(token, position), []
+    for layer, kept, kind in zip(blocks, cache.layers, Kind.all(self.config), strict=True):
+      x, kept = layer.step(x, rotary.of(kind), kept, cache.index, seen[kind.window])
       x = self.constrain(x, ('batch', None, None))
-      updated.append(layer)
+      updated.append(kept)
     return dataclasses.replace(cache, layers=updated, index=cache.index + 1), self.final_norm(x)
 
   def head(self) -> Head:
@@ -295,27 +276,12 @@ class Decoder(nnx.Module):
       )
 
 
-def _by_outputs(path: tuple[Any, ...], leaf: Array) -> Array | transposed.Transposed:
-  """A weight of a layer as decoding reads it: plain kernels by outputs, all others as they are."""
-  return transposed.Transposed.of(leaf) if path[-1] == jax.tree_util.DictKey('kernel') else leaf
-
-
 def _joint_positions(prompt_length: Array, layout: attention.Layout) -> Array:
   """[B, P + N * R] positions. A response starts at the position of the last prompt token, which is its first input."""
   batch = prompt_length.shape[0]
   of_prompt = jnp.broadcast_to(jnp.arange(layout.prompt), (batch, layout.prompt))
   of_response = prompt_length[:, None] - 1 + jnp.arange(layout.response)[None]
   return jnp.concatenate([of_prompt, jnp.tile(of_response, (1, layout.samples))], axis=1)
-
-
-def unstack(stacked: Any, size: int) -> list[Any]:
-  """Splits every array of a tree along its leading axis, of length `size`, into a list of trees.
-
-  The gradient of `lax.split` is one concatenation, whereas that of indexing is a sum of `size` padded arrays.
-  """
-  leaves, structure = jax.tree.flatten(stacked)
-  parts = [[part[0] for part in jax.lax.split(leaf, (1,) * size)] for leaf in leaves]
-  return [structure.unflatten(layer) for layer in zip(*parts, strict=True)]
 
 
 def build(config: TransformerConfig, constrain: Constrain = lambda x, _: x) -> base.LanguageModel:
@@ -332,18 +298,41 @@ def build(config: TransformerConfig, constrain: Constrain = lambda x, _: x) -> b
   def create(key: Array) -> Decoder:
     return Decoder(config, constrain, key)
 
-  structure, _ = nnx.split(nnx.eval_shape(create, jax.random.key(0)))
+  def without_layers(key: Array) -> Decoder:
+    decoder = create(key)
+    del decoder.layers
+    return decoder
+
+  structure, trunk, layer = (
+    nnx.split(nnx.eval_shape(make, jax.random.key(0)))[0]
+    for make in (create, without_layers, functools.partial(block.Block, config))
+  )
 
   def bind(params: Params) -> Decoder:
     return nnx.merge(structure, params)
+
+  def unroll(params: Params) -> tuple[Decoder, list[block.Block]]:
+    """The decoder without its layers, and the layers, with weights that are laid out for decoding."""
+    others = dict(unrolled.lay_out(params, config.compute_dtype))
+    layers = others.pop(unrolled.LAYERS)
+    return nnx.merge(trunk, others), [nnx.merge(layer, layers[i]) for i in range(config.layers)]
+
+  def prefill(params: Params, *args: Any, **options: Any) -> Cache:
+    decoder, blocks = unroll(params)
+    return decoder.prefill(blocks, *args, **options)
+
+  def decode(params: Params, cache: Cache, token: Array) -> tuple[Cache, Array]:
+    decoder, blocks = unroll(params)
+    return decoder.decode(blocks, cache, token)
 
   return base.LanguageModel(
     config=config,
     init=lambda key: nnx.to_pure_dict(nnx.split(create(key))[1]),
     hidden=lambda params, *args: bind(params).hidden(*args),
     packed=lambda params, *args: bind(params).packed(*args),
-    head=lambda params: bind(params).head(),
-    prefill=lambda params, *args, **options: bind(params).prefill(*args, **options),
-    decode=lambda params, *args: bind(params).decode(*args),
+    head=lambda params: (unroll(params)[0] if unrolled.is_laid_out(params) else bind(params)).head(),
+    lay_out=lambda params: unrolled.lay_out(params, config.compute_dtype),
+    prefill=prefill,
+    decode=decode,
     constrained=lambda other: build(config, other),
   )

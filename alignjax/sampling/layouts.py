@@ -1,7 +1,7 @@
 """How the weights of a model are sharded while it decodes.
 
 Each token reads every weight. With the sharding of training, in which the fsdp axis splits the weights, the devices
-would gather all weights for each token. So the weights are resharded once, before decoding:
+would gather all weights for each token. So the weights are resharded and laid out once, before decoding:
 
   devices (data, fsdp, tensor)  ->  (data * fsdp / split, 1, tensor * split)
 
@@ -17,18 +17,18 @@ import math
 import os
 from typing import Any
 
+from flax import traverse_util
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from alignjax.models import base, lora
+from alignjax.models import base, lora, unrolled
 from alignjax.parallel import mesh as parallel_mesh
 from alignjax.parallel import rules
 from alignjax.types import Params
 
-# Largest share of a device's memory for the weights. The decoding loop holds them once more, layer by layer.
+# Largest share of a device's memory for the weights, of which there are two copies while they are laid out.
 SHARE = 1 / 6
-_CAST = ('/kernel', '/mlp/router', '/mlp/gate', '/mlp/up', '/mlp/down')  # ends of paths; all but the first: of experts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,27 +36,38 @@ class Layout:
   """The dtypes and shardings of weights during decoding; `choose` makes it.
 
   Attributes:
-    dtype: the compute dtype of the model, which is the dtype of the kernels of layers.
+    model: the model.
     mesh: the devices of the training mesh in the same order, with an fsdp axis of size 1.
-    weights: a tree of `jax.ShapeDtypeStruct` with shardings.
+    stacked: a tree of `jax.ShapeDtypeStruct` with shardings: the weights before they are laid out.
     through: the shardings that the weights pass through on their way, as a tree.
   """
 
-  dtype: str
+  model: base.LanguageModel
   mesh: jax.sharding.Mesh
-  weights: Params
+  stacked: Params
   through: Any
 
   @property
   def bytes_on_device(self) -> int:
     """Bytes of weights on each device."""
-    leaves = jax.tree.leaves(self.weights)
+    leaves = jax.tree.leaves(self.stacked)
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
 
   @property
   def shardings(self) -> Any:
-    """The shardings of the weights, as a tree."""
-    return jax.tree.map(lambda leaf: leaf.sharding, self.weights)
+    """The shardings of the weights before they are laid out, as a tree."""
+    return _shardings(self.stacked)
+
+  @functools.cached_property
+  def weights(self) -> Params:
+    """A tree of `jax.ShapeDtypeStruct` with shardings: the weights as decoding reads them."""
+    shapes = jax.eval_shape(self.model.lay_out, self.stacked)
+    if not unrolled.is_laid_out(shapes):
+      return self.stacked
+    shardings = unrolled.shardings(shapes, self.shardings)
+    return jax.tree.map(
+      lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
+    )
 
   def cast(self, path: str, leaf: Any) -> jax.Array:
     """Merges an adapted or quantised kernel, and casts kernels of layers to the dtype in which they are used.
@@ -68,10 +79,10 @@ class Layout:
       leaf: an array, or a kernel of `lora` or `quantization`.
     """
     leaf = lora.dense(leaf)
-    return leaf.astype(self.dtype) if path.startswith('layers/') and path.endswith(_CAST) else leaf
+    return leaf.astype(self.model.config.compute_dtype) if unrolled.is_cast(path) else leaf
 
   def place(self, params: Params) -> Params:
-    """Casts and reshards the weights in one compiled program; returns them unchanged if they are placed already.
+    """Casts, reshards and lays out the weights in one compiled program; returns weights that are placed as they are.
 
     Args:
       params: the weights in any sharding over the devices of the mesh; kernels may be adapted or quantised.
@@ -86,9 +97,34 @@ class Layout:
     """The compiled function of `place`."""
 
     def reshard(params: Params) -> Params:
-      return jax.lax.with_sharding_constraint(_cast_all(self.cast, params), self.through)
+      params = jax.lax.with_sharding_constraint(_cast_all(self.cast, params), self.through)
+      return self.model.lay_out(jax.lax.with_sharding_constraint(params, self.shardings))
 
-    return jax.jit(reshard, out_shardings=self.shardings)
+    return jax.jit(reshard, out_shardings=_shardings(self.weights))
+
+  def lay_out(self, params: Params) -> Params:
+    """Lays out weights that are cast and sharded as `stacked`, and deletes each when it is done, to save memory."""
+    if not unrolled.is_laid_out(self.weights):
+      return params
+    wanted = self.weights[unrolled.LAYERS]
+    layers: dict[int, dict[tuple[str, ...], Any]] = {number: {} for number in wanted}
+    for path, leaf in traverse_util.flatten_dict(params[unrolled.LAYERS]).items():
+      take = jax.jit(unrolled.take, out_shardings=_shardings(_only(path, wanted[0])))
+      alone = traverse_util.unflatten_dict({path: leaf})
+      for number, layer in layers.items():
+        layer |= traverse_util.flatten_dict(take(alone, number))
+      jax.block_until_ready(layers)
+      leaf.delete()
+    return {**params, unrolled.LAYERS: {i: traverse_util.unflatten_dict(layer) for i, layer in layers.items()}}
+
+
+def _only(path: tuple[str, ...], layer: Params) -> Params:
+  """The parameter of a layer at a path, alone."""
+  return traverse_util.unflatten_dict({path: traverse_util.flatten_dict(layer)[path]})
+
+
+def _shardings(shapes: Any) -> Any:
+  return jax.tree.map(lambda leaf: leaf.sharding, shapes)
 
 
 def choose(model: base.LanguageModel, mesh: jax.sharding.Mesh, memory: int | None = None) -> Layout:
@@ -103,25 +139,24 @@ def choose(model: base.LanguageModel, mesh: jax.sharding.Mesh, memory: int | Non
   """
   fsdp = mesh.shape['fsdp']
   shapes = jax.eval_shape(model.init, jax.random.key(0))
-  dtype = getattr(model.config, 'compute_dtype', 'float32')  # a table has none
-  layouts = [_layout(dtype, shapes, mesh, split) for split in range(1, fsdp + 1) if fsdp % split == 0]
+  layouts = [_layout(model, shapes, mesh, split) for split in range(1, fsdp + 1) if fsdp % split == 0]
   limit = SHARE * (_memory(mesh) if memory is None else memory)
   return next((layout for layout in layouts if layout.bytes_on_device <= limit), layouts[-1])
 
 
-def _layout(dtype: str, shapes: Params, mesh: jax.sharding.Mesh, split: int) -> Layout:
+def _layout(model: base.LanguageModel, shapes: Params, mesh: jax.sharding.Mesh, split: int) -> Layout:
   decoding_mesh = parallel_mesh.fsdp_as_tensor(mesh, split)
-  layout = Layout(dtype, decoding_mesh, shapes, rules.param_shardings(decoding_mesh, shapes))
-  weights = jax.tree.map(
+  layout = Layout(model, decoding_mesh, shapes, rules.param_shardings(decoding_mesh, shapes))
+  stacked = jax.tree.map(
     lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
     jax.eval_shape(functools.partial(_cast_all, layout.cast), shapes),
     layout.through,
   )
-  layout = dataclasses.replace(layout, weights=weights)
+  layout = dataclasses.replace(layout, stacked=stacked)
   if split in (1, mesh.shape['fsdp']):
     return layout
   # The compiler cannot go from fsdp to a part of it in another dimension, unless by way of all of it.
-  return dataclasses.replace(layout, through=jax.tree.map(_split_further, weights))
+  return dataclasses.replace(layout, through=jax.tree.map(_split_further, stacked))
 
 
 def _cast_all(cast: Callable[[str, Any], jax.Array], params: Params) -> Params:

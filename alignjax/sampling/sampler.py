@@ -60,7 +60,7 @@ def sample(model: base.LanguageModel, params: Params, prompts: Prompts, key: Arr
 
   Args:
     model: the model to sample from.
-    params: the parameters of the model.
+    params: the parameters of the model, perhaps laid out by `model.lay_out`.
     prompts: the prompts to respond to.
     key: a typed PRNG key. The draws of a response depend only on the key, its row id and its index among the samples.
     decoding: the number and length of responses, and the strategy.
@@ -72,8 +72,9 @@ def sample(model: base.LanguageModel, params: Params, prompts: Prompts, key: Arr
   shape = (prompt.shape[0], samples)
   keys = _row_keys(key, jnp.arange(shape[0]) if row_ids is None else row_ids, samples)
   ends = jnp.asarray(decoding.end_ids, jnp.int32).reshape(1, 1, -1)
+  head, weights = model.head(params), model.lay_out(params)
   state = _State(
-    cache=model.prefill(params, prompt, prompt_length, samples=samples, max_new_tokens=max_new_tokens),
+    cache=model.prefill(weights, prompt, prompt_length, samples=samples, max_new_tokens=max_new_tokens),
     index=jnp.zeros((), jnp.int32),
     token=jnp.broadcast_to(jnp.take_along_axis(prompt, prompt_length[:, None] - 1, axis=1), shape).astype(jnp.int32),
     samples=Samples(
@@ -84,13 +85,13 @@ def sample(model: base.LanguageModel, params: Params, prompts: Prompts, key: Arr
       strategy_logp=jnp.zeros((*shape, max_new_tokens)),
     ),
   )
-  head = _laid_out(model.head(params), jax.eval_shape(model.decode, params, state.cache, state.token)[1].dtype)
+  head = _laid_out(head, jax.eval_shape(model.decode, weights, state.cache, state.token)[1].dtype)
 
   def unfinished(state: _State) -> Array:
     return (state.index < max_new_tokens) & ~jnp.all(state.samples.finished)
 
   def step(state: _State) -> _State:
-    cache, hidden = model.decode(params, state.cache, state.token)
+    cache, hidden = model.decode(weights, state.cache, state.token)
     # The product leaves the vocabulary split like the head. Drawing needs whole rows, so each logit moves once.
     logits = decoding.constrain(stats.logits(stats.HiddenStates(hidden, head)), ('batch', None, 'vocab'))
     logits = decoding.constrain(logits, ('row', None, None))

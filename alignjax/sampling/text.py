@@ -150,7 +150,7 @@ class TextSampler:
 
 
 class Loaded(NamedTuple):
-  """A model on the devices, sharded for decoding."""
+  """A model on the devices, with weights laid out for decoding."""
 
   model: models.LanguageModel
   tokenizer: tokenization.Tokenizer
@@ -173,7 +173,8 @@ def load(
   model, convert = transformer.build(config), loading.convert
   layout = layouts.choose(model, parallel_mesh.make_mesh())
   loading = loading._replace(convert=lambda path, leaf: layout.cast(path, convert(path, leaf)))
-  return Loaded(model, tokenizer, layout.mesh, checkpoint_io.load_params(folder, config, layout.shardings, loading))
+  params = checkpoint_io.load_params(folder, config, layout.shardings, loading)
+  return Loaded(model, tokenizer, layout.mesh, layout.lay_out(params))
 
 
 def sample(

@@ -107,14 +107,28 @@ def test_kernels_are_cast_once_and_nothing_else_is():
   mesh = parallel_mesh.make_mesh()
   layout = layouts.choose(transformer.build(config), mesh, share(1))
   placed = layout.place(trained(mesh))
-  dtypes = {'/'.join(key.key for key in path): leaf.dtype for path, leaf in jax.tree.leaves_with_path(placed)}
+  dtypes = {
+    jax.tree_util.keystr(path, simple=True, separator='/'): leaf.dtype
+    for path, leaf in jax.tree.leaves_with_path(placed)
+  }
   assert {path for path, dtype in dtypes.items() if dtype == 'bfloat16'} == {
-    path for path in dtypes if path.startswith('layers/') and path.endswith('kernel')
+    path for path in dtypes if path.startswith('layers/') and path.endswith('kernel/array')
   }
   assert jax.tree.all(jax.tree.map(lambda leaf, wanted: leaf.sharding == wanted.sharding, placed, layout.weights))
   assert layout.place(placed) is placed
   layout.place(trained(mesh))
   assert layout.program._cache_size() == 1
+
+
+@pytest.mark.parametrize('split', [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_weights_laid_out_one_by_one_are_those_of_the_program_and_free_their_memory(split):
+  layout = layouts.choose(MODEL, parallel_mesh.make_mesh(), share(split))
+  stacked = jax.tree.map(lambda leaf, sharding: jax.device_put(leaf, sharding), weights(), layout.shardings)
+  expected, kernel = layout.place(stacked), stacked['layers']['mlp']['up']['kernel']
+  found = layout.lay_out(stacked)
+  jax.tree.map(np.testing.assert_array_equal, found, expected)
+  assert layout.place(found) is found
+  assert kernel.is_deleted()
 
 
 def test_adapted_and_quantised_kernels_are_merged():
@@ -125,7 +139,7 @@ def test_adapted_and_quantised_kernels_are_merged():
   rng = np.random.default_rng(0)
   factors = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape).astype(np.float32), shapes)
   placed = layout.place(lora.attach(base, factors, settings))
-  merged = jax.jit(lora.merge, static_argnums=2)(base, factors, settings)
+  merged = MODEL.lay_out(jax.jit(lora.merge, static_argnums=2)(base, factors, settings))
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), placed, merged)
 
 
