@@ -48,6 +48,6 @@ def test_what_is_no_run_of_a_study_is_refused(tmp_path):
     results_page.store(tmp_path / 'nested_risk')
 
 
-@pytest.mark.parametrize('name', results_page.STUDIES)
-def test_every_study_is_a_program(name):
-  assert importlib.import_module(f'experiments.toy.{name}').PROGRAM.name == name
+@pytest.mark.parametrize(('name', 'study'), results_page.STUDIES.items())
+def test_every_study_is_a_program(name, study):
+  assert importlib.import_module(f'experiments.{study.package}.{name}').PROGRAM.name == name

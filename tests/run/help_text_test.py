@@ -8,6 +8,7 @@ import pytest
 from alignjax import exit_codes
 from alignjax.commands import main, program
 from alignjax.run import command_line, fields, help_text, program_flags, settings
+from experiments.quickstart import comparison
 from experiments.quickstart import run as quickstart
 
 
@@ -28,7 +29,11 @@ TOYS = (
   'over_optimisation',
   'token_risk',
 )
-STUDIES = (quickstart.PROGRAM, *(importlib.import_module(f'experiments.toy.{name}').PROGRAM for name in TOYS))
+STUDIES = (
+  quickstart.PROGRAM,
+  comparison.PROGRAM,
+  *(importlib.import_module(f'experiments.toy.{name}').PROGRAM for name in TOYS),
+)
 PROGRAMS = {each.name: each.settings for each in (*programs(), *STUDIES)}
 
 
