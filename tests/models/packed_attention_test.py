@@ -12,7 +12,7 @@ from alignjax.models import attention, packed_attention, transformer
 from alignjax.parallel import mesh as parallel_mesh
 from alignjax.parallel import rules
 from tests import packed_batches
-from tests.models import token_batches, transformer_test
+from tests.models import token_batches
 
 CONFIG = dataclasses.replace(token_batches.CONFIG, layers=1, remat='none', scan_layers=False)
 DATA = packed_batches.examples()
@@ -58,10 +58,10 @@ def assert_close(found, expected):
   'changes',
   [
     pytest.param({}, id='llama', marks=pytest.mark.slow),
-    pytest.param({'layers': 2} | transformer_test.FAMILY, id='family', marks=pytest.mark.slow),
-    pytest.param(transformer_test.GPT, id='gpt', marks=pytest.mark.slow),
+    pytest.param({'layers': 2} | token_batches.FAMILY, id='family', marks=pytest.mark.slow),
+    pytest.param(token_batches.GPT, id='gpt', marks=pytest.mark.slow),
     pytest.param(
-      {'layers': 2, 'scan_layers': True, 'remat': 'dots'} | transformer_test.FAMILY,
+      {'layers': 2, 'scan_layers': True, 'remat': 'dots'} | token_batches.FAMILY,
       id='scanned',
       marks=pytest.mark.slow,
     ),

@@ -1,11 +1,11 @@
-"""Small batches of token ids, a small decoder, and parameters at which nothing is degenerate."""
+"""Small batches of token ids, small decoders, and parameters at which nothing is degenerate."""
 
 import dataclasses
 
 import jax
 import numpy as np
 
-from alignjax.models import transformer
+from alignjax.models import layers, transformer
 from alignjax.types import PreferenceBatch
 
 CONFIG = transformer.TransformerConfig(
@@ -21,6 +21,35 @@ CONFIG = transformer.TransformerConfig(
   tied_embeddings=True,
   max_positions=128,
 )
+FAMILY = {  # what families of the kind of Llama add, all at once
+  'qkv_bias': True,
+  'output_bias': True,
+  'mlp_bias': True,
+  'qk_norm': True,
+  'local_rope_theta': 30.0,
+  'rotary_fraction': 0.7,
+  'rope_scaling': layers.Llama3Scaling(8.0, 1.0, 4.0, 40),
+  'sliding_window': 4,
+  'full_attention_every': 2,
+  'activation': 'gelu_tanh',
+  'zero_centred_norms': True,
+  'output_norms': True,
+  'scaled_embeddings': True,
+  'score_width': 9,
+  'score_cap': 1.5,
+  'logit_cap': 2.0,
+}
+GPT = {  # what replaces a part of Llama in families of another kind, with norms over all heads
+  'rope_theta': None,
+  'qkv_bias': True,
+  'joint_qk_norm': True,
+  'activation': 'gelu',
+  'gated_mlp': False,
+  'norm': 'layer',
+  'input_norms': False,
+  'output_norms': True,
+  'parallel_residual': True,
+}
 
 
 def params(model, seed=11):
