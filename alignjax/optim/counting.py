@@ -27,7 +27,7 @@ def sums(function: Callable[..., Terms], arrays: Sequence[Array], axes: Sequence
   Args:
     function: an elementwise function of the arrays (or of equal parts of them) that returns (conditions, values): bool
       and float32 arrays with the shape of its arguments. It may close over arrays with length 1 along `axes`.
-    arrays: arrays with the same shape and fewer than 2^31 entries.
+    arrays: arrays with the same shape, and fewer than 2^31 entries along `axes`.
     axes: the axes to sum over.
 
   Returns:

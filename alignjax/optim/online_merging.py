@@ -32,6 +32,7 @@ References:
 """
 
 from collections.abc import Mapping
+import math
 import re
 from typing import Any, NamedTuple
 
@@ -164,7 +165,7 @@ def online_merge(
     updates: Params, state: OnlineMergeState, params: Params | None = None, *, reference_delta: Any = None, **extra: Any
   ) -> tuple[Params, OnlineMergeState]:
     del extra
-    _check(params, reference_delta)
+    _check(params, reference_delta, stacked)
     if every == 1:
       return merged(updates, state, params, reference_delta)
     return jax.lax.cond(
@@ -294,7 +295,7 @@ def _leaves(updates: Params, state: OnlineMergeState, params: Params, delta: Par
   ]
 
 
-def _check(params: Params | None, delta: Any) -> None:
+def _check(params: Params | None, delta: Any, pattern: str) -> None:
   if params is None:
     raise ValueError('online merging needs the parameters: call update(updates, state, params, reference_delta=...)')
   hint = (
@@ -308,5 +309,8 @@ def _check(params: Params | None, delta: Any) -> None:
   for (path, param), leaf in zip(_paths(params), jax.tree.leaves(delta), strict=True):
     if param.shape != leaf.shape:
       raise ValueError(f'the reference delta of {path} has shape {leaf.shape}, the parameter {param.shape}: {hint}')
-    if param.size >= 2**31:
-      raise ValueError(f'{path} has {param.size} entries; online merging counts up to 2^31 - 1: split the parameter')
+    size = math.prod(param.shape[1:]) if _is_stacked(path, param, pattern) else param.size
+    if size >= top_fraction.COUNTED:
+      raise ValueError(
+        f'a tensor of {path}, {param.shape}, has {size} entries, and online merging counts up to 2^31 - 1: split it'
+      )

@@ -23,6 +23,7 @@ from alignjax.types import Array
 _IMPLEMENTATION = 'threefry2x32'
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = np.uint32(0x1BD11BDA)
+_GOLDEN = np.uint32(0x9E3779B9)  # 2^32 over the golden ratio, which keeps layers apart
 _RESOLUTION = 24  # bits of a draw that are compared: as many as float32 represents exactly
 
 
@@ -44,10 +45,11 @@ def bits(words: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
 
   Args:
     words: [2] uint32, the key.
-    shape: the shape of each array, with fewer than 2^32 entries.
+    shape: the shape of each array. It has at most 2^32 entries, or its first axis counts layers with at most 2^32 each.
   """
   keys = (words[0], words[1], words[0] ^ words[1] ^ _PARITY)
-  first, second = jnp.broadcast_to(keys[0], shape), _positions(shape) + keys[1]
+  layer, place = numbers(_indices(shape), shape, most=2**32)
+  first, second = layer + keys[0], place + keys[1]
   for group in range(5):
     for rotation in _ROTATIONS[group % 2]:
       first += second
@@ -62,18 +64,40 @@ def ranks(words: Array, shape: tuple[int, ...]) -> Array:
 
   Args:
     words: [2] uint32, the key.
-    shape: the shape of the array, with at most 2^31 entries.
+    shape: the shape of the array. It has at most 2^31 entries, or its first axis counts layers with at most 2^31 each;
+      then numbers are distinct within a layer.
   """
-  return numerics.permuted(_positions(shape), words, bits=31).astype(jnp.int32)
+  layer, place = numbers(_indices(shape), shape, most=2**31)
+  return numerics.permuted(place, (words[0] + layer * _GOLDEN, words[1]), bits=31).astype(jnp.int32)
 
 
-def _positions(shape: tuple[int, ...]) -> Array:
-  """uint32: the index of each entry in row-major order."""
-  position = jnp.zeros(shape, jnp.uint32)
-  for axis in range(len(shape)):
-    stride = np.uint32(math.prod(shape[axis + 1 :]))
-    position += stride * jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
-  return position
+def numbers(index: Sequence[Array], shape: tuple[int, ...], most: int) -> tuple[Array, Array]:
+  """Numbers the entries of an array: (0, place), or (layer, place) if there are more than `most` places.
+
+  A place is an index in row-major order, into the array or into its layer, which is an entry of the first axis.
+
+  Args:
+    index: uint32, the index of the entries along each axis, of any common shape.
+    shape: the shape of the array.
+    most: the largest number of places.
+
+  Returns:
+    Two uint32 arrays.
+
+  Raises:
+    ValueError: there are more than `most` places in a layer.
+  """
+  first = int(math.prod(shape) > most)
+  if math.prod(shape[first:]) > most:
+    raise ValueError(f'an array of shape {shape} has more than {most} entries in a layer')
+  place = sum(
+    (np.uint32(math.prod(shape[axis + 1 :])) * index[axis] for axis in range(first, len(shape))), jnp.uint32(0)
+  )
+  return (index[0] if first else jnp.zeros_like(place)), jnp.asarray(place)
+
+
+def _indices(shape: tuple[int, ...]) -> list[Array]:
+  return [jax.lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in range(len(shape))]
 
 
 def bernoulli(word: Array, probability: Array | float) -> Array:

@@ -98,8 +98,10 @@ class Rule:
     def terms(update: Array, delta: Array, part: Reservation) -> counting.Terms:
       return consensus.terms(update, self._summands(update, delta, part), delta)
 
-    counts, totals = _sums(terms, leaf, reservation, range(leaf.param.ndim))
-    return consensus.named(leaf.param.size, [jnp.squeeze(x) for x in (*counts, *totals)])
+    # Counts of a large stack fit into an integer layer by layer only.
+    stacked = leaf.stacked and leaf.param.size >= top_fraction.COUNTED
+    counts, totals = _sums(terms, leaf, reservation, top_fraction.tensor_axes(leaf.param, stacked))
+    return consensus.named(leaf.param.size, [jnp.sum(x.astype(jnp.float32)) for x in (*counts, *totals)])
 
   @property
   def _keeps_all(self) -> bool:

@@ -29,6 +29,7 @@ import jax.numpy as jnp
 from alignjax.optim import counting, random_bits
 from alignjax.types import Array
 
+COUNTED = 2**31  # a tensor must have fewer entries, because they are counted in int32
 _TOP = 2**31 - 1  # above the bits of every float32, infinity included
 _RANKS = 2.0**31 - 2.0**7  # the number of ranks, rounded to a float32 that fits into int32
 _COARSE = 2**22  # half an octave: interpolation is unreliable in wider brackets

@@ -1,5 +1,7 @@
 """Threefry, against JAX's own, and masks."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,6 +37,38 @@ def test_ranks_are_distinct_and_fill_their_range_evenly():
   counts = np.bincount(ranks.ravel() >> 25, minlength=64)
   assert counts.size == 64  # [0, 2^31)
   assert ((counts - expected) ** 2 / expected).sum() < 63 + 5 * (2 * 63) ** 0.5  # chi squared
+
+
+@pytest.mark.parametrize(
+  ('shape', 'most'),
+  [((80, 8192, 28672), 2**32), ((80, 8192, 28672), 2**31), ((16, 128, 6144, 4096), 2**32), ((2**16, 2**16), 2**32)],
+)
+def test_numbers_of_entries_of_a_70b_model_do_not_wrap(shape, most):
+  rng = np.random.default_rng(0)
+  index = [np.append(rng.integers(size, size=1000), (0, size - 1)).astype(np.uint32) for size in shape]
+  layer, place = (np.asarray(x) for x in random_bits.numbers(index, shape, most))
+  rows = shape[1:] if np.prod(shape) > most else shape
+  expected = np.ravel_multi_index([i.astype(np.int64) for i in index], shape)
+  np.testing.assert_array_equal(layer.astype(np.int64) * np.prod(rows) + place, expected)
+
+
+def test_more_places_in_a_layer_than_numbers_are_refused():
+  with pytest.raises(ValueError, match=r'shape \(2, 65536, 65537\) has more than 4294967296 entries in a layer'):
+    random_bits.numbers([], (2, 2**16, 2**16 + 1), 2**32)
+
+
+def test_layers_have_other_bits_and_other_orders(monkeypatch):
+  monkeypatch.setattr(random_bits, 'numbers', functools.partial(_with_most, random_bits.numbers))
+  words = random_bits.key_words(0)
+  bits, ranks = random_bits.bits(words, (2, 50, 40))[0], random_bits.ranks(words, (2, 50, 40))
+  assert np.mean(np.asarray(bits[0] == bits[1])) < 0.01
+  assert np.mean(np.asarray((ranks[0, :, 1:] > ranks[0, :, :-1]) == (ranks[1, :, 1:] > ranks[1, :, :-1]))) < 0.6
+  assert all(np.unique(layer).size == layer.size for layer in np.asarray(ranks))
+
+
+def _with_most(numbers, index, shape, most):
+  """Numbers as if only 3,000 places could be numbered."""
+  return numbers(index, shape, 3000)
 
 
 def test_bernoulli():
