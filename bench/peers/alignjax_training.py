@@ -40,8 +40,7 @@ class Step:
     self.model = transformer.build(config, rules.constraint(self.mesh))
     shardings = rules.param_shardings(self.mesh, jax.eval_shape(self.model.init, jax.random.key(0)))
     params, self.reference = (
-      checkpoint_io.load_params(f'{folder}/{name}', config, shardings)
-      for name in (protocol.POLICY, protocol.REFERENCE)
+      checkpoint_io.load_params(f'{folder}/{name}', config, shardings) for name in (protocol.POLICY, protocol.REFERENCE)
     )
     self.frozen = training_state.Frozen() if case.cached else training_state.Frozen(references.Live(self.reference))
     recipe = recipes.parse_optimizer(f'adamw({case.learning_rate})')
@@ -89,11 +88,11 @@ def make_batches(case: protocol.Case, pairs: list[protocol.Pair], pack: bool) ->
 def work(batch: PreferenceBatch) -> protocol.Work:
   """The work on a batch. Of a packed one, all pairs in the blocks whose attention is computed."""
   if hasattr(batch, 'rows'):
-    return protocol.Work(batch.rows.tokens.size, (batch.rows.pairs[..., 0] >= 0).sum() * BLOCK**2, batch.rows.target.size)
+    attended = int((batch.rows.pairs[..., 0] >= 0).sum()) * BLOCK**2
+    return protocol.Work(batch.rows.tokens.size, attended, batch.rows.target.size)
   count, prompt = batch.prompt.shape
   responses, length = batch.response.shape[1:]
-  branches = protocol.rows(count * responses, length, length)
-  return protocol.rows(count, prompt, 0) + branches + protocol.Work(attended=count * prompt * responses * length)
+  return protocol.shared_rows(count, prompt, [length] * responses)
 
 
 def main() -> None:

@@ -58,9 +58,7 @@ class Loop:
       for name in (protocol.POLICY, protocol.REFERENCE)
     )
     self.policy.train()
-    self.optimizer = torch.optim.AdamW(
-      self.policy.parameters(), lr=case.learning_rate, weight_decay=0.0, fused=True
-    )
+    self.optimizer = torch.optim.AdamW(self.policy.parameters(), lr=case.learning_rate, weight_decay=0.0, fused=True)
     self.cache: dict[int, torch.Tensor] = {}
 
   def logps(self, model: transformers.PreTrainedModel, batch: Batch) -> torch.Tensor:

@@ -6,6 +6,7 @@ A worker is one contender in one process. It does its first turns at once, so th
 reports that it is ready. Then it does a turn for each line of its input. Its answers are lines of JSON.
 """
 
+from collections.abc import Sequence
 import json
 import os
 import pathlib
@@ -85,6 +86,12 @@ class Work(NamedTuple):
 def rows(count: int, length: int, predicted: int) -> Work:
   """The work on rows of one length, `predicted` of whose positions pass the head."""
   return Work(count * length, count * length * (length + 1) / 2, count * predicted)
+
+
+def shared_rows(count: int, prompt: int, responses: Sequence[int]) -> Work:
+  """The work on prompts of one length with responses of these lengths, if each prompt is computed once."""
+  own = Work(attended=count * prompt * sum(responses))
+  return sum((rows(count, length, length) for length in responses), own + rows(count, prompt, 0))
 
 
 class Turns:

@@ -112,12 +112,14 @@ def main() -> None:
   turns.work = work(case, pairs, options)
   if options.compact:  # the fused head alone asks this module; its kernels stay those of a CPU
     utils._use_triton = lambda device: True
-  rows = datasets.Dataset.from_dict({
-    'prompt_ids': [pair.prompt.tolist() for pair in pairs],
-    'chosen_ids': [pair.chosen.tolist() for pair in pairs],
-    'rejected_ids': [pair.rejected.tolist() for pair in pairs],
-    'length': [len(pair.prompt) + max(map(len, pair.responses)) for pair in pairs],
-  })
+  rows = datasets.Dataset.from_dict(
+    {
+      'prompt_ids': [pair.prompt.tolist() for pair in pairs],
+      'chosen_ids': [pair.chosen.tolist() for pair in pairs],
+      'rejected_ids': [pair.rejected.tolist() for pair in pairs],
+      'length': [len(pair.prompt) + max(map(len, pair.responses)) for pair in pairs],
+    }
+  )
   policy, reference = (
     transformers.AutoModelForCausalLM.from_pretrained(
       f'{options.folder}/{name}', dtype=torch.float32, attn_implementation='sdpa'
