@@ -59,7 +59,12 @@ class Loop:
     )
     self.policy.train()
     self.optimizer = torch.optim.AdamW(self.policy.parameters(), lr=case.learning_rate, weight_decay=0.0, fused=True)
-    self.cache: dict[int, torch.Tensor] = {}
+    self.cache: list[torch.Tensor] = []
+
+  def fill_cache(self, batches: list[Batch]) -> None:
+    """Computes what the reference has to tell, and forgets the reference."""
+    self.cache = [self.reference_logps(batch) for batch in batches]
+    self.reference = None
 
   def logps(self, model: transformers.PreTrainedModel, batch: Batch) -> torch.Tensor:
     """The log-probability of each response, [2 * B]."""
@@ -69,18 +74,14 @@ class Loop:
     losses = functional.cross_entropy(logits.float(), batch.targets, reduction='none')
     return torch.zeros(len(batch.ids)).index_add(0, batch.row, -losses)
 
-  def reference_logps(self, index: int, batch: Batch) -> torch.Tensor:
-    if index in self.cache:
-      return self.cache[index]
+  def reference_logps(self, batch: Batch) -> torch.Tensor:
     with torch.no_grad():
-      logps = self.logps(self.reference, batch)
-    if self.case.cached:
-      self.cache[index] = logps
-    return logps
+      return self.logps(self.reference, batch)
 
   def step(self, index: int, batch: Batch) -> float:
     """An update; returns its loss."""
-    log_ratio = self.logps(self.policy, batch) - self.reference_logps(index, batch)
+    reference = self.cache[index] if self.cache else self.reference_logps(batch)
+    log_ratio = self.logps(self.policy, batch) - reference
     chosen, rejected = log_ratio.chunk(2)
     loss = -functional.logsigmoid(self.case.beta * (chosen - rejected)).mean()
     loss.backward()
@@ -96,6 +97,8 @@ def main(folder: str) -> None:
   turns = protocol.Turns(case.warm_up, len(batches) if case.epoch else 1)
   works = [protocol.rows(*batch.ids.shape, len(batch.row) / len(batch.ids)) for batch in batches]
   turns.work = sum(works, protocol.Work()) if case.epoch else works[0]
+  if case.cached:
+    loop.fill_cache(batches)
   while turns.begin_step():
     index = count % len(batches)
     turns.end_step(loop.step(index, batches[index]), len(batches[index].ids) // 2)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from bench.peers import protocol
 
-TELLING = 20  # tolerances that a loss must be away from log 2, the loss of a policy that equals its reference
+TELLING = 5  # tolerances that a loss must be away from log 2, the loss of a policy that equals its reference
 
 
 class Turn(NamedTuple):

@@ -57,7 +57,7 @@ class Setting(NamedTuple):
   tolerance: float = 1e-4
 
 
-_UNIFORM = protocol.Case(batch=4, learning_rate=1e-4)
+_UNIFORM = protocol.Case(batch=4, learning_rate=1e-5)
 CASES = {
   'uniform': Setting(_UNIFORM, (64, 192)),
   'prompt_heavy': Setting(_UNIFORM, (384, 128)),

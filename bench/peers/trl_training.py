@@ -120,22 +120,24 @@ def main() -> None:
       'length': [len(pair.prompt) + max(map(len, pair.responses)) for pair in pairs],
     }
   )
-  policy, reference = (
-    transformers.AutoModelForCausalLM.from_pretrained(
+  models = {
+    name: transformers.AutoModelForCausalLM.from_pretrained(
       f'{options.folder}/{name}', dtype=torch.float32, attn_implementation='sdpa'
     )
     for name in (protocol.POLICY, protocol.REFERENCE)
-  )
+  }
   callback = Turns(turns, case.batch)
   with tempfile.TemporaryDirectory() as folder:
     callback.trainer = Trainer(
-      model=policy,
-      ref_model=reference,
+      model=models.pop(protocol.POLICY),
+      ref_model=models.pop(protocol.REFERENCE),
       args=configuration(case, options, folder),
       train_dataset=rows,
       processing_class=special_tokens(),
       callbacks=[callback],
     )
+    if case.cached:  # it has computed the log-probabilities by now
+      callback.trainer.ref_model = None
     callback.trainer.train()
 
 

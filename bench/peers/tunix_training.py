@@ -25,13 +25,15 @@ Batches = list[dpo_trainer.TrainingInput]
 
 
 class CachingTrainer(dpo_trainer.DPOTrainer):
-  """Prepares each batch once, and so computes its reference once."""
+  """Prepares batches, with what the reference has to tell, before they are trained on."""
+
+  def prepare(self, batches: Batches) -> None:
+    """Prepares all batches, and forgets the reference."""
+    self.prepared = {id(batch): super(CachingTrainer, self)._prepare_inputs(batch) for batch in batches}
+    self.ref_model = None
 
   def _prepare_inputs(self, training_input):
-    cache = self.__dict__.setdefault('prepared', {})
-    if id(training_input) not in cache:
-      cache[id(training_input)] = super()._prepare_inputs(training_input)
-    return cache[id(training_input)]
+    return self.prepared[id(training_input)]
 
 
 def load(folder: str, dtype: str) -> nnx.Module:
@@ -91,10 +93,13 @@ def main(folder: str) -> None:
   prompt, response = batches[0].prompt_ids.shape[1], batches[0].chosen_ids.shape[1]
   count = 2 * (len(pairs) if case.epoch else case.batch)
   turns.work = protocol.rows(count, prompt + response, prompt + response)
-  policy, reference = (load(f'{folder}/{name}', case.dtype) for name in (protocol.POLICY, protocol.REFERENCE))
+  models = [load(f'{folder}/{name}', case.dtype) for name in (protocol.POLICY, protocol.REFERENCE)]
   tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(case.learning_rate, weight_decay=0.0))
   config = dpo_trainer.DPOTrainingConfig(eval_every_n_steps=10**9, beta=case.beta)
-  trainer = (CachingTrainer if case.cached else dpo_trainer.DPOTrainer)(policy, reference, tx, config)
+  trainer = (CachingTrainer if case.cached else dpo_trainer.DPOTrainer)(*models, tx, config)
+  models.clear()
+  if case.cached:
+    trainer.prepare(batches)
   trainer.train(stream(turns, trainer, batches))
 
 
