@@ -100,16 +100,18 @@ def interpreter(contender: Contender) -> str:
   return str(pathlib.Path(_ENVIRONMENTS.value).absolute() / contender.environment / 'bin' / 'python')
 
 
-def variables() -> dict[str, str]:
+def variables(huge_pages: bool) -> dict[str, str]:
   """The environment variables of every contender."""
-  tunables = {'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'} if _HUGE_PAGES.value else {}
+  tunables = {'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'} if huge_pages else {}
   return os.environ | {'PYTHONPATH': str(HERE), 'JAX_PLATFORMS': 'cpu', 'HF_HUB_OFFLINE': '1'} | tunables
 
 
 def products() -> dict[str, float]:
   """GFLOP/s of matrix products in JAX, by dtype."""
   command = [sys.executable, '-m', 'bench.peers.products']
-  return json.loads(subprocess.run(command, env=variables(), stdout=subprocess.PIPE, text=True, check=True).stdout)
+  return json.loads(
+    subprocess.run(command, env=variables(_HUGE_PAGES.value), stdout=subprocess.PIPE, text=True, check=True).stdout
+  )
 
 
 def measure(names: list[str], folder: pathlib.Path) -> list[results.Result]:
@@ -120,7 +122,7 @@ def measure(names: list[str], folder: pathlib.Path) -> list[results.Result]:
       contender, result = CONTENDERS[name], results.Result(name)
       command = [interpreter(contender), '-m', f'bench.peers.{contender.module}', str(folder), *contender.arguments]
       try:
-        worker = workers.Worker(name, command, variables(), folder / f'{name}.log')
+        worker = workers.Worker(name, command, variables(_HUGE_PAGES.value), folder / f'{name}.log')
         stack.callback(worker.close)
         worker.prepare()  # one after another, so that none compiles while another warms up
       except (workers.EndedError, FileNotFoundError) as error:
@@ -132,7 +134,10 @@ def measure(names: list[str], folder: pathlib.Path) -> list[results.Result]:
         alive.append(worker)
       found.append(result)
       print(f'{name}: {result.problem or f"ready, first turn {result.first_seconds:.1f} s"}', file=sys.stderr)
-    workers.take_turns(alive, _ROUNDS.value, _PAUSE.value)
+    try:
+      workers.take_turns(alive, _ROUNDS.value, _PAUSE.value)
+    except workers.EndedError as error:
+      raise SystemExit(f'a contender has ended in its turn: {error}') from None
   return found
 
 

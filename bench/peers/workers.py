@@ -1,6 +1,7 @@
 """The processes of bench.peers.training, and what the rest of the machine does meanwhile. It needs Linux."""
 
 from collections.abc import Iterable, Mapping
+import contextlib
 import json
 import os
 import pathlib
@@ -69,9 +70,14 @@ class Worker:
     pathlib.Path(f'/proc/{self._process.pid}/clear_refs').write_text('5', encoding='utf-8')
 
   def turn(self) -> None:
-    """Has it do a turn."""
+    """Has it do a turn.
+
+    Raises:
+      EndedError: it has ended.
+    """
     before = Processor.now(self._process.pid)
-    print('turn', file=self._process.stdin, flush=True)
+    with contextlib.suppress(BrokenPipeError):  # then there is no answer
+      print('turn', file=self._process.stdin, flush=True)
     answer = self._read()
     others = Processor.now(self._process.pid).others_since(before)
     self.result.losses.append(answer['loss'])
@@ -79,17 +85,20 @@ class Worker:
     self.result.peak = self._peak_mib()
 
   def close(self) -> None:
-    self._process.stdin.close()
+    with contextlib.suppress(BrokenPipeError):
+      self._process.stdin.close()
     try:
       self._process.wait(30)
     except subprocess.TimeoutExpired:
       self._process.kill()
+      self._process.wait()
+    self._process.stdout.close()
 
   def _read(self) -> dict[str, Any]:
     line = self._process.stdout.readline()
     if not line:
       words = self.log.read_text(encoding='utf-8', errors='replace').split('\n')
-      raise EndedError(next((word.strip() for word in reversed(words) if word.strip()), 'it has ended without a word'))
+      raise EndedError(next((word.strip() for word in reversed(words) if word.strip()), 'it left no message'))
     return json.loads(line)
 
   def _peak_mib(self) -> float:

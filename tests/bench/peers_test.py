@@ -67,7 +67,7 @@ while turns.begin_step():
 
 @pytest.fixture
 def worker(tmp_path):
-  worker = workers.Worker('one', [sys.executable, '-c', SCRIPT], training.variables(), tmp_path / 'log')
+  worker = workers.Worker('one', [sys.executable, '-c', SCRIPT], training.variables(huge_pages=False), tmp_path / 'log')
   yield worker
   worker.close()
 
@@ -172,5 +172,7 @@ def test_cases_name_contenders_whose_modules_exist():
 
 def test_the_protocol_can_be_imported_without_alignjax():
   script = 'import json, sys; from bench.peers import protocol; print(json.dumps([*sys.modules]))'
-  done = subprocess.run([sys.executable, '-c', script], env=training.variables(), capture_output=True, check=True)
+  done = subprocess.run(
+    [sys.executable, '-c', script], env=training.variables(huge_pages=False), capture_output=True, check=True
+  )
   assert not {'alignjax', 'jax', 'torch'} & set(json.loads(done.stdout))
