@@ -4,11 +4,11 @@
 #   sh bench/peers/environments.sh FOLDER
 #
 # TRL_PYTHON and TUNIX_PYTHON name their interpreters; both are python3 otherwise, and Tunix needs 3.11 or later.
-# TORCH_INDEX names the place of a torch without CUDA; empty takes the one that pip finds by itself.
+# TORCH_INDEX names an index that has torch without CUDA; without it, pip takes the usual one.
 # An environment that cannot be made is reported, and the comparisons go on without it.
 set -u
 folder=${1:?give the folder of the environments}
-index=${TORCH_INDEX-https://download.pytorch.org/whl/cpu}
+index=${TORCH_INDEX-}
 failed=0
 
 make() { # NAME PYTHON REQUIREMENTS...
