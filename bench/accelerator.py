@@ -102,19 +102,18 @@ def configure(folder: pathlib.Path) -> settings.Config:
 
 
 def filled(shapes: Any, vocabulary: int) -> Any:
-  """Arrays of these shapes: small random numbers, and tokens."""
+  """Arrays of these shapes: random weights and tokens; everything of the optimizer is zero."""
 
   def fill(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
     name = jax.tree_util.keystr(path, simple=True, separator='/')
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
       return jax.random.key(0)
-    rng = np.random.default_rng(len(name))
-    if jnp.issubdtype(leaf.dtype, jnp.floating):
-      return jax.jit(lambda key: 0.02 * jax.random.normal(key, leaf.shape, leaf.dtype), out_shardings=leaf.sharding)(
-        jax.random.key(len(name))
-      )
-    tokens = rng.integers(vocabulary, size=leaf.shape) if leaf.ndim > 1 else np.zeros(leaf.shape)
-    return jax.device_put(tokens.astype(leaf.dtype), leaf.sharding)
+    if jnp.issubdtype(leaf.dtype, jnp.floating) and 'opt_state' not in name:
+      draw = jax.jit(lambda key: 0.02 * jax.random.normal(key, leaf.shape, leaf.dtype), out_shardings=leaf.sharding)
+      return draw(jax.random.key(len(name)))
+    whole = jnp.issubdtype(leaf.dtype, jnp.integer) and leaf.ndim > 1
+    values = np.random.default_rng(len(name)).integers(vocabulary, size=leaf.shape) if whole else np.zeros(leaf.shape)
+    return jax.device_put(values.astype(leaf.dtype), leaf.sharding)
 
   return jax.tree_util.tree_map_with_path(fill, shapes)
 
