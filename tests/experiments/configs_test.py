@@ -62,7 +62,7 @@ def test_published_numbers_are_in_the_configuration():
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
   folder = runs.write_folder(tmp_path_factory.mktemp('configs'))
-  assets.write_tiny_model(folder / 'base', layers=1, vocab_size=384)
+  assets.write_tiny_model(folder / 'base', seed=1, layers=1, vocab_size=384)
   with (folder / 'prompts.jsonl').open('w') as stream:
     for i in range(16):
       stream.write(json.dumps({'user': f'Tell me about film {i}'}) + '\n')
