@@ -1,6 +1,6 @@
 """Eight methods on the quickstart's task: gold reward against the distance from SmolLM2. About two hours on two cores.
 
-  python -m experiments.quickstart.comparison
+  python -m experiments.quickstart.comparison                 --jobs=2 runs two commands at a time
   alignjax report runs/comparison
 
 SmolLM2-135M-Instruct answers everyday prompts, and VADER sentiment is the gold reward. DPO, IS-DPO, SimPO, alpha-DPO,

@@ -69,9 +69,11 @@ def findings(curves: Sequence[evaluations.Curve]) -> list[str]:
   """What the comparison allows to be said."""
   base = _base(curves)
   others = [own for own in curves if own is not base]
-  better, worse, like = [], [], []
+  better, worse, like, early = [], [], [], []
   for own in others:
-    _, values = gain(own, base)
+    kl, values = gain(own, base)
+    if kl < base.measures['kl'][1].min():
+      early.append(own.name)
     (better if tables.above(values) else worse if tables.above(-values) else like).append(own.name)
   lines = [
     f'{text} {BASE} at equal KL, by more than two standard errors of the difference: {", ".join(names) or "none"}.'
@@ -81,6 +83,8 @@ def findings(curves: Sequence[evaluations.Curve]) -> list[str]:
   return [
     *lines,
     f'Within two standard errors of {BASE}: {", ".join(like) or "none"}.',
+    f'Read before the first checkpoint of {BASE}, on a straight line from the reference that runs below a curve which '
+    f'bends downwards, so that {BASE} looks worse there: {", ".join(early) or "none"}.',
     f'{len(others)} comparisons, {seeds} seeds and one setting of each method do not rank the methods.',
   ]
 
