@@ -10,7 +10,7 @@ import jinja2
 
 from alignjax.doctor import findings
 from alignjax.evaluation import evaluator, summary
-from alignjax.report import descriptions, facts, figures, naming, run_folders, sample_files, svg
+from alignjax.report import descriptions, facts, figures, naming, reading, run_folders, sample_files, svg
 from alignjax.run import fields, history, settings
 
 FOLDER = pathlib.Path(__file__).parent
@@ -201,14 +201,15 @@ def _everything(run: facts.Run) -> Table:
 
 
 def _objectives(runs: Sequence[facts.Run]) -> list[Objective]:
-  """Each objective with the runs that train it; what has been described is not described again."""
+  """Each objective with the runs that train it, repetitions under one name; nothing is described twice."""
   members: dict[str, list[str]] = {}
   for run in runs:
     for name in ('objective', 'rollout_objective'):
       if expression := run.config.get(name):
-        members.setdefault(str(expression), []).append(run.label)
+        members.setdefault(str(expression), []).append(reading.group_of(run.label))
   found, seen = [], set()
-  for expression, names in members.items():
+  for expression, labels in members.items():
+    names = list(dict.fromkeys(labels))
     described, unknown = descriptions.of(expression)
     new = [each for each in described if each.name not in seen]
     seen |= {each.name for each in new}

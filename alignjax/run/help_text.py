@@ -48,4 +48,8 @@ def show(value: Any) -> str:
     return 'empty'
   if isinstance(value, bool):
     return str(value).lower()
-  return ','.join(map(str, value)) if isinstance(value, tuple) else str(value)
+  if not isinstance(value, tuple):
+    return str(value)
+  listed = ','.join(map(str, value))
+  names = all(isinstance(item, str) for item in value)
+  return listed if not names or fields.split(listed) == value else repr(value)  # a name may contain a comma

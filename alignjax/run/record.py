@@ -170,7 +170,11 @@ def summary(config: settings.Config, prepared: preparation.Prepared, steps: int)
 
 
 def _batches(config: settings.Config, plan: order.Plan | packing.Plan) -> list[str]:
-  return [f'batches    {config.batch_size} prompts in {config.microbatches} microbatches, {plan.description}']
+  return [f'batches    {config.batch_size} prompts{_microbatches(config)}, {plan.description}']
+
+
+def _microbatches(config: settings.Config) -> str:
+  return f' in {config.microbatches} microbatches' if config.microbatches > 1 else ''
 
 
 def _rollouts(config: settings.Config, prepared: preparation.Prepared) -> list[str]:
@@ -179,6 +183,6 @@ def _rollouts(config: settings.Config, prepared: preparation.Prepared) -> list[s
     f'reward     {config.reward or "none"}',
     f'rollouts   {config.samples} responses to each of {size.prompts} prompts a round, {len(split.data)} in all, shape '
     f'{split.batches.plan.buckets[0]}, pairing {config.pairing}; {size.updates} updates a round of {size.minibatch} '
-    f'prompts in {config.microbatches} microbatches',
+    f'prompts{_microbatches(config)}',
     *([f'           trained by {config.rollout_objective}, beside the data'] if config.rollout_objective else []),
   ]

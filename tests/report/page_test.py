@@ -194,7 +194,7 @@ def test_the_command_of_a_run_parses_into_its_settings(tmp_path, reward):
   config = folders.config(
     objective='ra_dpo(risk=cvar(0.97), beta=0.1) + 0.1 * sft()',
     buckets=((16, 24), (32, 48)),
-    data=('a b.jsonl', 'hh:c.jsonl[:10]'),
+    data=('a b.jsonl', 'hh:c.jsonl[:10]', 'runs/beta=0.1,seed=0/rows.jsonl'),
     mesh=settings.MeshConfig(tensor=2),
     scan_layers=False,
     warmup=0.0,
@@ -280,3 +280,9 @@ def test_what_all_runs_of_a_sweep_started_with_is_shown_once(world):
   table = page._started(found.all_runs)
   assert table.head == ('', 'all runs')
   assert [row[0] for row in table.rows] == ['model', 'versions']
+
+
+def test_an_objective_of_a_sweep_names_its_repetitions_once(world):
+  _, found = made(world / 'sweep')
+  named = {each.expression: each.runs for each in page._objectives(found.all_runs)}
+  assert named == {'dpo(beta=0.1)': 'beta=0.1', 'dpo(beta=0.3)': 'beta=0.3'}
