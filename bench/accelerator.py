@@ -4,7 +4,7 @@
   python -m bench.accelerator --attention=cudnn --remat=full
   python -m bench.accelerator --what=products      matrix products, in TFLOP/s
   python -m bench.accelerator --what=sampling      tokens per second
-  python -m bench.accelerator --tiny               a tiny model: whether the program runs, on any machine
+  python -m bench.accelerator --tiny               a tiny model, to see on any machine whether the program works
 
 The model has the shape of Llama 3.2 1B and random weights, the batch random tokens of full length. The step is that of
 `alignjax train`, compiled from the same settings. `of products` is the share of the rate of a large matrix product on

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Everything about one GPU in at most ten minutes: products, the step with each kernel, objective and remat policy, its
-# memory, what determinism costs, and sampling. Prints Markdown. Another argument list goes to every run:
+# memory, what determinism costs, and sampling. Prints Markdown. Arguments are passed on to every measurement:
 #
 #   bench/gpu.sh                     in an environment with alignjax[gpu]
-#   bench/gpu.sh --tiny --rounds=1   whether it runs, on any machine
+#   bench/gpu.sh --tiny --rounds=1   a tiny model, to see on any machine whether the script works
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-python}

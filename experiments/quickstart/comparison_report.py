@@ -66,7 +66,7 @@ def _base(curves: Sequence[evaluations.Curve]) -> evaluations.Curve:
 
 
 def findings(curves: Sequence[evaluations.Curve]) -> list[str]:
-  """What the comparison allows to be said."""
+  """The sentences that the comparison supports."""
   base = _base(curves)
   others = [own for own in curves if own is not base]
   better, worse, like, early = [], [], [], []
