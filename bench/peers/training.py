@@ -3,7 +3,7 @@
   sh bench/peers/environments.sh peers
   python -m bench.peers.training --environments=peers                              pairs of one length
   python -m bench.peers.training --environments=peers --case=ragged --rounds=5     lengths like those of HH
-  python -m bench.peers.training --environments=peers --quick                      a tiny model, to see whether losses agree
+  python -m bench.peers.training --environments=peers --quick                      a tiny model: only the losses count
 
 Each contender is a process of its own in its own environment, and all of them live at once. In each round every one
 does a turn, in random order. A turn is an update on a given batch; of ragged pairs it is an epoch, whose batches each

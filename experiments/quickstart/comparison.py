@@ -5,9 +5,9 @@
 
 SmolLM2-135M-Instruct answers everyday prompts, and VADER sentiment is the gold reward. DPO, IS-DPO, SimPO, alpha-DPO,
 TDPO and Ra-DPO (CVaR of each token, and nested over tokens) train on the best and the worst of eight answers of the
-reference to each prompt. All of them share these answers. RLOO draws its own: in each round, four answers to some of
-the same prompts, with about as many calls of the reward in total. Each method trains a LoRA adapter of rank 16 with the
-same optimizer.
+reference to each prompt. All of them share these answers, 960 calls of the reward for each seed. RLOO draws its own:
+in each round, four answers to some of the same prompts, 576 calls in all. Each method trains a LoRA adapter of rank 16
+with the same optimizer.
 
 Everything is done by the commands of alignjax: `label` draws and labels, `sweep` trains, `evaluate` draws answers to
 held-out prompts from two checkpoints of each run and estimates KL(policy || reference). The folder --workdir receives
