@@ -25,8 +25,8 @@ class Case(NamedTuple):
 
   Attributes:
     batch: pairs in a batch.
-    learning_rate: of AdamW, without weight decay; gradients are clipped to norm 1.
-    beta: of DPO.
+    learning_rate: AdamW's learning rate. There is no weight decay, and gradients are clipped to norm 1.
+    beta: DPO's strength of the KL constraint, 1/nats.
     dtype: 'float32', or 'bfloat16' of activations with parameters in float32.
     cached: whether the reference's log-probabilities are computed once, before the turns that are measured.
     epoch: whether a turn is an epoch of batches as the contender likes them, instead of one given batch.

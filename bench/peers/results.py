@@ -23,14 +23,14 @@ class Result:
   """What a contender has done.
 
   Attributes:
-    name: of the contender.
+    name: the contender's name.
     problem: why it has not run; '' if it has.
-    losses: of all turns, those before the first that is measured included.
-    turns: those that are measured, one a round.
+    losses: the loss of every turn, warm-up turns included.
+    turns: the measured turns, one per round.
     work: what it computes in a turn; None if it is not known.
-    first_seconds: of its first turn, in which it compiles.
-    peak: MiB of resident memory in the measured turns, at most.
-    peak_at_start: the same of the turns before them, in which it loads and compiles.
+    first_seconds: how long the first turn took, which compiles.
+    peak: largest resident memory during the measured turns, MiB.
+    peak_at_start: largest resident memory before them, while it loads, compiles and warms up, MiB.
   """
 
   name: str
@@ -63,9 +63,9 @@ class Scale(NamedTuple):
   """What a turn is worth.
 
   Attributes:
-    tokens: of the prompts and responses of a turn, each counted once.
-    flops: the least that a turn computes.
-    peak: FLOP/s of matrix products on this machine.
+    tokens: number of prompt and response tokens in a turn, each counted once.
+    flops: FLOPs that a turn needs, with no padding and each prompt computed once.
+    peak: measured rate of matrix products on this machine, FLOP/s.
   """
 
   tokens: int
@@ -112,7 +112,7 @@ def flops(work: protocol.Work, entries: Mapping[str, Any], cached: bool) -> floa
   Recomputation is left out. A product of [m, k] and [k, n] has 2 m k n.
 
   Args:
-    work: of the turn.
+    work: what a turn computes.
     entries: config.json of the Llama.
     cached: whether the reference is cached.
   """

@@ -45,10 +45,10 @@ class Worker:
   """A contender in a process of its own.
 
   Args:
-    name: of the contender.
+    name: the contender's name.
     command: how to start it.
-    environment: its variables.
-    log: the file of its standard error.
+    environment: the environment variables of its process.
+    log: the file that receives its standard error.
   """
 
   def __init__(self, name: str, command: list[str], environment: Mapping[str, str], log: pathlib.Path):

@@ -87,7 +87,6 @@ class Settings:
   compute_dtype: str = fields.field(
     arithmetic.AUTO, 'Type of activations. auto: the faster of the two on this machine.', choices=arithmetic.CHOICES
   )
-
   jobs: int = fields.field(1, 'Commands at a time.', at_least=1)
 
   def __post_init__(self):
@@ -204,18 +203,15 @@ def run(settings: Settings) -> int:
   with futures.ThreadPoolExecutor(settings.jobs) as pool:
     list(pool.map(evaluate, range(settings.seeds)))
   evaluations = [report.read(comparison.evaluation(seed)) for seed in range(settings.seeds)]
-  curves = [
-    report.curve(
-      method,
-      METHODS[method],
-      [(each, str(folder / comparison.point(method, seed).name)) for seed, each in enumerate(evaluations)],
-    )
-    for method in settings.methods
-  ]
-  minutes = {
-    method: [report.minutes(folder / comparison.point(method, seed).name) for seed in range(settings.seeds)]
+  runs = {
+    method: [folder / comparison.point(method, seed).name for seed in range(settings.seeds)]
     for method in settings.methods
   }
+  curves = [
+    report.curve(method, METHODS[method], list(zip(evaluations, map(str, of_method), strict=True)))
+    for method, of_method in runs.items()
+  ]
+  minutes = {method: list(map(report.minutes, of_method)) for method, of_method in runs.items()}
   found = report.write(folder, console, curves, minutes)
   _write_summary(folder / 'summary.json', settings, found)
   announce(f'wrote figure.png, table.md and summary.json to {folder}')

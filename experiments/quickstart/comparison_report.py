@@ -29,7 +29,7 @@ def curve(name: str, objective: str, seeds: Sequence[tuple[Mapping[str, Any], st
   Args:
     name: the method.
     objective: its expression.
-    seeds: for each seed the results of its evaluation, and the folder of its run.
+    seeds: one pair per seed: the evaluation's results, and the folder of the run that it measured.
   """
   return evaluations.Curve.of(name, 0.0, objective, [_outcomes(found, run) for found, run in seeds])
 
